@@ -1,0 +1,65 @@
+"""Every random number is a function of (seed, purpose, index): nothing to save, nothing that drifts.
+
+A counter-based generator (Philox 4×64) keyed by seed and purpose, with the index in its counter, gives
+image i of step s the same noise on any device, in any batch, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stream:
+    """The draws for one (seed, purpose). `at(index)` starts an independent sequence for each index."""
+
+    def __init__(self, seed: int, purpose: str):
+        digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+        self._bits = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
+        self._state = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+
+    def at(self, index: int) -> np.random.Generator:
+        """The generator of that index, from its beginning. Valid until the next call."""
+        self._state["state"]["counter"][:] = (0, 0, index, 0)
+        self._state["buffer_pos"] = 4
+        self._state["has_uint32"] = 0
+        self._bits.state = self._state
+        return self._generator
+
+    def normal(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Standard normals [len(indices), *shape], float32: row k depends on indices[k] alone."""
+        out = np.empty((len(indices), *shape), np.float32)
+        for row, index in zip(out, indices, strict=True):
+            self.at(index).standard_normal(dtype=np.float32, out=row)
+        return torch.from_numpy(out)
+
+    def uniform(self, index: int, count: int) -> np.ndarray:
+        """`count` float64 uniforms in [0, 1)."""
+        return self.at(index).random(count)
+
+    def permutation(self, index: int, count: int) -> np.ndarray:
+        """A permutation of range(count)."""
+        return self.at(index).permutation(count)
+
+    def seed(self, index: int) -> int:
+        """A 63-bit seed for a library's own generator."""
+        return int(self.at(index).integers(1 << 63))
+
+
+T_SAMPLINGS = ("low-discrepancy", "independent")
+
+
+def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepancy") -> Tensor:
+    """t of a batch, float64 in [0, 1). Low-discrepancy: one uniform offset and a regular comb.
+
+    Source: Kingma et al. 2021 (VDM), appendix I.1.
+    """
+    if sampling == "independent":
+        return torch.from_numpy(stream.uniform(step, count))
+    offset = stream.uniform(step, 1)
+    return torch.from_numpy((offset + np.arange(count) / count) % 1.0)

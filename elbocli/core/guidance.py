@@ -1,0 +1,38 @@
+"""Classifier-free guidance, on an interval of λ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """out = unconditional + scale · (conditional − unconditional), where low ≤ λ ≤ high; conditional elsewhere.
+
+    Scale 1 is no guidance, 0 the unconditional model. Every prediction is linear in ε̂ at fixed z, so this is
+    the same for all of them. Source: Ho & Salimans 2022; Kynkäänniemi et al. 2024 for the interval.
+    Raises UsageError when the interval is empty.
+    """
+
+    scale: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise UsageError(f"the guidance interval {self.low:g} to {self.high:g} is empty; give the lower logsnr first")
+
+    def active(self, logsnr: float) -> bool:
+        """Whether the unconditional output is needed at this λ."""
+        return self.scale != 1.0 and self.low <= logsnr <= self.high
+
+    def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Both outputs at the same z and λ → the guided one."""
+        return unconditional.lerp(conditional, self.scale)

@@ -1,0 +1,57 @@
+"""The weighted loss, sampled: L_w = ½ E_t[(w/p)(λ_t) ‖ε−ε̂‖²]."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import Schedule
+from elbocli.core.weighting import Weighting
+
+
+def weighted_loss(error: Tensor, log_weight: Tensor, log_density: Tensor) -> Tensor:
+    """½ (w/p) ‖ε−ε̂‖² per example, in nats (or nats per dimension if error is).
+
+    error: [B] squared error of ε. log_weight, log_density: [B] at each example's λ; as logarithms,
+    because w/p alone overflows half precision. Source: Kingma & Gao 2023, eq. 6, importance-sampled.
+    """
+    return 0.5 * (log_weight - log_density).exp().to(error.dtype) * error
+
+
+class StepCoefficients(NamedTuple):
+    """One row per example, float32, on the device of the step: [B, 1, 1, 1] for images, [B] for factors."""
+
+    alpha: Tensor
+    sigma: Tensor
+    a: Tensor
+    b: Tensor
+    c_in: Tensor
+    eps_factor: Tensor
+    loss_factor: Tensor
+    logsnr: Tensor
+
+
+def step_coefficients(
+    logsnr: Tensor, weighting: Weighting, schedule: Schedule, prediction: Prediction, device: torch.device | str = "cpu"
+) -> StepCoefficients:
+    """All that depends on λ, in float64, sent to the device in one copy. logsnr: [B] float64 on the CPU.
+
+    loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖² never passes through ε̂.
+    """
+    c = prediction.coefficients(logsnr)
+    loss_factor = weighted_loss(c.eps_factor, weighting.log(logsnr), schedule.log_density(logsnr))
+    rows = torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr])
+    rows = rows.to(torch.float32).to(device, non_blocking=True)
+    images = rows[:5].view(5, -1, 1, 1, 1)
+    return StepCoefficients(*images, *rows[5:])
+
+
+def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients) -> tuple[Tensor, Tensor]:
+    """(weighted loss, unweighted ε error), each [B], per dimension, float32 whatever the network ran in."""
+    with torch.autocast(out.device.type, enabled=False):
+        target = torch.addcmul(c.a * x, c.b, eps)
+        error = (target - out.float()).square().flatten(1).mean(1)
+        return c.loss_factor * error, (c.eps_factor * error).detach()

@@ -1,0 +1,106 @@
+"""What the network outputs. Every choice is linear in data and noise, so each is declared by two numbers.
+
+target = a·x + b·ε, with z = αx + σε. With d = αb − σa:
+  x̂ = (b·z − σ·out)/d,   ε̂ = (α·out − a·z)/d,   ‖ε−ε̂‖² = (α/d)² ‖target−out‖².
+Source: MATH of the paper's appendix on parameterizations; Karras et al. 2022 for `edm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from elbocli.core import logsnr as level
+from elbocli.core.registry import Registry, numbers, parse_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREDICTIONS = Registry("prediction")
+
+
+def prediction(name: str, *, formula: str, source: str, positive: Any = (), **params: float) -> Callable[..., Any]:
+    """Declare (α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
+    return PREDICTIONS.declare(name, formula=formula, source=source, positive=positive, **params)
+
+
+@prediction("eps", formula="eps", source="Ho et al. 2020")
+def eps(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return alpha * 0, alpha * 0 + 1, alpha * 0 + 1
+
+
+@prediction("x", formula="x", source="Salimans & Ho 2022")
+def x(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return alpha * 0 + 1, alpha * 0, alpha * 0 + 1
+
+
+@prediction("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022")
+def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return -sigma, alpha, alpha * 0 + 1
+
+
+@prediction("u", formula="eps - x", source="Lipman et al. 2022: velocity of the optimal-transport path")
+def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return alpha * 0 - 1, alpha * 0 + 1, alpha * 0 + 1
+
+
+@prediction("edm", formula="F of EDM's preconditioning", source="Karras et al. 2022, table 1", positive=["sigma_data"], sigma_data=0.5)
+def edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    scale = (sigma.square() + (sigma_data * alpha).square()).sqrt()
+    return sigma / sigma_data / scale, -sigma_data * alpha / scale, 1 / scale
+
+
+class Coefficients(NamedTuple):
+    """Everything a step needs at some λ, each shaped like λ: z = αx + σε, target = a·x + b·ε."""
+
+    alpha: Tensor
+    sigma: Tensor
+    a: Tensor
+    b: Tensor
+    c_in: Tensor
+    x_from_z: Tensor
+    x_from_out: Tensor
+    eps_factor: Tensor
+
+
+class Prediction:
+    """A declared prediction with its parameters bound. Raises UsageError for an unknown name or parameter."""
+
+    def __init__(self, name: str, params: dict[str, float] | None = None):
+        self.declared = PREDICTIONS.find(name)
+        self.params = self.declared.bind(params or {})
+        self.spec = self.declared.spec(self.params)
+
+    @classmethod
+    def parse(cls, text: str) -> Prediction:
+        """`v`, `edm:sigma_data=0.5`. Raises UsageError."""
+        spec = parse_spec(text)
+        return cls(spec.name, numbers(spec.params))
+
+    def coefficients(self, logsnr: Tensor) -> Coefficients:
+        """At each λ (float64). eps_factor = (α/d)² turns the target's squared error into that of ε."""
+        alpha, sigma = level.alpha(logsnr), level.sigma(logsnr)
+        a, b, c_in = self.declared.make(alpha, sigma, **self.params)
+        d = alpha * b - sigma * a
+        return Coefficients(alpha, sigma, a, b, c_in, b / d, -sigma / d, (alpha / d).square())
+
+    def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+        """What the network should output. x, eps: [B, …]; logsnr: [B]."""
+        c = self.coefficients(logsnr)
+        return expand(c.a, x) * x + expand(c.b, x) * eps
+
+    def x_hat(self, out: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
+        """The estimate of the data. out, z: [B, …]; logsnr: [B]."""
+        c = self.coefficients(logsnr)
+        return expand(c.x_from_z, z) * z + expand(c.x_from_out, z) * out
+
+    def eps_hat(self, out: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
+        """The estimate of the noise, (α·out − a·z)/d. out, z: [B, …]; logsnr: [B]."""
+        c = self.coefficients(logsnr)
+        d = c.alpha * c.b - c.sigma * c.a
+        return expand(c.alpha / d, z) * out - expand(c.a / d, z) * z
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """[B] → [B, 1, …] with the dtype and device of `like`."""
+    return values.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,122 @@
+"""Things with a name and parameters: declared once, used by the command line, the docs and the tests."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from elbocli.errors import UsageError
+
+LARGEST = 1e6
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One named thing: how to make it, how to write it down, and where it comes from."""
+
+    name: str
+    make: Callable[..., Any]
+    formula: str
+    source: str
+    params: dict[str, float]
+    positive: frozenset[str]
+    facts: dict[str, Any]
+
+    @property
+    def monotone(self) -> bool:
+        """Whether a weighting is claimed never to increase in logsnr; a test holds the claim."""
+        return bool(self.facts["monotone"])
+
+    def bind(self, given: dict[str, float]) -> dict[str, float]:
+        """All parameters, the given ones over the defaults. Raises UsageError for an unknown or bad one."""
+        for key, value in given.items():
+            if key not in self.params:
+                known = ", ".join(self.params) or "none"
+                raise UsageError(f"{self.name!r} has no parameter {key!r}; its parameters: {known}")
+            if key in self.positive and not value > 0:
+                raise UsageError(f"{self.name}: {key} is {value:g}; it must be above 0")
+        return {**self.params, **given}
+
+    def spec(self, params: dict[str, float]) -> str:
+        """`name:key=value,…` with every parameter, so that it means the same when defaults change."""
+        words = ",".join(f"{key}={plain(value)}" for key, value in params.items())
+        return f"{self.name}:{words}" if words else self.name
+
+
+def plain(value: float) -> str:
+    """The shortest text that reads back as the same float: 2, 0.1, -1.386294361119891."""
+    return repr(value).removesuffix(".0")
+
+
+class Registry(dict[str, Declaration]):
+    """All declarations of one kind, by name."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def declare(
+        self, name: str, *, formula: str = "", source: str = "", positive: Iterable[str] = (),
+        facts: dict[str, Any] | None = None, **params: float,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that enters a function or class under `name`; `params` are its defaults."""
+
+        def enter(make: Callable[..., Any]) -> Callable[..., Any]:
+            self[name] = Declaration(name, make, formula, source, dict(params), frozenset(positive), facts or {})
+            return make
+
+        return enter
+
+    def find(self, name: str) -> Declaration:
+        """The declaration of that name. Raises UsageError, with the nearest names, when there is none."""
+        if name in self:
+            return self[name]
+        near = difflib.get_close_matches(name, self, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self)}"
+        raise UsageError(f"no {self.kind} is called {name!r}; {hint}")
+
+
+class Spec(NamedTuple):
+    """A thing as a user writes it: `name`, `name:key=value,…`, with flags such as `monotone`."""
+
+    name: str
+    params: dict[str, str]
+    flags: frozenset[str]
+
+
+def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
+    """Split `name:key=value,flag,…`. Raises UsageError for anything else."""
+    name, _, rest = text.strip().partition(":")
+    params: dict[str, str] = {}
+    seen = set()
+    for item in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals and key in flags:
+            seen.add(key)
+        elif not equals or not value:
+            raise UsageError(f"{text!r}: expected key=value after ':', found {item!r}")
+        elif key in params:
+            raise UsageError(f"{text!r}: {key} is given twice")
+        else:
+            params[key] = value.strip()
+    return Spec(name, params, frozenset(seen))
+
+
+def number(text: str | float, what: str = "value") -> float:
+    """A finite float of sane size. Raises UsageError otherwise."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{what}: {text!r} is not a number") from None
+    if not math.isfinite(value) or abs(value) > LARGEST:
+        raise UsageError(f"{what}: {text} is not a number between -{LARGEST:g} and {LARGEST:g}")
+    return value
+
+
+def numbers(params: dict[str, str]) -> dict[str, float]:
+    """Every parameter of a spec as a number."""
+    return {key: number(value, key) for key, value in params.items()}

@@ -1,0 +1,247 @@
+"""w(λ), the weight of each noise level relative to the ε loss: declared once each, by name.
+
+L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. Only the shape of w matters to an optimum, so constants are left out;
+`const` in the facts is (the objective as its authors write it) / L_w.
+Tensor methods and plain maths only: listing the names must not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from elbocli.core.logsnr import LIMIT
+from elbocli.core.registry import Registry, number, numbers, parse_spec, plain
+from elbocli.core.schedule import SCHEDULES, Schedule, parse_schedule
+from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTINGS = Registry("weighting")
+PAPER = "arXiv:2303.00848"
+
+
+def weighting(name: str, *, formula: str, monotone: bool, source: str, const: str = "", positive: Any = (), **params: float) -> Callable[..., Any]:
+    """Declare w(λ): a function of a float64 tensor and the parameters named here with their defaults."""
+    facts = {"monotone": monotone, "const": const}
+    return WEIGHTINGS.declare(name, formula=formula, source=source, positive=positive, facts=facts, **params)
+
+
+def _sech(x: Tensor) -> Tensor:
+    return 1 / x.cosh()
+
+
+@weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1")
+def elbo(logsnr: Tensor) -> Tensor:
+    return logsnr * 0 + 1
+
+
+@weighting("iddpm", formula="sech(logsnr/2)", monotone=False, source="Nichol & Dhariwal 2021: eps loss, cosine schedule", const="1/pi")
+def iddpm(logsnr: Tensor) -> Tensor:
+    return _sech(logsnr / 2)
+
+
+@weighting("v-cosine", formula="exp(-logsnr/2)", monotone=True, source="Salimans & Ho 2022: v loss, cosine schedule", const="2/pi")
+def v_cosine(logsnr: Tensor) -> Tensor:
+    return (-logsnr / 2).exp()
+
+
+@weighting("fm-ot", formula="exp(-logsnr/2)", monotone=True, source="Lipman et al. 2022: flow matching, optimal-transport path", const="1")
+def fm_ot(logsnr: Tensor) -> Tensor:
+    return (-logsnr / 2).exp()
+
+
+@weighting("indi", formula="exp(-logsnr) sech(logsnr/4)^2", monotone=True, source="Delbracio & Milanfar 2023: x loss, optimal-transport path", const="1/4")
+def indi(logsnr: Tensor) -> Tensor:
+    return (-logsnr).exp() * _sech(logsnr / 4).square()
+
+
+@weighting("x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi")
+def x_cosine(logsnr: Tensor) -> Tensor:
+    return (-logsnr).exp() * _sech(logsnr / 2)
+
+
+@weighting("snr-trunc", formula="sech(logsnr/2) max(1, exp(-logsnr))", monotone=True, source="Salimans & Ho 2022: truncated SNR, cosine schedule", const="1/pi")
+def snr_trunc(logsnr: Tensor) -> Tensor:
+    return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
+
+
+@weighting("p2", formula="sech(logsnr/2) / (1 + exp(logsnr))^gamma", monotone=False, source="Choi et al. 2022: P2, k = 1, cosine schedule", const="1/pi", gamma=1.0)
+def p2(logsnr: Tensor, gamma: float) -> Tensor:
+    return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
+
+
+@weighting("min-snr", formula="sech(logsnr/2) min(1, gamma exp(-logsnr))", monotone=False, source="Hang et al. 2023: Min-SNR, cosine schedule", const="1/pi", positive=["gamma"], gamma=5.0)
+def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
+    return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
+
+
+@weighting("soft-min-snr", formula="sech(logsnr/2) exp(-logsnr) / (exp(-logsnr) + sigma_data^2)", monotone=False, source="Crowson et al. 2024: soft Min-SNR, cosine schedule", positive=["sigma_data"], sigma_data=0.5)
+def soft_min_snr(logsnr: Tensor, sigma_data: float) -> Tensor:
+    noise = (-logsnr).exp()
+    return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
+
+
+@weighting("ddpm", formula="sigma^2 / beta(t(logsnr))", monotone=False, source="Ho et al. 2020: eps loss, linear beta schedule", const="2", positive=["beta_max"], beta_min=0.1, beta_max=20.0)
+def ddpm(logsnr: Tensor, beta_min: float, beta_max: float) -> Tensor:
+    return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
+
+
+def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
+    return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
+
+
+@weighting("edm", formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)", monotone=False, source="Karras et al. 2022: ln sigma ~ N(mean, std^2)", const="2/sigma_data^2", positive=["std", "sigma_data"], mean=-1.2, std=1.2, sigma_data=0.5)
+def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
+    return _normal(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
+
+
+@weighting("edm-monotonic", formula="edm held constant left of its peak", monotone=True, source=f"{PAPER} sec. 4", positive=["std", "sigma_data"], mean=-1.2, std=1.2, sigma_data=0.5)
+def edm_monotonic(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
+    return Weighting("edm", {"mean": mean, "std": std, "sigma_data": sigma_data}, monotone=True)(logsnr)
+
+
+@weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5", bias=2.0)
+def sigmoid(logsnr: Tensor, bias: float) -> Tensor:
+    return (bias - logsnr).sigmoid()
+
+
+@weighting("sd3", formula="N(logsnr; -2m, 4s^2) (1 + exp(-logsnr/2))^2", monotone=False, source="Esser et al. 2024: logit-normal t, optimal-transport path", const="2", positive=["s"], m=0.0, s=1.0)
+def sd3(logsnr: Tensor, m: float, s: float) -> Tensor:
+    return _normal(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()
+
+
+class Weighting:
+    """A weighting with its parameters bound and its modifiers applied.
+
+    shift: w(λ) → w(λ − shift), for other resolutions. monotone: the least non-increasing w that is
+    nowhere smaller, which for one peak is w held constant left of it.
+    Raises UsageError for an unknown name or parameter.
+    """
+
+    def __init__(self, name: str, params: dict[str, float] | None = None, *, shift: float = 0.0, monotone: bool = False):
+        declared = WEIGHTINGS.find(name)
+        self.params = declared.bind(params or {})
+        self.shift, self.monotone = shift, monotone
+        self.base = declared.spec(self.params)
+        self._function: Callable[[Tensor], Tensor] = lambda logsnr: declared.make(logsnr, **self.params)
+
+    @classmethod
+    def of_schedule(cls, schedule: Schedule, *, monotone: bool = False) -> Weighting:
+        """The weighting of a plain ε loss under that schedule: its density, scaled to a peak of 1."""
+        self = cls.__new__(cls)
+        self.params, self.shift, self.monotone = {}, 0.0, monotone
+        self.base = f"schedule:{schedule.base}"
+        low, high = schedule.support
+        rising = _rising(schedule.untruncated_density, low, high)
+        scale = max(float(schedule.untruncated_density(_float64([at]))) for at in [low, high, *(b for _, b in rising)])
+        self._function = lambda logsnr: schedule.untruncated_density(logsnr) / scale
+        return self
+
+    @property
+    def spec(self) -> str:
+        """How to write this weighting so that it means the same again."""
+        words = [f"shift={plain(self.shift)}"] if self.shift else []
+        words += ["monotone"] if self.monotone else []
+        joint = "," if ":" in self.base else ":"
+        return self.base + (joint + ",".join(words) if words else "")
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """w at each λ. Pass float64: densities and weights span hundreds of orders of magnitude."""
+        logsnr = logsnr - self.shift
+        value = self._function(logsnr)
+        if self.monotone:
+            for peak, height in self._peaks:
+                value = value.maximum((logsnr <= peak).to(value.dtype) * height)
+        return value
+
+    def log(self, logsnr: Tensor) -> Tensor:
+        """log w at each λ."""
+        return self(logsnr).log()
+
+    def slope(self, logsnr: Tensor) -> Tensor:
+        """dw/dλ by automatic differentiation; −slope is the density p_w of a monotone weighting."""
+        return _slope(self, logsnr)
+
+    def rising(self, low: float, high: float) -> list[tuple[float, float]]:
+        """The intervals of [low, high] on which w increases: empty means that L_w is an ELBO of noisy data."""
+        return _rising(self, low, high)
+
+    @cached_property
+    def _peaks(self) -> list[tuple[float, float]]:
+        ends = [end for _, end in _rising(self._function, -LIMIT, LIMIT)]
+        return [(end, float(self._function(_float64([end])))) for end in ends]
+
+
+def _float64(values: list[float]) -> Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _slope(function: Callable[[Tensor], Tensor], logsnr: Tensor) -> Tensor:
+    import torch
+
+    at = logsnr.detach().double().requires_grad_()
+    with torch.enable_grad():
+        value = function(at)
+        if not value.requires_grad:
+            return torch.zeros_like(at)
+        return torch.autograd.grad(value.sum(), at)[0]
+
+
+def _rising(function: Callable[[Tensor], Tensor], low: float, high: float, points: int = 20001) -> list[tuple[float, float]]:
+    """Runs of a fine grid on which the function increases, each inner end bisected on the sign of its slope."""
+    import torch
+
+    grid = torch.linspace(low, high, points, dtype=torch.float64)
+    value = function(grid)
+    up = (value[1:] - value[:-1] > 1e-12 * value[1:].abs()).tolist()
+    starts = [i for i, now in enumerate(up) if now and (i == 0 or not up[i - 1])]
+    ends = [i + 1 for i, now in enumerate(up) if now and (i + 1 == len(up) or not up[i + 1])]
+
+    def turn(i: int, sign: float) -> float:
+        if i in (0, points - 1):
+            return float(grid[i])
+        left, right = float(grid[i - 1]), float(grid[i + 1])
+        for _ in range(60):
+            middle = 0.5 * (left + right)
+            if sign * float(_slope(function, _float64([middle]))) > 0:
+                left = middle
+            else:
+                right = middle
+        return 0.5 * (left + right)
+
+    return [(turn(i, -1.0), turn(j, 1.0)) for i, j in zip(starts, ends, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _cached(name: str, params: tuple[tuple[str, float], ...], shift: float, monotone: bool) -> Weighting:
+    return Weighting(name, dict(params), shift=shift, monotone=monotone)
+
+
+def parse_weighting(text: str, *, shift: float = 0.0, monotone: bool = False, given: dict[str, float] | None = None, schedule: Callable[[str], Schedule] | None = None) -> Weighting:
+    """The weighting that a user wrote: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `schedule:cosine`.
+
+    given: parameters from elsewhere (options), over those in the text. schedule: finds a schedule by its
+    spec, for `schedule:SPEC`; without it only declared ones are known. Raises UsageError.
+    """
+    name, _, rest = text.strip().partition(":")
+    if name == "schedule":
+        inner, monotone_too = rest, False
+        if rest.endswith(",monotone") or rest.endswith(":monotone"):
+            inner, monotone_too = rest[: -len(",monotone")], True
+        if not inner:
+            raise UsageError(f"{text!r}: name a schedule after 'schedule:', for example schedule:cosine")
+        if given:
+            raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")
+        found = (schedule or parse_schedule)(inner)
+        return Weighting.of_schedule(found.shifted(shift), monotone=monotone or monotone_too)
+    spec = parse_spec(text, flags=["monotone"])
+    params = dict(spec.params)
+    own_shift = number(params.pop("shift", 0.0), "shift")
+    bound = {**numbers(params), **(given or {})}
+    return _cached(spec.name, tuple(bound.items()), shift + own_shift, monotone or "monotone" in spec.flags)

@@ -1,0 +1,35 @@
+"""The ways a run can fail, each with its exit code. Knows nothing of the command line."""
+
+
+class ElboError(Exception):
+    """Something the user can understand and act on: the message names what, where and the remedy."""
+
+    exit_code = 1
+
+
+class UsageError(ElboError):
+    """What was asked for can't be: an unknown name, a value out of range, settings that contradict."""
+
+    exit_code = 2
+
+
+class FormatError(ElboError):
+    """A file is not what it should be."""
+
+
+class DataError(ElboError):
+    """The data can't be used: an image that doesn't decode, an empty folder, a stream cut short."""
+
+
+class NonFiniteError(ElboError):
+    """The loss or its gradient is NaN or infinite."""
+
+    exit_code = 4
+
+
+class Interrupted(ElboError):
+    """A signal ended the run after it had saved its work."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum

@@ -1,0 +1,1 @@
+"""One owner per on-disk format. Readers check `format` and `version` first."""

@@ -1,0 +1,102 @@
+"""Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from elbocli.errors import DataError, UsageError
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise UsageError when something is already there and may not be replaced."""
+    if os.path.lexists(path) and not overwrite:
+        raise UsageError(f"{path}: already exists; choose another name or add --overwrite")
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def told(path: Path, what: str = "write") -> Iterator[None]:
+    """Turn an OSError into a DataError that names the file and the cause (full disk, missing folder, …)."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: could not {what}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told(path):
+        try:
+            with open(aside, mode) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            flush_folder(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that takes its name when the block ends well, replacing what was there."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told(path):
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            for file in aside.iterdir():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+            flush_folder(aside)
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(aside, path)
+            flush_folder(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file."""
+    with writing(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a small JSON file."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold `path` as a lock for the block. Raises DataError when another process holds it."""
+    with told(path, "lock"):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name") from None
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,102 @@
+"""losslog.jsonl: how the unweighted ε error depends on λ, over a run.
+
+First line: format, version, edges of the λ bins, dimensions, weighting, schedule, prediction. Then a line per
+interval: step, images, and for each bin count, sum and sum of squares of ‖ε−ε̂‖²/D. Logs may be concatenated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli.errors import FormatError
+
+FORMAT = "elbo-losslog"
+
+
+def header(edges: Tensor, **about: Any) -> str:
+    """The first line."""
+    return json.dumps({"format": FORMAT, "version": 1, **about, "edges": edges.tolist()}) + "\n"
+
+
+def line(step: int, images: int, sums: Tensor) -> str:
+    """One interval. sums: [3, bins] count, sum, sum of squares."""
+    count, total, squares = sums.tolist()
+    return json.dumps({"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares}) + "\n"
+
+
+@dataclass
+class LossLog:
+    """One or more logs added up. sums: [3, bins]."""
+
+    header: dict[str, Any]
+    edges: Tensor
+    sums: Tensor
+    images: int
+    lines: int
+
+
+class Reader:
+    """Adds up lines of any number of logs with the same bins."""
+
+    def __init__(self, since: int = 0):
+        self.since = since
+        self.log: LossLog | None = None
+        self._edges: list[float] = []
+
+    def read(self, lines: Iterable[str | bytes], name: str) -> None:
+        """Take in the lines of one source. Raises FormatError with the line's number."""
+        started = False
+        for number, text in enumerate(lines, 1):
+            where = f"{name}: line {number}"
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise FormatError(f"{where}: not JSON; is it a loss log ('losslog.jsonl' of a run)?") from error
+            if not isinstance(row, dict):
+                raise FormatError(f"{where}: expected a JSON object")
+            if "format" in row:
+                self._begin(row, where)
+                started = True
+            elif not started:
+                raise FormatError(f"{where}: no header; a loss log begins with its 'format' line")
+            else:
+                self._add(row, where)
+        if not started:
+            raise FormatError(f"{name}: empty; expected a loss log ('losslog.jsonl' of a run)")
+
+    def _begin(self, row: dict[str, Any], where: str) -> None:
+        if row.get("format") != FORMAT or row.get("version") != 1:
+            raise FormatError(f"{where}: format is {row.get('format')!r} version {row.get('version')!r}, expected {FORMAT!r} version 1")
+        edges = row.get("edges")
+        if not isinstance(edges, list) or len(edges) < 2 or not all(isinstance(e, (int, float)) for e in edges):
+            raise FormatError(f"{where}: 'edges' must be a list of numbers")
+        at = torch.tensor(edges, dtype=torch.float64)
+        if not bool(at.isfinite().all()) or not bool((at.diff() > 0).all()):
+            raise FormatError(f"{where}: 'edges' must be finite and rise")
+        if self.log is None:
+            self.log = LossLog(row, at, torch.zeros(3, len(at) - 1, dtype=torch.float64), 0, 0)
+            self._edges = edges
+        elif self._edges != edges:
+            raise FormatError(
+                f"{where}: its bins ({len(edges) - 1} over {edges[0]:g} to {edges[-1]:g}) differ from the first log's "
+                f"({len(self._edges) - 1} over {self._edges[0]:g} to {self._edges[-1]:g}); fit a schedule to each alone")
+
+    def _add(self, row: dict[str, Any], where: str) -> None:
+        assert self.log is not None
+        try:
+            sums = torch.tensor([row["count"], row["sum"], row["sumsq"]], dtype=torch.float64)
+            step, images = int(row["step"]), int(row["images"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
+        if sums.shape != self.log.sums.shape or not bool(sums.isfinite().all()) or bool((sums < 0).any()):
+            raise FormatError(f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative")
+        if step > self.since:
+            self.log.sums += sums
+            self.log.images = max(self.log.images, images)
+            self.log.lines += 1

@@ -1,0 +1,69 @@
+"""YAML without surprises: safe, no duplicate keys, and 1e-4 is a number."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elbocli.errors import FormatError
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*\.[0-9_]*|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$|^[-+]\.(?:inf|Inf|INF)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        seen[key] = loader.construct_object(value_node, deep=deep)
+    return seen
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+LARGEST_FILE = 16 << 20
+
+
+def load(text: str, name: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds. Raises FormatError, with the line, for anything else."""
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FormatError(f"{name}: not usable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{name}: expected 'key: value' lines, found {type(value).__name__}")
+    return value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises FormatError."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for a settings file")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FormatError(f"{path}: could not read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not a text file") from error
+    return load(text, str(path))
+
+
+def dump(value: dict[str, Any]) -> str:
+    """Plain block YAML in the order given."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)

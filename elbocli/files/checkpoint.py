@@ -1,0 +1,161 @@
+"""The run folder and its checkpoints.
+
+run/config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/, and
+checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), meta.json with a sha256 of each file.
+A checkpoint is a folder that was written aside, flushed and renamed; a damaged one is named and the one before used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from elbocli.errors import FormatError
+from elbocli.files import yamls
+from elbocli.files.atomic import flush_folder, told, write_text, writing_folder
+
+RUN_FORMAT = "elbo-run"
+FORMAT = "elbo-checkpoint"
+STALE = (".tmp", ".trash")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk and its meta.json."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done."""
+        return int(self.meta["step"])
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """A safetensors file of it: `model`, or `ema` for the (first) average. Raises FormatError."""
+        path = self.path / f"{self.ema_names[0] if name == 'ema' else name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise FormatError(f"{path}: not usable weights: {error}") from error
+
+    @property
+    def ema_names(self) -> list[str]:
+        """Names of the averages it holds."""
+        names = sorted(name.removesuffix(".safetensors") for name in self.meta["files"] if name.startswith("ema-"))
+        if not names:
+            raise FormatError(f"{self.path}: holds no average of the weights (ema-*.safetensors)")
+        return names
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
+        return load_tensors(self.path / "state.pt")
+
+
+def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
+    """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FormatError(f"{name or source}: refused: it holds more than tensors, and loading it could run code") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise FormatError(f"{name or source}: not a file of tensors: {' '.join(str(error).split())[:160]}") from error
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint and drop all but the last `keep`. weights: file name → tensors. Raises DataError."""
+    folder = run / "checkpoints"
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}"
+    with writing_folder(path) as aside:
+        for name, tensors in weights.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
+        torch.save(state, aside / "state.pt")
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in sorted(aside.iterdir())}
+        (aside / "meta.json").write_text(json.dumps({"format": FORMAT, "version": 1, "step": step, **meta, "files": files}, indent=1) + "\n")
+    for old in _found(run)[:-keep]:
+        trash = old.with_name(f".{old.name}.trash")
+        old.rename(trash)
+        shutil.rmtree(trash)
+    flush_folder(folder)
+    return path
+
+
+def _found(run: Path) -> list[Path]:
+    return sorted(run.glob("checkpoints/step-*"), key=lambda path: path.name)
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed writer left behind. Only for the process that holds the run's lock."""
+    for left in [*run.glob("checkpoints/.*"), *run.glob("previews/.*"), *run.glob(".*.tmp")]:
+        if left.name.endswith(STALE):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """One checkpoint, every file checked against its digest. Raises FormatError."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        if meta["format"] != FORMAT or meta["version"] != 1:
+            raise FormatError(f"{path}: format is {meta['format']!r} version {meta['version']!r}, expected {FORMAT!r} version 1")
+        for name, known in meta["files"].items():
+            if Path(name).name != name or digest(path / name) != known["sha256"]:
+                raise FormatError(f"{path / name}: damaged: its sha256 is not the one in meta.json")
+        int(meta["step"]), int(meta["images"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path}: not a whole checkpoint: {error}") from error
+    return Checkpoint(path, meta)
+
+
+def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint; damaged ones are passed to `warn` by name. None when there is none at all.
+
+    Raises FormatError when there are some and all are damaged.
+    """
+    found = _found(run)
+    for path in reversed(found):
+        try:
+            return read_checkpoint(path)
+        except FormatError as error:
+            warn(f"{error}; using the checkpoint before it")
+    if found:
+        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
+    return None
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """config.yaml: everything that was resolved."""
+    write_text(run / "config.yaml", yamls.dump({"format": RUN_FORMAT, "version": 1, **config}))
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """config.yaml of a run. Raises FormatError when it is not one."""
+    path = run / "config.yaml"
+    if not run.is_dir() or not path.exists():
+        raise FormatError(f"{run}: not a run (no config.yaml inside); make one with 'elbo train -o {run}'")
+    config = yamls.read(path)
+    if config.get("format") != RUN_FORMAT or config.get("version") != 1:
+        raise FormatError(f"{path}: format is {config.get('format')!r} version {config.get('version')!r}, expected {RUN_FORMAT!r} version 1")
+    for key in ("settings", "network", "data"):
+        if not isinstance(config.get(key), dict):
+            raise FormatError(f"{path}: no section {key!r}")
+    return config

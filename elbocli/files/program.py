@@ -1,0 +1,129 @@
+"""A torch.export program (.pt2) from a stranger, loaded without letting it run anything but tensor operations.
+
+torch.export.load itself unpickles, evaluates expressions and looks up functions by name. So the archive is read
+by us, everything in it is checked against what a plain network needs, and torch sees only a copy that passed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elbocli.errors import FormatError
+from elbocli.files.checkpoint import load_tensors
+
+RECORDS = re.compile(
+    r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_(weights|constants)_config\.json"
+    r"|data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder|\.data/\w+")
+OPERATOR = re.compile(r"torch\.ops\.aten\.[A-Za-z_]\w*\.\w+|_operator\.(getitem|add|sub|mul|floordiv|truediv|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)")
+EXPRESSION = re.compile(r"(Symbol\('[su]\d+'((, \w+=(True|False))*)\)|Integer\(-?\d+\)|(Add|Mul|Pow|Max|Min|Eq|Ne|Ge|Gt|Le|Lt)\(|\)|, |-?\d+|[su]\d+|True|False)*")
+PLAIN = re.compile(r"[\w.]*")
+FORBIDDEN_OPERATORS = ("from_file", "save")
+TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
+FREE_TEXT = ("torch_version",)
+LARGEST = 8 << 30
+
+
+def load_program(path: Path) -> torch.nn.Module:
+    """The program as a module. Raises FormatError when it is not one, or holds more than tensor operations."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = _records(archive, path)
+    except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError) as error:
+        raise FormatError(f"{path}: not a torch.export program (.pt2): {error}") from error
+    try:
+        records["models/model.json"] = _checked_model(records["models/model.json"])
+        for name, content in records.items():
+            if name.endswith("_config.json"):
+                _check_payload(json.loads(content))
+            elif name.endswith(".pt"):
+                load_tensors(io.BytesIO(content), f"{path}: {name}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path}: refused as a .pt2 program: {error}") from error
+    try:
+        return torch.export.load(_rewritten(records)).module()
+    except Exception as error:  # torch raises every kind for a malformed program
+        raise FormatError(f"{path}: torch could not load this program (exported by another version?): {' '.join(str(error).split())[:200]}") from error
+
+
+def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
+    if sum(info.file_size for info in archive.infolist()) > LARGEST:
+        raise FormatError(f"{path}: larger than {LARGEST >> 30} GB unpacked; not a feature extractor")
+    records = {}
+    for info in archive.infolist():
+        name = info.filename.partition("/")[2]
+        if not RECORDS.fullmatch(name):
+            raise FormatError(f"{path}: refused: it holds {info.filename!r}, which is more than a network of tensor operations")
+        records[name] = archive.read(info)
+    return records
+
+
+def _check_payload(config: dict[str, Any]) -> None:
+    for entry in config["config"].values():
+        if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
+            raise ValueError("a tensor in it is pickled, and loading it could run code")
+
+
+def _checked_model(content: bytes) -> bytes:
+    """model.json with notes and guards (code) left out, all else checked."""
+    model = json.loads(content)
+    model["guards_code"] = []
+    model["graph_module"]["metadata"] = {}
+    for node in model["graph_module"]["graph"]["nodes"]:
+        node["metadata"] = {}
+    _check(model, "")
+    return json.dumps(model).encode()
+
+
+def _check(value: Any, key: str) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not PLAIN.fullmatch(name):
+                raise ValueError(f"{name[:60]!r} is not a name")
+            _check(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            _check(inner, key)
+    elif isinstance(value, str):
+        _check_text(value, key)
+
+
+def _check_text(value: str, key: str) -> None:
+    if key == "target":
+        if not OPERATOR.fullmatch(value) or value.split(".")[3:4] and value.split(".")[3] in FORBIDDEN_OPERATORS:
+            raise ValueError(f"{value[:80]!r} is not a tensor operation")
+    elif key == "expr_str":
+        if not EXPRESSION.fullmatch(value):
+            raise ValueError(f"{value[:80]!r} is not a plain size expression")
+    elif key in ("in_spec", "out_spec"):
+        if value:
+            _check_tree(json.loads(value)[1])
+    elif key == "as_string":
+        if not re.fullmatch(r"[\w ,.>-]*", value):
+            raise ValueError(f"argument {value[:60]!r} is not plain text")
+    elif key not in FREE_TEXT and not PLAIN.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is not a name")
+
+
+def _check_tree(spec: dict[str, Any]) -> None:
+    if spec["type"] not in TREE_TYPES:
+        raise ValueError(f"arguments of type {spec['type']!r}")
+    for child in spec["children_spec"]:
+        _check_tree(child)
+
+
+def _rewritten(records: dict[str, bytes]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(buffer)
+    for name, content in records.items():
+        if not name.startswith(".data/") and name not in ("byteorder", "version"):
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    buffer.seek(0)
+    return buffer

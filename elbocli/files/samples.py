@@ -1,0 +1,273 @@
+"""Images in and out: NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG grid.
+
+The NPY header says how many images come, so that a reader notices when the writer died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from elbocli import __version__
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
+from elbocli.files.dataset import FORMAT, Dataset
+from elbocli.files.dataset_writer import open_writer
+from elbocli.files.pixels import decode, read_bytes
+
+Put = Callable[[np.ndarray], None]
+LARGEST_GRID = 10_000
+SUFFIXES = (".npy", ".npz", ".h5", ".png")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how it was made."""
+
+    shape: tuple[int, int, int, int]
+    labels: np.ndarray | None
+    seeds: np.ndarray
+    class_names: list[str]
+    about: dict[str, Any]
+
+
+def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    """The NPY v1 header of a C-ordered array."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def grid(images: np.ndarray) -> Image.Image:
+    """[N, H, W, C] uint8 as one picture, about as wide as high."""
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.zeros((rows, columns, height, width, channels), np.uint8)
+    sheet.reshape(-1, height, width, channels)[:n] = images
+    joined = sheet.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    return Image.fromarray(joined[..., 0] if channels == 1 else joined)
+
+
+def write_grid(path: Path, images: np.ndarray) -> None:
+    """Save `grid(images)` as PNG."""
+    with writing(path) as file:
+        grid(images).save(file, "png")
+
+
+@contextlib.contextmanager
+def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False) -> Iterator[Put]:
+    """A function that takes the next batch [b, H, W, C]; the file has its name once all N came.
+
+    target: a binary stream, or a path whose suffix says the format (none: a folder of PNGs).
+    Raises UsageError for another suffix, an existing file, or a grid of too many.
+    """
+    if not isinstance(target, Path):
+        with _npy(target, plan) as put:
+            yield put
+        return
+    refuse_existing(target, overwrite)
+    if target.suffix == ".npy":
+        with writing(target) as file, _npy(file, plan) as put:
+            yield put
+    elif target.suffix == ".npz":
+        with writing(target) as file, _npz(file, plan) as put:
+            yield put
+    elif target.suffix == ".h5":
+        with _h5(target, plan) as put:
+            yield put
+    elif target.suffix == ".png":
+        with _png(target, plan) as put:
+            yield put
+    elif target.suffix == "":
+        with writing_folder(target) as folder, _folder(folder, plan) as put:
+            yield put
+    else:
+        raise UsageError(f"{target}: unknown format {target.suffix!r}; use {', '.join(SUFFIXES)}, a folder name, or - for a stream")
+
+
+@contextlib.contextmanager
+def _npy(file: IO[bytes], plan: Plan) -> Iterator[Put]:
+    file.write(npy_header(plan.shape))
+    yield lambda batch: (file.write(np.ascontiguousarray(batch).data), file.flush())[1]
+
+
+@contextlib.contextmanager
+def _npz(file: IO[bytes], plan: Plan) -> Iterator[Put]:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member, _npy(member, plan) as put:
+            yield put
+        if plan.labels is not None:
+            labels = plan.labels.astype("<i8")
+            archive.writestr("arr_1.npy", npy_header(labels.shape, "<i8") + labels.tobytes())
+
+
+@contextlib.contextmanager
+def _h5(path: Path, plan: Plan) -> Iterator[Put]:
+    n, height, width, channels = plan.shape
+    with open_writer(path, (height, width, channels), n, f"samples:{plan.about}") as writer:
+        writer.state.update(rows=0, done=0)
+        yield lambda batch: writer.append(batch, writer.rows + len(batch), {})
+        labels = plan.labels if plan.labels is not None else np.zeros(n, np.int64)
+        names = plan.class_names or ["all"]
+        writer.finish({"labels": labels, "seeds": plan.seeds}, {"class_names": names},
+                      {"num_classes": len(names), "image_size": height, "elbo_version": __version__, "command": plan.about.get("command", ""), "samples": str(plan.about)})
+
+
+@contextlib.contextmanager
+def _png(path: Path, plan: Plan) -> Iterator[Put]:
+    if plan.shape[0] > LARGEST_GRID:
+        raise UsageError(f"{path}: a grid of {plan.shape[0]} images is not a picture; use a folder, .npy, .npz or .h5")
+    batches: list[np.ndarray] = []
+    yield batches.append
+    write_grid(path, np.concatenate(batches))
+
+
+@contextlib.contextmanager
+def _folder(folder: Path, plan: Plan) -> Iterator[Put]:
+    count, digits = 0, len(str(max(plan.shape[0] - 1, 999999)))
+
+    def put(batch: np.ndarray) -> None:
+        nonlocal count
+        for image in batch:
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{count:0{digits}d}.png")
+            count += 1
+
+    yield put
+
+
+class SampleReader:
+    """A stream of images of one size. shape: (N, H, W, C); labels: [N] or None."""
+
+    def __init__(self, name: str, shape: tuple[int, int, int, int], labels: np.ndarray | None, read: Callable[[int, int], np.ndarray]):
+        self.name, self.shape, self.labels, self._read = name, shape, labels, read
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """All images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
+        for start in range(0, self.shape[0], size):
+            yield self._read(start, min(size, self.shape[0] - start))
+
+
+def _checked_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except (ValueError, EOFError, KeyError, TypeError) as error:
+        raise FormatError(f"{name}: not an NPY stream of images ({error}); write one with 'elbo sample'") from error
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
+        raise FormatError(f"{name}: holds {dtype} {shape}, expected uint8 (N, H, W, 1 or 3) with N > 0, C order")
+    return shape
+
+
+def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> SampleReader:
+    shape = _checked_header(file, name)
+    row = int(np.prod(shape[1:]))
+
+    def read(start: int, count: int) -> np.ndarray:
+        buffer = bytearray(count * row)
+        view, filled = memoryview(buffer), 0
+        while filled < len(buffer):
+            try:
+                got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined]
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{name}: {error}") from error
+            if not got:
+                raise DataError(f"{name}: ended after {start + filled // row} of {shape[0]} images; its writer died or the file is cut short")
+            filled += got
+        return np.frombuffer(buffer, np.uint8).reshape(count, *shape[1:])
+
+    return SampleReader(name, shape, labels, read)
+
+
+def _png_folder(folder: Path) -> SampleReader:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"))
+    if not files:
+        raise DataError(f"{folder}: no images inside")
+
+    def pixels(path: Path, channels: int) -> np.ndarray:
+        try:
+            array = np.asarray(decode(read_bytes(path), channels)[0])
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        return array[..., None] if array.ndim == 2 else array
+
+    with Image.open(files[0]) as first:
+        channels = 1 if first.mode == "L" else 3
+    shape = pixels(files[0], channels).shape
+
+    def read(start: int, count: int) -> np.ndarray:
+        batch = []
+        for path in files[start : start + count]:
+            image = pixels(path, channels)
+            if image.shape != shape:
+                raise DataError(f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {files[0].name} is {shape[1]} x {shape[0]}; pack them to one size with 'elbo prep'")
+            batch.append(image)
+        return np.stack(batch)
+
+    return SampleReader(str(folder), (len(files), *shape), None, read)  # type: ignore[arg-type]
+
+
+def _read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
+    if "arr_1.npy" not in archive.namelist():
+        return None
+    with archive.open("arr_1.npy") as member:
+        labels = np.lib.format.read_array(member, allow_pickle=False)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise FormatError(f"{name}: arr_1 is {labels.dtype} {labels.shape}, expected {count} integer labels")
+    return np.asarray(labels, np.int64)
+
+
+@contextlib.contextmanager
+def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
+    """Open images from a binary stream or a path, reading no more at a time than is asked for.
+
+    Raises FormatError or DataError: not images, of another type, cut short. Never unpickles.
+    """
+    if not isinstance(source, Path):
+        yield _stream(source, "standard input")
+    elif source.is_dir():
+        yield _png_folder(source)
+    elif source.suffix == ".h5":
+        data = Dataset(source)
+        yield SampleReader(str(source), data.shape, data.labels if data.attributes.get("format") == FORMAT else None,
+                           lambda start, count: data.batch(np.arange(start, start + count)))
+    elif source.suffix == ".npz":
+        with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
+            reader = _stream(member, str(source))
+            reader.labels = _read_labels(archive, str(source), reader.shape[0])
+            yield reader
+    else:
+        with told(source, "read"), open(source, "rb") as file:
+            yield _stream(file, str(source))
+
+
+def _zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise FormatError(f"{path}: not an .npz archive ({error})") from error
+
+
+def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
+    try:
+        return archive.open("arr_0.npy")
+    except KeyError:
+        held = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))[:200]
+        raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0") from None
+
+
+def refuse_terminal(stream: IO[Any]) -> None:
+    """Raise UsageError when binary data would go onto a terminal."""
+    if os.isatty(stream.fileno()):
+        raise UsageError("standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5")

@@ -1,0 +1,54 @@
+"""Reference statistics: npz with `mu` [D] and `sigma` [D, D] float64, and how they were made. Reads ADM's and EDM's."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elbocli.errors import FormatError
+from elbocli.files.atomic import writing
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance (over n − 1) of features; `about`: n, extractor, weights_sha256, preprocessing."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Save as npz, without pickle: `about` is JSON text."""
+    with writing(path) as file:
+        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about)))
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether an npz holds statistics rather than images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Load without unpickling. Raises FormatError for anything but finite, matching mu and sigma."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            mu, sigma = content["mu"], content["sigma"]
+            about = json.loads(str(content["about"])) if "about" in content else {}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        why = "it holds pickled objects, which could run code" if "allow_pickle" in str(error) else str(error)
+        raise FormatError(f"{path}: not usable as reference statistics: {why}; expected an npz with mu and sigma") from error
+    if mu.ndim != 1 or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+        raise FormatError(f"{path}: mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}; expected floats (D,) and (D, D)")
+    if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
+        raise FormatError(f"{path}: mu or sigma holds NaN or infinity")
+    return Statistics(mu.astype(np.float64), sigma.astype(np.float64), about if isinstance(about, dict) else {})

@@ -1,0 +1,1 @@
+"""One module per verb: generators that yield frozen reports. They never print."""

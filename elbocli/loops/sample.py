@@ -1,0 +1,138 @@
+"""Draw images from a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli import __version__
+from elbocli.core.draws import Stream
+from elbocli.core.guidance import Guidance
+from elbocli.core.sampler import SAMPLERS, time_grid, walk
+from elbocli.errors import UsageError
+from elbocli.files.samples import Plan, open_samples
+from elbocli.files.schedules import resolve_schedule
+from elbocli.loops.report import Report
+from elbocli.loops.runs import TrainedRun, open_run
+from elbocli.loops.runtime import autocast, choose_device
+from elbocli.nn.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw. schedule '' is the sampler's usual grid; params are the sampler's own (gamma, s_churn, …)."""
+
+    n: int = 64
+    sampler: str = "ddpm"
+    steps: int = 128
+    schedule: str = ""
+    guidance: Guidance = Guidance()
+    classes: str = "balanced"
+    weights: str = "ema"
+    seed: int = 0
+    batch: int = 64
+    device: str = "auto"
+    precision: str = "fp32"
+    overwrite: bool = False
+    params: dict[str, float] = field(default_factory=dict)
+    command: str = ""
+
+
+def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None) -> np.ndarray | None:
+    """A class per image: `balanced` (i mod K), `random`, or a list of numbers (or names), repeated to length.
+
+    None when there are no classes. Raises UsageError for a class that isn't there.
+    """
+    if num_classes < 1:
+        if classes not in ("balanced", "random"):
+            raise UsageError(f"--classes {classes}: the run is unconditional; leave it out")
+        return None
+    if classes == "balanced":
+        return np.arange(n) % num_classes
+    if classes == "random":
+        stream = Stream(seed, "sample-class")
+        return np.array([stream.at(i).integers(num_classes) for i in range(n)])
+    chosen = []
+    for word in classes.split(","):
+        word = word.strip()
+        if names and word in names:
+            chosen.append(names.index(word))
+        elif word.isdecimal() and int(word) < num_classes:
+            chosen.append(int(word))
+        else:
+            raise UsageError(f"--classes: no class {word!r}; expected balanced, random, or numbers from 0 to {num_classes - 1}")
+    return np.resize(np.array(chosen), n)
+
+
+@torch.inference_mode()
+def draw(denoiser: Denoiser, indices: range, shape: tuple[int, int, int], grid: list[float], settings: Settings, device: torch.device) -> np.ndarray:
+    """Images [len(indices), H, W, C] uint8: image i depends on (seed, i) alone, whatever the batch."""
+    height, width, channels = shape
+    draws = 0
+
+    def noise() -> Tensor:
+        nonlocal draws
+        draws += 1
+        eps = Stream(settings.seed, f"sample-{draws}").normal(indices, (height, width, channels))
+        return eps.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+    with autocast(device, settings.precision):
+        x = walk(settings.sampler, settings.params, noise(), grid, denoiser, noise)
+    return to_pixels(x)
+
+
+def to_pixels(x: Tensor) -> np.ndarray:
+    """[-1, 1] float [B,C,H,W] → uint8 [B,H,W,C], rounded to the nearest level."""
+    levels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def sampling_grid(run: TrainedRun, settings: Settings) -> list[float]:
+    """The λ the sampler visits: the schedule within the range the run was trained on."""
+    spec = settings.schedule or SAMPLERS.find(settings.sampler).facts["grid"]
+    return time_grid(resolve_schedule(spec, run.settings.logsnr_min, run.settings.logsnr_max, clip=True), settings.steps)
+
+
+def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Report]:
+    """Draw `n` images from the run at `path` into `target` (a path, or a binary stream).
+
+    Raises UsageError for settings that don't fit the run, FormatError when it is no run.
+    """
+    warnings: list[str] = []
+    device = choose_device(settings.device)
+    trained = open_run(path, device, warnings.append, settings.weights)
+    yield from (Report(message=text, level="warning") for text in warnings)
+    config = trained.network.config
+    if settings.guidance.scale != 1 and not config.num_classes:
+        raise UsageError("guidance needs a class-conditional run; this one is unconditional")
+    if settings.guidance.scale != 1 and trained.settings.label_dropout == 0:
+        raise UsageError("guidance needs a run trained with --label-dropout above 0; this one never saw 'no class'")
+    names = [str(name) for name in trained.data.get("class_names", [])]
+    labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
+    grid = sampling_grid(trained, settings)
+    SAMPLERS.find(settings.sampler).bind(settings.params)
+    shape = (config.image_size, config.image_size, config.image_channels)
+    about: dict[str, Any] = {
+        "run": str(path), "step": trained.checkpoint.step, "images_trained": trained.checkpoint.meta["images"], "weights": settings.weights,
+        "sampler": settings.sampler, **settings.params, "steps": settings.steps, "guidance": settings.guidance.scale,
+        "classes": settings.classes, "seed": settings.seed, "elbo_version": __version__, "command": settings.command,
+    }
+    plan = Plan((settings.n, *shape), labels, np.arange(settings.n, dtype=np.int64), names, about)
+    yield Report(0, settings.n, "img", f"{path}: step {trained.checkpoint.step}, {settings.weights} weights; {settings.sampler}, {settings.steps} steps, "
+                 f"logsnr {grid[0]:.4g} to {grid[-2]:.4g}")
+    evaluations = 0
+    with open_samples(target, plan, settings.overwrite) as put:
+        for start in range(0, settings.n, settings.batch):
+            indices = range(start, min(start + settings.batch, settings.n))
+            part = None if labels is None else torch.from_numpy(labels[indices.start : indices.stop]).long().to(device)
+            denoiser = Denoiser(trained.network, trained.prediction, settings.guidance, part)
+            put(draw(denoiser, indices, shape, grid, settings, device))
+            evaluations = denoiser.evaluations
+            yield Report(indices.stop, settings.n, "img")
+    yield Report(message=f"{settings.n} images, {evaluations} network evaluations each")

@@ -1,0 +1,185 @@
+"""Everything that decides a training run, resolved from options, preset and dataset."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from elbocli.core.draws import T_SAMPLINGS
+from elbocli.core.logsnr import resolution_shift
+from elbocli.core.prediction import Prediction
+from elbocli.core.registry import number
+from elbocli.core.schedule import Schedule, check_range
+from elbocli.core.weighting import Weighting
+from elbocli.errors import FormatError, UsageError
+from elbocli.files.dataset import Dataset
+from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
+from elbocli.nn.presets import choose_preset, load_preset
+from elbocli.nn.unet import UNetConfig
+
+ADAPTIVE = "adaptive"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Names are those of the options of `elbo train`. FREE ones may change when a run goes on."""
+
+    preset: str = ""
+    weighting: str = "sigmoid"
+    schedule: str = "cosine"
+    prediction: str = "v"
+    logsnr_min: float = -15.0
+    logsnr_max: float = 15.0
+    t_sampling: str = T_SAMPLINGS[0]
+    steps: int = 100_000
+    batch: int = 256
+    lr: float = 1e-4
+    warmup: int = 1000
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.9999
+    label_dropout: float = 0.1
+    flip: bool = False
+    precision: str = "fp32"
+    compile: bool = False
+    device: str = "auto"
+    seed: int = 0
+    floor: float = 0.01
+    log_every: int = 100
+    save_every: int = 1000
+    preview_every: int = 5000
+    keep: int = 2
+
+    def weighting_object(self) -> Weighting:
+        """w(λ)."""
+        return resolve_weighting(self.weighting)
+
+    def schedule_object(self) -> Schedule | None:
+        """λ(t); None when it adapts online."""
+        if self.schedule == ADAPTIVE:
+            return None
+        return resolve_schedule(self.schedule, self.logsnr_min, self.logsnr_max)
+
+    def prediction_object(self) -> Prediction:
+        """What the network outputs."""
+        return Prediction.parse(self.prediction)
+
+
+FREE = ("steps", "save_every", "preview_every", "keep", "device", "compile")
+NAMES = tuple(field.name for field in fields(Settings))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings, the network's config, the dataset's identity, and digests of files that settings name."""
+
+    settings: Settings
+    network: UNetConfig
+    data: dict[str, Any]
+    files: dict[str, str]
+    notes: list[str]
+
+    def config(self) -> dict[str, Any]:
+        """What config.yaml says."""
+        network = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.network).items()}
+        return {"settings": asdict(self.settings), "network": network, "data": self.data, "files": self.files}
+
+
+def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
+    """Options (None where not given) over the preset over the defaults. Raises UsageError.
+
+    Besides the fields of Settings, options may hold: shift (number or 'auto'), monotone, params (of the
+    weighting), dropout and conditional (of the network).
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    notes = []
+    name = given.get("preset")
+    if name is None:
+        name = choose_preset(dataset.image_size, len(dataset))
+        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} pixels")
+    preset = load_preset(name)
+    unknown = [key for key in preset["train"] if key not in NAMES]
+    if unknown:
+        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES)}")
+    values = {**preset["train"], **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
+    shift = given.get("shift", 0.0)
+    shift = resolution_shift(dataset.image_size) if shift == "auto" else number(shift, "shift")
+    spec = values.get("weighting", Settings.weighting)
+    weighting = resolve_weighting(spec, shift=shift, monotone=given.get("monotone", False), given=given.get("params"))
+    values |= {"weighting": weighting.spec}
+    values |= _range(values, given, notes)
+    try:
+        settings = Settings(**values)
+    except TypeError as error:
+        raise FormatError(f"preset {name}: {error}") from error
+    _check(settings)
+    network = _network(preset["network"], given, dataset, settings, str(name))
+    files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
+    return Resolved(settings, network, dataset.identity(), files, notes)
+
+
+def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The λ range and the schedule's full name. A schedule file brings its own range unless one is given."""
+    low, high = values.get("logsnr_min", Settings.logsnr_min), values.get("logsnr_max", Settings.logsnr_max)
+    spec = values.get("schedule", Settings.schedule)
+    if spec == ADAPTIVE:
+        check_range(low, high)
+        return {"schedule": spec, "logsnr_min": float(low), "logsnr_max": float(high)}
+    if file_in(spec) is not None and "logsnr_min" not in given and "logsnr_max" not in given:
+        own = resolve_schedule(spec)
+        low, high = own.logsnr_min, own.logsnr_max
+        notes.append(f"logsnr from {low:g} to {high:g}, as in {spec}")
+    schedule = resolve_schedule(spec, float(low), float(high))
+    return {"schedule": schedule.base, "logsnr_min": float(low), "logsnr_max": float(high)}
+
+
+def _check(settings: Settings) -> None:
+    for name in ("steps", "batch", "log_every", "save_every", "keep"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+    if not 0 < settings.floor <= 1:
+        raise UsageError(f"floor is {settings.floor:g}; it must be above 0 and at most 1")
+    if settings.lr <= 0:
+        raise UsageError(f"lr is {settings.lr:g}; it must be above 0")
+    settings.prediction_object()
+
+
+def _network(section: dict[str, Any], given: dict[str, Any], dataset: Dataset, settings: Settings, name: str) -> UNetConfig:
+    classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
+    section = {**section, **({"dropout": given["dropout"]} if "dropout" in given else {})}
+    try:
+        section |= {"levels": tuple(section["levels"]), "attention": tuple(section["attention"])}
+        return UNetConfig(image_size=dataset.image_size, image_channels=dataset.channels, num_classes=classes, **section)
+    except (TypeError, KeyError) as error:
+        raise FormatError(f"preset {name}: section 'network' needs channels, levels, blocks, attention and dropout: {error}") from error
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a resumed run would change that it may not: a line each."""
+    lines = []
+    for section in ("settings", "network", "data", "files"):
+        old, new = before.get(section, {}), now[section]
+        for key in sorted({*old, *new}):
+            if (section == "settings" and key in FREE) or (section == "data" and key == "path"):
+                continue
+            if old.get(key) != new.get(key):
+                label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
+                lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
+    return lines
+
+
+def network_config(section: dict[str, Any], where: Path) -> UNetConfig:
+    """The network section of a run's config. Raises FormatError."""
+    try:
+        return UNetConfig(**{**section, "levels": tuple(section["levels"]), "attention": tuple(section["attention"])})
+    except (TypeError, KeyError) as error:
+        raise FormatError(f"{where}: section 'network' is not a network's: {error}") from error
+
+
+def run_settings(section: dict[str, Any], where: Path) -> Settings:
+    """The settings section of a run's config. Raises FormatError."""
+    try:
+        return Settings(**section)
+    except TypeError as error:
+        raise FormatError(f"{where}: section 'settings' is not a run's: {error}") from error

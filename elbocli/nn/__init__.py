@@ -1,0 +1,1 @@
+"""Networks, their averages and their presets."""

@@ -1,0 +1,108 @@
+"""The parts of the ADM U-Net: conditioning, residual blocks with scale-shift, attention.
+
+Source: Dhariwal & Nichol 2021; initialisation at zero as in Karras et al. 2022.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS_PER_HEAD = 64
+GROUPS = 32
+MIN_GROUP = 4
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """At most 32 groups, of at least 4 channels."""
+    return nn.GroupNorm(math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels), channels)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """A layer that starts as nothing, so that a new block starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Fourier(nn.Module):
+    """λ → [B, channels]: cosines and sines of λ/2 = −ln σ_edm at frequencies from 1 down to 1e-4."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        half = self.channels // 2
+        power = torch.arange(half, device=logsnr.device, dtype=torch.float32) / half
+        angle = 0.5 * logsnr.float()[:, None] * 1e-4**power
+        return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+class Conditioning(nn.Module):
+    """(λ, class) → [B, width]. Class −1 is no class: it adds nothing."""
+
+    def __init__(self, channels: int, width: int, num_classes: int):
+        super().__init__()
+        self.fourier = Fourier(channels)
+        self.first = nn.Linear(channels, width)
+        self.second = nn.Linear(width, width)
+        self.classes = nn.Embedding(num_classes, width) if num_classes else None
+
+    def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
+        code = self.second(F.silu(self.first(self.fourier(logsnr).to(self.first.weight.dtype))))
+        if self.classes is not None and labels is not None:
+            named = (labels >= 0).to(code.dtype)[:, None]
+            code = code + named * self.classes(labels.clamp(min=0)).to(code.dtype)
+        return F.silu(code)
+
+
+class Attention(nn.Module):
+    """Self-attention over pixels, 64 channels per head (one narrower head when there are fewer)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = max(1, channels // CHANNELS_PER_HEAD)
+        self.norm = norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = qkv.transpose(3, 4).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(2, 3).reshape(batch, channels, height, width))
+
+
+class Block(nn.Module):
+    """Residual block: conv, scale and shift by the conditioning, conv; may halve or double the size on the way."""
+
+    def __init__(self, cin: int, cout: int, width: int, dropout: float, attention: bool = False, resample: str = ""):
+        super().__init__()
+        self.resample = resample
+        self.norm1 = norm(cin)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.scale_shift = nn.Linear(width, 2 * cout)
+        self.norm2 = norm(cout)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(cout, cout, 3, padding=1))
+        self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+        self.attention = Attention(cout) if attention else nn.Identity()
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        return x
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        h = self.conv1(self._resized(F.silu(self.norm1(x))))
+        scale, shift = self.scale_shift(code)[:, :, None, None].chunk(2, 1)
+        h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
+        h = self.conv2(self.dropout(h))
+        return self.attention(self.skip(self._resized(x)) + h)

@@ -1,0 +1,99 @@
+"""The ADM U-Net, built from a config.
+
+Source: Dhariwal & Nichol 2021, in the layout of Karras et al. 2022, whose ImageNet-64 network has 295,899,267
+parameters at 1000 classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elbocli.errors import UsageError
+from elbocli.nn.blocks import Block, Conditioning, norm, zeroed
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """image_size in pixels; levels: width multipliers, one per halving; attention: sizes in pixels that have it.
+
+    num_classes 0 is unconditional. Raises UsageError when the levels don't fit the size.
+    """
+
+    image_size: int
+    image_channels: int
+    num_classes: int
+    channels: int
+    levels: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.channels < 4 or self.channels % 4 or not self.levels or min(self.levels) < 1 or self.blocks < 1:
+            raise UsageError(f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} must be positive")
+        if self.image_size % (1 << (len(self.levels) - 1)):
+            raise UsageError(
+                f"network: {len(self.levels)} levels halve the image {len(self.levels) - 1} times, which {self.image_size} pixels don't allow; "
+                "choose another preset, or pack with another --size")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
+
+
+class UNet(nn.Module):
+    """(z [B,C,H,W], λ [B], class [B] or None) → [B,C,H,W]. Class −1 is the unconditional one."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        width = 4 * config.channels
+        self.conditioning = Conditioning(config.channels, width, config.num_classes)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+
+        def block(cin: int, cout: int, size: int, resample: str = "") -> Block:
+            return Block(cin, cout, width, config.dropout, attention=size in config.attention and not resample, resample=resample)
+
+        now = config.channels * config.levels[0]
+        self.first = nn.Conv2d(config.image_channels, now, 3, padding=1)
+        skips = [now]
+        size = config.image_size
+        for depth, multiple in enumerate(config.levels):
+            if depth:
+                size //= 2
+                self.down.append(block(now, now, size, "down"))
+                skips.append(now)
+            for _ in range(config.blocks):
+                self.down.append(block(now, config.channels * multiple, size))
+                now = config.channels * multiple
+                skips.append(now)
+        self.middle = nn.ModuleList([Block(now, now, width, config.dropout, attention=True), Block(now, now, width, config.dropout)])
+        for depth, multiple in reversed(list(enumerate(config.levels))):
+            if depth < len(config.levels) - 1:
+                size *= 2
+                self.up.append(block(now, now, size, "up"))
+            for _ in range(config.blocks + 1):
+                self.up.append(block(now + skips.pop(), config.channels * multiple, size))
+                now = config.channels * multiple
+        self.norm = norm(now)
+        self.last = zeroed(nn.Conv2d(now, config.image_channels, 3, padding=1))
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        code = self.conditioning(logsnr, labels)
+        x = self.first(z)
+        skips = [x]
+        for block in self.down:
+            x = block(x, code)
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, code)
+        for block in self.up:
+            x = block(x if block.resample else torch.cat([x, skips.pop()], 1), code)
+        return self.last(F.silu(self.norm(x)))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,49 @@
+# `make demo` and `make test` start from a bare clone: each makes .venv, installs, and runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check check-slow bench lint types man dist clean
+help:
+	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
+	@echo "make test        set up, then the tests"
+	@echo "make check       lint, types, tests, man pages"
+	@echo "make check-slow  the slow tests"
+	@echo "make bench       benchmarks, as ratios against named peers"
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "elbo needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
+	@touch $@
+
+demo: $(VENV)/.ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/digits/demo.sh demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+check-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+man: $(VENV)/.ready
+	$(BIN)/python man/build.py
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python tests/bench/run.py
+
+dist: $(VENV)/.ready
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

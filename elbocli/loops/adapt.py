@@ -1,0 +1,97 @@
+"""Fit a schedule to loss logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from elbocli.core.adaptive import Moments, fit, loss_variance
+from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.weighting import Weighting
+from elbocli.errors import ElboError, FormatError, UsageError
+from elbocli.files.atomic import told
+from elbocli.files.losslog import LossLog, Reader
+from elbocli.files.schedules import resolve_schedule, resolve_weighting, to_text
+
+Density = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted schedule, its file's text, the moments it came from, and the variance table."""
+
+    schedule: Schedule
+    text: str
+    moments: Moments
+    weighting: Weighting
+    log: LossLog
+    densities: dict[str, Density]
+    variances: dict[str, tuple[float, float]]
+
+
+def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
+    """Add up runs, logs and streams. Raises FormatError."""
+    reader = Reader(since)
+    with ExitStack() as stack:
+        for source in sources:
+            if not isinstance(source, Path):
+                reader.read(source, "standard input")
+                continue
+            path = source / "losslog.jsonl" if source.is_dir() else source
+            if not path.exists():
+                what = "no losslog.jsonl inside; is it a run?" if source.is_dir() else "no such loss log"
+                raise FormatError(f"{source}: {what}")
+            with told(path, "read"):
+                reader.read(stack.enter_context(open(path, "rb")), str(path))
+    if reader.log is None:
+        raise UsageError("name a run, a loss log, or - for standard input")
+    return reader.log
+
+
+def _merged(log: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
+    """(edges, sums) with neighbouring bins added up to `bins` of them."""
+    count = log.sums.shape[1]
+    if bins is None or bins == count:
+        return log.edges, log.sums
+    if bins < 2 or count % bins:
+        allowed = [str(b) for b in range(2, count + 1) if count % b == 0]
+        raise UsageError(f"--bins {bins}: the log has {count} bins, which merge into {', '.join(allowed)}")
+    return log.edges[:: count // bins], log.sums.reshape(3, bins, -1).sum(2)
+
+
+def _own_density(log: LossLog) -> Density:
+    """The density the log was drawn from: its schedule's, or as counted when that one moved (or is gone)."""
+    low, high = float(log.edges[0]), float(log.edges[-1])
+    try:
+        return resolve_schedule(str(log.header.get("schedule")), low, high).density
+    except ElboError:
+        height = log.sums[0] / log.sums[0].sum() / log.edges.diff()
+        return lambda at: height[(torch.searchsorted(log.edges, at.contiguous(), right=True) - 1).clamp(0, len(height) - 1)]
+
+
+def run(sources: list[Path | IO[bytes]], *, weighting: str | None, shift: float, monotone: bool, params: dict[str, float] | None,
+        criterion: str, bins: int | None, floor: float, since: int) -> Fit:
+    """Fit a schedule for a weighting (None: the log's own). Raises ElboError."""
+    log = read_logs(sources, since)
+    spec = weighting or str(log.header.get("weighting", "elbo"))
+    w = resolve_weighting(spec, shift=shift, monotone=monotone, given=params)
+    edges, sums = _merged(log, bins)
+    moments = Moments.of_sums(edges, sums)
+    schedule = fit(moments, w, criterion, floor)
+    cosine = parse_schedule("cosine", schedule.logsnr_min, schedule.logsnr_max)
+    densities = {"the log's own": _own_density(log), "cosine": cosine.density, "fitted": schedule.density}
+    variances = {name: loss_variance(moments, w, density) for name, density in densities.items()}
+    origin: dict[str, Any] = {"weighting": w.spec, "criterion": criterion, "floor": floor, "source_sha256": _digest(log), "images": log.images}
+    return Fit(schedule, to_text(schedule, **origin), moments, w, log, densities, variances)
+
+
+def _digest(log: LossLog) -> str:
+    import hashlib
+
+    return hashlib.sha256(log.edges.numpy().tobytes() + log.sums.numpy().tobytes()).hexdigest()

@@ -1,0 +1,100 @@
+"""What a file of elbo's is and how it was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import DataError, FormatError
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a dataset, run, checkpoint, loss log, schedule, statistics or samples, told by content.
+
+    Raises FormatError when it is none of these, or damaged.
+    """
+    if path.is_dir():
+        return _folder(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise DataError(f"{path}: could not read: {error.strerror}") from error
+    if head.startswith(HDF5_MAGIC):
+        return _dataset(path)
+    if head.startswith(b"PK"):
+        return _npz(path)
+    if head.startswith(b"\x93NUMPY"):
+        return _samples(path)
+    if head.lstrip().startswith(b"{"):
+        return _losslog(path)
+    if b"format:" in head:
+        return _yaml(path)
+    raise FormatError(f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, loss log, schedule, statistics, samples)")
+
+
+def _dataset(path: Path) -> dict[str, Any]:
+    from elbocli.files.dataset import Dataset
+
+    data = Dataset(path)
+    kind = "samples" if "samples" in data.attributes else "dataset"
+    return {"is": f"elbo-dataset ({kind})", "images": len(data), "size": data.image_size, "channels": data.channels, "classes": data.num_classes,
+            "bytes": path.stat().st_size, **{key: value for key, value in data.attributes.items() if key not in ("format", "count", "image_size", "num_classes")}}
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    from elbocli.files.checkpoint import latest, read_checkpoint, read_config
+
+    if (path / "meta.json").exists():
+        checkpoint = read_checkpoint(path)
+        return {"is": "checkpoint", **{key: value for key, value in checkpoint.meta.items() if key not in ("format", "files", "log_bytes")}, "files": ", ".join(checkpoint.meta["files"])}
+    if not (path / "config.yaml").exists():
+        raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint (meta.json)")
+    config = read_config(path)
+    damaged: list[str] = []
+    checkpoint_now = latest(path, damaged.append)
+    status = json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else {}
+    return {"is": "run", "state": status.get("state", "unknown"), "step": checkpoint_now.step if checkpoint_now else 0, "elbo_version": config.get("elbo_version"),
+            **config["settings"], "data": config["data"].get("path"), "parameters_of": config["network"], **({"damaged": damaged} if damaged else {})}
+
+
+def _npz(path: Path) -> dict[str, Any]:
+    from elbocli.files.statistics import is_statistics, read_statistics
+
+    if not is_statistics(path):
+        return _samples(path)
+    statistics = read_statistics(path)
+    return {"is": "reference statistics", "features": len(statistics.mu), **statistics.about}
+
+
+def _samples(path: Path) -> dict[str, Any]:
+    from elbocli.files.samples import read_samples
+
+    with read_samples(path) as reader:
+        n, height, width, channels = reader.shape
+        return {"is": "samples", "images": n, "size": f"{height} x {width}", "channels": channels, "labels": reader.labels is not None}
+
+
+def _losslog(path: Path) -> dict[str, Any]:
+    from elbocli.loops.adapt import read_logs
+
+    log = read_logs([path])
+    about = {key: value for key, value in log.header.items() if key not in ("format", "version", "edges")}
+    return {"is": "loss log", "bins": log.sums.shape[1], "logsnr": f"{float(log.edges[0]):g} to {float(log.edges[-1]):g}", "intervals": log.lines,
+            "images": log.images, "errors": int(log.sums[0].sum()), **about}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    from elbocli.files import yamls
+    from elbocli.files.schedules import read_table
+
+    content = yamls.read(path)
+    if content.get("format") == "elbo-run":
+        return {"is": "config of a run", **content.get("settings", {})}
+    _, content = read_table(path)
+    return {"is": "schedule", "knots": len(content["knots"]), **{key: value for key, value in content.items() if key not in ("format", "knots")}}
+
+

@@ -93,19 +93,25 @@ def _fine(edges: Tensor) -> Tensor:
     return edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * part
 
 
-def fit(moments: Moments, weighting: Weighting, criterion: str = "loss", floor: float = 0.01, base: str = "fitted") -> Schedule:
+def fit(
+    moments: Moments, weighting: Weighting, criterion: str = "loss", floor: float = 0.01, base: str = "fitted"
+) -> Schedule:
     """The schedule whose density is proportional to weighting × criterion in each bin, mixed with `floor` of uniform.
 
     Raises UsageError for an unknown criterion or a floor outside (0, 1], DataError for an empty log.
     """
     if not 0 < floor <= 1:
-        raise UsageError(f"floor is {floor:g}; it must be above 0 and at most 1, or some noise levels are never sampled")
+        raise UsageError(
+            f"floor is {floor:g}; it must be above 0 and at most 1, or some noise levels are never sampled"
+        )
     known = moments.filled()
     width = moments.edges.diff()
     score = CRITERIA.find(criterion).make(known.mean, known.second)
     mass = weighting(_fine(moments.edges)).mean(1) * score * width
     if not bool(mass.isfinite().all()) or float(mass.sum()) <= 0:
-        raise DataError("weighting times error is zero or not finite at every noise level of the log: no schedule fits it")
+        raise DataError(
+            "weighting times error is zero or not finite at every noise level of the log: no schedule fits it"
+        )
     share = (1 - floor) * mass / mass.sum() + floor * width / width.sum()
     time = torch.cat([torch.zeros(1, dtype=torch.float64), share.flip(0).cumsum(0)])
     time = time / time[-1]
@@ -161,5 +167,7 @@ class Online:
         """The schedule to sample from now: uniform in λ until two errors have been seen somewhere."""
         settings: dict[str, Any] = {"criterion": "loss", "floor": floor, "base": "adaptive"}
         if not bool((self.state[0] >= 2).any()):
-            return make_schedule(Table([(0.0, float(self.edges[-1])), (1.0, float(self.edges[0]))]), "adaptive", None, None)
+            return make_schedule(
+                Table([(0.0, float(self.edges[-1])), (1.0, float(self.edges[0]))]), "adaptive", None, None
+            )
         return fit(self.moments(), weighting, **settings)

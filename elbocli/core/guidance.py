@@ -27,7 +27,9 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise UsageError(f"the guidance interval {self.low:g} to {self.high:g} is empty; give the lower logsnr first")
+            raise UsageError(
+                f"the guidance interval {self.low:g} to {self.high:g} is empty; give the lower logsnr first"
+            )
 
     def active(self, logsnr: float) -> bool:
         """Whether the unconditional output is needed at this λ."""

@@ -21,7 +21,7 @@ PREDICTIONS = Registry("prediction")
 
 def prediction(name: str, *, formula: str, source: str, positive: Any = (), **params: float) -> Callable[..., Any]:
     """Declare (α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
-    return PREDICTIONS.declare(name, formula=formula, source=source, positive=positive, **params)
+    return PREDICTIONS.declare(name, params, formula=formula, source=source, positive=positive)
 
 
 @prediction("eps", formula="eps", source="Ho et al. 2020")
@@ -44,7 +44,13 @@ def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0 - 1, alpha * 0 + 1, alpha * 0 + 1
 
 
-@prediction("edm", formula="F of EDM's preconditioning", source="Karras et al. 2022, table 1", positive=["sigma_data"], sigma_data=0.5)
+@prediction(
+    "edm",
+    formula="F of EDM's preconditioning",
+    source="Karras et al. 2022, table 1",
+    positive=["sigma_data"],
+    sigma_data=0.5,
+)
 def edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
     scale = (sigma.square() + (sigma_data * alpha).square()).sqrt()
     return sigma / sigma_data / scale, -sigma_data * alpha / scale, 1 / scale

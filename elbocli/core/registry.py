@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,13 +59,21 @@ class Registry(dict[str, Declaration]):
         self.kind = kind
 
     def declare(
-        self, name: str, *, formula: str = "", source: str = "", positive: Iterable[str] = (),
-        facts: dict[str, Any] | None = None, **params: float,
+        self,
+        name: str,
+        params: Mapping[str, float] | None = None,
+        *,
+        formula: str = "",
+        source: str = "",
+        positive: Iterable[str] = (),
+        facts: Mapping[str, Any] | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that enters a function or class under `name`; `params` are its defaults."""
 
         def enter(make: Callable[..., Any]) -> Callable[..., Any]:
-            self[name] = Declaration(name, make, formula, source, dict(params), frozenset(positive), facts or {})
+            self[name] = Declaration(
+                name, make, formula, source, dict(params or {}), frozenset(positive), dict(facts or {})
+            )
             return make
 
         return enter

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from elbocli.core.logsnr import alpha_sigma
@@ -25,10 +26,16 @@ Noise = Callable[[], "Tensor"]
 
 def sampler(name: str, *, formula: str, source: str, grid: str, **params: float) -> Callable[..., Any]:
     """Declare a step (z, now, then, steps, denoise, noise, **params) → z at `then`. grid: its usual schedule."""
-    return SAMPLERS.declare(name, formula=formula, source=source, facts={"grid": grid}, **params)
+    return SAMPLERS.declare(name, params, formula=formula, source=source, facts={"grid": grid})
 
 
-@sampler("ddpm", formula="ancestral; variance small^(1-gamma) large^gamma", source="Ho et al. 2020; Kingma et al. 2021", grid="cosine", gamma=0.2)
+@sampler(
+    "ddpm",
+    formula="ancestral; variance small^(1-gamma) large^gamma",
+    source="Ho et al. 2020; Kingma et al. 2021",
+    grid="cosine",
+    gamma=0.2,
+)
 def ddpm(z: Tensor, now: float, then: float, steps: int, denoise: Denoise, noise: Noise, gamma: float) -> Tensor:
     (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(then)
     kept = math.exp(now - then)
@@ -48,8 +55,28 @@ def ddim(z: Tensor, now: float, then: float, steps: int, denoise: Denoise, noise
     return (z * ratio).add_(denoise(z, now), alpha=alpha_then - alpha * ratio)
 
 
-@sampler("heun", formula="Heun in y = z/alpha, with churn", source="Karras et al. 2022, algorithm 2", grid="edm-sample", s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0)
-def heun(z: Tensor, now: float, then: float, steps: int, denoise: Denoise, noise: Noise, s_churn: float, s_min: float, s_max: float, s_noise: float) -> Tensor:
+@sampler(
+    "heun",
+    formula="Heun in y = z/alpha, with churn",
+    source="Karras et al. 2022, algorithm 2",
+    grid="edm-sample",
+    s_churn=0.0,
+    s_min=0.0,
+    s_max=1e5,
+    s_noise=1.0,
+)
+def heun(
+    z: Tensor,
+    now: float,
+    then: float,
+    steps: int,
+    denoise: Denoise,
+    noise: Noise,
+    s_churn: float,
+    s_min: float,
+    s_max: float,
+    s_noise: float,
+) -> Tensor:
     sigma, sigma_then = math.exp(-now / 2), math.exp(-then / 2)
     growth = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0.0
     if growth > 0:
@@ -67,8 +94,10 @@ def heun(z: Tensor, now: float, then: float, steps: int, denoise: Denoise, noise
         return euler
     half = 0.5 * (sigma_then - sigma)
     return (
-        (z * (alpha_then / alpha * (1 + half / sigma))).add_(x_hat, alpha=-alpha_then * half / sigma)
-        .add_(euler, alpha=half / sigma_then).add_(denoise(euler, then), alpha=-alpha_then * half / sigma_then)
+        (z * (alpha_then / alpha * (1 + half / sigma)))
+        .add_(x_hat, alpha=-alpha_then * half / sigma)
+        .add_(euler, alpha=half / sigma_then)
+        .add_(denoise(euler, then), alpha=-alpha_then * half / sigma_then)
     )
 
 
@@ -84,6 +113,6 @@ def walk(name: str, params: dict[str, float], z: Tensor, grid: list[float], deno
     """From noise z at grid[0] to data at grid[-1], by the declared sampler. Raises UsageError for an unknown one."""
     declared = SAMPLERS.find(name)
     bound = declared.bind(params)
-    for now, then in zip(grid, grid[1:]):
+    for now, then in pairwise(grid):
         z = declared.make(z, now, then, len(grid) - 1, denoise, noise, **bound)
     return z

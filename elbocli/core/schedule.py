@@ -32,7 +32,7 @@ class Curve(Protocol):
 
 def schedule(name: str, *, formula: str, source: str, positive: Any = (), **params: float) -> Callable[..., Any]:
     """Declare a curve: a class made from the parameters named here with their defaults."""
-    return SCHEDULES.declare(name, formula=formula, source=source, positive=positive, **params)
+    return SCHEDULES.declare(name, params, formula=formula, source=source, positive=positive)
 
 
 @schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
@@ -47,7 +47,13 @@ class Cosine:
         return 1 / (2 * math.pi * (logsnr / 2).cosh())
 
 
-@schedule("iddpm", formula="logit abar, abar = [cos((t+s)/(1+s) pi/2) / cos(s/(1+s) pi/2)]^2", source="Nichol & Dhariwal 2021", positive=["s"], s=0.008)
+@schedule(
+    "iddpm",
+    formula="logit abar, abar = [cos((t+s)/(1+s) pi/2) / cos(s/(1+s) pi/2)]^2",
+    source="Nichol & Dhariwal 2021",
+    positive=["s"],
+    s=0.008,
+)
 class Iddpm:
     """With θ the angle and θ₀ its value at t = 0: ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀."""
 
@@ -72,7 +78,14 @@ class Iddpm:
         return cos * (-logsnr).sigmoid() / (2 * self.rate * sin)
 
 
-@schedule("edm", formula="-2 mean - 2 std Phi^-1(t)", source="Karras et al. 2022: ln sigma ~ N(mean, std^2)", positive=["std"], mean=-1.2, std=1.2)
+@schedule(
+    "edm",
+    formula="-2 mean - 2 std Phi^-1(t)",
+    source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
+    positive=["std"],
+    mean=-1.2,
+    std=1.2,
+)
 class Edm:
     def __init__(self, mean: float, std: float):
         self.center, self.width = -2 * mean, 2 * std
@@ -89,7 +102,15 @@ class Edm:
         return (-0.5 * ((logsnr - self.center) / self.width).square()).exp() / (self.width * math.sqrt(2 * math.pi))
 
 
-@schedule("edm-sample", formula="-2 rho log(a + t(b-a)), a = sigma_min^(1/rho), b = sigma_max^(1/rho)", source="Karras et al. 2022, eq. 5", positive=["rho", "sigma_min", "sigma_max"], rho=7.0, sigma_min=0.002, sigma_max=80.0)
+@schedule(
+    "edm-sample",
+    formula="-2 rho log(a + t(b-a)), a = sigma_min^(1/rho), b = sigma_max^(1/rho)",
+    source="Karras et al. 2022, eq. 5",
+    positive=["rho", "sigma_min", "sigma_max"],
+    rho=7.0,
+    sigma_min=0.002,
+    sigma_max=80.0,
+)
 class EdmSample:
     def __init__(self, rho: float, sigma_min: float, sigma_max: float):
         if not sigma_min < sigma_max:
@@ -120,7 +141,14 @@ class FmOt:
         return 1 / (8 * (logsnr / 4).cosh().square())
 
 
-@schedule("linear-beta", formula="-log expm1(beta_min t + (beta_max-beta_min) t^2/2)", source="Ho et al. 2020; Song et al. 2021", positive=["beta_max"], beta_min=0.1, beta_max=20.0)
+@schedule(
+    "linear-beta",
+    formula="-log expm1(beta_min t + (beta_max-beta_min) t^2/2)",
+    source="Ho et al. 2020; Song et al. 2021",
+    positive=["beta_max"],
+    beta_min=0.1,
+    beta_max=20.0,
+)
 class LinearBeta:
     def __init__(self, beta_min: float, beta_max: float):
         if not 0 <= beta_min < beta_max:
@@ -207,7 +235,8 @@ class Schedule:
         if self.logsnr_min < low - 1e-9 or self.logsnr_max > high + 1e-9:
             raise UsageError(
                 f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}; "
-                "ask for a range inside, or use a schedule that covers it")
+                "ask for a range inside, or use a schedule that covers it"
+            )
 
     @property
     def support(self) -> tuple[float, float]:
@@ -254,7 +283,9 @@ class Schedule:
         shift = self.shift + by
         base = self.base.removesuffix(f"shift={plain(self.shift)}").rstrip(":,")
         low, high = _support(self.curve, shift)
-        return Schedule(self.curve, _with_shift(base, shift), max(self.logsnr_min, low), min(self.logsnr_max, high), shift)
+        return Schedule(
+            self.curve, _with_shift(base, shift), max(self.logsnr_min, low), min(self.logsnr_max, high), shift
+        )
 
 
 def check_range(low: float, high: float) -> None:
@@ -272,7 +303,9 @@ def _with_shift(base: str, shift: float) -> str:
     return f"{base}{',' if ':' in base else ':'}shift={plain(shift)}" if shift else base
 
 
-def make_schedule(curve: Curve, base: str, low: float | None, high: float | None, *, shift: float = 0.0, clip: bool = False) -> Schedule:
+def make_schedule(
+    curve: Curve, base: str, low: float | None, high: float | None, *, shift: float = 0.0, clip: bool = False
+) -> Schedule:
     """A curve shifted and truncated; None takes that end from the curve.
 
     clip: cut a range that the curve doesn't cover down to what it does. Raises UsageError when it doesn't fit.

@@ -24,10 +24,12 @@ WEIGHTINGS = Registry("weighting")
 PAPER = "arXiv:2303.00848"
 
 
-def weighting(name: str, *, formula: str, monotone: bool, source: str, const: str = "", positive: Any = (), **params: float) -> Callable[..., Any]:
+def weighting(
+    name: str, *, formula: str, monotone: bool, source: str, const: str = "", positive: Any = (), **params: float
+) -> Callable[..., Any]:
     """Declare w(λ): a function of a float64 tensor and the parameters named here with their defaults."""
     facts = {"monotone": monotone, "const": const}
-    return WEIGHTINGS.declare(name, formula=formula, source=source, positive=positive, facts=facts, **params)
+    return WEIGHTINGS.declare(name, params, formula=formula, source=source, positive=positive, facts=facts)
 
 
 def _sech(x: Tensor) -> Tensor:
@@ -39,53 +41,116 @@ def elbo(logsnr: Tensor) -> Tensor:
     return logsnr * 0 + 1
 
 
-@weighting("iddpm", formula="sech(logsnr/2)", monotone=False, source="Nichol & Dhariwal 2021: eps loss, cosine schedule", const="1/pi")
+@weighting(
+    "iddpm",
+    formula="sech(logsnr/2)",
+    monotone=False,
+    source="Nichol & Dhariwal 2021: eps loss, cosine schedule",
+    const="1/pi",
+)
 def iddpm(logsnr: Tensor) -> Tensor:
     return _sech(logsnr / 2)
 
 
-@weighting("v-cosine", formula="exp(-logsnr/2)", monotone=True, source="Salimans & Ho 2022: v loss, cosine schedule", const="2/pi")
+@weighting(
+    "v-cosine",
+    formula="exp(-logsnr/2)",
+    monotone=True,
+    source="Salimans & Ho 2022: v loss, cosine schedule",
+    const="2/pi",
+)
 def v_cosine(logsnr: Tensor) -> Tensor:
     return (-logsnr / 2).exp()
 
 
-@weighting("fm-ot", formula="exp(-logsnr/2)", monotone=True, source="Lipman et al. 2022: flow matching, optimal-transport path", const="1")
+@weighting(
+    "fm-ot",
+    formula="exp(-logsnr/2)",
+    monotone=True,
+    source="Lipman et al. 2022: flow matching, optimal-transport path",
+    const="1",
+)
 def fm_ot(logsnr: Tensor) -> Tensor:
     return (-logsnr / 2).exp()
 
 
-@weighting("indi", formula="exp(-logsnr) sech(logsnr/4)^2", monotone=True, source="Delbracio & Milanfar 2023: x loss, optimal-transport path", const="1/4")
+@weighting(
+    "indi",
+    formula="exp(-logsnr) sech(logsnr/4)^2",
+    monotone=True,
+    source="Delbracio & Milanfar 2023: x loss, optimal-transport path",
+    const="1/4",
+)
 def indi(logsnr: Tensor) -> Tensor:
     return (-logsnr).exp() * _sech(logsnr / 4).square()
 
 
-@weighting("x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi")
+@weighting(
+    "x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi"
+)
 def x_cosine(logsnr: Tensor) -> Tensor:
     return (-logsnr).exp() * _sech(logsnr / 2)
 
 
-@weighting("snr-trunc", formula="sech(logsnr/2) max(1, exp(-logsnr))", monotone=True, source="Salimans & Ho 2022: truncated SNR, cosine schedule", const="1/pi")
+@weighting(
+    "snr-trunc",
+    formula="sech(logsnr/2) max(1, exp(-logsnr))",
+    monotone=True,
+    source="Salimans & Ho 2022: truncated SNR, cosine schedule",
+    const="1/pi",
+)
 def snr_trunc(logsnr: Tensor) -> Tensor:
     return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
 
 
-@weighting("p2", formula="sech(logsnr/2) / (1 + exp(logsnr))^gamma", monotone=False, source="Choi et al. 2022: P2, k = 1, cosine schedule", const="1/pi", gamma=1.0)
+@weighting(
+    "p2",
+    formula="sech(logsnr/2) / (1 + exp(logsnr))^gamma",
+    monotone=False,
+    source="Choi et al. 2022: P2, k = 1, cosine schedule",
+    const="1/pi",
+    gamma=1.0,
+)
 def p2(logsnr: Tensor, gamma: float) -> Tensor:
     return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
 
 
-@weighting("min-snr", formula="sech(logsnr/2) min(1, gamma exp(-logsnr))", monotone=False, source="Hang et al. 2023: Min-SNR, cosine schedule", const="1/pi", positive=["gamma"], gamma=5.0)
+@weighting(
+    "min-snr",
+    formula="sech(logsnr/2) min(1, gamma exp(-logsnr))",
+    monotone=False,
+    source="Hang et al. 2023: Min-SNR, cosine schedule",
+    const="1/pi",
+    positive=["gamma"],
+    gamma=5.0,
+)
 def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
     return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
 
 
-@weighting("soft-min-snr", formula="sech(logsnr/2) exp(-logsnr) / (exp(-logsnr) + sigma_data^2)", monotone=False, source="Crowson et al. 2024: soft Min-SNR, cosine schedule", positive=["sigma_data"], sigma_data=0.5)
+@weighting(
+    "soft-min-snr",
+    formula="sech(logsnr/2) exp(-logsnr) / (exp(-logsnr) + sigma_data^2)",
+    monotone=False,
+    source="Crowson et al. 2024: soft Min-SNR, cosine schedule",
+    positive=["sigma_data"],
+    sigma_data=0.5,
+)
 def soft_min_snr(logsnr: Tensor, sigma_data: float) -> Tensor:
     noise = (-logsnr).exp()
     return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
 
 
-@weighting("ddpm", formula="sigma^2 / beta(t(logsnr))", monotone=False, source="Ho et al. 2020: eps loss, linear beta schedule", const="2", positive=["beta_max"], beta_min=0.1, beta_max=20.0)
+@weighting(
+    "ddpm",
+    formula="sigma^2 / beta(t(logsnr))",
+    monotone=False,
+    source="Ho et al. 2020: eps loss, linear beta schedule",
+    const="2",
+    positive=["beta_max"],
+    beta_min=0.1,
+    beta_max=20.0,
+)
 def ddpm(logsnr: Tensor, beta_min: float, beta_max: float) -> Tensor:
     return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
 
@@ -94,12 +159,31 @@ def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
     return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
 
 
-@weighting("edm", formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)", monotone=False, source="Karras et al. 2022: ln sigma ~ N(mean, std^2)", const="2/sigma_data^2", positive=["std", "sigma_data"], mean=-1.2, std=1.2, sigma_data=0.5)
+@weighting(
+    "edm",
+    formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)",
+    monotone=False,
+    source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
+    const="2/sigma_data^2",
+    positive=["std", "sigma_data"],
+    mean=-1.2,
+    std=1.2,
+    sigma_data=0.5,
+)
 def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
     return _normal(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
 
 
-@weighting("edm-monotonic", formula="edm held constant left of its peak", monotone=True, source=f"{PAPER} sec. 4", positive=["std", "sigma_data"], mean=-1.2, std=1.2, sigma_data=0.5)
+@weighting(
+    "edm-monotonic",
+    formula="edm held constant left of its peak",
+    monotone=True,
+    source=f"{PAPER} sec. 4",
+    positive=["std", "sigma_data"],
+    mean=-1.2,
+    std=1.2,
+    sigma_data=0.5,
+)
 def edm_monotonic(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
     return Weighting("edm", {"mean": mean, "std": std, "sigma_data": sigma_data}, monotone=True)(logsnr)
 
@@ -109,7 +193,16 @@ def sigmoid(logsnr: Tensor, bias: float) -> Tensor:
     return (bias - logsnr).sigmoid()
 
 
-@weighting("sd3", formula="N(logsnr; -2m, 4s^2) (1 + exp(-logsnr/2))^2", monotone=False, source="Esser et al. 2024: logit-normal t, optimal-transport path", const="2", positive=["s"], m=0.0, s=1.0)
+@weighting(
+    "sd3",
+    formula="N(logsnr; -2m, 4s^2) (1 + exp(-logsnr/2))^2",
+    monotone=False,
+    source="Esser et al. 2024: logit-normal t, optimal-transport path",
+    const="2",
+    positive=["s"],
+    m=0.0,
+    s=1.0,
+)
 def sd3(logsnr: Tensor, m: float, s: float) -> Tensor:
     return _normal(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()
 
@@ -122,7 +215,9 @@ class Weighting:
     Raises UsageError for an unknown name or parameter.
     """
 
-    def __init__(self, name: str, params: dict[str, float] | None = None, *, shift: float = 0.0, monotone: bool = False):
+    def __init__(
+        self, name: str, params: dict[str, float] | None = None, *, shift: float = 0.0, monotone: bool = False
+    ):
         declared = WEIGHTINGS.find(name)
         self.params = declared.bind(params or {})
         self.shift, self.monotone = shift, monotone
@@ -193,7 +288,9 @@ def _slope(function: Callable[[Tensor], Tensor], logsnr: Tensor) -> Tensor:
         return torch.autograd.grad(value.sum(), at)[0]
 
 
-def _rising(function: Callable[[Tensor], Tensor], low: float, high: float, points: int = 20001) -> list[tuple[float, float]]:
+def _rising(
+    function: Callable[[Tensor], Tensor], low: float, high: float, points: int = 20001
+) -> list[tuple[float, float]]:
     """Runs of a fine grid on which the function increases, each inner end bisected on the sign of its slope."""
     import torch
 
@@ -223,7 +320,14 @@ def _cached(name: str, params: tuple[tuple[str, float], ...], shift: float, mono
     return Weighting(name, dict(params), shift=shift, monotone=monotone)
 
 
-def parse_weighting(text: str, *, shift: float = 0.0, monotone: bool = False, given: dict[str, float] | None = None, schedule: Callable[[str], Schedule] | None = None) -> Weighting:
+def parse_weighting(
+    text: str,
+    *,
+    shift: float = 0.0,
+    monotone: bool = False,
+    given: dict[str, float] | None = None,
+    schedule: Callable[[str], Schedule] | None = None,
+) -> Weighting:
     """The weighting that a user wrote: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `schedule:cosine`.
 
     given: parameters from elsewhere (options), over those in the text. schedule: finds a schedule by its
@@ -232,12 +336,14 @@ def parse_weighting(text: str, *, shift: float = 0.0, monotone: bool = False, gi
     name, _, rest = text.strip().partition(":")
     if name == "schedule":
         inner, monotone_too = rest, False
-        if rest.endswith(",monotone") or rest.endswith(":monotone"):
+        if rest.endswith((",monotone", ":monotone")):
             inner, monotone_too = rest[: -len(",monotone")], True
         if not inner:
             raise UsageError(f"{text!r}: name a schedule after 'schedule:', for example schedule:cosine")
         if given:
-            raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")
+            raise UsageError(
+                f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name"
+            )
         found = (schedule or parse_schedule)(inner)
         return Weighting.of_schedule(found.shifted(shift), monotone=monotone or monotone_too)
     spec = parse_spec(text, flags=["monotone"])

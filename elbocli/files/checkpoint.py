@@ -69,7 +69,9 @@ def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise FormatError(f"{name or source}: refused: it holds more than tensors, and loading it could run code") from error
+        raise FormatError(
+            f"{name or source}: refused: it holds more than tensors, and loading it could run code"
+        ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise FormatError(f"{name or source}: not a file of tensors: {' '.join(str(error).split())[:160]}") from error
 
@@ -80,7 +82,9 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any], keep: int) -> Path:
+def save(
+    run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any], keep: int
+) -> Path:
     """Write a checkpoint and drop all but the last `keep`. weights: file name → tensors. Raises DataError."""
     folder = run / "checkpoints"
     with told(folder):
@@ -88,10 +92,15 @@ def save(run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dic
     path = folder / f"step-{step:08d}"
     with writing_folder(path) as aside:
         for name, tensors in weights.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                aside / f"{name}.safetensors",
+            )
         torch.save(state, aside / "state.pt")
         files = {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in sorted(aside.iterdir())}
-        (aside / "meta.json").write_text(json.dumps({"format": FORMAT, "version": 1, "step": step, **meta, "files": files}, indent=1) + "\n")
+        (aside / "meta.json").write_text(
+            json.dumps({"format": FORMAT, "version": 1, "step": step, **meta, "files": files}, indent=1) + "\n"
+        )
     for old in _found(run)[:-keep]:
         trash = old.with_name(f".{old.name}.trash")
         old.rename(trash)
@@ -116,7 +125,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         meta = json.loads((path / "meta.json").read_text())
         if meta["format"] != FORMAT or meta["version"] != 1:
-            raise FormatError(f"{path}: format is {meta['format']!r} version {meta['version']!r}, expected {FORMAT!r} version 1")
+            raise FormatError(
+                f"{path}: format is {meta['format']!r} version {meta['version']!r}, expected {FORMAT!r} version 1"
+            )
         for name, known in meta["files"].items():
             if Path(name).name != name or digest(path / name) != known["sha256"]:
                 raise FormatError(f"{path / name}: damaged: its sha256 is not the one in meta.json")
@@ -154,7 +165,9 @@ def read_config(run: Path) -> dict[str, Any]:
         raise FormatError(f"{run}: not a run (no config.yaml inside); make one with 'elbo train -o {run}'")
     config = yamls.read(path)
     if config.get("format") != RUN_FORMAT or config.get("version") != 1:
-        raise FormatError(f"{path}: format is {config.get('format')!r} version {config.get('version')!r}, expected {RUN_FORMAT!r} version 1")
+        raise FormatError(
+            f"{path}: format is {config.get('format')!r} version {config.get('version')!r}, expected {RUN_FORMAT!r} version 1"
+        )
     for key in ("settings", "network", "data"):
         if not isinstance(config.get(key), dict):
             raise FormatError(f"{path}: no section {key!r}")

@@ -31,20 +31,28 @@ class Dataset:
             raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
         except OSError as error:
             kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
-            raise FormatError(f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})") from error
+            raise FormatError(
+                f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"
+            ) from error
         with np.errstate(all="ignore"):
             self.attributes = _attributes(self._file)
         found = self.attributes.get("format")
         if found != FORMAT:
             raise FormatError(f"{path}: format is {found!r}, expected {FORMAT!r}; make one with 'elbo prep'")
         if self.attributes.get("version") != VERSION:
-            raise FormatError(f"{path}: version {self.attributes.get('version')!r} is not known to this elbo; it reads version {VERSION}")
+            raise FormatError(
+                f"{path}: version {self.attributes.get('version')!r} is not known to this elbo; it reads version {VERSION}"
+            )
         images = self._member("images")
         if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3) or images.shape[0] == 0:
-            raise FormatError(f"{path}: 'images' is {images.dtype} {images.shape}, expected uint8 (N, H, W, 1 or 3) with N > 0")
+            raise FormatError(
+                f"{path}: 'images' is {images.dtype} {images.shape}, expected uint8 (N, H, W, 1 or 3) with N > 0"
+            )
         self.shape: tuple[int, int, int, int] = images.shape
         self.labels: np.ndarray = self._labels()
-        self.class_names: list[str] = [text(name) for name in self._member("class_names")[()]] if "class_names" in self._file else []
+        self.class_names: list[str] = (
+            [text(name) for name in self._member("class_names")[()]] if "class_names" in self._file else []
+        )
         self.num_classes = max(len(self.class_names), int(self.labels.max()) + 1)
         self._images = self._map(images)
 
@@ -62,7 +70,9 @@ class Dataset:
     def _labels(self) -> np.ndarray:
         member = self._member("labels")
         if member.shape != (len(self),) or member.dtype.kind not in "iu":
-            raise FormatError(f"{self.path}: 'labels' is {member.dtype} {member.shape}, expected integers ({len(self)},)")
+            raise FormatError(
+                f"{self.path}: 'labels' is {member.dtype} {member.shape}, expected integers ({len(self)},)"
+            )
         labels = member[()].astype(np.int64)
         if int(labels.min()) < 0:
             raise FormatError(f"{self.path}: a label is negative")
@@ -74,7 +84,9 @@ class Dataset:
         if offset is None:
             return images
         if self.path.stat().st_size < offset + images.nbytes:
-            raise FormatError(f"{self.path}: cut short: {self.path.stat().st_size} bytes, expected {offset + images.nbytes}; pack it again")
+            raise FormatError(
+                f"{self.path}: cut short: {self.path.stat().st_size} bytes, expected {offset + images.nbytes}; pack it again"
+            )
         return np.memmap(self.path, np.uint8, "r", offset, images.shape)
 
     def __len__(self) -> int:
@@ -107,8 +119,15 @@ class Dataset:
 
     def identity(self) -> dict[str, Any]:
         """What a run must find again when it resumes."""
-        return {"path": str(self.path), "count": len(self), "image_size": self.image_size, "channels": self.channels,
-                "num_classes": self.num_classes, "payload_sha256": self.attributes.get("payload_sha256"), "class_names": self.class_names}
+        return {
+            "path": str(self.path),
+            "count": len(self),
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "num_classes": self.num_classes,
+            "payload_sha256": self.attributes.get("payload_sha256"),
+            "class_names": self.class_names,
+        }
 
 
 def payload_digest(batches: Iterator[np.ndarray]) -> str:
@@ -128,7 +147,13 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for key in file.attrs:
         value = file.attrs[key]
-        plain[key] = text(value) if isinstance(value, (bytes, str)) else value.item() if np.ndim(value) == 0 else np.asarray(value).tolist()
+        plain[key] = (
+            text(value)
+            if isinstance(value, (bytes, str))
+            else value.item()
+            if np.ndim(value) == 0
+            else np.asarray(value).tolist()
+        )
     return plain
 
 

@@ -39,7 +39,9 @@ class DatasetWriter:
 
     def __init__(self, out: Path, row_shape: tuple[int, int, int], limit: int, source: str):
         self.out, self.row_shape, self.limit, self.source = out, row_shape, limit, source
-        self.partial, self.journal, self._head = (out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.head"))
+        self.partial, self.journal, self._head = (
+            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.head")
+        )
         self.row_bytes = int(np.prod(row_shape))
         self.state: dict[str, Any] = {"source": source, "rows": 0, "done": 0, "notes": {}}
 
@@ -57,7 +59,8 @@ class DatasetWriter:
                 os.close(self._handle)
                 raise DataError(
                     f"{self.partial}: an unfinished prep of another source or with other settings; finish that one, "
-                    f"or delete {self.partial.name} and {self.journal.name} to start again")
+                    f"or delete {self.partial.name} and {self.journal.name} to start again"
+                )
             self.state = state
         try:
             with told(self.out, f"claim {self.limit * self.row_bytes} bytes"):
@@ -75,7 +78,7 @@ class DatasetWriter:
     def append(self, rows: np.ndarray, done: int, notes: dict[str, Any]) -> None:
         """Write rows [k, H, W, C] and make them safe. done: how far the source was read; notes: kept beside it."""
         with told(self.out):
-            view = memoryview(np.ascontiguousarray(rows)).cast("B")
+            view = np.ascontiguousarray(rows).data.cast("B")
             at = self.offset + self.rows * self.row_bytes
             while view:
                 written = os.pwrite(self._handle, view, at)
@@ -94,7 +97,9 @@ class DatasetWriter:
         rows = self.rows
         with told(self.out):
             if _skeleton(self._head, (rows, *self.row_shape)) != self.offset:
-                raise DataError(f"{self.out}: this HDF5 library places images elsewhere for another count; please report this")
+                raise DataError(
+                    f"{self.out}: this HDF5 library places images elsewhere for another count; please report this"
+                )
             os.pwrite(self._handle, self._head.read_bytes()[: self.offset], 0)
             self._head.unlink()
             os.ftruncate(self._handle, self.offset + rows * self.row_bytes)
@@ -108,9 +113,11 @@ class DatasetWriter:
                     file[name] = array
                 for name, words in names.items():
                     file.create_dataset(name, data=words, dtype=h5py.string_dtype())
-                file.attrs.update({"format": FORMAT, "version": VERSION, "count": rows, "payload_sha256": digest, **attributes})
+                file.attrs.update(
+                    {"format": FORMAT, "version": VERSION, "count": rows, "payload_sha256": digest, **attributes}
+                )
             os.fsync(self._handle)
-            os.rename(self.partial, self.out)
+            os.replace(self.partial, self.out)
             flush_folder(self.out.parent)
             self.journal.unlink(missing_ok=True)
 

@@ -27,7 +27,10 @@ def header(edges: Tensor, **about: Any) -> str:
 def line(step: int, images: int, sums: Tensor) -> str:
     """One interval. sums: [3, bins] count, sum, sum of squares."""
     count, total, squares = sums.tolist()
-    return json.dumps({"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares}) + "\n"
+    return (
+        json.dumps({"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares})
+        + "\n"
+    )
 
 
 @dataclass
@@ -72,7 +75,9 @@ class Reader:
 
     def _begin(self, row: dict[str, Any], where: str) -> None:
         if row.get("format") != FORMAT or row.get("version") != 1:
-            raise FormatError(f"{where}: format is {row.get('format')!r} version {row.get('version')!r}, expected {FORMAT!r} version 1")
+            raise FormatError(
+                f"{where}: format is {row.get('format')!r} version {row.get('version')!r}, expected {FORMAT!r} version 1"
+            )
         edges = row.get("edges")
         if not isinstance(edges, list) or len(edges) < 2 or not all(isinstance(e, (int, float)) for e in edges):
             raise FormatError(f"{where}: 'edges' must be a list of numbers")
@@ -85,7 +90,8 @@ class Reader:
         elif self._edges != edges:
             raise FormatError(
                 f"{where}: its bins ({len(edges) - 1} over {edges[0]:g} to {edges[-1]:g}) differ from the first log's "
-                f"({len(self._edges) - 1} over {self._edges[0]:g} to {self._edges[-1]:g}); fit a schedule to each alone")
+                f"({len(self._edges) - 1} over {self._edges[0]:g} to {self._edges[-1]:g}); fit a schedule to each alone"
+            )
 
     def _add(self, row: dict[str, Any], where: str) -> None:
         assert self.log is not None
@@ -95,7 +101,9 @@ class Reader:
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
         if sums.shape != self.log.sums.shape or not bool(sums.isfinite().all()) or bool((sums < 0).any()):
-            raise FormatError(f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative")
+            raise FormatError(
+                f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative"
+            )
         if step > self.since:
             self.log.sums += sums
             self.log.images = max(self.log.images, images)

@@ -20,9 +20,14 @@ from elbocli.files.checkpoint import load_tensors
 
 RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_(weights|constants)_config\.json"
-    r"|data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder|\.data/\w+")
-OPERATOR = re.compile(r"torch\.ops\.aten\.[A-Za-z_]\w*\.\w+|_operator\.(getitem|add|sub|mul|floordiv|truediv|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)")
-EXPRESSION = re.compile(r"(Symbol\('[su]\d+'((, \w+=(True|False))*)\)|Integer\(-?\d+\)|(Add|Mul|Pow|Max|Min|Eq|Ne|Ge|Gt|Le|Lt)\(|\)|, |-?\d+|[su]\d+|True|False)*")
+    r"|data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder|\.data/\w+"
+)
+OPERATOR = re.compile(
+    r"torch\.ops\.aten\.[A-Za-z_]\w*\.\w+|_operator\.(getitem|add|sub|mul|floordiv|truediv|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
+)
+EXPRESSION = re.compile(
+    r"(Symbol\('[su]\d+'((, \w+=(True|False))*)\)|Integer\(-?\d+\)|(Add|Mul|Pow|Max|Min|Eq|Ne|Ge|Gt|Le|Lt)\(|\)|, |-?\d+|[su]\d+|True|False)*"
+)
 PLAIN = re.compile(r"[\w.]*")
 FORBIDDEN_OPERATORS = ("from_file", "save")
 TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
@@ -49,7 +54,9 @@ def load_program(path: Path) -> torch.nn.Module:
     try:
         return torch.export.load(_rewritten(records)).module()
     except Exception as error:  # torch raises every kind for a malformed program
-        raise FormatError(f"{path}: torch could not load this program (exported by another version?): {' '.join(str(error).split())[:200]}") from error
+        raise FormatError(
+            f"{path}: torch could not load this program (exported by another version?): {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
@@ -59,7 +66,9 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     for info in archive.infolist():
         name = info.filename.partition("/")[2]
         if not RECORDS.fullmatch(name):
-            raise FormatError(f"{path}: refused: it holds {info.filename!r}, which is more than a network of tensor operations")
+            raise FormatError(
+                f"{path}: refused: it holds {info.filename!r}, which is more than a network of tensor operations"
+            )
         records[name] = archive.read(info)
     return records
 
@@ -96,7 +105,7 @@ def _check(value: Any, key: str) -> None:
 
 def _check_text(value: str, key: str) -> None:
     if key == "target":
-        if not OPERATOR.fullmatch(value) or value.split(".")[3:4] and value.split(".")[3] in FORBIDDEN_OPERATORS:
+        if not OPERATOR.fullmatch(value) or (value.split(".")[3:4] and value.split(".")[3] in FORBIDDEN_OPERATORS):
             raise ValueError(f"{value[:80]!r} is not a tensor operation")
     elif key == "expr_str":
         if not EXPRESSION.fullmatch(value):

@@ -21,7 +21,7 @@ from PIL import Image
 from elbocli import __version__
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
-from elbocli.files.dataset import FORMAT, Dataset
+from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.pixels import decode, read_bytes
 
@@ -93,7 +93,9 @@ def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False) 
         with writing_folder(target) as folder, _folder(folder, plan) as put:
             yield put
     else:
-        raise UsageError(f"{target}: unknown format {target.suffix!r}; use {', '.join(SUFFIXES)}, a folder name, or - for a stream")
+        raise UsageError(
+            f"{target}: unknown format {target.suffix!r}; use {', '.join(SUFFIXES)}, a folder name, or - for a stream"
+        )
 
 
 @contextlib.contextmanager
@@ -120,8 +122,17 @@ def _h5(path: Path, plan: Plan) -> Iterator[Put]:
         yield lambda batch: writer.append(batch, writer.rows + len(batch), {})
         labels = plan.labels if plan.labels is not None else np.zeros(n, np.int64)
         names = plan.class_names or ["all"]
-        writer.finish({"labels": labels, "seeds": plan.seeds}, {"class_names": names},
-                      {"num_classes": len(names), "image_size": height, "elbo_version": __version__, "command": plan.about.get("command", ""), "samples": str(plan.about)})
+        writer.finish(
+            {"labels": labels, "seeds": plan.seeds},
+            {"class_names": names},
+            {
+                "num_classes": len(names),
+                "image_size": height,
+                "elbo_version": __version__,
+                "command": plan.about.get("command", ""),
+                "samples": str(plan.about),
+            },
+        )
 
 
 @contextlib.contextmanager
@@ -147,10 +158,17 @@ def _folder(folder: Path, plan: Plan) -> Iterator[Put]:
 
 
 class SampleReader:
-    """A stream of images of one size. shape: (N, H, W, C); labels: [N] or None."""
+    """A stream of images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself."""
 
-    def __init__(self, name: str, shape: tuple[int, int, int, int], labels: np.ndarray | None, read: Callable[[int, int], np.ndarray]):
-        self.name, self.shape, self.labels, self._read = name, shape, labels, read
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int, int, int],
+        labels: np.ndarray | None,
+        read: Callable[[int, int], np.ndarray],
+        about: dict[str, Any] | None = None,
+    ):
+        self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
@@ -179,11 +197,13 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
         view, filled = memoryview(buffer), 0
         while filled < len(buffer):
             try:
-                got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined]
+                got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
             except (OSError, zipfile.BadZipFile) as error:
                 raise DataError(f"{name}: {error}") from error
             if not got:
-                raise DataError(f"{name}: ended after {start + filled // row} of {shape[0]} images; its writer died or the file is cut short")
+                raise DataError(
+                    f"{name}: ended after {start + filled // row} of {shape[0]} images; its writer died or the file is cut short"
+                )
             filled += got
         return np.frombuffer(buffer, np.uint8).reshape(count, *shape[1:])
 
@@ -191,7 +211,9 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
 
 
 def _png_folder(folder: Path) -> SampleReader:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"))
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+    )
     if not files:
         raise DataError(f"{folder}: no images inside")
 
@@ -211,11 +233,13 @@ def _png_folder(folder: Path) -> SampleReader:
         for path in files[start : start + count]:
             image = pixels(path, channels)
             if image.shape != shape:
-                raise DataError(f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {files[0].name} is {shape[1]} x {shape[0]}; pack them to one size with 'elbo prep'")
+                raise DataError(
+                    f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {files[0].name} is {shape[1]} x {shape[0]}; pack them to one size with 'elbo prep'"
+                )
             batch.append(image)
         return np.stack(batch)
 
-    return SampleReader(str(folder), (len(files), *shape), None, read)  # type: ignore[arg-type]
+    return SampleReader(str(folder), (len(files), *shape), None, read)
 
 
 def _read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
@@ -240,8 +264,13 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         yield _png_folder(source)
     elif source.suffix == ".h5":
         data = Dataset(source)
-        yield SampleReader(str(source), data.shape, data.labels if data.attributes.get("format") == FORMAT else None,
-                           lambda start, count: data.batch(np.arange(start, start + count)))
+        yield SampleReader(
+            str(source),
+            data.shape,
+            data.labels,
+            lambda start, count: data.batch(np.arange(start, start + count)),
+            data.attributes,
+        )
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
@@ -270,4 +299,6 @@ def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
 def refuse_terminal(stream: IO[Any]) -> None:
     """Raise UsageError when binary data would go onto a terminal."""
     if os.isatty(stream.fileno()):
-        raise UsageError("standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5")
+        raise UsageError(
+            "standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5"
+        )

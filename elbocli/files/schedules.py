@@ -22,8 +22,16 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
     """The YAML of a tabulated schedule; `origin` says how it was made."""
     curve = schedule.curve
     assert isinstance(curve, Table)
-    rows = "".join(f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in zip(curve.time.tolist(), curve.level.tolist(), strict=True))
-    head = {"format": FORMAT, "version": 1, "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max, **origin}
+    rows = "".join(
+        f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in zip(curve.time.tolist(), curve.level.tolist(), strict=True)
+    )
+    head = {
+        "format": FORMAT,
+        "version": 1,
+        "logsnr_min": schedule.logsnr_min,
+        "logsnr_max": schedule.logsnr_max,
+        **origin,
+    }
     return yamls.dump(head) + "knots:\n" + rows
 
 
@@ -31,7 +39,9 @@ def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
     """The curve in a schedule file and the rest of what it says. Raises FormatError."""
     content = yamls.read(path)
     if content.get("format") != FORMAT:
-        raise FormatError(f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}; make one with 'elbo adapt'")
+        raise FormatError(
+            f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}; make one with 'elbo adapt'"
+        )
     if content.get("version") != 1:
         raise FormatError(f"{path}: version {content.get('version')!r} is not known to this elbo; it reads version 1")
     knots = content.get("knots")
@@ -73,7 +83,9 @@ def resolve_schedule(text: str, low: float | None = None, high: float | None = N
     return make_schedule(table, str(path), low, high, shift=shift, clip=clip)
 
 
-def resolve_weighting(text: str, *, shift: float = 0.0, monotone: bool = False, given: dict[str, float] | None = None) -> Weighting:
+def resolve_weighting(
+    text: str, *, shift: float = 0.0, monotone: bool = False, given: dict[str, float] | None = None
+) -> Weighting:
     """A weighting as the user wrote it; `schedule:SPEC` may name a schedule file. Raises ElboError."""
     return parse_weighting(text, shift=shift, monotone=monotone, given=given, schedule=resolve_schedule)
 

@@ -51,7 +51,9 @@ def open_source(root: Path, limit: int | None = None) -> Source:
     try:
         loose, folders = _visible(root)
         if folders and loose:
-            raise DataError(f"{root}: holds both class folders ({folders[0]}, …) and loose files ({loose[0]}, …); move one kind away")
+            raise DataError(
+                f"{root}: holds both class folders ({folders[0]}, …) and loose files ({loose[0]}, …); move one kind away"
+            )
         if not folders:
             files, labels, names = loose, [0] * len(loose), [root.resolve().name]
         else:

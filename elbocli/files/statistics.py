@@ -46,9 +46,13 @@ def read_statistics(path: Path) -> Statistics:
             about = json.loads(str(content["about"])) if "about" in content else {}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         why = "it holds pickled objects, which could run code" if "allow_pickle" in str(error) else str(error)
-        raise FormatError(f"{path}: not usable as reference statistics: {why}; expected an npz with mu and sigma") from error
+        raise FormatError(
+            f"{path}: not usable as reference statistics: {why}; expected an npz with mu and sigma"
+        ) from error
     if mu.ndim != 1 or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise FormatError(f"{path}: mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}; expected floats (D,) and (D, D)")
+        raise FormatError(
+            f"{path}: mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}; expected floats (D,) and (D, D)"
+        )
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
         raise FormatError(f"{path}: mu or sigma holds NaN or infinity")
     return Statistics(mu.astype(np.float64), sigma.astype(np.float64), about if isinstance(about, dict) else {})

@@ -72,11 +72,23 @@ def _own_density(log: LossLog) -> Density:
         return resolve_schedule(str(log.header.get("schedule")), low, high).density
     except ElboError:
         height = log.sums[0] / log.sums[0].sum() / log.edges.diff()
-        return lambda at: height[(torch.searchsorted(log.edges, at.contiguous(), right=True) - 1).clamp(0, len(height) - 1)]
+        return lambda at: height[
+            (torch.searchsorted(log.edges, at.contiguous(), right=True) - 1).clamp(0, len(height) - 1)
+        ]
 
 
-def run(sources: list[Path | IO[bytes]], *, weighting: str | None, shift: float, monotone: bool, params: dict[str, float] | None,
-        criterion: str, bins: int | None, floor: float, since: int) -> Fit:
+def run(
+    sources: list[Path | IO[bytes]],
+    *,
+    weighting: str | None,
+    shift: float,
+    monotone: bool,
+    params: dict[str, float] | None,
+    criterion: str,
+    bins: int | None,
+    floor: float,
+    since: int,
+) -> Fit:
     """Fit a schedule for a weighting (None: the log's own). Raises ElboError."""
     log = read_logs(sources, since)
     spec = weighting or str(log.header.get("weighting", "elbo"))
@@ -87,7 +99,13 @@ def run(sources: list[Path | IO[bytes]], *, weighting: str | None, shift: float,
     cosine = parse_schedule("cosine", schedule.logsnr_min, schedule.logsnr_max)
     densities = {"the log's own": _own_density(log), "cosine": cosine.density, "fitted": schedule.density}
     variances = {name: loss_variance(moments, w, density) for name, density in densities.items()}
-    origin: dict[str, Any] = {"weighting": w.spec, "criterion": criterion, "floor": floor, "source_sha256": _digest(log), "images": log.images}
+    origin: dict[str, Any] = {
+        "weighting": w.spec,
+        "criterion": criterion,
+        "floor": floor,
+        "source_sha256": _digest(log),
+        "images": log.images,
+    }
     return Fit(schedule, to_text(schedule, **origin), moments, w, log, densities, variances)
 
 

@@ -58,7 +58,9 @@ class Scores:
             self.logits.append(logits.cpu())
 
 
-def _extract(reader: SampleReader, extractor: Extractor, settings: Settings, device: torch.device, scores: Scores, what: str) -> Generator[Report, None, None]:
+def _extract(
+    reader: SampleReader, extractor: Extractor, settings: Settings, device: torch.device, scores: Scores, what: str
+) -> Generator[Report, None, None]:
     done = 0
     for batch in reader.batches(settings.batch):
         images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
@@ -73,28 +75,44 @@ def _preprocessing(shape: tuple[int, int, int, int], crop: str | None) -> dict[s
 
 
 def _about(extractor: Extractor, n: int, preprocessing: dict[str, Any]) -> dict[str, Any]:
-    return {"n": n, "extractor": extractor.name, "weights_sha256": extractor.weights_sha256, "preprocessing": preprocessing, "elbo_version": __version__}
+    return {
+        "n": n,
+        "extractor": extractor.name,
+        "weights_sha256": extractor.weights_sha256,
+        "preprocessing": preprocessing,
+        "elbo_version": __version__,
+    }
 
 
-def _check_reference(reference: Statistics, path: Path, extractor: Extractor, shape: tuple[int, int, int, int], width: int) -> None:
+def _check_reference(
+    reference: Statistics, path: Path, extractor: Extractor, shape: tuple[int, int, int, int], width: int
+) -> None:
     """Raise DataError when the statistics were made from something that can't be compared."""
     if len(reference.mu) != width:
         raise DataError(f"{path}: statistics of {len(reference.mu)} features, but {extractor.name} has {width}")
     known = reference.about
     for key, mine in (("extractor", extractor.name), ("weights_sha256", extractor.weights_sha256)):
         if known.get(key, mine) != mine:
-            raise DataError(f"{path}: made with {key} {known[key]}, now {mine}; numbers of different extractors can't be compared")
+            raise DataError(
+                f"{path}: made with {key} {known[key]}, now {mine}; numbers of different extractors can't be compared"
+            )
     size = known.get("preprocessing", {}).get("image_size", shape[1])
     if size != shape[1]:
-        raise DataError(f"{path}: made from images of {size} pixels, the samples have {shape[1]}; use a reference of the same size")
+        raise DataError(
+            f"{path}: made from images of {size} pixels, the samples have {shape[1]}; use a reference of the same size"
+        )
 
 
-def run(samples: Path | IO[bytes], ref: Path | None, settings: Settings, save_stats: Path | None = None) -> Generator[Report, None, dict[str, Any]]:
+def run(
+    samples: Path | IO[bytes], ref: Path | None, settings: Settings, save_stats: Path | None = None
+) -> Generator[Report, None, dict[str, Any]]:
     """Score `samples` (a path, or an NPY stream) against `ref` (a dataset or statistics); returns the result.
 
     Images are never held: memory is a batch, the moments, and for IS and accuracy 4 bytes a class and image.
     Raises DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
+    if "fid" in settings.metrics and ref is None and save_stats is None:
+        raise UsageError("fid needs --ref (a dataset, or saved statistics); or add --save-stats FILE to make one")
     device = choose_device(settings.device)
     extractor = make_extractor(settings.extractor, settings.extractor_weights, device)
     statistics = read_statistics(ref) if ref is not None and is_statistics(ref) else None
@@ -103,10 +121,12 @@ def run(samples: Path | IO[bytes], ref: Path | None, settings: Settings, save_st
         n = reader.shape[0]
         _check_count(n, settings, reader.name)
         if dataset is not None and dataset.shape[1:] != reader.shape[1:]:
-            raise DataError(f"{ref}: images are {_size(dataset.shape)}, the samples {_size(reader.shape)}; pack the reference with the same --size and --channels")
+            raise DataError(
+                f"{ref}: images are {_size(dataset.shape)}, the samples {_size(reader.shape)}; pack the reference with the same --size and --channels"
+            )
         scores = Scores(bool({"is", "accuracy"} & set(settings.metrics)))
         yield from _extract(reader, extractor, settings, device, scores, "samples")
-        labels, shape = reader.labels, reader.shape
+        labels, shape, crop = reader.labels, reader.shape, reader.about.get("crop")
     mu, sigma = scores.moments.statistics()
     result: dict[str, Any] = {}
     if "fid" in settings.metrics and ref is not None:
@@ -122,34 +142,39 @@ def run(samples: Path | IO[bytes], ref: Path | None, settings: Settings, save_st
         assert scores.logits is not None
         result["accuracy"] = _accuracy(torch.cat(scores.logits), labels, settings)
     if save_stats is not None:
-        about = _about(extractor, n, _preprocessing(shape, None))
+        about = _about(extractor, n, _preprocessing(shape, crop))
         write_statistics(save_stats, Statistics(mu, sigma, about))
     if n <= len(mu) and "fid" in settings.metrics:
-        yield Report(message=f"{n} images for {len(mu)} features: the distance is biased upwards; compare only with the same n", level="warning")
+        yield Report(
+            message=f"{n} images for {len(mu)} features: the distance is biased upwards; compare only with the same n",
+            level="warning",
+        )
     return {
-        **result, "n_samples": n, "n_ref": statistics.about.get("n") if statistics else None, "samples": reader.name, "ref": str(ref) if ref else None,
-        "extractor": extractor.name, "extractor_sha256": extractor.weights_sha256, "elbo_version": __version__,
-        "torch_fidelity_version": fidelity_version, "torch_version": str(torch.__version__),
+        **result,
+        "n_samples": n,
+        "n_ref": statistics.about.get("n") if statistics else None,
+        "samples": reader.name,
+        "ref": str(ref) if ref else None,
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.weights_sha256,
+        "elbo_version": __version__,
+        "torch_fidelity_version": fidelity_version,
+        "torch_version": str(torch.__version__),
     }
 
 
-def reference(ref: Path, settings: Settings, save_stats: Path) -> Generator[Report, None, dict[str, Any]]:
-    """Statistics of a dataset alone, saved for later; returns what they are."""
-    device = choose_device(settings.device)
-    extractor = make_extractor(settings.extractor, settings.extractor_weights, device)
-    statistics = yield from _dataset_statistics(Dataset(ref), extractor, settings, device)
-    write_statistics(save_stats, statistics)
-    return {"ref": str(ref), "statistics": str(save_stats), **statistics.about}
-
-
-def _dataset_statistics(dataset: Dataset, extractor: Extractor, settings: Settings, device: torch.device) -> Generator[Report, None, Statistics]:
+def _dataset_statistics(
+    dataset: Dataset, extractor: Extractor, settings: Settings, device: torch.device
+) -> Generator[Report, None, Statistics]:
     if len(dataset) < 2:
         raise DataError(f"{dataset.path}: one image is no distribution; a reference needs at least 2")
-    reader = SampleReader(str(dataset.path), dataset.shape, None, lambda start, count: dataset.batch(np.arange(start, start + count)))
     scores = Scores(False)
-    yield from _extract(reader, extractor, settings, device, scores, "reference")
+    with read_samples(dataset.path) as reader:
+        yield from _extract(reader, extractor, settings, device, scores, "reference")
     mu, sigma = scores.moments.statistics()
-    return Statistics(mu, sigma, _about(extractor, len(dataset), _preprocessing(dataset.shape, dataset.attributes.get("crop"))))
+    return Statistics(
+        mu, sigma, _about(extractor, len(dataset), _preprocessing(dataset.shape, dataset.attributes.get("crop")))
+    )
 
 
 def _check_count(n: int, settings: Settings, name: str) -> None:
@@ -172,7 +197,11 @@ def _named(extractor: Extractor, values: dict[str, float]) -> dict[str, float]:
     """torch-fidelity's names for the published Inception network (and `fid` for short); others carry the extractor's."""
     if extractor.known:
         return values | ({"fid": values[KEY_METRIC_FID]} if KEY_METRIC_FID in values else {})
-    plain = {KEY_METRIC_FID: "frechet_distance", KEY_METRIC_ISC_MEAN: "inception_score_mean", KEY_METRIC_ISC_STD: "inception_score_std"}
+    plain = {
+        KEY_METRIC_FID: "frechet_distance",
+        KEY_METRIC_ISC_MEAN: "inception_score_mean",
+        KEY_METRIC_ISC_STD: "inception_score_std",
+    }
     return {f"{plain[key]}[{extractor.name}]": value for key, value in values.items()}
 
 

@@ -33,7 +33,9 @@ def describe(path: Path) -> dict[str, Any]:
         return _losslog(path)
     if b"format:" in head:
         return _yaml(path)
-    raise FormatError(f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, loss log, schedule, statistics, samples)")
+    raise FormatError(
+        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, loss log, schedule, statistics, samples)"
+    )
 
 
 def _dataset(path: Path) -> dict[str, Any]:
@@ -41,8 +43,19 @@ def _dataset(path: Path) -> dict[str, Any]:
 
     data = Dataset(path)
     kind = "samples" if "samples" in data.attributes else "dataset"
-    return {"is": f"elbo-dataset ({kind})", "images": len(data), "size": data.image_size, "channels": data.channels, "classes": data.num_classes,
-            "bytes": path.stat().st_size, **{key: value for key, value in data.attributes.items() if key not in ("format", "count", "image_size", "num_classes")}}
+    return {
+        "is": f"elbo-dataset ({kind})",
+        "images": len(data),
+        "size": data.image_size,
+        "channels": data.channels,
+        "classes": data.num_classes,
+        "bytes": path.stat().st_size,
+        **{
+            key: value
+            for key, value in data.attributes.items()
+            if key not in ("format", "count", "image_size", "num_classes")
+        },
+    }
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -50,15 +63,27 @@ def _folder(path: Path) -> dict[str, Any]:
 
     if (path / "meta.json").exists():
         checkpoint = read_checkpoint(path)
-        return {"is": "checkpoint", **{key: value for key, value in checkpoint.meta.items() if key not in ("format", "files", "log_bytes")}, "files": ", ".join(checkpoint.meta["files"])}
+        return {
+            "is": "checkpoint",
+            **{key: value for key, value in checkpoint.meta.items() if key not in ("format", "files", "log_bytes")},
+            "files": ", ".join(checkpoint.meta["files"]),
+        }
     if not (path / "config.yaml").exists():
         raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint (meta.json)")
     config = read_config(path)
     damaged: list[str] = []
     checkpoint_now = latest(path, damaged.append)
     status = json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else {}
-    return {"is": "run", "state": status.get("state", "unknown"), "step": checkpoint_now.step if checkpoint_now else 0, "elbo_version": config.get("elbo_version"),
-            **config["settings"], "data": config["data"].get("path"), "parameters_of": config["network"], **({"damaged": damaged} if damaged else {})}
+    return {
+        "is": "run",
+        "state": status.get("state", "unknown"),
+        "step": checkpoint_now.step if checkpoint_now else 0,
+        "elbo_version": config.get("elbo_version"),
+        **config["settings"],
+        "data": config["data"].get("path"),
+        "parameters_of": config["network"],
+        **({"damaged": damaged} if damaged else {}),
+    }
 
 
 def _npz(path: Path) -> dict[str, Any]:
@@ -75,7 +100,13 @@ def _samples(path: Path) -> dict[str, Any]:
 
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
-        return {"is": "samples", "images": n, "size": f"{height} x {width}", "channels": channels, "labels": reader.labels is not None}
+        return {
+            "is": "samples",
+            "images": n,
+            "size": f"{height} x {width}",
+            "channels": channels,
+            "labels": reader.labels is not None,
+        }
 
 
 def _losslog(path: Path) -> dict[str, Any]:
@@ -83,8 +114,15 @@ def _losslog(path: Path) -> dict[str, Any]:
 
     log = read_logs([path])
     about = {key: value for key, value in log.header.items() if key not in ("format", "version", "edges")}
-    return {"is": "loss log", "bins": log.sums.shape[1], "logsnr": f"{float(log.edges[0]):g} to {float(log.edges[-1]):g}", "intervals": log.lines,
-            "images": log.images, "errors": int(log.sums[0].sum()), **about}
+    return {
+        "is": "loss log",
+        "bins": log.sums.shape[1],
+        "logsnr": f"{float(log.edges[0]):g} to {float(log.edges[-1]):g}",
+        "intervals": log.lines,
+        "images": log.images,
+        "errors": int(log.sums[0].sum()),
+        **about,
+    }
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -95,6 +133,8 @@ def _yaml(path: Path) -> dict[str, Any]:
     if content.get("format") == "elbo-run":
         return {"is": "config of a run", **content.get("settings", {})}
     _, content = read_table(path)
-    return {"is": "schedule", "knots": len(content["knots"]), **{key: value for key, value in content.items() if key not in ("format", "knots")}}
-
-
+    return {
+        "is": "schedule",
+        "knots": len(content["knots"]),
+        **{key: value for key, value in content.items() if key not in ("format", "knots")},
+    }

@@ -41,11 +41,26 @@ def plan(resolved: Resolved, images: int) -> dict[str, Any]:
     weighting = settings.weighting_object()
     rising = weighting.rising(settings.logsnr_min, settings.logsnr_max)
     activations = activation_bytes(network, settings.batch, settings.precision)
-    memory = {"weights": FLOAT * count, "gradients": FLOAT * count, "optimizer": 2 * FLOAT * count, "ema": FLOAT * count, "activations": activations}
-    verdict = "non-increasing: the loss is the ELBO of noise-augmented data" if not rising else "increases on " + ", ".join(f"[{a:.4g}, {b:.4g}]" for a, b in rising) + ": the loss is no ELBO"
+    memory = {
+        "weights": FLOAT * count,
+        "gradients": FLOAT * count,
+        "optimizer": 2 * FLOAT * count,
+        "ema": FLOAT * count,
+        "activations": activations,
+    }
+    verdict = (
+        "non-increasing: the loss is the ELBO of noise-augmented data"
+        if not rising
+        else "increases on " + ", ".join(f"[{a:.4g}, {b:.4g}]" for a, b in rising) + ": the loss is no ELBO"
+    )
     return {
         "preset": settings.preset,
-        "network": {"parameters": count, "image_size": network.image_size, "channels": network.image_channels, "classes": network.num_classes},
+        "network": {
+            "parameters": count,
+            "image_size": network.image_size,
+            "channels": network.image_channels,
+            "classes": network.num_classes,
+        },
         "weighting": settings.weighting,
         "verdict": verdict,
         "schedule": settings.schedule,

@@ -97,7 +97,12 @@ def run(src: Path, out: Path, settings: Settings) -> Iterator[Report]:
     refuse_existing(out, settings.overwrite)
     source = open_source(src, settings.limit)
     total = len(source.files)
-    yield Report(0, total, "img", f"{src}: {total} images in {len(source.class_names)} classes -> {settings.size} x {settings.size} x {settings.channels}")
+    yield Report(
+        0,
+        total,
+        "img",
+        f"{src}: {total} images in {len(source.class_names)} classes -> {settings.size} x {settings.size} x {settings.channels}",
+    )
     shape = (settings.size, settings.size, settings.channels)
     with open_writer(out, shape, total, _fingerprint(source, settings)) as writer:
         yield from _fill(writer, source, settings)
@@ -108,9 +113,20 @@ def run(src: Path, out: Path, settings: Settings) -> Iterator[Report]:
         kept = [index for index in range(total) if index not in skipped]
         writer.finish(
             {"labels": np.array([source.labels[i] for i in kept], np.int64)},
-            {"class_names": [_utf8(name) for name in source.class_names], "files": [_utf8(source.files[i]) for i in kept]},
-            {"num_classes": len(source.class_names), "image_size": settings.size, "crop": settings.crop, "elbo_version": __version__,
-             "pillow_version": PIL.__version__, "source_sha256": notes["source_sha256"], "skipped": len(skipped), "command": settings.command},
+            {
+                "class_names": [_utf8(name) for name in source.class_names],
+                "files": [_utf8(source.files[i]) for i in kept],
+            },
+            {
+                "num_classes": len(source.class_names),
+                "image_size": settings.size,
+                "crop": settings.crop,
+                "elbo_version": __version__,
+                "pillow_version": PIL.__version__,
+                "source_sha256": notes["source_sha256"],
+                "skipped": len(skipped),
+                "command": settings.command,
+            },
         )
     sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
     if skipped:

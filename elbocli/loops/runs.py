@@ -13,7 +13,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, FormatError
 from elbocli.files.checkpoint import Checkpoint, latest, read_config
 from elbocli.loops.settings import Settings, network_config, run_settings
-from elbocli.nn.unet import UNet
+from elbocli.nn.unet import UNet, place
 
 WEIGHTS = ("ema", "model")
 
@@ -42,6 +42,8 @@ def open_run(path: Path, device: torch.device, warn: Callable[[str], None], weig
     try:
         network.load_state_dict(checkpoint.weights(weights), assign=True)
     except RuntimeError as error:
-        raise FormatError(f"{checkpoint.path}: its weights don't fit config.yaml: {' '.join(str(error).split())[:200]}") from error
-    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        raise FormatError(
+            f"{checkpoint.path}: its weights don't fit config.yaml: {' '.join(str(error).split())[:200]}"
+        ) from error
+    network = place(network, device).eval().requires_grad_(False)
     return TrainedRun(path, network, settings.prediction_object(), settings, config["data"], checkpoint)

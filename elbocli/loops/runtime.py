@@ -23,7 +23,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}; leave --device out, or use cpu") from error
+        raise UsageError(
+            f"device {name!r} can't be used here: {str(error).splitlines()[0]}; leave --device out, or use cpu"
+        ) from error
     if device.type == "meta":
         raise UsageError("device 'meta' holds no numbers; use --dry-run to plan")
     return device
@@ -32,7 +34,9 @@ def choose_device(name: str) -> torch.device:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Mixed precision for the network; off for fp32."""
     dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32)
+    return torch.autocast(
+        device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32
+    )
 
 
 class Signals:

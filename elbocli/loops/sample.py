@@ -44,7 +44,9 @@ class Settings:
     command: str = ""
 
 
-def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None) -> np.ndarray | None:
+def choose_labels(
+    classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None
+) -> np.ndarray | None:
     """A class per image: `balanced` (i mod K), `random`, or a list of numbers (or names), repeated to length.
 
     None when there are no classes. Raises UsageError for a class that isn't there.
@@ -66,12 +68,21 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: list
         elif word.isdecimal() and int(word) < num_classes:
             chosen.append(int(word))
         else:
-            raise UsageError(f"--classes: no class {word!r}; expected balanced, random, or numbers from 0 to {num_classes - 1}")
+            raise UsageError(
+                f"--classes: no class {word!r}; expected balanced, random, or numbers from 0 to {num_classes - 1}"
+            )
     return np.resize(np.array(chosen), n)
 
 
 @torch.inference_mode()
-def draw(denoiser: Denoiser, indices: range, shape: tuple[int, int, int], grid: list[float], settings: Settings, device: torch.device) -> np.ndarray:
+def draw(
+    denoiser: Denoiser,
+    indices: range,
+    shape: tuple[int, int, int],
+    grid: list[float],
+    settings: Settings,
+    device: torch.device,
+) -> np.ndarray:
     """Images [len(indices), H, W, C] uint8: image i depends on (seed, i) alone, whatever the batch."""
     height, width, channels = shape
     draws = 0
@@ -96,7 +107,9 @@ def to_pixels(x: Tensor) -> np.ndarray:
 def sampling_grid(run: TrainedRun, settings: Settings) -> list[float]:
     """The λ the sampler visits: the schedule within the range the run was trained on."""
     spec = settings.schedule or SAMPLERS.find(settings.sampler).facts["grid"]
-    return time_grid(resolve_schedule(spec, run.settings.logsnr_min, run.settings.logsnr_max, clip=True), settings.steps)
+    return time_grid(
+        resolve_schedule(spec, run.settings.logsnr_min, run.settings.logsnr_max, clip=True), settings.steps
+    )
 
 
 def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Report]:
@@ -119,13 +132,27 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
     SAMPLERS.find(settings.sampler).bind(settings.params)
     shape = (config.image_size, config.image_size, config.image_channels)
     about: dict[str, Any] = {
-        "run": str(path), "step": trained.checkpoint.step, "images_trained": trained.checkpoint.meta["images"], "weights": settings.weights,
-        "sampler": settings.sampler, **settings.params, "steps": settings.steps, "guidance": settings.guidance.scale,
-        "classes": settings.classes, "seed": settings.seed, "elbo_version": __version__, "command": settings.command,
+        "run": str(path),
+        "step": trained.checkpoint.step,
+        "images_trained": trained.checkpoint.meta["images"],
+        "weights": settings.weights,
+        "sampler": settings.sampler,
+        **settings.params,
+        "steps": settings.steps,
+        "guidance": settings.guidance.scale,
+        "classes": settings.classes,
+        "seed": settings.seed,
+        "elbo_version": __version__,
+        "command": settings.command,
     }
     plan = Plan((settings.n, *shape), labels, np.arange(settings.n, dtype=np.int64), names, about)
-    yield Report(0, settings.n, "img", f"{path}: step {trained.checkpoint.step}, {settings.weights} weights; {settings.sampler}, {settings.steps} steps, "
-                 f"logsnr {grid[0]:.4g} to {grid[-2]:.4g}")
+    yield Report(
+        0,
+        settings.n,
+        "img",
+        f"{path}: step {trained.checkpoint.step}, {settings.weights} weights; {settings.sampler}, {settings.steps} steps, "
+        f"logsnr {grid[0]:.4g} to {grid[-2]:.4g}",
+    )
     evaluations = 0
     with open_samples(target, plan, settings.overwrite) as put:
         for start in range(0, settings.n, settings.batch):

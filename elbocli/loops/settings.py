@@ -82,7 +82,9 @@ class Resolved:
 
     def config(self) -> dict[str, Any]:
         """What config.yaml says."""
-        network = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.network).items()}
+        network = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.network).items()
+        }
         return {"settings": asdict(self.settings), "network": network, "data": self.data, "files": self.files}
 
 
@@ -145,14 +147,20 @@ def _check(settings: Settings) -> None:
     settings.prediction_object()
 
 
-def _network(section: dict[str, Any], given: dict[str, Any], dataset: Dataset, settings: Settings, name: str) -> UNetConfig:
+def _network(
+    section: dict[str, Any], given: dict[str, Any], dataset: Dataset, settings: Settings, name: str
+) -> UNetConfig:
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
     section = {**section, **({"dropout": given["dropout"]} if "dropout" in given else {})}
     try:
         section |= {"levels": tuple(section["levels"]), "attention": tuple(section["attention"])}
-        return UNetConfig(image_size=dataset.image_size, image_channels=dataset.channels, num_classes=classes, **section)
+        return UNetConfig(
+            image_size=dataset.image_size, image_channels=dataset.channels, num_classes=classes, **section
+        )
     except (TypeError, KeyError) as error:
-        raise FormatError(f"preset {name}: section 'network' needs channels, levels, blocks, attention and dropout: {error}") from error
+        raise FormatError(
+            f"preset {name}: section 'network' needs channels, levels, blocks, attention and dropout: {error}"
+        ) from error
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

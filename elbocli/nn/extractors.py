@@ -38,14 +38,22 @@ class Extractor:
         try:
             out = self.module(images)
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise DataError(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}: {' '.join(str(error).split())[:200]}") from error
+            raise DataError(
+                f"extractor {self.name}: can't take images {tuple(images.shape[1:])}: {' '.join(str(error).split())[:200]}"
+            ) from error
         features, logits = (out if len(out) == 2 else (out[0], None)) if isinstance(out, (tuple, list)) else (out, None)
         if features.dim() != 2 or len(features) != len(images) or (logits is not None and logits.dim() != 2):
-            raise FormatError(f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D), or features and logits (B, K)")
+            raise FormatError(
+                f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D), or features and logits (B, K)"
+            )
         return features.float(), None if logits is None else logits.float()
 
 
-@EXTRACTORS.declare("inception-v3-compat", formula="Inception v3 as in the FID paper, 2048 features", source="Heusel et al. 2017; torch-fidelity")
+@EXTRACTORS.declare(
+    "inception-v3-compat",
+    formula="Inception v3 as in the FID paper, 2048 features",
+    source="Heusel et al. 2017; torch-fidelity",
+)
 def inception(weights: Path | None) -> Extractor:
     """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once)."""
     import hashlib
@@ -61,32 +69,39 @@ def inception(weights: Path | None) -> Extractor:
         raise FormatError(f"{path}: could not read: {error.strerror}") from error
     load_tensors(io.BytesIO(content), str(path))
     try:
-        module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=io.BytesIO(content))
+        module = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=io.BytesIO(content)
+        )
     except (RuntimeError, TypeError, AttributeError, KeyError) as error:
-        raise FormatError(f"{path}: not weights of this Inception network: {' '.join(str(error).split())[:160]}") from error
+        raise FormatError(
+            f"{path}: not weights of this Inception network: {' '.join(str(error).split())[:160]}"
+        ) from error
     digest = hashlib.sha256(content).hexdigest()
     return Extractor("inception-v3-compat", module, digest, digest.startswith(PUBLISHED_INCEPTION), channels=3)
 
 
 def _published() -> Path:
-    import os
-
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
     if not path.exists():
         try:
-            os.makedirs(path.parent, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED_INCEPTION, progress=False)
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"the Inception weights could not be fetched ({error}); give them with --extractor-weights FILE "
-                f"({path.name}, from torch-fidelity's releases), or use --extractor elbo-tiny for a smoke run") from error
+                f"({path.name}, from torch-fidelity's releases), or use --extractor elbo-tiny for a smoke run"
+            ) from error
     return path
 
 
-@EXTRACTORS.declare("elbo-tiny", formula="small random convolutions, 64 features", source="fixed seed, no download: for tests and smoke runs, not for publication")
+@EXTRACTORS.declare(
+    "elbo-tiny",
+    formula="small random convolutions, 64 features",
+    source="fixed seed, no download: for tests and smoke runs, not for publication",
+)
 def tiny(weights: Path | None) -> Extractor:
     """The same network on every machine."""
     if weights is not None:

@@ -34,11 +34,14 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if self.channels < 4 or self.channels % 4 or not self.levels or min(self.levels) < 1 or self.blocks < 1:
-            raise UsageError(f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} must be positive")
+            raise UsageError(
+                f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} must be positive"
+            )
         if self.image_size % (1 << (len(self.levels) - 1)):
             raise UsageError(
                 f"network: {len(self.levels)} levels halve the image {len(self.levels) - 1} times, which {self.image_size} pixels don't allow; "
-                "choose another preset, or pack with another --size")
+                "choose another preset, or pack with another --size"
+            )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
 
@@ -54,7 +57,9 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
 
         def block(cin: int, cout: int, size: int, resample: str = "") -> Block:
-            return Block(cin, cout, width, config.dropout, attention=size in config.attention and not resample, resample=resample)
+            return Block(
+                cin, cout, width, config.dropout, attention=size in config.attention and not resample, resample=resample
+            )
 
         now = config.channels * config.levels[0]
         self.first = nn.Conv2d(config.image_channels, now, 3, padding=1)
@@ -69,7 +74,9 @@ class UNet(nn.Module):
                 self.down.append(block(now, config.channels * multiple, size))
                 now = config.channels * multiple
                 skips.append(now)
-        self.middle = nn.ModuleList([Block(now, now, width, config.dropout, attention=True), Block(now, now, width, config.dropout)])
+        self.middle = nn.ModuleList(
+            [Block(now, now, width, config.dropout, attention=True), Block(now, now, width, config.dropout)]
+        )
         for depth, multiple in reversed(list(enumerate(config.levels))):
             if depth < len(config.levels) - 1:
                 size *= 2
@@ -97,3 +104,10 @@ class UNet(nn.Module):
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def place(network: UNet, device: torch.device) -> UNet:
+    """Move to a device, in the memory layout of its images (channels last)."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

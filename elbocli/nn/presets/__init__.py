@@ -24,7 +24,9 @@ def load_preset(name: str) -> dict[str, Any]:
         raise UsageError(f"no preset is called {name!r}; known: {', '.join(NAMES)}, or a path ending in .yaml")
     preset = yamls.read(Path(name))
     if set(preset) - {"about", "network", "train"} or not {"network", "train"} <= set(preset):
-        raise FormatError(f"{name}: a preset has the sections 'network' and 'train'; found {', '.join(preset) or 'none'}")
+        raise FormatError(
+            f"{name}: a preset has the sections 'network' and 'train'; found {', '.join(preset) or 'none'}"
+        )
     return preset
 
 

@@ -1,0 +1,98 @@
+"""`elbo adapt`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.options import (
+    PATH,
+    STREAM,
+    Command,
+    Count,
+    Number,
+    common,
+    overwrite_option,
+    stdin_or_fail,
+    take_parameters,
+    weighting_options,
+)
+from elbocli.core.criteria import CRITERIA
+from elbocli.core.weighting import WEIGHTINGS
+
+
+@click.command(cls=Command)
+@click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
+@weighting_options("the log's own")
+@click.option(
+    "--criterion",
+    type=click.Choice(list(CRITERIA)),
+    default="loss",
+    show_default=True,
+    help="What the density follows: "
+    + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
+    + ".",
+)
+@click.option("--bins", type=Count(2, 100_000), help="Merge the log's bins to this many.")
+@click.option(
+    "--floor",
+    type=Number(0, 1, above=True),
+    default=0.01,
+    show_default=True,
+    help="Share of uniform, so that every level is sampled.",
+)
+@click.option("--since", type=Count(0), default=0, show_default=True, help="Use only intervals after this step.")
+@click.option("-o", "--out", type=PATH, default="-", show_default=True, help="Where the schedule goes.")
+@click.option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
+@overwrite_option
+@common
+def adapt(
+    sources: tuple[Path, ...],
+    weighting: str | None,
+    shift: Any,
+    monotone: bool | None,
+    out: Path,
+    plot: Path | None,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Fit a noise schedule to the loss logs of runs, for any weighting.
+
+    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard
+    output; the predicted variance of the loss estimate under several schedules to standard error.
+    """
+    from elbocli.cli.progress import say
+    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.loops import adapt as loop
+
+    params = take_parameters(WEIGHTINGS, options)
+    if shift == "auto":
+        raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
+    for path in (out, plot):
+        if path is not None and path != STREAM:
+            refuse_existing(path, overwrite)
+    if plot is not None:
+        from elbocli.loops.plot import check_suffix
+
+        check_suffix(plot)
+    inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
+    fitted = loop.run(
+        inputs, weighting=weighting, shift=shift or 0.0, monotone=bool(monotone), params=params, **options
+    )
+    say(
+        f"{fitted.weighting.spec}, {options['criterion']} criterion, {fitted.log.images} images in {fitted.log.lines} intervals"
+    )
+    say("predicted variance of the loss estimate per image, relative to the loss squared:")
+    say(f"{'schedule':>14}  {'independent t':>13}  {'low-discrepancy t':>17}")
+    for name, (independent, low_discrepancy) in fitted.variances.items():
+        say(f"{name:>14}  {independent:13.4g}  {low_discrepancy:17.4g}")
+    if plot is not None:
+        from elbocli.loops.plot import plot_fit
+
+        plot_fit(fitted.moments, fitted.weighting, fitted.densities, plot)
+    if out == STREAM:
+        click.echo(fitted.text, nl=False)
+    else:
+        write_text(out, fitted.text)

@@ -1,0 +1,27 @@
+"""`elbo info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from elbocli.cli.options import PATH, Command, common
+
+
+@click.command(cls=Command)
+@click.argument("file", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@common
+def info(file: Path, as_json: bool) -> None:
+    """Say what FILE is and how it was made: a dataset, run, checkpoint, loss log, schedule, statistics or samples."""
+    from elbocli.loops.info import describe
+
+    facts = describe(file)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (dict, list)) else value}")

@@ -1,0 +1,72 @@
+"""`elbo`: the group of commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+
+import click
+
+from elbocli import __version__
+from elbocli.cli import adapt, evaluate, info, prep, sample, train, weights
+from elbocli.cli.options import CONTEXT, Command
+from elbocli.errors import ElboError
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="elbo", message="%(prog)s %(version)s")
+def elbo() -> None:
+    """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score.
+
+    \b
+    elbo prep imagenet/ out.h5
+    elbo train --weighting sigmoid --bias 2
+    elbo sample run -n 64 | elbo eval --ref out.h5
+    elbo adapt run > schedule.yaml
+    """
+
+
+for command in (prep.prep, train.train, adapt.adapt, sample.sample, evaluate.evaluate, weights.weights, info.info):
+    elbo.add_command(command)
+
+
+def fail(where: str, message: str, code: int) -> int:
+    """Say what went wrong on stderr."""
+    click.echo(f"{where}: error: {message}", err=True)
+    return code
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run a command line; the exit code."""
+    try:
+        return int(elbo.main(args, prog_name="elbo", standalone_mode=False, auto_envvar_prefix="ELBO") or 0)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "elbo"
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message(), err=True)
+            return 2
+        return fail(path, f"{error.format_message()} (see '{path} --help')", 2)
+    except click.ClickException as error:
+        return fail("elbo", error.format_message(), 1)
+    except ElboError as error:
+        if Command.verbose:
+            traceback.print_exc()
+        return fail(Command.path, str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return fail(Command.path, "interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def main() -> None:
+    """The console script."""
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)

@@ -1,0 +1,177 @@
+"""Options that several commands share, and the types that refuse nonsense."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import click
+
+from elbocli.core.registry import LARGEST, Registry
+from elbocli.core.schedule import SCHEDULES
+from elbocli.core.weighting import WEIGHTINGS
+
+F = TypeVar("F", bound=Callable[..., Any])
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+LARGEST_COUNT = 10**12
+
+
+class Command(click.Command):
+    """Remembers which command runs, for messages, and whether it should be quiet or verbose."""
+
+    path: ClassVar[str] = "elbo"
+    quiet: ClassVar[bool] = False
+    verbose: ClassVar[bool] = False
+
+    def invoke(self, ctx: click.Context) -> Any:
+        Command.path = ctx.command_path
+        Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
+        return super().invoke(ctx)
+
+
+class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A finite number within bounds."""
+
+    name = "number"
+
+    def __init__(self, low: float = -LARGEST, high: float = LARGEST, *, above: bool = False):
+        self.low, self.high, self.above = low, high, above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not math.isfinite(number) or number < self.low or number > self.high or (self.above and number == self.low):
+            least = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+            self.fail(f"{value} is not {least} and at most {self.high:g}", param, ctx)
+        return number
+
+
+class Shift(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number, or `auto`."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        return "auto" if value == "auto" else Number().convert(value, param, ctx)
+
+
+class Count(click.IntRange):
+    """A whole number, at least `least`."""
+
+    name = "count"
+
+    def __init__(self, least: int = 1, most: int = LARGEST_COUNT):
+        super().__init__(least, most)
+
+
+PATH = click.Path(path_type=Path)
+STREAM = Path("-")
+
+
+def names(registry: Registry) -> str:
+    """All names, for help."""
+    return ", ".join(registry)
+
+
+def with_params(registry: Registry) -> str:
+    """All names with their parameters and defaults, for help."""
+    return ", ".join(declared.spec(declared.params) for declared in registry.values())
+
+
+def common(function: F) -> F:
+    """-q and -v."""
+    click.option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
+    return function
+
+
+def parameters_of(registry: Registry) -> dict[str, list[str]]:
+    """Every parameter of any declaration, with the names that have it."""
+    found: dict[str, list[str]] = {}
+    for declared in registry.values():
+        for key in declared.params:
+            found.setdefault(key, []).append(declared.name)
+    return found
+
+
+def parameter_options(registry: Registry) -> Callable[[F], F]:
+    """An option per parameter of anything in the registry: `--weighting sigmoid --bias 2`."""
+
+    def decorate(function: F) -> F:
+        for key, owners in reversed(parameters_of(registry).items()):
+            option = f"--{key.replace('_', '-')}"
+            click.option(option, key, type=Number(), help=f"Parameter of {registry.kind} {', '.join(owners)}.")(
+                function
+            )
+        return function
+
+    return decorate
+
+
+def take_parameters(registry: Registry, options: dict[str, Any]) -> dict[str, float]:
+    """Remove the registry's parameters from the options; those that were given."""
+    values = {key: options.pop(key) for key in parameters_of(registry)}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def weighting_options(default: str) -> Callable[[F], F]:
+    """--weighting, its parameters, --shift and --monotone. default: said in the help."""
+
+    def decorate(function: F) -> F:
+        click.option(
+            "--monotone/--no-monotone",
+            default=None,
+            help="Hold the weighting constant left of its peak, so that it never increases.",
+        )(function)
+        click.option(
+            "--shift", type=Shift(), help="Shift the weighting in logsnr; auto is 2 log(64/d) for images of d pixels."
+        )(function)
+        parameter_options(WEIGHTINGS)(function)
+        text = f"w(logsnr), as NAME or NAME:key=value,… [{default}]. Names: {with_params(WEIGHTINGS)}; or schedule:SCHEDULE, its density."
+        click.option("--weighting", metavar="SPEC", help=text)(function)
+        return function
+
+    return decorate
+
+
+def schedule_help(lead: str) -> str:
+    """Help for an option that takes a schedule."""
+    return f"{lead} Names: {with_params(SCHEDULES)} (each also takes shift=); or a schedule FILE of 'elbo adapt'."
+
+
+def overwrite_option(function: F) -> F:
+    """--overwrite."""
+    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
+
+
+def device_options(function: F) -> F:
+    """--device and --precision."""
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        default=None,
+        help="Of the network, by autocast.  [default: fp32]",
+    )(function)
+    click.option(
+        "--device", metavar="NAME", default=None, help="cpu, cuda, cuda:1, …  [default: cuda if there is one]"
+    )(function)
+    return function
+
+
+def command_line() -> str:
+    """The command as typed, for provenance."""
+    import shlex
+
+    return shlex.join(["elbo", *sys.argv[1:]])
+
+
+def stdin_or_fail(what: str) -> Any:
+    """Standard input as a binary stream. A terminal there is a mistake."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise click.UsageError(f"name {what}, or pipe one in", click.get_current_context())
+    return sys.stdin.buffer

@@ -1,0 +1,98 @@
+"""Show a loop's reports on stderr: a bar on a terminal, otherwise a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from elbocli.cli.options import Command
+from elbocli.loops.report import Report
+
+LINE_EVERY_S = 10.0
+
+
+def say(message: str, level: str = "info") -> None:
+    """A message for people."""
+    if level == "warning":
+        click.echo(f"{Command.path}: warning: {message}", err=True)
+    elif not Command.quiet and (level != "detail" or Command.verbose):
+        click.echo(f"{Command.path}: {message}", err=True)
+
+
+def _pretty(values: dict[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+    )
+
+
+class _Lines:
+    """Progress without a terminal."""
+
+    def __init__(self) -> None:
+        self.shown = time.monotonic()
+        self.values: dict[str, Any] = {}
+
+    def update(self, report: Report) -> None:
+        self.values = report.values or self.values
+        if time.monotonic() - self.shown >= LINE_EVERY_S:
+            self.shown = time.monotonic()
+            say(f"{report.done}/{report.total} {report.unit} {_pretty(self.values)}".rstrip())
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    """Progress on a terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def update(self, report: Report) -> None:
+        from tqdm import tqdm
+
+        assert report.done is not None
+        if self.bar is not None and report.done < self.bar.n:
+            self.close()
+        if self.bar is None:
+            self.bar = tqdm(
+                total=report.total,
+                initial=report.done,
+                unit=report.unit,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                desc=Command.path,
+                smoothing=0.1,
+                leave=False,
+                disable=Command.quiet,
+            )
+        if report.values:
+            self.bar.set_postfix_str(_pretty(report.values), refresh=False)
+        self.bar.update(report.done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def show(reports: Iterator[Report]) -> Any:
+    """Run a loop to its end, showing what it reports; what it returns."""
+    shown: _Bar | _Lines = _Bar() if sys.stderr.isatty() else _Lines()
+    try:
+        while True:
+            report = next(reports)
+            if report.message:
+                shown.close()
+                say(report.message, report.level)
+            if report.done is not None:
+                shown.update(report)
+    except StopIteration as end:
+        return end.value
+    finally:
+        shown.close()
+        reports.close()  # type: ignore[attr-defined]

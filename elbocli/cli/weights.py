@@ -1,0 +1,172 @@
+"""`elbo weights`: list, show, check, plot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.options import CONTEXT, PATH, Command, Count, Number, common, overwrite_option, schedule_help
+from elbocli.core.criteria import CRITERIA
+from elbocli.core.prediction import PREDICTIONS
+from elbocli.core.registry import Registry
+from elbocli.core.sampler import SAMPLERS
+from elbocli.core.schedule import SCHEDULES
+from elbocli.core.weighting import WEIGHTINGS
+from elbocli.nn.extractors import EXTRACTORS
+
+REGISTRIES: dict[str, Registry] = {
+    "weightings": WEIGHTINGS,
+    "schedules": SCHEDULES,
+    "predictions": PREDICTIONS,
+    "samplers": SAMPLERS,
+    "criteria": CRITERIA,
+    "extractors": EXTRACTORS,
+}
+BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#"
+
+
+def _range_options(function: Any) -> Any:
+    click.option("--logsnr-max", "high", type=Number(-50, 50), default=15.0, show_default=True)(function)
+    click.option("--logsnr-min", "low", type=Number(-50, 50), default=-15.0, show_default=True)(function)
+    return function
+
+
+@click.group(context_settings=CONTEXT)
+def weights() -> None:
+    """Look at weightings: how much each noise level counts.
+
+    A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2,
+    edm:monotone, schedule:cosine (a schedule's density as a weighting).
+    """
+
+
+@weights.command("list", cls=Command)
+@click.argument(
+    "kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[" + "|".join(REGISTRIES) + "]"
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@common
+def list_(kind: str, as_json: bool) -> None:
+    """List what can be named: formula, parameters with defaults, whether monotone, source."""
+    rows = [_row(declared) for declared in REGISTRIES[kind].values()]
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {**row, "parameters": dict(declared.params)}
+                    for row, declared in zip(rows, REGISTRIES[kind].values())
+                ],
+                indent=1,
+            )
+        )
+        return
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key.upper() for key in rows[0]}, *rows]:
+        click.echo("  ".join(f"{value!s:<{widths[key]}}" for key, value in row.items()).rstrip())
+
+
+def _row(declared: Any) -> dict[str, Any]:
+    monotone = {"monotone": "yes" if declared.monotone else "no"} if "monotone" in declared.facts else {}
+    parameters = declared.spec(declared.params).partition(":")[2] or "-"
+    return {
+        "name": declared.name,
+        "formula": declared.formula,
+        "parameters": parameters,
+        **monotone,
+        "source": declared.source,
+    }
+
+
+@weights.command(cls=Command)
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option("--schedule", metavar="SPEC", help=schedule_help("Also its t and density."))
+@_range_options
+@click.option("--points", type=Count(2, 10**6), default=61, show_default=True, help="Levels, evenly spaced.")
+@common
+def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, points: int) -> None:
+    """Print w(logsnr) as TSV: a column logsnr, then one per SPEC."""
+    import torch
+
+    from elbocli.core.schedule import check_range
+    from elbocli.files.schedules import resolve_schedule, resolve_weighting
+
+    check_range(low, high)
+    at = torch.linspace(low, high, points, dtype=torch.float64)
+    columns = {"logsnr": at, **{spec: resolve_weighting(spec)(at) for spec in specs}}
+    if schedule is not None:
+        chosen = resolve_schedule(schedule, low, high, clip=True)
+        columns |= {"t": chosen.t(at), "density": chosen.density(at)}
+    click.echo("\t".join(columns))
+    for row in zip(*(column.tolist() for column in columns.values())):
+        click.echo("\t".join(repr(value) for value in row))
+
+
+@weights.command(cls=Command)
+@click.argument("spec")
+@_range_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a sentence.")
+@common
+@click.pass_context
+def check(ctx: click.Context, spec: str, low: float, high: float, as_json: bool) -> None:
+    """Say whether a weighting never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
+
+    Exit status 0 when it is so, 1 when not; the intervals on which it rises are named.
+    """
+    from elbocli.core.schedule import check_range
+    from elbocli.files.schedules import resolve_weighting
+
+    check_range(low, high)
+    weighting = resolve_weighting(spec)
+    rising = weighting.rising(low, high)
+    if as_json:
+        click.echo(
+            json.dumps({"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]})
+        )
+    elif rising:
+        intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in rising)
+        click.echo(f"{weighting.spec}: rises for logsnr {intervals}: its loss is not an ELBO")
+    else:
+        click.echo(
+            f"{weighting.spec}: never rises for logsnr {low:g} to {high:g}: its loss is the ELBO of noise-augmented data"
+        )
+    ctx.exit(1 if rising else 0)
+
+
+@weights.command(cls=Command)
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option(
+    "--schedule", "schedules", multiple=True, metavar="SPEC", help=schedule_help("Also its density; may be repeated.")
+)
+@_range_options
+@click.option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
+@overwrite_option
+@common
+def plot(
+    specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None, overwrite: bool
+) -> None:
+    """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities."""
+    from elbocli.core.schedule import check_range
+    from elbocli.files.schedules import resolve_schedule, resolve_weighting
+
+    check_range(low, high)
+    chosen = [resolve_weighting(spec) for spec in specs]
+    densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
+    if out is None:
+        from elbocli.core.weighting import Weighting
+        from elbocli.loops.plot import text_plot
+
+        blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
+        drawn = [*chosen, *(Weighting.of_schedule(schedule) for schedule in densities)]
+        for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
+            click.echo(line)
+        return
+    from elbocli.files.atomic import refuse_existing
+    from elbocli.loops.plot import plot_weights
+
+    refuse_existing(out, overwrite)
+    plot_weights(chosen, densities, low, high, out)

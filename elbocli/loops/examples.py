@@ -1,0 +1,55 @@
+"""Which images a training step sees, as tensors on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.core.draws import Stream
+from elbocli.files.dataset import Dataset
+from elbocli.loops.settings import Resolved
+
+
+class Examples:
+    """Images and labels of any step: the order is a permutation of (seed, epoch), the place a counter."""
+
+    def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device):
+        settings = resolved.settings
+        self.dataset, self.batch, self.flip, self.device = dataset, settings.batch, settings.flip, device
+        self.conditional, self.drop = resolved.network.num_classes > 0, settings.label_dropout
+        self._order, self._flips, self._drops = (
+            Stream(settings.seed, name) for name in ("order", "flip", "label-dropout")
+        )
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Rows of the dataset for a step, [batch]."""
+        count = len(self.dataset)
+        position = np.arange(step * self.batch, (step + 1) * self.batch)
+        rows = np.empty(self.batch, np.int64)
+        for epoch in range(position[0] // count, position[-1] // count + 1):
+            if epoch != self._epoch:
+                self._epoch, self._permutation = epoch, self._order.permutation(epoch, count)
+            mine = position // count == epoch
+            rows[mine] = self._permutation[position[mine] % count]
+        return rows
+
+    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """(x [B,C,H,W] in [-1, 1], labels [B] with −1 where dropped, or None), on the device."""
+        rows = self.indices(step)
+        pixels = self.dataset.batch(rows)
+        if self.flip:
+            turned = self._flips.uniform(step, self.batch) < 0.5
+            pixels[turned] = pixels[turned, :, ::-1]
+        labels = None
+        if self.conditional:
+            kept = self._drops.uniform(step, self.batch) >= self.drop
+            labels = self._sent(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)))
+        x = self._sent(torch.from_numpy(pixels)).permute(0, 3, 1, 2)
+        return x.to(torch.float32).mul_(1 / 127.5).sub_(1), labels
+
+    def _sent(self, value: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            value = value.pin_memory()
+        return value.to(self.device, non_blocking=True)

@@ -1,0 +1,51 @@
+#!/bin/sh
+# The whole pipeline on real images, with elbo's own commands: sh examples/digits/demo.sh [FOLDER]
+# Rerun it after an interruption: what is finished is not done again.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "${1:-demo}"
+cd "${1:-demo}"
+python=${PYTHON:-python3}
+steps=${STEPS:-1000}
+mkdir -p results
+
+say() { printf '\n== %s\n' "$*" >&2; }
+
+say "1797 real images of digits, packed"
+[ -d digits ] || "$python" "$here/make_digits.py" digits >&2
+[ -f train.h5 ] || elbo prep digits/train train.h5 --size 8 --channels 1
+[ -f test.h5 ] || elbo prep digits/test test.h5 --size 8 --channels 1
+[ -f classifier.pt2 ] || "$python" "$here/make_classifier.py" train.h5 test.h5 classifier.pt2 >&2
+
+# score NAME SAMPLES: against the training set, by the classifier
+score() {
+    elbo eval -q "$2" --ref train.h5 --extractor classifier.pt2 --metrics fid,is,accuracy --classes balanced > "results/$1.part"
+    mv "results/$1.part" "results/$1.json"
+}
+
+# run NAME TITLE OPTIONS...: train, draw 900 images into eval, keep a picture
+run() {
+    name=$1; title=$2; shift 2
+    [ -f "results/$name.json" ] && return
+    say "$title"
+    begin=$(date +%s)
+    elbo train train.h5 -o "run-$name" --preset digits --seed 0 "$@" > /dev/null
+    elbo sample "run-$name" -n 900 --sampler ddim --steps 50 | score "$name" -
+    echo $(($(date +%s) - begin)) > "results/$name.seconds"
+    elbo sample -q "run-$name" -n 100 --sampler ddim --steps 50 -o "$name.png" --overwrite
+}
+
+run 0-untrained "the untrained network, for comparison" --steps 1 --lr 1e-12 --preview-every 0
+run 1-elbo-cosine "trained with the ELBO's weighting" --weighting elbo --steps "$steps"
+run 2-sigmoid-cosine "trained with sigmoid weighting, bias 2" --weighting sigmoid --bias 2 --steps "$steps"
+
+say "a schedule fitted to that run's loss log"
+elbo adapt run-2-sigmoid-cosine -o fitted.yaml --plot fitted.png --overwrite
+run 3-sigmoid-fitted "trained with sigmoid weighting on the fitted schedule" --weighting sigmoid --bias 2 --schedule fitted.yaml --steps "$steps"
+
+say "the weightings and schedules, as a picture"
+elbo weights plot elbo sigmoid:bias=2 edm edm-monotonic fm-ot --schedule cosine --schedule edm --schedule fitted.yaml -o weights.png --overwrite
+say "real test images, scored the same way"
+[ -f results/4-test-images.json ] || score 4-test-images test.h5
+"$python" "$here/table.py" results
+printf '\npictures in %s: weights.png, fitted.png, and a sheet of samples per run\n' "$(pwd)"

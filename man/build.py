@@ -1,0 +1,246 @@
+"""Render the man pages from the commands: `python man/build.py` writes them, `--check` compares.
+
+Every page comes from a click command: its docstring, its options, and the examples, exit statuses, variables
+and files given here. elbo-formats.5 is written by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import click
+
+from elbocli import __version__
+from elbocli.cli.main import elbo
+
+HERE = Path(__file__).parent
+DATE = "2026-11-24"
+
+EXAMPLES = {
+    "elbo": [
+        (
+            "Pack a folder of class folders, train, look at samples, score them.",
+            "elbo prep imagenet/ out.h5\nelbo train --weighting sigmoid --bias 2\nelbo sample run -n 64 -o grid.png\n"
+            "elbo sample run -n 50000 | elbo eval --ref out.h5",
+        ),
+        (
+            "Fit a noise schedule to a run and train again on it.",
+            "elbo adapt run > schedule.yaml\nelbo train --schedule schedule.yaml -o run2",
+        ),
+    ],
+    "elbo prep": [
+        ("Pack at 64 pixels; skip broken files and list them.", "elbo prep imagenet/ out.h5 --on-error skip"),
+        ("Small grey images.", "elbo prep digits/ digits.h5 --size 8 --channels 1"),
+    ],
+    "elbo train": [
+        ("The paper's sigmoid weighting on the only dataset here.", "elbo train --weighting sigmoid --bias 2"),
+        (
+            "EDM's weighting made monotone, sampled by a schedule that adapts.",
+            "elbo train out.h5 -o run-am --weighting edm --monotone --schedule adaptive",
+        ),
+        ("See what would run.", "elbo train out.h5 --preset imagenet64 --dry-run"),
+        (
+            "Settings from a file and from the environment.",
+            "ELBO_TRAIN_LR=1e-4 elbo train out.h5 --config settings.yaml",
+        ),
+    ],
+    "elbo adapt": [
+        ("For the weighting of the run itself.", "elbo adapt run > schedule.yaml"),
+        (
+            "For another weighting, from two logs, with a picture.",
+            "cat a/losslog.jsonl b/losslog.jsonl | elbo adapt - --weighting elbo --plot fit.svg -o schedule.yaml",
+        ),
+    ],
+    "elbo sample": [
+        ("A grid of 64 images.", "elbo sample run -n 64 -o grid.png"),
+        (
+            "EDM's sampler, guided at middling noise only.",
+            "elbo sample run --sampler heun --steps 32 --guidance 2 --guidance-interval -2 4 -o samples.npz",
+        ),
+        ("Straight into eval.", "elbo sample run -n 50000 | elbo eval --ref out.h5"),
+    ],
+    "elbo eval": [
+        ("FID and Inception score of a stream.", "elbo sample run -n 50000 | elbo eval --ref out.h5 | jq .fid"),
+        (
+            "Keep a reference's statistics, and use them.",
+            "elbo eval out.h5 --metrics fid --save-stats ref.npz\nelbo eval samples.npz --ref ref.npz",
+        ),
+        (
+            "Your own network, exported by torch.export.",
+            "elbo eval samples.h5 --ref out.h5 --extractor classifier.pt2 --metrics fid,is,accuracy",
+        ),
+    ],
+    "elbo weights": [
+        ("Is a weighting an ELBO?", "elbo weights check edm"),
+        ("A picture for a talk.", "elbo weights plot sigmoid:bias=2 edm edm:monotone --schedule cosine -o weights.svg"),
+    ],
+    "elbo weights list": [("Everything with a name.", "elbo weights list schedules")],
+    "elbo weights show": [
+        (
+            "Two weightings and a schedule as a table.",
+            "elbo weights show sigmoid edm-monotonic --schedule cosine > table.tsv",
+        )
+    ],
+    "elbo weights check": [("The paper's test of EDM's weighting.", "elbo weights check edm --json")],
+    "elbo weights plot": [("On the terminal.", "elbo weights plot sigmoid edm iddpm")],
+    "elbo info": [("What is this file?", "elbo info out.h5\nelbo info run --json")],
+}
+EXIT = [
+    ("0", "Done."),
+    ("1", "The input or the run failed; the message names the file, what was found and what to do."),
+    ("2", "Wrong usage or configuration."),
+    ("4", "The loss was not finite (train)."),
+    ("130, 143", "Interrupted by SIGINT or SIGTERM; train saves a checkpoint first."),
+    ("141", "The reader of the output went away."),
+]
+ENVIRONMENT = [
+    ("ELBO_DATA", "The dataset that train uses when none is named."),
+    ("ELBO_COMMAND_OPTION", "Default of any option: ELBO_TRAIN_LR, ELBO_SAMPLE_STEPS. The command line comes first."),
+]
+FILES = {
+    "elbo train": [
+        ("run/config.yaml", "All settings, resolved."),
+        ("run/metrics.jsonl", "Loss, learning rate, speed by step."),
+        ("run/losslog.jsonl", "The unweighted error by noise level, for adapt."),
+        ("run/status.json", "How the run stands."),
+        ("run/checkpoints/", "Weights, averages and optimizer, each with a digest."),
+        ("run/previews/", "Sheets of samples."),
+    ],
+    "elbo prep": [
+        ("OUT.h5.partial", "Unfinished work; the same command goes on with it."),
+        ("OUT.skipped.jsonl", "What was skipped, and why."),
+    ],
+}
+
+
+def filled(text: str) -> str:
+    """Running text in lines of at most 78 characters."""
+    return escape("\n".join(textwrap.wrap(" ".join(text.split()), 72, break_long_words=False, break_on_hyphens=False)))
+
+
+def escape(text: str) -> str:
+    """Plain text for roff."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\n".join("\\&" + line if line.startswith((".", "'")) else line for line in text.splitlines())
+
+
+def tagged(rows: list[tuple[str, str]]) -> list[str]:
+    """Paragraphs with a bold tag."""
+    lines = []
+    for tag, text in rows:
+        lines += [".TP", f".B {escape(tag)}", filled(text)]
+    return lines
+
+
+def paragraphs(text: str) -> list[str]:
+    """A docstring: paragraphs filled, those marked \\b as they stand."""
+    lines: list[str] = []
+    for index, block in enumerate(text.split("\n\n")):
+        if block.startswith("\b"):
+            lines += [".PP", ".nf", *(escape(line) for line in block.splitlines()[1:]), ".fi"]
+        else:
+            lines += ([".PP"] if index else []) + [filled(block)]
+    return lines
+
+
+def options(command: click.Command) -> list[tuple[str, str]]:
+    """Each option and what it does, from its declaration alone, so that pages don't change with click's version."""
+    rows = []
+    for option in command.params:
+        if not isinstance(option, click.Option):
+            continue
+        value = "" if option.is_flag else " " + value_name(option)
+        names = ", ".join(option.opts) + (" / " + ", ".join(option.secondary_opts) if option.secondary_opts else "")
+        default = f"  [default: {option.default}]" if option.show_default and option.default is not None else ""
+        rows.append((names + value, (option.help or "Show the version and exit.") + default))
+    return [*rows, ("-h, --help", "Show a summary and exit.")]
+
+
+def value_name(option: click.Option) -> str:
+    """What stands for an option's value."""
+    if option.metavar:
+        return option.metavar
+    return "|".join(option.type.choices) if isinstance(option.type, click.Choice) else option.type.name.upper()
+
+
+def page(path: str, command: click.Command) -> str:
+    """One page in man(7)."""
+    name = path.replace(" ", "-")
+    help_text = inspect.cleandoc(command.help or "").strip()
+    summary = re.split(r"(?<=[.:])\s", " ".join(help_text.split()), maxsplit=1)[0].rstrip(".:")
+    arguments = [
+        argument.metavar or argument.name.upper() for argument in command.params if isinstance(argument, click.Argument)
+    ]
+    usage = " ".join(["[OPTIONS]", *arguments, *(["COMMAND [ARGS]..."] if isinstance(command, click.Group) else [])])
+    lines = [
+        f'.TH {name.upper()} 1 {DATE} "elbo {__version__}" "elbo manual"',
+        ".SH NAME",
+        filled(f"{name} @ {summary}").replace("@", "\\-"),
+        ".SH SYNOPSIS",
+        f".B {escape(path)}",
+        escape(usage),
+        ".SH DESCRIPTION",
+        *paragraphs(help_text),
+    ]
+    if isinstance(command, click.Group):
+        lines += [
+            ".SH COMMANDS",
+            *tagged(
+                [
+                    (f"{path} {sub}", (child.help or "").strip().splitlines()[0])
+                    for sub, child in command.commands.items()
+                ]
+            ),
+        ]
+    lines += [".SH OPTIONS", *tagged(options(command))]
+    if path in EXAMPLES:
+        lines.append(".SH EXAMPLES")
+        for index, (text, code) in enumerate(EXAMPLES[path]):
+            lines += ([".PP"] if index else []) + [filled(text), ".PP", ".RS 4", ".nf", escape(code), ".fi", ".RE"]
+    lines += [".SH EXIT STATUS", *tagged(EXIT), ".SH ENVIRONMENT", *tagged(ENVIRONMENT)]
+    if path in FILES:
+        lines += [".SH FILES", *tagged(FILES[path])]
+    others = [other.replace(" ", "-") for other in pages_of(elbo, "elbo") if other != path and other.count(" ") <= 1]
+    lines += [".SH SEE ALSO", ",\n".join(f"{escape(other)}(1)" for other in others) + ",\nelbo\\-formats(5)"]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def pages_of(command: click.Command, path: str) -> dict[str, click.Command]:
+    """Every command of the tree by its full name."""
+    found = {path: command}
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            found |= pages_of(child, f"{path} {name}")
+    return found
+
+
+def render() -> dict[str, str]:
+    """File name → text of every page."""
+    return {f"{path.replace(' ', '-')}.1": page(path, command) for path, command in pages_of(elbo, "elbo").items()}
+
+
+def main() -> int:
+    """Write the pages, or with --check say which differ (exit 1)."""
+    rendered = render()
+    stale = [name for name, text in rendered.items() if not (HERE / name).exists() or (HERE / name).read_text() != text]
+    stale += [path.name for path in HERE.glob("*.1") if path.name not in rendered]
+    if "--check" in sys.argv:
+        print(
+            "\n".join(f"man/{name} is not what the commands say; run 'make man'" for name in stale),
+            end="\n" if stale else "",
+        )
+        return 1 if stale else 0
+    for path in HERE.glob("*.1"):
+        path.unlink()
+    for name, text in rendered.items():
+        (HERE / name).write_text(text)
+    print(f"{len(rendered)} pages, {len(stale)} changed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""A training step with all that elbo adds to it, against a bare loop of the same network and optimizer.
+
+elbo's has a memory-mapped dataset, weighted loss, clipping, a finiteness check, EMA, loss log; the bare one has none.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compare import Row, compare
+from PIL import Image
+
+from elbocli.files.dataset import Dataset
+from elbocli.loops import prep
+from elbocli.loops.settings import resolve
+from elbocli.loops.trainer import Trainer
+from elbocli.nn.unet import UNet, UNetConfig, place
+
+BOUND = 1.05
+SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attention=(16,))
+
+
+def packed(folder: Path, size: int, channels: int, count: int = 500) -> Dataset:
+    """A dataset of noise in ten classes."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"src{size}" / str(i % 10) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size, size, channels), np.uint8).squeeze()).save(path)
+    out = folder / f"{size}.h5"
+    for _ in prep.run(folder / f"src{size}", out, prep.Settings(size=size, channels=channels)):
+        pass
+    return Dataset(out)
+
+
+class Bare:
+    """Cosine schedule, v prediction, mean squared error, fused AdamW; images normalised and in memory."""
+
+    def __init__(self, dataset: Dataset, config: UNetConfig, batch: int):
+        self.network = place(UNet(config), torch.device("cpu"))
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4, weight_decay=0.0, fused=True)
+        self.images = torch.from_numpy(dataset.batch(np.arange(len(dataset)))).permute(0, 3, 1, 2) / 127.5 - 1
+        self.labels, self.batch = torch.from_numpy(dataset.labels), batch
+
+    def step(self) -> None:
+        """One update."""
+        rows = torch.randint(len(self.images), (self.batch,))
+        x, labels = self.images[rows], self.labels[rows]
+        angle = torch.rand(self.batch) * 0.998 + 0.001
+        alpha, sigma = (f(angle * torch.pi / 2).view(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
+        eps = torch.randn_like(x)
+        out = self.network(alpha * x + sigma * eps, 2 * (alpha / sigma).log().flatten(), labels)
+        (out - (alpha * eps - sigma * x)).square().mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def rows() -> Iterator[Row]:
+    """The digits preset, and a small network at 32 pixels."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, size, channels, options, rounds in (
+            ("digits", 8, 1, {"preset": "digits"}, 80),
+            ("32 pixels", 32, 3, {"preset": "cifar", "batch": 32}, 40),
+        ):
+            dataset = packed(Path(temporary), size, channels)
+            resolved: Any = resolve({**options, "device": "cpu"}, dataset)
+            if size == 32:
+                resolved = replace(resolved, network=SMALL32)
+            trainer = Trainer(resolved, dataset)
+            bare = Bare(dataset, resolved.network, resolved.settings.batch)
+            yield compare(f"train step, {name} / bare loop", trainer.step, bare.step, BOUND, rounds=rounds, warm_up=8)

@@ -1,0 +1,45 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elbocli.core.moments import StreamingMoments
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 6), st.integers(0, 99))
+def test_any_split_of_the_stream_gives_numpys_mean_and_covariance(sizes, width, seed):
+    features = np.random.default_rng(seed).normal(size=(sum(sizes) + 2, width)) @ np.diag(np.arange(1, width + 1))
+    moments = StreamingMoments()
+    for part in np.split(features, np.cumsum([2, *sizes])[:-1]):
+        moments.add(part)
+    mu, sigma = moments.statistics()
+    assert moments.n == len(features)
+    np.testing.assert_allclose(mu, features.mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(sigma, np.cov(features, rowvar=False).reshape(width, width), rtol=1e-10, atol=1e-12)
+
+
+def test_features_far_from_the_origin_keep_their_digits():
+    spread = np.random.default_rng(0).normal(size=(1000, 3))
+    moments = StreamingMoments()
+    for part in np.split(spread + 1e6, 10):
+        moments.add(part)
+    np.testing.assert_allclose(moments.statistics()[1], np.cov(spread, rowvar=False), rtol=1e-8, atol=1e-9)
+
+
+def test_half_and_single_precision_are_summed_in_double():
+    features = np.random.default_rng(0).normal(size=(20000, 2)).astype(np.float32)
+    moments = StreamingMoments()
+    for part in np.split(features, 100):
+        moments.add(part)
+    mu, sigma = moments.statistics()
+    exact = features.astype(np.float64)
+    assert mu.dtype == sigma.dtype == np.float64
+    np.testing.assert_allclose(mu, exact.mean(0), rtol=1e-11)
+    np.testing.assert_allclose(sigma, np.cov(exact, rowvar=False), rtol=1e-11)
+
+
+def test_the_covariance_is_symmetric_and_not_negative():
+    moments = StreamingMoments()
+    moments.add(np.random.default_rng(0).normal(size=(5, 8)))
+    _, sigma = moments.statistics()
+    np.testing.assert_array_equal(sigma, sigma.T)
+    assert np.linalg.eigvalsh(sigma).min() > -1e-12

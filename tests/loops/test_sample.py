@@ -1,0 +1,92 @@
+"""Sampling: image i is a function of the seed and i."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from elbocli.core.guidance import Guidance
+from elbocli.errors import UsageError
+from elbocli.files.dataset import Dataset
+from elbocli.loops import sample
+from elbocli.loops.sample import Settings, choose_labels
+
+
+def drawn(run: Path, out: Path, **settings: object) -> np.ndarray:
+    list(sample.run(run, out, Settings(**{"n": 12, "steps": 6, **settings})))  # type: ignore[arg-type]
+    return np.load(out)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun"])
+def test_an_image_is_the_same_in_any_batch(sampler: str, trained: Path, tmp_path: Path) -> None:
+    whole = drawn(trained, tmp_path / "a.npy", sampler=sampler)
+    pieces = drawn(trained, tmp_path / "b.npy", sampler=sampler, batch=5)
+    assert np.abs(whole.astype(int) - pieces.astype(int)).max() <= 1
+    assert (whole == pieces).mean() > 0.99
+    more = drawn(trained, tmp_path / "c.npy", sampler=sampler, n=20, batch=7)
+    assert np.abs(whole.astype(int) - more[:12].astype(int)).max() <= 1
+    other = drawn(trained, tmp_path / "d.npy", sampler=sampler, seed=1)
+    assert not np.array_equal(whole, other)
+
+
+def test_guidance_one_is_none_and_the_interval_bounds_it(trained: Path, tmp_path: Path) -> None:
+    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim")
+    outside = drawn(trained, tmp_path / "b.npy", sampler="ddim", guidance=Guidance(4.0, 20.0, 30.0))
+    guided = drawn(trained, tmp_path / "c.npy", sampler="ddim", guidance=Guidance(4.0))
+    assert np.array_equal(plain, outside)
+    assert not np.array_equal(plain, guided)
+
+
+def test_the_number_of_network_evaluations_is_counted(trained: Path, tmp_path: Path) -> None:
+    def evaluations(**settings: object) -> str:
+        reports = list(sample.run(trained, tmp_path / "x.npy", Settings(n=2, steps=6, overwrite=True, **settings)))  # type: ignore[arg-type]
+        return reports[-1].message
+
+    assert "6 network evaluations" in evaluations(sampler="ddim")
+    assert "11 network evaluations" in evaluations(sampler="heun")
+    assert "12 network evaluations" in evaluations(sampler="ddim", guidance=Guidance(2.0))
+
+
+def test_classes_are_balanced_random_or_listed() -> None:
+    assert choose_labels("balanced", 5, 3, 0).tolist() == [0, 1, 2, 0, 1]  # type: ignore[union-attr]
+    assert choose_labels("2,0", 5, 3, 0).tolist() == [2, 0, 2, 0, 2]  # type: ignore[union-attr]
+    assert choose_labels("cat", 2, 2, 0, ["dog", "cat"]).tolist() == [1, 1]  # type: ignore[union-attr]
+    random = choose_labels("random", 4000, 4, 0)
+    assert random is not None
+    assert np.bincount(random).min() > 900
+    assert np.array_equal(random[:10], choose_labels("random", 10, 4, 0))
+    assert choose_labels("balanced", 5, 0, 0) is None
+    for bad in ("3", "-1", "x", ""):
+        with pytest.raises(UsageError):
+            choose_labels(bad, 5, 3, 0)
+
+
+def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> None:
+    expected = drawn(trained, tmp_path / "a.npy", sampler="ddim")
+    for name in ("a.npz", "a.h5", "folder", "grid.png"):
+        list(sample.run(trained, tmp_path / name, Settings(n=12, steps=6, sampler="ddim")))
+    with np.load(tmp_path / "a.npz") as archive:
+        assert np.array_equal(archive["arr_0"], expected)
+        assert archive["arr_1"].tolist() == [*range(10), 0, 1]
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert np.array_equal(file["images"][()], expected)
+        assert file["labels"][()].tolist() == [*range(10), 0, 1]
+        assert file["seeds"][()].tolist() == list(range(12))
+    assert len(Dataset(tmp_path / "a.h5")) == 12
+    files = sorted((tmp_path / "folder").iterdir())
+    assert np.array_equal(np.stack([np.asarray(Image.open(path)) for path in files]), expected[..., 0])
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert sheet.shape == (24, 32)
+    assert np.array_equal(sheet[:8, 8:16], expected[1, ..., 0])
+
+
+def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Path, tmp_path: Path) -> None:
+    from elbocli.loops import settings, train
+
+    data = Dataset(digits)
+    resolved = settings.resolve({"preset": str(preset), "steps": 1, "label_dropout": 0.0}, data)
+    list(train.run(data, tmp_path / "run", resolved))
+    with pytest.raises(UsageError, match="label-dropout"):
+        list(sample.run(tmp_path / "run", tmp_path / "x.npy", Settings(guidance=Guidance(2.0))))

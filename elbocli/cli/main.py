@@ -41,7 +41,12 @@ def fail(where: str, message: str, code: int) -> int:
 def run(args: list[str] | None = None) -> int:
     """Run a command line; the exit code."""
     try:
-        return int(elbo.main(args, prog_name="elbo", standalone_mode=False, auto_envvar_prefix="ELBO") or 0)
+        line = sys.argv[1:] if args is None else args
+        with elbo.make_context("elbo", line, auto_envvar_prefix="ELBO") as context:
+            elbo.invoke(context)
+        return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "elbo"
         if isinstance(error, click.exceptions.NoArgsIsHelpError):

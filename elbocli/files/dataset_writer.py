@@ -30,6 +30,7 @@ def _skeleton(path: Path, shape: tuple[int, ...]) -> int:
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        plan.set_obj_track_times(False)
         space = h5py.h5s.create_simple(shape)
         return int(h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plan).get_offset())
 
@@ -47,7 +48,7 @@ class DatasetWriter:
 
     def _start(self) -> None:
         with told(self.out):
-            self.offset = _skeleton(self._head, (self.limit, *self.row_shape))
+            self.offset = _skeleton(self._head, (1, 1, 1, 1))
             self._head.unlink()
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
@@ -78,7 +79,7 @@ class DatasetWriter:
     def append(self, rows: np.ndarray, done: int, notes: dict[str, Any]) -> None:
         """Write rows [k, H, W, C] and make them safe. done: how far the source was read; notes: kept beside it."""
         with told(self.out):
-            view = np.ascontiguousarray(rows).data.cast("B")
+            view = np.ascontiguousarray(rows).reshape(-1).data
             at = self.offset + self.rows * self.row_bytes
             while view:
                 written = os.pwrite(self._handle, view, at)

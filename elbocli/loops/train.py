@@ -20,7 +20,7 @@ from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
 from elbocli.files.samples import write_grid
 from elbocli.loops.report import Report
-from elbocli.loops.runtime import catching_signals
+from elbocli.loops.runtime import catching_signals, choose_device
 from elbocli.loops.settings import Resolved, difference
 from elbocli.loops.trainer import Trainer
 from elbocli.nn.unet import count_parameters
@@ -79,6 +79,7 @@ def run(dataset: Dataset, out: Path, resolved: Resolved) -> Iterator[Report]:
 
     Raises UsageError (another run is there), NonFiniteError (exit 4), Interrupted after a checkpoint, DataError.
     """
+    choose_device(resolved.settings.device)
     if out.exists():
         _prepare(out, resolved)
     with told(out):

@@ -18,7 +18,11 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.nn.denoiser import Denoiser
 
 BOUND, STEPS, SHAPE = 0.5, 20, (64, 3, 32, 32)
-PAIRS = (("ddim", "DDIMScheduler"), ("ddim", "EulerDiscreteScheduler"), ("heun", "HeunDiscreteScheduler"))
+PAIRS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("ddim", "DDIMScheduler", {"clip_sample": False}),  # elbo's doesn't clip either
+    ("ddim", "EulerDiscreteScheduler", {}),
+    ("heun", "HeunDiscreteScheduler", {}),
+)
 
 
 class Same(torch.nn.Module):
@@ -52,8 +56,8 @@ def rows() -> Iterator[Row]:
     except ImportError:
         raise Skipped("diffusers is not installed; pip install 'elbocli[bench]'") from None
     z = torch.randn(SHAPE)
-    for name, peer in PAIRS:
-        scheduler = getattr(diffusers, peer)(prediction_type="v_prediction")
+    for name, peer, options in PAIRS:
+        scheduler = getattr(diffusers, peer)(prediction_type="v_prediction", **options)
         with torch.inference_mode():
             evaluations = ours(name, z)
             if theirs(scheduler, z) != evaluations:

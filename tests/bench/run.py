@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,8 @@ def main() -> None:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     torch.set_num_threads(options.threads)
     rows = []
+    if os.getloadavg()[0] > 1:
+        print("note: the machine is busy; threads that wait for each other mislead, try --threads 1", file=sys.stderr)
     if not options.json:
         print(LINE.format("name (times in ms)", "ours", "peer", "ratio", "bound", ""))
     for name in options.names or NAMES:

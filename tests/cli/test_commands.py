@@ -1,13 +1,16 @@
 """Commands as a user types them: exit codes and both streams."""
 
+import fcntl
 import io
 import json
 import os
 import pickle
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -320,6 +323,7 @@ def test_binary_never_goes_onto_a_terminal(trained: Path) -> None:
 
 def test_a_terminal_gets_a_progress_bar_on_stderr(digits_folder: Path, tmp_path: Path) -> None:
     parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "elbocli", "prep", str(digits_folder), "a.h5", "--size", "8"],
         cwd=tmp_path,

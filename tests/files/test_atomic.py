@@ -1,0 +1,215 @@
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from elbocli.errors import DataError, UsageError
+from elbocli.files import atomic
+
+KILLED = """
+import sys
+from pathlib import Path
+from elbocli.files.atomic import writing
+print("go", flush=True)
+n = 0
+while True:
+    n += 1
+    with writing(Path(sys.argv[1])) as file:
+        for _ in range(200):
+            file.write(b"%07d\\n" % n * 50)
+"""
+
+
+def test_a_kill_during_writing_leaves_a_whole_file(tmp_path):
+    path, seen = tmp_path / "file", set()
+    path.write_bytes(b"0000000\n" * 10_000)
+    delays = random.Random(0)
+    for _ in range(8):
+        child = subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE)
+        try:
+            assert child.stdout.readline() == b"go\n"
+            time.sleep(delays.uniform(0, 0.05))
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+        content = path.read_bytes()
+        assert len(content) == 80_000
+        assert content == content[:8] * 10_000
+        seen.add(content[:8])
+    assert len(seen) > 1
+
+
+def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path, crashes):
+    code = """
+from elbocli.files.atomic import writing
+path = Path(sys.argv[1])
+path.write_bytes(b"old")
+def work():
+    with writing(path) as file:
+        file.write(b"new")
+k, seen = 0, []
+while crashed(work, k):
+    seen.append(path.read_bytes())
+    k += 1
+assert path.read_bytes() == b"new"
+assert set(seen) == {b"old", b"new"}, seen
+print(k)
+"""
+    assert int(crashes(code, tmp_path / "file")) >= 3
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_folder_or_none(tmp_path, crashes):
+    code = """
+from elbocli.files.atomic import writing_folder
+path = Path(sys.argv[1])
+def work(word):
+    with writing_folder(path) as folder:
+        for name in "abc":
+            (folder / name).write_bytes(word)
+k = 0
+while True:
+    work(b"old")
+    if not crashed(lambda: work(b"new"), k):
+        break
+    if path.exists():
+        found = {name: (path / name).read_bytes() for name in "abc" if (path / name).exists()}
+        assert found in ({n: b"old" for n in "abc"}, {n: b"new" for n in "abc"}), (k, found)
+    k += 1
+assert k > 5
+"""
+    crashes(code, tmp_path / "folder")
+
+
+def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):
+    path = tmp_path / "file"
+    with atomic.writing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, trouble):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(trouble), atomic.writing(path) as file:
+        file.write(b"half")
+        raise trouble
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_replaces_what_was_there_and_a_failed_one_does_not(tmp_path):
+    path = tmp_path / "folder"
+    for word in ("one", "two"):
+        with atomic.writing_folder(path) as folder:
+            (folder / word).write_text(word)
+        assert os.listdir(path) == [word]
+    with pytest.raises(ValueError, match="no"), atomic.writing_folder(path) as folder:
+        (folder / "three").write_text("three")
+        raise ValueError("no")
+    assert os.listdir(path) == ["two"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with (
+        pytest.raises(DataError, match=r"gone/file: could not write: No such file"),
+        atomic.writing(tmp_path / "gone/file"),
+    ):
+        pass
+
+
+def test_a_full_disk_keeps_the_old_file_and_says_so(small_disk):
+    path = small_disk / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(DataError, match="No space left"), atomic.writing(path) as file:
+        for _ in range(1024):
+            file.write(bytes(1024))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(small_disk) == ["file"]
+    path.unlink()
+
+
+def test_a_file_size_limit_keeps_the_old_file_and_says_so(tmp_path, python):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    found = python(
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from elbocli.errors import DataError\n"
+        "from elbocli.files.atomic import writing\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "try:\n"
+        "    with writing(Path(sys.argv[1])) as file:\n"
+        "        file.write(bytes(100000))\n"
+        "except DataError as error:\n"
+        "    print(error)\n",
+        path,
+    )
+    assert "could not write: File too large" in found
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_text_and_json_read_back(tmp_path):
+    atomic.write_text(tmp_path / "text", "λ\n")
+    atomic.write_json(tmp_path / "json", {"λ": [1, None]})
+    assert (tmp_path / "text").read_text("utf-8") == "λ\n"
+    assert (tmp_path / "json").read_text().endswith("}\n")
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        atomic.write_json(tmp_path / "json", {"loss": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_existing_things_are_refused_unless_overwriting(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(UsageError, match="--overwrite"):
+            atomic.refuse_existing(tmp_path / name, False)
+        atomic.refuse_existing(tmp_path / name, True)
+    atomic.refuse_existing(tmp_path / "new", False)
+
+
+def test_a_lock_admits_one_holder_and_is_free_again_after(tmp_path):
+    with atomic.locked(tmp_path / "lock", "run"):
+        with pytest.raises(DataError, match="run: another elbo process"), atomic.locked(tmp_path / "lock", "run"):
+            pass
+    with atomic.locked(tmp_path / "lock", "run"):
+        pass
+
+
+def test_a_killed_holder_frees_the_lock(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom elbocli.files.atomic import locked\n"
+        "with locked(Path(sys.argv[1]), 'run'):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(DataError), atomic.locked(tmp_path / "lock", "run"):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    with atomic.locked(tmp_path / "lock", "run"):
+        pass
+
+
+def test_told_names_the_path_and_lets_a_broken_pipe_through():
+    with pytest.raises(DataError, match="x: could not read: Permission denied"), atomic.told(Path("x"), "read"):
+        raise PermissionError(13, "Permission denied")
+    with pytest.raises(BrokenPipeError), atomic.told(Path("x")):
+        raise BrokenPipeError

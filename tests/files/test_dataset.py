@@ -1,0 +1,455 @@
+import json
+import os
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from elbocli.errors import DataError, ElboError, FormatError
+from elbocli.files.dataset import Dataset, find_dataset, payload_digest
+from elbocli.files.dataset_writer import open_writer
+
+# Reading
+
+
+def test_pixels_labels_and_names_read_back(pack, images):
+    rows = images(12)
+    data = Dataset(pack(rows=rows, crop="center"))
+    np.testing.assert_array_equal(data.batch(np.arange(12)), rows)
+    np.testing.assert_array_equal(np.concatenate(list(data.batches(5))), rows)
+    assert data.labels.tolist() == [i % 3 for i in range(12)]
+    assert data.labels.dtype == np.int64
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert (len(data), data.image_size, data.channels, data.num_classes) == (12, 8, 3, 3)
+    assert (data.attributes["count"], data.attributes["crop"], data.attributes["format"]) == (
+        12,
+        "center",
+        "elbo-dataset",
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_is_in_the_order_asked_for_and_a_copy(pack, images, channels):
+    rows = images(20, channels=channels)
+    data = Dataset(pack(rows=rows))
+    order = np.random.default_rng(0).integers(0, 20, 50)
+    batch = data.batch(order)
+    np.testing.assert_array_equal(batch, rows[order])
+    batch[:] = 0
+    np.testing.assert_array_equal(data.batch(order), rows[order])
+
+
+def test_any_hdf5_tool_reads_it(pack, images):
+    with h5py.File(pack(rows=images(12)), "r") as file:
+        np.testing.assert_array_equal(file["images"][()], images(12))
+        assert file["images"].chunks is None
+        assert [name.decode() for name in file["files"][:2]] == ["0.png", "1.png"]
+
+
+def test_the_digest_is_of_the_pixels_and_matches_the_attribute(pack):
+    data = Dataset(pack())
+    assert data.payload_digest() == data.attributes["payload_sha256"]
+    assert data.payload_digest() == payload_digest(iter([data.batch(np.arange(5)), data.batch(np.arange(5, 12))]))
+
+
+def test_one_changed_pixel_changes_the_digest(pack):
+    path = pack()
+    with h5py.File(path, "r+") as file:
+        file["images"][3, 2, 1, 0] ^= 1
+    data = Dataset(path)
+    assert data.payload_digest() != data.attributes["payload_sha256"]
+
+
+def foreign(path, images, **options):
+    """A file in our schema as another tool would write it."""
+    with h5py.File(path, "w") as file:
+        file["labels"] = np.arange(len(images), dtype=np.int64) % 2
+        file.attrs.update({"format": "elbo-dataset", "version": 1})
+        file.create_dataset("images", data=images, **options)
+    return path
+
+
+@pytest.mark.parametrize("options", [{"chunks": (2, 8, 8, 3)}, {"chunks": (2, 8, 8, 3), "compression": "gzip"}, {}])
+def test_other_layouts_read_the_same(tmp_path, images, options):
+    rows = images(10)
+    data = Dataset(foreign(tmp_path / "x.h5", rows, **options))
+    order = np.array([7, 0, 7, 3])
+    np.testing.assert_array_equal(data.batch(order), rows[order])
+    assert (data.class_names, data.num_classes) == ([], 2)
+
+
+# Refusing
+
+
+def change(path, work):
+    with h5py.File(path, "r+") as file:
+        work(file)
+    return path
+
+
+def replace(name, make):
+    def work(file):
+        del file[name]
+        make(file)
+
+    return work
+
+
+REFUSED = {
+    "another format": (lambda f: f.attrs.__setitem__("format", "other"), "format is 'other'"),
+    "no format": (lambda f: f.attrs.__delitem__("format"), "format is None"),
+    "a later version": (lambda f: f.attrs.__setitem__("version", 2), "version 2"),
+    "no images": (lambda f: f.__delitem__("images"), "no dataset 'images'"),
+    "no labels": (lambda f: f.__delitem__("labels"), "no dataset 'labels'"),
+    "float images": (
+        replace("images", lambda f: f.create_dataset("images", data=np.zeros((12, 8, 8, 3)))),
+        "expected uint8",
+    ),
+    "flat images": (
+        replace("images", lambda f: f.create_dataset("images", data=np.zeros((12, 192), "u1"))),
+        "expected uint8",
+    ),
+    "four channels": (
+        replace("images", lambda f: f.create_dataset("images", data=np.zeros((12, 8, 8, 4), "u1"))),
+        "1 or 3",
+    ),
+    "no rows": (replace("images", lambda f: f.create_dataset("images", data=np.zeros((0, 8, 8, 3), "u1"))), "N > 0"),
+    "a group for images": (replace("images", lambda f: f.create_group("images")), "self-contained"),
+    "too few labels": (
+        replace("labels", lambda f: f.create_dataset("labels", data=np.zeros(11, "i8"))),
+        "expected integers",
+    ),
+    "float labels": (replace("labels", lambda f: f.create_dataset("labels", data=np.zeros(12))), "expected integers"),
+    "a negative label": (replace("labels", lambda f: f.create_dataset("labels", data=np.full(12, -1))), "negative"),
+    "a label beyond int64": (
+        replace("labels", lambda f: f.create_dataset("labels", data=np.full(12, 2**64 - 1, "u8"))),
+        "negative",
+    ),
+    "a link to another file": (
+        replace("images", lambda f: f.__setitem__("images", h5py.ExternalLink("/etc/passwd", "/x"))),
+        "link",
+    ),
+    "a link inside": (lambda f: (f.move("labels", "other"), f.__setitem__("labels", h5py.SoftLink("/other"))), "link"),
+    "labels in another file": (
+        replace("labels", lambda f: f.__setitem__("labels", h5py.ExternalLink("x.h5", "/labels"))),
+        "link",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(pack, what):
+    work, message = REFUSED[what]
+    path = change(pack(), work)
+    with pytest.raises(FormatError, match=f"data.h5: .*{message}"):
+        Dataset(path)
+
+
+def test_pixels_kept_in_another_file_are_refused(pack, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(12 * 192))
+    options = {"shape": (12, 8, 8, 3), "dtype": "u1", "external": [(str(secret), 0, 12 * 192)]}
+    path = change(pack(), replace("images", lambda f: f.create_dataset("images", **options)))
+    with pytest.raises(FormatError, match="not a self-contained dataset"):
+        Dataset(path)
+
+
+def test_virtual_pixels_are_refused(pack, images):
+    other = pack("other.h5")
+
+    def make(file):
+        layout = h5py.VirtualLayout((12, 8, 8, 3), "u1")
+        layout[:] = h5py.VirtualSource(other, "images", (12, 8, 8, 3))
+        file.create_virtual_dataset("images", layout)
+
+    with pytest.raises(FormatError, match="not a self-contained dataset"):
+        Dataset(change(pack(), replace("images", make)))
+
+
+def test_what_is_no_hdf5_file_is_named_for_what_it_is(tmp_path):
+    with pytest.raises(FormatError, match="no such dataset"):
+        Dataset(tmp_path / "gone.h5")
+    with pytest.raises(FormatError, match="a folder"):
+        Dataset(tmp_path)
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(FormatError, match="not a readable HDF5 file"):
+        Dataset(tmp_path / "text.h5")
+
+
+def test_a_file_cut_short_anywhere_is_refused(pack):
+    path = pack()
+    whole = path.read_bytes()
+    for size in [0, 1, 7, 8, 9, 100, 500, 2047, 2048, 2049, 3000, len(whole) - 500, len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(FormatError):
+            Dataset(path)
+
+
+def test_pixels_cut_short_behind_a_whole_header_are_refused(tmp_path, images):
+    """HDF5 itself doesn't notice when the end-of-file mark is changed too."""
+    path = foreign(tmp_path / "x.h5", images(12))
+    with h5py.File(path, "r") as file:
+        offset = file["images"].id.get_offset()
+    assert offset is not None
+    content = bytearray(path.read_bytes())
+    end = offset + 100
+    at = content.index(len(content).to_bytes(8, "little"), 0, 64)
+    content[at : at + 8] = end.to_bytes(8, "little")
+    path.write_bytes(content[:end])
+    with pytest.raises(FormatError, match="cut short"):
+        Dataset(path)
+
+
+@pytest.mark.parametrize("mark", [b"TREE", b"SNOD", b"HEAP", b"GCOL"])
+def test_damage_inside_the_file_is_called_damage(pack, mark):
+    """An overwritten block of HDF5's own, as after a bad copy."""
+    path = pack()
+    content = path.read_bytes()
+    assert mark in content
+    path.write_bytes(content.replace(mark, b"\0\0\0\0"))
+    with pytest.raises(FormatError, match=r"data\.h5"):
+        Dataset(path)
+
+
+def test_damage_found_late_is_called_damage(tmp_path, images):
+    """A compressed block that doesn't unpack, met when its rows are read."""
+    rows = images(12) // 64
+    path = foreign(tmp_path / "x.h5", rows, chunks=(4, 8, 8, 3), compression="gzip")
+    with h5py.File(path, "r") as file:
+        place = file["images"].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[place.byte_offset + 10 : place.byte_offset + place.size] = bytes(place.size - 10)
+    path.write_bytes(content)
+    data = Dataset(path)
+    np.testing.assert_array_equal(data.batch(np.arange(4)), rows[:4])
+    with pytest.raises(ElboError, match=r"x\.h5"):
+        data.batch(np.arange(12))
+
+
+# Finding
+
+
+def test_the_only_dataset_of_a_folder_is_found(pack, tmp_path):
+    path = pack()
+    foreign_file = tmp_path / "other.h5"
+    with h5py.File(foreign_file, "w") as file:
+        file["x"] = 1
+    assert find_dataset(tmp_path).name == path.name
+
+
+def test_no_dataset_or_two_are_refused(pack, tmp_path):
+    with pytest.raises(DataError, match="no dataset here"):
+        find_dataset(tmp_path)
+    pack("one.h5")
+    pack("two.h5")
+    with pytest.raises(DataError, match=r"one\.h5.*two\.h5"):
+        find_dataset(tmp_path)
+
+
+# Writing
+
+
+def write(path, rows, source="s", limit=None, step=5):
+    with open_writer(path, rows.shape[1:], limit or len(rows), source) as writer:
+        for start in range(writer.rows, len(rows), step):
+            part = rows[start : start + step]
+            writer.append(part, start + len(part), {"last": start})
+        writer.finish({"labels": np.arange(len(rows))}, {"class_names": ["a"]}, {"image_size": rows.shape[1]})
+
+
+def test_nothing_is_left_beside_a_finished_file(tmp_path, images):
+    write(tmp_path / "out.h5", images(23))
+    assert os.listdir(tmp_path) == ["out.h5"]
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path, images):
+    for name, step in (("a.h5", 23), ("b.h5", 1)):
+        write(tmp_path / name, images(23), step=step)
+        time.sleep(0.01)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_fewer_rows_than_claimed_make_a_file_of_just_those(tmp_path, images):
+    write(tmp_path / "out.h5", images(7), limit=50)
+    write(tmp_path / "exact.h5", images(7))
+    np.testing.assert_array_equal(Dataset(tmp_path / "out.h5").batch(np.arange(7)), images(7))
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "exact.h5").read_bytes()
+
+
+def test_the_file_has_no_name_before_it_is_finished(tmp_path, images):
+    path = tmp_path / "out.h5"
+    with open_writer(path, (8, 8, 3), 12, "s") as writer:
+        writer.append(images(12), 12, {})
+        assert not path.exists()
+        assert (tmp_path / "out.h5.partial").exists()
+
+
+def test_a_second_writer_is_refused_and_harms_nothing(tmp_path, images):
+    path = tmp_path / "out.h5"
+    with open_writer(path, (8, 8, 3), 12, "s") as writer:
+        writer.append(images(12)[:6], 6, {})
+        with pytest.raises(DataError, match="another elbo process"), open_writer(path, (8, 8, 3), 12, "s"):
+            pass
+        writer.append(images(12)[6:], 12, {})
+        writer.finish({"labels": np.zeros(12, np.int64)}, {}, {})
+    np.testing.assert_array_equal(Dataset(path).batch(np.arange(12)), images(12))
+
+
+def test_an_unfinished_file_of_another_source_is_refused_and_kept(tmp_path, images):
+    path = tmp_path / "out.h5"
+    with open_writer(path, (8, 8, 3), 12, "one") as writer:
+        writer.append(images(12)[:6], 6, {})
+    with pytest.raises(DataError, match="another source"), open_writer(path, (8, 8, 3), 12, "two"):
+        pass
+    with open_writer(path, (8, 8, 3), 12, "one") as writer:
+        assert (writer.rows, writer.state["done"]) == (6, 6)
+
+
+def test_notes_come_back_with_the_rows(tmp_path, images):
+    path = tmp_path / "out.h5"
+    with open_writer(path, (8, 8, 3), 12, "s") as writer:
+        writer.append(images(12)[:6], 9, {"skipped": {"2": "why"}})
+    with open_writer(path, (8, 8, 3), 12, "s") as writer:
+        assert writer.state == {"source": "s", "rows": 6, "done": 9, "notes": {"skipped": {"2": "why"}}}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"source": "s"}', '{"source": "s", "rows": 10000, "done": 0, "notes": {}}']
+)
+def test_a_damaged_journal_is_refused_by_name(tmp_path, images, text):
+    path = tmp_path / "out.h5"
+    with open_writer(path, (8, 8, 3), 12, "s") as writer:
+        writer.append(images(12)[:6], 6, {})
+    (tmp_path / "out.h5.partial.json").write_text(text)
+    with pytest.raises(ElboError, match=r"out\.h5\.partial"):
+        write(path, images(12))
+
+
+def test_a_journal_without_its_rows_is_not_believed(tmp_path, images):
+    path = tmp_path / "out.h5"
+    (tmp_path / "out.h5.partial.json").write_text(json.dumps({"source": "s", "rows": 6, "done": 6, "notes": {}}))
+    write(path, images(12))
+    np.testing.assert_array_equal(Dataset(path).batch(np.arange(12)), images(12))
+
+
+def test_a_full_disk_fails_before_the_first_image_and_leaves_nothing(small_disk):
+    with pytest.raises(DataError, match=r"out\.h5: could not claim \d+ bytes: No space left"):
+        with open_writer(small_disk / "out.h5", (64, 64, 3), 1000, "s"):
+            pytest.fail("the disk is too small for this")
+    assert os.listdir(small_disk) == []
+
+
+def test_a_refused_writer_closes_what_it_opened(small_disk):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with (
+            pytest.raises(DataError, match="No space left"),
+            open_writer(small_disk / "out.h5", (64, 64, 3), 1000, "s"),
+        ):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_unfinished_file_survives_a_full_disk(small_disk, images):
+    path = small_disk / "out.h5"
+    rows = images(400, 16)
+    with open_writer(path, (16, 16, 3), 400, "s") as writer:
+        writer.append(rows[:100], 100, {})
+    filler = small_disk / "filler"
+    with open(small_disk / "out.h5.partial", "r+b") as file:
+        file.truncate(2048 + 100 * 768)
+    with pytest.raises(OSError, match="No space"), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(DataError, match="No space left"), open_writer(path, (16, 16, 3), 400, "s"):
+        pass
+    filler.unlink()
+    write(path, rows, step=100)
+    np.testing.assert_array_equal(Dataset(path).batch(np.arange(400)), rows)
+    path.unlink()
+
+
+DRIVER = """
+import random, time
+import numpy as np
+from elbocli.files.dataset_writer import open_writer
+
+folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+SHAPE, N = (16, 16, 3), 700
+bad = set(random.Random(seed).sample(range(N), 9))
+
+def row(i):
+    return np.random.default_rng(i).integers(0, 256, SHAPE, np.uint8)
+
+def work(out, step):
+    with open_writer(out, SHAPE, N, "source") as writer:
+        skipped = list(writer.state["notes"].get("skipped", []))
+        for start in range(writer.state["done"], N, step):
+            part = [i for i in range(start, min(start + step, N))]
+            skipped += [i for i in part if i in bad]
+            writer.append(np.stack([row(i) for i in part if i not in bad]), part[-1] + 1, {"skipped": skipped})
+        labels = np.array([i for i in range(N) if i not in bad])
+        writer.finish({"labels": labels}, {"class_names": ["a"], "files": [f"{i}.png" for i in labels]}, {"skipped": len(skipped)})
+
+whole = folder / "whole.h5"
+work(whole, 64)
+want = whole.read_bytes()
+"""
+
+RANDOM_KILLS = (
+    DRIVER
+    + """
+begun = time.monotonic()
+work(folder / "again.h5", 32)
+span = time.monotonic() - begun
+kills = 0
+for trial in range(12):
+    out, tries, killed = folder / f"{trial}.h5", 0, True
+    while killed:
+        pid = os.fork()
+        if pid == 0:
+            work(out, 32)
+            os._exit(0)
+        if tries < 4:
+            time.sleep(random.uniform(0, 0.8 * span))
+            os.kill(pid, 9)
+        killed = os.waitpid(pid, 0)[1] == 9
+        kills, tries = kills + killed, tries + 1
+        if out.exists():
+            break
+    assert out.read_bytes() == want, trial
+    if not killed:
+        assert not list(folder.glob(f"{trial}.h5.*")), trial
+    for left in folder.glob(f"{trial}.h5*"):
+        left.unlink()
+print(kills)
+"""
+)
+
+
+def test_killed_at_random_moments_and_resumed_the_bytes_are_the_same(tmp_path, crashes):
+    assert int(crashes(RANDOM_KILLS, tmp_path, 0)) >= 12
+
+
+EVERY_KILL = (
+    DRIVER
+    + """
+k, out = 0, folder / "out.h5"
+while True:
+    died = crashed(lambda: work(out, 250), k)
+    if not out.exists():
+        work(out, 250)
+    assert out.read_bytes() == want, k
+    if not died:
+        break
+    for left in folder.glob("out.h5*"):
+        left.unlink()
+    k += 1
+print(k)
+"""
+)
+
+
+def test_killed_at_every_single_step_and_resumed_the_bytes_are_the_same(tmp_path, crashes):
+    assert int(crashes(EVERY_KILL, tmp_path, 1)) >= 25

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elbocli.core.adaptive import bin_edges
+from elbocli.errors import FormatError
+from elbocli.files import losslog
+
+EDGES = bin_edges(-5, 7, 4)
+
+
+def sums(seed):
+    generator = torch.Generator().manual_seed(seed)
+    count = torch.randint(0, 50, (4,), generator=generator).double()
+    return torch.stack([count, *torch.rand(2, 4, generator=generator, dtype=torch.float64)])
+
+
+def text(seeds, start=0, edges=EDGES):
+    head = losslog.header(edges, dimensions=192, weighting="sigmoid", schedule="cosine", prediction="v")
+    return [head, *(losslog.line(start + 10 * (i + 1), 640 * (i + 1), sums(seed)) for i, seed in enumerate(seeds))]
+
+
+def read(*sources, since=0):
+    reader = losslog.Reader(since)
+    for number, lines in enumerate(sources):
+        reader.read(lines, f"log{number}")
+    return reader.log
+
+
+@given(st.lists(st.integers(0, 99), max_size=6))
+def test_a_log_reads_back_exactly(seeds):
+    log = read(text(seeds))
+    total = torch.zeros(3, 4, dtype=torch.float64)
+    for seed in seeds:
+        total += sums(seed)
+    assert torch.equal(log.sums, total)
+    assert torch.equal(log.edges, EDGES)
+    assert (log.lines, log.images) == (len(seeds), 640 * len(seeds))
+    assert (log.header["weighting"], log.header["dimensions"]) == ("sigmoid", 192)
+
+
+def test_bytes_and_text_read_the_same():
+    lines = text([1, 2])
+    assert torch.equal(read([line.encode() for line in lines]).sums, read(lines).sums)
+
+
+@given(st.lists(st.integers(0, 99), max_size=4), st.lists(st.integers(0, 99), max_size=4))
+def test_concatenated_logs_add_up_like_separate_ones(one, other):
+    together, apart = read(text(one) + text(other)), read(text(one), text(other))
+    assert torch.equal(together.sums, apart.sums)
+    torch.testing.assert_close(apart.sums, read(text(one)).sums + read(text(other)).sums, rtol=1e-14, atol=1e-14)
+
+
+def test_since_leaves_out_the_steps_up_to_it():
+    assert torch.equal(read(text([1, 2, 3]), since=20).sums, sums(3))
+    assert torch.equal(read(text([1, 2, 3]), since=19).sums, sums(2) + sums(3))
+
+
+def test_logs_of_other_bins_are_refused():
+    with pytest.raises(FormatError, match=r"log1: line 1: its bins .* differ"):
+        read(text([1]), text([1], edges=bin_edges(-5, 8, 4)))
+
+
+GOOD = json.loads(losslog.line(10, 640, sums(0)))
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [("{", "not JSON"), ("", "not JSON"), ("[1]", "JSON object"), ("7", "JSON object"), ("\xff", "not JSON"), (json.dumps({**GOOD, "step": "x"}), "expected step"),
+     (json.dumps({k: v for k, v in GOOD.items() if k != "sumsq"}), "expected step"), (json.dumps({**GOOD, "count": [1, 2]}), "expected step"),
+     (json.dumps({**GOOD, "sum": [1.0, 2.0, 3.0, float("nan")]}), "finite"), (json.dumps({**GOOD, "sum": [-1, 1, 1, 1]}), "none negative"),
+     (json.dumps({**GOOD, "count": [1], "sum": [1], "sumsq": [1]}), "4 finite"), (json.dumps({**GOOD, "sum": "abcd"}), "expected step"),
+     (json.dumps({**GOOD, "images": None}), "expected step")],
+)  # fmt: skip
+def test_a_bad_line_is_refused_by_number(line, what):
+    with pytest.raises(FormatError, match=f"log0: line 3: .*{what}"):
+        read([*text([1]), line + "\n"])
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN"])
+@pytest.mark.parametrize("key", ["step", "images"])
+def test_a_step_beyond_all_numbers_is_refused(key, value):
+    line = json.dumps({**GOOD, key: 0}).replace(f'"{key}": 0', f'"{key}": {value}')
+    with pytest.raises(FormatError, match="line 2"):
+        read([text([])[0], line])
+
+
+def test_an_integer_beyond_float64_is_refused():
+    with pytest.raises(FormatError, match="line 2"):
+        read([text([])[0], json.dumps({**GOOD, "count": [10**400, 1, 1, 1]})])
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"format": "elbo-run"}, "format is 'elbo-run'"), ({"version": 2}, "version 2"), ({"edges": None}, "edges"), ({"edges": [1]}, "edges"),
+     ({"edges": [1, "x"]}, "edges"), ({"edges": [1, 1, 2]}, "rise"), ({"edges": [1, 0]}, "rise"), ({"edges": [0, float("inf")]}, "finite"), ({"edges": [0, 10**400]}, "")],
+)  # fmt: skip
+def test_a_bad_header_is_refused(change, what):
+    head = {**json.loads(text([])[0]), **change}
+    with pytest.raises(FormatError, match=f"line 1: .*{what}"):
+        read([json.dumps(head)])
+
+
+def test_a_log_without_a_header_or_lines_is_refused():
+    with pytest.raises(FormatError, match="no header"):
+        read(text([1])[1:])
+    with pytest.raises(FormatError, match="empty"):
+        read([])
+    with pytest.raises(FormatError, match="log1: line 1: no header"):
+        read(text([1]), text([1])[1:])
+
+
+def test_a_line_cut_short_by_a_kill_is_refused_not_counted():
+    lines = text([1, 2])
+    with pytest.raises(FormatError, match="line 3: not JSON"):
+        read([*lines[:2], lines[2][:-20]])

@@ -10,8 +10,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from compare import Row, Skipped
+
+from elbocli.cli.main import share_cores
 
 NAMES = [path.stem.removeprefix("bench_") for path in sorted(Path(__file__).parent.glob("bench_*.py"))]
 LINE = "{:<44} {:>10} {:>10} {:>6} {:>6}  {}"
@@ -37,6 +38,9 @@ def main() -> None:
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+    share_cores()
+    import torch
+
     torch.set_num_threads(options.threads)
     rows = []
     if os.getloadavg()[0] > 1:

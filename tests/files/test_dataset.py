@@ -197,7 +197,7 @@ def test_pixels_cut_short_behind_a_whole_header_are_refused(tmp_path, images):
     at = content.index(len(content).to_bytes(8, "little"), 0, 64)
     content[at : at + 8] = end.to_bytes(8, "little")
     path.write_bytes(content[:end])
-    with pytest.raises(FormatError, match="cut short"):
+    with pytest.raises(FormatError, match=r"x\.h5"):
         Dataset(path)
 
 
@@ -266,7 +266,7 @@ def test_nothing_is_left_beside_a_finished_file(tmp_path, images):
 def test_the_same_rows_give_the_same_bytes(tmp_path, images):
     for name, step in (("a.h5", 23), ("b.h5", 1)):
         write(tmp_path / name, images(23), step=step)
-        time.sleep(0.01)
+        time.sleep(1.1)  # HDF5 notes times in seconds
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 

@@ -1,0 +1,47 @@
+"""From the network's output to x̂, with guidance."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elbocli.core.guidance import Guidance
+from elbocli.core.logsnr import diffuse
+from elbocli.core.prediction import PREDICTIONS, Prediction
+from elbocli.nn.denoiser import Denoiser
+
+
+class Exact(nn.Module):
+    """Outputs the true target of one batch."""
+
+    def __init__(self, target: Tensor):
+        super().__init__()
+        self.target = target
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None) -> Tensor:
+        return self.target
+
+
+class Labelled(nn.Module):
+    """Outputs the label, −1 for none."""
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor) -> Tensor:
+        return labels.to(z.dtype).view(-1, 1, 1, 1).expand_as(z)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+@pytest.mark.parametrize("logsnr", [-6.0, 0.0, 6.0])
+def test_a_perfect_network_gives_back_the_data(name: str, logsnr: float) -> None:
+    x, eps = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    level = torch.full((3,), logsnr, dtype=torch.float64)
+    prediction = Prediction(name)
+    denoise = Denoiser(Exact(prediction.target(x, eps, level)), prediction)
+    torch.testing.assert_close(denoise(diffuse(x, eps, level), logsnr), x)
+
+
+def test_guidance_mixes_two_outputs_inside_its_interval_only() -> None:
+    z = torch.zeros(2, 1, 2, 2)
+    denoise = Denoiser(Labelled(), Prediction("x"), Guidance(3.0, -1.0, 1.0), torch.tensor([0, 4]))
+    inside, outside = denoise(z, 0.5)[:, 0, 0, 0], denoise(z, 2.0)[:, 0, 0, 0]
+    assert inside.tolist() == [-1 + 3 * 1, -1 + 3 * 5]
+    assert outside.tolist() == [0, 4]
+    assert denoise.evaluations == 3

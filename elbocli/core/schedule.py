@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEDULES = Registry("schedule")
+LEAST_SHARE = 1e-9
 
 
 class Curve(Protocol):
@@ -237,6 +238,12 @@ class Schedule:
                 f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}; "
                 "ask for a range inside, or use a schedule that covers it"
             )
+        first, last = self._ends()
+        if not float(last - first) > LEAST_SHARE:
+            raise UsageError(
+                f"{self.base} has next to nothing of its density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; "
+                "shift it, or ask for another range"
+            )
 
     @property
     def support(self) -> tuple[float, float]:
@@ -251,9 +258,10 @@ class Schedule:
         return first, last
 
     def logsnr(self, t: Tensor) -> Tensor:
-        """λ at each t ∈ [0, 1], float64. Clamped: float64 t can't reach the far tail of a normal near 1."""
+        """λ at each t ∈ [0, 1], float64. The ends are exact, where float64 t can't reach a normal's far tail near 1."""
         first, last = self._ends()
         level = self.curve.logsnr(first + (last - first) * t) + self.shift
+        level = level.where(t < 1, self.logsnr_min).where(t > 0, self.logsnr_max)
         return level.clamp(self.logsnr_min, self.logsnr_max)
 
     def t(self, logsnr: Tensor) -> Tensor:
@@ -327,4 +335,8 @@ def parse_schedule(text: str, low: float | None = None, high: float | None = Non
     params = numbers(spec.params)
     shift = number(params.pop("shift", 0.0), "shift")
     bound = declared.bind(params)
-    return make_schedule(declared.make(**bound), declared.spec(bound), low, high, shift=shift, clip=clip)
+    try:
+        curve = declared.make(**bound)
+    except (OverflowError, ZeroDivisionError):
+        raise UsageError(f"{text!r}: these parameters go beyond what numbers can hold") from None
+    return make_schedule(curve, declared.spec(bound), low, high, shift=shift, clip=clip)

@@ -304,6 +304,9 @@ def _rising(
         if i in (0, points - 1):
             return float(grid[i])
         left, right = float(grid[i - 1]), float(grid[i + 1])
+        before, after = (sign * _slope(function, _float64([left, right]))).tolist()
+        if not before > 0 > after:  # a jump: the grid point is on its upper side
+            return float(grid[i])
         for _ in range(60):
             middle = 0.5 * (left + right)
             if sign * float(_slope(function, _float64([middle]))) > 0:

@@ -60,6 +60,7 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def writing_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` that takes its name when the block ends well, replacing what was there."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
     with told(path):
         try:
             aside.mkdir(parents=True)
@@ -69,11 +70,12 @@ def writing_folder(path: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
             flush_folder(aside)
             if path.is_dir():
-                shutil.rmtree(path)
+                os.replace(path, trash)
             os.replace(aside, path)
             flush_folder(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(trash, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

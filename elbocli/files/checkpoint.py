@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from elbocli.errors import FormatError
+from elbocli.errors import DataError, FormatError
 from elbocli.files import yamls
 from elbocli.files.atomic import flush_folder, told, write_text, writing_folder
 
@@ -90,17 +90,18 @@ def save(
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}"
-    with writing_folder(path) as aside:
-        for name, tensors in weights.items():
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-                aside / f"{name}.safetensors",
-            )
-        torch.save(state, aside / "state.pt")
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in sorted(aside.iterdir())}
-        (aside / "meta.json").write_text(
-            json.dumps({"format": FORMAT, "version": 1, "step": step, **meta, "files": files}, indent=1) + "\n"
-        )
+    try:
+        with writing_folder(path) as aside:
+            for name, tensors in weights.items():
+                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors")
+            torch.save(state, aside / "state.pt")
+            files = {
+                file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in sorted(aside.iterdir())
+            }
+            content = {"format": FORMAT, "version": 1, "step": step, **meta, "files": files}
+            (aside / "meta.json").write_text(json.dumps(content, indent=1) + "\n")
+    except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
+        raise DataError(f"{path}: could not write: {' '.join(str(error).split())[:200]}") from error
     for old in _found(run)[:-keep]:
         trash = old.with_name(f".{old.name}.trash")
         old.rename(trash)

@@ -34,19 +34,24 @@ class Dataset:
             raise FormatError(
                 f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"
             ) from error
-        with np.errstate(all="ignore"):
-            self.attributes = _attributes(self._file)
+        try:
+            self._open()
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise FormatError(f"{path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
+
+    def _open(self) -> None:
+        self.attributes = _attributes(self._file)
         found = self.attributes.get("format")
         if found != FORMAT:
-            raise FormatError(f"{path}: format is {found!r}, expected {FORMAT!r}; make one with 'elbo prep'")
+            raise FormatError(f"{self.path}: format is {found!r}, expected {FORMAT!r}; make one with 'elbo prep'")
         if self.attributes.get("version") != VERSION:
             raise FormatError(
-                f"{path}: version {self.attributes.get('version')!r} is not known to this elbo; it reads version {VERSION}"
+                f"{self.path}: version {self.attributes.get('version')!r} is not known to this elbo; it reads version {VERSION}"
             )
         images = self._member("images")
         if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3) or images.shape[0] == 0:
             raise FormatError(
-                f"{path}: 'images' is {images.dtype} {images.shape}, expected uint8 (N, H, W, 1 or 3) with N > 0"
+                f"{self.path}: 'images' is {images.dtype} {images.shape}, expected uint8 (N, H, W, 1 or 3) with N > 0"
             )
         self.shape: tuple[int, int, int, int] = images.shape
         self.labels: np.ndarray = self._labels()
@@ -106,7 +111,10 @@ class Dataset:
         """Images at those rows, uint8 [len(indices), H, W, C], copied."""
         if isinstance(self._images, np.memmap):
             return np.take(self._images, indices, axis=0)
-        return np.stack([self._images[int(i)] for i in indices])
+        try:
+            return np.stack([self._images[int(i)] for i in indices])
+        except (OSError, RuntimeError) as error:
+            raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All images in order."""

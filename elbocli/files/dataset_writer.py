@@ -44,6 +44,7 @@ class DatasetWriter:
             out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.head")
         )
         self.row_bytes = int(np.prod(row_shape))
+        self._handle = -1
         self.state: dict[str, Any] = {"source": source, "rows": 0, "done": 0, "notes": {}}
 
     def _start(self) -> None:
@@ -53,23 +54,44 @@ class DatasetWriter:
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
-        if self.journal.exists():
-            with told(self.journal, "read"):
-                state = json.loads(self.journal.read_text())
-            if state.get("source") != self.source:
-                os.close(self._handle)
-                raise DataError(
-                    f"{self.partial}: an unfinished prep of another source or with other settings; finish that one, "
-                    f"or delete {self.partial.name} and {self.journal.name} to start again"
-                )
-            self.state = state
+        resuming = self.journal.exists()
+        if resuming:
+            self.state = self._read_journal()
         try:
             with told(self.out, f"claim {self.limit * self.row_bytes} bytes"):
                 os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.row_bytes)
         except DataError:
-            if not self.journal.exists():
+            if not resuming:
                 self.partial.unlink()
             raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def discard(self) -> None:
+        """Remove the unfinished file and its journal."""
+        for path in (self.partial, self.journal):
+            path.unlink(missing_ok=True)
+
+    def _read_journal(self) -> dict[str, Any]:
+        restart = f"delete {self.partial.name} and {self.journal.name} to start again"
+        try:
+            state = json.loads(self.journal.read_text())
+            rows, done, source = int(state["rows"]), int(state["done"]), str(state["source"])
+            if not 0 <= rows <= done or not isinstance(state["notes"], dict):
+                raise ValueError("counts that can't be")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.journal}: not usable ({error}); {restart}") from error
+        if source != self.source:
+            raise DataError(
+                f"{self.partial}: an unfinished prep of another source or with other settings; finish that one, or {restart}"
+            )
+        if done > self.limit:
+            raise DataError(f"{self.journal}: {done} images done, but there are only {self.limit}; {restart}")
+        return dict(state)
 
     @property
     def rows(self) -> int:
@@ -133,10 +155,10 @@ def open_writer(out: Path, row_shape: tuple[int, int, int], limit: int, source: 
     with locked(lock, str(out)):
         try:
             writer = DatasetWriter(out, row_shape, limit, source)
-            writer._start()
             try:
+                writer._start()
                 yield writer
             finally:
-                os.close(writer._handle)
+                writer.close()
         finally:
             lock.unlink(missing_ok=True)

@@ -81,7 +81,10 @@ class Reader:
         edges = row.get("edges")
         if not isinstance(edges, list) or len(edges) < 2 or not all(isinstance(e, (int, float)) for e in edges):
             raise FormatError(f"{where}: 'edges' must be a list of numbers")
-        at = torch.tensor(edges, dtype=torch.float64)
+        try:
+            at = torch.tensor(edges, dtype=torch.float64)
+        except OverflowError as error:
+            raise FormatError(f"{where}: 'edges' must be finite and rise") from error
         if not bool(at.isfinite().all()) or not bool((at.diff() > 0).all()):
             raise FormatError(f"{where}: 'edges' must be finite and rise")
         if self.log is None:
@@ -98,7 +101,7 @@ class Reader:
         try:
             sums = torch.tensor([row["count"], row["sum"], row["sumsq"]], dtype=torch.float64)
             step, images = int(row["step"]), int(row["images"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
         if sums.shape != self.log.sums.shape or not bool(sums.isfinite().all()) or bool((sums < 0).any()):
             raise FormatError(

@@ -9,7 +9,9 @@ import contextlib
 import io
 import math
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,21 @@ from elbocli.files.pixels import decode, read_bytes
 
 Put = Callable[[np.ndarray], None]
 LARGEST_GRID = 10_000
+LARGEST_SIDE = 8192
+LARGEST_COUNT = 10**9
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 SUFFIXES = (".npy", ".npz", ".h5", ".png")
 
 
@@ -72,6 +89,24 @@ def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False) 
     target: a binary stream, or a path whose suffix says the format (none: a folder of PNGs).
     Raises UsageError for another suffix, an existing file, or a grid of too many.
     """
+    written = 0
+
+    def counted(put: Put) -> Put:
+        def count(batch: np.ndarray) -> None:
+            nonlocal written
+            put(batch)
+            written += len(batch)
+
+        return count
+
+    with _opened(target, plan, overwrite) as put:
+        yield counted(put)
+        if written != plan.shape[0]:
+            raise DataError(f"{target}: {written} images came, {plan.shape[0]} were announced")
+
+
+@contextlib.contextmanager
+def _opened(target: Path | IO[bytes], plan: Plan, overwrite: bool) -> Iterator[Put]:
     if not isinstance(target, Path):
         with _npy(target, plan) as put:
             yield put
@@ -119,7 +154,11 @@ def _h5(path: Path, plan: Plan) -> Iterator[Put]:
     n, height, width, channels = plan.shape
     with open_writer(path, (height, width, channels), n, f"samples:{plan.about}") as writer:
         writer.state.update(rows=0, done=0)
-        yield lambda batch: writer.append(batch, writer.rows + len(batch), {})
+        try:
+            yield lambda batch: writer.append(batch, writer.rows + len(batch), {})
+        except BaseException:
+            writer.discard()
+            raise
         labels = plan.labels if plan.labels is not None else np.zeros(n, np.int64)
         names = plan.class_names or ["all"]
         writer.finish(
@@ -181,10 +220,14 @@ def _checked_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise FormatError(f"{name}: not an NPY stream of images ({error}); write one with 'elbo sample'") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
         raise FormatError(f"{name}: holds {dtype} {shape}, expected uint8 (N, H, W, 1 or 3) with N > 0, C order")
+    if shape[0] > LARGEST_COUNT or max(shape[1:3]) > LARGEST_SIDE:
+        raise FormatError(
+            f"{name}: announces {shape[0]} images of {shape[2]} x {shape[1]} pixels, more than can be meant"
+        )
     return shape
 
 
@@ -198,7 +241,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
         while filled < len(buffer):
             try:
                 got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
-            except (OSError, zipfile.BadZipFile) as error:
+            except (OSError, zlib.error, zipfile.BadZipFile) as error:
                 raise DataError(f"{name}: {error}") from error
             if not got:
                 raise DataError(
@@ -224,8 +267,8 @@ def _png_folder(folder: Path) -> SampleReader:
             raise DataError(f"{path}: {error}") from error
         return array[..., None] if array.ndim == 2 else array
 
-    with Image.open(files[0]) as first:
-        channels = 1 if first.mode == "L" else 3
+    first = pixels(files[0], 3)
+    channels = 1 if bool((first == first[..., :1]).all()) else 3
     shape = pixels(files[0], channels).shape
 
     def read(start: int, count: int) -> np.ndarray:
@@ -245,8 +288,11 @@ def _png_folder(folder: Path) -> SampleReader:
 def _read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
     if "arr_1.npy" not in archive.namelist():
         return None
-    with archive.open("arr_1.npy") as member:
-        labels = np.lib.format.read_array(member, allow_pickle=False)
+    try:
+        with archive.open("arr_1.npy") as member:
+            labels = np.lib.format.read_array(member, allow_pickle=False)
+    except UNREADABLE as error:
+        raise FormatError(f"{name}: arr_1 is not usable as labels: {error}") from error
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise FormatError(f"{name}: arr_1 is {labels.dtype} {labels.shape}, expected {count} integer labels")
     return np.asarray(labels, np.int64)
@@ -284,7 +330,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 def _zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise FormatError(f"{path}: not an .npz archive ({error})") from error
 
 
@@ -294,6 +340,8 @@ def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
     except KeyError:
         held = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))[:200]
         raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0") from None
+    except (NotImplementedError, zipfile.BadZipFile, RuntimeError) as error:
+        raise FormatError(f"{path}: arr_0 can't be unpacked: {error}") from error
 
 
 def refuse_terminal(stream: IO[Any]) -> None:

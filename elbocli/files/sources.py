@@ -64,6 +64,8 @@ def open_source(root: Path, limit: int | None = None) -> Source:
                 labels += [label] * len(inside)
     except OSError as error:
         raise DataError(f"{error.filename or root}: could not list: {error.strerror}") from error
+    except RecursionError:
+        raise DataError(f"{root}: folders nested deeper than can be followed; move the images up") from None
     if not files:
         raise DataError(f"{root}: no files inside; expected images, or folders of images named by class")
     return Source(root, files[:limit], labels[:limit], names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def is_statistics(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, NotImplementedError, zipfile.BadZipFile):
         return False
 
 
@@ -44,12 +45,21 @@ def read_statistics(path: Path) -> Statistics:
         with np.load(path, allow_pickle=False) as content:
             mu, sigma = content["mu"], content["sigma"]
             about = json.loads(str(content["about"])) if "about" in content else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        SyntaxError,
+        NotImplementedError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         why = "it holds pickled objects, which could run code" if "allow_pickle" in str(error) else str(error)
         raise FormatError(
             f"{path}: not usable as reference statistics: {why}; expected an npz with mu and sigma"
         ) from error
-    if mu.ndim != 1 or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+    if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
         raise FormatError(
             f"{path}: mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}; expected floats (D,) and (D, D)"
         )

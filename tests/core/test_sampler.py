@@ -1,6 +1,7 @@
 """Samplers walked with exact denoisers: of a normal, where every step is affine, and of a mixture of two."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def probe(name, now, then, steps, params):
 def moments(name, grid, params=None):
     """Mean and variance of what the sampler makes of N(0, 1), with no sampling error at all."""
     mean, var = 0.0, 1.0
-    for now, then in zip(grid, grid[1:]):
+    for now, then in pairwise(grid):
         offset, gain, noise = probe(name, now, then, len(grid) - 1, params or {})
         mean, var = offset + gain * mean, gain**2 * var + noise**2
     return mean, var

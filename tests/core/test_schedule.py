@@ -120,7 +120,9 @@ def test_t_of_logsnr_of_t_is_t(schedule):
 @given(any_schedule())
 def test_logsnr_of_t_of_logsnr_is_logsnr(schedule):
     lam = torch.linspace(schedule.logsnr_min, schedule.logsnr_max, 257, dtype=torch.float64)
-    np.testing.assert_allclose(schedule.logsnr(schedule.t(lam)), lam, atol=1e-6)
+    # Near t = 1 float64 can't tell times closer than 1e-16: that is as far as a level can come back.
+    slack = 1e-6 + 4e-16 / schedule.density(lam).numpy()
+    assert np.all(np.abs((schedule.logsnr(schedule.t(lam)) - lam).numpy()) <= slack)
 
 
 @given(any_schedule())
@@ -288,7 +290,7 @@ def test_a_tables_density_is_the_share_of_t_over_the_width(rows):
 
 @given(knots(), st.floats(0, 0.4), st.floats(0, 0.4))
 def test_a_truncated_table_integrates_to_one(panels, rows, below, above):
-    time, level = np.array(rows).T
+    _, level = np.array(rows).T
     span = level[0] - level[-1]
     low, high = level[-1] + below * span, level[0] - above * span
     part = make_schedule(Table(rows), "table", low, high)

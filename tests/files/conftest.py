@@ -1,8 +1,10 @@
 """What the tests of the formats share: a small dataset, and a payload that tells whether it was unpickled."""
 
+import contextlib
 import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +83,26 @@ def python():
 
 
 @pytest.fixture
+def within():
+    """within(seconds): a block that fails when it takes longer, instead of hanging."""
+
+    @contextlib.contextmanager
+    def limit(seconds):
+        def late(signum, frame):
+            pytest.fail(f"not done after {seconds} s")
+
+        before = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return limit
+
+
+@pytest.fixture
 def npy():
     """npy(array): its bytes in NPY format, pickled objects included."""
 
@@ -92,7 +114,7 @@ def npy():
     return dump
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def small_disk(tmp_path_factory):
     """A folder on a file system of its own of half a megabyte; skips where mounting is not allowed."""
     folder = Path(tmp_path_factory.mktemp("disk"))

@@ -183,9 +183,13 @@ def test_existing_things_are_refused_unless_overwriting(tmp_path):
 
 
 def test_a_lock_admits_one_holder_and_is_free_again_after(tmp_path):
-    with atomic.locked(tmp_path / "lock", "run"):
-        with pytest.raises(DataError, match="run: another elbo process"), atomic.locked(tmp_path / "lock", "run"):
-            pass
+    lock = tmp_path / "lock"
+    with (
+        atomic.locked(lock, "run"),
+        pytest.raises(DataError, match="run: another elbo process"),
+        atomic.locked(lock, "run"),
+    ):
+        pytest.fail("two holders")
     with atomic.locked(tmp_path / "lock", "run"):
         pass
 

@@ -334,9 +334,11 @@ def test_a_journal_without_its_rows_is_not_believed(tmp_path, images):
 
 
 def test_a_full_disk_fails_before_the_first_image_and_leaves_nothing(small_disk):
-    with pytest.raises(DataError, match=r"out\.h5: could not claim \d+ bytes: No space left"):
-        with open_writer(small_disk / "out.h5", (64, 64, 3), 1000, "s"):
-            pytest.fail("the disk is too small for this")
+    with (
+        pytest.raises(DataError, match=r"out\.h5: could not claim \d+ bytes: No space left"),
+        open_writer(small_disk / "out.h5", (64, 64, 3), 1000, "s"),
+    ):
+        pytest.fail("the disk is too small for this")
     assert os.listdir(small_disk) == []
 
 

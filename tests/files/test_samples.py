@@ -3,7 +3,6 @@ import os
 import pty
 import warnings
 import zipfile
-import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -126,6 +125,14 @@ def test_png_files_are_in_order_however_many(tmp_path, images):
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 16])
+@pytest.mark.parametrize("first", [0, 255])
+def test_a_folder_of_colour_images_stays_colour_when_the_first_is_grey(tmp_path, images, first):
+    rows = images(5)
+    rows[0] = first
+    write(tmp_path / "x", rows, None)
+    np.testing.assert_array_equal(read(tmp_path / "x")[1], rows)
+
+
 def test_a_grid_shows_every_image_in_reading_order(images, n):
     rows = images(n, 4)
     sheet = np.asarray(grid(rows))
@@ -301,20 +308,13 @@ def test_a_damaged_npz_is_called_damaged(tmp_path, save, member, n):
         info = archive.getinfo(member)
     start = info.header_offset + 30 + len(member) + 20
     flipped(path, start + info.compress_size // 2)
-    with suppress(zlib.error), pytest.raises((ElboError, zlib.error)) as caught:
+    with pytest.raises(ElboError, match=r"x\.npz"):
         read(path, size=64)
-    assert isinstance(caught.value, ElboError), repr(caught.value)
 
 
 def test_an_npz_packed_in_an_unknown_way_is_refused(tmp_path, images):
     path = tmp_path / "x.npz"
     np.savez(path, images(2))
-    content = path.read_bytes()
-    path.write_bytes(
-        content.replace(b"PK\x03\x04\x14\x00\x00\x00\x00\x00", b"PK\x03\x04\x14\x00\x00\x00\x63\x00").replace(
-            b"PK\x01\x02", b"PK\x01\x02"
-        )
-    )
     damaged = bytearray(path.read_bytes())
     at = damaged.rindex(b"PK\x01\x02") + 10
     damaged[at : at + 2] = (99).to_bytes(2, "little")
@@ -328,7 +328,7 @@ def test_what_is_not_there_or_not_readable_is_named(tmp_path):
         with pytest.raises(ElboError, match=name):
             read(tmp_path / name)
     (tmp_path / "x.npz").write_text("hello")
-    with pytest.raises(FormatError, match="not an .npz archive"):
+    with pytest.raises(FormatError, match=r"not an \.npz archive"):
         read(tmp_path / "x.npz")
 
 
@@ -353,9 +353,9 @@ def test_a_damaged_image_in_a_folder_is_named(tmp_path, images, damaged):
         read(tmp_path)
 
 
-def test_a_pipe_posing_as_an_image_is_refused_not_waited_for(tmp_path):
+def test_a_pipe_posing_as_an_image_is_refused_not_waited_for(tmp_path, within):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png"):
+    with within(2), pytest.raises(DataError, match=r"a\.png"):
         read(tmp_path)
 
 

@@ -8,6 +8,7 @@ Source: MATH of the paper's appendix on parameterizations; Karras et al. 2022 fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core import logsnr as level
@@ -89,6 +90,14 @@ class Prediction:
         a, b, c_in = self.declared.make(alpha, sigma, **self.params)
         d = alpha * b - sigma * a
         return Coefficients(alpha, sigma, a, b, c_in, b / d, -sigma / d, (alpha / d).square())
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - a run has one prediction
+    def scalars(self, logsnr: float) -> tuple[float, float, float]:
+        """(c_in, x_from_z, x_from_out) at one λ, for a whole batch: samplers visit the same levels again and again."""
+        import torch
+
+        c = self.coefficients(torch.tensor([logsnr], dtype=torch.float64))
+        return float(c.c_in), float(c.x_from_z), float(c.x_from_out)
 
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
         """What the network should output. x, eps: [B, …]; logsnr: [B]."""

@@ -25,9 +25,9 @@ class Denoiser:
 
     def __call__(self, z: Tensor, logsnr: float) -> Tensor:
         """x̂ [B,C,H,W] at one λ for the whole batch."""
-        c = self.prediction.coefficients(torch.tensor([logsnr], dtype=torch.float64))
-        out = self._out(z * float(c.c_in), logsnr)
-        return (z * float(c.x_from_z)).add_(out, alpha=float(c.x_from_out))
+        c_in, from_z, from_out = self.prediction.scalars(logsnr)
+        out = self._out(z if c_in == 1 else z * c_in, logsnr)
+        return (z * from_z).add_(out, alpha=from_out)
 
     def _out(self, z: Tensor, logsnr: float) -> Tensor:
         self.evaluations += 1

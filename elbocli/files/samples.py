@@ -28,6 +28,7 @@ from elbocli.files.dataset_writer import open_writer
 from elbocli.files.pixels import decode, read_bytes
 
 Put = Callable[[np.ndarray], None]
+GREY = ("1", "L", "I", "I;16", "I;16B")
 LARGEST_GRID = 10_000
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
@@ -267,8 +268,9 @@ def _png_folder(folder: Path) -> SampleReader:
             raise DataError(f"{path}: {error}") from error
         return array[..., None] if array.ndim == 2 else array
 
-    first = pixels(files[0], 3)
-    channels = 1 if bool((first == first[..., :1]).all()) else 3
+    pixels(files[0], 3)
+    with Image.open(io.BytesIO(read_bytes(files[0]))) as first:
+        channels = 1 if first.mode in GREY else 3
     shape = pixels(files[0], channels).shape
 
     def read(start: int, count: int) -> np.ndarray:

@@ -14,6 +14,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+# As the commands do: several processes share the cores. Before anything imports torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
 ROOT = Path(__file__).parent.parent
 Result = subprocess.CompletedProcess[bytes]
 

@@ -6,6 +6,7 @@ any tensor work saves the seconds that importing torch takes, so that kills fall
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -34,7 +35,7 @@ def child() -> None:
 
 
 random.seed(seed)
-kills = 0
+kills, pace = 0, 0.8
 while True:
     process = os.fork()
     if process == 0:
@@ -43,7 +44,7 @@ while True:
         finally:
             os._exit(1)
     if kills < wanted:
-        time.sleep(0.15 + random.random() * 0.7)
+        time.sleep(0.1 + random.random() * pace)
         os.kill(process, signal.SIGKILL)
     status = os.waitpid(process, 0)[1]
     if os.WIFSIGNALED(status):
@@ -53,6 +54,7 @@ while True:
     elif kills >= wanted:
         break
     else:
-        # It ended before it could be killed often enough: kill it at another pace from the start.
-        sys.exit(f"only {kills} kills before the end")
+        # This machine is fast: it ended before it was killed often enough. From the start, with shorter lives.
+        shutil.rmtree(run)
+        kills, pace = 0, pace * 0.6
 print(kills)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from elbocli.core.logsnr import LIMIT, logsnr_of
@@ -238,7 +239,7 @@ class Schedule:
                 f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}; "
                 "ask for a range inside, or use a schedule that covers it"
             )
-        first, last = self._ends()
+        first, last = self._ends
         if not float(last - first) > LEAST_SHARE:
             raise UsageError(
                 f"{self.base} has next to nothing of its density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; "
@@ -250,6 +251,7 @@ class Schedule:
         """The λ that the curve itself covers."""
         return _support(self.curve, self.shift)
 
+    @cached_property
     def _ends(self) -> tuple[Tensor, Tensor]:
         import torch
 
@@ -259,19 +261,19 @@ class Schedule:
 
     def logsnr(self, t: Tensor) -> Tensor:
         """λ at each t ∈ [0, 1], float64. The ends are exact, where float64 t can't reach a normal's far tail near 1."""
-        first, last = self._ends()
+        first, last = self._ends
         level = self.curve.logsnr(first + (last - first) * t) + self.shift
         level = level.where(t < 1, self.logsnr_min).where(t > 0, self.logsnr_max)
         return level.clamp(self.logsnr_min, self.logsnr_max)
 
     def t(self, logsnr: Tensor) -> Tensor:
         """t at each λ, clamped to [0, 1]."""
-        first, last = self._ends()
+        first, last = self._ends
         return ((self.curve.t(logsnr - self.shift) - first) / (last - first)).clamp(0, 1)
 
     def density(self, logsnr: Tensor) -> Tensor:
         """p(λ) = −dt/dλ; zero outside the range; its integral is one."""
-        first, last = self._ends()
+        first, last = self._ends
         inside = (logsnr >= self.logsnr_min) & (logsnr <= self.logsnr_max)
         return self.curve.density(logsnr - self.shift) / (last - first) * inside
 

@@ -47,8 +47,7 @@ class Examples:
             kept = self._drops.uniform(step, self.batch) >= self.drop
             labels = self._sent(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)))
         x = self._sent(torch.from_numpy(pixels)).permute(0, 3, 1, 2)
-        # One pass over memory: uint8 is converted on the way.
-        return torch.add(torch.full((), -1.0, device=self.device), x, alpha=1 / 127.5), labels
+        return x.to(torch.float32).mul_(1 / 127.5).sub_(1), labels
 
     def _sent(self, value: Tensor) -> Tensor:
         if self.device.type == "cuda":

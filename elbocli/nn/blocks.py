@@ -61,11 +61,12 @@ class Conditioning(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels, 64 channels per head (one narrower head when there are fewer)."""
+    """Self-attention over pixels, 64 channels per head; wider heads where 64 does not divide, one narrower when fewer."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.heads = max(1, channels // CHANNELS_PER_HEAD)
+        most = max(1, channels // CHANNELS_PER_HEAD)
+        self.heads = next(heads for heads in range(most, 0, -1) if channels % heads == 0)
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))

@@ -124,6 +124,7 @@ def loss_variance(moments: Moments, weighting: Weighting, density: Callable[[Ten
 
     With e = ‖ε−ε̂‖²: independent ∫ w² E[e²]/p / (∫ w E[e])² − 1; low-discrepancy t integrates the
     conditional mean exactly, which leaves ∫ w² Var[e]/p / (∫ w E[e])².
+    That second figure is the limit of large batches: at 128 images the truth was 10 % above it, at 512 within 3 %.
     """
     known = moments.filled()
     at = _fine(moments.edges)

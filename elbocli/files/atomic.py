@@ -71,7 +71,12 @@ def writing_folder(path: Path) -> Iterator[Path]:
             flush_folder(aside)
             if path.is_dir():
                 os.replace(path, trash)
-            os.replace(aside, path)
+            try:
+                os.replace(aside, path)
+            except OSError:
+                if trash.exists():
+                    os.replace(trash, path)
+                raise
             flush_folder(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(error.strerror or str(error)) from error
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Everything Pillow reads by itself: for PostScript it would run Ghostscript on the file."""
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - {"EPS"}))
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open without decoding. Never runs another program. Raises Pillow's errors."""
+    return Image.open(io.BytesIO(content), formats=_formats())
+
+
 def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
     """(image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped'). Raises DataError.
 
@@ -38,7 +51,7 @@ def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content))
+            image = open_image(content)
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
                 raise DataError(f"{width} x {height} pixels: too many or too long and thin")

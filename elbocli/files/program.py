@@ -20,15 +20,15 @@ from elbocli.files.checkpoint import load_tensors
 
 RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_(weights|constants)_config\.json"
-    r"|data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder|\.data/\w+"
+    r"|data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder|version|\.data/\w+"
 )
 OPERATOR = re.compile(
     r"torch\.ops\.aten\.[A-Za-z_]\w*\.\w+|_operator\.(getitem|add|sub|mul|floordiv|truediv|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
 EXPRESSION = re.compile(
-    r"(?>Symbol\('[su]\d{1,9}'(?:, \w{1,20}=(?:True|False))*\)|Integer\(-?\d{1,18}\)|(?:Add|Mul|Max|Min)\(|\)|, |-?\d{1,18}|[su]\d{1,9})*+"
+    r"(?>Symbol\('[su]\d{1,9}'(?:, \w{1,20}=(?:True|False))*\)|Integer\(-?\d{1,18}\)|(?:Add|Mul|Max|Min|FloorDiv|Mod)\(|\)|, |-?\d{1,18}|[su]\d{1,9})*+"
 )
-LONGEST_EXPRESSION = 200
+LONGEST_EXPRESSION = 1000
 PLAIN = re.compile(r"[\w.]*")
 FORBIDDEN_OPERATORS = ("from_file", "save")
 TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
@@ -94,6 +94,8 @@ def _checked_model(content: bytes) -> bytes:
 def _check(value: Any, key: str) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
+            if name == "as_operator":
+                raise ValueError("an argument that is a function")
             if not PLAIN.fullmatch(name):
                 raise ValueError(f"{name[:60]!r} is not a name")
             _check(inner, name)

@@ -25,7 +25,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
-from elbocli.files.pixels import decode, read_bytes
+from elbocli.files.pixels import decode, open_image, read_bytes
 
 Put = Callable[[np.ndarray], None]
 GREY = ("1", "L", "I", "I;16", "I;16B")
@@ -269,7 +269,7 @@ def _png_folder(folder: Path) -> SampleReader:
         return array[..., None] if array.ndim == 2 else array
 
     pixels(files[0], 3)
-    with Image.open(io.BytesIO(read_bytes(files[0]))) as first:
+    with open_image(read_bytes(files[0])) as first:
         channels = 1 if first.mode in GREY else 3
     shape = pixels(files[0], channels).shape
 

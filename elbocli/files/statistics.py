@@ -52,6 +52,7 @@ def read_statistics(path: Path) -> Statistics:
         EOFError,
         SyntaxError,
         NotImplementedError,
+        RuntimeError,
         zlib.error,
         zipfile.BadZipFile,
     ) as error:

@@ -171,11 +171,26 @@ def chunked_bomb(width, height):
     [(b"", "empty"), (b"hello", "not an image"), (bytes(1000), "not an image"), (encoded(Image.fromarray(RGB))[:60], "does not decode"),
      (encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "jpeg")[:700], "does not decode"), (encoded(Image.new("L", (1, 101))), "long and thin"),
      (encoded(Image.new("L", (300, 2))), "long and thin"), (chunked_bomb(100_000, 100_000), "too many"), (chunked_bomb(20_000, 20_000), "too many"),
-     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"), (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "")],
+     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image")],
 )  # fmt: skip
 def test_bad_images_are_refused(content, what):
     with pytest.raises(DataError, match=what):
         pixels.decode(content, 3)
+
+
+def test_no_program_is_run_to_decode_an_image(tmp_path, python):
+    """Pillow would hand PostScript to Ghostscript, which is a program in the file's own language."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/proof\n")
+    ghostscript.chmod(0o755)
+    code = (
+        "import os, sys\nos.environ['PATH'] = sys.argv[1] + ':' + os.environ['PATH']\n"
+        "from elbocli.errors import DataError\nfrom elbocli.files import pixels\n"
+        "text = b'%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 8 8\\n%%EndComments\\nshowpage\\n'\n"
+        "try:\n    pixels.decode(text, 3)\nexcept DataError:\n    print('refused')\n"
+    )
+    assert python(code, tmp_path) == "refused\n"
+    assert not (tmp_path / "proof").exists()
 
 
 def test_every_truncation_of_an_image_is_refused_or_whole():

@@ -30,10 +30,11 @@ def path(tmp_path):
 
 @st.composite
 def knots(draw):
-    floats = st.floats(1e-3, 1, exclude_max=True)
-    inner = sorted(draw(st.sets(floats, max_size=30)))
-    levels = sorted(draw(st.sets(st.floats(-49, 49), min_size=len(inner) + 2, max_size=len(inner) + 2)), reverse=True)
-    return list(zip([0.0, *inner, 1.0], levels, strict=True))
+    """Knots a millionth apart or more, at numbers that no short decimal is."""
+    inner = sorted(draw(st.sets(st.integers(1, 10**6 - 1), max_size=30)))
+    count = len(inner) + 2
+    levels = sorted(draw(st.sets(st.integers(-(10**8), 10**8), min_size=count, max_size=count)), reverse=True)
+    return [(t / 10**6, lam / 2_100_000) for t, lam in zip([0, *inner, 10**6], levels, strict=True)]
 
 
 @given(knots())

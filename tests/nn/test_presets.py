@@ -69,6 +69,12 @@ def test_the_preset_chosen_is_for_that_size_and_asks_for_no_more_images(size, im
     assert about["images"] <= images
 
 
+def test_a_preset_is_chosen_from_its_very_number_of_images_on():
+    least = load_preset("imagenet64")["about"]["images"]
+    assert choose_preset(64, least) == "imagenet64"
+    assert choose_preset(64, least - 1) != "imagenet64"
+
+
 def test_a_preset_of_ones_own_is_read_by_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("network: {channels: 8}\ntrain: {lr: 1e-4}\n")

@@ -1,0 +1,53 @@
+"""What the network is told of its noise level and class, and how a block listens."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from elbocli.nn.blocks import Block, Conditioning, Fourier
+
+
+def test_fourier_features_are_cosines_and_sines_of_minus_log_sigma():
+    level = np.linspace(-15, 15, 31)
+    frequency = 1e-4 ** (np.arange(16) / 16)
+    angle = (level / 2)[:, None] * frequency
+    wanted = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+    np.testing.assert_allclose(Fourier(32)(torch.from_numpy(level)), wanted, atol=2e-6)
+
+
+def test_a_class_adds_its_row_and_no_class_nothing_in_one_batch():
+    torch.manual_seed(0)
+    layer = Conditioning(8, 16, 3)
+    level = torch.tensor([-2.0, 0.5, 4.0])
+    plain = layer.second(F.silu(layer.first(layer.fourier(level))))
+    rows = layer.classes.weight
+    wanted = F.silu(plain + torch.stack([rows[2], torch.zeros(16), rows[0]]))
+    torch.testing.assert_close(layer(level, torch.tensor([2, -1, 0])), wanted)
+    torch.testing.assert_close(layer(level, None), F.silu(plain))
+
+
+def test_without_classes_labels_are_ignored():
+    torch.manual_seed(0)
+    layer = Conditioning(8, 16, 0)
+    level = torch.tensor([1.0])
+    assert torch.equal(layer(level, torch.tensor([0])), layer(level, None))
+
+
+def test_a_block_scales_and_shifts_its_normalised_features():
+    torch.manual_seed(0)
+    block = Block(8, 12, 16, 0.0).double().eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(0, 0.3)
+    x, code = torch.randn(2, 8, 4, 4, dtype=torch.float64), torch.randn(2, 16, dtype=torch.float64)
+    h = block.conv1(F.silu(block.norm1(x)))
+    scale, shift = (code @ block.scale_shift.weight.T + block.scale_shift.bias).view(2, 2, 12, 1, 1).unbind(1)
+    h = block.conv2(F.silu((1 + scale) * block.norm2(h) + shift))
+    torch.testing.assert_close(block(x, code), block.skip(x) + h)
+
+
+def test_resampling_averages_down_and_repeats_up():
+    x = torch.randn(1, 4, 6, 6)
+    down, up = (Block(4, 4, 8, 0.0, resample=way)(x, torch.zeros(1, 8)) for way in ("down", "up"))
+    torch.testing.assert_close(down, x.view(1, 4, 3, 2, 3, 2).mean((3, 5)))
+    assert torch.equal(up, x.repeat_interleave(2, 2).repeat_interleave(2, 3))

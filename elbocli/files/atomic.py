@@ -97,13 +97,20 @@ def write_json(path: Path, value: Any) -> None:
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold `path` as a lock for the block. Raises DataError when another process holds it."""
-    with told(path, "lock"):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    while True:
+        with told(path, "lock"):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                break
         except BlockingIOError:
+            os.close(handle)
             raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name") from None
+        except FileNotFoundError:  # between the two looks
+            pass
+        os.close(handle)  # its holder removed the file meanwhile: lock the new one
+    try:
         yield
     finally:
         os.close(handle)

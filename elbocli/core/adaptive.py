@@ -34,14 +34,23 @@ class BinSums:
 
     def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
-        self.values = torch.zeros(3, bins, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(3, bins, dtype=torch.float64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
-        """logsnr, error: [B]. Never waits for the device."""
-        index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
-        error = error.double()
-        rows = torch.stack([torch.ones_like(error), error, error.square()])
-        self.values.index_add_(1, index, rows)
+        """logsnr, error: [B]. Only remembers them: they are added up, in order, when the sums are looked at."""
+        self._waiting.append((logsnr, error))
+
+    @property
+    def values(self) -> Tensor:
+        """The sums so far."""
+        if self._waiting:
+            logsnr, error = (torch.cat(parts) for parts in zip(*self._waiting))
+            self._waiting.clear()
+            index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
+            error = error.double()
+            self._sums.index_add_(1, index, torch.stack([torch.ones_like(error), error, error.square()]))
+        return self._sums
 
     def take(self) -> Tensor:
         """The sums so far, on the CPU; starts again from zero."""

@@ -40,8 +40,9 @@ class Trainer:
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
         self.network = place(UNet(resolved.network), self.device)
         self.forward: nn.Module = torch.compile(self.network) if settings.compile else self.network  # type: ignore[assignment]
+        self.parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
+            self.parameters,
             settings.lr,
             weight_decay=settings.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
@@ -78,16 +79,16 @@ class Trainer:
         if self.resolved.network.dropout:
             torch.manual_seed(self._dropout.seed(step))
         with autocast(self.device, settings.precision):
-            out = self.forward(z * c.c_in, c.logsnr, labels)
+            out = self.forward(z.mul_(c.c_in), c.logsnr, labels)
         loss, eps_error = losses(out, x, eps, c)
         self.scaler.scale(loss.mean()).backward()
         self.scaler.unscale_(self.optimizer)
-        grads = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.stack(torch._foreach_norm(grads)).norm()
         self._check(loss, norm, logsnr, step)
-        if settings.clip > 0:
-            # Without a wait for the device: a factor of one when the norm is small enough.
-            torch._foreach_mul_(grads, (settings.clip / norm).clamp(max=1))
+        # The check has waited for the device, so this look at the norm is free.
+        if 0 < settings.clip < float(norm):
+            torch._foreach_mul_(grads, settings.clip / norm)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ def weighted_loss(error: Tensor, log_weight: Tensor, log_density: Tensor) -> Ten
 
 
 class StepCoefficients(NamedTuple):
-    """One row per example, float32, on the device of the step: [B, 1, 1, 1] for images, [B] for factors."""
+    """One row per example, on the device of the step: [B, 1, 1, 1] for images, [B] for factors."""
 
     alpha: Tensor
     sigma: Tensor
@@ -35,23 +36,43 @@ class StepCoefficients(NamedTuple):
 
 
 def step_coefficients(
-    logsnr: Tensor, weighting: Weighting, schedule: Schedule, prediction: Prediction, device: torch.device | str = "cpu"
+    logsnr: Tensor,
+    weighting: Weighting,
+    schedule: Schedule,
+    prediction: Prediction,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> StepCoefficients:
-    """All that depends on λ, in float64, sent to the device in one copy. logsnr: [B] float64 on the CPU.
+    """All that depends on λ, in float64, then sent to the device as `dtype` in one copy. logsnr: [B] float64 on the CPU.
 
     loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖² never passes through ε̂.
     """
     c = prediction.coefficients(logsnr)
     loss_factor = weighted_loss(c.eps_factor, weighting.log(logsnr), schedule.log_density(logsnr))
     rows = torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr])
-    rows = rows.to(torch.float32).to(device, non_blocking=True)
+    rows = rows.to(dtype).to(device, non_blocking=True)
     images = rows[:5].view(5, -1, 1, 1, 1)
     return StepCoefficients(*images, *rows[5:])
 
 
 def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients) -> tuple[Tensor, Tensor]:
-    """(weighted loss, unweighted ε error), each [B], per dimension, float32 whatever the network ran in."""
+    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in."""
     with torch.autocast(out.device.type, enabled=False):
         target = torch.addcmul(c.a * x, c.b, eps)
-        error = (target - out.float()).square().flatten(1).mean(1)
+        error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
         return c.loss_factor * error, (c.eps_factor * error).detach()
+
+
+def denoising_losses(
+    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    eps: Tensor,
+    labels: Tensor | None,
+    c: StepCoefficients,
+) -> tuple[Tensor, Tensor]:
+    """Noise x to z = αx + σε, let the network see it, and score what it says: what training and bounds have in common.
+
+    x, eps: [B, C, H, W]. Returns as `losses` does.
+    """
+    z = torch.addcmul(c.alpha * x, c.sigma, eps)
+    return losses(forward(z.mul_(c.c_in), c.logsnr, labels), x, eps, c)

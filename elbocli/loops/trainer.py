@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from elbocli.core.adaptive import BinSums, Online, bin_edges
 from elbocli.core.draws import Stream, times
-from elbocli.core.objective import losses, step_coefficients
+from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.core.sampler import time_grid
 from elbocli.core.schedule import Schedule
 from elbocli.errors import FormatError, NonFiniteError
@@ -75,12 +75,10 @@ class Trainer:
         eps = self._noise.normal(range(first, first + settings.batch), (*x.shape[2:], x.shape[1]))
         eps = eps.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, self.device)
-        z = torch.addcmul(c.alpha * x, c.sigma, eps)
         if self.resolved.network.dropout:
             torch.manual_seed(self._dropout.seed(step))
         with autocast(self.device, settings.precision):
-            out = self.forward(z.mul_(c.c_in), c.logsnr, labels)
-        loss, eps_error = losses(out, x, eps, c)
+            loss, eps_error = denoising_losses(self.forward, x, eps, labels, c)
         self.scaler.scale(loss.mean()).backward()
         self.scaler.unscale_(self.optimizer)
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]

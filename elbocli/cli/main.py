@@ -10,7 +10,7 @@ import traceback
 import click
 
 from elbocli import __version__
-from elbocli.cli import adapt, evaluate, info, prep, sample, train, weights
+from elbocli.cli import adapt, bound, evaluate, info, prep, sample, train, weights
 from elbocli.cli.options import CONTEXT, Command
 from elbocli.errors import ElboError
 
@@ -28,7 +28,16 @@ def elbo() -> None:
     """
 
 
-for command in (prep.prep, train.train, adapt.adapt, sample.sample, evaluate.evaluate, weights.weights, info.info):
+for command in (
+    prep.prep,
+    train.train,
+    adapt.adapt,
+    sample.sample,
+    evaluate.evaluate,
+    bound.bound,
+    weights.weights,
+    info.info,
+):
     elbo.add_command(command)
 
 

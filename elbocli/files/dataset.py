@@ -138,6 +138,15 @@ class Dataset:
         }
 
 
+def holds_latents(path: Path) -> bool:
+    """Whether an HDF5 file holds `latents` and no images. False for anything that isn't one."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return "latents" in file and "images" not in file
+    except OSError:
+        return False
+
+
 def payload_digest(batches: Iterator[np.ndarray]) -> str:
     """sha256 of rows of pixels."""
     digest = hashlib.sha256()

@@ -55,6 +55,24 @@ EXAMPLES = {
             "cat a/losslog.jsonl b/losslog.jsonl | elbo adapt - --weighting elbo --plot fit.svg -o schedule.yaml",
         ),
     ],
+    "elbo bound": [
+        (
+            "Bits per dimension of held-out images, with its profile over logsnr.",
+            "elbo bound run test.h5 --curve curve.tsv --plot curve.svg",
+        ),
+        (
+            "Is the loss really a sum of bounds? For three weightings.",
+            "elbo bound run --check --weighting sigmoid:bias=2 --weighting edm --weighting fm-ot",
+        ),
+        (
+            "Which schedule makes the gradient vary least?",
+            "elbo bound run --gradient-variance --weighting sigmoid:bias=2 -o least.yaml",
+        ),
+        (
+            "Fit a schedule to a finished run, not to its history.",
+            "elbo bound run -q --log errors.jsonl > /dev/null && elbo adapt errors.jsonl > schedule.yaml",
+        ),
+    ],
     "elbo sample": [
         ("A grid of 64 images.", "elbo sample run -n 64 -o grid.png"),
         (

@@ -159,13 +159,12 @@ def _bound(probe: Any, options: dict[str, Any], outputs: dict[str, Path | None],
 def _gradients(probe: Any, options: dict[str, Any], out: Path | None, show: Any) -> None:
     from elbocli.files.atomic import write_text
     from elbocli.loops import gradients as loop
+    from elbocli.loops.probe import MEASURED
 
     weightings = probe.weightings(options["weightings"])
     specs = list(options["schedules"]) or list(loop.DEFAULT)
-    if out and (len(weightings) > 1 or loop.MEASURED not in specs):
-        raise click.UsageError(
-            f"-o writes the schedule {loop.MEASURED} of one --weighting", click.get_current_context()
-        )
+    if out and (len(weightings) > 1 or MEASURED not in specs):
+        raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", click.get_current_context())
     result, text = show(loop.run(probe, weightings, specs, options["batches"]))
     if out:
         write_text(out, text)

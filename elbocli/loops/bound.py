@@ -62,7 +62,7 @@ class Bound:
     sums: Tensor
 
 
-class _Terms:
+class Terms:
     """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ."""
 
     def __init__(self, probe: Probe, schedule: Schedule):
@@ -102,7 +102,7 @@ def run(probe: Probe, schedule: str = "", target_se: float | None = None) -> Gen
             f"schedule {chosen.base} covers logsnr {chosen.logsnr_min:g} to {chosen.logsnr_max:g} only, and the bound "
             f"needs {probe.low:g} to {probe.high:g}"
         )
-    terms, total = _Terms(probe, chosen), len(probe.rows)
+    terms, total = Terms(probe, chosen), len(probe.rows)
     if total < 2:
         raise UsageError("a standard error needs at least two images")
     yield Report(
@@ -126,13 +126,13 @@ def run(probe: Probe, schedule: str = "", target_se: float | None = None) -> Gen
         terms.rounds.append(PairedMoments())
 
 
-def _bpd(terms: _Terms, probe: Probe) -> tuple[float, float]:
+def _bpd(terms: Terms, probe: Probe) -> tuple[float, float]:
     estimate = terms.estimate()
     every = np.ones_like(estimate.mean) / (probe.dimensions * np.log(2))
     return estimate.value(every), estimate.se(every, len(probe.dataset))
 
 
-def _result(terms: _Terms, probe: Probe) -> Bound:
+def _result(terms: Terms, probe: Probe) -> Bound:
     estimate = terms.estimate()
     size, population = len(estimate.mean), len(probe.dataset)
     of = {
@@ -169,7 +169,7 @@ def _said(estimate: Estimate, of: np.ndarray, population: int, dimensions: int) 
     }
 
 
-def _curve(terms: _Terms, estimate: Estimate, population: int) -> Curve:
+def _curve(terms: Terms, estimate: Estimate, population: int) -> Curve:
     size = len(estimate.mean)
     upto = [
         ((np.arange(size) == 0) | ((np.arange(size) > 1) & (np.arange(size) <= k))).astype(float)

@@ -18,7 +18,7 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedules import to_text
 from elbocli.loops.examples import Examples
-from elbocli.loops.probe import Probe
+from elbocli.loops.probe import MEASURED, Probe
 from elbocli.loops.report import Report
 from elbocli.loops.runtime import autocast
 from elbocli.loops.settings import Resolved
@@ -26,7 +26,6 @@ from elbocli.loops.settings import Resolved
 GROUPS = 8
 BATCHES = 64
 BINS, PER_BIN = 40, 32
-MEASURED = "fitted:gradient"
 DEFAULT = ("cosine", "edm", "uniform", "fitted:loss", "fitted:second-moment", "fitted:std", MEASURED)
 
 
@@ -72,7 +71,7 @@ def compare(sums: list[GroupSums], batch: int) -> list[dict[str, float]]:
     return rows
 
 
-class _Steps:
+class Steps:
     """Training steps of a run without their update: the batch, flips, label dropout and dropout are the run's own."""
 
     def __init__(self, probe: Probe):
@@ -107,7 +106,7 @@ class _Steps:
         return self.gradient(weighting, schedule, step, size, logsnr)
 
 
-def _measure(steps: _Steps, weighting: Weighting, schedule: Schedule, batches: int) -> Iterator[GroupSums | None]:
+def measure(steps: Steps, weighting: Weighting, schedule: Schedule, batches: int) -> Iterator[GroupSums | None]:
     """None per batch, then the sums."""
     device = steps.probe.device
     sums = torch.zeros(GROUPS, sum(p.numel() for p in steps.parameters), device=device)
@@ -120,7 +119,7 @@ def _measure(steps: _Steps, weighting: Weighting, schedule: Schedule, batches: i
     yield GroupSums((sums @ sums.T).double().cpu(), squares, batches // GROUPS)
 
 
-def _norm(steps: _Steps, cell: int, edges: Tensor) -> float:
+def _norm(steps: Steps, cell: int, edges: Tensor) -> float:
     """Mean square of one image's gradient of ½‖ε−ε̂‖²/p, for p uniform and λ in one cell."""
     probe = steps.probe
     plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", probe.low, probe.high)
@@ -143,7 +142,7 @@ def run(
     """
     if batches < 2 * GROUPS or batches % GROUPS:
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
-    steps, text = _Steps(probe), ""
+    steps, text = Steps(probe), ""
     total, done, rows = len(weightings) * len(specs) * batches, 0, []
     yield Report(
         0, total, "batch", f"{probe.trained.path}: {batches} batches of {steps.settings.batch} images for each schedule"
@@ -162,7 +161,7 @@ def run(
             schedules.append(best if spec == MEASURED else probe.schedule(spec, weighting))
         sums = []
         for schedule in schedules:
-            for found in _measure(steps, weighting, schedule, batches):
+            for found in measure(steps, weighting, schedule, batches):
                 if found is None:
                     done += 1
                     yield Report(done, total, "batch")

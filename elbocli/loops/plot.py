@@ -14,6 +14,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.atomic import writing
+from elbocli.loops.bound import Curve
 
 SUFFIXES = (".svg", ".png", ".pdf")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -150,3 +151,27 @@ def text_plot(weightings: list[Weighting], low: float, high: float, columns: int
     ends = f"{low:g}", f"{high:g}"
     rows.append(" " * (margin + 2) + ends[0] + "logsnr".center(wide - len(ends[0]) - len(ends[1])) + ends[1])
     return rows
+
+
+def plot_curve(curve: Curve, out: Path) -> None:
+    """Panels over λ: the ε error per dimension and L(t;x) in nats, each with a band of two standard errors.
+
+    Raises UsageError for an unknown suffix.
+    """
+    check_suffix(out)
+    edges = curve.moments.edges
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    figure, axes = _figure(2)
+    seen = curve.moments.count > 1
+    rows = (
+        (middle[seen], curve.moments.mean[seen], curve.eps_mse_se[seen], "‖ε−ε̂‖²/D"),
+        (edges[1:], curve.bound, curve.bound_se, "L(λ; x), nats"),
+    )
+    for axis, (at, value, error, label) in zip(axes, rows):
+        axis.fill_between(at, value - 2 * error, value + 2 * error, color=COLORS[0], alpha=0.25, linewidth=0)
+        axis.plot(at, value, **_line(0))
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+    axes[1].set_xlabel("λ = log(α²/σ²):   noise ←   → data")
+    axes[1].set_xlim(float(edges[0]), float(edges[-1]))
+    _save(figure, out)

@@ -17,7 +17,7 @@ from elbocli.core.draws import Stream
 from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.weighting import Weighting
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import DataError, ElboError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset, holds_latents
 from elbocli.files.losslog import LossLog, Reader
 from elbocli.files.schedules import resolve_schedule, resolve_weighting
@@ -27,6 +27,7 @@ from elbocli.loops.runtime import autocast, choose_device
 DEFAULT_IMAGES = 1000
 ALL = 10**12
 FLOOR = 0.1
+MEASURED = "fitted:gradient"
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ class Probe:
 
     def schedule(self, spec: str, weighting: Weighting) -> Schedule:
         """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log. Raises ElboError."""
+        if spec == MEASURED:
+            raise UsageError(f"{MEASURED} is measured, by --gradient-variance only; with -o it is written to a file")
         if spec.partition(":")[0] == "fitted":
             return self.fitted(weighting, spec.partition(":")[2] or "loss", floor=self.trained.settings.floor)
         return resolve_schedule(spec, self.low, self.high, clip=True)
@@ -181,6 +184,12 @@ class Probe:
                     torch.stack(denoising_losses(self.trained.network, x[image], eps.permute(0, 3, 1, 2), given, c))
                 )
         loss, error = (torch.cat(parts, 1).double().cpu() * self.dimensions).view(2, *logsnr.shape)
+        if not bool(loss.isfinite().all()):
+            worst = float(logsnr[~loss.isfinite()][0])
+            raise NonFiniteError(
+                f"{self.trained.checkpoint.path}: the loss is not finite at logsnr {worst:.4g}; try --precision fp32, "
+                "or a narrower range"
+            )
         return Draws(x, logsnr, loss, error)
 
     def about(self) -> dict[str, Any]:

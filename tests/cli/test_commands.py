@@ -31,6 +31,7 @@ VERBS = [
     "adapt",
     "sample",
     "eval",
+    "bound",
     "weights",
     "weights list",
     "weights show",

@@ -43,7 +43,7 @@ def load(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> tuple[str, Curve]:
     """(prediction, curve) of a scheduler's configuration. Raises FormatError, which says what to change."""
     config = load(path)
-    kind = config.get("prediction_type", "flow_prediction" if _is_flow(config) else "epsilon")
+    kind = str(config.get("prediction_type", "flow_prediction" if _is_flow(config) else "epsilon"))
     if kind not in TARGETS:
         raise FormatError(f"{path}: prediction_type is {kind!r}; known are {', '.join(TARGETS)}")
     if _is_flow(config):

@@ -57,13 +57,14 @@ def weights() -> None:
 
 
 @weights.command("list", cls=Command)
-@click.argument(
-    "kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[" + "|".join(REGISTRIES) + "]"
-)
+@click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 @common
 def list_(kind: str, as_json: bool) -> None:
-    """List what can be named: formula, parameters with defaults, whether monotone, source."""
+    """List what can be named: formula, parameters with defaults, whether monotone, source.
+
+    KIND is weightings (the default), schedules, predictions, factors, samplers, criteria or extractors.
+    """
     rows = [_row(declared) for declared in REGISTRIES[kind].values()]
     if as_json:
         click.echo(
@@ -184,7 +185,7 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
 
 
 @weights.command(cls=Command)
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.argument("specs", nargs=-1, metavar="[SPEC]...")
 @click.option(
     "--schedule", "schedules", multiple=True, metavar="SPEC", help=schedule_help("Also its density; may be repeated.")
 )
@@ -195,12 +196,19 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
 def plot(
     specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None, overwrite: bool
 ) -> None:
-    """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities."""
+    """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
+
+    Without a SPEC, all named weightings; without either, all named schedules too. Weightings that are the same up
+    to a constant share a line. p_w, over the largest w, is a distribution when w never rises; what is left of it at the
+    largest logsnr is a point mass.
+    """
     from elbocli.core.schedule import check_range
     from elbocli.files.schedules import resolve_schedule, resolve_weighting
 
     check_range(low, high)
-    chosen = [resolve_weighting(spec) for spec in specs]
+    if not specs and out is not None:
+        schedules = schedules or tuple(SCHEDULES)
+    chosen = [resolve_weighting(spec) for spec in specs or WEIGHTINGS]
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
         from elbocli.core.weighting import Weighting

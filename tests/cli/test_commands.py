@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from elbocli.cli.main import elbo as group
+from elbocli.cli.weights import REGISTRIES, weights
 from elbocli.core.weighting import WEIGHTINGS
 from elbocli.files.samples import npy_header
 
@@ -85,6 +86,11 @@ def test_every_command_has_help_for_itself_and_each_option() -> None:
             walk(child, f"{path} {name}")
 
     walk(group, "elbo")
+
+
+def test_list_says_every_kind_it_knows() -> None:
+    words = (weights.commands["list"].help or "").replace(",", "").replace(".", "").split()
+    assert set(REGISTRIES) <= set(words)
 
 
 def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) -> None:

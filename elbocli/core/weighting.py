@@ -187,7 +187,8 @@ def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
     sigma_data=0.5,
 )
 def edm_monotonic(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
-    return Weighting("edm", {"mean": mean, "std": std, "sigma_data": sigma_data}, monotone=True)(logsnr)
+    params = (("mean", mean), ("std", std), ("sigma_data", sigma_data))
+    return _cached("edm", params, 0.0, True)(logsnr)  # it takes a thousand times as long to find the peak as to use it
 
 
 @weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5", bias=2.0)

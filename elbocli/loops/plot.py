@@ -211,18 +211,20 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     """p_w, the distribution of the noise added to the data; below zero, where w rises, it is none."""
     for line in lines:
         axis.plot(at, line.slope, **line.style)
-    masses = [line for line in lines if not line.rises and line.last > SHARE]
-    if masses:
-        handles = [axis.plot([], [], label=f"{line.label} {line.last:.2g}", **line.style)[0] for line in masses]
-        axis.legend(handles=handles, title=r"point mass at $\lambda_{\max}$", title_fontsize=8)
+    handles = [
+        axis.plot([], [], label=rf"{line.last:.2g} at $\lambda_{{\max}}$: {line.label}", **line.style)[0]
+        for line in lines
+        if not line.rises and line.last > SHARE
+    ]
     peaks = [peak for line in lines if (peak := line.extremes[1]) > 0]
     if peaks:  # a spike, as of a kink, shall not flatten the others
         axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
     if any(line.rises for line in lines):
         bottom = 1.15 * min(line.extremes[0] for line in lines)
-        axis.axhspan(bottom, 0, color="0.92", zorder=0)
+        handles.append(axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation"))
         axis.set_ylim(bottom=bottom)
-        axis.text(0.02, 0.04, "$w$ rises: no augmentation", transform=axis.transAxes, fontsize=8)
+    if handles:
+        axis.legend(handles=handles)
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from elbocli.core import weighting
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.schedule import SCHEDULES, parse_schedule
 from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
@@ -344,6 +345,16 @@ def test_edm_monotonic_clamps_by_level_not_by_place_in_the_batch():
     w = Weighting("edm-monotonic")
     assert torch.equal(w(LAMBDA[shuffled]), w(LAMBDA)[shuffled])
     assert float(w(LAMBDA[:1])) == pytest.approx(0.2710272, abs=5e-8)
+
+
+def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):
+    calls = []
+    found = weighting.rising
+    monkeypatch.setattr(weighting, "rising", lambda *args: calls.append(args) or found(*args))
+    w = Weighting("edm-monotonic", {"mean": -1.0625})
+    for _ in range(3):
+        w(LAMBDA)
+    assert len(calls) == 1
 
 
 @settings(max_examples=20)

@@ -103,8 +103,15 @@ EXAMPLES = {
             "elbo weights show sigmoid edm-monotonic --schedule cosine > table.tsv",
         )
     ],
-    "elbo weights check": [("The paper's test of EDM's weighting.", "elbo weights check edm --json")],
-    "elbo weights plot": [("On the terminal.", "elbo weights plot sigmoid edm iddpm")],
+    "elbo weights check": [
+        ("The paper's test of EDM's weighting.", "elbo weights check edm --json"),
+        ("Is a loss what it is taken for?", "elbo weights check eps-mse:sigmoid:bias=2@cosine --equals sigmoid:bias=2"),
+        ("What a diffusers model was trained for.", "elbo weights check scheduler/scheduler_config.json"),
+    ],
+    "elbo weights plot": [
+        ("On the terminal.", "elbo weights plot sigmoid edm iddpm"),
+        ("The objectives of the literature on one sheet.", "elbo weights plot -o weights.pdf"),
+    ],
     "elbo info": [("What is this file?", "elbo info out.h5\nelbo info run --json")],
 }
 EXIT = [

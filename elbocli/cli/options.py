@@ -10,6 +10,8 @@ from typing import Any, ClassVar, TypeVar
 
 import click
 
+from elbocli.core.objectives import FACTORS
+from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import LARGEST, Registry
 from elbocli.core.schedule import SCHEDULES
 from elbocli.core.weighting import WEIGHTINGS
@@ -132,7 +134,12 @@ def weighting_options(default: str) -> Callable[[F], F]:
             "--shift", type=Shift(), help="Shift the weighting in logsnr; auto is 2 log(64/d) for images of d pixels."
         )(function)
         parameter_options(WEIGHTINGS)(function)
-        text = f"w(logsnr), as NAME or NAME:key=value,… [{default}]. Names: {with_params(WEIGHTINGS)}; or schedule:SCHEDULE, its density."
+        text = (
+            f"w(logsnr), as NAME or NAME:key=value,… [{default}]. Names: {with_params(WEIGHTINGS)}. Or a loss, "
+            f"TARGET-mse[:FACTOR]@SCHEDULE, TARGET one of {names(PREDICTIONS)}, FACTOR one of {with_params(FACTORS)} or "
+            "a weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
+            "diffusers scheduler_config.json."
+        )
         click.option("--weighting", metavar="SPEC", help=text)(function)
         return function
 
@@ -141,7 +148,7 @@ def weighting_options(default: str) -> Callable[[F], F]:
 
 def schedule_help(lead: str) -> str:
     """Help for an option that takes a schedule."""
-    return f"{lead} Names: {with_params(SCHEDULES)} (each also takes shift=); or a schedule FILE of 'elbo adapt'."
+    return f"{lead} Names: {with_params(SCHEDULES)} (each also takes shift=); or a FILE: a schedule of 'elbo adapt', or a diffusers scheduler_config.json."
 
 
 def overwrite_option(function: F) -> F:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from elbocli.cli.options import CONTEXT, PATH, Command, Count, Number, common, overwrite_option, schedule_help
 from elbocli.core.criteria import CRITERIA
+from elbocli.core.objectives import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import Registry
 from elbocli.core.sampler import SAMPLERS
@@ -23,6 +25,7 @@ REGISTRIES: dict[str, Registry] = {
     "weightings": WEIGHTINGS,
     "schedules": SCHEDULES,
     "predictions": PREDICTIONS,
+    "factors": FACTORS,
     "samplers": SAMPLERS,
     "criteria": CRITERIA,
     "extractors": EXTRACTORS,
@@ -40,19 +43,28 @@ def _range_options(function: Any) -> Any:
 def weights() -> None:
     """Look at weightings: how much each noise level counts.
 
-    A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2,
-    edm:monotone, schedule:cosine (a schedule's density as a weighting).
+    A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2, edm:monotone.
+
+    It may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction
+    (elbo weights list predictions), times a factor (list factors, or any weighting), with t drawn uniformly and
+    logsnr(t) by a schedule (list schedules, or a file): v-mse@cosine, x-mse:min-snr:5@linear-beta,
+    eps-mse:monotone@fitted.yaml. What stands left of @ is weighed, modifiers included; what stands right of it,
+    with its own shift=, draws t.
+
+    Or the path of a diffusers scheduler_config.json: the loss of what its network predicts under its timesteps. Or
+    schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
     """
 
 
 @weights.command("list", cls=Command)
-@click.argument(
-    "kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[" + "|".join(REGISTRIES) + "]"
-)
+@click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 @common
 def list_(kind: str, as_json: bool) -> None:
-    """List what can be named: formula, parameters with defaults, whether monotone, source."""
+    """List what can be named: formula, parameters with defaults, whether monotone, source.
+
+    KIND is weightings (the default), schedules, predictions, factors, samplers, criteria or extractors.
+    """
     rows = [_row(declared) for declared in REGISTRIES[kind].values()]
     if as_json:
         click.echo(
@@ -108,37 +120,72 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 
 @weights.command(cls=Command)
 @click.argument("spec")
+@click.option("--equals", metavar="SPEC", help="Also say whether this is the same weighting up to a constant.")
+@click.option(
+    "--tolerance",
+    type=Number(0, 1, above=True),
+    default=1e-6,
+    show_default=True,
+    help="Largest relative deviation of the same weighting.",
+)
 @_range_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a sentence.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
 @common
 @click.pass_context
-def check(ctx: click.Context, spec: str, low: float, high: float, as_json: bool) -> None:
+def check(
+    ctx: click.Context, spec: str, equals: str | None, tolerance: float, low: float, high: float, as_json: bool
+) -> None:
     """Say whether a weighting never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
 
-    Exit status 0 when it is so, 1 when not; the intervals on which it rises are named.
+    Exit status 0 when it is so, 1 when not; the intervals on which it rises are named. With --equals, the exit
+    status is that comparison's: 0 when the two are the same up to a constant. The range is cut down to where the
+    weightings are not zero.
     """
     from elbocli.core.schedule import check_range
     from elbocli.files.schedules import resolve_weighting
 
+    weighting, *others = [resolve_weighting(text) for text in (spec, equals) if text is not None]
+    low = max(low, *(w.support[0] for w in (weighting, *others)))
+    high = min(high, *(w.support[1] for w in (weighting, *others)))
     check_range(low, high)
-    weighting = resolve_weighting(spec)
     rising = weighting.rising(low, high)
-    if as_json:
-        click.echo(
-            json.dumps({"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]})
-        )
-    elif rising:
+    verdict = {"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]}
+    sentences, good = [_monotone_sentence(weighting.spec, rising, low, high)], not rising
+    for other in others:
+        comparison, sentence = _compare(weighting, other, low, high, tolerance)
+        verdict["equals"], good = comparison, comparison["same"]
+        sentences.append(sentence)
+    click.echo(json.dumps(verdict) if as_json else "\n".join(sentences))
+    ctx.exit(0 if good else 1)
+
+
+def _monotone_sentence(spec: str, rising: list[tuple[float, float]], low: float, high: float) -> str:
+    if rising:
         intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in rising)
-        click.echo(f"{weighting.spec}: rises for logsnr {intervals}: its loss is not an ELBO")
+        return f"{spec}: rises for logsnr {intervals}: its loss is not an ELBO"
+    return f"{spec}: never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
+
+
+def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:
+    """The comparison for JSON, and as a sentence."""
+    from elbocli.core.shape import likeness
+    from elbocli.files.schedules import finite
+
+    found = likeness(one, other, low, high)
+    same, off, at = found.deviation <= tolerance, found.deviation, round(found.logsnr, 6) + 0.0
+    comparison = {"weighting": other.spec, "same": same, "scale": found.scale, "deviation": finite(off), "logsnr": at}
+    if same:
+        end = f"are the same up to a constant, {found.scale:.6g} (largest deviation {off:.2g})"
+    elif math.isinf(off):
+        end = f"are not the same up to a constant: only one of them is zero at logsnr {at:g}"
     else:
-        click.echo(
-            f"{weighting.spec}: never rises for logsnr {low:g} to {high:g}: its loss is the ELBO of noise-augmented data"
-        )
-    ctx.exit(1 if rising else 0)
+        size = f"by {100 * off:.3g}%" if off < 1 else f"by a factor of {1 + off:.3g}"
+        end = f"are not the same up to a constant: at the best one, {found.scale:.6g}, they differ {size} at logsnr {at:g}"
+    return comparison, f"{one.spec} and {other.spec} {end}"
 
 
 @weights.command(cls=Command)
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.argument("specs", nargs=-1, metavar="[SPEC]...")
 @click.option(
     "--schedule", "schedules", multiple=True, metavar="SPEC", help=schedule_help("Also its density; may be repeated.")
 )
@@ -149,12 +196,19 @@ def check(ctx: click.Context, spec: str, low: float, high: float, as_json: bool)
 def plot(
     specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None, overwrite: bool
 ) -> None:
-    """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities."""
+    """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
+
+    Without a SPEC, all named weightings; without either, all named schedules too. Weightings that are the same up
+    to a constant share a line. p_w, over the largest w, is a distribution when w never rises; what is left of it at the
+    largest logsnr is a point mass.
+    """
     from elbocli.core.schedule import check_range
     from elbocli.files.schedules import resolve_schedule, resolve_weighting
 
     check_range(low, high)
-    chosen = [resolve_weighting(spec) for spec in specs]
+    if not specs and out is not None:
+        schedules = schedules or tuple(SCHEDULES)
+    chosen = [resolve_weighting(spec) for spec in specs or WEIGHTINGS]
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
         from elbocli.core.weighting import Weighting

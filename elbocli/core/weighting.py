@@ -13,8 +13,10 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from elbocli.core.logsnr import LIMIT
+from elbocli.core.objectives import Objective, is_objective, parse_head, parse_objective
 from elbocli.core.registry import Registry, number, numbers, parse_spec, plain
 from elbocli.core.schedule import SCHEDULES, Schedule, parse_schedule
+from elbocli.core.shape import Function, float64, rising, slope
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -185,7 +187,8 @@ def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
     sigma_data=0.5,
 )
 def edm_monotonic(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
-    return Weighting("edm", {"mean": mean, "std": std, "sigma_data": sigma_data}, monotone=True)(logsnr)
+    params = (("mean", mean), ("std", std), ("sigma_data", sigma_data))
+    return _cached("edm", params, 0.0, True)(logsnr)  # it takes a thousand times as long to find the peak as to use it
 
 
 @weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5", bias=2.0)
@@ -211,7 +214,7 @@ class Weighting:
     """A weighting with its parameters bound and its modifiers applied.
 
     shift: w(λ) → w(λ − shift), for other resolutions. monotone: the least non-increasing w that is
-    nowhere smaller, which for one peak is w held constant left of it.
+    nowhere smaller, which for one peak is w held constant left of it. support: the λ beyond which w is zero.
     Raises UsageError for an unknown name or parameter.
     """
 
@@ -219,21 +222,38 @@ class Weighting:
         self, name: str, params: dict[str, float] | None = None, *, shift: float = 0.0, monotone: bool = False
     ):
         declared = WEIGHTINGS.find(name)
-        self.params = declared.bind(params or {})
-        self.shift, self.monotone = shift, monotone
-        self.base = declared.spec(self.params)
-        self._function: Callable[[Tensor], Tensor] = lambda logsnr: declared.make(logsnr, **self.params)
+        bound = declared.bind(params or {})
+        self._set(lambda logsnr: declared.make(logsnr, **bound), declared.spec(bound), shift, monotone)
+
+    def _set(
+        self,
+        function: Function,
+        base: str,
+        shift: float,
+        monotone: bool,
+        schedule: Schedule | None = None,
+        tail: str = "",
+    ) -> None:
+        self._function, self.base, self.shift, self.monotone, self._tail = function, base, shift, monotone, tail
+        low, high = schedule.support if schedule else (-LIMIT, LIMIT)
+        self.support = (max(low + shift, -LIMIT), min(high + shift, LIMIT)) if schedule else (low, high)
+
+    @classmethod
+    def of_objective(cls, objective: Objective, *, shift: float = 0.0, monotone: bool = False) -> Weighting:
+        """The weighting that an objective amounts to, at the scale of the objective."""
+        self = cls.__new__(cls)
+        self._set(objective, objective.head, shift, monotone, objective.schedule, f"@{objective.schedule.base}")
+        return self
 
     @classmethod
     def of_schedule(cls, schedule: Schedule, *, monotone: bool = False) -> Weighting:
         """The weighting of a plain ε loss under that schedule: its density, scaled to a peak of 1."""
         self = cls.__new__(cls)
-        self.params, self.shift, self.monotone = {}, 0.0, monotone
-        self.base = f"schedule:{schedule.base}"
+        density = schedule.untruncated_density
         low, high = schedule.support
-        rising = _rising(schedule.untruncated_density, low, high)
-        scale = max(float(schedule.untruncated_density(_float64([at]))) for at in [low, high, *(b for _, b in rising)])
-        self._function = lambda logsnr: schedule.untruncated_density(logsnr) / scale
+        peaks = [end for _, end in rising(density, low, high)]
+        scale = float(density(float64([low, high, *peaks])).max())
+        self._set(lambda logsnr: density(logsnr) / scale, f"schedule:{schedule.base}", 0.0, monotone, schedule)
         return self
 
     @property
@@ -242,7 +262,7 @@ class Weighting:
         words = [f"shift={plain(self.shift)}"] if self.shift else []
         words += ["monotone"] if self.monotone else []
         joint = "," if ":" in self.base else ":"
-        return self.base + (joint + ",".join(words) if words else "")
+        return self.base + (joint + ",".join(words) if words else "") + self._tail
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         """w at each λ. Pass float64: densities and weights span hundreds of orders of magnitude."""
@@ -259,63 +279,16 @@ class Weighting:
 
     def slope(self, logsnr: Tensor) -> Tensor:
         """dw/dλ by automatic differentiation; −slope is the density p_w of a monotone weighting."""
-        return _slope(self, logsnr)
+        return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:
         """The intervals of [low, high] on which w increases: empty means that L_w is an ELBO of noisy data."""
-        return _rising(self, low, high)
+        return rising(self, low, high)
 
     @cached_property
     def _peaks(self) -> list[tuple[float, float]]:
-        ends = [end for _, end in _rising(self._function, -LIMIT, LIMIT)]
-        return [(end, float(self._function(_float64([end])))) for end in ends]
-
-
-def _float64(values: list[float]) -> Tensor:
-    import torch
-
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _slope(function: Callable[[Tensor], Tensor], logsnr: Tensor) -> Tensor:
-    import torch
-
-    at = logsnr.detach().double().requires_grad_()
-    with torch.enable_grad():
-        value = function(at)
-        if not value.requires_grad:
-            return torch.zeros_like(at)
-        return torch.autograd.grad(value.sum(), at)[0]
-
-
-def _rising(
-    function: Callable[[Tensor], Tensor], low: float, high: float, points: int = 20001
-) -> list[tuple[float, float]]:
-    """Runs of a fine grid on which the function increases, each inner end bisected on the sign of its slope."""
-    import torch
-
-    grid = torch.linspace(low, high, points, dtype=torch.float64)
-    value = function(grid)
-    up = (value[1:] - value[:-1] > 1e-12 * value[1:].abs()).tolist()
-    starts = [i for i, now in enumerate(up) if now and (i == 0 or not up[i - 1])]
-    ends = [i + 1 for i, now in enumerate(up) if now and (i + 1 == len(up) or not up[i + 1])]
-
-    def turn(i: int, sign: float) -> float:
-        if i in (0, points - 1):
-            return float(grid[i])
-        left, right = float(grid[i - 1]), float(grid[i + 1])
-        before, after = (sign * _slope(function, _float64([left, right]))).tolist()
-        if not before > 0 > after:  # a jump: the grid point is on its upper side
-            return float(grid[i])
-        for _ in range(60):
-            middle = 0.5 * (left + right)
-            if sign * float(_slope(function, _float64([middle]))) > 0:
-                left = middle
-            else:
-                right = middle
-        return 0.5 * (left + right)
-
-    return [(turn(i, -1.0), turn(j, 1.0)) for i, j in zip(starts, ends, strict=True)]
+        ends = [end for _, end in rising(self._function, -LIMIT, LIMIT)]
+        return [(end, float(self._function(float64([end])))) for end in ends]
 
 
 @lru_cache(maxsize=64)
@@ -331,26 +304,35 @@ def parse_weighting(
     given: dict[str, float] | None = None,
     schedule: Callable[[str], Schedule] | None = None,
 ) -> Weighting:
-    """The weighting that a user wrote: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `schedule:cosine`.
+    """The weighting that a user wrote: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine`, `schedule:cosine`.
 
     given: parameters from elsewhere (options), over those in the text. schedule: finds a schedule by its
-    spec, for `schedule:SPEC`; without it only declared ones are known. Raises UsageError.
+    spec, for those that name one; without it only declared ones are known. Raises UsageError.
     """
-    name, _, rest = text.strip().partition(":")
-    if name == "schedule":
-        inner, monotone_too = rest, False
-        if rest.endswith((",monotone", ":monotone")):
-            inner, monotone_too = rest[: -len(",monotone")], True
-        if not inner:
-            raise UsageError(f"{text!r}: name a schedule after 'schedule:', for example schedule:cosine")
-        if given:
-            raise UsageError(
-                f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name"
-            )
-        found = (schedule or parse_schedule)(inner)
-        return Weighting.of_schedule(found.shifted(shift), monotone=monotone or monotone_too)
+    text = text.strip()
+    if is_objective(text) or text.partition(":")[0] == "schedule":
+        return _parse_scheduled(text, shift, monotone, given, schedule or parse_schedule)
     spec = parse_spec(text, flags=["monotone"])
     params = dict(spec.params)
     own_shift = number(params.pop("shift", 0.0), "shift")
     bound = {**numbers(params), **(given or {})}
     return _cached(spec.name, tuple(bound.items()), shift + own_shift, monotone or "monotone" in spec.flags)
+
+
+def _parse_scheduled(
+    text: str, shift: float, monotone: bool, given: dict[str, float] | None, find: Callable[[str], Schedule]
+) -> Weighting:
+    """`schedule:S` or `TARGET-mse[:FACTOR]@S`. No schedule has a parameter called monotone, so it may also come last."""
+    kind = "@" if is_objective(text) else ":"
+    head, _, inner = text.partition(kind)
+    if inner.endswith((",monotone", ":monotone")):
+        inner, monotone = inner[: -len(",monotone")], True
+    if not inner:
+        raise UsageError(f"{text!r}: name a schedule after {head + kind!r}, for example {head}{kind}cosine")
+    if kind == "@":
+        parts = parse_head(head)
+        objective = parse_objective(parts, find(inner), WEIGHTINGS, given)
+        return Weighting.of_objective(objective, shift=shift + parts.shift, monotone=monotone or parts.monotone)
+    if given:
+        raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")
+    return Weighting.of_schedule(find(inner).shifted(shift), monotone=monotone)

@@ -1,21 +1,29 @@
-"""elbo-schedule: a fitted schedule as YAML, and the way from what a user types to a schedule or weighting."""
+"""elbo-schedule: a fitted schedule as YAML, and the way from what a user types to a schedule or weighting.
+
+A schedule is a name, the path of a fitted schedule, or the path of a diffusers scheduler_config.json (which ends
+in .json). The latter is a weighting too: the loss of what its network predicts, under its own timesteps.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from elbocli.core.logsnr import LIMIT
+from elbocli.core.objectives import is_objective
 from elbocli.core.registry import number
-from elbocli.core.schedule import SCHEDULES, Schedule, Table, make_schedule, parse_schedule
+from elbocli.core.schedule import SCHEDULES, Curve, Schedule, Table, make_schedule, parse_schedule
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import ElboError, FormatError
 from elbocli.files import yamls
+from elbocli.files.scheduler_config import read_config
 
 FORMAT = "elbo-schedule"
 LARGEST_TABLE = 100_000
+CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
@@ -64,6 +72,10 @@ def _is_declared(text: str) -> bool:
     return text.partition(":")[0] in SCHEDULES
 
 
+def _read_curve(path: Path) -> Curve:
+    return read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
+
+
 def resolve_schedule(text: str, low: float | None = None, high: float | None = None, *, clip: bool = False) -> Schedule:
     """`cosine`, `edm:mean=-0.4` or the path of a schedule file, truncated to [low, high].
 
@@ -79,20 +91,35 @@ def resolve_schedule(text: str, low: float | None = None, high: float | None = N
         if path.suffix or "/" in text:
             raise FormatError(f"{text}: no such schedule file")
         SCHEDULES.find(text.partition(":")[0])
-    table, _ = read_table(path)
-    return make_schedule(table, str(path), low, high, shift=shift, clip=clip)
+    return make_schedule(_read_curve(path), str(path), low, high, shift=shift, clip=clip)
 
 
 def resolve_weighting(
     text: str, *, shift: float = 0.0, monotone: bool = False, given: dict[str, float] | None = None
 ) -> Weighting:
-    """A weighting as the user wrote it; `schedule:SPEC` may name a schedule file. Raises ElboError."""
+    """A weighting as the user wrote it; whatever names a schedule may name a file. Raises ElboError.
+
+    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, where the file says what its network predicts.
+    """
+    config = None if _inner(text) else CONFIG.fullmatch(text.strip())
+    if config:
+        prediction, _ = read_config(Path(config["path"]))
+        words = config["words"]
+        text = f"{prediction}-mse{':' if words else ''}{words[1:]}@{config['path']}"
     return parse_weighting(text, shift=shift, monotone=monotone, given=given, schedule=resolve_schedule)
 
 
+def _inner(text: str) -> str:
+    """The schedule that a weighting's spec names after `schedule:` or `@`, if it names one."""
+    if is_objective(text):
+        return text.partition("@")[2]
+    kind, _, rest = text.partition(":")
+    return rest if kind == "schedule" else ""
+
+
 def file_in(text: str) -> Path | None:
-    """The schedule file that a spec names, if it names one."""
-    text = text.removeprefix("schedule:")
+    """The file that a schedule's or a weighting's spec names, if it names one."""
+    text = _inner(text) or text
     path = Path(text.partition(":")[0].partition(",")[0])
     return path if not _is_declared(text) and path.is_file() else None
 

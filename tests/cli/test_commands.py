@@ -1,6 +1,7 @@
 """Commands as a user types them: exit codes and both streams."""
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 from elbocli.cli.main import elbo as group
+from elbocli.cli.weights import REGISTRIES, weights
 from elbocli.core.weighting import WEIGHTINGS
 from elbocli.files.samples import npy_header
 
@@ -60,6 +62,7 @@ def check(result: Any, code: int, *words: str) -> None:
         "train --help",
         "weights list",
         "weights list extractors",
+        "weights list factors",
         "--version",
         *[f"{verb} -h" for verb in VERBS],
     ],
@@ -84,6 +87,11 @@ def test_every_command_has_help_for_itself_and_each_option() -> None:
             walk(child, f"{path} {name}")
 
     walk(group, "elbo")
+
+
+def test_list_says_every_kind_it_knows() -> None:
+    words = (weights.commands["list"].help or "").replace(",", "").replace(".", "").split()
+    assert set(REGISTRIES) <= set(words)
 
 
 def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) -> None:
@@ -447,6 +455,67 @@ def test_weights_check_tells_by_its_exit_code(name: str, elbo: Callable[..., Any
     verdict = json.loads(result.stdout)
     assert result.returncode == (0 if WEIGHTINGS[name].monotone else 1)
     assert verdict["monotone"] is WEIGHTINGS[name].monotone
+
+
+def test_weights_check_shows_the_public_trap(elbo: Callable[..., Any]) -> None:
+    """sigmoid(b − λ) on the eps loss at uniform t, without −dλ/dt, is no sigmoid weighting; the check says how far off."""
+    line = ("weights", "check", "eps-mse:sigmoid:bias=2@cosine", "--equals", "sigmoid:bias=2")
+    result = elbo(*line)
+    assert result.returncode == 1 and b"are not the same up to a constant" in result.stdout
+    verdict = json.loads(elbo(*line, "--json").stdout)
+    assert verdict["monotone"] is False and verdict["equals"]["same"] is False
+    # The ratio is sech(λ/2)/π: its extremes over ±15 are 1 and sech(7.5), so the best scale is off by √cosh(7.5).
+    assert verdict["equals"]["deviation"] == pytest.approx(np.cosh(7.5) ** 0.5 - 1, rel=1e-9)
+    assert verdict["equals"]["scale"] == pytest.approx(1 / np.pi / np.cosh(7.5) ** 0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "scale"),
+    [
+        ("x-mse:snr+1@cosine", "v-cosine", 2 / np.pi),
+        ("eps-mse@cosine", "iddpm", 1 / np.pi),  # never mind that neither is monotone
+        ("u-mse@fm-ot", "fm-ot", 1),
+        ("edm-mse@edm:mean=-0.4,std=1.0", "edm:mean=-0.4,std=1.0", 8),
+    ],
+)
+def test_weights_check_knows_the_same_weighting(one: str, other: str, scale: float, elbo: Callable[..., Any]) -> None:
+    result = elbo("weights", "check", one, "--equals", other, "--json")
+    equals = json.loads(result.stdout)["equals"]
+    assert result.returncode == 0 and equals["same"] is True
+    assert equals["scale"] == pytest.approx(scale, rel=1e-9) and equals["deviation"] < 1e-12
+    assert b"are the same up to a constant" in elbo("weights", "check", one, "--equals", other).stdout
+
+
+def test_weights_check_stays_where_the_weighting_is(elbo: Callable[..., Any], tmp_path: Path) -> None:
+    config = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({**config, "prediction_type": "v_prediction"}))
+    result = elbo("weights", "check", "scheduler_config.json", "--json", cwd=tmp_path)
+    verdict = json.loads(result.stdout)
+    assert result.returncode == 0 and verdict["weighting"] == "v-mse@scheduler_config.json"
+    assert verdict["logsnr"] == pytest.approx([-10.12, 9.21], abs=0.01)  # MATH.md: DDPM-1000
+    far = elbo("weights", "check", "scheduler_config.json", "--logsnr-min", 12, cwd=tmp_path)
+    check(far, 2, "logsnr range")
+    check(elbo("weights", "check", "v-mse@none.json", cwd=tmp_path), 1, "none.json: no such schedule file")
+    check(elbo("weights", "check", "v-mse:nope@cosine"), 2, "no factor is called 'nope'")
+
+
+def test_a_run_remembers_the_scheduler_config_it_was_weighted_by(
+    elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    config = {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.1, "beta_schedule": "linear"}
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps(config))
+    line = ("train", digits, "-o", "run", "--preset", preset, "--weighting", path.name)
+    check(elbo(*line, "--steps", 2, cwd=tmp_path), 0)
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "weighting: eps-mse@scheduler_config.json" in saved
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in saved
+    check(elbo(*line, "--steps", 3, cwd=tmp_path), 0)
+    path.write_text(json.dumps({**config, "beta_end": 0.2}))
+    check(elbo(*line, "--steps", 4, cwd=tmp_path), 2, "files scheduler_config.json")
+    spec = elbo("adapt", "run", "--weighting", "x-mse:min-snr@cosine", "--gamma", 3, cwd=tmp_path)
+    check(spec, 0)
+    assert b"x-mse:min-snr:gamma=3@cosine" in spec.stdout
 
 
 def test_weights_show_is_a_table_in_double_precision(elbo: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from elbocli.core import weighting
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.schedule import SCHEDULES, parse_schedule
 from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
@@ -346,6 +347,16 @@ def test_edm_monotonic_clamps_by_level_not_by_place_in_the_batch():
     assert float(w(LAMBDA[:1])) == pytest.approx(0.2710272, abs=5e-8)
 
 
+def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):
+    calls = []
+    found = weighting.rising
+    monkeypatch.setattr(weighting, "rising", lambda *args: calls.append(args) or found(*args))
+    w = Weighting("edm-monotonic", {"mean": -1.0625})
+    for _ in range(3):
+        w(LAMBDA)
+    assert len(calls) == 1
+
+
 @settings(max_examples=20)
 @given(any_weighting())
 def test_monotone_is_the_least_non_increasing_function_above(chosen):
@@ -406,6 +417,21 @@ def test_p_w_divided_by_its_total_is_a_distribution(name, integral):
     first, last = w(torch.tensor([-12.0, 12.0], dtype=torch.float64)).tolist()
     assert (lost + last) / first == pytest.approx(1, rel=1e-10)
     assert float(w.slope(LAMBDA).max()) <= 0
+
+
+@pytest.mark.parametrize("shift", [0.0, -2.159])
+@pytest.mark.parametrize("name", NAMES)
+def test_p_w_of_every_weighting_made_monotone_is_a_distribution(name, shift, integral):
+    """Density −dw/dλ, plus the point mass w(λmax), over w(λmin): 1 to 1e-9, also past a knee or a shift."""
+    w = Weighting(name, shift=shift, monotone=True)
+    turns = [end for _, end in Weighting(name, shift=shift).rising(-15, 15)]
+    kinks = [
+        {"min-snr": math.log(5), "snr-trunc": 0.0}.get(name, 0.0) + shift,
+        *(p + shift for p in edm_peak(-1.2, 1.2, 0.5)),
+    ]
+    lost = integral(lambda lam: -w.slope(lam), -12, 12, [*kinks, *turns])
+    first, last = w(torch.tensor([-12.0, 12.0], dtype=torch.float64)).tolist()
+    assert (lost + last) / first == pytest.approx(1, rel=1e-9)
 
 
 @given(st.floats(-5, 5))

@@ -1,0 +1,168 @@
+"""Anyone's objective, E_t[c F(λ) ‖target − out‖²], as one weighting w(λ) of the ε loss.
+
+With ‖ε−ε̂‖² = eps_factor · ‖target−out‖² and p(λ) = −dt/dλ of the schedule that draws t, the objective is L_w for
+w = 2 c p F / eps_factor. Leaving out −dλ/dt is the usual mistake: it is in p.
+Written TARGET-mse[:FACTOR]@SCHEDULE: what is left of '@' says what is weighed, what is right of it how t is drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from elbocli.core.prediction import PREDICTIONS, Prediction
+from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec
+from elbocli.core.schedule import Schedule
+from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FACTORS = Registry("factor")
+HEAD = re.compile(r"(?P<target>[\w-]+)-mse(?::(?P<words>.*))?")
+
+
+def factor(
+    name: str, *, formula: str, source: str, on: str = "", positive: Any = (), **params: float
+) -> Callable[..., Any]:
+    """Declare F(λ), which multiplies the squared error of the target.
+
+    on: the target whose error F multiplies whatever the network's is, where the authors give F for each target
+    so that the loss is the same.
+    """
+    return FACTORS.declare(name, params, formula=formula, source=source, positive=positive, facts={"on": on})
+
+
+@factor("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
+def snr(logsnr: Tensor) -> Tensor:
+    return logsnr.exp()
+
+
+@factor("snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss")
+def snr_plus_one(logsnr: Tensor) -> Tensor:
+    return logsnr.exp() + 1
+
+
+@factor("truncated-snr", formula="max(exp(logsnr), 1)", source="Salimans & Ho 2022: x loss, truncated SNR")
+def truncated_snr(logsnr: Tensor) -> Tensor:
+    return logsnr.exp().clamp(min=1)
+
+
+@factor(
+    "min-snr",
+    formula="min(exp(logsnr), gamma) on x, /SNR on eps, /(SNR+1) on v",
+    source="Hang et al. 2023: the same loss for every target",
+    on="x",
+    positive=["gamma"],
+    gamma=5.0,
+)
+def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
+    return logsnr.exp().clamp(max=gamma)
+
+
+@factor("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1", gamma=1.0)
+def p2(logsnr: Tensor, gamma: float) -> Tensor:
+    return (-logsnr).sigmoid() ** gamma
+
+
+@dataclass(frozen=True)
+class Objective:
+    """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ)."""
+
+    prediction: Prediction
+    factor: Declaration | None
+    params: dict[str, float]
+    schedule: Schedule
+
+    @property
+    def head(self) -> str:
+        """What stands left of '@', with every parameter."""
+        own = self.prediction.spec.partition(":")[2]
+        words = ",".join(filter(None, [own, self.factor.spec(self.params) if self.factor else ""]))
+        return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """2 p F / eps_factor at each λ, float64."""
+        weighed = self.prediction
+        value = 2 * self.schedule.untruncated_density(logsnr)
+        if self.factor is not None:
+            weighed = Prediction(self.factor.facts["on"]) if self.factor.facts.get("on") else weighed
+            value = value * self.factor.make(logsnr, **self.params)
+        return value / weighed.coefficients(logsnr).eps_factor
+
+
+class Head(NamedTuple):
+    """The left side of an objective: prediction, factor as written, and the modifiers of any weighting."""
+
+    prediction: Prediction
+    factor: str
+    shift: float
+    monotone: bool
+
+
+def is_objective(text: str) -> bool:
+    """Whether a weighting's spec is TARGET-mse…, not a name."""
+    return HEAD.fullmatch(text.strip().partition("@")[0]) is not None
+
+
+def parse_head(text: str) -> Head:
+    """`v-mse`, `x-mse:min-snr:5,monotone`, `edm-mse:sigma_data=1,shift=-2`. Raises UsageError.
+
+    Words before the factor's name are the prediction's parameters, words after it the factor's; shift and
+    monotone may stand anywhere, as they can't be mistaken.
+    """
+    found = HEAD.fullmatch(text.strip())
+    if not found or found["target"] not in PREDICTIONS:
+        target = found["target"] if found else text.partition("-mse")[0]
+        PREDICTIONS.find(target)
+    assert found is not None
+    own: list[str] = []
+    chosen: list[str] = []
+    shift, monotone = None, False
+    for word in filter(None, (part.strip() for part in (found["words"] or "").split(","))):
+        key, equals, value = word.partition("=")
+        if word == "monotone":
+            monotone = True
+        elif key == "shift":
+            if shift is not None:
+                raise UsageError(f"{text!r}: shift is given twice")
+            shift = number(value, "shift")
+        elif chosen or not equals or ":" in key:
+            chosen.append(word)
+        else:
+            own.append(word)
+    prediction = Prediction.parse(":".join(filter(None, [found["target"], ",".join(own)])))
+    return Head(prediction, ",".join(chosen), shift or 0.0, monotone)
+
+
+def parse_factor(
+    text: str, others: Registry, given: dict[str, float] | None = None
+) -> tuple[Declaration, dict[str, float]]:
+    """A factor with its parameters bound: `snr`, `min-snr:5`, `min-snr:gamma=5`, or a weighting's by name.
+
+    others: declared weightings, any of which may be a factor. given: parameters from options, over those in the
+    text. Raises UsageError.
+    """
+    known = Registry("factor")
+    known.update({**FACTORS, **{key: value for key, value in others.items() if key not in FACTORS}})
+    name, _, words = text.partition(":")
+    declared = known.find(name)
+    if words and "=" not in words and len(declared.params) == 1:
+        words = f"{next(iter(declared.params))}={words}"
+    params = numbers(parse_spec(f"{name}:{words}").params)
+    return declared, declared.bind({**params, **(given or {})})
+
+
+def parse_objective(
+    head: Head, schedule: Schedule, others: Registry, given: dict[str, float] | None = None
+) -> Objective:
+    """The objective of a parsed head and a schedule. Raises UsageError."""
+    if head.factor:
+        return Objective(head.prediction, *parse_factor(head.factor, others, given), schedule)
+    if given:
+        raise UsageError(
+            f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
+        )
+    return Objective(head.prediction, None, {}, schedule)

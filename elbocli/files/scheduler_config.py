@@ -1,0 +1,109 @@
+"""scheduler_config.json of diffusers: what its training timesteps are, and what its network predicts.
+
+Only facts of training are read: how a sampler spaces or rescales its steps doesn't change the objective.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from elbocli.core.schedule import Curve, FmOt
+from elbocli.core.steps import BETAS, Moved, Steps, logsnr_of_betas
+from elbocli.errors import FormatError, UsageError
+
+LARGEST_FILE = 16 << 20
+MOST_TIMESTEPS = 100_000
+TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
+
+
+def _no_such_number(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The JSON object in a scheduler's configuration. Raises FormatError."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for a scheduler's configuration")
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_such_number)
+    except OSError as error:
+        raise FormatError(f"{path}: could not read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not usable JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    if not any(key in config for key in ("num_train_timesteps", "trained_betas")) and not _is_flow(config):
+        raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
+    return config
+
+
+def read_config(path: Path) -> tuple[str, Curve]:
+    """(prediction, curve) of a scheduler's configuration. Raises FormatError, which says what to change."""
+    config = load(path)
+    kind = str(config.get("prediction_type", "flow_prediction" if _is_flow(config) else "epsilon"))
+    if kind not in TARGETS:
+        raise FormatError(f"{path}: prediction_type is {kind!r}; known are {', '.join(TARGETS)}")
+    if _is_flow(config):
+        return TARGETS[kind], _flow(path, config)
+    beta = _betas(path, config)
+    scale = _number(path, config.get("snr_shift_scale", 1.0), "snr_shift_scale", above=0)
+    logsnr = logsnr_of_betas(beta, snr_scale=scale, zero_terminal=config.get("rescale_betas_zero_snr") is True)
+    try:
+        return TARGETS[kind], Steps(logsnr)
+    except UsageError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _is_flow(config: dict[str, Any]) -> bool:
+    return str(config.get("_class_name", "")).startswith("FlowMatch") or config.get("use_flow_sigmas") is True
+
+
+def _flow(path: Path, config: dict[str, Any]) -> Curve:
+    """t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s."""
+    if config.get("use_dynamic_shifting") is True:
+        raise FormatError(
+            f"{path}: with use_dynamic_shifting the shift depends on the images; "
+            "write it yourself: u-mse@fm-ot:shift=S with S = -2 log(shift)"
+        )
+    key = "flow_shift" if "flow_shift" in config else "shift"
+    shift = _number(path, config.get(key, 1.0), key, above=0)
+    return Moved(FmOt(), -2 * math.log(shift))
+
+
+def _betas(path: Path, config: dict[str, Any]) -> Any:
+    import torch
+
+    given = config.get("trained_betas")
+    if given is not None:
+        if not isinstance(given, list) or not 2 <= len(given) <= MOST_TIMESTEPS:
+            raise FormatError(f"{path}: trained_betas must be a list of 2 to {MOST_TIMESTEPS} numbers")
+        beta = torch.tensor([_number(path, value, "a beta of trained_betas") for value in given], dtype=torch.float64)
+    else:
+        count = config.get("num_train_timesteps")
+        if not isinstance(count, int) or isinstance(count, bool) or not 2 <= count <= MOST_TIMESTEPS:
+            raise FormatError(
+                f"{path}: num_train_timesteps is {count!r}, not a whole number from 2 to {MOST_TIMESTEPS}"
+            )
+        try:
+            declared = BETAS.find(str(config.get("beta_schedule")))
+        except UsageError as error:
+            raise FormatError(f"{path}: beta_schedule: {error}") from error
+        ends = [_number(path, config.get(key), key, above=0) for key in ("beta_start", "beta_end")]
+        beta = declared.make(*ends, count)
+    wrong = [value for value in beta.tolist() if not 0 < value < 1]
+    if wrong:
+        raise FormatError(f"{path}: a beta is {wrong[0]:g}; each must lie between 0 and 1")
+    return beta
+
+
+def _number(path: Path, value: Any, what: str, above: float = -math.inf) -> float:
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and above < float(value) < math.inf:
+            return float(value)
+    except OverflowError:
+        pass
+    least = f" above {above:g}" if above > -math.inf else ""
+    raise FormatError(f"{path}: {what} is {str(value)[:40]}, not a number{least}")

@@ -17,9 +17,8 @@ from elbocli.cli.options import (
     device_options,
     overwrite_option,
     schedule_help,
-    with_params,
+    weighting_help,
 )
-from elbocli.core.weighting import WEIGHTINGS
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
@@ -66,7 +65,7 @@ def _mode(ctx: click.Context) -> str:
     "weightings",
     multiple=True,
     metavar="SPEC",
-    help=f"w(logsnr) to check or measure; may be repeated [the run's own]. Names: {with_params(WEIGHTINGS)}.",
+    help=weighting_help("w(logsnr) to check or measure; may be repeated [the run's own]."),
 )
 @click.option(
     "--schedule",

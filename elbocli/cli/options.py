@@ -121,6 +121,16 @@ def take_parameters(registry: Registry, options: dict[str, Any]) -> dict[str, fl
     return {key: value for key, value in values.items() if value is not None}
 
 
+def weighting_help(lead: str) -> str:
+    """Help for an option that takes a weighting."""
+    return (
+        f"{lead} Names: {with_params(WEIGHTINGS)}. Or a loss, TARGET-mse[:FACTOR]@SCHEDULE, TARGET one of "
+        f"{names(PREDICTIONS)}, FACTOR one of {with_params(FACTORS)} or a weighting: v-mse@cosine, "
+        "x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a diffusers "
+        "scheduler_config.json."
+    )
+
+
 def weighting_options(default: str) -> Callable[[F], F]:
     """--weighting, its parameters, --shift and --monotone. default: said in the help."""
 
@@ -134,13 +144,8 @@ def weighting_options(default: str) -> Callable[[F], F]:
             "--shift", type=Shift(), help="Shift the weighting in logsnr; auto is 2 log(64/d) for images of d pixels."
         )(function)
         parameter_options(WEIGHTINGS)(function)
-        text = (
-            f"w(logsnr), as NAME or NAME:key=value,… [{default}]. Names: {with_params(WEIGHTINGS)}. Or a loss, "
-            f"TARGET-mse[:FACTOR]@SCHEDULE, TARGET one of {names(PREDICTIONS)}, FACTOR one of {with_params(FACTORS)} or "
-            "a weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
-            "diffusers scheduler_config.json."
-        )
-        click.option("--weighting", metavar="SPEC", help=text)(function)
+        lead = f"w(logsnr), as NAME or NAME:key=value,… [{default}]."
+        click.option("--weighting", metavar="SPEC", help=weighting_help(lead))(function)
         return function
 
     return decorate

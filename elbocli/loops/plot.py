@@ -53,6 +53,7 @@ SAME = 1e-9
 SHARE = 0.01
 """A point mass of p_w smaller than this is not worth a word."""
 FITTED = "fitted"
+ERROR = r"$\mathrm{E}\Vert\epsilon-\hat\epsilon\Vert^2/D$"
 LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \longrightarrow$  data"
 
 
@@ -260,7 +261,7 @@ def plot_fit(
     )
     axes["error"].plot(middle[seen], mean, color=COLORS[0], linewidth=1.5)
     axes["error"].set_yscale("log")
-    axes["error"].set_ylabel(r"$\mathrm{E}\Vert\epsilon-\hat\epsilon\Vert^2/D$")
+    axes["error"].set_ylabel(ERROR)
     axes["error"].set_title("measured error, ± 2 standard errors")
     share = weighting(middle) * moments.filled().mean
     share = share / (share * moments.edges.diff()).sum()
@@ -298,24 +299,25 @@ def text_plot(weightings: list[Weighting], low: float, high: float, columns: int
 
 
 def plot_curve(curve: Curve, out: Path) -> None:
-    """Panels over λ: the ε error per dimension and L(t;x) in nats, each with a band of two standard errors.
+    """Panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors.
 
     Raises UsageError for an unknown suffix.
     """
     check_suffix(out)
-    edges = curve.moments.edges
+    edges, seen = curve.moments.edges, curve.moments.count > 1
+    figure, axes = _figure([["error"], ["bound"]], 6.0, 5.2)
     middle = 0.5 * (edges[1:] + edges[:-1])
-    figure, axes = _figure(2)
-    seen = curve.moments.count > 1
-    rows = (
-        (middle[seen], curve.moments.mean[seen], curve.eps_mse_se[seen], "‖ε−ε̂‖²/D"),
-        (edges[1:], curve.bound, curve.bound_se, "L(λ; x), nats"),
-    )
-    for axis, (at, value, error, label) in zip(axes, rows):
-        axis.fill_between(at, value - 2 * error, value + 2 * error, color=COLORS[0], alpha=0.25, linewidth=0)
-        axis.plot(at, value, **_line(0))
-        axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
-    axes[1].set_xlabel("λ = log(α²/σ²):   noise ←   → data")
-    axes[1].set_xlim(float(edges[0]), float(edges[-1]))
-    _save(figure, out)
+    rows = {
+        "error": (middle[seen], curve.moments.mean[seen], curve.eps_mse_se[seen]),
+        "bound": (edges[1:], curve.bound, curve.bound_se),
+    }
+    for name, (at, value, error) in rows.items():
+        low = (value - 2 * error).clamp(min=1e-12)
+        axes[name].fill_between(at, low, value + 2 * error, color=COLORS[0], alpha=0.3, linewidth=0)
+        axes[name].plot(at, value, color=COLORS[0], linewidth=1.5)
+    axes["error"].set_yscale("log")
+    axes["error"].set_ylabel(ERROR)
+    axes["error"].set_title("error, and bound on data as noisy as λ, ± 2 standard errors")
+    axes["bound"].set_ylabel(r"$L(\lambda; x)$ in nats")
+    axes["bound"].set_ylim(bottom=0)
+    _finish(figure, axes, ["bound"], float(edges[0]), float(edges[-1]), out)

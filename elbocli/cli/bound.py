@@ -92,7 +92,9 @@ def _mode(ctx: click.Context) -> str:
     help="The average, or the last weights.  [default: ema; model with --gradient-variance]",
 )
 @click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of images and noise.")
-@click.option("--batch", type=Count(1, 10**6), default=256, show_default=True, help="Network inputs at a time.")
+@click.option(
+    "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
+)
 @device_options
 @overwrite_option
 @common

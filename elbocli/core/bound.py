@@ -66,17 +66,11 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
     return nats / (dimensions * math.log(2))
 
 
-class Steps:
-    """Functionals ½ ∫ f(λ) E‖ε−ε̂‖² dλ for f constant on the cells between edges: the pieces of L(t;x)."""
-
-    def __init__(self, edges: Tensor):
-        self.edges = edges
-
-    def __call__(self, logsnr: Tensor) -> Tensor:
-        """[…] → […, cells]: 1 in the cell of each λ."""
-        cells = len(self.edges) - 1
-        cell = (torch.searchsorted(self.edges, logsnr.contiguous(), right=True) - 1).clamp(0, cells - 1)
-        return torch.nn.functional.one_hot(cell, cells).double()
+def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
+    """values added up in the cells of λ that they belong to: the pieces of L(t;x). [.., K], [.., K] → [.., cells]."""
+    cells = len(edges) - 1
+    cell = (torch.searchsorted(edges, logsnr.contiguous(), right=True) - 1).clamp(0, cells - 1)
+    return torch.zeros(*values.shape[:-1], cells, dtype=values.dtype).scatter_add_(-1, cell, values)
 
 
 class Augmented:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, Moments, bin_edges
-from elbocli.core.bound import Steps, bits_per_dimension, prior, reconstruction
+from elbocli.core.bound import bits_per_dimension, by_cell, prior, reconstruction
 from elbocli.core.estimate import Estimate, PairedMoments
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
@@ -68,7 +68,7 @@ class Terms:
     def __init__(self, probe: Probe, schedule: Schedule):
         self.probe, self.schedule = probe, schedule
         self.edges = bin_edges(probe.low, probe.high)
-        self.cells, self.decoder = Steps(self.edges), reconstruction(probe.high)
+        self.decoder = reconstruction(probe.high)
         self.sums = BinSums(probe.low, probe.high)
         self.rounds = [PairedMoments()]
 
@@ -77,7 +77,7 @@ class Terms:
         levels = ((drawn.x.cpu() + 1) * 127.5).round().long()
         fixed = torch.stack([prior(drawn.x.cpu(), self.probe.low), self.decoder[levels].flatten(1).sum(1)], 1)  # [c, 2]
         part = 0.5 * drawn.error / self.schedule.density(drawn.logsnr) / drawn.error.shape[-1]
-        integral = (part[..., None] * self.cells(drawn.logsnr)).sum(2)  # [c, 2, cells]
+        integral = by_cell(part, drawn.logsnr, self.edges)  # [c, 2, cells]
         pairs = torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2)
         self.rounds[-1].add(pairs)
         self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.probe.dimensions)

@@ -32,12 +32,15 @@ MEASURED = "fitted:gradient"
 
 @dataclass(frozen=True)
 class Settings:
-    """images: how many (None: DEFAULT_IMAGES, or all if fewer; ALL). draws: noise levels per image, an even number."""
+    """images: how many (None: DEFAULT_IMAGES, or all if fewer; ALL). draws: noise levels per image, an even number.
+
+    batch: network inputs at a time; None is 256, fewer for images larger than 32 pixels in colour.
+    """
 
     images: int | None = None
     draws: int = 16
     seed: int = 0
-    batch: int = 256
+    batch: int | None = None
     device: str = "auto"
     precision: str = "fp32"
     weights: str = "ema"
@@ -71,6 +74,7 @@ class Probe:
         self.dataset = self._open_data(data)
         self.low, self.high = self._range(warn)
         self.dimensions = int(np.prod(self.dataset.shape[1:]))
+        self.batch = settings.batch or max(8, min(256, 256 * 3072 // self.dimensions))
         count = len(self.dataset)
         wanted = DEFAULT_IMAGES if settings.images is None else settings.images
         chosen = Stream(settings.seed, "bound-images").permutation(0, count)[: min(wanted, count)]
@@ -160,7 +164,7 @@ class Probe:
     def draws(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
         """Every chosen image with its draws, some images at a time. Another purpose is another independent set."""
         each = self.settings.draws
-        size = max(1, self.settings.batch // each)
+        size = max(1, self.batch // each)
         for start in range(0, len(self.rows), size):
             yield self._draw(self.rows[start : start + size], weighting, schedule, purpose)
 
@@ -172,7 +176,7 @@ class Probe:
         logsnr = schedule.logsnr(torch.from_numpy(t))
         x, labels = self.images(rows)
         parts = []
-        for part in torch.arange(len(rows) * each).split(self.settings.batch):
+        for part in torch.arange(len(rows) * each).split(self.batch):
             image = (part // each).to(self.device)
             indices = [int(rows[k // each]) * each + k % each for k in part.tolist()]
             eps = noise.normal(indices, (*x.shape[2:], x.shape[1])).to(self.device, non_blocking=True)

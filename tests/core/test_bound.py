@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from elbocli.core.bound import (
     Augmented,
-    Steps,
     bits_per_dimension,
+    by_cell,
     gaussian_reconstruction,
     prior,
     reconstruction,
@@ -239,8 +239,8 @@ def test_shares_follow_the_paper_for_a_sigmoid():
     np.testing.assert_allclose(shares, wanted, atol=2e-3)
 
 
-def test_cells_pick_the_interval_of_each_level():
-    cells = Steps(torch.tensor([-2.0, 0.0, 1.0, 4.0], dtype=torch.float64))
-    found = cells(torch.tensor([[-2.0, -0.1], [0.0, 4.0]], dtype=torch.float64))
-    assert found.argmax(-1).tolist() == [[0, 0], [1, 2]]
-    assert torch.equal(found.sum(-1), torch.ones(2, 2, dtype=torch.float64))
+def test_values_are_added_up_in_their_cells():
+    edges = torch.tensor([-2.0, 0.0, 1.0, 4.0], dtype=torch.float64)
+    logsnr = torch.tensor([[-2.0, -0.1, 3.0], [0.0, 4.0, 1.5]], dtype=torch.float64)
+    values = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], dtype=torch.float64)
+    assert by_cell(values, logsnr, edges).tolist() == [[3, 0, 4], [0, 8, 48]]

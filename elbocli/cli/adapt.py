@@ -41,7 +41,7 @@ from elbocli.core.weighting import WEIGHTINGS
     type=Number(0, 1, above=True),
     default=0.01,
     show_default=True,
-    help="Share of uniform, so that every level is sampled.",
+    help="Least density, as a share of the uniform one, so that every level is sampled.",
 )
 @click.option("--since", type=Count(0), default=0, show_default=True, help="Use only intervals after this step.")
 @click.option("-o", "--out", type=PATH, default="-", show_default=True, help="Where the schedule goes.")

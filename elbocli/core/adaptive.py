@@ -21,11 +21,13 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 
 BINS = 100
-POINTS = 16
-LEAST_SPREAD = 1e-9
+POINTS = 16  # λ inside a bin at which w and p are looked at
+SHARE = 1 / 8  # of a run that Online remembers: shorter follows better, longer scatters less
+LONGEST = 100_000  # images: about the memory of a .999 average at batch 128
+LEAST_SPREAD = 1e-9  # relative variance of an error: even equal errors leave the logarithm finite
+TIMES = 2**16  # at which a comb's error is integrated
+LARGEST_COMB = 2**12
 TINY = 1e-300
-SHARE = 1 / 8
-LONGEST = 100_000
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
@@ -163,15 +165,17 @@ def loss_variance(
     second = float((ratio * known.second[:, None] * cell).sum())
     unbiased = (known.count / (known.count - 1)).where(known.count >= 2, 1)
     within = (known.second - known.mean.square()).clamp(min=0) * unbiased
-    spread = float((ratio * within[:, None] * cell).sum())
-    missed = 0.0 if batch is None else _comb_variance(moments.smoothed(), weighting, density, batch)
+    spread = float((ratio * within.clamp(min=TINY)[:, None] * cell).sum())
+    missed = 0.0
+    if batch is not None and math.isfinite(spread):
+        missed = _comb_variance(moments.smoothed(), weighting, density, batch)
     return second / loss**2 - 1, spread / loss**2 + missed
 
 
-def _comb_variance(
-    known: Moments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int, offsets: int = 32
-) -> float:
+def _comb_variance(known: Moments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
     """batch × Var/L² of the mean of (w/p) E[e] over t = (offset + 0, 1, 2, …) / batch, the offset uniform in [0, 1)."""
+    batch = min(batch, LARGEST_COMB)
+    offsets = TIMES // batch
     at = _fine(known.edges).flatten().flip(0)
     width = (known.edges.diff() / POINTS).repeat_interleave(POINTS).flip(0)
     share = density(at) * width

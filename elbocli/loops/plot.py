@@ -121,7 +121,7 @@ def plot_fit(
     figure, axes = _figure(2)
     seen = moments.count > 0
     axes[0].plot(middle[seen], moments.mean[seen], label="‖ε−ε̂‖²/D measured", **_line(0))
-    share = weighting(middle) * moments.filled().mean
+    share = weighting(middle) * moments.smoothed().mean
     axes[0].plot(middle, share / share.max(), label=f"{weighting.spec} × error, / max", **_line(1))
     axes[0].set_ylabel("error")
     for index, (name, density) in enumerate(densities.items()):

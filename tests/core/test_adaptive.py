@@ -157,7 +157,7 @@ def test_filling_leaves_the_bins_that_were_seen():
 def test_smoothing_brings_a_short_log_nearer_to_the_truth():
     random = np.random.default_rng(3)
     truth, count = (MIDDLE / 2).sigmoid(), 12
-    error = torch.from_numpy(random.gamma(2, size=(200, 28, count))) / 2 * truth[:, None]
+    error = torch.from_numpy(random.gamma(2, size=(60, 28, count))) / 2 * truth[:, None]
     off = []
     for draw in error:
         measured = Moments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
@@ -196,13 +196,13 @@ def test_predicted_variance_has_no_bias_from_short_logs():
     random = np.random.default_rng(4)
     truth, count, p = (MIDDLE / 2).sigmoid(), 9, parse_schedule("cosine", -6, 8).density
     wanted = loss_variance(moments_of(truth, truth / 2), W, p)[1]
-    error = torch.from_numpy(random.gamma(4, size=(400, 28, count))) / 4 * truth[:, None]
+    error = torch.from_numpy(random.gamma(4, size=(150, 28, count))) / 4 * truth[:, None]
     found = []
     for draw in error:
         measured = Moments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
         loss = loss_of(truth) / loss_of(measured.mean)
         found.append(loss_variance(measured, W, p)[1] / loss**2)
-    assert np.mean(found) == pytest.approx(wanted, rel=0.03)
+    assert np.mean(found) == pytest.approx(wanted, rel=0.04)
 
 
 def loss_of(mean):

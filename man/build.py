@@ -54,6 +54,10 @@ EXAMPLES = {
             "For another weighting, from two logs, with a picture.",
             "cat a/losslog.jsonl b/losslog.jsonl | elbo adapt - --weighting elbo --plot fit.svg -o schedule.yaml",
         ),
+        (
+            "How much would each schedule's estimate of the loss vary?",
+            "elbo adapt run --report | jq '.schedules'",
+        ),
     ],
     "elbo bound": [
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,16 @@ from elbocli.core.weighting import WEIGHTINGS
     type=Number(0, 1, above=True),
     default=0.01,
     show_default=True,
-    help="Share of uniform, so that every level is sampled.",
+    help="Least density, as a share of the uniform one, so that every level is sampled.",
 )
 @click.option("--since", type=Count(0), default=0, show_default=True, help="Use only intervals after this step.")
 @click.option("-o", "--out", type=PATH, default="-", show_default=True, help="Where the schedule goes.")
 @click.option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
+@click.option(
+    "--report",
+    is_flag=True,
+    help="Print what each schedule promises as one JSON object; the schedule itself only goes to the file of -o.",
+)
 @overwrite_option
 @common
 def adapt(
@@ -55,13 +61,15 @@ def adapt(
     monotone: bool | None,
     out: Path,
     plot: Path | None,
+    report: bool,
     overwrite: bool,
     **options: Any,
 ) -> None:
     """Fit a noise schedule to the loss logs of runs, for any weighting.
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard
-    output; the predicted variance of the loss estimate under several schedules to standard error.
+    output; to standard error the predicted variance of the loss estimate under the log's own schedule, under
+    others, and under one fitted by each criterion. Low-discrepancy t is as in training, at the log's batch size.
     """
     from elbocli.cli.progress import say
     from elbocli.files.atomic import refuse_existing, write_text
@@ -84,15 +92,22 @@ def adapt(
     say(
         f"{fitted.weighting.spec}, {options['criterion']} criterion, {fitted.log.images} images in {fitted.log.lines} intervals"
     )
-    say("predicted variance of the loss estimate per image, relative to the loss squared:")
-    say(f"{'schedule':>14}  {'independent t':>13}  {'low-discrepancy t':>17}")
-    for name, (independent, low_discrepancy) in fitted.variances.items():
-        say(f"{name:>14}  {independent:13.4g}  {low_discrepancy:17.4g}")
+    say(
+        f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {fitted.log.batch}:"
+    )
+    say(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
+    for name, pair in fitted.variances.items():
+        ratio = fitted.ratios[name]
+        say(f"{name:>21}  {pair[0]:13.4g}  {ratio[0]:8.3g}  {pair[1]:17.4g}  {ratio[1]:8.3g}")
     if plot is not None:
         from elbocli.loops.plot import plot_fit
 
-        plot_fit(fitted.moments, fitted.weighting, fitted.densities, plot)
-    if out == STREAM:
+        shown = {"log's own": loop.OWN, "cosine": "cosine", "edm": "edm", "fitted": loop.FITTED + fitted.criterion}
+        densities = {label: fitted.candidates[name] for label, name in shown.items()}
+        plot_fit(fitted.moments, fitted.weighting, densities, plot)
+    if report:
+        click.echo(json.dumps(fitted.report(), indent=1, allow_nan=False))
+    elif out == STREAM:
         click.echo(fitted.text, nl=False)
-    else:
+    if out != STREAM:
         write_text(out, fitted.text)

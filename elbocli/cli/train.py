@@ -107,7 +107,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--compile/--no-compile", "compile", default=None, help="torch.compile the network.")
 @click.option("--seed", type=Count(0, 2**63 - 1), help="All draws are functions of it.  [default: 0]")
 @click.option(
-    "--floor", type=Number(0, 1, above=True), help="Share of uniform in an adaptive schedule.  [default: 0.01]"
+    "--floor",
+    type=Number(0, 1, above=True),
+    help="Least density of an adaptive schedule, as a share of the uniform one.  [default: 0.01]",
 )
 @click.option("--log-every", type=Count(), help="Updates per line of metrics.jsonl and losslog.jsonl.")
 @click.option("--save-every", type=Count(), help="Updates per checkpoint.")

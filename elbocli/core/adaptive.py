@@ -7,21 +7,27 @@ variance of the loss estimate under independent t (`second-moment`) and low-disc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Schedule, Table, make_schedule
+from elbocli.core.smooth import smooth
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 
 BINS = 100
-POINTS = 16
-MEMORY = 2048.0
+POINTS = 16  # λ inside a bin at which w and p are looked at
+SHARE = 1 / 8  # of a run that Online remembers: shorter follows better, longer scatters less
+LONGEST = 100_000  # images: about the memory of a .999 average at batch 128
+LEAST_SPREAD = 1e-9  # relative variance of an error: even equal errors leave the logarithm finite
+TIMES = 2**16  # at which a comb's error is integrated
+LARGEST_COMB = 2**12
+TINY = 1e-300
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
@@ -70,30 +76,39 @@ class Moments:
 
     @classmethod
     def of_sums(cls, edges: Tensor, sums: Tensor) -> Moments:
-        """From count, sum, sum of squares [3, bins]."""
-        count = sums[0].clamp(min=1)
+        """From count, sum, sum of squares [3, bins]. Counts may be fractions: errors that fade from memory."""
+        count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
 
+    @property
+    def middle(self) -> Tensor:
+        """λ in the middle of each bin."""
+        return 0.5 * (self.edges[1:] + self.edges[:-1])
+
+    def smoothed(self) -> Moments:
+        """Both moments smooth in λ: bins seen rarely or never lean on their neighbours. See core/smooth.py.
+
+        First the relative variance of an error, then the mean, whose precision in each bin follows from that.
+        Raises DataError when no bin was seen twice.
+        """
+        if not bool(((self.count >= 2) & (self.mean > 0)).any()):
+            raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
+        beyond = (self.count - 1).clamp(min=0)
+        ratio = self.second / self.mean.square().where(self.mean > 0, 1)
+        spread = ((ratio - 1) * self.count / beyond.where(beyond > 0, 1)).clamp(min=LEAST_SPREAD)
+        # The relative variance of a variance is (2 + excess kurtosis) / n, and a gamma's excess is 6 × its relative variance.
+        typical = (beyond * spread).sum() / beyond.sum()
+        spread = smooth(self.middle, spread, beyond / (2 + 6 * typical))
+        mean = smooth(self.middle, self.mean, self.count / spread)
+        return Moments(self.edges, self.count, mean, mean.square() * (1 + spread))
+
     def filled(self) -> Moments:
-        """The same, bins seen less than twice interpolated in λ from their neighbours (log-linear).
+        """As measured, which has no bias, but smoothed where a bin was seen less than twice.
 
         Raises DataError when no bin was seen twice.
         """
-        seen = (self.count >= 2) & (self.mean > 0)
-        if not bool(seen.any()):
-            raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
-        middle = 0.5 * (self.edges[1:] + self.edges[:-1])
-        mean = _interpolate(middle, middle[seen], self.mean[seen].log()).exp()
-        ratio = _interpolate(middle, middle[seen], (self.second / self.mean.square())[seen])
-        return Moments(self.edges, self.count, mean, ratio * mean.square())
-
-
-def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    right = torch.searchsorted(knots, at).clamp(0, len(knots) - 1)
-    left = (right - 1).clamp(0)
-    right = torch.where(knots[left] >= at, left, right)
-    part = ((at - knots[left]) / (knots[right] - knots[left]).clamp(min=1e-12)).clamp(0, 1)
-    return values[left].lerp(values[right], part)
+        known, seen = self.smoothed(), (self.count >= 2) & (self.mean > 0)
+        return Moments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
 
 def _fine(edges: Tensor) -> Tensor:
@@ -105,15 +120,17 @@ def _fine(edges: Tensor) -> Tensor:
 def fit(
     moments: Moments, weighting: Weighting, criterion: str = "loss", floor: float = 0.01, base: str = "fitted"
 ) -> Schedule:
-    """The schedule whose density is proportional to weighting × criterion in each bin, mixed with `floor` of uniform.
+    """The schedule whose density is proportional to weighting × criterion in each bin, nowhere below `floor` of uniform.
 
-    Raises UsageError for an unknown criterion or a floor outside (0, 1], DataError for an empty log.
+    What the floor adds is taken from the bins above it, each in proportion to what it has above: where none is below,
+    the floor changes nothing. Raises UsageError for an unknown criterion or a floor outside (0, 1], DataError for an
+    empty log.
     """
     if not 0 < floor <= 1:
         raise UsageError(
             f"floor is {floor:g}; it must be above 0 and at most 1, or some noise levels are never sampled"
         )
-    known = moments.filled()
+    known = moments.smoothed()
     width = moments.edges.diff()
     score = CRITERIA.find(criterion).make(known.mean, known.second)
     mass = weighting(_fine(moments.edges)).mean(1) * score * width
@@ -121,63 +138,99 @@ def fit(
         raise DataError(
             "weighting times error is zero or not finite at every noise level of the log: no schedule fits it"
         )
-    share = (1 - floor) * mass / mass.sum() + floor * width / width.sum()
+    least = floor * width / width.sum()
+    above = (mass / mass.sum() - least).clamp(min=0)
+    share = least + (1 - floor) * above / above.sum().clamp(min=TINY)
     time = torch.cat([torch.zeros(1, dtype=torch.float64), share.flip(0).cumsum(0)])
     time = time / time[-1]
     knots = list(zip(time.tolist(), moments.edges.flip(0).tolist(), strict=True))
     return make_schedule(Table(knots), base, None, None)
 
 
-def loss_variance(moments: Moments, weighting: Weighting, density: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+def loss_variance(
+    moments: Moments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
+) -> tuple[float, float]:
     """Var/L² of the loss estimate per example under p(λ), for independent and for low-discrepancy t.
 
-    With e = ‖ε−ε̂‖²: independent ∫ w² E[e²]/p / (∫ w E[e])² − 1; low-discrepancy t integrates the
-    conditional mean exactly, which leaves ∫ w² Var[e]/p / (∫ w E[e])².
-    That second figure is the limit of large batches: at 128 images the truth was 10 % above it, at 512 within 3 %.
+    With e = ‖ε−ε̂‖²: independent ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t leaves ∫ w² Var[e]/p / (∫ w E[e])²
+    and what a comb of `batch` times misses of the conditional mean; None: nothing, the limit of large batches.
+    Infinite where p is zero and w is not.
     """
     known = moments.filled()
     at = _fine(moments.edges)
     cell = moments.edges.diff()[:, None] / POINTS
     w, p = weighting(at), density(at)
+    ratio = (w.square() / p).where(w > 0, 0)
     loss = float((w * known.mean[:, None] * cell).sum())
-    second = float((w.square() / p * known.second[:, None] * cell).sum())
-    within = (known.second - known.mean.square()).clamp(min=0)
-    spread = float((w.square() / p * within[:, None] * cell).sum())
-    return second / loss**2 - 1, spread / loss**2
+    second = float((ratio * known.second[:, None] * cell).sum())
+    unbiased = (known.count / (known.count - 1)).where(known.count >= 2, 1)
+    within = (known.second - known.mean.square()).clamp(min=0) * unbiased
+    spread = float((ratio * within.clamp(min=TINY)[:, None] * cell).sum())
+    missed = 0.0
+    if batch is not None and math.isfinite(spread):
+        missed = _comb_variance(moments.smoothed(), weighting, density, batch)
+    return second / loss**2 - 1, spread / loss**2 + missed
+
+
+def _comb_variance(known: Moments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
+    """batch × Var/L² of the mean of (w/p) E[e] over t = (offset + 0, 1, 2, …) / batch, the offset uniform in [0, 1)."""
+    batch = min(batch, LARGEST_COMB)
+    offsets = TIMES // batch
+    at = _fine(known.edges).flatten().flip(0)
+    width = (known.edges.diff() / POINTS).repeat_interleave(POINTS).flip(0)
+    share = density(at) * width
+    times = torch.cat([torch.zeros(1, dtype=torch.float64), share.cumsum(0)]) / share.sum()
+    ends = torch.cat([known.edges[-1:], known.edges[-1] - width.cumsum(0)])
+    t = (torch.arange(batch * offsets, dtype=torch.float64) + 0.5) / (batch * offsets)
+    logsnr = _interpolate(t, times, ends)
+    mean = _interpolate(logsnr, known.middle, known.mean.log()).exp()
+    value = (weighting(logsnr) / density(logsnr) * mean).reshape(batch, offsets).mean(0)
+    return batch * float(value.var(correction=0) / value.mean().square())
+
+
+def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Linear between knots, constant beyond them."""
+    right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
+    part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
+    return values[right - 1].lerp(values[right], part.clamp(0, 1))
 
 
 @dataclass
 class Online:
-    """Statistics that follow a network in training: a mean weighted by counts first, a moving average later.
+    """Statistics that follow a network in training: an error counts for less the more images were seen after it.
 
-    Each bin remembers its last `memory` errors or so, whatever its share of the batch: a rarely visited bin
-    is not forgotten, and no start value lingers.
+    What is remembered grows with the run: at n images an error that is k images old has weight (1 − k/n)^(1/SHARE),
+    so the window is about the last SHARE of the run, at the start as later, and no start value lingers. It grows up
+    to LONGEST images, and fades exponentially from there. All bins forget alike, by images and not by their own
+    errors: an old error of a rarely visited bin is as stale as any. What such a bin lacks, its neighbours tell.
+
+    state: [4, bins] float64, all that a checkpoint needs: weighted count, sum, sum of squares; errors ever seen.
     """
 
     edges: Tensor
-    memory: float = MEMORY
     state: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = torch.zeros(3, len(self.edges) - 1, dtype=torch.float64)
+        self.state = torch.zeros(4, len(self.edges) - 1, dtype=torch.float64)
 
     def update(self, sums: Tensor) -> None:
         """Take in [3, bins] of count, sum and sum of squares since the last update."""
-        seen = self.state[0] + sums[0]
-        share = (sums[0] / seen.clamp(min=1).clamp(max=self.memory)).clamp(max=1)
-        fresh = sums[1:] / sums[0].clamp(min=1)
-        self.state[1:] = self.state[1:].lerp(fresh, share)
-        self.state[0] = seen
+        before, fresh = float(self.state[3].sum()), float(sums[0].sum())
+        if not fresh:
+            return
+        kept = min((before / (before + fresh)) ** (1 / SHARE), math.exp(-fresh / LONGEST))
+        self.state[:3] = kept * self.state[:3] + sums
+        self.state[3] += sums[0]
 
     def moments(self) -> Moments:
         """What is known now."""
-        return Moments(self.edges, self.state[0], self.state[1], self.state[2])
+        return Moments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
         """The schedule to sample from now: uniform in λ until two errors have been seen somewhere."""
-        settings: dict[str, Any] = {"criterion": "loss", "floor": floor, "base": "adaptive"}
-        if not bool((self.state[0] >= 2).any()):
+        known = self.moments()
+        if not bool(((known.count >= 2) & (known.mean > 0)).any()):
             return make_schedule(
                 Table([(0.0, float(self.edges[-1])), (1.0, float(self.edges[0]))]), "adaptive", None, None
             )
-        return fit(self.moments(), weighting, **settings)
+        return fit(known, weighting, "loss", floor, "adaptive")

@@ -35,13 +35,14 @@ def line(step: int, images: int, sums: Tensor) -> str:
 
 @dataclass
 class LossLog:
-    """One or more logs added up. sums: [3, bins]."""
+    """One or more logs added up. sums: [3, bins]. batch: images per step, as the last line says."""
 
     header: dict[str, Any]
     edges: Tensor
     sums: Tensor
     images: int
     lines: int
+    batch: int = 1
 
 
 class Reader:
@@ -111,3 +112,4 @@ class Reader:
             self.log.sums += sums
             self.log.images = max(self.log.images, images)
             self.log.lines += 1
+            self.log.batch = max(1, images // max(1, step))

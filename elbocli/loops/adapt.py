@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,27 +13,69 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import Moments, fit, loss_variance
+from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.losslog import LossLog, Reader
-from elbocli.files.schedules import resolve_schedule, resolve_weighting, to_text
+from elbocli.files.schedules import finite, resolve_schedule, resolve_weighting, to_text
 
 Density = Callable[[Tensor], Tensor]
 
 
+OWN = "own"
+FIXED = ("cosine", "edm", "uniform")
+FITTED = "fitted:"
+
+
 @dataclass(frozen=True)
 class Fit:
-    """A fitted schedule, its file's text, the moments it came from, and the variance table."""
+    """A fitted schedule, its file's text, the moments it came from, and what it and others promise.
+
+    candidates: the density of each schedule by name: the log's own, the FIXED ones, and a fitted one per criterion.
+    variances: of the loss estimate per image, relative to the loss squared, for independent and low-discrepancy t.
+    """
 
     schedule: Schedule
     text: str
     moments: Moments
     weighting: Weighting
+    criterion: str
     log: LossLog
-    densities: dict[str, Density]
+    candidates: dict[str, Density]
     variances: dict[str, tuple[float, float]]
+
+    @property
+    def ratios(self) -> dict[str, tuple[float, float]]:
+        """Each variance over the least of its kind."""
+        best = [min(kind) for kind in zip(*self.variances.values())]
+        return {
+            name: (pair[0] / best[0] if best[0] > 0 else math.nan, pair[1] / best[1] if best[1] > 0 else math.nan)
+            for name, pair in self.variances.items()
+        }
+
+    def report(self) -> dict[str, Any]:
+        """All of it as JSON: null for what is infinite, or a ratio to zero."""
+        return {
+            "weighting": self.weighting.spec,
+            "criterion": self.criterion,
+            "images": self.log.images,
+            "intervals": self.log.lines,
+            "batch": self.log.batch,
+            "logsnr_min": self.schedule.logsnr_min,
+            "logsnr_max": self.schedule.logsnr_max,
+            "bins": len(self.moments.mean),
+            "schedules": {
+                name: {
+                    "variance_independent": finite(independent),
+                    "variance_low_discrepancy": finite(low_discrepancy),
+                    "ratio_independent": finite(self.ratios[name][0]),
+                    "ratio_low_discrepancy": finite(self.ratios[name][1]),
+                }
+                for name, (independent, low_discrepancy) in self.variances.items()
+            },
+        }
 
 
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
@@ -77,6 +120,14 @@ def _own_density(log: LossLog) -> Density:
         ]
 
 
+def _fixed_density(name: str, like: Schedule) -> Density:
+    """The density of a schedule of that name on the same range; zero where it has next to nothing there."""
+    try:
+        return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
+    except UsageError:
+        return torch.zeros_like
+
+
 def run(
     sources: list[Path | IO[bytes]],
     *,
@@ -96,9 +147,10 @@ def run(
     edges, sums = _merged(log, bins)
     moments = Moments.of_sums(edges, sums)
     schedule = fit(moments, w, criterion, floor)
-    cosine = parse_schedule("cosine", schedule.logsnr_min, schedule.logsnr_max)
-    densities = {"the log's own": _own_density(log), "cosine": cosine.density, "fitted": schedule.density}
-    variances = {name: loss_variance(moments, w, density) for name, density in densities.items()}
+    candidates = {OWN: _own_density(log)}
+    candidates |= {name: _fixed_density(name, schedule) for name in FIXED}
+    candidates |= {FITTED + name: fit(moments, w, name, floor).density for name in CRITERIA}
+    variances = {name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()}
     origin: dict[str, Any] = {
         "weighting": w.spec,
         "criterion": criterion,
@@ -106,7 +158,7 @@ def run(
         "source_sha256": _digest(log),
         "images": log.images,
     }
-    return Fit(schedule, to_text(schedule, **origin), moments, w, log, densities, variances)
+    return Fit(schedule, to_text(schedule, **origin), moments, w, criterion, log, candidates, variances)
 
 
 def _digest(log: LossLog) -> str:

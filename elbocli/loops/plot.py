@@ -263,7 +263,7 @@ def plot_fit(
     axes["error"].set_yscale("log")
     axes["error"].set_ylabel(ERROR)
     axes["error"].set_title("measured error, ± 2 standard errors")
-    share = weighting(middle) * moments.filled().mean
+    share = weighting(middle) * moments.smoothed().mean
     share = share / (share * moments.edges.diff()).sum()
     axes["density"].fill_between(
         middle, share, color="0.85", label=f"share of the loss, {brief(weighting.spec)}", step="mid"

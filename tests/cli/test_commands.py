@@ -404,6 +404,23 @@ def test_adapt_reads_runs_logs_and_standard_input_alike(elbo: Callable[..., Any]
     assert outputs[0].stdout.startswith(b"format: elbo-schedule\n")
 
 
+def test_adapt_reports_instead_of_the_schedule_or_beside_it(
+    elbo: Callable[..., Any], trained: Path, tmp_path: Path
+) -> None:
+    plain, only = elbo("adapt", trained), elbo("adapt", trained, "--report")
+    check(only, 0, "low-discrepancy t", "fitted:std")
+    report = json.loads(only.stdout)
+    assert report["criterion"] == "loss" and report["batch"] == 16
+    assert {"own", "cosine", "edm", "uniform", "fitted:loss"} <= set(report["schedules"])
+    both = elbo("adapt", trained, "--report", "-o", "s.yaml", cwd=tmp_path)
+    check(both, 0)
+    assert json.loads(both.stdout) == report
+    assert (tmp_path / "s.yaml").read_bytes() == plain.stdout
+    check(elbo("adapt", trained, "--report", "-o", "s.yaml", cwd=tmp_path), 2, "s.yaml")
+    check(elbo("adapt", tmp_path, "--report"), 1, "no losslog.jsonl inside")
+    check(elbo("adapt", trained, "--report", "--criterion", "none"), 2, "criterion")
+
+
 def test_a_fitted_schedule_trains_and_samples(
     elbo: Callable[..., Any], digits: Path, preset: Path, trained: Path, tmp_path: Path
 ) -> None:

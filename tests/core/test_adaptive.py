@@ -17,14 +17,14 @@ MIDDLE = 0.5 * (EDGES[1:] + EDGES[:-1])
 W = parse_weighting("sigmoid:bias=2")
 
 
-def sums_of(mean, spread, count=1000.0):
-    """[3, bins] for errors of that mean and standard deviation in each bin."""
+def sums_of(mean, spread, count=1e18):
+    """[3, bins] for errors of that mean and standard deviation in each bin, so many that no bin needs its neighbours."""
     count = torch.full_like(mean, count)
     return torch.stack([count, count * mean, count * (mean.square() + spread.square())])
 
 
-def moments_of(mean, spread):
-    return Moments.of_sums(EDGES, sums_of(mean, spread))
+def moments_of(mean, spread, count=1e18):
+    return Moments.of_sums(EDGES, sums_of(mean, spread, count))
 
 
 def average(weighting, edges):
@@ -81,8 +81,9 @@ def test_taking_the_sums_starts_again_from_zero():
 def test_the_density_is_weight_times_error_over_a_floor_of_uniform(mean, floor):
     schedule = fit(moments_of(mean, mean), W, "loss", floor)
     mass = average(W, EDGES) * mean * EDGES.diff()
-    wanted = (1 - floor) * mass / mass.sum() / EDGES.diff() + floor / 14
-    np.testing.assert_allclose(schedule.density(MIDDLE), wanted, rtol=2e-4)
+    above = (mass / mass.sum() - floor / 28).clamp(min=0)
+    wanted = (floor / 28 + (1 - floor) * above / above.sum()) * 2
+    np.testing.assert_allclose(schedule.density(MIDDLE), wanted, rtol=3e-4)
     assert float(schedule.density(MIDDLE).min()) >= floor / 14 * (1 - 1e-9)
     assert (schedule.logsnr_min, schedule.logsnr_max) == (-6, 8)
 
@@ -126,12 +127,12 @@ def test_one_log_serves_every_weighting():
 
 def test_bins_never_seen_are_interpolated_from_their_neighbours():
     mean = (0.3 * MIDDLE).exp()
-    sums = sums_of(mean, mean)
+    sums = sums_of(mean, mean, 1000.0)
     for gap in ([5, 6, 7], [13], [20, 21]):
         sums[:, gap] = 0
-    filled = Moments.of_sums(EDGES, sums).filled()
-    np.testing.assert_allclose(filled.mean, mean, rtol=1e-12)
-    np.testing.assert_allclose(filled.second, 2 * mean.square(), rtol=1e-12)
+    for known in (Moments.of_sums(EDGES, sums).filled(), Moments.of_sums(EDGES, sums).smoothed()):
+        np.testing.assert_allclose(known.mean, mean, rtol=0.03)
+        np.testing.assert_allclose(known.second, 2 * mean.square(), rtol=0.06)
 
 
 def test_bins_beyond_the_last_one_seen_take_its_value():
@@ -141,15 +142,29 @@ def test_bins_beyond_the_last_one_seen_take_its_value():
 
 
 def test_a_bin_seen_once_is_not_trusted():
-    sums = sums_of(MIDDLE * 0 + 2, MIDDLE * 0 + 1)
-    sums[:, 9] = torch.tensor([1.0, 500.0, 250000.0])
-    assert float(Moments.of_sums(EDGES, sums).filled().mean[9]) == pytest.approx(2)
+    sums = sums_of(MIDDLE * 0 + 2, MIDDLE * 0 + 1, 1000.0)
+    sums[:, 9] = torch.tensor([1.0, 6.0, 36.0])
+    assert float(Moments.of_sums(EDGES, sums).filled().mean[9]) == pytest.approx(2, rel=0.01)
 
 
 def test_filling_leaves_the_bins_that_were_seen():
     mean = torch.from_numpy(np.random.default_rng(0).gamma(2, size=28))
-    filled = moments_of(mean, mean).filled()
+    filled = moments_of(mean, mean, 2.0).filled()
     np.testing.assert_allclose(filled.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(filled.second, 2 * mean.square(), rtol=1e-12)
+
+
+def test_smoothing_brings_a_short_log_nearer_to_the_truth():
+    random = np.random.default_rng(3)
+    truth, count = (MIDDLE / 2).sigmoid(), 12
+    error = torch.from_numpy(random.gamma(2, size=(60, 28, count))) / 2 * truth[:, None]
+    off = []
+    for draw in error:
+        measured = Moments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
+        off.append([(known.mean / truth - 1).numpy() for known in (measured, measured.smoothed())])
+    alone, smooth = np.square(off).mean((0, 2))
+    assert smooth < alone / 3
+    assert abs(np.mean(off, 0)[1]).max() < 0.15
 
 
 def test_an_empty_log_is_refused():
@@ -176,6 +191,25 @@ def test_a_weighting_of_zero_everywhere_is_refused():
 # Predicted variance against sampling
 
 
+def test_predicted_variance_has_no_bias_from_short_logs():
+    """Mean over logs of nine errors a bin, though each bin's own variance is that of nine numbers about their mean."""
+    random = np.random.default_rng(4)
+    truth, count, p = (MIDDLE / 2).sigmoid(), 9, parse_schedule("cosine", -6, 8).density
+    wanted = loss_variance(moments_of(truth, truth / 2), W, p)[1]
+    error = torch.from_numpy(random.gamma(4, size=(150, 28, count))) / 4 * truth[:, None]
+    found = []
+    for draw in error:
+        measured = Moments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
+        loss = loss_of(truth) / loss_of(measured.mean)
+        found.append(loss_variance(measured, W, p)[1] / loss**2)
+    assert np.mean(found) == pytest.approx(wanted, rel=0.04)
+
+
+def loss_of(mean):
+    """The weighted loss, but for a half."""
+    return float((average(W, EDGES) * mean * EDGES.diff()).sum())
+
+
 def errors(random, lam, mean, spread):
     """Gamma errors whose mean and deviation are those of their bin."""
     cell = np.clip(np.digitize(lam, EDGES.numpy()) - 1, 0, 27)
@@ -183,13 +217,19 @@ def errors(random, lam, mean, spread):
     return random.gamma(shape[cell]) * (mean / shape)[cell]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "uniform", "fitted"])
-def test_predicted_variance_is_that_of_samples(schedule):
+def tolerance(values):
+    """3 %, or three standard errors of a variance, relative: under EDM's schedule a few values make most of it."""
+    return max(0.03, 3 * np.square(values - values.mean()).std() / values.var() / len(values) ** 0.5)
+
+
+@pytest.mark.parametrize("batch", [64, 512])
+@pytest.mark.parametrize("schedule", ["cosine", "edm", "uniform", *CRITERIA])
+def test_predicted_variance_is_that_of_samples(schedule, batch):
     random = np.random.default_rng(5)
     mean, spread = (0.3 * torch.sin(MIDDLE)).exp(), 0.5 + 0.2 * torch.cos(MIDDLE)
     moments = moments_of(mean, spread)
-    s = fit(moments, W) if schedule == "fitted" else parse_schedule(schedule, -6, 8)
-    independent, comb = loss_variance(moments, W, s.density)
+    s = fit(moments, W, schedule) if schedule in CRITERIA else parse_schedule(schedule, -6, 8)
+    independent, comb = loss_variance(moments, W, s.density, batch)
     loss = 0.5 * float((average(W, EDGES) * mean * EDGES.diff()).sum())
 
     def estimate(t):
@@ -199,73 +239,19 @@ def test_predicted_variance_is_that_of_samples(schedule):
 
     single = estimate(random.random(1_000_000))
     assert single.mean() == pytest.approx(loss, rel=0.01)
-    assert single.var() / loss**2 == pytest.approx(independent, rel=0.03)
-    batch = 512
-    t = (random.random((12000, 1)) + np.arange(batch) / batch) % 1
+    assert single.var() / loss**2 == pytest.approx(independent, rel=tolerance(single))
+    t = (random.random((3_000_000 // batch, 1)) + np.arange(batch) / batch) % 1
     batches = estimate(t.ravel()).reshape(t.shape).mean(1)
-    assert batches.var() * batch / loss**2 == pytest.approx(comb, rel=0.03)
+    assert batches.var() * batch / loss**2 == pytest.approx(comb, rel=tolerance(batches))
 
 
-# Online
+# Online: see also test_online.py
 
 
-def some_sums(random, scale=1.0):
+def some_sums(random):
     count = torch.from_numpy(random.integers(0, 20, 28).astype(np.float64))
-    mean = torch.from_numpy(random.gamma(2, size=28)) * scale
+    mean = torch.from_numpy(random.gamma(2, size=28))
     return torch.stack([count, count * mean, count * mean.square() * 2])
-
-
-def test_online_is_the_plain_mean_until_its_memory_is_full():
-    random = np.random.default_rng(0)
-    online, total = Online(EDGES), torch.zeros(3, 28, dtype=torch.float64)
-    for _ in range(50):
-        sums = some_sums(random)
-        online.update(sums)
-        total += sums
-    moments, plain = online.moments(), Moments.of_sums(EDGES, total)
-    assert float(total[0].max()) < online.memory
-    assert torch.equal(moments.count, total[0])
-    np.testing.assert_allclose(moments.mean, plain.mean, rtol=1e-12)
-    np.testing.assert_allclose(moments.second, plain.second, rtol=1e-12)
-
-
-def test_online_forgets_at_the_pace_of_its_memory():
-    online = Online(EDGES, memory=100)
-    one = torch.ones(28, dtype=torch.float64)
-    online.update(torch.stack([100 * one, 0 * one, 0 * one]))
-    for _ in range(50):
-        online.update(torch.stack([10 * one, 10 * one, 10 * one]))
-    np.testing.assert_allclose(online.moments().mean, 1 - 0.9**50, rtol=1e-12)
-
-
-def test_a_bin_that_is_not_visited_keeps_what_it_knows():
-    online = Online(EDGES, memory=10)
-    online.update(sums_of(MIDDLE * 0 + 3, MIDDLE * 0 + 1))
-    before = online.moments().mean.clone()
-    rest = sums_of(MIDDLE * 0 + 9, MIDDLE * 0)
-    rest[:, 4] = 0
-    for _ in range(20):
-        online.update(rest)
-    assert float(online.moments().mean[4]) == float(before[4])
-    assert float(online.moments().mean[5]) == pytest.approx(9)
-
-
-def test_a_restored_state_goes_on_bit_for_bit():
-    random = np.random.default_rng(1)
-    stream = [some_sums(random) for _ in range(400)]
-    straight = Online(EDGES, memory=200)
-    for sums in stream:
-        straight.update(sums)
-    before = Online(EDGES, memory=200)
-    for sums in stream[:150]:
-        before.update(sums)
-    after = Online(EDGES, memory=200)
-    after.state.copy_(before.state.clone())
-    for sums in stream[150:]:
-        after.update(sums)
-    assert torch.equal(after.state, straight.state)
-    one, other = (online.schedule(W, 0.01).curve for online in (after, straight))
-    assert torch.equal(one.time, other.time)
 
 
 def test_online_samples_uniformly_until_it_knows_something():
@@ -274,13 +260,10 @@ def test_online_samples_uniformly_until_it_knows_something():
 
 
 def test_online_and_offline_fit_the_same_schedule():
-    random = np.random.default_rng(2)
-    online, total = Online(EDGES), torch.zeros(3, 28, dtype=torch.float64)
-    for _ in range(30):
-        sums = some_sums(random)
-        online.update(sums)
-        total += sums
-    offline = fit(Moments.of_sums(EDGES, total), W, "loss", 0.02).curve
+    sums = some_sums(np.random.default_rng(2))
+    online = Online(EDGES)
+    online.update(sums)
+    offline = fit(Moments.of_sums(EDGES, sums), W, "loss", 0.02).curve
     found = online.schedule(W, 0.02).curve
     assert isinstance(found, Table)
-    np.testing.assert_allclose(found.time, offline.time, rtol=1e-10)
+    assert torch.equal(found.time, offline.time)

@@ -39,6 +39,7 @@ def test_a_log_reads_back_exactly(seeds):
     assert torch.equal(log.sums, total)
     assert torch.equal(log.edges, EDGES)
     assert (log.lines, log.images) == (len(seeds), 640 * len(seeds))
+    assert log.batch == (64 if seeds else 1)
     assert (log.header["weighting"], log.header["dimensions"]) == ("sigmoid", 192)
 
 

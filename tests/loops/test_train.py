@@ -192,8 +192,8 @@ def test_an_adaptive_schedule_moves_towards_weighting_times_error(digits: Path, 
             trainer.interval()
     assert trainer.online is not None
     middle = 0.5 * (trainer.edges[1:] + trainer.edges[:-1])
-    wanted = trainer.weighting(middle) * trainer.online.moments().filled().mean
-    wanted = 0.99 * wanted / wanted.sum() + 0.01 / len(wanted)
+    wanted = trainer.weighting(middle) * trainer.online.moments().smoothed().mean
+    wanted = wanted / wanted.sum()
     got = trainer.schedule.density(middle) * trainer.edges.diff()
     assert float((got - wanted).abs().sum() / 2) < 0.01
     assert float((start.density(middle) * trainer.edges.diff() - wanted).abs().sum() / 2) > 0.2

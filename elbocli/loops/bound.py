@@ -191,6 +191,6 @@ def log_text(probe: Probe, found: Bound) -> str:
         weighting=settings.weighting,
         schedule=found.result["schedule"],
         prediction=settings.prediction,
-        batch=settings.batch,
     )
-    return header + losslog.line(probe.trained.checkpoint.step, int(found.sums[0].sum()), found.sums)
+    checkpoint = probe.trained.checkpoint
+    return header + losslog.line(checkpoint.step, int(checkpoint.meta["images"]), found.sums)

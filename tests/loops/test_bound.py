@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from elbocli.core.adaptive import loss_variance
 from elbocli.core.bound import prior, reconstruction
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, NonFiniteError, UsageError
@@ -116,6 +117,18 @@ def test_the_errors_can_be_kept_as_a_loss_log(trained: Path) -> None:
     reader.read(bound.log_text(asked, found).encode().splitlines(), "log")
     assert reader.log is not None
     assert torch.equal(reader.log.sums, found.sums) and float(found.sums[0].sum()) == 800
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "edm", "uniform", "fitted:loss", "fitted:std"])
+def test_the_variance_that_a_log_predicts_is_the_one_measured(trained: Path, schedule: str) -> None:
+    """From the errors of one seed, for independent t, against the losses of another seed under each schedule."""
+    asked = probe(trained, images=ALL, draws=24, batch=2048, seed=1)
+    known = finish(bound.run(probe(trained, images=ALL, draws=24, batch=2048))).curve.moments
+    weighting = parse_weighting("sigmoid:bias=2")
+    chosen = asked.schedule(schedule, weighting)
+    loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(weighting, chosen, "variance")])
+    predicted, _ = loss_variance(known, weighting, chosen.density)
+    assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
 
 
 # What can't be asked

@@ -31,6 +31,14 @@ def test_the_demo_learns_digits(tmp_path: Path) -> None:
     for name in ("weights.png", "fitted.png", "2-sigmoid-cosine.png"):
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
     assert "\nsigmoid-cosine " in result.stdout
+    # The paper's trade-off: the ELBO's own weighting has the better bound, the sigmoid the better images.
+    bits = {
+        name: json.loads((tmp_path / "demo" / "results" / f"{name}.bound").read_text())["bpd"]
+        for name in accuracy
+        if name < "4"
+    }
+    assert bits["1-elbo-cosine"] < bits["2-sigmoid-cosine"] < bits["0-untrained"] - 1
+    assert json.loads((tmp_path / "demo" / "results" / "theorem").read_text())["agree"]
 
 
 def test_the_four_lines_of_the_readme(tmp_path: Path, digits_folder: Path) -> None:

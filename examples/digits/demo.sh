@@ -30,6 +30,7 @@ run() {
     say "$title"
     begin=$(date +%s)
     elbo train train.h5 -o "run-$name" --preset digits --seed 0 "$@" > /dev/null
+    elbo bound -q "run-$name" test.h5 > "results/$name.bound"
     elbo sample "run-$name" -n 900 --sampler ddim --steps 50 | score "$name" -
     echo $(($(date +%s) - begin)) > "results/$name.seconds"
     elbo sample -q "run-$name" -n 100 --sampler ddim --steps 50 -o "$name.png" --overwrite
@@ -42,6 +43,9 @@ run 2-sigmoid-cosine "trained with sigmoid weighting, bias 2" --weighting sigmoi
 say "a schedule fitted to that run's loss log"
 elbo adapt run-2-sigmoid-cosine -o fitted.yaml --plot fitted.png --overwrite
 run 3-sigmoid-fitted "trained with sigmoid weighting on the fitted schedule" --weighting sigmoid --bias 2 --schedule fitted.yaml --steps "$steps"
+
+say "the paper's theorem, on the network just trained"
+elbo bound run-2-sigmoid-cosine --check -n 200 --weighting sigmoid:bias=2 --weighting edm > results/theorem
 
 say "the weightings and schedules, as a picture"
 elbo weights plot elbo sigmoid:bias=2 edm edm-monotonic fm-ot --schedule cosine --schedule edm --schedule fitted.yaml -o weights.png --overwrite

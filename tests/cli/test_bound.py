@@ -2,20 +2,45 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from elbocli.cli.main import run
+from elbocli.core import objective
 
-Elbo = Callable[..., Any]
+
+class Result(NamedTuple):
+    """What a command line left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output, read."""
+        return json.loads(self.out)
 
 
-def test_the_bound_is_one_json_object(elbo: Elbo, trained: Path, digits: Path, tmp_path: Path) -> None:
+Bound = Callable[..., Result]
+
+
+@pytest.fixture
+def bound(capsys: pytest.CaptureFixture[str]) -> Bound:
+    """The command in this process: importing torch once is enough for all these lines."""
+
+    def call(*line: Any) -> Result:
+        code = run(["bound", *map(str, line)])
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+def test_the_bound_is_one_json_object(elbo: Any, trained: Path, digits: Path, tmp_path: Path) -> None:
+    """In a process of its own, with everything it can write."""
     curve, log, picture = (tmp_path / name for name in ("curve.tsv", "log.jsonl", "curve.svg"))
     result = elbo("bound", trained, digits, "-n", 40, "--draws", 4, "--curve", curve, "--log", log, "--plot", picture)
     assert result.returncode == 0, result.stderr
@@ -28,53 +53,46 @@ def test_the_bound_is_one_json_object(elbo: Elbo, trained: Path, digits: Path, t
     assert fitted.returncode == 0 and b"elbo-schedule" in fitted.stdout
 
 
-def test_the_same_line_prints_the_same(elbo: Elbo, trained: Path) -> None:
-    line = ("bound", trained, "-q", "-n", 20, "--draws", 2)
-    first, second, other = elbo(*line), elbo(*line), elbo(*line, "--seed", 1)
-    assert first.stdout == second.stdout != other.stdout
-    assert first.stderr == b""
+def test_the_same_line_prints_the_same(bound: Bound, trained: Path) -> None:
+    line = (trained, "-q", "-n", 20, "--draws", 2)
+    first, second, other = bound(*line), bound(*line), bound(*line, "--seed", 1)
+    assert first.out == second.out != other.out
+    assert first.err == ""
 
 
-def test_the_check_exits_0_when_both_sides_agree(elbo: Elbo, trained: Path) -> None:
-    result = elbo("bound", trained, "--check", "-n", 100, "--weighting", "sigmoid:bias=2", "--weighting", "edm")
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["agree"] and [c["monotone"] for c in found["checks"]] == [True, False]
-    assert b"they agree; an ELBO of noise-augmented data" in result.stderr and b"signed sum" in result.stderr
+def test_the_check_exits_0_when_both_sides_agree(bound: Bound, trained: Path) -> None:
+    result = bound(trained, "--check", "-n", 100, "--weighting", "sigmoid:bias=2", "--weighting", "edm")
+    assert result.code == 0, result.err
+    assert result.json["agree"] and [c["monotone"] for c in result.json["checks"]] == [True, False]
+    assert "they agree; an ELBO of noise-augmented data" in result.err and "signed sum" in result.err
 
 
-def test_the_check_is_of_the_runs_own_weighting_unless_told(elbo: Elbo, trained: Path) -> None:
-    result = elbo("bound", trained, "--check", "-n", 20, "-q")
-    assert [c["weighting"] for c in json.loads(result.stdout)["checks"]] == ["sigmoid:bias=2"]
+def test_the_check_is_of_the_runs_own_weighting_unless_told(bound: Bound, trained: Path) -> None:
+    result = bound(trained, "--check", "-n", 20, "-q")
+    assert [c["weighting"] for c in result.json["checks"]] == ["sigmoid:bias=2"]
 
 
-def test_the_check_exits_1_for_a_broken_loss(trained: Path) -> None:
+def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The public mistake, injected into the training loss: no −dλ/dt."""
-    code = f"""
-import sys
-from elbocli.core import objective
-from elbocli.cli.main import run
-whole = objective.weighted_loss
-objective.weighted_loss = lambda error, log_weight, log_density: whole(error, log_weight, log_density * 0)
-sys.exit(run(["bound", {str(trained)!r}, "--check", "-n", "100"]))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=120)
-    assert result.returncode == 1, result.stderr
-    assert not json.loads(result.stdout)["agree"] and b"DISAGREE" in result.stderr
+    whole = objective.weighted_loss
+    monkeypatch.setattr(objective, "weighted_loss", lambda error, log_w, log_p: whole(error, log_w, log_p * 0))
+    result = bound(trained, "--check", "-n", 100)
+    assert result.code == 1, result.err
+    assert not result.json["agree"] and "DISAGREE" in result.err
 
 
-def test_gradients_are_compared_and_the_best_schedule_written(elbo: Elbo, trained: Path, tmp_path: Path) -> None:
+def test_gradients_are_compared_and_the_best_schedule_written(
+    bound: Bound, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("elbocli.loops.gradients.PER_BIN", 4)
     out = tmp_path / "g.yaml"
-    line = ("bound", trained, "--gradient-variance", "--batches", 16, "--weighting", "elbo", "-o", out)
-    result = elbo(*line, "--schedule", "cosine", "--schedule", "fitted:gradient")
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["weights"] == "model" and [r["schedule"] for r in found["gradient_variance"]] == [
-        "cosine",
-        "fitted:gradient",
-    ]
-    shown = elbo("weights", "show", "elbo", "--schedule", out)
-    assert shown.returncode == 0, shown.stderr
+    line = (trained, "--gradient-variance", "--batches", 16, "--weighting", "elbo", "-o", out)
+    result = bound(*line, "--schedule", "cosine", "--schedule", "fitted:gradient")
+    assert result.code == 0, result.err
+    rows = result.json["gradient_variance"]
+    assert result.json["weights"] == "model" and [r["schedule"] for r in rows] == ["cosine", "fitted:gradient"]
+    assert run(["weights", "show", "elbo", "--schedule", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("logsnr\telbo\tt\tdensity\n")
 
 
 @pytest.mark.parametrize(
@@ -103,41 +121,43 @@ def test_gradients_are_compared_and_the_best_schedule_written(elbo: Elbo, traine
     ],
 )
 def test_what_makes_no_sense_is_refused(
+    bound: Bound,
     trained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     options: list[Any],
     code: int,
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["bound", str(trained), *map(str, options)]) == code
-    out, err = capsys.readouterr()
-    assert words in err and "error: " in err and out == ""
+    result = bound(trained, *options)
+    assert result.code == code
+    assert words in result.err and "error: " in result.err and result.out == ""
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_run_is_refused(elbo: Elbo, tmp_path: Path, digits: Path) -> None:
-    result = elbo("bound", tmp_path, digits)
-    assert result.returncode == 1 and b"not a run" in result.stderr
+def test_a_folder_that_is_no_run_is_refused(bound: Bound, tmp_path: Path, digits: Path) -> None:
+    result = bound(tmp_path, digits)
+    assert result.code == 1 and "not a run" in result.err
 
 
-def test_a_wider_range_is_warned_about(elbo: Elbo, trained: Path) -> None:
-    result = elbo("bound", trained, "-n", 20, "--logsnr-max", 13.3)
-    assert result.returncode == 0 and b"goes beyond the -10 to 10" in result.stderr
-    assert json.loads(result.stdout)["logsnr_max"] == 13.3
+def test_a_wider_range_is_warned_about(bound: Bound, trained: Path) -> None:
+    result = bound(trained, "-n", 20, "--logsnr-max", 13.3)
+    assert result.code == 0 and "goes beyond the -10 to 10" in result.err
+    assert result.json["logsnr_max"] == 13.3
 
 
-def test_a_run_is_found_again_from_elsewhere(elbo: Elbo, trained: Path, digits: Path, tmp_path: Path) -> None:
+def test_a_run_is_found_again_from_elsewhere(
+    bound: Bound, trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained as `elbo train data.h5 -o run` in one folder, asked about from another."""
     work = tmp_path / "work"
     work.mkdir()
     (work / "data.h5").write_bytes(digits.read_bytes())
-    text = (trained / "config.yaml").read_text()
-
     shutil.copytree(trained, work / "run")
-    (work / "run" / "config.yaml").write_text(text.replace(str(digits), "data.h5"))
-    result = elbo("bound", work / "run", "-n", 20, "--draws", 2, "-q", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["dataset"] == str(work / "data.h5")
+    config = work / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(digits), "data.h5"))
+    monkeypatch.chdir(tmp_path)
+    result = bound(work / "run", "-n", 20, "--draws", 2, "-q")
+    assert result.code == 0, result.err
+    assert result.json["dataset"] == str(work / "data.h5")

@@ -36,7 +36,7 @@ from elbocli.core.weighting import WEIGHTINGS
     + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
     + ".",
 )
-@click.option("--bins", type=Count(2, 100_000), help="Merge the log's bins to this many.")
+@click.option("--bins", type=Count(2, 2000), help="Merge the log's bins to this many.")
 @click.option(
     "--floor",
     type=Number(0, 1, above=True),

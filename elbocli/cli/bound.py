@@ -10,6 +10,7 @@ import click
 
 from elbocli.cli.options import (
     PATH,
+    STREAM,
     Command,
     Count,
     Number,
@@ -113,6 +114,8 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     mode = _mode(click.get_current_context())
     outputs = {name: options.pop(name) for name in ("curve", "plot", "log", "out")}
     for path in filter(None, outputs.values()):
+        if path == STREAM:
+            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
         refuse_existing(path, overwrite)
     keys = ("draws", "seed", "batch", "logsnr_min", "logsnr_max")
     settings = Settings(
@@ -146,6 +149,7 @@ def _bound(probe: Any, options: dict[str, Any], outputs: dict[str, Path | None],
 
         check_suffix(outputs["plot"])
     found = show(loop.run(probe, "".join(options["schedules"]), options["target_se"]))
+    click.echo(json.dumps(found.result, indent=1))
     if outputs["curve"]:
         write_text(outputs["curve"], found.curve.tsv())
     if outputs["log"]:
@@ -154,7 +158,6 @@ def _bound(probe: Any, options: dict[str, Any], outputs: dict[str, Path | None],
         from elbocli.loops.plot import plot_curve
 
         plot_curve(found.curve, outputs["plot"])
-    click.echo(json.dumps(found.result, indent=1))
 
 
 def _gradients(probe: Any, options: dict[str, Any], out: Path | None, show: Any) -> None:
@@ -167,6 +170,6 @@ def _gradients(probe: Any, options: dict[str, Any], out: Path | None, show: Any)
     if out and (len(weightings) > 1 or MEASURED not in specs):
         raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", click.get_current_context())
     result, text = show(loop.run(probe, weightings, specs, options["batches"]))
+    click.echo(json.dumps(result, indent=1))
     if out:
         write_text(out, text)
-    click.echo(json.dumps(result, indent=1))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.schedule import Schedule, Table, make_schedule
+from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.smooth import smooth
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
@@ -85,6 +85,12 @@ class Moments:
         """λ in the middle of each bin."""
         return 0.5 * (self.edges[1:] + self.edges[:-1])
 
+    @property
+    def mean_se(self) -> Tensor:
+        """Standard error of each mean; NaN where fewer than two errors were seen."""
+        spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
+        return spread.sqrt().where(self.count > 1, torch.nan)
+
     def smoothed(self) -> Moments:
         """Both moments smooth in λ: bins seen rarely or never lean on their neighbours. See core/smooth.py.
 
@@ -141,10 +147,7 @@ def fit(
     least = floor * width / width.sum()
     above = (mass / mass.sum() - least).clamp(min=0)
     share = least + (1 - floor) * above / above.sum().clamp(min=TINY)
-    time = torch.cat([torch.zeros(1, dtype=torch.float64), share.flip(0).cumsum(0)])
-    time = time / time[-1]
-    knots = list(zip(time.tolist(), moments.edges.flip(0).tolist(), strict=True))
-    return make_schedule(Table(knots), base, None, None)
+    return schedule_of_shares(moments.edges, share, base)
 
 
 def loss_variance(
@@ -230,7 +233,5 @@ class Online:
         """The schedule to sample from now: uniform in λ until two errors have been seen somewhere."""
         known = self.moments()
         if not bool(((known.count >= 2) & (known.mean > 0)).any()):
-            return make_schedule(
-                Table([(0.0, float(self.edges[-1])), (1.0, float(self.edges[0]))]), "adaptive", None, None
-            )
+            return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
         return fit(known, weighting, "loss", floor, "adaptive")

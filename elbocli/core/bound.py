@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.logsnr import alpha_sigma
+from elbocli.core.schedule import cell_of
 from elbocli.core.weighting import Weighting
 
 LEVELS = 256
@@ -68,9 +69,8 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
     """values added up in the cells of λ that they belong to: the pieces of L(t;x). [.., K], [.., K] → [.., cells]."""
-    cells = len(edges) - 1
-    cell = (torch.searchsorted(edges, logsnr.contiguous(), right=True) - 1).clamp(0, cells - 1)
-    return torch.zeros(*values.shape[:-1], cells, dtype=values.dtype).scatter_add_(-1, cell, values)
+    found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
+    return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
 
 class Augmented:
@@ -88,18 +88,15 @@ class Augmented:
         self.first, self.last = float(values[0]), float(values[-1])
         self.largest = float(values.max())
         self.mass = -values.diff()
+        self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
 
     def above(self, logsnr: Tensor) -> Tensor:
         """The measure of all levels above each λ, the point mass included: how often L(·;x) holds the error at λ."""
-        total = torch.cat([self.mass.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)]) + self.last
         position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
         cell = position.floor().long().clamp(0, len(self.mass) - 1)
-        return total[cell] - (position - cell) * self.mass[cell]
+        return self._from[cell] - (position - cell) * self.mass[cell]
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
         """(measure between edges [cells], point mass at λmax), divided by the largest w: signed where w rises."""
         at = 0.5 * (self.levels[1:] + self.levels[:-1])
-        cell = (torch.searchsorted(edges, at, right=True) - 1).clamp(0, len(edges) - 2)
-        return torch.zeros(len(edges) - 1, dtype=torch.float64).index_add_(
-            0, cell, self.mass
-        ) / self.largest, self.last / self.largest
+        return by_cell(self.mass, at, edges) / self.largest, self.last / self.largest

@@ -182,6 +182,13 @@ class Uniform:
         return logsnr * 0 + 1
 
 
+def cell_of(at: Tensor, edges: Tensor) -> Tensor:
+    """Index of the cell [edges[k], edges[k+1]) that each value lies in; what lies beyond belongs to the outer cells."""
+    import torch
+
+    return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
+
+
 class Table:
     """A fitted schedule: λ(t) linear between knots, hence p(λ) constant between them.
 
@@ -201,21 +208,16 @@ class Table:
         self.support = (float(level[-1]), float(level[0]))
         self.height = time.diff() / -level.diff()
 
-    def _cell(self, at: Tensor, edges: Tensor) -> Tensor:
-        import torch
-
-        return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
-
     def logsnr(self, t: Tensor) -> Tensor:
-        cell = self._cell(t, self.time)
+        cell = cell_of(t, self.time)
         return self.level[cell] - (t - self.time[cell]) / self.height[cell]
 
     def t(self, logsnr: Tensor) -> Tensor:
-        cell = self._cell(-logsnr, -self.level)
+        cell = cell_of(-logsnr, -self.level)
         return self.time[cell] + (self.level[cell] - logsnr) * self.height[cell]
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return self.height[self._cell(-logsnr, -self.level)] + logsnr * 0
+        return self.height[cell_of(-logsnr, -self.level)] + logsnr * 0
 
 
 @dataclass(frozen=True)
@@ -342,3 +344,12 @@ def parse_schedule(text: str, low: float | None = None, high: float | None = Non
     except (OverflowError, ZeroDivisionError):
         raise UsageError(f"{text!r}: these parameters go beyond what numbers can hold") from None
     return make_schedule(curve, declared.spec(bound), low, high, shift=shift, clip=clip)
+
+
+def schedule_of_shares(edges: Tensor, shares: Tensor, base: str) -> Schedule:
+    """The tabulated schedule that spends `shares` of its time in each cell of λ. edges: [B + 1] rising; shares: [B]."""
+    import torch
+
+    time = torch.cat([torch.zeros(1, dtype=torch.float64), shares.flip(0).cumsum(0)])
+    knots = zip((time / time[-1]).tolist(), edges.flip(0).tolist(), strict=True)
+    return make_schedule(Table(list(knots)), base, None, None)

@@ -17,6 +17,8 @@ from torch import Tensor
 from elbocli.errors import FormatError
 
 FORMAT = "elbo-losslog"
+MOST_BINS = 2000
+"""Fitting takes matrices of bins by bins."""
 
 
 def header(edges: Tensor, **about: Any) -> str:
@@ -80,6 +82,8 @@ class Reader:
                 f"{where}: format is {row.get('format')!r} version {row.get('version')!r}, expected {FORMAT!r} version 1"
             )
         edges = row.get("edges")
+        if isinstance(edges, list) and len(edges) > MOST_BINS + 1:
+            raise FormatError(f"{where}: {len(edges) - 1} bins; at most {MOST_BINS} can be fitted")
         if not isinstance(edges, list) or len(edges) < 2 or not all(isinstance(e, (int, float)) for e in edges):
             raise FormatError(f"{where}: 'edges' must be a list of numbers")
         try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import Moments, fit, loss_variance
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files.atomic import told
@@ -115,9 +115,7 @@ def _own_density(log: LossLog) -> Density:
         return resolve_schedule(str(log.header.get("schedule")), low, high).density
     except ElboError:
         height = log.sums[0] / log.sums[0].sum() / log.edges.diff()
-        return lambda at: height[
-            (torch.searchsorted(log.edges, at.contiguous(), right=True) - 1).clamp(0, len(height) - 1)
-        ]
+        return lambda at: height[cell_of(at, log.edges)]
 
 
 def _fixed_density(name: str, like: Schedule) -> Density:

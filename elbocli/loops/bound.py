@@ -31,13 +31,6 @@ class Curve:
     bound: Tensor
     bound_se: Tensor
 
-    @property
-    def eps_mse_se(self) -> Tensor:
-        """Standard error of moments.mean; NaN where fewer than two errors were drawn."""
-        count = self.moments.count
-        spread = (self.moments.second - self.moments.mean.square()).clamp(min=0) / (count - 1)
-        return spread.sqrt().where(count > 1, torch.nan)
-
     def tsv(self) -> str:
         """As a table with a header."""
         columns = {
@@ -45,7 +38,7 @@ class Curve:
             "logsnr_high": self.moments.edges[1:],
             "draws": self.moments.count,
             "eps_mse": self.moments.mean.where(self.moments.count > 0, torch.nan),
-            "eps_mse_se": self.eps_mse_se,
+            "eps_mse_se": self.moments.mean_se,
             "bound": self.bound,
             "bound_se": self.bound_se,
         }
@@ -74,8 +67,8 @@ class Terms:
 
     def add(self, drawn: Draws) -> None:
         """Take in some images."""
-        levels = ((drawn.x.cpu() + 1) * 127.5).round().long()
-        fixed = torch.stack([prior(drawn.x.cpu(), self.probe.low), self.decoder[levels].flatten(1).sum(1)], 1)  # [c, 2]
+        read = self.decoder[drawn.pixels.long()].flatten(1).sum(1)
+        fixed = torch.stack([prior(drawn.x, self.probe.low), read], 1)  # [c, 2]
         part = 0.5 * drawn.error / self.schedule.density(drawn.logsnr) / drawn.error.shape[-1]
         integral = by_cell(part, drawn.logsnr, self.edges)  # [c, 2, cells]
         pairs = torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2)

@@ -11,6 +11,17 @@ from elbocli.files.dataset import Dataset
 from elbocli.loops.settings import Resolved
 
 
+def normalised(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 [B,H,W,C] → float32 [B,C,H,W] in [-1, 1], sent as bytes and scaled on the device."""
+    x = sent(torch.from_numpy(pixels), device).permute(0, 3, 1, 2)
+    return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+
+
 class Examples:
     """Images and labels of any step: the order is a permutation of (seed, epoch), the place a counter."""
 
@@ -45,11 +56,5 @@ class Examples:
         labels = None
         if self.conditional:
             kept = self._drops.uniform(step, self.batch) >= self.drop
-            labels = self._sent(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)))
-        x = self._sent(torch.from_numpy(pixels)).permute(0, 3, 1, 2)
-        return x.to(torch.float32).mul_(1 / 127.5).sub_(1), labels
-
-    def _sent(self, value: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            value = value.pin_memory()
-        return value.to(self.device, non_blocking=True)
+            labels = sent(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)), self.device)
+        return normalised(pixels, self.device), labels

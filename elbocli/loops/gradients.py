@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import Moments, bin_edges, fit
-from elbocli.core.draws import Stream, times
-from elbocli.core.objective import denoising_losses, step_coefficients
+from elbocli.core.draws import Stream
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedules import to_text
-from elbocli.loops.examples import Examples
+from elbocli.loops.losses import StepLosses
 from elbocli.loops.probe import MEASURED, Probe
 from elbocli.loops.report import Report
-from elbocli.loops.runtime import autocast
 from elbocli.loops.settings import Resolved
 
 GROUPS = 8
@@ -71,64 +69,48 @@ def compare(sums: list[GroupSums], batch: int) -> list[dict[str, float]]:
     return rows
 
 
-class Steps:
-    """Training steps of a run without their update: the batch, flips, label dropout and dropout are the run's own."""
+class Gradients:
+    """Gradients of a run's loss. The batch, time sampling, flips, label dropout and dropout are the run's own."""
 
-    def __init__(self, probe: Probe):
-        self.probe = probe
-        self.settings = replace(probe.trained.settings, seed=probe.settings.seed)
+    def __init__(self, probe: Probe, batch: int | None = None):
+        settings, self.probe = probe.trained.settings, probe
+        # Not the noise that the run was trained on.
+        seed = Stream(probe.settings.seed, "gradient").seed(0)
+        self.settings = replace(settings, seed=seed, batch=batch or settings.batch, precision=probe.settings.precision)
+        resolved = Resolved(self.settings, probe.trained.network.config, {}, {}, [])
+        self.losses = StepLosses(probe.dataset, resolved, probe.trained.prediction, probe.device)
         self.network = probe.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
-        self._noise, self._t, self._dropout = (
-            Stream(self.settings.seed, f"gradient-{name}") for name in ("noise", "t", "dropout")
-        )
-        self._examples: dict[int, Examples] = {}
 
-    def gradient(self, weighting: Weighting, schedule: Schedule, step: int, batch: int, logsnr: Tensor) -> Tensor:
-        """Of the mean loss of a batch, flattened. Step k has the same images and noise under any schedule."""
-        probe, config = self.probe, self.network.config
-        if batch not in self._examples:
-            resolved = Resolved(replace(self.settings, batch=batch), config, {}, {}, [])
-            self._examples[batch] = Examples(probe.dataset, resolved, probe.device)
-        x, labels = self._examples[batch].at(step)
-        eps = self._noise.normal(range(step * batch, (step + 1) * batch), (*x.shape[2:], x.shape[1]))
-        c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, probe.device)
-        if config.dropout:
-            torch.manual_seed(self._dropout.seed(step))
-        with autocast(probe.device, probe.settings.precision):
-            loss, _ = denoising_losses(self.network, x, eps.to(probe.device).permute(0, 3, 1, 2), labels, c)
+    def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
+        """Of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
+        levels = self.losses.logsnr(step, schedule) if logsnr is None else logsnr
+        loss, _, _ = self.losses.at(self.network, step, weighting, schedule, levels)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
-    def batch(self, weighting: Weighting, schedule: Schedule, step: int) -> Tensor:
-        """As in training."""
-        size = self.settings.batch
-        logsnr = schedule.logsnr(times(self._t, step, size, self.settings.t_sampling))
-        return self.gradient(weighting, schedule, step, size, logsnr)
 
-
-def measure(steps: Steps, weighting: Weighting, schedule: Schedule, batches: int) -> Iterator[GroupSums | None]:
+def measure(gradients: Gradients, weighting: Weighting, schedule: Schedule, batches: int) -> Iterator[GroupSums | None]:
     """None per batch, then the sums."""
-    device = steps.probe.device
-    sums = torch.zeros(GROUPS, sum(p.numel() for p in steps.parameters), device=device)
+    sums = torch.zeros(GROUPS, sum(p.numel() for p in gradients.parameters), device=gradients.probe.device)
     squares = torch.zeros(GROUPS, dtype=torch.float64)
     for step in range(batches):
-        gradient = steps.batch(weighting, schedule, step)
+        gradient = gradients.at(step, weighting, schedule)
         sums[step % GROUPS] += gradient
         squares[step % GROUPS] += float(gradient.double().square().sum())
         yield None
     yield GroupSums((sums @ sums.T).double().cpu(), squares, batches // GROUPS)
 
 
-def _norm(steps: Steps, cell: int, edges: Tensor) -> float:
+def _norm(singles: Gradients, cell: int, edges: Tensor) -> float:
     """Mean square of one image's gradient of ½‖ε−ε̂‖²/p, for p uniform and λ in one cell."""
-    probe = steps.probe
+    probe = singles.probe
     plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", probe.low, probe.high)
     offset = Stream(probe.settings.seed, "gradient-norm").uniform(cell, 1)
     part = torch.from_numpy((offset + np.arange(PER_BIN) / PER_BIN) % 1.0)
     levels = edges[cell] + (edges[cell + 1] - edges[cell]) * part
     total = 0.0
     for k in range(PER_BIN):
-        gradient = steps.gradient(plain, uniform, cell * PER_BIN + k, 1, levels[k : k + 1])
+        gradient = singles.at(cell * PER_BIN + k, plain, uniform, levels[k : k + 1])
         total += float(gradient.double().square().sum())
     return total / PER_BIN
 
@@ -142,15 +124,18 @@ def run(
     """
     if batches < 2 * GROUPS or batches % GROUPS:
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
-    steps, text = Steps(probe), ""
+    gradients, text = Gradients(probe), ""
     total, done, rows = len(weightings) * len(specs) * batches, 0, []
     yield Report(
-        0, total, "batch", f"{probe.trained.path}: {batches} batches of {steps.settings.batch} images for each schedule"
+        0,
+        total,
+        "batch",
+        f"{probe.trained.path}: {batches} batches of {gradients.settings.batch} images for each schedule",
     )
     edges = bin_edges(probe.low, probe.high, BINS)
-    norms: list[float] = []
+    singles, norms = Gradients(probe, batch=1), list[float]()
     while MEASURED in specs and len(norms) < BINS:
-        norms.append(_norm(steps, len(norms), edges))
+        norms.append(_norm(singles, len(norms), edges))
         yield Report(len(norms), BINS, "level")
     for weighting in weightings:
         schedules = []
@@ -161,20 +146,20 @@ def run(
             schedules.append(best if spec == MEASURED else probe.schedule(spec, weighting))
         sums = []
         for schedule in schedules:
-            for found in measure(steps, weighting, schedule, batches):
+            for found in measure(gradients, weighting, schedule, batches):
                 if found is None:
                     done += 1
                     yield Report(done, total, "batch")
                 else:
                     sums.append(found)
-        for schedule, row in zip(schedules, compare(sums, steps.settings.batch)):
+        for schedule, row in zip(schedules, compare(sums, gradients.settings.batch)):
             rows.append({"weighting": weighting.spec, "schedule": schedule.base, **row})
             yield Report(message=_sentence(rows[-1]))
     result = {
         "gradient_variance": rows,
-        "batch": steps.settings.batch,
+        "batch": gradients.settings.batch,
         "batches": batches,
-        "t_sampling": steps.settings.t_sampling,
+        "t_sampling": gradients.settings.t_sampling,
         **probe.about(),
     }
     return result, text

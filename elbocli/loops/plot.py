@@ -253,9 +253,9 @@ def plot_fit(
     at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
     middle = 0.5 * (moments.edges[1:] + moments.edges[:-1])
     figure, axes = _figure([["error"], ["density"]], 6.0, 5.2)
-    seen = moments.count > 0
+    seen = moments.count > 1
     mean = moments.mean[seen]
-    spread = 2 * ((moments.second[seen] - mean.square()).clamp(min=0) / moments.count[seen]).sqrt()
+    spread = 2 * moments.mean_se[seen]
     axes["error"].fill_between(
         middle[seen], (mean - spread).clamp(min=1e-12), mean + spread, color=COLORS[0], alpha=0.3, linewidth=0
     )
@@ -308,7 +308,7 @@ def plot_curve(curve: Curve, out: Path) -> None:
     figure, axes = _figure([["error"], ["bound"]], 6.0, 5.2)
     middle = 0.5 * (edges[1:] + edges[:-1])
     rows = {
-        "error": (middle[seen], curve.moments.mean[seen], curve.eps_mse_se[seen]),
+        "error": (middle[seen], curve.moments.mean[seen], curve.moments.mean_se[seen]),
         "bound": (edges[1:], curve.bound, curve.bound_se),
     }
     for name, (at, value, error) in rows.items():

@@ -17,10 +17,11 @@ from elbocli.core.draws import Stream
 from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.weighting import Weighting
-from elbocli.errors import DataError, ElboError, NonFiniteError, UsageError
+from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset, holds_latents
-from elbocli.files.losslog import LossLog, Reader
 from elbocli.files.schedules import resolve_schedule, resolve_weighting
+from elbocli.loops.adapt import read_logs
+from elbocli.loops.examples import normalised
 from elbocli.loops.runs import open_run
 from elbocli.loops.runtime import autocast, choose_device
 
@@ -49,16 +50,21 @@ class Settings:
 
 
 class Draws(NamedTuple):
-    """Some images and what happened to them. x: [c, C, H, W]. logsnr, loss, error: [c, 2, draws/2] float64 on the CPU.
+    """Some images and what happened to them. pixels: [c, H, W, C] uint8. logsnr, loss, error: [c, 2, draws/2] float64 on the CPU.
 
     The two halves of an image's draws are independent; within a half, t is a comb with one uniform offset.
     loss, error: summed over dimensions; error is ‖ε−ε̂‖².
     """
 
-    x: Tensor
+    pixels: Tensor
     logsnr: Tensor
     loss: Tensor
     error: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """The images in [-1, 1], float64 on the CPU."""
+        return self.pixels.double() / 127.5 - 1
 
 
 class Probe:
@@ -121,25 +127,15 @@ class Probe:
             )
         return low, high
 
-    def log(self) -> LossLog | None:
-        """The run's own loss log; None when it has none that can be read."""
-        reader = Reader()
-        try:
-            with open(self.trained.path / "losslog.jsonl", "rb") as file:
-                reader.read(file, file.name)
-        except (OSError, ElboError):
-            return None
-        return reader.log
-
     def fitted(self, weighting: Weighting, criterion: str = "second-moment", floor: float = FLOOR) -> Schedule:
         """The schedule that samples this weighting well, by the run's own loss log; uniform where that can't say."""
-        log = self.log()
-        if log is not None and float(log.edges[0]) <= self.low and self.high <= float(log.edges[-1]):
-            try:
+        try:
+            log = read_logs([self.trained.path])
+            if float(log.edges[0]) <= self.low and self.high <= float(log.edges[-1]):
                 schedule = fit(Moments.of_sums(log.edges, log.sums), weighting, criterion, floor)
                 return make_schedule(schedule.curve, f"fitted:{criterion}", self.low, self.high)
-            except DataError:
-                pass
+        except (DataError, FormatError):
+            pass
         return parse_schedule("uniform", self.low, self.high)
 
     def weightings(self, specs: tuple[str, ...]) -> list[Weighting]:
@@ -155,10 +151,9 @@ class Probe:
         return resolve_schedule(spec, self.low, self.high, clip=True)
 
     def images(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """(x [B,C,H,W] in [-1, 1] float32, labels [B] or None) on the device."""
-        pixels = torch.from_numpy(self.dataset.batch(rows)).to(self.device).permute(0, 3, 1, 2)
+        """(pixels [B,H,W,C] uint8 on the CPU, labels [B] or None on the device)."""
         labels = torch.from_numpy(self.dataset.labels[rows]).to(self.device) if self.conditional else None
-        return pixels.to(torch.float32).mul_(1 / 127.5).sub_(1), labels
+        return torch.from_numpy(self.dataset.batch(rows)), labels
 
     @torch.inference_mode()
     def draws(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
@@ -174,7 +169,8 @@ class Probe:
         comb = np.arange(each // 2) / (each // 2)
         t = (np.stack([offsets.uniform(int(row), 2) for row in rows])[:, :, None] + comb) % 1.0
         logsnr = schedule.logsnr(torch.from_numpy(t))
-        x, labels = self.images(rows)
+        pixels, labels = self.images(rows)
+        x = normalised(pixels.numpy(), self.device)
         parts = []
         for part in torch.arange(len(rows) * each).split(self.batch):
             image = (part // each).to(self.device)
@@ -194,7 +190,7 @@ class Probe:
                 f"{self.trained.checkpoint.path}: the loss is not finite at logsnr {worst:.4g}; try --precision fp32, "
                 "or a narrower range"
             )
-        return Draws(x, logsnr, loss, error)
+        return Draws(pixels, logsnr, loss, error)
 
     def about(self) -> dict[str, Any]:
         """What every result says about itself."""

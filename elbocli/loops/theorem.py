@@ -17,7 +17,7 @@ from torch import Tensor
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.bound import Augmented, prior
 from elbocli.core.estimate import Estimate, PairedMoments
-from elbocli.core.schedule import Schedule, Table, make_schedule
+from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
 from elbocli.loops.probe import Draws, Probe
@@ -32,6 +32,9 @@ def run(probe: Probe, weightings: list[Weighting]) -> Generator[Report, None, di
     if len(probe.rows) < 2:
         raise UsageError("a standard error needs at least two images")
     measures = [Augmented(weighting, probe.low, probe.high) for weighting in weightings]
+    for weighting, measure in zip(weightings, measures):
+        if not 0 < measure.largest < math.inf:
+            raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {probe.low:g} to {probe.high:g}")
     shared = _mixture([probe.fitted(weighting) for weighting in [parse_weighting("elbo"), *weightings]])
     total, done = len(probe.rows) * (len(weightings) + 1), 0
     right = PairedMoments()
@@ -40,14 +43,14 @@ def run(probe: Probe, weightings: list[Weighting]) -> Generator[Report, None, di
     )
     for drawn in probe.draws(parse_weighting("elbo"), shared, "right"):
         right.add(_right(drawn, shared, measures, probe))
-        done += len(drawn.x)
+        done += len(drawn.pixels)
         yield Report(done, total, "img")
     checks = []
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         left = PairedMoments()
         for drawn in probe.draws(weighting, probe.fitted(weighting), f"left-{index}"):
             left.add(drawn.loss.mean(2, keepdim=True))
-            done += len(drawn.x)
+            done += len(drawn.pixels)
             yield Report(done, total, "img")
         check = _check(weighting, measure, left.estimate(), right.estimate(), index, probe)
         checks.append(check)
@@ -67,16 +70,14 @@ def _mixture(schedules: list[Schedule]) -> Schedule:
     low, high = schedules[0].logsnr_min, schedules[0].logsnr_max
     edges = bin_edges(low, high)
     share = torch.stack([s.t(edges[:-1]) - s.t(edges[1:]) for s in schedules]).mean(0)
-    time = torch.cat([torch.zeros(1, dtype=torch.float64), share.flip(0).cumsum(0)])
-    knots = zip((time / time[-1]).tolist(), edges.flip(0).tolist(), strict=True)
-    return make_schedule(Table(list(knots)), "mixture", None, None)
+    return schedule_of_shares(edges, share, "mixture")
 
 
 def _right(drawn: Draws, schedule: Schedule, measures: list[Augmented], probe: Probe) -> Tensor:
     """[c, 2, measures + 1]: for each measure how often L(·;x) under it holds the error at each λ; then L(λmin;x)."""
     part = 0.5 * drawn.error / schedule.density(drawn.logsnr) / drawn.error.shape[-1]
     columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
-    return torch.stack([*columns, prior(drawn.x.cpu(), probe.low)[:, None].expand(-1, 2)], 2)
+    return torch.stack([*columns, prior(drawn.x, probe.low)[:, None].expand(-1, 2)], 2)
 
 
 def _check(

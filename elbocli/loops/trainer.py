@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.core.adaptive import BinSums, Online, bin_edges
-from elbocli.core.draws import Stream, times
-from elbocli.core.objective import denoising_losses, step_coefficients
+from elbocli.core.draws import Stream
 from elbocli.core.sampler import time_grid
 from elbocli.core.schedule import Schedule
 from elbocli.errors import FormatError, NonFiniteError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedules import resolve_schedule
-from elbocli.loops.examples import Examples
-from elbocli.loops.runtime import autocast, choose_device
+from elbocli.loops.losses import StepLosses
+from elbocli.loops.runtime import choose_device
 from elbocli.loops.sample import Settings as SampleSettings
 from elbocli.loops.sample import choose_labels, draw
 from elbocli.loops.settings import Resolved
@@ -49,9 +48,8 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.ema = Ema(self.network, settings.ema)
-        self.examples = Examples(dataset, resolved, self.device)
         self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
-        self._t, self._noise, self._dropout = (Stream(settings.seed, name) for name in ("t", "noise", "dropout"))
+        self.losses = StepLosses(dataset, resolved, self.prediction, self.device)
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)
         self.sums = BinSums(low, high, device=self.device)
@@ -69,16 +67,8 @@ class Trainer:
     def step(self) -> None:
         """One optimizer update. Raises NonFiniteError, before the update, naming λ and image."""
         settings, step = self.settings, self.steps_done
-        x, labels = self.examples.at(step)
-        logsnr = self.schedule.logsnr(times(self._t, step, settings.batch, settings.t_sampling))
-        first = step * settings.batch
-        eps = self._noise.normal(range(first, first + settings.batch), (*x.shape[2:], x.shape[1]))
-        eps = eps.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, self.device)
-        if self.resolved.network.dropout:
-            torch.manual_seed(self._dropout.seed(step))
-        with autocast(self.device, settings.precision):
-            loss, eps_error = denoising_losses(self.forward, x, eps, labels, c)
+        logsnr = self.losses.logsnr(step, self.schedule)
+        loss, eps_error, c = self.losses.at(self.forward, step, self.weighting, self.schedule, logsnr)
         self.scaler.scale(loss.mean()).backward()
         self.scaler.unscale_(self.optimizer)
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -113,7 +103,7 @@ class Trainer:
             else f"gradient norm {float(norm):g}, largest loss {float(loss[worst].detach()):g}"
         )
         raise NonFiniteError(
-            f"step {step + 1}: {what} at logsnr {float(logsnr[worst]):.4g} (image {int(self.examples.indices(step)[worst])} of the dataset, "
+            f"step {step + 1}: {what} at logsnr {float(logsnr[worst]):.4g} (image {int(self.losses.indices(step)[worst])} of the dataset, "
             f"{int(bad.sum())} of {len(bad)} losses not finite); the weights before this step are kept; lower --lr, or raise --warmup"
         )
 

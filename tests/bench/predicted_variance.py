@@ -21,6 +21,7 @@ from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.loops import bound
+from elbocli.loops.examples import normalised
 from elbocli.loops.probe import ALL, Probe, Settings
 
 SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA))
@@ -44,7 +45,8 @@ def measured(
     t, rows, noise = (Stream(2, f"measured-{name}-{sampling}") for name in ("t", "rows", "noise"))
     means, singles = [], []
     for step in range(batches):
-        x, labels = probe.images(rows.at(step).integers(len(probe.dataset), size=batch))
+        pixels, labels = probe.images(rows.at(step).integers(len(probe.dataset), size=batch))
+        x = normalised(pixels.numpy(), probe.device)
         logsnr = schedule.logsnr(times(t, step, batch, sampling))
         eps = noise.normal(range(step * batch, (step + 1) * batch), (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
         c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, probe.device)

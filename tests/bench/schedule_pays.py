@@ -27,7 +27,7 @@ import torch
 from elbocli.cli.main import share_cores
 from elbocli.core.adaptive import Moments, bin_edges, fit
 from elbocli.core.draws import Stream
-from elbocli.core.objective import losses, step_coefficients
+from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.files.dataset import Dataset
 from elbocli.loops import prep
 from elbocli.loops.settings import resolve
@@ -67,19 +67,21 @@ class Validation:
         rows = np.tile(np.arange(len(dataset)), draws)
         self.x = torch.from_numpy(dataset.batch(rows)).permute(0, 3, 1, 2).float() / 127.5 - 1
         self.eps = Stream(0, "validation noise").normal(range(count), self.x.shape[1:])
-        self.labels = torch.from_numpy(dataset.labels[rows]) if trainer.examples.conditional else None
+        self.labels = torch.from_numpy(dataset.labels[rows]) if trainer.losses.examples.conditional else None
 
     @torch.no_grad()
     def loss(self, trainer: Trainer) -> float:
         """Nats per dimension."""
         network, total = trainer.network.eval(), 0.0
+
+        def average(*inputs: Any) -> torch.Tensor:
+            return torch.func.functional_call(network, trainer.ema.tensors, inputs)  # type: ignore[no-any-return]
+
         for part in torch.arange(len(self.x)).split(self.batch):
             x, eps = self.x[part], self.eps[part]
             c = step_coefficients(self.logsnr[part], trainer.weighting, self.schedule, trainer.prediction)
-            z = torch.addcmul(c.alpha * x, c.sigma, eps)
-            inputs = (z * c.c_in, c.logsnr, None if self.labels is None else self.labels[part])
-            out = torch.func.functional_call(network, trainer.ema.tensors, inputs)
-            total += float(losses(out, x, eps, c)[0].double().sum())
+            labels = None if self.labels is None else self.labels[part]
+            total += float(denoising_losses(average, x, eps, labels, c)[0].double().sum())
         network.train()
         return total / len(self.x)
 

@@ -111,6 +111,8 @@ def test_gradients_are_compared_and_the_best_schedule_written(
         (["--target-se", "nan"], 2, "nan"),
         (["-n", 1], 2, "1"),
         (["--logsnr-min", 5, "--logsnr-max", 2], 2, "must rise"),
+        (["--curve", "-"], 2, "standard output is for the JSON"),
+        (["--check", "--weighting", "edm:mean=-200,std=0.1"], 2, "is zero, or not finite"),
         (["--plot", "x.bmp"], 2, "unknown picture format"),
         (["--gradient-variance", "--batches", 20], 2, "multiple of 8"),
         (

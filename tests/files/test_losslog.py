@@ -118,3 +118,10 @@ def test_a_line_cut_short_by_a_kill_is_refused_not_counted():
     lines = text([1, 2])
     with pytest.raises(FormatError, match="line 3: not JSON"):
         read([*lines[:2], lines[2][:-20]])
+
+
+def test_more_bins_than_can_be_fitted_are_refused():
+    edges = bin_edges(-5, 7, losslog.MOST_BINS + 1)
+    with pytest.raises(FormatError, match="2001 bins; at most 2000"):
+        read(text([], edges=edges))
+    assert read(text([], edges=bin_edges(-5, 7, losslog.MOST_BINS))).sums.shape == (3, losslog.MOST_BINS)

@@ -247,12 +247,12 @@ def test_the_jackknife_knows_the_spread_of_independent_gradients() -> None:
 def test_gradients_are_those_of_training(trained: Path) -> None:
     """Their mean over independent batches doesn't depend on the schedule, nor on how a batch is cut."""
     asked = probe(trained, weights="model")
-    steps = gradients.Steps(asked)
+    steps = gradients.Gradients(asked)
     w = parse_weighting("sigmoid:bias=2")
     means = []
     for spec in ("cosine", "fitted:loss"):
         schedule = asked.schedule(spec, w)
-        means.append(torch.stack([steps.batch(w, schedule, step) for step in range(160)]))
+        means.append(torch.stack([steps.at(step, w, schedule) for step in range(160)]))
     one, other = (m.mean(0) for m in means)
     noise = sum(float(m.var(0).sum()) / len(m) for m in means) ** 0.5
     assert float((one - other).norm()) < 1.5 * noise

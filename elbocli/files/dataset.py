@@ -1,13 +1,18 @@
-"""elbo-dataset (HDF5): uint8 images in one block, read through a memory map.
+"""elbo-dataset (HDF5): images or latents in one block, read through a memory map.
 
-`images` (N,H,W,C) contiguous, `labels` int64 (N), `class_names` and `files` UTF-8 strings, and attributes that
-say how it was made. Any HDF5 tool reads it; a random batch costs what a plain array file costs.
+The block is `images` uint8 (N,H,W,C), or `encoded` bytes with `offsets` (N+1), or `latents` float16 (N,2C,H,W).
+Beside it: `labels` int64 (N), `class_names` and `files` UTF-8 strings, and attributes that say how it was made.
+Any HDF5 tool reads it; a random batch costs what a plain array file costs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +20,21 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.payload import ENCODED, IMAGES, LATENTS, Block, open_block
 
 FORMAT = "elbo-dataset"
 VERSION = 1
+LARGEST_SIDE = 8192
 
 
 class Dataset:
-    """An opened dataset. Raises FormatError when the file is not one, or not whole."""
+    """An opened dataset. latents: whether one of latents will do, too.
 
-    def __init__(self, path: Path | str):
+    Raises FormatError when the file is no dataset, or not whole, or holds latents where pixels are needed.
+    """
+
+    def __init__(self, path: Path | str, latents: bool = False):
         self.path = Path(path)
         try:
             self._file = h5py.File(self.path, "r", locking=False)
@@ -38,6 +49,8 @@ class Dataset:
             self._open()
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FormatError(f"{path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
+        if self.kind == LATENTS and not latents:
+            raise FormatError(f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves")
 
     def _open(self) -> None:
         self.attributes = _attributes(self._file)
@@ -48,27 +61,57 @@ class Dataset:
             raise FormatError(
                 f"{self.path}: version {self.attributes.get('version')!r} is not known to this elbo; it reads version {VERSION}"
             )
-        images = self._member("images")
-        if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3) or images.shape[0] == 0:
-            raise FormatError(
-                f"{self.path}: 'images' is {images.dtype} {images.shape}, expected uint8 (N, H, W, 1 or 3) with N > 0"
-            )
-        self.shape: tuple[int, int, int, int] = images.shape
+        kinds = [kind for kind in (IMAGES, ENCODED, LATENTS) if kind in self._file]
+        self.kind: str = kinds[0] if kinds else IMAGES
+        member = self._member(self.kind, virtual=True)
+        self.shape: tuple[int, int, int, int] = self._shape(member)
         self.labels: np.ndarray = self._labels()
         self.class_names: list[str] = (
             [text(name) for name in self._member("class_names")[()]] if "class_names" in self._file else []
         )
         self.num_classes = max(len(self.class_names), int(self.labels.max()) + 1)
-        self._images = self._map(images)
+        self.block: Block = open_block(member, self.path)
 
-    def _member(self, name: str) -> h5py.Dataset:
+    def _shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
+        """(N, H, W, C) of what comes out."""
+        if self.kind == ENCODED:
+            return self._encoded_shape(member)
+        n, *row = member.shape if member.ndim == 4 else (0, 0, 0, 0)
+        if self.kind == LATENTS:
+            if member.dtype != np.float16 or n == 0 or row[0] % 2 or row[0] < 2:
+                raise FormatError(
+                    f"{self.path}: 'latents' is {member.dtype} {member.shape}, expected float16 (N, 2C, H, W) with N > 0"
+                )
+            return n, row[1], row[2], row[0] // 2
+        if member.dtype != np.uint8 or n == 0 or row[2] not in (1, 3):
+            raise FormatError(
+                f"{self.path}: 'images' is {member.dtype} {member.shape}, expected uint8 (N, H, W, 1 or 3) with N > 0"
+            )
+        return n, row[0], row[1], row[2]
+
+    def _encoded_shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
+        store, size, channels = (self.attributes.get(key) for key in ("store", "image_size", "channels"))
+        if store not in ENCODINGS:
+            raise FormatError(f"{self.path}: store is {store!r}, expected one of {', '.join(ENCODINGS)}")
+        if not isinstance(size, int) or not 0 < size <= LARGEST_SIDE or channels not in (1, 3):
+            raise FormatError(f"{self.path}: image_size is {size!r} and channels {channels!r}; pack it again")
+        offsets = self._member("offsets")
+        if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
+            raise FormatError(f"{self.path}: 'encoded' is {member.dtype} {member.shape}, expected uint8 with 'offsets'")
+        self._offsets = offsets[()].astype(np.int64)
+        ends = self._offsets
+        if len(ends) < 2 or ends[0] != 0 or ends[-1] != len(member) or (np.diff(ends) <= 0).any():
+            raise FormatError(f"{self.path}: damaged: its offsets are not those of {len(member)} bytes; pack it again")
+        return len(ends) - 1, size, size, channels
+
+    def _member(self, name: str, virtual: bool = False) -> h5py.Dataset:
         link = self._file.get(name, getlink=True)
         if link is None:
             raise FormatError(f"{self.path}: no dataset {name!r} inside")
         if not isinstance(link, h5py.HardLink):
             raise FormatError(f"{self.path}: {name!r} is a link to elsewhere; only self-contained files are read")
         member = self._file[name]
-        if not isinstance(member, h5py.Dataset) or member.is_virtual or member.external:
+        if not isinstance(member, h5py.Dataset) or member.external or (member.is_virtual and not virtual):
             raise FormatError(f"{self.path}: {name!r} is not a self-contained dataset")
         return member
 
@@ -83,47 +126,66 @@ class Dataset:
             raise FormatError(f"{self.path}: a label is negative")
         return np.asarray(labels)
 
-    def _map(self, images: h5py.Dataset) -> Any:
-        """The images as an array on disk; h5py itself for layouts that are not one block."""
-        offset = images.id.get_offset() if images.chunks is None else None
-        if offset is None:
-            return images
-        if self.path.stat().st_size < offset + images.nbytes:
-            raise FormatError(
-                f"{self.path}: cut short: {self.path.stat().st_size} bytes, expected {offset + images.nbytes}; pack it again"
-            )
-        return np.memmap(self.path, np.uint8, "r", offset, images.shape)
-
     def __len__(self) -> int:
         return self.shape[0]
 
     @property
+    def store(self) -> str:
+        """How the images are kept: raw, or the name of an encoding."""
+        return str(self.attributes["store"]) if self.kind == ENCODED else RAW
+
+    @property
     def image_size(self) -> int:
-        """Side of the (square) images in pixels."""
+        """Side of the (square) images in pixels, or of the latents."""
         return self.shape[1]
 
     @property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
+        """1 (grey) or 3 (RGB), or those of the latents."""
         return self.shape[3]
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
-        """Images at those rows, uint8 [len(indices), H, W, C], copied."""
-        if isinstance(self._images, np.memmap):
-            return np.take(self._images, indices, axis=0)
+        """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
+
+        Raises FormatError when they are damaged.
+        """
         try:
-            return np.stack([self._images[int(i)] for i in indices])
+            return self._decoded(np.asarray(indices)) if self.kind == ENCODED else self.block.take(indices)
         except (OSError, RuntimeError) as error:
             raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
 
+    def _decoded(self, indices: np.ndarray) -> np.ndarray:
+        out = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        encoding = ENCODINGS[self.store]
+
+        def decode(k: int) -> None:
+            index = int(indices[k])
+            start, stop = self._offsets[index], self._offsets[index + 1]
+            try:
+                encoding.decode(self.block.run(start, stop), out[k])
+            except DataError as error:
+                raise FormatError(f"{self.path}: damaged: row {index} is {error}; pack it again") from error
+
+        for _ in _decoders().map(decode, range(len(indices))):
+            pass
+        return out
+
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All images in order."""
+        """All rows in order."""
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
     def payload_digest(self) -> str:
-        """sha256 of the pixels in order, to compare with the attribute `payload_sha256`."""
-        return payload_digest(self.batches(max(1, (16 << 20) // int(np.prod(self.shape[1:])))))
+        """sha256 of the block in order, to compare with the attribute `payload_sha256`."""
+        return payload_digest(self.block.scan())
+
+    def contents_digest(self) -> str:
+        """sha256 of everything but the block, to compare with the attribute `contents_sha256`."""
+        return contents_digest(self._file)
+
+    def strings(self, name: str) -> list[str]:
+        """A list of names, such as `files`; empty when it isn't there."""
+        return [text(value) for value in self._member(name)[()]] if name in self._file else []
 
     def identity(self) -> dict[str, Any]:
         """What a run must find again when it resumes."""
@@ -138,13 +200,10 @@ class Dataset:
         }
 
 
-def holds_latents(path: Path) -> bool:
-    """Whether an HDF5 file holds `latents` and no images. False for anything that isn't one."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return "latents" in file and "images" not in file
-    except OSError:
-        return False
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    """Threads that decode: Pillow lets go of the interpreter lock meanwhile."""
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
 
 
 def payload_digest(batches: Iterator[np.ndarray]) -> str:
@@ -152,6 +211,22 @@ def payload_digest(batches: Iterator[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for rows in batches:
         digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()
+
+
+def contents_digest(file: h5py.File) -> str:
+    """sha256 of an open dataset's labels, names and attributes, all but the block and the digest itself."""
+    digest = hashlib.sha256()
+    attributes = {key: value for key, value in _attributes(file).items() if key != "contents_sha256"}
+    digest.update(json.dumps(attributes, sort_keys=True).encode())
+    for name in sorted(set(file) - {IMAGES, ENCODED, LATENTS}):
+        member = file[name]
+        values = member[()]
+        if member.dtype.kind == "O":
+            content = json.dumps([text(value) for value in values]).encode()
+        else:
+            content = values.astype(values.dtype.newbyteorder("<")).tobytes()
+        digest.update(json.dumps([name, str(member.dtype), list(member.shape), len(content)]).encode() + content)
     return digest.hexdigest()
 
 

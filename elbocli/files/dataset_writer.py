@@ -8,9 +8,10 @@ exact number of rows, is put in front, labels and attributes are added behind, a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,70 +20,94 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.atomic import flush_folder, locked, told, write_json
-from elbocli.files.dataset import FORMAT, VERSION, payload_digest
+from elbocli.files.dataset import FORMAT, VERSION, contents_digest, payload_digest
+from elbocli.files.payload import SCAN_BYTES, Layout
 
 LIBVER = ("earliest", "v108")
+LONGEST_ATTRIBUTE = 30_000
+"""Characters: HDF5 keeps at most 64 KiB in an attribute."""
 
 
-def _skeleton(path: Path, shape: tuple[int, ...]) -> int:
-    """An HDF5 file with an unwritten `images` of that shape; the offset of its block."""
-    with h5py.File(path, "w", libver=LIBVER) as file:
+@contextlib.contextmanager
+def hdf5_told() -> Iterator[None]:
+    """HDF5's own errors (a full disk met while closing, …) as the OSErrors that they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())[:160]) from error
+
+
+def _skeleton(path: Path, layout: Layout, shape: tuple[int, ...]) -> int:
+    """An HDF5 file with an unwritten block of that shape; the block's offset."""
+    with hdf5_told(), h5py.File(path, "w", libver=LIBVER) as file:
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         plan.set_obj_track_times(False)
         space = h5py.h5s.create_simple(shape)
-        return int(h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plan).get_offset())
+        kind = h5py.h5t.py_create(np.dtype(layout.dtype))
+        return int(h5py.h5d.create(file.id, layout.name.encode(), kind, space, plan).get_offset())
 
 
 class DatasetWriter:
     """Appends rows and remembers how far it got. Use `open_writer`."""
 
-    def __init__(self, out: Path, row_shape: tuple[int, int, int], limit: int, source: str):
-        self.out, self.row_shape, self.limit, self.source = out, row_shape, limit, source
-        self.partial, self.journal, self._head = (
-            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.head")
+    def __init__(self, out: Path, layout: Layout, limit: int, source: str, preallocate: bool):
+        self.out, self.layout, self.limit, self.source, self.preallocate = out, layout, limit, source, preallocate
+        self.partial, self.journal, self._head, self._runs = (
+            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.head", ".partial.runs")
         )
-        self.row_bytes = int(np.prod(row_shape))
-        self._handle = -1
-        self.state: dict[str, Any] = {"source": source, "rows": 0, "done": 0, "notes": {}}
+        self._handle = self._run_handle = -1
+        self._digest: Any = None
+        self.state: dict[str, Any] = {"source": source, "rows": 0, "bytes": 0, "done": 0, "notes": {}}
 
-    def _start(self) -> None:
+    def start(self, fresh: bool) -> None:
+        """Open or make the unfinished file and claim the disk. fresh: whatever it holds doesn't count."""
         with told(self.out):
-            self.offset = _skeleton(self._head, (1, 1, 1, 1))
+            self.offset = _skeleton(self._head, self.layout, (1,) * (1 + len(self.layout.row)))
             self._head.unlink()
-            if not self.partial.exists():
+            if fresh or not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
         resuming = self.journal.exists()
         if resuming:
             self.state = self._read_journal()
+        self._digest = None if self.rows else hashlib.sha256()
         try:
-            with told(self.out, f"claim {self.limit * self.row_bytes} bytes"):
-                os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.row_bytes)
+            with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
+                if self.preallocate:
+                    os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.layout.claim)
+                if not self.layout.row:
+                    self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
+                    os.ftruncate(self._run_handle, 8 * self.rows)
         except DataError:
             if not resuming:
-                self.partial.unlink()
+                self.discard()
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        """Let go of the files."""
+        for handle in (self._handle, self._run_handle):
+            if handle >= 0:
+                os.close(handle)
+        self._handle = self._run_handle = -1
 
     def discard(self) -> None:
         """Remove the unfinished file and its journal."""
-        for path in (self.partial, self.journal):
+        for path in (self.partial, self.journal, self._runs):
             path.unlink(missing_ok=True)
 
     def _read_journal(self) -> dict[str, Any]:
         restart = f"delete {self.partial.name} and {self.journal.name} to start again"
         try:
             state = json.loads(self.journal.read_text())
-            rows, done, source = int(state["rows"]), int(state["done"]), str(state["source"])
-            if not 0 <= rows <= done or not isinstance(state["notes"], dict):
+            rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), str(state["source"])
+            if not 0 <= rows <= done or size < 0 or not isinstance(state["notes"], dict):
                 raise ValueError("counts that can't be")
+            if self.layout.row and size != rows * self.layout.row_bytes:
+                raise ValueError(f"{size} bytes for {rows} rows")
+            if not self.layout.row and self._runs.stat().st_size < 8 * rows:
+                raise ValueError(f"{self._runs.name} is too short")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.journal}: not usable ({error}); {restart}") from error
         if source != self.source:
@@ -98,65 +123,99 @@ class DatasetWriter:
         """Rows that are safe on disk."""
         return int(self.state["rows"])
 
-    def append(self, rows: np.ndarray, done: int, notes: dict[str, Any]) -> None:
-        """Write rows [k, H, W, C] and make them safe. done: how far the source was read; notes: kept beside it."""
+    def append(self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]) -> None:
+        """Write rows and make them safe. done: how far the source was read; notes: kept beside it.
+
+        rows: arrays of the layout's row, or bytes of any length when it has none.
+        """
+        at, ends = int(self.state["bytes"]), []
         with told(self.out):
-            view = np.ascontiguousarray(rows).reshape(-1).data
-            at = self.offset + self.rows * self.row_bytes
-            while view:
-                written = os.pwrite(self._handle, view, at)
-                view, at = view[written:], at + written
+            for row in rows:
+                view = memoryview(row if isinstance(row, bytes) else np.ascontiguousarray(row)).cast("B")  # type: ignore[arg-type, unused-ignore]
+                if self._digest is not None:
+                    self._digest.update(view)
+                while view:
+                    written = os.pwrite(self._handle, view, self.offset + at)
+                    view, at = view[written:], at + written
+                ends.append(at)
             os.fdatasync(self._handle)
-        self.state = {"source": self.source, "rows": self.rows + len(rows), "done": done, "notes": notes}
+            if self._run_handle >= 0:
+                os.pwrite(self._run_handle, np.array(ends, "<i8").tobytes(), 8 * self.rows)
+                os.fdatasync(self._run_handle)
+        self.state = {
+            "source": self.source,
+            "rows": self.rows + len(ends),
+            "bytes": at,
+            "done": done,
+            "notes": notes,
+        }
         write_json(self.journal, self.state)
 
-    def _rows(self, size: int = 4096) -> Iterator[np.ndarray]:
-        payload = np.memmap(self.partial, np.uint8, "r", self.offset, (self.rows, self.row_bytes))
-        for start in range(0, self.rows, size):
-            yield payload[start : start + size]
+    def _payload_digest(self) -> str:
+        if self._digest is not None:
+            return str(self._digest.hexdigest())
+        size = int(self.state["bytes"])
+        payload = np.memmap(self.partial, np.uint8, "r", self.offset, (size,))
+        return payload_digest(payload[start : start + SCAN_BYTES] for start in range(0, size, SCAN_BYTES))
 
     def finish(self, arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]) -> None:
         """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
-        rows = self.rows
+        rows, size = self.rows, int(self.state["bytes"])
         with told(self.out):
-            if _skeleton(self._head, (rows, *self.row_shape)) != self.offset:
+            if self._run_handle >= 0:
+                ends = np.frombuffer(os.pread(self._run_handle, 8 * rows, 0), "<i8")
+                arrays = {**arrays, "offsets": np.concatenate([[0], ends]).astype(np.int64)}
+            length = size // self.layout.row_bytes
+            if _skeleton(self._head, self.layout, (length, *self.layout.row)) != self.offset:
                 raise DataError(
                     f"{self.out}: this HDF5 library places images elsewhere for another count; please report this"
                 )
             os.pwrite(self._handle, self._head.read_bytes()[: self.offset], 0)
             self._head.unlink()
-            os.ftruncate(self._handle, self.offset + rows * self.row_bytes)
+            os.ftruncate(self._handle, self.offset + size)
             os.fsync(self._handle)
-            digest = payload_digest(self._rows())
-            with h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
+            digest = self._payload_digest()
+            with hdf5_told(), h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 for name in (*arrays, *names):
                     if name in file:
                         del file[name]
-                for name, array in arrays.items():
-                    file[name] = array
-                for name, words in names.items():
-                    file.create_dataset(name, data=words, dtype=h5py.string_dtype())
-                file.attrs.update(
-                    {"format": FORMAT, "version": VERSION, "count": rows, "payload_sha256": digest, **attributes}
-                )
+                add_contents(file, arrays, names, {"count": rows, "payload_sha256": digest, **attributes})
             os.fsync(self._handle)
             os.replace(self.partial, self.out)
             flush_folder(self.out.parent)
             self.journal.unlink(missing_ok=True)
+            self._runs.unlink(missing_ok=True)
+
+
+def add_contents(
+    file: h5py.File, arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]
+) -> None:
+    """Put everything but the block into a dataset that is being written, and the digest of it all."""
+    for name, array in arrays.items():
+        file[name] = array
+    for name, words in names.items():
+        file.create_dataset(name, data=words, dtype=h5py.string_dtype())
+    for key, value in {"format": FORMAT, "version": VERSION, **attributes}.items():
+        long = isinstance(value, str) and len(value) > LONGEST_ATTRIBUTE
+        file.attrs[key] = value[:LONGEST_ATTRIBUTE] + " …" if long else value
+    file.attrs["contents_sha256"] = contents_digest(file)
 
 
 @contextlib.contextmanager
-def open_writer(out: Path, row_shape: tuple[int, int, int], limit: int, source: str) -> Iterator[DatasetWriter]:
+def open_writer(
+    out: Path, layout: Layout, limit: int, source: str, *, preallocate: bool = True, fresh: bool = False
+) -> Iterator[DatasetWriter]:
     """A writer for at most `limit` rows, going on where an unfinished one with the same `source` stopped.
 
-    source: a digest of what is packed and how. Raises DataError: another process, another source, a full disk.
+    source: a digest of what is packed and how. preallocate: claim the disk beforehand. fresh: start again in any case.
+    Raises DataError: another process, another source, a full disk.
     """
     lock = out.with_name(out.name + ".lock")
     with locked(lock, str(out)):
         try:
-            writer = DatasetWriter(out, row_shape, limit, source)
+            writer = DatasetWriter(out, layout, limit, source, preallocate)
             try:
-                writer._start()
+                writer.start(fresh)
                 yield writer
             finally:
                 writer.close()

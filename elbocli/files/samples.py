@@ -25,6 +25,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
+from elbocli.files.payload import plain
 from elbocli.files.pixels import decode, open_image, read_bytes
 
 Put = Callable[[np.ndarray], None]
@@ -153,8 +154,7 @@ def _npz(file: IO[bytes], plan: Plan) -> Iterator[Put]:
 @contextlib.contextmanager
 def _h5(path: Path, plan: Plan) -> Iterator[Put]:
     n, height, width, channels = plan.shape
-    with open_writer(path, (height, width, channels), n, f"samples:{plan.about}") as writer:
-        writer.state.update(rows=0, done=0)
+    with open_writer(path, plain((height, width, channels)), n, f"samples:{plan.about}", fresh=True) as writer:
         try:
             yield lambda batch: writer.append(batch, writer.rows + len(batch), {})
         except BaseException:

@@ -20,6 +20,7 @@ from elbocli.errors import DataError, ElboError
 from elbocli.files import pixels
 from elbocli.files.atomic import refuse_existing, writing
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
+from elbocli.files.payload import plain
 from elbocli.files.sources import Source, open_source
 from elbocli.loops.report import Report
 
@@ -104,7 +105,7 @@ def run(src: Path, out: Path, settings: Settings) -> Iterator[Report]:
         f"{src}: {total} images in {len(source.class_names)} classes -> {settings.size} x {settings.size} x {settings.channels}",
     )
     shape = (settings.size, settings.size, settings.channels)
-    with open_writer(out, shape, total, _fingerprint(source, settings)) as writer:
+    with open_writer(out, plain(shape), total, _fingerprint(source, settings)) as writer:
         yield from _fill(writer, source, settings)
         notes = writer.state["notes"]
         skipped = {int(index): trouble for index, trouble in notes.get("skipped", {}).items()}
@@ -150,8 +151,7 @@ def _fill(writer: DatasetWriter, source: Source, settings: Settings) -> Iterator
     rows: list[np.ndarray] = []
 
     def save() -> None:
-        block = np.stack(rows) if rows else np.empty((0, *writer.row_shape), np.uint8)
-        writer.append(block, done, {"source_sha256": digest, "skipped": skipped, "changed": dict(changed)})
+        writer.append(rows, done, {"source_sha256": digest, "skipped": skipped, "changed": dict(changed)})
         rows.clear()
 
     safe_at = time.monotonic()
@@ -167,7 +167,7 @@ def _fill(writer: DatasetWriter, source: Source, settings: Settings) -> Iterator
             changed[packed.change] += 1
         digest = hashlib.sha256(digest.encode() + os.fsencode(packed.file) + b"\0" + packed.digest.encode()).hexdigest()
         done += 1
-        if time.monotonic() - safe_at > SAFE_EVERY_S or len(rows) * writer.row_bytes > SAFE_EVERY_BYTES:
+        if time.monotonic() - safe_at > SAFE_EVERY_S or len(rows) * writer.layout.row_bytes > SAFE_EVERY_BYTES:
             save()
             safe_at = time.monotonic()
         yield Report(done, total, "img", values={"skipped": len(skipped)} if skipped else {})

@@ -18,7 +18,8 @@ from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
-from elbocli.files.dataset import Dataset, holds_latents
+from elbocli.files.dataset import Dataset
+from elbocli.files.payload import LATENTS
 from elbocli.files.schedules import resolve_schedule, resolve_weighting
 from elbocli.loops.adapt import read_logs
 from elbocli.loops.examples import normalised
@@ -92,11 +93,11 @@ class Probe:
     def _open_data(self, data: Path | None) -> Dataset:
         known = self.trained.data
         path = self._own_data(Path(str(known.get("path")))) if data is None else data
-        if holds_latents(path):
+        dataset = Dataset(path, latents=True)
+        if dataset.kind == LATENTS:
             raise UsageError(
                 f"{path}: holds latents; a bound in bits is one of 256-level pixels, and latents have no levels"
             )
-        dataset = Dataset(path)
         if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
             raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")
         config = self.trained.network.config

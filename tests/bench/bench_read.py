@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from compare import Row, compare
 
+from elbocli.files import payload
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.loops.examples import Examples
@@ -27,7 +28,7 @@ def write(folder: Path) -> tuple[Dataset, np.ndarray]:
     """The same noise as an elbo-dataset and as a memory-mapped .npy."""
     rng = np.random.default_rng(0)
     plain = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.uint8, (IMAGES, *SHAPE))
-    with open_writer(folder / "data.h5", SHAPE, IMAGES, "noise") as writer:
+    with open_writer(folder / "data.h5", payload.plain(SHAPE), IMAGES, "noise") as writer:
         for start in range(0, IMAGES, 5000):
             plain[start : start + 5000] = rng.integers(0, 256, (5000, *SHAPE), np.uint8)
             writer.append(plain[start : start + 5000], start + 5000, {})

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from elbocli.files.dataset_writer import open_writer
+from elbocli.files.payload import plain
 
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("elbo")
@@ -58,7 +59,7 @@ def pack(tmp_path, images):
         rows = images() if rows is None else rows
         labels = np.arange(len(rows)) % 3 if labels is None else labels
         path = tmp_path / name
-        with open_writer(path, rows.shape[1:], len(rows), "test") as writer:
+        with open_writer(path, plain(rows.shape[1:]), len(rows), "test") as writer:
             writer.append(rows, len(rows), {})
             files = [f"{i}.png" for i in range(len(rows))]
             about = {"num_classes": len(names), "image_size": rows.shape[1], **attributes}

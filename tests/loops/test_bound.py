@@ -148,7 +148,8 @@ def test_latents_are_refused_with_the_reason(trained: Path, tmp_path: Path) -> N
     path = tmp_path / "latents.h5"
     with h5py.File(path, "w") as file:
         file["latents"] = np.zeros((4, 8, 2, 2), np.float16)
-        file.attrs["format"] = "elbo-dataset"
+        file["labels"] = np.zeros(4, np.int64)
+        file.attrs.update({"format": "elbo-dataset", "version": 1})
     with pytest.raises(UsageError, match="latents have no levels"):
         probe(trained, path)
 

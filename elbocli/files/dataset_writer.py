@@ -102,7 +102,7 @@ class DatasetWriter:
         try:
             state = json.loads(self.journal.read_text())
             rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), str(state["source"])
-            if not 0 <= rows <= done or size < 0 or not isinstance(state["notes"], dict):
+            if not 0 <= rows <= self.limit or done < 0 or size < 0 or not isinstance(state["notes"], dict):
                 raise ValueError("counts that can't be")
             if self.layout.row and size != rows * self.layout.row_bytes:
                 raise ValueError(f"{size} bytes for {rows} rows")

@@ -20,8 +20,9 @@ from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
 from elbocli.files.samples import write_grid
 from elbocli.loops.report import Report
-from elbocli.loops.runtime import catching_signals, choose_device
+from elbocli.loops.runtime import choose_device
 from elbocli.loops.settings import Resolved, difference
+from elbocli.loops.signals import catching_signals
 from elbocli.loops.trainer import Trainer
 from elbocli.nn.unet import count_parameters
 

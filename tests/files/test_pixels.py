@@ -1,10 +1,8 @@
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
-import sklearn.datasets
 from PIL import Image, PngImagePlugin
 
 from elbocli.errors import DataError
@@ -18,67 +16,6 @@ def encoded(image, kind="png", **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def center_crop(image, size):
-    pixels = np.asarray(CROPS["center"].cut(image, size, ()))
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def photographs():
-    bunch = sklearn.datasets.load_sample_images()
-    return dict(zip((Path(name).stem for name in bunch.filenames), bunch.images, strict=True))
-
-
-def adm(image, size):
-    """The centre crop as ADM's image_datasets defines it, word for word of the definition in numpy's terms."""
-    while min(image.size) >= 2 * size:
-        image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize(tuple(round(side * scale) for side in image.size), resample=Image.Resampling.BICUBIC)
-    array = np.array(image)
-    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
-    return array[top : top + size, left : left + size]
-
-
-@pytest.mark.parametrize("size", [64, 128])
-@pytest.mark.parametrize("name", ["china", "flower"])
-def test_the_centre_crop_is_adms_bit_for_bit(name, size):
-    photograph = photographs()[name]
-    assert photograph.shape == (427, 640, 3)
-    found = center_crop(Image.fromarray(photograph), size)
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, adm(Image.fromarray(photograph), size))
-
-
-@pytest.mark.parametrize(
-    "shape", [(1, 1), (63, 64), (64, 64), (65, 127), (128, 128), (129, 255), (300, 64), (64, 640), (20, 33)]
-)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_centre_crop_is_adms_at_any_shape(shape, channels):
-    array = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
-    image = Image.fromarray(array[..., 0] if channels == 1 else array)
-    np.testing.assert_array_equal(center_crop(image, 64), adm(image, 64).reshape(64, 64, channels))
-
-
-def test_halving_by_box_is_the_mean_of_four_rounded_twice():
-    array = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    halved = array.reshape(64, 2, 64, 2, 3).astype(np.float64).mean((1, 3))
-    found = center_crop(Image.fromarray(array), 64)
-    assert np.abs(found - halved).max() <= 1
-
-
-def test_the_crop_is_from_the_middle():
-    array = np.zeros((64, 192, 3), np.uint8)
-    array[:, 64:128] = 200
-    assert (center_crop(Image.fromarray(array), 64) == 200).all()
-
-
-def test_a_jpeg_is_decoded_and_cropped_as_pillow_does():
-    path = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
-    found, change = pixels.square(path.read_bytes(), Decoding(64))
-    np.testing.assert_array_equal(found, adm(Image.open(path), 64))
-    assert change == ""
 
 
 # Decoding

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from elbocli.loops.encode import LatentEncoder
 
 SAFE_EVERY_S = 2.0
-SAFE_EVERY_BYTES = 64 << 20
+SAFE_EVERY_BYTES = 16 << 20
 AHEAD = 8
 """Images in flight for each worker."""
 SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}

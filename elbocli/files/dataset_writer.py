@@ -170,7 +170,8 @@ class DatasetWriter:
                 raise DataError(
                     f"{self.out}: this HDF5 library places images elsewhere for another count; please report this"
                 )
-            os.pwrite(self._handle, self._head.read_bytes()[: self.offset], 0)
+            with open(self._head, "rb") as head:
+                os.pwrite(self._handle, head.read(self.offset), 0)
             self._head.unlink()
             os.ftruncate(self._handle, self.offset + size)
             os.fsync(self._handle)

@@ -217,10 +217,10 @@ def _rows(root: Path, rows: arrays.Rows) -> _Found:
     return _Found(f"{root}: ", rows.files, rows.places, words, root.stem, rows.class_names or None, rows.in_order)
 
 
-def _order(name: str) -> tuple[tuple[bool, bytes], ...]:
-    """Byte order by parts of the path, files before folders."""
-    *folders, last = os.fsencode(name).split(b"/")
-    return (*((True, folder) for folder in folders), (False, last))
+def _order(name: str) -> bytes:
+    """Sorts paths by the bytes of their parts, files before folders. One short object: a million are held at once."""
+    folders, slash, last = os.fsencode(name).rpartition(b"/")
+    return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
 def _files(entries: list[Entry], prefix: str, stem: str, folder: bool, any_depth: bool) -> _Found:

@@ -37,6 +37,7 @@ SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 AHEAD = 8
 """Images in flight for each worker."""
+LONG_LISTING_BYTES = 1 << 30
 SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
 
 
@@ -190,6 +191,8 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     refuse_existing(out, settings.overwrite)
     settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
+    if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
+        yield Report(message=f"{_named(sources)}: reading what is inside")
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else None
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)

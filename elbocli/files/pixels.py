@@ -23,6 +23,7 @@ MAX_ASPECT = 100
 # What Pillow has to say about odd files is said per file, by what it raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 MODES = {1: "L", 3: "RGB"}
+USUAL = ("JPEG", "PNG", "WEBP")
 DEEP_ROWS = 1 << 20
 HEAVY_PIXELS, HEAVY_BYTES = 16 << 20, 16 << 20
 _heavy = threading.RLock()
@@ -56,9 +57,9 @@ class Decoding:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Everything Pillow reads by itself: for PostScript it would run Ghostscript on the file."""
+    """Everything Pillow reads by itself, the usual first. For PostScript it would run Ghostscript on the file."""
     Image.init()
-    return tuple(sorted(set(Image.OPEN) - {"EPS"}))
+    return (*USUAL, *sorted(set(Image.OPEN) - {"EPS", *USUAL}))
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -123,6 +124,8 @@ def _plain(image: Image.Image, how: Decoding) -> tuple[Image.Image, list[str]]:
         sheet = Image.new("RGBA", image.size, ImageColor.getrgb(how.background)[:3])
         sheet.alpha_composite(layered)
         return sheet.convert(target), ["alpha blended"]
+    if mode == target:
+        return image, []
     return image.convert(target), [] if mode in ("RGB", "L") else [f"{mode} converted"]
 
 

@@ -1,6 +1,8 @@
 """Latents through the commands: trained on, drawn, decoded, with nothing said that isn't ours."""
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +17,20 @@ WITHOUT = "import sys; sys.modules['diffusers'] = None; from elbocli.cli.main im
 
 @pytest.fixture(scope="module")
 def trained_by_command(
-    elbo: Callable[..., Any], latents: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory
+    elbo: Callable[..., Any],
+    autoencoder: Path,
+    pack_latents: Callable[..., Path],
+    preset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Any:
-    """(run, what the command left)."""
-    run = tmp_path_factory.mktemp("commands") / "run"
-    done = elbo("train", latents, "-o", run, "--preset", preset, "--steps", 4, "--preview-every", 4)
+    """(run, what the command left), with an autoencoder about whose config diffusers has something to say."""
+    folder = tmp_path_factory.mktemp("commands")
+    config = Path(shutil.copytree(autoencoder, folder / "vae")) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "surprise": 1}))
+    run = folder / "run"
+    done = elbo(
+        "train", pack_latents(folder / "vae"), "-o", run, "--preset", preset, "--steps", 4, "--preview-every", 4
+    )
     return run, done
 
 

@@ -41,8 +41,8 @@ def describe(path: Path) -> dict[str, Any]:
 def _dataset(path: Path) -> dict[str, Any]:
     from elbocli.files.dataset import Dataset
 
-    data = Dataset(path)
-    kind = "samples" if "samples" in data.attributes else "dataset"
+    data = Dataset(path, latents=True)
+    kind = "samples" if "samples" in data.attributes else "dataset" if data.latent_space is None else "latents"
     return {
         "is": f"elbo-dataset ({kind})",
         "images": len(data),

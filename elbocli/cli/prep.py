@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import PATH, Command, Count, Number, command_line, common, overwrite_option
+from elbocli.cli.options import (
+    PATH,
+    Command,
+    Count,
+    Number,
+    command_line,
+    common,
+    device_options,
+    overwrite_option,
+)
+from elbocli.files.latents import CONVENTIONS
 
 CROP_HELP = (
     "center: ADM's centre crop (BOX halving, bicubic, cut); edm: the middle square, then Lanczos; resize: Lanczos, "
@@ -92,13 +102,13 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 )
 @click.option(
     "--latent-convention",
-    type=click.Choice(["diffusers", "edm2"]),
+    type=click.Choice(list(CONVENTIONS)),
     default="diffusers",
     show_default=True,
-    help="diffusers: pixels in [-1, 1], times the scaling factor (DiT, SiT); edm2: pixels in [0, 1], whitened.",
+    help="How a network sees latents z. " + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values()) + ".",
 )
 @click.option("--mirror", is_flag=True, help="With --latents: also those of each mirrored image.")
-@click.option("--device", metavar="NAME", default="auto", help="For --latents.  [default: cuda if there is one]")
+@device_options
 @click.option("--workers", type=Count(1, 1024), default=None, help="Threads.  [default: as many as cores]")
 @click.option(
     "--on-error",
@@ -111,7 +121,14 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @overwrite_option
 @common
 def prep(
-    sources: tuple[Path, ...], out: Path, channels: str, workers: int | None, no_preallocate: bool, **options: Any
+    sources: tuple[Path, ...],
+    out: Path,
+    channels: str,
+    workers: int | None,
+    no_preallocate: bool,
+    device: str | None,
+    precision: str | None,
+    **options: Any,
 ) -> None:
     """Pack images into one dataset, OUT.h5.
 
@@ -127,6 +144,8 @@ def prep(
         channels=int(channels),
         workers=workers or 0,
         preallocate=not no_preallocate,
+        device=device or "auto",
+        precision=precision or "fp32",
         command=command_line(),
         **options,
     )

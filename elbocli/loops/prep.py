@@ -62,6 +62,7 @@ class Settings:
     latent_convention: str = "diffusers"
     mirror: bool = False
     device: str = "auto"
+    precision: str = "fp32"
     workers: int = 0
     on_error: str = "stop"
     preallocate: bool = True
@@ -170,6 +171,7 @@ def _encoder(settings: Settings) -> LatentEncoder | None:
         convention=settings.latent_convention,
         mirror=settings.mirror,
         device=settings.device,
+        precision=settings.precision,
     )
 
 

@@ -147,7 +147,7 @@ def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packe
 
 def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
     """A digest of everything that decides the result, file contents excepted."""
-    about = {**settings.about(), "pillow": PIL.__version__, "on_error": settings.on_error}
+    about = {**settings.about(), "pillow": PIL.__version__}
     if encoder is not None:
         about["encoder"] = encoder.fingerprint
     digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
@@ -333,7 +333,7 @@ def _fill(
     for packed in _in_order(source, done, settings):
         if packed.trouble and settings.on_error == "stop":
             save()
-            raise DataError(f"{source.shown(done)}: {packed.trouble}; remove it, or add --on-error skip")
+            raise DataError(f"{source.shown(done)}: {packed.trouble}; repair it, or add --on-error skip to go on without it")
         notes.add(done, source.files[done], packed)
         if packed.row is not None:
             (rows if encoder is None else pending).append(packed.row)

@@ -192,7 +192,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     sources = [sources] if isinstance(sources, Path) else sources
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else None
-    whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
+    whole = open_source(sources, labels=settings.labels, classes=settings.classes, out=out, complain=complain)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     source = choose(every, shard=settings.shard)

@@ -42,8 +42,8 @@ def test_the_folder_one_is_in_has_a_name_too(tmp_path, monkeypatch):
 
 
 def test_hidden_files_and_folders_are_left_out(tmp_path):
-    source = open_source(touch(tmp_path, "a/1.png", "a/.DS_Store", ".git/x", ".hidden"))
-    assert source.files == ["a/1.png"]
+    source = open_source(touch(tmp_path, "a/1.png", "b/2.png", "a/.DS_Store", ".git/x", ".hidden", "__MACOSX/a/1.png"))
+    assert (source.files, source.class_names) == (["a/1.png", "b/2.png"], ["a", "b"])
 
 
 def test_limit_takes_the_first_images_but_all_the_classes(tmp_path):
@@ -64,13 +64,13 @@ def test_names_that_are_not_utf8_are_kept(tmp_path):
     with open(raw, "wb"):
         pass
     (name,) = open_source(tmp_path).files
-    assert os.fsencode(name) == b"a/\xff.png"
+    assert os.fsencode(name) == b"\xff.png"
 
 
 def test_a_folder_linked_into_itself_is_entered_once(tmp_path):
     touch(tmp_path, "a/1.png", "a/b/2.png")
     (tmp_path / "a/b/loop").symlink_to(tmp_path / "a")
-    assert open_source(tmp_path).files == ["a/1.png", "a/b/2.png"]
+    assert open_source(tmp_path).files == ["1.png", "b/2.png"]
 
 
 def test_linked_folders_and_files_count(tmp_path):
@@ -110,10 +110,10 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
 
 def test_folders_may_be_nested_deeper_than_the_stack(tmp_path):
     name = "a/" + "d/" * 900 + "x.png"
-    touch(tmp_path, name)
+    touch(tmp_path, name, "b/x.png")
     usual = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 120)
     try:
-        assert open_source(tmp_path).files == [name]
+        assert open_source(tmp_path).files == [name, "b/x.png"]
     finally:
         sys.setrecursionlimit(usual)

@@ -7,6 +7,7 @@ paths, whatever order an archive has them in, so that a folder and an archive of
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from elbocli.files.places import Place, Span
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
 """What Pillow knows by name only, or not without another program."""
+OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SPLITS = ("train", "val")
 Complain = Callable[[str], None]
 
@@ -96,17 +98,15 @@ def open_source(
     *,
     labels: Path | None = None,
     classes: Path | None = None,
-    out: Path | None = None,
     complain: Complain | None = None,
 ) -> Source:
     """The images of one or several sources, in their order.
 
     labels, classes: files that say which class each image has, and all classes in order (see labels.py, classes.py).
-    out: what is being written, which with its unfinished parts is no source, even if it lies in one.
     complain: told of damaged archives; without it they raise. Raises DataError, also when nothing is there.
     """
     roots = [roots] if isinstance(roots, Path) else list(roots)
-    ours = [path for path in (labels, classes, out) if path is not None]
+    ours = [path for path in (labels, classes) if path is not None]
     found = [_find(root, labels is not None, complain or _stop, ours) for root in roots]
     if len(found) > 1:
         for part in found:
@@ -273,15 +273,14 @@ def _find(root: Path, any_depth: bool, complain: Complain, ours: Sequence[Path])
 
 
 def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
-    """Without elbo's own files: OUT of an earlier call, its unfinished parts and list of skipped files, --labels, …"""
-    own = {(path.parent.resolve(), path.name) for path in ours}
+    """Without --labels and --classes, and without datasets: OUT may lie in the folder that it is made of."""
+    own = {path.name: path for path in ours}
 
     def is_ours(name: str, place: Place) -> bool:
-        last = name.rpartition("/")[2]
-        for folder, mine in own:
-            if last == mine or last.startswith((f"{mine}.", f"{mine.removesuffix('.h5')}.skipped.")):
-                return isinstance(place, Span) and place.size < 0 and Path(place.path).parent.resolve() == folder
-        return False
+        if OWN.search(name):
+            return True
+        mine = own.get(name.rpartition("/")[2])
+        return mine is not None and isinstance(place, Span) and Path(place.path).resolve() == mine.resolve()
 
     return [(name, place) for name, place in entries if not is_ours(name, place)]
 

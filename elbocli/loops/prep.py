@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 64 << 20
+SUFFIX = ".h5"
 AHEAD = 8
 """Images in flight for each worker."""
 SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
@@ -145,7 +146,7 @@ def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packe
 
 def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
     """A digest of everything that decides the result, file contents excepted."""
-    about = {**settings.about(), "pillow": PIL.__version__, "on_error": settings.on_error}
+    about = {**settings.about(), "pillow": PIL.__version__}
     if encoder is not None:
         about["encoder"] = encoder.fingerprint
     digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
@@ -185,14 +186,14 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     """Pack `sources` into `out`. Rerun after a kill to go on where it stopped.
 
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
-    UsageError when `out` exists; Interrupted after a signal, with all work saved.
+    UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
     """
-    refuse_existing(out, settings.overwrite)
+    _refuse_name(out, settings.overwrite)
     settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else None
-    whole = open_source(sources, labels=settings.labels, classes=settings.classes, out=out, complain=complain)
+    whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     source = choose(every, shard=settings.shard)
@@ -237,6 +238,18 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     yield from _summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
 
 
+def _refuse_name(out: Path, overwrite: bool) -> None:
+    if out.suffix != SUFFIX:
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the last argument")
+    refuse_existing(out, overwrite)
+    if not out.parent.is_dir():
+        raise DataError(f"{out}: there is no folder {out.parent}; make it first")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
 def _named(sources: list[Path]) -> str:
     return str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
 
@@ -247,7 +260,8 @@ def _introduced(source: Source, sources: list[Path], settings: Settings, complai
         0,
         len(source),
         "img",
-        f"{_named(sources)}: {len(source)} images in {len(source.class_names)} classes -> {size} x {size} x {channels}",
+        f"{_named(sources)}: {_count(len(source), 'image', 'images')} in "
+        f"{_count(len(source.class_names), 'class', 'classes')} -> {size} x {size} x {channels}",
     )
     yield from (Report(message=text, level="warning") for text in complaints)
     yield from (Report(message=text, level="warning") for text in source.notes)
@@ -277,7 +291,9 @@ def _summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds
     if changed:
         yield Report(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
     rate = f"{packed / seconds:.0f} images/s, " if packed else ""
-    yield Report(message=f"{out}: {rows} images, {out.stat().st_size / 1e6:.1f} MB; {rate}{seconds:.1f} s")
+    size = out.stat().st_size
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    yield Report(message=f"{out}: {_count(rows, 'image', 'images')}, {shown}; {rate}{seconds:.1f} s")
 
 
 class _Notes:
@@ -302,13 +318,19 @@ class _Notes:
         return {"source_sha256": f"{self.digest:064x}", "skipped": self.skipped, "changed": dict(self.changed)}
 
 
+def _stopped(source: Source, index: int, trouble: str) -> DataError:
+    return DataError(f"{source.shown(index)}: {trouble}; put it right, or add --on-error skip to go on without it")
+
+
 def _fill(
     writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
 ) -> Iterator[Report]:
     notes = _Notes(writer.state["notes"])
     total, done = len(source), int(writer.state["done"])
+    if notes.skipped and settings.on_error == "stop":
+        raise _stopped(source, *next((int(index), trouble) for index, trouble in notes.skipped.items()))
     if done:
-        yield Report(done, total, "img", f"going on after {done} images")
+        yield Report(done, total, "img", f"going on after {_count(done, 'image', 'images')}")
     rows: list[Any] = []
     pending: list[Any] = []
     begun, read = time.monotonic(), 0
@@ -328,7 +350,7 @@ def _fill(
     for packed in _in_order(source, done, settings):
         if packed.trouble and settings.on_error == "stop":
             save()
-            raise DataError(f"{source.shown(done)}: {packed.trouble}; remove it, or add --on-error skip")
+            raise _stopped(source, done, packed.trouble)
         notes.add(done, source.files[done], packed)
         if packed.row is not None:
             (rows if encoder is None else pending).append(packed.row)

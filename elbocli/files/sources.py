@@ -107,7 +107,7 @@ def open_source(
     """
     roots = [roots] if isinstance(roots, Path) else list(roots)
     ours = [path for path in (labels, classes) if path is not None]
-    found = [_find(root, labels is not None, complain or _stop, ours) for root in roots]
+    found = [_find(root, labels is not None, len(roots) > 1, complain or _stop, ours) for root in roots]
     if len(found) > 1:
         for part in found:
             _several(part)
@@ -239,11 +239,14 @@ def _stop(trouble: str) -> None:
 # One source
 
 
-def _find(root: Path, any_depth: bool, complain: Complain, ours: Sequence[Path]) -> _Found:
-    """any_depth: folders are not classes, because something else says the classes. ours: files that are no images."""
+def _find(root: Path, any_depth: bool, among: bool, complain: Complain, ours: Sequence[Path]) -> _Found:
+    """any_depth: folders are not classes, because something else says the classes. among: it is one of several.
+
+    ours: files that are no images.
+    """
     if root.is_dir():
         entries = _without(ours, list_folder(root, complain))
-        return _files(entries, f"{root}/", root.resolve().name, any_depth)
+        return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
     try:
         if not root.exists():
             raise DataError(f"{root}: no such folder or file; expected images: a folder, tar, zip, .npz, .npy or dataset")
@@ -260,9 +263,9 @@ def _find(root: Path, any_depth: bool, complain: Complain, ours: Sequence[Path])
     if head.startswith(b"PK"):
         if arrays.is_array(root):
             return _rows(root, arrays.open_npz(root))
-        return _files(list(list_zip(root)), f"{root}: ", root.stem, any_depth)
+        return _files(list(list_zip(root)), f"{root}: ", root.stem, any_depth, among)
     if is_tar(root):
-        return _files(list(list_tar(str(root), complain)), f"{root}: ", root.stem, any_depth)
+        return _files(list(list_tar(str(root), complain)), f"{root}: ", root.stem, any_depth, among)
     program = unpacker(head)
     if program is not None:
         raise DataError(
@@ -300,10 +303,12 @@ def _order(name: str) -> tuple[tuple[bool, bytes], ...]:
     return (*((True, folder) for folder in folders), (False, last))
 
 
-def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool) -> _Found:
+def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among: bool) -> _Found:
     folders = {name for name, _ in entries if name.endswith("/")}
     entries = [entry for entry in entries if not entry[0].endswith("/")]
     entries, folders, tops, alone = _descend(entries, folders)
+    # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
+    alone = alone or (among and any("/" not in name and _is_picture(name) for name, _ in entries))
     prefix, stem = prefix + "".join(f"{top}/" for top in tops), tops[-1] if tops else stem
     entries.sort(key=lambda entry: _order(entry[0]))
     edm = next((place for name, place in entries if name == "dataset.json"), None)

@@ -116,7 +116,7 @@ def open_source(
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
     source = Source(
         names,
-        [],
+        [-1] * len(names),
         [],
         [place for part in found for place in part.places],
         [part.prefix for part in found],

@@ -54,7 +54,8 @@ class _Lines:
         self.values = report.values or self.values
         if now - self.shown >= LINE_EVERY_S:
             self.shown = now
-            say(f"{report.done}/{report.total} {report.unit}{self._pace(report, now)} {_pretty(self.values)}".rstrip())
+            of = "" if report.total is None else f"/{report.total}"
+            say(f"{report.done}{of} {report.unit}{self._pace(report, now)} {_pretty(self.values)}".rstrip())
 
     def _pace(self, report: Report, now: float) -> str:
         assert report.done is not None

@@ -165,6 +165,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], r
     clock = iter(range(10**6))
     monkeypatch.setattr(progress.time, "monotonic", lambda: step * next(clock))
     monkeypatch.setattr(Command, "path", "elbo prep")
+    monkeypatch.setattr(Command, "quiet", False)
     progress.show(iter_of(reports))
     return capsys.readouterr().err.splitlines()
 

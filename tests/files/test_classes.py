@@ -129,10 +129,10 @@ def test_meta_mat_lists_leaves_in_the_order_of_their_numbers(devkit):
 @pytest.mark.parametrize("content", [b"", b"text", b"MATLAB 5.0 MAT-file" + b" " * 200, b"\0" * 500])
 def test_what_is_no_meta_mat_is_refused(tmp_path, content):
     (tmp_path / "meta.mat").write_bytes(content)
-    with pytest.raises(DataError, match="not the devkit's meta.mat"):
+    with pytest.raises(DataError, match=r"not the devkit's meta\.mat"):
         read_meta(tmp_path / "meta.mat")
     savemat(tmp_path / "meta.mat", {"synsets": np.zeros(3)})
-    with pytest.raises(DataError, match="not the devkit's meta.mat"):
+    with pytest.raises(DataError, match=r"not the devkit's meta\.mat"):
         read_meta(tmp_path / "meta.mat")
 
 

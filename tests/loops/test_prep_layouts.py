@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,6 @@ def test_plain_h5py_reads_it(tree: Path, tmp_path: Path, store: str) -> None:
             images = file["images"][()]
         else:
             ends, content = file["offsets"][()], file["encoded"][()]
-            parts = [content[start:stop].tobytes() for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+            parts = [content[start:stop].tobytes() for start, stop in pairwise(ends)]
             images = np.stack([np.asarray(Image.open(io.BytesIO(part))) for part in parts])
     assert np.array_equal(images, expected)

@@ -6,6 +6,7 @@ word for its class (a folder's name, a label) is the key; the name is for people
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def read_classes_file(path: Path, words: set[str] | None) -> Classes:
         return read_meta(path)
     lines = [line for line in lines_of(path) if line.strip()]
     spaced = [line.strip() for line in lines if "\t" not in line]
-    pairs = any(line.split(None, 1)[0] in words for line in spaced if line not in words) if words is not None else False
+    pairs = words is not None and any(line.split(None, 1)[0] in words for line in spaced if line not in words)
     found = []
     for line in lines:
         whole = line.strip()
@@ -107,7 +108,7 @@ def assign(
         return _numbered([int(word) for word in words], listed, bare, notes)
     texts = [str(word) for word in words]
     if listed is None:
-        keys = names = own if own and set(texts) <= set(own) else sorted({*texts, *unused}, key=lambda name: name.encode("utf-8", "surrogateescape"))
+        keys = names = own if own and set(texts) <= set(own) else sorted({*texts, *unused}, key=os.fsencode)
     else:
         classes = read_classes_file(listed, set(texts))
         keys, names = classes.keys, classes.names

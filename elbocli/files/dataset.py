@@ -38,6 +38,8 @@ from elbocli.files.payload import (
 FORMAT = "elbo-dataset"
 VERSION = 1
 LARGEST_SIDE = 8192
+DIGESTS = "payload_sha256 contents_sha256"
+"""Attribute `digests`: those that a file holds, so that none can vanish unnoticed. Older files don't say."""
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 """What h5py and numpy raise when the bytes of a file make no sense."""
 
@@ -54,7 +56,7 @@ class Dataset:
             self._file = h5py.File(self.path, "r", locking=False)
         except FileNotFoundError:
             raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
-        except OSError as error:
+        except DAMAGE as error:
             kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
             raise FormatError(
                 f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"

@@ -20,7 +20,7 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.atomic import flush_folder, locked, told, write_json
-from elbocli.files.dataset import FORMAT, VERSION, contents_digest, payload_digest
+from elbocli.files.dataset import DIGESTS, FORMAT, VERSION, contents_digest, payload_digest
 from elbocli.files.payload import SCAN_BYTES, Layout
 
 LIBVER = ("earliest", "v108")
@@ -209,7 +209,7 @@ def add_contents(
         file[name] = array
     for name, words in sorted(names.items()):
         file.create_dataset(name, data=words, dtype=h5py.string_dtype())
-    for key, value in sorted({"format": FORMAT, "version": VERSION, **attributes}.items()):
+    for key, value in sorted({"format": FORMAT, "version": VERSION, "digests": DIGESTS, **attributes}.items()):
         long = isinstance(value, str) and len(value) > LONGEST_ATTRIBUTE
         file.attrs[key] = value[:LONGEST_ATTRIBUTE] + " …" if long else value
     file.attrs["contents_sha256"] = contents_digest(file)

@@ -40,12 +40,16 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _dataset(path: Path) -> dict[str, Any]:
     from elbocli.files.dataset import Dataset
+    from elbocli.files.payload import LATENTS
 
-    data = Dataset(path)
-    kind = "samples" if "samples" in data.attributes else "dataset"
+    data = Dataset(path, latents=True)
+    kind = "samples" if "samples" in data.attributes else "latents" if data.kind == LATENTS else "dataset"
     return {
         "is": f"elbo-dataset ({kind})",
         "images": len(data),
+        "store": "latents" if data.kind == LATENTS else data.store,
+        "bytes_per_image": round(data.block.nbytes / len(data)),
+        **({"parts": len(data.block.parts)} if len(data.block.parts) > 1 else {}),
         "size": data.image_size,
         "channels": data.channels,
         "classes": data.num_classes,

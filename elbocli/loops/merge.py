@@ -25,6 +25,7 @@ OWN = (
     "format",
     "version",
     "count",
+    "digests",
     "payload_sha256",
     "contents_sha256",
     "source_sha256",
@@ -186,7 +187,7 @@ def _joined_contents(parts: Sequence[_Part]) -> tuple[dict[str, np.ndarray], dic
 def _joined_attributes(parts: Sequence[_Part], command: str) -> dict[str, Any]:
     columns = {key: [part.attributes.get(key) for part in parts] for key in parts[0].attributes}
     found = {key: values[0] for key, values in columns.items() if all(value == values[0] for value in values)}
-    for key in ("format", "version", "count", "payload_sha256", "contents_sha256", "shard", "shard_of"):
+    for key in ("format", "version", "digests", "count", "payload_sha256", "contents_sha256", "shard", "shard_of"):
         found.pop(key, None)
     if "skipped" in columns:
         found["skipped"] = sum(int(part.attributes.get("skipped", 0)) for part in parts)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
 
 # As the commands do: several processes share the cores. Before anything imports torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -87,3 +87,58 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path
     result = run_elbo("train", digits, "-o", run, "--preset", preset, "--preview-every", 20)
     assert result.returncode == 0, result.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def make_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_autoencoder(**config): a folder with a tiny diffusers AutoencoderKL of random weights, half the size."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    def make(seed: int = 0, **config: Any) -> Path:
+        torch.manual_seed(seed)
+        shape = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        model = AutoencoderKL(**{**shape, "block_out_channels": (8, 16), "norm_num_groups": 4, **config})
+        folder = tmp_path_factory.mktemp("autoencoders") / "vae"
+        model.save_pretrained(folder, safe_serialization=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def autoencoder(make_autoencoder: Callable[..., Path]) -> Path:
+    """With 4 channels."""
+    return make_autoencoder()
+
+
+@pytest.fixture(scope="session")
+def photos() -> np.ndarray:
+    """48 cuts of a real photograph, uint8 [48, 16, 16, 3]."""
+    picture = load_sample_image("china.jpg")
+    return np.stack([picture[y : y + 16, x : x + 16] for y in range(64, 160, 16) for x in range(64, 192, 16)])
+
+
+@pytest.fixture(scope="session")
+def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -> Callable[..., Path]:
+    """pack_latents(folder, **options of LatentEncoder): a dataset of the photos' latents, in 3 classes."""
+    from elbocli.files.dataset_writer import open_writer
+    from elbocli.loops.encode import LatentEncoder
+
+    def pack(folder: Path, **options: Any) -> Path:
+        encoder = LatentEncoder(folder, 16, device="cpu", **options)
+        path = tmp_path_factory.mktemp("latents") / "latents.h5"
+        rows = encoder.rows(list(photos))
+        with open_writer(path, encoder.layout, len(rows), str(encoder.fingerprint)) as writer:
+            writer.append(rows, len(rows), {})
+            labels = np.repeat(np.arange(len(photos)) % 3, encoder.copies)
+            writer.finish({"labels": labels}, {"class_names": ["ant", "bee", "cat"]}, encoder.attributes)
+        return path
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def latents(autoencoder: Path, pack_latents: Callable[..., Path]) -> Path:
+    """The photos' latents, 8 x 8 x 4."""
+    return pack_latents(autoencoder)

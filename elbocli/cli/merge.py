@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
 
 from elbocli.cli.options import PATH, Command, command_line, common, overwrite_option
-from elbocli.errors import Interrupted
 
 
 @click.command(cls=Command)
@@ -31,8 +29,4 @@ def merge(out: Path, parts: tuple[Path, ...], virtual: bool, overwrite: bool) ->
     from elbocli.cli.progress import show
     from elbocli.loops import merge as loop
 
-    try:
-        show(loop.run(parts, out, loop.Settings(virtual, overwrite, command_line())))
-    except KeyboardInterrupt:
-        left = "nothing was written" if virtual else "the same command goes on where it stopped"
-        raise Interrupted(f"{out}: interrupted; {left}", signal.SIGINT) from None
+    show(loop.run(parts, out, loop.Settings(virtual, overwrite, command_line())))

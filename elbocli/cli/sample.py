@@ -72,6 +72,12 @@ from elbocli.core.sampler import SAMPLERS
 )
 @device_options
 @click.option(
+    "--autoencoder",
+    type=PATH,
+    metavar="DIR",
+    help="Decodes a run of latents: a diffusers AutoencoderKL folder.  [default: the one they were made with]",
+)
+@click.option(
     "-o",
     "--out",
     type=PATH,

@@ -99,7 +99,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--ema", type=Number(0, 0.9999999), help="Decay of the average of the weights.")
 @click.option("--dropout", type=Number(0, 0.99), help="Inside the network's blocks.")
 @click.option("--label-dropout", type=Number(0, 1), help="Share of images shown without their class, for guidance.")
-@click.option("--flip/--no-flip", default=None, help="Mirror half of the images.")
+@click.option(
+    "--flip/--no-flip",
+    default=None,
+    help="Mirror half of the images; not of latents, whose mirror images 'elbo prep --mirror' packs.",
+)
 @click.option(
     "--conditional/--unconditional", default=None, help="Show the network the classes.  [default: if there are several]"
 )
@@ -133,7 +137,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
         data = find_dataset(Path())
         say(f"dataset {data}, the only one here")
     options["params"] = take_parameters(WEIGHTINGS, options)
-    dataset = Dataset(data)
+    dataset = Dataset(data, latents=True)
     resolved = settings.resolve(options, dataset)
     for note in resolved.notes:
         say(note)

@@ -1,17 +1,20 @@
 """Every random number is a function of (seed, purpose, index): nothing to save, nothing that drifts.
 
 A counter-based generator (Philox 4×64) keyed by seed and purpose, with the index in its counter, gives
-image i of step s the same noise on any device, in any batch, on any number of processes.
+image i of step s the same noise on any device, in any batch, on any number of processes. torch is imported only
+where tensors come out: packing shuffles without it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stream:
@@ -33,10 +36,12 @@ class Stream:
 
     def normal(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Standard normals [len(indices), *shape], float32: row k depends on indices[k] alone."""
+        from torch import from_numpy
+
         out = np.empty((len(indices), *shape), np.float32)
         for row, index in zip(out, indices, strict=True):
             self.at(index).standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(out)
+        return from_numpy(out)
 
     def uniform(self, index: int, count: int) -> np.ndarray:
         """`count` float64 uniforms in [0, 1)."""
@@ -59,6 +64,8 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 
     Source: Kingma et al. 2021 (VDM), appendix I.1.
     """
+    import torch
+
     if sampling == "independent":
         return torch.from_numpy(stream.uniform(step, count))
     offset = stream.uniform(step, 1)

@@ -22,6 +22,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.payload import (
     ENCODED,
     IMAGES,
@@ -168,6 +169,11 @@ class Dataset:
         """1 (grey) or 3 (RGB), or those of the latents."""
         return self.shape[3]
 
+    @property
+    def latent_space(self) -> LatentSpace | None:
+        """What its latents are; None for pixels. Raises FormatError when its attributes don't say."""
+        return read_space(self.attributes, self.channels, self.path) if self.kind == LATENTS else None
+
     def batch(self, indices: np.ndarray) -> np.ndarray:
         """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
 
@@ -251,6 +257,7 @@ class Dataset:
 
     def identity(self) -> dict[str, Any]:
         """What a run must find again when it resumes."""
+        space = self.latent_space
         return {
             "path": str(self.path),
             "count": len(self),
@@ -259,6 +266,7 @@ class Dataset:
             "num_classes": self.num_classes,
             "payload_sha256": self.attributes.get("payload_sha256"),
             "class_names": self.class_names,
+            **({} if space is None else space.attributes()),
         }
 
 

@@ -102,7 +102,7 @@ class DatasetWriter:
         try:
             state = json.loads(self.journal.read_text())
             rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), str(state["source"])
-            if not 0 <= rows <= done or size < 0 or not isinstance(state["notes"], dict):
+            if not 0 <= rows <= self.limit or done < 0 or size < 0 or not isinstance(state["notes"], dict):
                 raise ValueError("counts that can't be")
             if self.layout.row and size != rows * self.layout.row_bytes:
                 raise ValueError(f"{size} bytes for {rows} rows")
@@ -174,7 +174,8 @@ class DatasetWriter:
                 raise DataError(
                     f"{self.out}: this HDF5 library places images elsewhere for another count; please report this"
                 )
-            os.pwrite(self._handle, self._head.read_bytes()[: self.offset], 0)
+            with open(self._head, "rb") as head:
+                os.pwrite(self._handle, head.read(self.offset), 0)
             self._head.unlink()
             os.ftruncate(self._handle, self.offset + size)
             os.fsync(self._handle)

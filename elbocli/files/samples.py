@@ -26,7 +26,8 @@ from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.payload import plain
-from elbocli.files.pixels import decode, open_image, read_bytes
+from elbocli.files.pixels import decode, open_image
+from elbocli.files.places import read_bytes
 
 Put = Callable[[np.ndarray], None]
 GREY = ("1", "L", "I", "I;16", "I;16B")
@@ -216,7 +217,8 @@ class SampleReader:
             yield self._read(start, min(size, self.shape[0] - start))
 
 
-def _checked_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
+def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
+    """The shape (N, H, W, C) that an NPY header announces. Raises FormatError when it isn't one of images."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -233,7 +235,7 @@ def _checked_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
 
 def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> SampleReader:
-    shape = _checked_header(file, name)
+    shape = read_header(file, name)
     row = int(np.prod(shape[1:]))
 
     def read(start: int, count: int) -> np.ndarray:
@@ -287,7 +289,8 @@ def _png_folder(folder: Path) -> SampleReader:
     return SampleReader(str(folder), (len(files), *shape), None, read)
 
 
-def _read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
+def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
+    """The labels in `arr_1` of an .npz, int64 [count]; None when there are none. Raises FormatError."""
     if "arr_1.npy" not in archive.namelist():
         return None
     try:
@@ -322,7 +325,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
-            reader.labels = _read_labels(archive, str(source), reader.shape[0])
+            reader.labels = read_labels(archive, str(source), reader.shape[0])
             yield reader
     else:
         with told(source, "read"), open(source, "rb") as file:

@@ -40,14 +40,13 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _dataset(path: Path) -> dict[str, Any]:
     from elbocli.files.dataset import Dataset
-    from elbocli.files.payload import LATENTS
 
     data = Dataset(path, latents=True)
-    kind = "samples" if "samples" in data.attributes else "latents" if data.kind == LATENTS else "dataset"
+    kind = "samples" if "samples" in data.attributes else "dataset" if data.latent_space is None else "latents"
     return {
         "is": f"elbo-dataset ({kind})",
         "images": len(data),
-        "store": "latents" if data.kind == LATENTS else data.store,
+        "store": "latents" if data.latent_space is not None else data.store,
         "bytes_per_image": round(data.block.nbytes / len(data)),
         **({"parts": len(data.block.parts)} if len(data.block.parts) > 1 else {}),
         "size": data.image_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import refuse_existing
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
@@ -20,6 +21,7 @@ from elbocli.files.digests import add_digests
 from elbocli.files.payload import ENCODED, Layout
 from elbocli.files.virtual import relative_name, write_virtual
 from elbocli.loops.report import Report
+from elbocli.loops.signals import Signals, catching_signals
 
 OWN = (
     "format",
@@ -30,6 +32,7 @@ OWN = (
     "contents_sha256",
     "source_sha256",
     "skipped",
+    "changed",
     "shard",
     "shard_of",
     "command",
@@ -191,6 +194,8 @@ def _joined_attributes(parts: Sequence[_Part], command: str) -> dict[str, Any]:
         found.pop(key, None)
     if "skipped" in columns:
         found["skipped"] = sum(int(part.attributes.get("skipped", 0)) for part in parts)
+    if "changed" in columns:
+        found["changed"] = json.dumps(dict(sum(map(_changed, parts), Counter())), sort_keys=True)
     sums = [str(part.attributes.get("source_sha256", "")) for part in parts]
     found.pop("source_sha256", None)
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in sums):
@@ -198,6 +203,14 @@ def _joined_attributes(parts: Sequence[_Part], command: str) -> dict[str, Any]:
     if "samples" in columns:
         found["samples"] = " + ".join(dict.fromkeys(str(part.attributes.get("samples", "")) for part in parts))
     return {**found, "command": command}
+
+
+def _changed(part: _Part) -> Counter[str]:
+    """How many images of a part were changed while decoding, by kind."""
+    try:
+        return Counter({str(kind): int(count) for kind, count in json.loads(part.attributes["changed"]).items()})
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"{part.path}: its attribute changed is no JSON of counts; pack it again") from error
 
 
 def _opened(paths: Sequence[Path], out: Path) -> list[_Part]:
@@ -233,12 +246,13 @@ def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Report
     arrays, names = _joined_contents(parts)
     attributes = _joined_attributes(parts, settings.command)
     if settings.virtual:
-        yield from _refer(out, parts, arrays, names, attributes)
+        with catching_signals() as signals:
+            yield from _refer(out, parts, arrays, names, attributes, signals)
     else:
         claim = -(-sum(part.length for part in parts) // total) if parts[0].kind == ENCODED else parts[0].layout.claim
         layout = Layout(parts[0].layout.name, parts[0].layout.dtype, parts[0].layout.row, claim)
-        with open_writer(out, layout, total, _fingerprint(parts), fresh=False) as writer:
-            yield from _copy(writer, parts)
+        with catching_signals() as signals, open_writer(out, layout, total, _fingerprint(parts)) as writer:
+            yield from _copy(writer, parts, signals)
             # The writer adds its own, from where the rows came to lie.
             arrays.pop("offsets" if parts[0].kind == ENCODED else "", None)
             writer.finish(arrays, names, attributes)
@@ -262,7 +276,7 @@ def _checked(part: _Part) -> Iterator[list[np.ndarray] | np.ndarray]:
         raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
 
 
-def _copy(writer: DatasetWriter, parts: Sequence[_Part]) -> Iterator[Report]:
+def _copy(writer: DatasetWriter, parts: Sequence[_Part], signals: Signals) -> Iterator[Report]:
     total = sum(part.count for part in parts)
     # What was copied of a part that wasn't checked to its end doesn't count: the part may have been replaced since.
     notes = writer.state["notes"]
@@ -276,6 +290,9 @@ def _copy(writer: DatasetWriter, parts: Sequence[_Part]) -> Iterator[Report]:
             for rows in _checked(part):
                 writer.append(rows, writer.rows + len(rows), notes)
                 yield Report(writer.rows, total, "img")
+                if signals.received:
+                    safe_in = f"{safe[0]} of {len(parts)} parts are safe in {writer.partial.name}"
+                    raise signals.interrupted(f"{safe_in}; the same command goes on from there")
         except DataError:
             writer.rewind(safe[1], safe[2], safe[1], notes)
             raise
@@ -290,6 +307,7 @@ def _refer(
     arrays: dict[str, np.ndarray],
     names: dict[str, list[str]],
     attributes: dict[str, Any],
+    signals: Signals,
 ) -> Iterator[Report]:
     for part in parts:
         relative_name(part.path, out)
@@ -302,5 +320,7 @@ def _refer(
                 digest.update(np.ascontiguousarray(run).data)
             done += len(rows)
             yield Report(done, total, "img")
+            if signals.received:
+                raise signals.interrupted(f"{out}: nothing was written")
     about = {**attributes, "count": total, "payload_sha256": digest.hexdigest()}
     write_virtual(out, parts[0].layout, [(part.path, part.length) for part in parts], arrays, names, about)

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from elbocli.core.adaptive import BINS
+from elbocli.files.latents import ATTRIBUTES
 from elbocli.loops.runtime import PRECISIONS, choose_device
 from elbocli.loops.settings import Resolved
 from elbocli.nn.unet import UNet, UNetConfig, count_parameters
 
 FLOAT = 4
+SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
 
 
 def activation_bytes(config: UNetConfig, batch: int, precision: str) -> int:
@@ -61,6 +63,7 @@ def plan(resolved: Resolved, images: int) -> dict[str, Any]:
             "channels": network.image_channels,
             "classes": network.num_classes,
         },
+        **({"latents": {key: resolved.data[key] for key in SHOWN}} if SHOWN[0] in resolved.data else {}),
         "weighting": settings.weighting,
         "verdict": verdict,
         "schedule": settings.schedule,

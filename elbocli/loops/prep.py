@@ -1,4 +1,4 @@
-"""Pack a folder of images into one elbo-dataset."""
+"""Pack images into one elbo-dataset."""
 
 from __future__ import annotations
 
@@ -7,26 +7,41 @@ import json
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
 
 from elbocli import __version__
-from elbocli.errors import DataError, ElboError
-from elbocli.files import pixels
+from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.files import payload
 from elbocli.files.atomic import refuse_existing, writing
+from elbocli.files.crops import CROPS
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
-from elbocli.files.payload import plain
-from elbocli.files.sources import Source, open_source
+from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.labels import utf8
+from elbocli.files.pixels import Decoding, square
+from elbocli.files.places import will_need
+from elbocli.files.sources import Source, choose, open_source
 from elbocli.loops.report import Report
+from elbocli.loops.signals import Signals, catching_signals
+
+if TYPE_CHECKING:
+    from elbocli.loops.encode import LatentEncoder
 
 SAFE_EVERY_S = 2.0
-SAFE_EVERY_BYTES = 64 << 20
-PUBLISHED_SKIPS = 100
+SAFE_EVERY_BYTES = 16 << 20
+AHEAD = 8
+"""Images in flight for each worker."""
+ADVISED = 1024
+"""Images that the kernel is told of beforehand: about a class of ImageNet, 0.1 GB."""
+LONG_LISTING_BYTES = 1 << 30
+SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
 
 
 @dataclass(frozen=True)
@@ -36,33 +51,83 @@ class Settings:
     size: int = 64
     crop: str = "center"
     channels: int = 3
-    workers: int = 0
+    background: str = ""
+    auto_orient: bool = False
+    fast_decode: bool = False
+    store: str = RAW
+    labels: Path | None = None
+    classes: Path | None = None
+    subset: tuple[str, float] | None = None
+    shuffle_seed: int | None = None
     limit: int | None = None
+    shard: tuple[int, int] | None = None
+    latents: Path | None = None
+    latent_convention: str = "diffusers"
+    mirror: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 0
     on_error: str = "stop"
+    preallocate: bool = True
     overwrite: bool = False
     command: str = ""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How files become squares."""
+        return Decoding(self.size, self.channels, self.crop, self.background, self.auto_orient, self.fast_decode)
+
+    def about(self) -> dict[str, Any]:
+        """What of the settings decides the pixels, for the dataset's attributes."""
+        return {
+            "image_size": self.size,
+            "channels": self.channels,
+            "crop": self.crop,
+            "filter": CROPS[self.crop].filter,
+            "background": self.background or ("white" if self.crop == "pad" else "none"),
+            "auto_orient": self.auto_orient,
+            "fast_decode": self.fast_decode,
+            "store": self.store,
+            "shuffle_seed": "none" if self.shuffle_seed is None else self.shuffle_seed,
+            "subset": "none" if self.subset is None else f"{self.subset[0]} {self.subset[1]:g}",
+        }
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """One image, or why it isn't one."""
+    """One image as it will be stored, or why it isn't one. size: bytes read."""
 
-    file: str
     digest: str
-    pixels: np.ndarray | None
+    size: int
+    row: np.ndarray | bytes | None
     change: str
     trouble: str
 
 
-def _pack(source: Source, file: str, settings: Settings) -> _Packed:
-    digest = ""
+def _pack(read: Callable[[], bytes | np.ndarray], settings: Settings) -> _Packed:
+    digest, size = "", 0
     try:
-        content = pixels.read_bytes(source.root / file)
-        digest = hashlib.sha256(content).hexdigest()
-        square, change = pixels.square(content, settings.size, settings.channels, settings.crop)
-        return _Packed(file, digest, square, change, "")
+        content = read()
+        raw = content if isinstance(content, bytes) else content.tobytes()
+        digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
+        pixels, change = square(content, settings.decoding)
+        row = pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels)
+        return _Packed(digest, size, row, change, "")
     except ElboError as error:
-        return _Packed(file, digest, None, "", str(error))
+        return _Packed(digest, size, None, "", str(error))
+
+
+def _already(read: Callable[[], bytes | np.ndarray]) -> Callable[[], bytes | np.ndarray]:
+    """What was read now, or its error, to be had later in another thread."""
+    try:
+        content = read()
+    except ElboError as error:
+        return partial(_raise, error)
+    return lambda: content
+
+
+def _raise(error: ElboError) -> bytes:
+    raise error
 
 
 def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packed]:
@@ -71,9 +136,12 @@ def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packe
     waiting: deque[Future[_Packed]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="elbo-prep") as pool:
         try:
-            for file in source.files[start:]:
-                waiting.append(pool.submit(_pack, source, file, settings))
-                if len(waiting) >= 8 * workers:
+            for index in range(start, len(source)):
+                if (index - start) % ADVISED == 0:
+                    will_need(source.places[index : index + ADVISED])
+                read = source.places[index].read
+                waiting.append(pool.submit(_pack, _already(read) if source.in_order else read, settings))
+                if len(waiting) >= AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -82,99 +150,212 @@ def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packe
                 future.cancel()
 
 
-def _fingerprint(source: Source, settings: Settings) -> str:
+def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
     """A digest of everything that decides the result, file contents excepted."""
-    shape = {key: value for key, value in asdict(settings).items() if key in ("size", "crop", "channels", "on_error")}
-    listing = json.dumps([shape, [os.fsencode(f).hex() for f in source.files], source.labels])
-    return hashlib.sha256(listing.encode()).hexdigest()
+    about = {**settings.about(), "pillow": PIL.__version__}
+    if encoder is not None:
+        about["encoder"] = encoder.fingerprint
+    digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
+    for file, label in zip(source.files, source.labels, strict=True):
+        digest.update(os.fsencode(file) + b"\0%d\n" % label)
+    return digest.hexdigest()
 
 
-def run(src: Path, out: Path, settings: Settings) -> Iterator[Report]:
-    """Pack `src` into `out`. Rerun after a kill to go on where it stopped.
+def _encoder(settings: Settings) -> LatentEncoder | None:
+    if settings.latents is None:
+        if settings.mirror:
+            raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
+        return None
+    if settings.channels != 3 or settings.store != RAW:
+        raise UsageError("--latents takes colour images and stores numbers; leave --channels and --store out")
+    from elbocli.loops.encode import LatentEncoder
+
+    return LatentEncoder(
+        settings.latents,
+        settings.size,
+        convention=settings.latent_convention,
+        mirror=settings.mirror,
+        device=settings.device,
+        precision=settings.precision,
+    )
+
+
+def _layout(settings: Settings, encoder: LatentEncoder | None) -> payload.Layout:
+    if encoder is not None:
+        return encoder.layout
+    shape = (settings.size, settings.size, settings.channels)
+    if settings.store == RAW:
+        return payload.plain(shape)
+    return payload.encoded(int(np.prod(shape) * ENCODINGS[settings.store].claim))
+
+
+def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[Report]:
+    """Pack `sources` into `out`. Rerun after a kill to go on where it stopped.
 
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
-    UsageError when `out` exists.
+    UsageError when `out` exists; Interrupted after a signal, with all work saved.
     """
     refuse_existing(out, settings.overwrite)
-    source = open_source(src, settings.limit)
-    total = len(source.files)
-    yield Report(
-        0,
-        total,
-        "img",
-        f"{src}: {total} images in {len(source.class_names)} classes -> {settings.size} x {settings.size} x {settings.channels}",
-    )
-    shape = (settings.size, settings.size, settings.channels)
-    with open_writer(out, plain(shape), total, _fingerprint(source, settings)) as writer:
-        yield from _fill(writer, source, settings)
+    settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
+    sources = [sources] if isinstance(sources, Path) else sources
+    if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
+        yield Report(message=f"{_named(sources)}: reading what is inside")
+    complaints: list[str] = []
+    complain = complaints.append if settings.on_error == "skip" else None
+    whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
+    encoder = _encoder(settings)
+    every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
+    source = choose(every, shard=settings.shard)
+    yield from _introduced(source, sources, settings, complaints)
+    shard_of = _fingerprint(every, settings, encoder)
+    fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
+    copies = 1 if encoder is None else encoder.copies
+    begun = time.monotonic()
+    layout = _layout(settings, encoder)
+    with (
+        catching_signals() as signals,
+        open_writer(out, layout, len(source) * copies, fingerprint, preallocate=settings.preallocate) as writer,
+    ):
+        before = int(writer.state["done"])
+        yield from _fill(writer, source, settings, encoder, signals)
         notes = writer.state["notes"]
-        skipped = {int(index): trouble for index, trouble in notes.get("skipped", {}).items()}
+        skipped = {int(index): trouble for index, trouble in notes["skipped"].items()}
         if writer.rows == 0:
-            raise DataError(f"{src}: none of its {total} files is a usable image")
-        kept = [index for index in range(total) if index not in skipped]
+            raise DataError(f"{_named(sources)}: none of its {len(source)} files is a usable image")
+        kept = [index for index in range(len(source)) if index not in skipped for _ in range(copies)]
+        yield from _listed(out, source, skipped)
+        labels = np.array([source.labels[i] for i in kept], np.int64)
         writer.finish(
-            {"labels": np.array([source.labels[i] for i in kept], np.int64)},
+            {"labels": labels, "class_counts": np.bincount(labels, minlength=len(source.class_names)).astype(np.int64)},
             {
-                "class_names": [_utf8(name) for name in source.class_names],
-                "files": [_utf8(source.files[i]) for i in kept],
+                "class_names": [utf8(name) for name in source.class_names],
+                "files": [utf8(source.files[i]) for i in kept],
             },
             {
                 "num_classes": len(source.class_names),
-                "image_size": settings.size,
-                "crop": settings.crop,
+                **settings.about(),
                 "elbo_version": __version__,
                 "pillow_version": PIL.__version__,
                 "source_sha256": notes["source_sha256"],
                 "skipped": len(skipped),
+                "changed": json.dumps(notes["changed"], sort_keys=True),
+                **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
+                **({} if encoder is None else encoder.attributes),
                 "command": settings.command,
             },
         )
+    yield from _summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
+
+
+def _named(sources: list[Path]) -> str:
+    return str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
+
+
+def _introduced(source: Source, sources: list[Path], settings: Settings, complaints: list[str]) -> Iterator[Report]:
+    size, channels = settings.size, settings.channels
+    yield Report(
+        0,
+        len(source),
+        "img",
+        f"{_named(sources)}: {len(source)} images in {len(source.class_names)} classes -> {size} x {size} x {channels}",
+    )
+    yield from (Report(message=text, level="warning") for text in complaints)
+    yield from (Report(message=text, level="warning") for text in source.notes)
+    if len(source.class_names) > 1 and set(source.class_names) <= SPLIT_NAMES:
+        yield Report(
+            message=f"the classes are called {', '.join(source.class_names)}: did you mean one of these folders?",
+            level="warning",
+        )
+
+
+def _listed(out: Path, source: Source, skipped: dict[int, str]) -> Iterator[Report]:
+    """What was skipped, in a file beside the dataset."""
     sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
-    if skipped:
-        with writing(sidecar, "w") as file:
-            for index, trouble in sorted(skipped.items()):
-                file.write(json.dumps({"file": _utf8(source.files[index]), "trouble": trouble}) + "\n")
-        yield Report(message=f"{len(skipped)} files skipped, listed in {sidecar}", level="warning")
-    changed = ", ".join(f"{count} {change}" for change, count in sorted(notes.get("changed", {}).items()))
+    if not skipped:
+        sidecar.unlink(missing_ok=True)
+        return
+    with writing(sidecar, "w") as file:
+        for index, trouble in sorted(skipped.items()):
+            file.write(json.dumps({"file": utf8(source.files[index]), "trouble": trouble}) + "\n")
+    kinds = Counter(trouble.partition(":")[0] for trouble in skipped.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    yield Report(message=f"{len(skipped)} files skipped ({counts}), listed in {sidecar}", level="warning")
+
+
+def _summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds: float) -> Iterator[Report]:
+    changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
         yield Report(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
-    yield Report(message=f"{out}: {total - len(skipped)} images, {out.stat().st_size / 1e6:.1f} MB")
+    rate = f"{packed / seconds:.0f} images/s, " if packed else ""
+    yield Report(message=f"{out}: {rows} images, {out.stat().st_size / 1e6:.1f} MB; {rate}{seconds:.1f} s")
 
 
-def _fill(writer: DatasetWriter, source: Source, settings: Settings) -> Iterator[Report]:
-    notes = writer.state["notes"]
-    digest, skipped = notes.get("source_sha256", ""), dict(notes.get("skipped", {}))
-    changed = Counter(notes.get("changed", {}))
-    total, done = len(source.files), int(writer.state["done"])
+class _Notes:
+    """What a resumed prep must know of the images that are done."""
+
+    def __init__(self, saved: dict[str, Any]):
+        self.digest = int(saved.get("source_sha256", "0"), 16)
+        self.skipped: dict[str, str] = dict(saved.get("skipped", {}))
+        self.changed = Counter(saved.get("changed", {}))
+
+    def add(self, index: int, file: str, packed: _Packed) -> None:
+        """The digest is a sum, so that the parts of a source add up to it."""
+        one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).digest()
+        self.digest = (self.digest + int.from_bytes(one, "big")) % (1 << 256)
+        if packed.trouble:
+            self.skipped[str(index)] = packed.trouble
+        if packed.change:
+            self.changed[packed.change] += 1
+
+    def saved(self) -> dict[str, Any]:
+        """As the journal keeps it."""
+        return {"source_sha256": f"{self.digest:064x}", "skipped": self.skipped, "changed": dict(self.changed)}
+
+
+def _fill(
+    writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
+) -> Iterator[Report]:
+    notes = _Notes(writer.state["notes"])
+    total, done = len(source), int(writer.state["done"])
     if done:
         yield Report(done, total, "img", f"going on after {done} images")
-    rows: list[np.ndarray] = []
+    rows: list[Any] = []
+    pending: list[Any] = []
+    begun, read = time.monotonic(), 0
+
+    def encode() -> None:
+        if encoder is not None and pending:
+            rows.extend(encoder.rows(pending))
+            pending.clear()
 
     def save() -> None:
-        writer.append(rows, done, {"source_sha256": digest, "skipped": skipped, "changed": dict(changed)})
-        rows.clear()
+        """A batch of latents is encoded whole, also after a resume, so that its numbers are the same."""
+        if not pending:
+            writer.append(rows, done, notes.saved())
+            rows.clear()
 
-    safe_at = time.monotonic()
+    safe_at, held = begun, 0
     for packed in _in_order(source, done, settings):
-        if packed.trouble:
-            if settings.on_error == "stop":
-                save()
-                raise DataError(f"{source.root / packed.file}: {packed.trouble}; remove it, or add --on-error skip")
-            skipped[str(done)] = packed.trouble
-        elif packed.pixels is not None:
-            rows.append(packed.pixels)
-        if packed.change:
-            changed[packed.change] += 1
-        digest = hashlib.sha256(digest.encode() + os.fsencode(packed.file) + b"\0" + packed.digest.encode()).hexdigest()
-        done += 1
-        if time.monotonic() - safe_at > SAFE_EVERY_S or len(rows) * writer.layout.row_bytes > SAFE_EVERY_BYTES:
+        if packed.trouble and settings.on_error == "stop":
             save()
-            safe_at = time.monotonic()
-        yield Report(done, total, "img", values={"skipped": len(skipped)} if skipped else {})
-    if rows or not total or done > int(writer.state["done"]):
+            raise DataError(f"{source.shown(done)}: {packed.trouble}; repair it, or add --on-error skip to go on without it")
+        notes.add(done, source.files[done], packed)
+        if packed.row is not None:
+            (rows if encoder is None else pending).append(packed.row)
+            held += len(packed.row) if isinstance(packed.row, bytes) else packed.row.nbytes
+        done += 1
+        read += packed.size
+        if encoder is not None and len(pending) >= encoder.batch:
+            encode()
+        if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received:
+            save()
+            safe_at, held = time.monotonic(), 0
+        if signals.received and done < total:
+            raise signals.interrupted(
+                f"{writer.state['done']} of {total} images are safe in {writer.partial.name}; the same command goes on from there"
+            )
+        values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
+        yield Report(done, total, "img", values=values | ({"skipped": len(notes.skipped)} if notes.skipped else {}))
+    encode()
+    if done > int(writer.state["done"]) or not writer.state["notes"]:
         save()
-
-
-def _utf8(name: str) -> str:
-    """A file name as text, bytes that are not UTF-8 shown as replacement characters."""
-    return os.fsencode(name).decode("utf-8", "replace")

@@ -19,6 +19,7 @@ from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_sc
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.payload import LATENTS
 from elbocli.files.schedules import resolve_schedule, resolve_weighting
 from elbocli.loops.adapt import read_logs
@@ -94,9 +95,9 @@ class Probe:
         known = self.trained.data
         path = self._own_data(Path(str(known.get("path")))) if data is None else data
         dataset = Dataset(path, latents=True)
-        if dataset.kind == LATENTS:
+        if dataset.kind == LATENTS or ATTRIBUTES["convention"] in known:
             raise UsageError(
-                f"{path}: holds latents; a bound in bits is one of 256-level pixels, and latents have no levels"
+                f"{path if dataset.kind == LATENTS else self.trained.path}: holds latents; a bound in bits is one of 256-level pixels, and latents have no levels"
             )
         if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
             raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")

@@ -18,6 +18,7 @@ from elbocli.core.sampler import SAMPLERS, time_grid, walk
 from elbocli.errors import UsageError
 from elbocli.files.samples import Plan, open_samples
 from elbocli.files.schedules import resolve_schedule
+from elbocli.loops.output import Output, latent_space, open_output
 from elbocli.loops.report import Report
 from elbocli.loops.runs import TrainedRun, open_run
 from elbocli.loops.runtime import autocast, choose_device
@@ -26,7 +27,10 @@ from elbocli.nn.denoiser import Denoiser
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw. schedule '' is the sampler's usual grid; params are the sampler's own (gamma, s_churn, …)."""
+    """How to draw. schedule '' is the sampler's usual grid; params are the sampler's own (gamma, s_churn, …).
+
+    autoencoder: folder of the one that decodes latents; None is the one they were made with.
+    """
 
     n: int = 64
     sampler: str = "ddpm"
@@ -39,6 +43,7 @@ class Settings:
     batch: int = 64
     device: str = "auto"
     precision: str = "fp32"
+    autoencoder: Path | None = None
     overwrite: bool = False
     params: dict[str, float] = field(default_factory=dict)
     command: str = ""
@@ -82,8 +87,12 @@ def draw(
     grid: list[float],
     settings: Settings,
     device: torch.device,
+    output: Output,
 ) -> np.ndarray:
-    """Images [len(indices), H, W, C] uint8: image i depends on (seed, i) alone, whatever the batch."""
+    """Images [len(indices), H, W, C] uint8: image i depends on (seed, i) alone, whatever the batch.
+
+    shape: (height, width, channels) of what the network draws, which `output` turns into pixels.
+    """
     height, width, channels = shape
     draws = 0
 
@@ -95,13 +104,7 @@ def draw(
 
     with autocast(device, settings.precision):
         x = walk(settings.sampler, settings.params, noise(), grid, denoiser, noise)
-    return to_pixels(x)
-
-
-def to_pixels(x: Tensor) -> np.ndarray:
-    """[-1, 1] float [B,C,H,W] → uint8 [B,H,W,C], rounded to the nearest level."""
-    levels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return output.pixels(x)
 
 
 def sampling_grid(run: TrainedRun, settings: Settings) -> list[float]:
@@ -115,7 +118,7 @@ def sampling_grid(run: TrainedRun, settings: Settings) -> list[float]:
 def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Report]:
     """Draw `n` images from the run at `path` into `target` (a path, or a binary stream).
 
-    Raises UsageError for settings that don't fit the run, FormatError when it is no run.
+    Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for another autoencoder.
     """
     warnings: list[str] = []
     device = choose_device(settings.device)
@@ -131,6 +134,9 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
     grid = sampling_grid(trained, settings)
     SAMPLERS.find(settings.sampler).bind(settings.params)
     shape = (config.image_size, config.image_size, config.image_channels)
+    where = path / "config.yaml"
+    output = open_output(trained.data, config, device, settings.autoencoder, where)
+    space = latent_space(trained.data, config, where)
     about: dict[str, Any] = {
         "run": str(path),
         "step": trained.checkpoint.step,
@@ -142,10 +148,11 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
         "guidance": settings.guidance.scale,
         "classes": settings.classes,
         "seed": settings.seed,
+        **({} if space is None else space.attributes()),
         "elbo_version": __version__,
         "command": settings.command,
     }
-    plan = Plan((settings.n, *shape), labels, np.arange(settings.n, dtype=np.int64), names, about)
+    plan = Plan((settings.n, *output.shape), labels, np.arange(settings.n, dtype=np.int64), names, about)
     yield Report(
         0,
         settings.n,
@@ -159,7 +166,7 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
             indices = range(start, min(start + settings.batch, settings.n))
             part = None if labels is None else torch.from_numpy(labels[indices.start : indices.stop]).long().to(device)
             denoiser = Denoiser(trained.network, trained.prediction, settings.guidance, part)
-            put(draw(denoiser, indices, shape, grid, settings, device))
+            put(draw(denoiser, indices, shape, grid, settings, device, output))
             evaluations = denoiser.evaluations
             yield Report(indices.stop, settings.n, "img")
     yield Report(message=f"{settings.n} images, {evaluations} network evaluations each")

@@ -14,6 +14,7 @@ from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
 from elbocli.nn.presets import choose_preset, load_preset
 from elbocli.nn.unet import UNetConfig
@@ -67,6 +68,8 @@ class Settings:
 
 
 FREE = ("steps", "save_every", "preview_every", "keep", "device", "compile")
+PLACES = ("path", ATTRIBUTES["autoencoder"])
+"""What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
 NAMES = tuple(field.name for field in fields(Settings))
 
 
@@ -99,12 +102,18 @@ def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
     name = given.get("preset")
     if name is None:
         name = choose_preset(dataset.image_size, len(dataset))
-        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} pixels")
+        what = "pixels" if dataset.latent_space is None else "latents a side"
+        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
     unknown = [key for key in preset["train"] if key not in NAMES]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES)}")
     values = {**preset["train"], **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
+    if dataset.latent_space is not None and values.get("flip"):
+        raise UsageError(
+            f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
+            "leave it out, and pack both with 'elbo prep --mirror'"
+        )
     shift = given.get("shift", 0.0)
     shift = resolution_shift(dataset.image_size) if shift == "auto" else number(shift, "shift")
     spec = values.get("weighting", Settings.weighting)
@@ -169,7 +178,7 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for section in ("settings", "network", "data", "files"):
         old, new = before.get(section, {}), now[section]
         for key in sorted({*old, *new}):
-            if (section == "settings" and key in FREE) or (section == "data" and key == "path"):
+            if key in (FREE if section == "settings" else PLACES if section == "data" else ()):
                 continue
             if old.get(key) != new.get(key):
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"

@@ -13,15 +13,17 @@ from typing import IO, Any
 import torch
 
 from elbocli import __version__
-from elbocli.errors import UsageError
+from elbocli.errors import ElboError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import losslog
 from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
 from elbocli.files.samples import write_grid
+from elbocli.loops.output import Output, open_output
 from elbocli.loops.report import Report
-from elbocli.loops.runtime import catching_signals, choose_device
+from elbocli.loops.runtime import choose_device
 from elbocli.loops.settings import Resolved, difference
+from elbocli.loops.signals import catching_signals
 from elbocli.loops.trainer import Trainer
 from elbocli.nn.unet import count_parameters
 
@@ -126,6 +128,16 @@ class _Status:
         )
 
 
+def _preview_output(trainer: Trainer) -> tuple[Output | None, str]:
+    """What turns drawings into pictures, or why there are none although they are wanted."""
+    if not trainer.settings.preview_every:
+        return None, ""
+    try:
+        return open_output(trainer.resolved.data, trainer.resolved.network, trainer.device), ""
+    except ElboError as error:
+        return None, f"no previews: {error}"
+
+
 def _train(trainer: Trainer, out: Path, signals: Any, status: _Status, stack: ExitStack) -> Iterator[Report]:
     settings = trainer.settings
     warnings: list[str] = []
@@ -153,6 +165,9 @@ def _train(trainer: Trainer, out: Path, signals: Any, status: _Status, stack: Ex
         f"{out}: {'going on after step ' + str(start) if start else 'new run'}; {about}; "
         f"weighting {settings.weighting} ({verdict}), schedule {settings.schedule}, logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}",
     )
+    output, without = _preview_output(trainer)
+    if without:
+        yield Report(message=without, level="warning")
     clock, since = time.monotonic(), start
 
     def save() -> Path:
@@ -182,10 +197,10 @@ def _train(trainer: Trainer, out: Path, signals: Any, status: _Status, stack: Ex
             }
             journal.write("metrics.jsonl", json.dumps({"step": step, "images": trainer.images, **values}) + "\n")
             journal.write("losslog.jsonl", losslog.line(step, trainer.images, sums))
-        if settings.preview_every and (step % settings.preview_every == 0 or step == settings.steps):
+        if output and (step % settings.preview_every == 0 or step == settings.steps):
             with told(out / "previews"):
                 (out / "previews").mkdir(exist_ok=True)
-            write_grid(out / "previews" / f"step-{step:08d}.png", trainer.preview())
+            write_grid(out / "previews" / f"step-{step:08d}.png", trainer.preview(output))
         if step % settings.save_every == 0 or step == settings.steps or signals.received:
             path = save()
             last_saved = step

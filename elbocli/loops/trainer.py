@@ -18,6 +18,7 @@ from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedules import resolve_schedule
 from elbocli.loops.losses import StepLosses
+from elbocli.loops.output import Output
 from elbocli.loops.runtime import choose_device
 from elbocli.loops.sample import Settings as SampleSettings
 from elbocli.loops.sample import choose_labels, draw
@@ -144,7 +145,7 @@ class Trainer:
             raise FormatError(f"{saved.path}: doesn't fit this run: {' '.join(str(error).split())[:200]}") from error
         self.steps_done = saved.step
 
-    def preview(self) -> np.ndarray:
+    def preview(self, output: Output) -> np.ndarray:
         """64 images from the average, the same noise every time."""
         labels = choose_labels("balanced", PREVIEW.n, self.resolved.network.num_classes, 0)
         grid = time_grid(resolve_schedule("cosine", self.settings.logsnr_min, self.settings.logsnr_max), PREVIEW.steps)
@@ -165,6 +166,7 @@ class Trainer:
             grid,
             settings,
             self.device,
+            output,
         )
         live.train()
         return images

@@ -13,8 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import DataError, ElboError, Interrupted, UsageError
 from elbocli.files import payload
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
@@ -297,7 +298,7 @@ def test_a_disk_too_full_for_the_labels_alone_is_said_and_what_is_copied_stays(t
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_the_command_says_what_it_did_and_stops_politely(elbo: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_command_says_what_it_did(elbo: Callable[..., Any], tmp_path: Path) -> None:
     parts = shards(tmp_path, "raw")
     result = elbo("merge", "out.h5", *parts[::-1], "--virtual", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout == b"" and b"23 images of 4 parts" in result.stderr
@@ -306,6 +307,43 @@ def test_the_command_says_what_it_did_and_stops_politely(elbo: Callable[..., Any
     assert again.returncode == 2 and b"already exists" in again.stderr
     with pytest.raises(ElboError, match="no such dataset"):
         merged(tmp_path / "x.h5", [tmp_path / "gone.h5"])
-    code = "import sys; from elbocli.loops import merge\ndef stopped(*_):\n    raise KeyboardInterrupt\nmerge.run = stopped\nsys.argv = ['elbo', 'merge', 'y.h5', 'a.h5']\nfrom elbocli.cli.main import main; main()"
-    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert stopped.returncode == 130 and "the same command goes on" in stopped.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_what_the_same_command_goes_on_with(sent: int, tmp_path: Path) -> None:
+    parts, out = shards(tmp_path, "raw"), tmp_path / "out.h5"
+    reports: Iterator[Any] = merge.run(parts, out, merge.Settings())
+    while next(reports).done != 6:
+        pass
+    os.kill(os.getpid(), sent)
+    with pytest.raises(
+        Interrupted, match=r"1 of 4 parts are safe in out\.h5\.partial; the same command goes on"
+    ) as told:
+        list(reports)
+    assert told.value.exit_code == 128 + sent
+    assert "going on after 1 parts" in merged(out, parts)
+
+
+@pytest.mark.parametrize("options", [("--store", "raw"), ("--store", "png"), ("--store", "webp")])
+def test_shards_of_prep_are_the_single_preps_file_but_for_the_command(
+    options: tuple[str, str], elbo: Callable[..., Any], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    for index in range(22):
+        path = tmp_path / "src" / CLASSES[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Some grey, and one that is no image: counts of both add up.
+        shape = (10, 12) if index % 5 == 0 else (10, 12, 3)
+        Image.fromarray(draw.integers(0, 256, shape, np.uint8)).save(path)
+    (tmp_path / "src" / "bee" / "bad.png").write_bytes(b"no image")
+    line = ("prep", "src", "--size", 8, "--on-error", "skip", *options)
+    for shard in (3, 1, 4, 2):
+        assert elbo(*line, f"part{shard}.h5", "--shard", f"{shard}/4", cwd=tmp_path).returncode == 0
+    assert elbo(*line, "whole.h5", cwd=tmp_path).returncode == 0
+    assert elbo("merge", "out.h5", "part4.h5", "part1.h5", "part2.h5", "part3.h5", cwd=tmp_path).returncode == 0
+    one, other = everything(tmp_path / "whole.h5"), everything(tmp_path / "out.h5")
+    different = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+    assert different == {"command", "contents_sha256"}
+    assert one["skipped"] == 1 and one["payload_sha256"] == other["payload_sha256"]
+    verified = elbo("info", "out.h5", "--verify", cwd=tmp_path)
+    assert verified.returncode == 0, verified.stderr

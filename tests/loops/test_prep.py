@@ -53,10 +53,13 @@ def test_a_bad_file_stops_or_is_skipped_and_listed(digits_folder: Path, tmp_path
     with pytest.raises(DataError, match=r"0000-text\.png: not an image"):
         pack(src, tmp_path / "a.h5")
     assert not (tmp_path / "a.h5").exists()
+    messages = pack(src, tmp_path / "a.h5", on_error="skip")  # goes on with what is done
+    assert "1 files skipped" in messages[1]
     messages = pack(src, tmp_path / "b.h5", on_error="skip")
     assert "1 files skipped" in messages[1]
     assert len(Dataset(tmp_path / "b.h5")) == 4
     assert "0000-text.png" in (tmp_path / "b.skipped.jsonl").read_text()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""From an image of any shape to a square, each way declared once: its name, its help and its filter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from elbocli.errors import DataError
+
+BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
+Colour = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """cut(image, size, background) → square image. filter: the resampling, for the dataset's attributes."""
+
+    name: str
+    filter: str
+    cut: Callable[[Image.Image, int, Colour], Image.Image]
+
+
+CROPS: dict[str, Crop] = {}
+
+
+def crop(name: str, filter: str) -> Callable[[Callable[..., Image.Image]], Callable[..., Image.Image]]:
+    """Declare a crop."""
+
+    def declare(cut: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
+        CROPS[name] = Crop(name, filter, cut)
+        return cut
+
+    return declare
+
+
+@crop("center", filter="box, bicubic")
+def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """ADM's: halve by BOX while at least twice too large, bicubic to the short side, cut the middle.
+
+    Source: Dhariwal & Nichol 2021, the preparation of their training images.
+    """
+    while min(image.size) >= 2 * size:
+        image = halve(image)
+    scale = size / min(image.size)
+    image = image.resize((round(image.size[0] * scale), round(image.size[1] * scale)), BICUBIC)
+    return _middle(image, size)
+
+
+@crop("edm", filter="lanczos")
+def edm(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """EDM's center-crop: cut the middle square at full size, then Lanczos."""
+    return _middle(image, min(image.size)).resize((size, size), LANCZOS)
+
+
+@crop("resize", filter="lanczos")
+def resize(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Lanczos to the square, whatever the shape: nothing is cut, proportions are lost."""
+    return image.resize((size, size), LANCZOS)
+
+
+@crop("pad", filter="lanczos")
+def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Lanczos to the long side, and bars of the background's colour."""
+    scale = size / max(image.size)
+    inner = image.resize((max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))), LANCZOS)
+    square = Image.new(image.mode, (size, size), background if len(background) > 1 else background[0])
+    square.paste(inner, ((size - inner.size[0]) // 2, (size - inner.size[1]) // 2))
+    return square
+
+
+@crop("none", filter="none")
+def none(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Images must already have the size."""
+    if image.size != (size, size):
+        raise DataError(f"{image.size[0]} x {image.size[1]} pixels; --crop none takes only {size} x {size}")
+    return image
+
+
+def _middle(image: Image.Image, size: int) -> Image.Image:
+    left, top = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def halve(image: Image.Image) -> Image.Image:
+    """`image.resize` to half of each side (rounded down) by BOX: the same pixels, in two thirds of the time.
+
+    Pillow resizes one axis after the other, rounding in between. Along an axis of even length BOX is the rounded
+    mean of two, which `reduce` does faster.
+    """
+    width, height = image.size
+    # Since Pillow 13 what is more than twice as high as wide is resized vertically first.
+    if 10 * height > 19 * width or not _reduce_is_box():
+        return image.resize((width // 2, height // 2), BOX)
+    return _two_steps(image)
+
+
+@cache
+def _reduce_is_box() -> bool:
+    """Whether this Pillow's `reduce` gives the pixels of its `resize`: another release may round otherwise."""
+    noise = Image.fromarray(np.random.Generator(np.random.Philox(0)).integers(0, 256, (62, 64, 3), np.uint8))
+    shapes = [noise.crop((0, 0, width, height)) for width in (63, 64) for height in (61, 62)]
+    return all(
+        step.resize((step.size[0] // 2, step.size[1] // 2), BOX).tobytes() == _two_steps(step).tobytes() for step in shapes
+    )
+
+
+def _two_steps(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    image = image.resize((width // 2, height), BOX) if width % 2 else image.reduce((2, 1))
+    return image.resize((width // 2, height // 2), BOX) if height % 2 else image.reduce((1, 2))

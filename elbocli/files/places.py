@@ -1,0 +1,196 @@
+"""Where the bytes of one image lie: a file, a stretch of an archive, an entry of a zip, a row of an array.
+
+Each place has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
+DataError for what can't be read. Nothing is ever extracted to disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from elbocli.errors import DataError
+from elbocli.files.dataset import Dataset
+
+LARGEST_FILE = 256 << 20
+DENSE = 3
+"""A stretch is worth reading whole when it is at most so many times the files that are wanted of it."""
+TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
+
+
+class Place(Protocol):
+    """Where one image lies."""
+
+    def read(self) -> bytes | np.ndarray:
+        """The image file's bytes, or its pixels. Raises DataError."""
+
+
+def read_bytes(path: Path | str, offset: int = 0, size: int = -1) -> bytes:
+    """A regular file's content, or `size` bytes of it. Raises DataError for pipes, sockets, loops, what can't be read."""
+    try:
+        # Opening a pipe would wait for its writer.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        dangling = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
+        raise DataError("a link to nothing" if dangling else _why(error)) from error
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("not a regular file")
+        wanted = status.st_size - offset if size < 0 else size
+        if wanted > LARGEST_FILE:
+            raise DataError(TOO_LARGE)
+        content = os.pread(handle, wanted, offset)
+        while len(content) < wanted and (more := os.pread(handle, wanted - len(content), offset + len(content))):
+            content += more
+        if len(content) < wanted:
+            raise DataError(f"cut short: {len(content)} of {wanted} bytes are there")
+        return content
+    except OSError as error:
+        raise DataError(_why(error)) from error
+    finally:
+        os.close(handle)
+
+
+def _why(error: OSError) -> str:
+    return f"can't be read: {error.strerror or error}"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A file, or `size` bytes of it from `offset`."""
+
+    path: str
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        """Its bytes."""
+        return read_bytes(self.path, self.offset, self.size)
+
+
+def will_need(places: Sequence[Place]) -> None:
+    """Tell the kernel that these places come next: it reads the stretch of an archive in which they lie in one go.
+
+    They are packed in the order of their names, an archive may have them in another: so it is still read from front
+    to back, once, some thousand files at a time.
+    """
+    stretches: dict[str, tuple[int, int, int]] = {}
+    for place in places:
+        if isinstance(place, Span) and place.size >= 0:
+            low, high, total = stretches.get(place.path, (place.offset, 0, 0))
+            end = place.offset + place.size
+            stretches[place.path] = min(low, place.offset), max(high, end), total + place.size
+    for path, (low, high, total) in stretches.items():
+        if high - low > DENSE * total + (1 << 20):
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(handle, low, high - low, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class ZipEntry:
+    """An entry of an open zip archive."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+    def read(self) -> bytes:
+        """Its bytes, unpacked."""
+        info = self.info
+        if info.flag_bits & 1:
+            raise DataError("encrypted: unlock the archive first")
+        if info.file_size > LARGEST_FILE:
+            raise DataError(TOO_LARGE)
+        try:
+            with self.archive.open(info) as member:
+                content = member.read(info.file_size + 1)
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
+            raise DataError(f"does not unpack: {str(error)[:100] or type(error).__name__}") from error
+        if len(content) != info.file_size:
+            raise DataError(f"does not unpack: {len(content)} bytes where {info.file_size} were announced")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """What stands in an archive for an image but isn't one (a link, a device, …)."""
+
+    why: str
+
+    def read(self) -> bytes:
+        """Raises DataError."""
+        raise DataError(self.why)
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A row of uint8 pixels of a shape, at an offset of a file."""
+
+    path: str
+    offset: int
+    shape: tuple[int, int, int]
+
+    def read(self) -> np.ndarray:
+        """[H, W, C]."""
+        return np.frombuffer(read_bytes(self.path, self.offset, int(np.prod(self.shape))), np.uint8).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRow:
+    """A row of an elbo-dataset."""
+
+    dataset: Dataset
+    index: int
+
+    def read(self) -> np.ndarray:
+        """[H, W, C]."""
+        return self.dataset.batch(np.array([self.index]))[0]
+
+
+class Unpacked:
+    """Rows of a compressed array: only in order, one after another."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str, offset: int, shape: tuple[int, int, int]):
+        self.archive, self.name, self.offset, self.shape = archive, name, offset, shape
+        self.size = int(np.prod(shape))
+        self._lock = threading.Lock()
+        self._member = archive.open(name)
+
+    def row(self, index: int) -> np.ndarray:
+        """[H, W, C]."""
+        try:
+            with self._lock:
+                self._member.seek(self.offset + index * self.size)
+                content = self._member.read(self.size)
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+            raise DataError(f"does not unpack: {str(error)[:100]}") from error
+        if len(content) < self.size:
+            raise DataError(f"cut short: {len(content)} of {self.size} bytes are there")
+        return np.frombuffer(content, np.uint8).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedRow:
+    """A row of a compressed array."""
+
+    rows: Unpacked
+    index: int
+
+    def read(self) -> np.ndarray:
+        """[H, W, C]."""
+        return self.rows.row(self.index)

@@ -1,0 +1,86 @@
+"""What a network draws, as pixels: its own, or those that an autoencoder makes of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.latents import ATTRIBUTES, LatentSpace, read_space
+from elbocli.nn.autoencoder import Autoencoder
+from elbocli.nn.unet import UNetConfig
+
+
+@dataclass(frozen=True)
+class Output:
+    """shape: (H, W, C) of the images. pixels: what the network draws [B,c,h,w] → uint8 [B,H,W,C]."""
+
+    shape: tuple[int, int, int]
+    pixels: Callable[[Tensor], np.ndarray]
+
+
+def to_pixels(x: Tensor) -> np.ndarray:
+    """[-1, 1] float [B,C,H,W] → uint8 [B,H,W,C], rounded to the nearest level."""
+    levels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def latent_space(data: dict[str, Any], network: UNetConfig, where: object) -> LatentSpace | None:
+    """The space of a run's latents, from the `data` of its config; None for pixels. Raises FormatError."""
+    if ATTRIBUTES["convention"] not in data:
+        return None
+    return read_space(data, network.image_channels, where)
+
+
+def open_output(
+    data: dict[str, Any],
+    network: UNetConfig,
+    device: torch.device,
+    autoencoder: Path | None = None,
+    where: object = "config.yaml",
+) -> Output:
+    """The output of a run. data: of its config. autoencoder: its folder, instead of the recorded one.
+
+    Raises UsageError (not there, diffusers is missing), DataError (other weights), FormatError (doesn't fit).
+    """
+    space = latent_space(data, network, where)
+    if space is None:
+        if autoencoder is not None:
+            raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
+        return Output((network.image_size, network.image_size, network.image_channels), to_pixels)
+    folder = autoencoder or _recorded(space, Path(str(data.get("path"))))
+    model = Autoencoder(folder, device)
+    if model.sha256 != space.autoencoder_sha256:
+        raise DataError(
+            f"{folder}: its weights have sha256 {model.sha256}, the run's latents were made with {space.autoencoder_sha256} "
+            f"({space.autoencoder}); name that one with --autoencoder DIR"
+        )
+    if (model.channels, model.factor * network.image_size) != (network.image_channels, space.pixel_size):
+        raise FormatError(
+            f"{folder}: makes {model.factor * network.image_size} pixels of {network.image_size} x {model.channels} latents; "
+            f"the run has {network.image_channels} channels and {space.pixel_size} pixels"
+        )
+    batch = model.comfortable_batch(space.pixel_size)
+
+    def decode(x: Tensor) -> np.ndarray:
+        return np.concatenate([model.decode(part, space) for part in x.split(batch)])
+
+    return Output((space.pixel_size, space.pixel_size, 3), decode)
+
+
+def _recorded(space: LatentSpace, data: Path) -> Path:
+    """The folder that the dataset names, as given or beside the dataset."""
+    places = [Path(space.autoencoder), data.parent / space.autoencoder]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UsageError(
+        f"{space.autoencoder}: the autoencoder of these latents is not there (nor at {places[1]}); "
+        "name its folder with --autoencoder DIR"
+    )

@@ -332,8 +332,8 @@ def test_shards_of_prep_are_the_single_preps_file_but_for_the_command(
     for index in range(22):
         path = tmp_path / "src" / CLASSES[index % 3] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Some grey, and one that is no image: counts of both add up.
-        shape = (10, 12) if index % 5 == 0 else (10, 12, 3)
+        # Some transparent, and one that is no image: counts of both add up.
+        shape = (10, 12, 4) if index % 5 == 0 else (10, 12, 3)
         Image.fromarray(draw.integers(0, 256, shape, np.uint8)).save(path)
     (tmp_path / "src" / "bee" / "bad.png").write_bytes(b"no image")
     line = ("prep", "src", "--size", 8, "--on-error", "skip", *options)
@@ -344,6 +344,7 @@ def test_shards_of_prep_are_the_single_preps_file_but_for_the_command(
     one, other = everything(tmp_path / "whole.h5"), everything(tmp_path / "out.h5")
     different = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
     assert different == {"command", "contents_sha256"}
-    assert one["skipped"] == 1 and one["payload_sha256"] == other["payload_sha256"]
+    assert one["skipped"] == 1 and ": 5" in one["changed"]
+    assert one["payload_sha256"] == other["payload_sha256"]
     verified = elbo("info", "out.h5", "--verify", cwd=tmp_path)
     assert verified.returncode == 0, verified.stderr

@@ -48,6 +48,13 @@ EXAMPLES = {
         ("Another dataset, smaller.", "elbo prep big.h5 small.h5 --size 32"),
         ("Small grey images.", "elbo prep digits/ digits.h5 --size 8 --channels 1"),
     ],
+    "elbo merge": [
+        (
+            "Pack in four jobs, then make one dataset of the shards.",
+            "elbo prep imagenet/ part1.h5 --shard 1/4\nelbo merge out.h5 part?.h5",
+        ),
+        ("Leave the shards where they are.", "elbo merge out.h5 shards/*.h5 --virtual"),
+    ],
     "elbo train": [
         ("The paper's sigmoid weighting on the only dataset here.", "elbo train --weighting sigmoid --bias 2"),
         (
@@ -128,7 +135,10 @@ EXAMPLES = {
         ("On the terminal.", "elbo weights plot sigmoid edm iddpm"),
         ("The objectives of the literature on one sheet.", "elbo weights plot -o weights.pdf"),
     ],
-    "elbo info": [("What is this file?", "elbo info out.h5\nelbo info run --json")],
+    "elbo info": [
+        ("What is this file?", "elbo info out.h5\nelbo info run --json"),
+        ("Is it still what was written?", "elbo info out.h5 --verify"),
+    ],
 }
 EXIT = [
     ("0", "Done."),
@@ -155,6 +165,7 @@ FILES = {
         ("OUT.h5.partial", "Unfinished work; the same command goes on with it."),
         ("OUT.skipped.jsonl", "What was skipped, and why."),
     ],
+    "elbo merge": [("OUT.h5.partial", "Unfinished work; the same command goes on with it.")],
 }
 
 

@@ -13,12 +13,15 @@ from elbocli.cli.options import PATH, Command, common
 @click.command(cls=Command)
 @click.argument("file", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@click.option("--verify", is_flag=True, help="Read it all and compare it with its digests; exit 1 when it is damaged.")
 @common
-def info(file: Path, as_json: bool) -> None:
+def info(file: Path, as_json: bool, verify: bool) -> None:
     """Say what FILE is and how it was made: a dataset, run, checkpoint, loss log, schedule, statistics or samples."""
+    from elbocli.cli.progress import show
     from elbocli.loops.info import describe
+    from elbocli.loops.verify import run
 
-    facts = describe(file)
+    facts = show(run(file)) if verify else describe(file)
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return

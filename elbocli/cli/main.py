@@ -10,7 +10,7 @@ import traceback
 import click
 
 from elbocli import __version__
-from elbocli.cli import adapt, bound, evaluate, info, prep, sample, train, weights
+from elbocli.cli import adapt, bound, evaluate, info, merge, prep, sample, train, weights
 from elbocli.cli.options import CONTEXT, Command
 from elbocli.errors import ElboError
 
@@ -30,6 +30,7 @@ def elbo() -> None:
 
 for command in (
     prep.prep,
+    merge.merge,
     train.train,
     adapt.adapt,
     sample.sample,

@@ -102,7 +102,7 @@ def save(
             (aside / "meta.json").write_text(json.dumps(content, indent=1) + "\n")
     except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
         raise DataError(f"{path}: could not write: {' '.join(str(error).split())[:200]}") from error
-    for old in _found(run)[:-keep]:
+    for old in checkpoints(run)[:-keep]:
         trash = old.with_name(f".{old.name}.trash")
         old.rename(trash)
         shutil.rmtree(trash)
@@ -110,7 +110,8 @@ def save(
     return path
 
 
-def _found(run: Path) -> list[Path]:
+def checkpoints(run: Path) -> list[Path]:
+    """Folders of all checkpoints of a run, damaged ones too, by step."""
     return sorted(run.glob("checkpoints/step-*"), key=lambda path: path.name)
 
 
@@ -143,7 +144,7 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
     Raises FormatError when there are some and all are damaged.
     """
-    found = _found(run)
+    found = checkpoints(run)
     for path in reversed(found):
         try:
             return read_checkpoint(path)

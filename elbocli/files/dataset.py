@@ -7,6 +7,7 @@ Any HDF5 tool reads it; a random batch costs what a plain array file costs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,11 +23,26 @@ import numpy as np
 from elbocli.errors import DataError, FormatError
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
-from elbocli.files.payload import ENCODED, IMAGES, LATENTS, Block, open_block
+from elbocli.files.payload import (
+    ENCODED,
+    IMAGES,
+    LATENTS,
+    SCAN_BYTES,
+    Block,
+    Layout,
+    encoded,
+    latents,
+    open_block,
+    plain,
+)
 
 FORMAT = "elbo-dataset"
 VERSION = 1
 LARGEST_SIDE = 8192
+DIGESTS = "payload_sha256 contents_sha256"
+"""Attribute `digests`: those that a file holds, so that none can vanish unnoticed. Older files don't say."""
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+"""What h5py and numpy raise when the bytes of a file make no sense."""
 
 
 class Dataset:
@@ -41,17 +57,25 @@ class Dataset:
             self._file = h5py.File(self.path, "r", locking=False)
         except FileNotFoundError:
             raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
-        except OSError as error:
+        except DAMAGE as error:
             kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
             raise FormatError(
                 f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"
             ) from error
-        try:
+        with self._damage():
             self._open()
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise FormatError(f"{path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
         if self.kind == LATENTS and not latents:
-            raise FormatError(f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves")
+            raise FormatError(
+                f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves"
+            )
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        """What HDF5 says of a damaged file, as a FormatError."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
 
     def _open(self) -> None:
         self.attributes = _attributes(self._file)
@@ -155,10 +179,8 @@ class Dataset:
 
         Raises FormatError when they are damaged.
         """
-        try:
+        with self._damage():
             return self._decoded(np.asarray(indices)) if self.kind == ENCODED else self.block.take(indices)
-        except (OSError, RuntimeError) as error:
-            raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
 
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), *self.shape[1:]), np.uint8)
@@ -183,15 +205,55 @@ class Dataset:
 
     def payload_digest(self) -> str:
         """sha256 of the block in order, to compare with the attribute `payload_sha256`."""
-        return payload_digest(self.block.scan())
+        with self._damage():
+            return payload_digest(self.block.scan())
 
     def contents_digest(self) -> str:
         """sha256 of everything but the block, to compare with the attribute `contents_sha256`."""
-        return contents_digest(self._file)
+        with self._damage():
+            return contents_digest(self._file)
 
     def strings(self, name: str) -> list[str]:
         """A list of names, such as `files`; empty when it isn't there."""
-        return [text(value) for value in self._member(name)[()]] if name in self._file else []
+        with self._damage():
+            return [text(value) for value in self._member(name)[()]] if name in self._file else []
+
+    def contents(self) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+        """Everything beside the block: arrays, and lists of names, as a writer takes them."""
+        arrays, names = {}, {}
+        with self._damage():
+            for name in sorted(set(self._file) - {IMAGES, ENCODED, LATENTS}):
+                member = self._member(name)
+                if member.dtype.kind == "O":
+                    names[name] = self.strings(name)
+                else:
+                    arrays[name] = np.asarray(member[()])
+        return arrays, names
+
+    def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
+        """The block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
+        if self.kind != ENCODED:
+            yield from self.block.scan()
+            return
+        start = 0
+        while start < len(self):
+            stop = int(np.searchsorted(self._offsets, self._offsets[start] + SCAN_BYTES, side="right")) - 1
+            stop = min(max(stop, start + 1), len(self))
+            yield [self.block.run(self._offsets[k], self._offsets[k + 1]) for k in range(start, stop)]
+            start = stop
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether the block is one run of bytes in this very file."""
+        return not self._member(self.kind, virtual=True).is_virtual and isinstance(self.block.parts[0], np.memmap)
+
+    @property
+    def layout(self) -> Layout:
+        """How the block lies on disk."""
+        if self.kind == ENCODED:
+            return encoded(-(-self.block.nbytes // len(self)))
+        height, width, channels = self.shape[1:]
+        return latents((2 * channels, height, width)) if self.kind == LATENTS else plain((height, width, channels))
 
     def identity(self) -> dict[str, Any]:
         """What a run must find again when it resumes."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.atomic import flush_folder, locked, told, write_json
-from elbocli.files.dataset import FORMAT, VERSION, contents_digest, payload_digest
+from elbocli.files.dataset import DIGESTS, FORMAT, VERSION, contents_digest, payload_digest
 from elbocli.files.payload import SCAN_BYTES, Layout
 
 LIBVER = ("earliest", "v108")
@@ -123,7 +123,9 @@ class DatasetWriter:
         """Rows that are safe on disk."""
         return int(self.state["rows"])
 
-    def append(self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]) -> None:
+    def append(
+        self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]
+    ) -> None:
         """Write rows and make them safe. done: how far the source was read; notes: kept beside it.
 
         rows: arrays of the layout's row, or bytes of any length when it has none.
@@ -142,13 +144,15 @@ class DatasetWriter:
             if self._run_handle >= 0:
                 os.pwrite(self._run_handle, np.array(ends, "<i8").tobytes(), 8 * self.rows)
                 os.fdatasync(self._run_handle)
-        self.state = {
-            "source": self.source,
-            "rows": self.rows + len(ends),
-            "bytes": at,
-            "done": done,
-            "notes": notes,
-        }
+        self._remember(self.rows + len(ends), at, done, notes)
+
+    def rewind(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
+        """Forget all but the first `rows` rows, of `size` bytes, as if the source had been read as far as `done`."""
+        self._digest = None if rows else hashlib.sha256()
+        self._remember(rows, size, done, notes)
+
+    def _remember(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
+        self.state = {"source": self.source, "rows": rows, "bytes": size, "done": done, "notes": notes}
         write_json(self.journal, self.state)
 
     def _payload_digest(self) -> str:
@@ -176,6 +180,9 @@ class DatasetWriter:
             os.ftruncate(self._handle, self.offset + size)
             os.fsync(self._handle)
             digest = self._payload_digest()
+            if self.preallocate:
+                # HDF5 itself crashes when the disk is full, and cuts off in the end what it didn't need.
+                os.posix_fallocate(self._handle, self.offset + size, _room(arrays, names))
             with hdf5_told(), h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 for name in (*arrays, *names):
                     if name in file:
@@ -188,15 +195,22 @@ class DatasetWriter:
             self._runs.unlink(missing_ok=True)
 
 
+def _room(arrays: dict[str, np.ndarray], names: dict[str, list[str]]) -> int:
+    """Bytes that suffice for arrays and names in HDF5, attributes included."""
+    words = sum(len(word.encode()) + 64 for listed in names.values() for word in listed)
+    return (1 << 17) + 2 * words + sum(array.nbytes + 4096 for array in arrays.values())
+
+
 def add_contents(
     file: h5py.File, arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]
 ) -> None:
     """Put everything but the block into a dataset that is being written, and the digest of it all."""
-    for name, array in arrays.items():
+    # Sorted, so that the same contents are the same bytes whoever put them together.
+    for name, array in sorted(arrays.items()):
         file[name] = array
-    for name, words in names.items():
+    for name, words in sorted(names.items()):
         file.create_dataset(name, data=words, dtype=h5py.string_dtype())
-    for key, value in {"format": FORMAT, "version": VERSION, **attributes}.items():
+    for key, value in sorted({"format": FORMAT, "version": VERSION, "digests": DIGESTS, **attributes}.items()):
         long = isinstance(value, str) and len(value) > LONGEST_ATTRIBUTE
         file.attrs[key] = value[:LONGEST_ATTRIBUTE] + " …" if long else value
     file.attrs["contents_sha256"] = contents_digest(file)

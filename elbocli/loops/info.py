@@ -46,6 +46,9 @@ def _dataset(path: Path) -> dict[str, Any]:
     return {
         "is": f"elbo-dataset ({kind})",
         "images": len(data),
+        "store": "latents" if data.latent_space is not None else data.store,
+        "bytes_per_image": round(data.block.nbytes / len(data)),
+        **({"parts": len(data.block.parts)} if len(data.block.parts) > 1 else {}),
         "size": data.image_size,
         "channels": data.channels,
         "classes": data.num_classes,

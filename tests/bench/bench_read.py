@@ -17,30 +17,41 @@ from compare import Row, compare
 from elbocli.files import payload
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
+from elbocli.loops import merge
 from elbocli.loops.examples import Examples
 from elbocli.loops.settings import resolve
 
 IMAGES, SHAPE, BATCH = 50_000, (64, 64, 3), 256
-BOUND = 1 / 0.8
+BOUND, VIRTUAL_BOUND, PARTS = 1 / 0.8, 1.2, 4
 
 
-def write(folder: Path) -> tuple[Dataset, np.ndarray]:
-    """The same noise as an elbo-dataset and as a memory-mapped .npy."""
+def write_rows(path: Path, rows: np.ndarray) -> Path:
+    """An elbo-dataset of those images."""
+    with open_writer(path, payload.plain(SHAPE), len(rows), "noise") as writer:
+        for start in range(0, len(rows), 2500):
+            writer.append(rows[start : start + 2500], start + 2500, {})
+        names = {"class_names": ["noise"], "files": [""] * len(rows)}
+        writer.finish({"labels": np.zeros(len(rows), np.int64)}, names, {"num_classes": 1, "image_size": SHAPE[0]})
+    return path
+
+
+def write(folder: Path) -> tuple[Dataset, np.ndarray, Dataset]:
+    """The same noise as an elbo-dataset, as a memory-mapped .npy and as a virtual dataset of four parts."""
     rng = np.random.default_rng(0)
     plain = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.uint8, (IMAGES, *SHAPE))
-    with open_writer(folder / "data.h5", payload.plain(SHAPE), IMAGES, "noise") as writer:
-        for start in range(0, IMAGES, 5000):
-            plain[start : start + 5000] = rng.integers(0, 256, (5000, *SHAPE), np.uint8)
-            writer.append(plain[start : start + 5000], start + 5000, {})
-        names = {"class_names": ["noise"], "files": [""] * IMAGES}
-        writer.finish({"labels": np.zeros(IMAGES, np.int64)}, names, {"num_classes": 1, "image_size": SHAPE[0]})
-    return Dataset(folder / "data.h5"), np.load(folder / "plain.npy", mmap_mode="r")
+    for start in range(0, IMAGES, 5000):
+        plain[start : start + 5000] = rng.integers(0, 256, (5000, *SHAPE), np.uint8)
+    parts = [write_rows(folder / f"{k}.h5", rows) for k, rows in enumerate(np.split(plain, PARTS))]
+    for _ in merge.run(parts, folder / "virtual.h5", merge.Settings(virtual=True)):
+        pass
+    whole = Dataset(write_rows(folder / "data.h5", plain))
+    return whole, np.load(folder / "plain.npy", mmap_mode="r"), Dataset(folder / "virtual.h5")
 
 
 def rows() -> Iterator[Row]:
     """Gathered and normalised on both sides; gathered on both sides; ours normalised against theirs only gathered."""
     with tempfile.TemporaryDirectory() as temporary:
-        dataset, plain = write(Path(temporary))
+        dataset, plain, virtual = write(Path(temporary))
         examples = Examples(dataset, resolve({"batch": BATCH, "device": "cpu"}, dataset), torch.device("cpu"))
         rng = np.random.default_rng(1)
         steps = count()
@@ -56,7 +67,7 @@ def rows() -> Iterator[Row]:
         def ours() -> torch.Tensor:
             return examples.at(next(steps))[0]
 
-        for memory in (dataset.batch(np.arange(IMAGES)), plain):  # every page once
+        for memory in (dataset.batch(np.arange(IMAGES)), virtual.batch(np.arange(IMAGES)), plain):  # every page once
             memory.sum()
         yield compare("read, normalised / numpy.memmap, normalised", ours, normalised, BOUND, rounds=300)
         yield compare(
@@ -67,3 +78,10 @@ def rows() -> Iterator[Row]:
             rounds=300,
         )
         yield compare("read, normalised / numpy.memmap, gathered", ours, lambda: plain[some()], None, rounds=300)
+        yield compare(
+            "read, gathered from a virtual dataset / from one file",
+            lambda: virtual.batch(some()),
+            lambda: dataset.batch(some()),
+            VIRTUAL_BOUND,
+            rounds=300,
+        )

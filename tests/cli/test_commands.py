@@ -29,6 +29,7 @@ from elbocli.files.samples import npy_header
 HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml")
 VERBS = [
     "prep",
+    "merge",
     "train",
     "adapt",
     "sample",

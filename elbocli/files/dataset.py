@@ -7,6 +7,7 @@ Any HDF5 tool reads it; a random batch costs what a plain array file costs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,10 +46,8 @@ class Dataset:
             raise FormatError(
                 f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"
             ) from error
-        try:
+        with _damage_told(self.path):
             self._open()
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise FormatError(f"{path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
         if self.kind == LATENTS and not latents:
             raise FormatError(f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves")
 
@@ -149,10 +148,8 @@ class Dataset:
 
         Raises FormatError when they are damaged.
         """
-        try:
+        with _damage_told(self.path):
             return self._decoded(np.asarray(indices)) if self.kind == ENCODED else self.block.take(indices)
-        except (OSError, RuntimeError) as error:
-            raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
 
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), *self.shape[1:]), np.uint8)
@@ -184,8 +181,9 @@ class Dataset:
         return contents_digest(self._file)
 
     def strings(self, name: str) -> list[str]:
-        """A list of names, such as `files`; empty when it isn't there."""
-        return [text(value) for value in self._member(name)[()]] if name in self._file else []
+        """A list of names, such as `files`; empty when it isn't there. Raises FormatError."""
+        with _damage_told(self.path):
+            return [text(value) for value in self._member(name)[()]] if name in self._file else []
 
     def identity(self) -> dict[str, Any]:
         """What a run must find again when it resumes."""
@@ -198,6 +196,15 @@ class Dataset:
             "payload_sha256": self.attributes.get("payload_sha256"),
             "class_names": self.class_names,
         }
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Turn what HDF5 raises on a damaged file into a FormatError."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise FormatError(f"{path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
 
 
 @cache

@@ -11,14 +11,16 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.files.places import Nowhere, Place, Span, ZipEntry
+from elbocli.files.places import UNPACKABLE, Nowhere, Place, Span, ZipEntry
 
 Entry = tuple[str, Place]
 Complain = Callable[[str], None]
 LONGEST_HEADER = 16 << 20
+LOCAL_HEADER_BYTES = 30
 DEEPEST = 3
 BROKEN = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, EOFError, MemoryError, RecursionError)
 PACKED = {
@@ -100,6 +102,8 @@ class _Tar:
         window = _Window(self.handle, self.offset, self.size)
         with tarfile.open(fileobj=window, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
+                if info.size < 0 or tar.offset <= info.offset:
+                    raise tarfile.ReadError(f"a file of {info.size} bytes")
                 tar.members.clear()
                 yield info
             self.end = tar.offset
@@ -169,14 +173,29 @@ def list_zip(path: Path) -> Iterator[Entry]:
     """The files of a zip. Raises DataError when it is damaged."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, *BROKEN) as error:
+    except UNPACKABLE as error:
         raise DataError(f"{path}: a zip archive, but damaged or cut short ({error}); get it again") from error
+    overlapping = _overlapping(archive.infolist())
     for info in archive.infolist():
         name = clean(info.filename)
-        if info.is_dir() or not name or hidden(name):
+        if not name or hidden(name) or info.is_dir():
             continue
-        linked = stat.S_ISLNK(info.external_attr >> 16)
-        yield name, Nowhere("a link, in an archive") if linked else ZipEntry(archive, info)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            yield name, Nowhere("a link, in an archive")
+        elif id(info) in overlapping:
+            yield name, Nowhere("overlaps another entry of its archive, as only a bomb's does")
+        else:
+            yield name, ZipEntry(archive, info)
+
+
+def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
+    """Those that reach into the next. zipfile refuses them too, but only since Python 3.12."""
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    return {
+        id(info)
+        for info, after in pairwise(ordered)
+        if info.header_offset + LOCAL_HEADER_BYTES + info.compress_size > after.header_offset
+    }
 
 
 def is_tar(path: Path) -> bool:

@@ -6,14 +6,16 @@ DataError for what can't be read. Nothing is ever extracted to disk.
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
+import struct
 import threading
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -21,6 +23,22 @@ from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 
 LARGEST_FILE = 256 << 20
+UNPACK_STEP = 4096
+UNPACKABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    LookupError,
+    OSError,
+)
+"""What reading a damaged zip raises."""
 TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
 
 
@@ -29,6 +47,10 @@ class Place(Protocol):
 
     def read(self) -> bytes | np.ndarray:
         """The image file's bytes, or its pixels. Raises DataError."""
+
+    @property
+    def weight(self) -> int:
+        """How many bytes of memory `read` takes."""
 
 
 def read_bytes(path: Path | str, offset: int = 0, size: int = -1) -> bytes:
@@ -74,6 +96,16 @@ class Span:
         """Its bytes."""
         return read_bytes(self.path, self.offset, self.size)
 
+    @property
+    def weight(self) -> int:
+        """Its size."""
+        if self.size >= 0:
+            return self.size
+        try:
+            return Path(self.path).stat().st_size
+        except OSError:
+            return 0
+
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
@@ -91,12 +123,24 @@ class ZipEntry:
             raise DataError(TOO_LARGE)
         try:
             with self.archive.open(info) as member:
-                content = member.read(info.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
+                content = _unpacked(member, info)
+        except UNPACKABLE as error:
             raise DataError(f"does not unpack: {str(error)[:100] or type(error).__name__}") from error
         if len(content) != info.file_size:
             raise DataError(f"does not unpack: {len(content)} bytes where {info.file_size} were announced")
         return content
+
+    @property
+    def weight(self) -> int:
+        """Its size, unpacked and packed."""
+        return self.info.file_size + self.info.compress_size
+
+
+def _unpacked(member: IO[bytes], info: zipfile.ZipInfo) -> bytes:
+    """bzip2 and LZMA unpack all they are given, and zipfile gives them as much as is asked for."""
+    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return member.read(info.file_size + 1)
+    return b"".join(iter(lambda: member.read(UNPACK_STEP), b""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +152,11 @@ class Nowhere:
     def read(self) -> bytes:
         """Raises DataError."""
         raise DataError(self.why)
+
+    @property
+    def weight(self) -> int:
+        """Nothing."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +171,11 @@ class Pixels:
         """[H, W, C]."""
         return np.frombuffer(read_bytes(self.path, self.offset, int(np.prod(self.shape))), np.uint8).reshape(self.shape)
 
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return int(np.prod(self.shape))
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetRow:
@@ -133,6 +187,11 @@ class DatasetRow:
     def read(self) -> np.ndarray:
         """[H, W, C]."""
         return self.dataset.batch(np.array([self.index]))[0]
+
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return int(np.prod(self.dataset.shape[1:]))
 
 
 class Unpacked:
@@ -150,8 +209,8 @@ class Unpacked:
             with self._lock:
                 self._member.seek(self.offset + index * self.size)
                 content = self._member.read(self.size)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
-            raise DataError(f"does not unpack: {str(error)[:100]}") from error
+        except UNPACKABLE as error:
+            raise DataError(f"does not unpack: {str(error)[:100] or type(error).__name__}") from error
         if len(content) < self.size:
             raise DataError(f"cut short: {len(content)} of {self.size} bytes are there")
         return np.frombuffer(content, np.uint8).reshape(self.shape)
@@ -167,3 +226,8 @@ class UnpackedRow:
     def read(self) -> np.ndarray:
         """[H, W, C]."""
         return self.rows.row(self.index)
+
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return self.rows.size

@@ -339,14 +339,17 @@ def _numbered(
     numbers: Any, listed: Path | None, bare: bool, notes: list[str]
 ) -> tuple[list[int], list[str], list[Word]]:
     """Numbers count from 0; in a bare list of classes without a 0 they count from 1, as ILSVRC's do."""
-    first = int(bare and numbers.min() > 0)
-    names = [str(number) for number in range(first, int(numbers.max()) + 1)]
+    low, high = int(numbers.min()), int(numbers.max())
+    first = int(bare and low > 0)
     if first:
-        notes.append(f"no class is 0: they are taken to count from 1, {names[0]} to {names[-1]}")
+        notes.append(f"no class is 0: they are taken to count from 1, {first} to {high}")
     if listed is not None:
         names = read_classes_file(listed, set()).names
-        if numbers.max() - first >= len(names):
-            raise DataError(f"{listed}: {len(names)} classes, but an image has class {numbers.max()}")
-    elif len(names) > max(1000, 10 * len(numbers)):
-        raise DataError(f"an image has class {numbers.max()}, which can't be for {len(numbers)} images; check the labels")
+        if high - first >= len(names):
+            raise DataError(f"{listed}: {len(names)} classes, but an image has class {high}")
+    elif low < 0 or high - first >= max(1000, 10 * len(numbers)):
+        wrong = low if low < 0 else high
+        raise DataError(f"an image has class {wrong}, which can't be for {len(numbers)} images; check the labels")
+    else:
+        names = [str(number) for number in range(first, high + 1)]
     return (numbers - first).tolist(), names, []

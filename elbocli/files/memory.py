@@ -1,0 +1,29 @@
+"""Memory that threads share: who needs much of it waits until there is room."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class Room:
+    """So many bytes for all threads together. A claim larger than that gets in alone."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def claim(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes for the block. A thread must not claim again from the same room inside it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self.size)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()

@@ -50,6 +50,7 @@ GOOD = encoded(RGB)
 class Odd:
     """An input. put: makes it at a path. packed: images that come of it. says: a pattern of what elbo says of it,
     '' for nothing. pixels: [8, 8, C] of its first image. archive: a source by itself, not a file of a folder.
+    nobody: packed without root's right to read everything.
     """
 
     what: str
@@ -60,6 +61,7 @@ class Odd:
     pixels: np.ndarray | None = None
     archive: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    nobody: bool = False
 
 
 ODD: list[Odd] = []
@@ -192,7 +194,7 @@ def unreadable(path: Path) -> None:
 
 node("named pipe", "pipe.png", os.mkfifo, 0, "not a regular file")
 node("socket", "socket.png", listening, 0, "can't be read|not a regular file")
-node("file that may not be read", "secret.png", unreadable, 0, "can't be read: Permission denied")
+ODD.append(Odd("file that may not be read", "secret.png", unreadable, 0, "can't be read: Permission denied", nobody=True))
 node("link to nothing", "dangling.png", lambda path: path.symlink_to("nowhere.png"), 0, "a link to nothing")
 node("link to itself", "loop.png", lambda path: path.symlink_to(path.name), 0, "can't be read: Too many levels")
 node("link to the folder it is in", "again", lambda path: path.symlink_to("."), 0)
@@ -257,14 +259,14 @@ TWO = tar(("a.png", GOOD), ("b.png", GOOD))
 BLOCKS = len(good_member())
 CLASSES = tar(("cat.tar", TWO), ("dog.tar", flipped(TWO, BLOCKS + 20)))
 
-archive("tar, paths that lead outside", "outside.tar", tar(("../../a.png", GOOD), ("/etc/b.png", GOOD)), 2)
+archive("tar, paths that lead outside", "outside.tar", tar(("../../a.png", GOOD), ("/b.png", GOOD)), 2)
 archive("tar with a symbolic link", "link.tar", tar(("a.png", GOOD), ("b.png", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})), 1, "a link, in an archive")
 archive("tar with a hard link", "hard.tar", tar(("a.png", GOOD), ("b.png", {"type": tarfile.LNKTYPE, "linkname": "a.png"})), 2)
 archive("tar with a hard link to nothing", "nohard.tar", tar(("a.png", GOOD), ("b.png", {"type": tarfile.LNKTYPE, "linkname": "../x"})), 1, "a link to x, which is not in the archive")
 archive("tar with a device", "device.tar", tar(("a.png", GOOD), ("b.png", {"type": tarfile.CHRTYPE})), 1, "not a regular file, in an archive")
 archive("tar with a named pipe", "pipe.tar", tar(("a.png", GOOD), ("b.png", {"type": tarfile.FIFOTYPE})), 1, "not a regular file, in an archive")
 archive("tar with a sparse file", "sparse.tar", sparse(), 1, "a sparse file, in an archive")
-archive("tar with long names", "long.tar", tar(("d/" * 60 + "a.png", GOOD), ("e" * 200 + ".png", GOOD)), 2)
+archive("tar with long names", "long.tar", tar(("d/" * 30 + "a" * 150 + ".png", GOOD), ("d/" * 30 + "e" * 200 + ".png", GOOD)), 2)
 archive("tar with a NUL in a name", "nul.tar", tar(("a.png", GOOD), ("b.png", {"pax_headers": {"path": "x\0y.png"}}), form=tarfile.PAX_FORMAT), 1, "empty file")
 archive("tar that ends in a header", "header.tar", TWO[: BLOCKS + 100], 1, "damaged or ends early")
 archive("tar that ends in an image", "content.tar", TWO[: BLOCKS + 600], 1, "damaged or ends early|cut short")
@@ -307,11 +309,10 @@ def linked_zip() -> bytes:
 
 PAIR = zipped(("a.png", GOOD), ("b.png", GOOD))
 STORED = zipped(("a.png", GOOD), ("b.png", GOOD), method=zipfile.ZIP_STORED)
-TWICE = zipped(("a.png", GOOD), ("a/b.png", GOOD)).replace(b"a/b.png", b"aab.png")
 SIZE = len(GOOD)
 BZIPPED = zipped(("a.png", GOOD), ("b.png", bytes(64 << 20)), method=zipfile.ZIP_BZIP2)
 
-archive("zip, paths that lead outside", "outside.zip", zipped(("../../a.png", GOOD), ("/etc/b.png", GOOD)), 2)
+archive("zip, paths that lead outside", "outside.zip", zipped(("../../a.png", GOOD), ("/b.png", GOOD)), 2)
 archive("zip with a symbolic link", "link.zip", linked_zip(), 1, "a link, in an archive")
 archive("zip with an encrypted image", "encrypted.zip", patched(PAIR, 6, 8, b"\1"), 1, "encrypted: unlock the archive first")
 archive("zip cut short", "cut.zip", PAIR[:-30], 0, "damaged or cut short")
@@ -320,7 +321,7 @@ archive("zip that says a size too small", "small.zip", patched(PAIR, None, 24, s
 archive("zip that says a size too large", "large.zip", patched(PAIR, None, 24, struct.pack("<I", SIZE + 9)), 1, "does not unpack: .*announced")
 archive("zip with an image of 4 GB", "bomb.zip", patched(PAIR, None, 24, struct.pack("<I", 0xFFFFFFF0)), 1, "too large: more than 256 MiB")
 archive("zip with 64 MB in 45 bytes", "bzip2.zip", patched(BZIPPED, None, 24, struct.pack("<I", 100)), 1, "does not unpack")
-archive("zip whose entries overlap", "overlap.zip", patched(STORED, None, 42, struct.pack("<I", 10)), 1, "overlaps another|does not unpack")
+archive("zip whose entries overlap", "overlap.zip", patched(patched(STORED, None, 42, bytes(4)), None, 46, b"a"), 1, "overlaps another entry")
 archive("zip in a zip", "nested.zip", zipped(("a.png", GOOD), ("b.zip", PAIR)), 1, "a zip archive; unpack it, or give it")
 archive("zip packed in an unknown way", "method.zip", patched(PAIR, 8, 10, b"\x63\0"), 1, "does not unpack")
 
@@ -380,7 +381,7 @@ def outcome(odd: Odd, folder: Path) -> Outcome:
     source, out = source_of(odd, folder), folder / "out.h5"
     settings = {"size": 8, "workers": 2, **odd.settings}
     stopped, messages, packed, pixels = "", [], 0, None
-    with as_nobody():
+    with as_nobody() if odd.nobody else contextlib.nullcontext():
         try:
             for _ in prep.run(source, folder / "stop.h5", prep.Settings(**settings)):
                 pass

@@ -38,6 +38,11 @@ def clean(name: str) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
+def printable(name: str) -> str:
+    """A name for people: what would move their cursor, or is no text, as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+
+
 def hidden(name: str) -> bool:
     """Whether any part of a path is hidden (begins with a dot), or is macOS's or Windows' own."""
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))
@@ -57,7 +62,7 @@ def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
             if here in above:
                 continue
             with os.scandir(folder) as entries:
-                found = [(entry.name, entry.path, entry.is_dir()) for entry in entries if not hidden(entry.name)]
+                found = [(entry.name, entry.path, _is_folder(entry)) for entry in entries if not hidden(entry.name)]
         except OSError as error:
             raise DataError(f"{error.filename or folder}: could not list: {error.strerror}") from error
         for name, path, is_dir in found:
@@ -67,6 +72,13 @@ def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
                 yield from list_tar(path, complain, prefix=f"{prefix}{name.removesuffix('.tar')}/")
             else:
                 yield prefix + name, Span(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 class _Window:
@@ -123,15 +135,13 @@ class _Tar:
 def list_tar(
     path: str, complain: Complain, offset: int = 0, size: int = -1, prefix: str = "", depth: int = 0
 ) -> Iterator[Entry]:
-    """The files of a tar, from its headers alone. complain: told when the archive is damaged or ends early.
-
-    Raises DataError when it can't be opened.
-    """
-    shown = f"{path}: {prefix.removesuffix('/')}" if prefix and depth else path
+    """The files of a tar, from its headers alone. complain: told when it can't be read, is damaged or ends early."""
+    shown = printable(f"{path}: {prefix.removesuffix('/')}" if prefix and depth else path)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+        complain(f"{shown}: can't be read: {error.strerror}; make it readable")
+        return
     try:
         tar = _Tar(handle, path, offset, os.fstat(handle).st_size - offset if size < 0 else size)
         yield from _members(tar, complain, prefix, depth)
@@ -166,7 +176,7 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
         wanted = {target for _, target in links}
         found = {clean(info.name): tar.span(info) for info in tar.members() if clean(info.name) in wanted and info.isreg()}
         for name, target in links:
-            yield prefix + name, found.get(target, Nowhere(f"a link to {target}, which is not in the archive"))
+            yield prefix + name, found.get(target, Nowhere(f"a link to {printable(target)}, which is not in the archive"))
 
 
 def list_zip(path: Path) -> Iterator[Entry]:

@@ -20,7 +20,7 @@ from elbocli.core.draws import Stream
 from elbocli.errors import DataError, UsageError
 from elbocli.files import arrays
 from elbocli.files.labels import Word, edm_labels, read_classes_file, read_labels_file, sidecar_labels
-from elbocli.files.listing import Entry, is_tar, list_folder, list_tar, list_zip, unpacker
+from elbocli.files.listing import Entry, is_tar, list_folder, list_tar, list_zip, printable, unpacker
 from elbocli.files.places import Place
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -50,7 +50,7 @@ class Source:
 
     def shown(self, index: int) -> str:
         """An image's name for people."""
-        return self.prefixes[self.owners[index]] + self.files[index]
+        return printable(self.prefixes[self.owners[index]] + self.files[index])
 
     def take(self, chosen: Sequence[int]) -> Source:
         """Only those images, in that order. Raises UsageError when they can only be read in their own."""
@@ -207,6 +207,8 @@ def _find(root: Path, any_depth: bool, complain: Complain) -> _Found:
             f"{root}: is compressed, so that its images can't be read one by one; unpack it once with '{program} {root.name}' "
             "(images hardly get larger by it)"
         )
+    if root.suffix == ".tar":
+        raise DataError(f"{root}: is called .tar, but begins like no tar: damaged, or something else; get it again")
     raise DataError(f"{root}: is a file, but no tar, zip, .npz, .npy or dataset; expected these or a folder of images")
 
 
@@ -263,9 +265,9 @@ def _without_loose(entries: list[Entry], prefix: str, notes: list[str]) -> list[
     folder = next(name for name, _ in entries if "/" in name).partition("/")[0]
     if pictures:
         raise DataError(
-            f"{prefix.rstrip(': /')}: holds both class folders ({folder}, …) and loose files ({pictures[0]}, …); move one kind away"
+            f"{prefix.rstrip(': /')}: holds both class folders ({printable(folder)}, …) and loose files ({printable(pictures[0])}, …); move one kind away"
         )
-    notes.append(f"{prefix}{loose[0]}{f' and {len(loose) - 1} more' if len(loose) > 1 else ''} left out: not in a class folder")
+    notes.append(f"{prefix}{printable(loose[0])}{f' and {len(loose) - 1} more' if len(loose) > 1 else ''} left out: not in a class folder")
     return [entry for entry in entries if "/" in entry[0]]
 
 

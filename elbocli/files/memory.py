@@ -17,7 +17,7 @@ class Room:
 
     @contextlib.contextmanager
     def claim(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes for the block. A thread must not claim again from the same room inside it."""
+        """Hold `size` bytes for the block. Inside it a thread must claim no more from the same room."""
         with self._changed:
             self._changed.wait_for(lambda: not self._taken or self._taken + size <= self.size)
             self._taken += size

@@ -16,7 +16,9 @@ from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.crops import CROPS, MOST_PIXELS
 from elbocli.files.memory import Room
 
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+MAX_PIXELS = MOST_PIXELS
+# Pillow warns above it and raises above twice as many; images inside of icons are checked by it alone.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 MAX_ASPECT = 100
 # What Pillow has to say about odd files is said per file, by what it raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -55,9 +57,11 @@ class Decoding:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Everything Pillow reads by itself: for PostScript it would run Ghostscript on the file."""
+    """Everything Pillow reads by itself and within bounds: for PostScript it would run Ghostscript on the file, and
+    before version 13 it unpacks gzip inside of FITS whole, however much that is.
+    """
     Image.init()
-    return tuple(sorted(set(Image.OPEN) - {"EPS"}))
+    return tuple(sorted(set(Image.OPEN) - {"EPS", "FITS"}))
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -81,13 +85,18 @@ def _decoded(content: bytes, how: Decoding) -> Iterator[tuple[Image.Image, str]]
     if not content:
         raise DataError("empty file")
     try:
-        with open_image(content) as image, _room.claim(_memory(image, how)):
+        # Pillow makes room for a WebP's pixels when it opens one.
+        early = _memory("WEBP", _webp_size(content)) if content[8:12] == b"WEBP" else 0
+        with _room.claim(early), open_image(content) as image, _room.claim(0 if early else _needed(image, how)):
             change = ["first frame of several"] if getattr(image, "is_animated", False) else []
             image.load()
             upright = image
             if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 upright, change = ImageOps.exif_transpose(image), [*change, "turned"]
             plain, converted = _plain(upright, how)
+            for used in (image, upright):
+                if used is not plain:
+                    used.close()
             yield plain, ", ".join([*change, *converted])
     except ElboError:
         raise
@@ -101,20 +110,34 @@ def _decoded(content: bytes, how: Decoding) -> Iterator[tuple[Image.Image, str]]
         raise DataError(f"does not decode: {str(error)[:120] or type(error).__name__}") from error
 
 
-def _memory(image: Image.Image, how: Decoding) -> int:
-    """Bytes that decoding takes. Raises DataError when that, or the shape, is beyond reason."""
-    width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
-        raise DataError(f"too many pixels, or too long and thin: {width} x {height}")
+def _needed(image: Image.Image, how: Decoding) -> int:
+    """Bytes that decoding an opened image takes. Raises DataError when that, or the shape, is beyond reason."""
+    needed = _memory(image.format or "", image.size)
     if how.fast and image.format == "JPEG":
         image.draft(None, (2 * how.size, 2 * how.size))
-        width, height = image.size
-    each = DECODER_BYTES.get(image.format or "", 8)
     if image.info.get("progressive"):
-        each = max(each, 4 + 2 * len(image.getbands()))
-    if width * height * each > LARGEST_DECODED:
-        raise DataError(f"too many pixels for {image.format}, which takes much memory to decode: {width} x {height}")
-    return width * height * each
+        needed = _memory("progressive JPEG", image.size, 4 + 2 * len(image.getbands()))
+    return needed
+
+
+def _memory(kind: str, size: tuple[int, int], each: int = 8) -> int:
+    width, height = size
+    if width * height > MAX_PIXELS or max(size) > MAX_ASPECT * min(size):
+        raise DataError(f"too many pixels, or too long and thin: {width} x {height}")
+    needed = width * height * DECODER_BYTES.get(kind, each)
+    if needed > LARGEST_DECODED:
+        raise DataError(f"too many pixels for {kind}, which takes much memory to decode: {width} x {height}")
+    return needed
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """(width, height) by the first chunk of a WebP file. Source: RFC 9649."""
+    if content[12:16] == b"VP8X":
+        return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(content[27:30], "little")
+    if content[12:16] == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(content[26:28], "little") & 0x3FFF, int.from_bytes(content[28:30], "little") & 0x3FFF
 
 
 def _unknown(content: bytes) -> str:

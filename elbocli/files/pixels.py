@@ -160,7 +160,7 @@ def _plain(image: Image.Image, how: Decoding) -> tuple[Image.Image, list[str]]:
         raise DataError("32-bit pixels: their range is not known; convert them first")
     if mode.startswith("I"):
         return _in_strips(image, lambda strip: _eight_bits(strip).convert(target), target), ["16-bit scaled"]
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         if not how.background:
             return _in_strips(image, lambda strip: strip.convert("RGBA").convert(target), target), ["alpha dropped"]
         colour = ImageColor.getrgb(how.background)[:3]

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Iterator
+
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 8 << 20
+
+
+def return_freed() -> None:
+    """From now on memory that a large image leaves goes back to the system, not to the thread that had it.
+
+    glibc would keep a part for each thread: a quarter of a gigabyte after the largest image. Elsewhere nothing changes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 class Room:

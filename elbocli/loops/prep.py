@@ -25,7 +25,7 @@ from elbocli.files.crops import CROPS
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.labels import utf8
-from elbocli.files.memory import Room
+from elbocli.files.memory import Room, return_freed
 from elbocli.files.pixels import Decoding, square
 from elbocli.files.sources import Source, choose, open_source
 from elbocli.loops.report import Report
@@ -199,6 +199,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     UsageError when `out` exists; Interrupted after a signal, with all work saved.
     """
     refuse_existing(out, settings.overwrite)
+    return_freed()
     settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     complaints: list[str] = []

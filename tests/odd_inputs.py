@@ -425,6 +425,9 @@ image is packed, how its summary counts it. With `--on-error skip` an image that
 `OUT.skipped.jsonl`, and a damaged archive gives what can be read of it. Nothing is ever unpacked to disk. All of them in one
 folder take less than 1 GB of memory. The archives hold one good image beside what is named, or two.
 
+A damaged HDF5 dataset is refused too, but the HDF5 library itself can crash or never end on one made with intent: take
+datasets only from people you trust.
+
 This page is written by `make docs`; edit `tests/odd_inputs.py`.
 
 | input | outcome | what elbo says |

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check check-slow bench lint types man dist clean
+.PHONY: help demo test check check-slow bench lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make test        set up, then the tests"
@@ -37,6 +37,10 @@ types: $(VENV)/.ready
 
 man: $(VENV)/.ready
 	$(BIN)/python man/build.py
+
+docs: $(VENV)/.ready
+	$(BIN)/python tests/odd_inputs.py > docs/odd-images.md.new
+	mv docs/odd-images.md.new docs/odd-images.md
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

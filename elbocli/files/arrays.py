@@ -12,10 +12,12 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.files.places import DatasetRow, Pixels, Place, Unpacked, UnpackedRow
+from elbocli.files.places import UNPACKABLE, DatasetRow, Pixels, Place, Unpacked, UnpackedRow
 from elbocli.files.samples import read_header, read_labels
 
 LOCAL_HEADER = struct.Struct("<26xHH")
+MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""How many bytes may come of one, by way of packing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,14 @@ def open_npy(path: Path) -> Rows:
 
 
 def open_npz(path: Path) -> Rows:
-    """Raises FormatError when it holds no images in `arr_0`."""
+    """Raises FormatError when it holds no images in `arr_0`, or is damaged."""
+    try:
+        return _open_npz(path)
+    except UNPACKABLE as error:
+        raise FormatError(f"{path}: damaged: {str(error)[:100] or type(error).__name__}; make or get it again") from error
+
+
+def _open_npz(path: Path) -> Rows:
     archive = zipfile.ZipFile(path)
     if "arr_0.npy" not in archive.namelist():
         inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
@@ -53,6 +62,8 @@ def open_npz(path: Path) -> Rows:
     with archive.open(info) as member:
         shape = read_header(member, str(path))
         start = member.tell()
+    if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
+        raise FormatError(f"{path}: arr_0 announces {info.file_size} bytes, more than can be in it; make or get it again")
     labels = read_labels(archive, str(path), shape[0])
     known = None if labels is None else labels.tolist()
     row = int(np.prod(shape[1:]))
@@ -73,7 +84,7 @@ def open_dataset(path: Path) -> Rows:
     """Raises FormatError when it is no dataset, or one of latents."""
     data = Dataset(path)
     files = data.strings("files")
-    names = data.class_names if len(data.class_names) == data.num_classes else [str(k) for k in range(data.num_classes)]
+    names = data.class_names if len(data.class_names) == data.num_classes else []
     places = [DatasetRow(data, i) for i in range(len(data))]
     return Rows(places, data.labels.tolist(), names, files if len(files) == len(data) else _names(len(data)))
 
@@ -84,7 +95,7 @@ def is_array(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             return "arr_0.npy" in names or (bool(names) and all("/" not in name and name.endswith(".npy") for name in names))
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+    except UNPACKABLE:
         return False
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from elbocli.errors import DataError
 
 BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
+MOST_PIXELS = 89_478_485
 Colour = tuple[int, ...]
 
 
@@ -46,8 +47,10 @@ def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Imag
     while min(image.size) >= 2 * size:
         image = halve(image)
     scale = size / min(image.size)
-    image = image.resize((round(image.size[0] * scale), round(image.size[1] * scale)), BICUBIC)
-    return _middle(image, size)
+    width, height = round(image.size[0] * scale), round(image.size[1] * scale)
+    if width * height > MOST_PIXELS:
+        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before it is cut")
+    return _middle(image.resize((width, height), BICUBIC), size)
 
 
 @crop("edm", filter="lanczos")

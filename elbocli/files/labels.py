@@ -164,5 +164,5 @@ def _sidecar_word(sides: dict[str, Place], where: str) -> Word | None:
 
 
 def utf8(name: str) -> str:
-    """A file name as text, bytes that are not UTF-8 shown as replacement characters."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """A file name as text, bytes that are not UTF-8 shown as replacement characters; NUL too, which HDF5 can't hold."""
+    return os.fsencode(name).decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -12,15 +12,17 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.files.places import Nowhere, Place, Span, ZipEntry
+from elbocli.files.places import UNPACKABLE, Nowhere, Place, Span, ZipEntry
 
 Entry = tuple[str, Place]
 Complain = Callable[[str], None]
 FOLDER = Nowhere("a folder")
 LONGEST_HEADER = 16 << 20
+LOCAL_HEADER_BYTES = 30
 DEEPEST = 3
 BROKEN = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, EOFError, MemoryError, RecursionError)
 PACKED = {
@@ -36,6 +38,11 @@ PACKED = {
 def clean(name: str) -> str:
     """A path of an archive without anything that leads elsewhere."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+
+
+def printable(name: str) -> str:
+    """A name for people: what would move their cursor, or is no text, as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def hidden(name: str) -> bool:
@@ -57,7 +64,7 @@ def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
             if here in above:
                 continue
             with os.scandir(folder) as entries:
-                found = [(entry.name, entry.path, entry.is_dir()) for entry in entries if not hidden(entry.name)]
+                found = [(entry.name, entry.path, _is_folder(entry)) for entry in entries if not hidden(entry.name)]
         except OSError as error:
             raise DataError(f"{error.filename or folder}: could not list: {error.strerror}") from error
         for name, path, is_dir in found:
@@ -70,6 +77,13 @@ def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
                 yield from list_tar(path, complain, prefix=inside)
             else:
                 yield prefix + name, Span(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 class _Window:
@@ -105,6 +119,8 @@ class _Tar:
         window = _Window(self.handle, self.offset, self.size)
         with tarfile.open(fileobj=window, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
+                if info.size < 0 or tar.offset <= info.offset:
+                    raise tarfile.ReadError(f"a file of {info.size} bytes")
                 tar.members.clear()
                 yield info
             self.end = tar.offset
@@ -124,15 +140,13 @@ class _Tar:
 def list_tar(
     path: str, complain: Complain, offset: int = 0, size: int = -1, prefix: str = "", depth: int = 0
 ) -> Iterator[Entry]:
-    """The files of a tar, from its headers alone. complain: told when the archive is damaged or ends early.
-
-    Raises DataError when it can't be opened.
-    """
-    shown = f"{path}: {prefix.removesuffix('/')}" if prefix and depth else path
+    """The files of a tar, from its headers alone. complain: told when it can't be read, is damaged or ends early."""
+    shown = printable(f"{path}: {prefix.removesuffix('/')}" if prefix and depth else path)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+        complain(f"{shown}: can't be read: {error.strerror}; make it readable")
+        return
     try:
         tar = _Tar(handle, path, offset, os.fstat(handle).st_size - offset if size < 0 else size)
         yield from _members(tar, complain, prefix, depth)
@@ -168,15 +182,16 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
         wanted = {target for _, target in links}
         found = {clean(info.name): tar.span(info) for info in tar.members() if clean(info.name) in wanted and info.isreg()}
         for name, target in links:
-            yield prefix + name, found.get(target, Nowhere(f"a link to {target}, which is not in the archive"))
+            yield prefix + name, found.get(target, Nowhere(f"a link to {printable(target)}, which is not in the archive"))
 
 
 def list_zip(path: Path) -> Iterator[Entry]:
     """The files of a zip. Raises DataError when it is damaged."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, *BROKEN) as error:
+    except UNPACKABLE as error:
         raise DataError(f"{path}: a zip archive, but damaged or cut short ({error}); get it again") from error
+    overlapping = _overlapping(archive.infolist())
     for info in archive.infolist():
         name = clean(info.filename)
         if not name or hidden(name):
@@ -184,8 +199,22 @@ def list_zip(path: Path) -> Iterator[Entry]:
         if info.is_dir():
             yield f"{name}/", FOLDER
             continue
-        linked = stat.S_ISLNK(info.external_attr >> 16)
-        yield name, Nowhere("a link, in an archive") if linked else ZipEntry(archive, info)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            yield name, Nowhere("a link, in an archive")
+        elif id(info) in overlapping:
+            yield name, Nowhere("overlaps another entry of its archive, as only a bomb's does")
+        else:
+            yield name, ZipEntry(archive, info)
+
+
+def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
+    """Those that reach into the next. zipfile refuses them too, but only since Python 3.12."""
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    return {
+        id(info)
+        for info, after in pairwise(ordered)
+        if info.header_offset + LOCAL_HEADER_BYTES + info.compress_size > after.header_offset
+    }
 
 
 def is_tar(path: Path) -> bool:

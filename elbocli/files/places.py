@@ -7,15 +7,17 @@ DataError for what can't be read. Nothing is ever extracted to disk.
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import stat
+import struct
 import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -25,6 +27,22 @@ from elbocli.files.dataset import Dataset
 LARGEST_FILE = 256 << 20
 DENSE = 3
 """A stretch is worth reading whole when it is at most so many times the files that are wanted of it."""
+UNPACK_STEP = 4096
+UNPACKABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    LookupError,
+    OSError,
+)
+"""What reading a damaged zip raises."""
 TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
 
 
@@ -33,6 +51,10 @@ class Place(Protocol):
 
     def read(self) -> bytes | np.ndarray:
         """The image file's bytes, or its pixels. Raises DataError."""
+
+    @property
+    def weight(self) -> int:
+        """How many bytes of memory `read` takes."""
 
 
 def read_bytes(path: Path | str, offset: int = 0, size: int = -1) -> bytes:
@@ -78,6 +100,16 @@ class Span:
         """Its bytes."""
         return read_bytes(self.path, self.offset, self.size)
 
+    @property
+    def weight(self) -> int:
+        """Its size."""
+        if self.size >= 0:
+            return self.size
+        try:
+            return Path(self.path).stat().st_size
+        except OSError:
+            return 0
+
 
 def will_need(places: Sequence[Place]) -> None:
     """Tell the kernel that these places come next: it reads the stretch of an archive in which they lie in one go.
@@ -118,12 +150,24 @@ class ZipEntry:
             raise DataError(TOO_LARGE)
         try:
             with self.archive.open(info) as member:
-                content = member.read(info.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
+                content = _unpacked(member, info)
+        except UNPACKABLE as error:
             raise DataError(f"does not unpack: {str(error)[:100] or type(error).__name__}") from error
         if len(content) != info.file_size:
             raise DataError(f"does not unpack: {len(content)} bytes where {info.file_size} were announced")
         return content
+
+    @property
+    def weight(self) -> int:
+        """Its size, unpacked and packed."""
+        return self.info.file_size + self.info.compress_size
+
+
+def _unpacked(member: IO[bytes], info: zipfile.ZipInfo) -> bytes:
+    """bzip2 and LZMA unpack all they are given, and zipfile gives them as much as is asked for."""
+    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return member.read(info.file_size + 1)
+    return b"".join(iter(lambda: member.read(UNPACK_STEP), b""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +179,11 @@ class Nowhere:
     def read(self) -> bytes:
         """Raises DataError."""
         raise DataError(self.why)
+
+    @property
+    def weight(self) -> int:
+        """Nothing."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +198,11 @@ class Pixels:
         """[H, W, C]."""
         return np.frombuffer(read_bytes(self.path, self.offset, int(np.prod(self.shape))), np.uint8).reshape(self.shape)
 
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return int(np.prod(self.shape))
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetRow:
@@ -160,6 +214,11 @@ class DatasetRow:
     def read(self) -> np.ndarray:
         """[H, W, C]."""
         return self.dataset.batch(np.array([self.index]))[0]
+
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return int(np.prod(self.dataset.shape[1:]))
 
 
 class Unpacked:
@@ -177,8 +236,8 @@ class Unpacked:
             with self._lock:
                 self._member.seek(self.offset + index * self.size)
                 content = self._member.read(self.size)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
-            raise DataError(f"does not unpack: {str(error)[:100]}") from error
+        except UNPACKABLE as error:
+            raise DataError(f"does not unpack: {str(error)[:100] or type(error).__name__}") from error
         if len(content) < self.size:
             raise DataError(f"cut short: {len(content)} of {self.size} bytes are there")
         return np.frombuffer(content, np.uint8).reshape(self.shape)
@@ -194,3 +253,8 @@ class UnpackedRow:
     def read(self) -> np.ndarray:
         """[H, W, C]."""
         return self.rows.row(self.index)
+
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return self.rows.size

@@ -22,7 +22,7 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files import arrays
 from elbocli.files.classes import assign, by_meta, is_meta, read_meta, some
 from elbocli.files.labels import Word, edm_labels, read_labels_file, sidecar_labels
-from elbocli.files.listing import Entry, is_tar, list_folder, list_tar, list_zip, unpacker
+from elbocli.files.listing import Entry, is_tar, list_folder, list_tar, list_zip, printable, unpacker
 from elbocli.files.places import Place, Span
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -55,7 +55,7 @@ class Source:
 
     def shown(self, index: int) -> str:
         """An image's name for people."""
-        return self.prefixes[self.owners[index]] + self.files[index]
+        return printable(self.prefixes[self.owners[index]] + self.files[index])
 
     def take(self, chosen: Sequence[int]) -> Source:
         """Only those images, in that order. Raises UsageError when they can only be read in their own."""
@@ -272,6 +272,8 @@ def _find(root: Path, any_depth: bool, among: bool, complain: Complain, ours: Se
             f"{root}: is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
             "then pack what comes out (images hardly get larger by it)"
         )
+    if root.suffix == ".tar":
+        raise DataError(f"{root}: is called .tar, but begins like no tar: damaged, or something else; get it again")
     raise DataError(f"{root}: is a file, but no tar, zip, .npz, .npy or dataset; expected these or a folder of images")
 
 

@@ -25,6 +25,7 @@ from elbocli.files.crops import CROPS
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.labels import utf8
+from elbocli.files.memory import Room, return_freed
 from elbocli.files.pixels import Decoding, square
 from elbocli.files.places import will_need
 from elbocli.files.sources import Source, choose, open_source
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 SUFFIX = ".h5"
-AHEAD = 8
-"""Images in flight for each worker."""
+AHEAD, AHEAD_BYTES = 8, 128 << 20
+"""Images in flight: so many for each worker, and no more than so many bytes for all."""
 ADVISED = 1024
 """Images that the kernel is told of beforehand: about a class of ImageNet, 0.1 GB."""
 LONG_LISTING_BYTES = 1 << 30
+_files = Room(128 << 20)
+"""Memory for the files' bytes; claimed before memory for their pixels, never the other way round."""
 SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
 
 
@@ -105,11 +108,16 @@ class _Packed:
     trouble: str
 
 
-def _pack(read: Callable[[], bytes | np.ndarray], settings: Settings) -> _Packed:
+def _pack(read: Callable[[], bytes | np.ndarray], weight: int, settings: Settings) -> _Packed:
+    with _files.claim(weight):
+        return _packed(read, settings)
+
+
+def _packed(read: Callable[[], bytes | np.ndarray], settings: Settings) -> _Packed:
     digest, size = "", 0
     try:
         content = read()
-        raw = content if isinstance(content, bytes) else content.tobytes()
+        raw = content if isinstance(content, bytes) else content.reshape(-1).data
         digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
         pixels, change = square(content, settings.decoding)
         row = pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels)
@@ -134,15 +142,18 @@ def _raise(error: ElboError) -> bytes:
 def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packed]:
     """Packed images in source order, at most a few per worker ahead."""
     workers = settings.workers or os.cpu_count() or 1
+    heaviest = max(settings.size**2 * settings.channels, source.places[0].weight if source.in_order else 0)
+    ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // heaviest))
     waiting: deque[Future[_Packed]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="elbo-prep") as pool:
         try:
             for index in range(start, len(source)):
                 if (index - start) % ADVISED == 0:
                     will_need(source.places[index : index + ADVISED])
-                read = source.places[index].read
-                waiting.append(pool.submit(_pack, _already(read) if source.in_order else read, settings))
-                if len(waiting) >= AHEAD * workers:
+                place = source.places[index]
+                read, weight = (_already(place.read), 0) if source.in_order else (place.read, place.weight)
+                waiting.append(pool.submit(_pack, read, weight, settings))
+                if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -197,6 +208,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
     """
     _refuse_name(out, settings.overwrite)
+    return_freed()
     settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:

@@ -34,6 +34,18 @@ EXAMPLES = {
     ],
     "elbo prep": [
         ("Pack at 64 pixels; skip broken files and list them.", "elbo prep imagenet/ out.h5 --on-error skip"),
+        (
+            "ILSVRC as downloaded; the numbers of the ground-truth list are those of meta.mat beside it.",
+            "elbo prep ILSVRC2012_img_train.tar train.h5\n"
+            "elbo prep ILSVRC2012_img_val.tar val.h5 --labels devkit/data/ILSVRC2012_validation_ground_truth.txt",
+        ),
+        (
+            "Kaggle's folders, with names for the classes.",
+            "elbo prep CLS-LOC/train train.h5 --classes LOC_synset_mapping.txt\n"
+            "elbo prep CLS-LOC/val val.h5 --labels LOC_val_solution.csv --classes LOC_synset_mapping.txt",
+        ),
+        ("Webdataset shards, a tenth of each class held out.", "elbo prep train-*.tar out.h5 --subset train 0.1"),
+        ("Another dataset, smaller.", "elbo prep big.h5 small.h5 --size 32"),
         ("Small grey images.", "elbo prep digits/ digits.h5 --size 8 --channels 1"),
     ],
     "elbo merge": [

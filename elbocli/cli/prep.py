@@ -40,7 +40,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 @click.command(cls=Command)
-@click.argument("sources", type=PATH, nargs=-1, required=True, metavar="SRC...")
+@click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
 @click.argument("out", type=PATH, metavar="OUT.h5")
 @click.option("--size", type=Count(1, 8192), default=64, show_default=True, help="Side of the square images in pixels.")
 @click.option(
@@ -76,20 +76,22 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--labels",
     type=PATH,
     metavar="FILE",
-    help="Classes of the images: lines of NAME CLASS, CSV, or a class a line in the order of the names.",
+    help="Classes of the images: lines of NAME CLASS, CSV, or a class a line in the order of the names. Folders are "
+    "then no classes.",
 )
 @click.option(
     "--classes",
     type=PATH,
     metavar="FILE",
-    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Others are left out.",
+    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of others "
+    "are left out.",
 )
 @click.option(
     "--subset",
     type=(click.Choice(["train", "val"]), Number(0, 1, above=True)),
     default=None,
     metavar="train|val SHARE",
-    help="val: a share of each class, always the same; train: all the others.",
+    help="val: a share of each class (such as 0.1), always the same; train: all the others.",
 )
 @click.option("--shuffle-seed", type=Count(0, 2**63 - 1), default=None, help="Put the images in a random order.")
 @click.option("--limit", type=Count(), default=None, help="Take only the first N images.")
@@ -137,6 +139,8 @@ def prep(
     images; or another dataset. Several are packed one after another. Anything Pillow reads is taken, nothing is
     unpacked to disk. Killed at any moment, the same command goes on where it stopped.
     """
+    if not sources:
+        raise click.UsageError(f"one name only, {out}; give the images and the dataset to write: elbo prep SRC... OUT.h5")
     from elbocli.cli.progress import show
     from elbocli.loops import prep as loop
 

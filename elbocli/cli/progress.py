@@ -29,18 +29,41 @@ def _pretty(values: dict[str, Any]) -> str:
     )
 
 
+def _duration(seconds: float) -> str:
+    """46 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class _Lines:
-    """Progress without a terminal."""
+    """Progress without a terminal. Rate and time left are those since the first report of a count."""
 
     def __init__(self) -> None:
         self.shown = time.monotonic()
         self.values: dict[str, Any] = {}
+        self.begun, self.first, self.last = 0.0, 0, -1
 
     def update(self, report: Report) -> None:
+        assert report.done is not None
+        now = time.monotonic()
+        if self.last < 0 or report.done < self.last:
+            self.begun, self.first = now, report.done
+        self.last = report.done
         self.values = report.values or self.values
-        if time.monotonic() - self.shown >= LINE_EVERY_S:
-            self.shown = time.monotonic()
-            say(f"{report.done}/{report.total} {report.unit} {_pretty(self.values)}".rstrip())
+        if now - self.shown >= LINE_EVERY_S:
+            self.shown = now
+            of = "" if report.total is None else f"/{report.total}"
+            say(f"{report.done}{of} {report.unit}{self._pace(report, now)} {_pretty(self.values)}".rstrip())
+
+    def _pace(self, report: Report, now: float) -> str:
+        assert report.done is not None
+        if report.done <= self.first or now <= self.begun:
+            return ""
+        rate = (report.done - self.first) / (now - self.begun)
+        left = "" if report.total is None else f", {_duration((report.total - report.done) / rate)} left"
+        return f", {rate:.3g} {report.unit}/s{left}"
 
     def close(self) -> None:
         pass

@@ -46,23 +46,26 @@ def open_npy(path: Path) -> Rows:
 def open_npz(path: Path) -> Rows:
     """Raises FormatError when it holds no images in `arr_0`."""
     archive = zipfile.ZipFile(path)
+    if "arr_0.npy" not in archive.namelist():
+        inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
+        raise FormatError(f"{path}: holds {inside}, but no images in arr_0; save them with numpy.savez(path, images, labels)")
     info = archive.getinfo("arr_0.npy")
     with archive.open(info) as member:
         shape = read_header(member, str(path))
-        inside = member.tell()
+        start = member.tell()
     labels = read_labels(archive, str(path), shape[0])
     known = None if labels is None else labels.tolist()
     row = int(np.prod(shape[1:]))
-    if info.file_size < inside + shape[0] * row:
-        raise FormatError(f"{path}: arr_0 is cut short: {info.file_size} bytes, expected {inside + shape[0] * row}")
+    if info.file_size < start + shape[0] * row:
+        raise FormatError(f"{path}: arr_0 is cut short: {info.file_size} bytes, expected {start + shape[0] * row}")
     if info.compress_type != zipfile.ZIP_STORED:
-        rows = Unpacked(archive, "arr_0.npy", inside, shape[1:])
+        rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
         places: list[Place] = [UnpackedRow(rows, i) for i in range(shape[0])]
         return Rows(places, known, [], _names(shape[0]), in_order=True)
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-        offset = info.header_offset + LOCAL_HEADER.size + name + extra + inside
+        offset = info.header_offset + LOCAL_HEADER.size + name + extra + start
     return Rows([Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], known, [], _names(shape[0]))
 
 
@@ -76,10 +79,11 @@ def open_dataset(path: Path) -> Rows:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a zip is an .npz of images."""
+    """Whether a zip is an .npz."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return "arr_0.npy" in archive.namelist()
+            names = archive.namelist()
+            return "arr_0.npy" in names or (bool(names) and all("/" not in name and name.endswith(".npy") for name in names))
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         return False
 

@@ -76,7 +76,7 @@ def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
 def none(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     """Images must already have the size."""
     if image.size != (size, size):
-        raise DataError(f"{image.size[0]} x {image.size[1]} pixels; --crop none takes only {size} x {size}")
+        raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none takes only those of --size {size}")
     return image
 
 

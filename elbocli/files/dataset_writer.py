@@ -231,7 +231,13 @@ def open_writer(
             writer = DatasetWriter(out, layout, limit, source, preallocate)
             try:
                 writer.start(fresh)
-                yield writer
+                try:
+                    yield writer
+                except DataError:
+                    # Nothing is lost, and other settings may be tried at once.
+                    if not writer.rows:
+                        writer.discard()
+                    raise
             finally:
                 writer.close()
         finally:

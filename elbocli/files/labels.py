@@ -1,17 +1,17 @@
 """Which class an image belongs to, as users' files say it: a class is a word (a folder's name) or a number.
 
 `--labels FILE`: lines of NAME CLASS, CSV with or without a heading, or one class a line in the order of the names
-(ILSVRC's ground-truth list). `--classes FILE`: a class a line, KEY or KEY<tab>NAME or KEY NAME, or ILSVRC's meta.mat.
+(ILSVRC's ground-truth list). EDM's dataset.json; webdataset's files beside each image.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import operator
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from elbocli.errors import DataError
 from elbocli.files.places import Place, read_bytes
 
 Word = str | int
-BOXES = re.compile(r"^(\S+)(?: -?\d+){4}")
+BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
+"""A class, and where in the image it is: Kaggle's PredictionString, Tiny ImageNet's annotations."""
 SIDECARS = (".cls", ".json", ".txt")
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """A user's text file. Raises DataError when it isn't text, or empty."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except DataError as error:
@@ -42,94 +44,69 @@ def _word(text: str) -> Word:
     return int(text) if text.isdecimal() and len(text) < 10 else text
 
 
-def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word], bool]:
-    """(a class for each of the images' names, whether they are a bare list in the names' order).
+def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
+    """(a class for each of the images' names, None where it has none; whether they are a bare list in their order).
 
     A name in the file may be the whole path, the last part, or that without its suffix.
-    Raises DataError when an image has none, or a list's length is not that of the images.
+    Raises DataError: a list's length is not that of the images, a name has two classes, no name is there.
     """
-    lines = _lines(path)
+    lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
-            raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected one class for each")
+            raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected one class for each, or lines of NAME CLASS")
         return [_word(line) for line in lines], True
     table: dict[str, Word] = {}
-    for row in csv.reader(lines) if "," in lines[0] else (line.split(None, 1) for line in lines):
-        if len(row) >= 2:
-            boxes = BOXES.match(row[1])
-            table[row[0].strip().removeprefix("./")] = _word(boxes[1] if boxes else row[1])
-    words, missing = [], []
+    bases: dict[str, set[Word]] = {}
+    for key, text in _rows(path, lines):
+        boxes = BOXES.match(text)
+        word = _word(boxes[1] if boxes else text)
+        if table.setdefault(key, word) != word:
+            raise DataError(f"{path}: {key} has two classes, {table[key]} and {word}; give one line for each image")
+        bases.setdefault(key.rpartition("/")[2], set()).add(word)
+    # A longer path in the file than in the archive: enough, where the last part says which image is meant.
+    alone = {base: next(iter(words)) for base, words in bases.items() if len(words) == 1}
+    words = []
     for name in names:
         base = name.rpartition("/")[2]
-        word = next((table[key] for key in (name, base, base.rpartition(".")[0]) if key in table), None)
-        words.append("" if word is None else word)
-        if word is None:
-            missing.append(name)
-    if missing:
+        stem = base.rpartition(".")[0]
+        word_of = (table.get(name), table.get(base), table.get(stem) if stem else None, alone.get(base))
+        words.append(next((word for word in word_of if word is not None), None))
+    if all(word is None for word in words):
         raise DataError(
-            f"{path}: no class for {len(missing)} of {len(names)} images, the first {missing[0]}; "
-            "expected lines of NAME CLASS, or of one class in the order of the names"
+            f"{path}: none of the {len(names)} images stands there, the first is {names[0]}; expected lines of NAME CLASS "
+            "(with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
         )
     return words, False
 
 
-@dataclass(frozen=True)
-class Classes:
-    """Classes in a fixed order. keys: what images call them; names: what people call them."""
-
-    path: Path
-    keys: list[str]
-    names: list[str]
-
-
-def read_classes_file(path: Path, words: set[str]) -> Classes:
-    """words: what the images call their classes, so that a line that is one of them is a key as it stands.
-
-    Raises DataError when a class stands there twice.
-    """
-    if path.suffix == ".mat":
-        pairs = _meta_mat(path)
-    else:
-        pairs = []
-        for line in _lines(path):
-            tabbed, whole = line.partition("\t"), line.strip()
-            key, name = (tabbed[0], tabbed[2]) if tabbed[1] else (whole, "")
-            if not tabbed[1] and whole not in words:
-                key, _, name = whole.partition(" ")
-            pairs.append((key.strip(), name.strip() or key.strip()))
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-    if twice is not None:
-        raise DataError(f"{path}: class {twice!r} stands there twice; each line is one class")
-    return Classes(path, keys, [name for _, name in pairs])
-
-
-def _meta_mat(path: Path) -> list[tuple[str, str]]:
-    """WNIDs and words of ILSVRC's 1000 classes, in the order of its ground-truth list."""
-    from scipy.io import loadmat
-
+def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
+    """(name, class) of each line."""
     try:
-        table = loadmat(path, squeeze_me=True)["synsets"]
-        rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in table if not row["num_children"]]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
-        raise DataError(f"{path}: not the devkit's meta.mat ({' '.join(str(error).split())[:100]})") from error
-    return [(wnid, words) for _, wnid, words in sorted(rows)]
+        if "," in lines[0]:
+            split = list(csv.reader(lines))
+        else:
+            split = [line.split("\t" if "\t" in line else None, 1) for line in lines]
+    except csv.Error as error:
+        raise DataError(f"{path}: not usable as CSV: {error}") from error
+    for row in split:
+        if len(row) >= 2:
+            yield row[0].strip().removeprefix("./"), row[1]
 
 
-def edm_labels(place: Place, names: Sequence[str], where: str) -> list[Word] | None:
-    """Classes from EDM's dataset.json; None when it says that there are none. Raises DataError."""
+def edm_labels(place: Place, names: Sequence[str], where: str) -> list[Word | None] | None:
+    """Classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
+
+    Raises DataError.
+    """
     content = _json(place, where)
     labels = content.get("labels") if isinstance(content, dict) else None
     if labels is None:
         return None
     try:
-        table = {str(name): int(label) for name, label in labels}
+        table = {str(name): operator.index(label) for name, label in labels}
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: 'labels' is not a list of [name, number]: {error}") from error
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise DataError(f"{where}: no label for {len(missing)} of {len(names)} images, the first {missing[0]}")
-    return [table[name] for name in names]
+    return [table.get(name) for name in names]
 
 
 def _json(place: Place, where: str) -> Any:
@@ -149,11 +126,13 @@ def sample_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, dot + suffix
 
 
-def sidecar_labels(entries: Sequence[tuple[str, Place]], where: str) -> tuple[list[int], list[Word] | None]:
-    """(indices of the images among the entries, their classes or None) of webdataset-style samples.
+def sidecar_labels(
+    entries: Sequence[tuple[str, Place]], where: str
+) -> tuple[list[int], list[Word | None] | None, bool]:
+    """(indices of the images among the entries, their classes, whether files lie beside them) of webdataset's samples.
 
-    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name).
-    Raises DataError when some samples have a class and others none.
+    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
+    None for an image without, and instead of the list when no image has one. Raises DataError.
     """
     sides: dict[str, dict[str, Place]] = {}
     pictures = []
@@ -164,15 +143,10 @@ def sidecar_labels(entries: Sequence[tuple[str, Place]], where: str) -> tuple[li
         else:
             pictures.append((index, key))
     if not any(key in sides for _, key in pictures):
-        return list(range(len(entries))), None
+        return list(range(len(entries))), None, False
     words = [_sidecar_word(sides.get(key, {}), f"{where}{key}") for _, key in pictures]
-    known = sum(word is not None for word in words)
-    if not known:
-        return [index for index, _ in pictures], None
-    if known < len(words):
-        name = entries[pictures[words.index(None)][0]][0]
-        raise DataError(f"{where}{name}: no class beside it, but {known} others have one")
-    return [index for index, _ in pictures], [word for word in words if word is not None]
+    indices = [index for index, _ in pictures]
+    return indices, None if all(word is None for word in words) else words, True
 
 
 def _sidecar_word(sides: dict[str, Place], where: str) -> Word | None:

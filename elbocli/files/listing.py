@@ -1,7 +1,8 @@
 """What lies in a folder, a tar (of tars) or a zip: every file's name and place, without reading the files.
 
 Names are paths with '/', cleaned of '.', '..' and leading slashes. Hidden files are left out. A tar inside a folder
-or a tar is opened where it lies; its files' names begin with its own name without '.tar'.
+or a tar is opened where it lies, like a folder with its name without '.tar'. Folders have entries of their own, whose
+names end in '/', so that empty ones are known.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from elbocli.files.places import Nowhere, Place, Span, ZipEntry
 
 Entry = tuple[str, Place]
 Complain = Callable[[str], None]
+FOLDER = Nowhere("a folder")
 LONGEST_HEADER = 16 << 20
 DEEPEST = 3
 BROKEN = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, EOFError, MemoryError, RecursionError)
 PACKED = {
-    b"\x1f\x8b": "gzip -d",
-    b"BZh": "bzip2 -d",
-    b"\xfd7zXZ": "xz -d",
+    b"\x1f\x8b": "gzip -dk",
+    b"BZh": "bzip2 -dk",
+    b"\xfd7zXZ": "xz -dk",
     b"\x28\xb5\x2f\xfd": "zstd -d",
     b"7z\xbc\xaf": "7z x",
     b"Rar!": "unrar x",
@@ -60,9 +62,12 @@ def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
             raise DataError(f"{error.filename or folder}: could not list: {error.strerror}") from error
         for name, path, is_dir in found:
             if is_dir:
+                yield f"{prefix}{name}/", FOLDER
                 waiting.append((Path(path), f"{prefix}{name}/", above | {here}))
             elif name.endswith(".tar") and Path(path).is_file():
-                yield from list_tar(path, complain, prefix=f"{prefix}{name.removesuffix('.tar')}/")
+                inside = f"{prefix}{name.removesuffix('.tar')}/"
+                yield inside, FOLDER
+                yield from list_tar(path, complain, prefix=inside)
             else:
                 yield prefix + name, Span(path)
 
@@ -143,18 +148,19 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
     links: list[tuple[str, str]] = []
     for info in tar.members():
         name = clean(info.name)
-        if info.isdir() or not name or hidden(name):
+        if not name or hidden(name):
             continue
-        if info.islnk():
+        if info.isdir():
+            yield f"{prefix}{name}/", FOLDER
+        elif info.islnk():
             links.append((name, clean(info.linkname)))
         elif not info.isreg() or info.issparse():
             what = "a link" if info.issym() else "a sparse file" if info.issparse() else "not a regular file"
             yield prefix + name, Nowhere(f"{what}, in an archive")
         elif name.endswith(".tar") and depth < DEEPEST:
-            inside = tar.span(info)
-            yield from list_tar(
-                tar.path, complain, inside.offset, inside.size, prefix + name.removesuffix(".tar") + "/", depth + 1
-            )
+            inside, below = tar.span(info), f"{prefix}{name.removesuffix('.tar')}/"
+            yield below, FOLDER
+            yield from list_tar(tar.path, complain, inside.offset, inside.size, below, depth + 1)
         else:
             yield prefix + name, tar.span(info)
     if links:
@@ -173,7 +179,10 @@ def list_zip(path: Path) -> Iterator[Entry]:
         raise DataError(f"{path}: a zip archive, but damaged or cut short ({error}); get it again") from error
     for info in archive.infolist():
         name = clean(info.filename)
-        if info.is_dir() or not name or hidden(name):
+        if not name or hidden(name):
+            continue
+        if info.is_dir():
+            yield f"{name}/", FOLDER
             continue
         linked = stat.S_ISLNK(info.external_attr >> 16)
         yield name, Nowhere("a link, in an archive") if linked else ZipEntry(archive, info)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
+SUFFIX = ".h5"
 AHEAD = 8
 """Images in flight for each worker."""
 ADVISED = 1024
@@ -193,9 +194,9 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     """Pack `sources` into `out`. Rerun after a kill to go on where it stopped.
 
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
-    UsageError when `out` exists; Interrupted after a signal, with all work saved.
+    UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
     """
-    refuse_existing(out, settings.overwrite)
+    _refuse_name(out, settings.overwrite)
     settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
@@ -247,6 +248,18 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     yield from _summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
 
 
+def _refuse_name(out: Path, overwrite: bool) -> None:
+    if out.suffix != SUFFIX:
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the last argument")
+    refuse_existing(out, overwrite)
+    if not out.parent.is_dir():
+        raise DataError(f"{out}: there is no folder {out.parent}; make it first")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
 def _named(sources: list[Path]) -> str:
     return str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
 
@@ -257,7 +270,8 @@ def _introduced(source: Source, sources: list[Path], settings: Settings, complai
         0,
         len(source),
         "img",
-        f"{_named(sources)}: {len(source)} images in {len(source.class_names)} classes -> {size} x {size} x {channels}",
+        f"{_named(sources)}: {_count(len(source), 'image', 'images')} in "
+        f"{_count(len(source.class_names), 'class', 'classes')} -> {size} x {size} x {channels}",
     )
     yield from (Report(message=text, level="warning") for text in complaints)
     yield from (Report(message=text, level="warning") for text in source.notes)
@@ -287,7 +301,9 @@ def _summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds
     if changed:
         yield Report(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
     rate = f"{packed / seconds:.0f} images/s, " if packed else ""
-    yield Report(message=f"{out}: {rows} images, {out.stat().st_size / 1e6:.1f} MB; {rate}{seconds:.1f} s")
+    size = out.stat().st_size
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    yield Report(message=f"{out}: {_count(rows, 'image', 'images')}, {shown}; {rate}{seconds:.1f} s")
 
 
 class _Notes:
@@ -312,13 +328,19 @@ class _Notes:
         return {"source_sha256": f"{self.digest:064x}", "skipped": self.skipped, "changed": dict(self.changed)}
 
 
+def _stopped(source: Source, index: int, trouble: str) -> DataError:
+    return DataError(f"{source.shown(index)}: {trouble}; put it right, or add --on-error skip to go on without it")
+
+
 def _fill(
     writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
 ) -> Iterator[Report]:
     notes = _Notes(writer.state["notes"])
     total, done = len(source), int(writer.state["done"])
+    if notes.skipped and settings.on_error == "stop":
+        raise _stopped(source, *next((int(index), trouble) for index, trouble in notes.skipped.items()))
     if done:
-        yield Report(done, total, "img", f"going on after {done} images")
+        yield Report(done, total, "img", f"going on after {_count(done, 'image', 'images')}")
     rows: list[Any] = []
     pending: list[Any] = []
     begun, read = time.monotonic(), 0
@@ -338,7 +360,7 @@ def _fill(
     for packed in _in_order(source, done, settings):
         if packed.trouble and settings.on_error == "stop":
             save()
-            raise DataError(f"{source.shown(done)}: {packed.trouble}; repair it, or add --on-error skip to go on without it")
+            raise _stopped(source, done, packed.trouble)
         notes.add(done, source.files[done], packed)
         if packed.row is not None:
             (rows if encoder is None else pending).append(packed.row)

@@ -1,6 +1,7 @@
 import inspect
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,8 @@ def test_the_folder_one_is_in_has_a_name_too(tmp_path, monkeypatch):
 
 
 def test_hidden_files_and_folders_are_left_out(tmp_path):
-    source = open_source(touch(tmp_path, "a/1.png", "a/.DS_Store", ".git/x", ".hidden"))
-    assert source.files == ["a/1.png"]
+    source = open_source(touch(tmp_path, "a/1.png", "b/2.png", "a/.DS_Store", ".git/x", ".hidden", "__MACOSX/a/1.png"))
+    assert (source.files, source.class_names) == (["a/1.png", "b/2.png"], ["a", "b"])
 
 
 def test_limit_takes_the_first_images_but_all_the_classes(tmp_path):
@@ -64,13 +65,13 @@ def test_names_that_are_not_utf8_are_kept(tmp_path):
     with open(raw, "wb"):
         pass
     (name,) = open_source(tmp_path).files
-    assert os.fsencode(name) == b"a/\xff.png"
+    assert os.fsencode(name) == b"\xff.png"
 
 
 def test_a_folder_linked_into_itself_is_entered_once(tmp_path):
     touch(tmp_path, "a/1.png", "a/b/2.png")
     (tmp_path / "a/b/loop").symlink_to(tmp_path / "a")
-    assert open_source(tmp_path).files == ["a/1.png", "a/b/2.png"]
+    assert open_source(tmp_path).files == ["1.png", "b/2.png"]
 
 
 def test_linked_folders_and_files_count(tmp_path):
@@ -110,10 +111,124 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
 
 def test_folders_may_be_nested_deeper_than_the_stack(tmp_path):
     name = "a/" + "d/" * 900 + "x.png"
-    touch(tmp_path, name)
+    touch(tmp_path, name, "b/x.png")
     usual = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 120)
     try:
-        assert open_source(tmp_path).files == [name]
+        assert open_source(tmp_path).files == [name, "b/x.png"]
     finally:
         sys.setrecursionlimit(usual)
+
+
+# What is left out, and what is refused
+
+
+def test_papers_beside_class_folders_are_left_out_and_said(tmp_path):
+    source = open_source(touch(tmp_path, "a/1.png", "b/2.png", "README.txt", "licence.pdf", "old.h5", "new.h5.partial"))
+    assert source.files == ["a/1.png", "b/2.png"]
+    assert source.notes == [f"{tmp_path}/README.txt and 1 more left out: not in a class folder"]
+
+
+def test_images_beside_class_folders_are_refused_unless_labels_say_more(tmp_path):
+    touch(tmp_path / "src", "a/1.png", "b/2.png", "loose.JPEG")
+    with pytest.raises(DataError, match=r"src: holds both class folders \(a, …\) and loose images \(loose\.JPEG\).*--labels"):
+        open_source(tmp_path / "src")
+    (tmp_path / "labels").write_text("1.png x\n2.png y\nloose x\n")
+    assert open_source(tmp_path / "src", labels=tmp_path / "labels").labels == [0, 0, 1]
+
+
+def test_elbos_own_files_in_a_flat_folder_are_no_images(tmp_path):
+    own = ["x.h5", "x.h5.partial", "x.h5.partial.json", "x.h5.partial.runs", "x.h5.lock", "x.skipped.jsonl"]
+    assert open_source(touch(tmp_path, "1.png", *own)).files == ["1.png"]
+
+
+def test_a_folder_that_holds_one_folder_is_that_folder(tmp_path):
+    touch(tmp_path, "imagenet/train/n02/2.png", "imagenet/train/n01/1.png")
+    source = open_source(tmp_path / "imagenet")
+    assert (source.class_names, source.files) == (["n01", "n02"], ["n01/1.png", "n02/2.png"])
+    assert source.shown(0) == f"{tmp_path}/imagenet/train/n01/1.png"
+    (tmp_path / "imagenet/val").mkdir()
+    assert open_source(tmp_path / "imagenet").class_names == ["train", "val"]
+
+
+def test_one_class_with_folders_inside_is_one_class(tmp_path):
+    source = open_source(touch(tmp_path, "cats/1.png", "cats/tabby/2.png"))
+    assert (source.class_names, source.files, source.labels) == (["cats"], ["1.png", "tabby/2.png"], [0, 0])
+    assert [source.shown(0), source.shown(1)] == [f"{tmp_path}/cats/1.png", f"{tmp_path}/cats/tabby/2.png"]
+
+
+def test_the_same_names_in_several_sources_stay_apart(tmp_path):
+    touch(tmp_path, "cats/1.png", "dogs/1.png", "dogs/puppies/2.png")
+    source = open_source([tmp_path / "dogs", tmp_path / "cats"])
+    assert source.files == ["dogs/1.png", "dogs/puppies/2.png", "cats/1.png"]
+    assert (source.class_names, source.labels) == (["cats", "dogs"], [1, 1, 0])
+    assert source.shown(2) == f"{tmp_path}/cats/1.png"
+
+
+def test_kinds_of_sources_mix(tmp_path):
+    touch(tmp_path, "cats/1.png", "more/dogs/2.png", "more/cats/3.png")
+    with tarfile.open(tmp_path / "dogs.tar", "w") as tar:
+        tar.add(tmp_path / "cats/1.png", "4.png")
+    source = open_source([tmp_path / "cats", tmp_path / "more", tmp_path / "dogs.tar"])
+    assert source.files == ["cats/1.png", "cats/3.png", "dogs/2.png", "dogs/4.png"]
+    assert (source.class_names, source.labels) == (["cats", "dogs"], [0, 0, 1, 1])
+
+
+# Choosing
+
+
+@pytest.fixture
+def many(tmp_path):
+    """100 of a, 50 of b, 7 of c."""
+    names = [f"{name}/{index}.png" for name, count in (("a", 100), ("b", 50), ("c", 7)) for index in range(count)]
+    return touch(tmp_path / "many", *names)
+
+
+def counts(source):
+    return {name: source.labels.count(number) for number, name in enumerate(source.class_names)}
+
+
+def test_train_and_val_are_the_two_parts_of_each_class(many):
+    whole = open_source(many)
+    val, train = choose(whole, subset=("val", 0.2)), choose(whole, subset=("train", 0.2))
+    assert counts(val) == {"a": 20, "b": 10, "c": 1} and counts(train) == {"a": 80, "b": 40, "c": 6}
+    assert sorted(val.files + train.files) == sorted(whole.files)
+    assert val.files == [name for name in whole.files if name in set(val.files)]
+    assert val.files[:20] != whole.files[:20]
+
+
+def test_the_held_out_part_is_always_the_same(many, tmp_path):
+    whole = open_source(many)
+    val = set(choose(whole, subset=("val", 0.2)).files)
+    shuffled = choose(whole, subset=("val", 0.2), shuffle_seed=5)
+    assert set(shuffled.files) == val and shuffled.files != sorted(shuffled.files)
+    with tarfile.open(tmp_path / "many.tar", "w") as tar:
+        for path in sorted(many.rglob("*.png"), reverse=True):
+            tar.add(path, path.relative_to(many))
+    assert set(choose(open_source(tmp_path / "many.tar"), subset=("val", 0.2)).files) == val
+    (tmp_path / "order").write_text("c\nb\na\n")
+    assert set(choose(open_source(many, classes=tmp_path / "order"), subset=("val", 0.2)).files) == val
+    (tmp_path / "order").write_text("b\n")
+    assert set(choose(open_source(many, classes=tmp_path / "order"), subset=("val", 0.2)).files) < val
+
+
+def test_limit_counts_what_subset_and_shuffling_leave(many):
+    whole = open_source(many)
+    one = choose(whole, subset=("val", 0.2), shuffle_seed=1)
+    assert choose(whole, subset=("val", 0.2), shuffle_seed=1, limit=9).files == one.files[:9]
+    assert choose(whole, shuffle_seed=1).files != choose(whole, shuffle_seed=2).files
+    assert choose(whole, shuffle_seed=1).files == choose(whole, shuffle_seed=1).files
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 157, 200])
+def test_shards_follow_each_other_and_differ_by_one_at_most(many, count):
+    whole, files, sizes = open_source(many), [], []
+    for index in range(1, count + 1):
+        try:
+            part = choose(whole, shard=(index, count))
+        except DataError as error:
+            assert count > len(whole) and "no images are left" in str(error)
+            continue
+        files += part.files
+        sizes.append(len(part))
+    assert files == whole.files and max(sizes) - min(sizes) <= 1

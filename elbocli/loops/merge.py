@@ -23,6 +23,7 @@ from elbocli.files.virtual import relative_name, write_virtual
 from elbocli.loops.report import Report
 from elbocli.loops.signals import Signals, catching_signals
 
+SUFFIX = ".h5"
 OWN = (
     "format",
     "version",
@@ -231,6 +232,8 @@ def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Report
     Raises UsageError: `out` exists, a part twice, a part out of reach of a virtual dataset; DataError: parts that don't
     belong together, a shard missing, a damaged part, a full disk; FormatError: no dataset.
     """
+    if out.suffix != SUFFIX:
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the first argument")
     refuse_existing(out, settings.overwrite)
     parts, message = _in_order(_opened(paths, out))
     _refuse_strangers(parts)

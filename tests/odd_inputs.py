@@ -30,7 +30,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.loops import prep
 
 NOBODY = 65534
-BIDS = "; remove it, or add --on-error skip", ", or add --on-error skip"
+BIDS = "; put it right, or add --on-error skip to go on without it", ", or add --on-error skip"
 RGB = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 GREY = RGB[..., 0]
 DEEP = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)
@@ -278,7 +278,7 @@ archive("tar with a damaged second header", "second.tar", flipped(TWO, BLOCKS + 
 archive("tar with a header of 5 GB", "pax.tar", huge_pax(), 1, "damaged")
 archive("tar with a size below zero", "negative.tar", negative(), 1, "damaged")
 archive("tar of tars, one of them damaged", "classes.tar", CLASSES, 3, "dog: the archive is damaged")
-archive("compressed tar", "two.tar.gz", b"\x1f\x8b" + bytes(600), 0, "unpack it once with 'gzip -d two.tar.gz'")
+archive("compressed tar", "two.tar.gz", b"\x1f\x8b" + bytes(600), 0, "unpack it once with 'gzip -dk")
 
 
 def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -18,7 +18,6 @@ from elbocli.files.labels import Word, lines_of
 
 NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s+(\S.*)")
 """A line that begins with a WordNet ID or a number."""
-LARGEST_CLASS = 10**9
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,15 @@ def _numbered(
 ) -> tuple[list[int], list[str], list[Word]]:
     """Numbers count from 0; in a bare list of classes without a 0 they count from 1, as ILSVRC's do."""
     largest = max(numbers)
-    if min(numbers) < 0 or largest > LARGEST_CLASS:
-        raise DataError(f"an image has class {min(numbers) if min(numbers) < 0 else largest}; classes count from 0")
+    if min(numbers) < 0:
+        raise DataError(f"an image has class {min(numbers)}, which can't be: classes count from 0")
     if listed is not None:
         classes = read_classes_file(listed, None)
         if all(key.isdecimal() for key in classes.keys):
             index = {int(key): line for line, key in enumerate(classes.keys)}
-            _note_empty(classes, {key for key in classes.keys if int(key) in set(numbers)}, notes)
-            dropped: list[Word] = sorted({number for number in numbers if number not in index})
+            used = set(numbers)
+            _note_empty(classes, {key for key in classes.keys if int(key) in used}, notes)
+            dropped: list[Word] = sorted(used - set(index))
             return [index.get(number, -1) for number in numbers], classes.names, dropped
     first = int(bare and min(numbers) > 0)
     names = [str(number) for number in range(first, largest + 1)] if largest < max(1000, 10 * len(numbers)) + first else []

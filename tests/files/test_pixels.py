@@ -167,7 +167,7 @@ def test_any_flipped_bytes_give_an_image_or_a_data_error():
 def test_without_a_crop_only_the_right_size_passes():
     content = encoded(Image.fromarray(RGB))
     np.testing.assert_array_equal(pixels.square(content, Decoding(8, crop="none"))[0], RGB)
-    with pytest.raises(DataError, match="8 x 8 pixels; --crop none takes only 16 x 16"):
+    with pytest.raises(DataError, match="8 x 8 pixels, but --crop none takes only those of --size 16"):
         pixels.square(content, Decoding(16, crop="none"))
 
 

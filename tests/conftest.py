@@ -142,3 +142,8 @@ def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -
 def latents(autoencoder: Path, pack_latents: Callable[..., Path]) -> Path:
     """The photos' latents, 8 x 8 x 4."""
     return pack_latents(autoencoder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo, which takes longest, first: so that no core waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")

@@ -179,11 +179,13 @@ def choose(
     shuffle_seed: int | None = None,
     limit: int | None = None,
     shard: tuple[int, int] | None = None,
+    group: int = 1,
 ) -> Source:
     """Some of the images: a held-out share of each class or the rest, then shuffled, then the first, then a shard.
 
     subset: ('val', F) is a share F of each class, always the same one; ('train', F) is everything else.
-    shard: (i, N), counting from 1: the i-th of N stretches. Raises DataError when nothing is left.
+    shard: (i, N), counting from 1: the i-th of N stretches, which begin at multiples of `group` images where there are
+    enough, so that what is worked on in groups is grouped in the shards as in the whole. Raises DataError when nothing is left.
     """
     chosen: list[int] = list(range(len(source)))
     if subset is not None:
@@ -195,7 +197,9 @@ def choose(
         chosen = chosen[:limit]
     if shard is not None:
         index, count = shard
-        chosen = chosen[(index - 1) * len(chosen) // count : index * len(chosen) // count]
+        step = group if len(chosen) >= count * group else 1
+        begin, end = ((k * len(chosen) // count) // step * step for k in (index - 1, index))
+        chosen = chosen[begin : len(chosen) if index == count else end]
     if not chosen:
         raise DataError(f"no images are left of {len(source)} after --subset, --limit and --shard")
     return source if len(chosen) == len(source) and shuffle_seed is None else source.take(chosen)

@@ -218,7 +218,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
-    source = choose(every, shard=settings.shard)
+    source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
     yield from _introduced(source, sources, settings, complaints)
     shard_of = _fingerprint(every, settings, encoder)
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"

@@ -16,6 +16,7 @@ from PIL import Image
 
 from elbocli.errors import UsageError
 from elbocli.loops import prep
+from elbocli.nn.autoencoder import Autoencoder
 
 WITHOUT = "import sys; sys.modules['diffusers'] = None; from elbocli.cli.main import main; main()"
 
@@ -136,6 +137,22 @@ def test_killed_while_encoding_the_latents_are_the_same(
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_shards_of_latents_add_up_to_the_whole(
+    colours: Path, photos: np.ndarray, autoencoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Autoencoder, "comfortable_batch", lambda self, size: 3)
+    parts = []
+    for shard in (None, (1, 4), (2, 4), (3, 4), (4, 4)):
+        path = tmp_path / f"{shard}.h5"
+        settings = prep.Settings(size=photos.shape[1], latents=autoencoder, mirror=True, shard=shard)
+        list(prep.run(colours, path, settings))
+        with h5py.File(path) as file:
+            parts.append((file["latents"][:], file["labels"][:], file["files"][:]))
+    for whole, *rest in zip(*parts, strict=True):
+        assert min(map(len, rest)) > 0
+        np.testing.assert_array_equal(np.concatenate(rest), whole)
 
 
 @pytest.mark.parametrize(

@@ -232,3 +232,14 @@ def test_shards_follow_each_other_and_differ_by_one_at_most(many, count):
         files += part.files
         sizes.append(len(part))
     assert files == whole.files and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("group", [1, 3, 7, 50])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_shards_are_all_of_it_once_and_begin_with_a_group_where_there_are_enough(tmp_path, group, count):
+    source = open_source(touch(tmp_path, *(f"{k:02d}.png" for k in range(25))))
+    shards = [choose(source, shard=(k + 1, count), group=group).files for k in range(count)]
+    assert [file for files in shards for file in files] == source.files
+    assert all(shards)
+    if count * group <= 25:
+        assert all(source.files.index(files[0]) % group == 0 for files in shards)

@@ -131,11 +131,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def started(elbo: Callable[..., Any]) -> float:
-    """Seconds that a prep takes before it does anything: another program's start is not a disk's fault."""
-    begun = time.monotonic()
-    assert elbo("prep", "nowhere", "x.h5").returncode == 1
-    return time.monotonic() - begun
+def at_once(elbo: Callable[..., Any], run: Callable[[], Any]) -> Any:
+    """What `run` gives within a second of a program's start; a busy machine may try three times."""
+    for _ in range(3):
+        begun = time.monotonic()
+        assert elbo("prep", "nowhere", "x.h5").returncode == 1
+        started = time.monotonic()
+        result = run()
+        if time.monotonic() - started < started - begun + 1:
+            return result
+    pytest.fail("took longer than a second")
 
 
 @pytest.mark.parametrize("store", ["raw", "png", "webp"])
@@ -144,9 +149,7 @@ def test_a_disk_too_small_fails_at_once_and_leaves_nothing(
 ) -> None:
     (small_disk / "out.h5").write_text("mine")
     line = ["prep", photographs, small_disk / "out.h5", "--size", 128, "--store", store, "--overwrite"]
-    idle, begun = started(elbo), time.monotonic()
-    result = elbo(*line)
-    assert time.monotonic() - begun - idle < 1
+    result = at_once(elbo, lambda: elbo(*line))
     assert result.returncode == 1 and b"No space left on device" in result.stderr and b"Traceback" not in result.stderr
     assert os.listdir(small_disk) == ["out.h5"] and (small_disk / "out.h5").read_text() == "mine"
 
@@ -158,9 +161,7 @@ def test_a_file_size_limit_fails_at_once_and_leaves_nothing(
     out.mkdir()
     (out / "out.h5").write_text("mine")
     line = f"ulimit -f 20000; exec {sys.executable} -m elbocli prep {photographs} {out}/out.h5 --size 128 --overwrite"
-    idle, begun = started(elbo), time.monotonic()
-    result = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=False)
-    assert time.monotonic() - begun - idle < 1
+    result = at_once(elbo, lambda: subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=False))
     assert result.returncode == 1 and b"File too large" in result.stderr and b"Traceback" not in result.stderr
     assert os.listdir(out) == ["out.h5"] and (out / "out.h5").read_text() == "mine"
 

@@ -23,6 +23,7 @@ from elbocli.files import payload
 from elbocli.files.atomic import refuse_existing, writing
 from elbocli.files.crops import CROPS
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
+from elbocli.files.digests import add_digests
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.labels import utf8
 from elbocli.files.memory import Room, return_freed
@@ -322,14 +323,14 @@ class _Notes:
     """What a resumed prep must know of the images that are done."""
 
     def __init__(self, saved: dict[str, Any]):
-        self.digest = int(saved.get("source_sha256", "0"), 16)
+        self.digest = str(saved.get("source_sha256", add_digests([])))
         self.skipped: dict[str, str] = dict(saved.get("skipped", {}))
         self.changed = Counter(saved.get("changed", {}))
 
     def add(self, index: int, file: str, packed: _Packed) -> None:
         """The digest is a sum, so that the parts of a source add up to it."""
-        one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).digest()
-        self.digest = (self.digest + int.from_bytes(one, "big")) % (1 << 256)
+        one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).hexdigest()
+        self.digest = add_digests([self.digest, one])
         if packed.trouble:
             self.skipped[str(index)] = packed.trouble
         if packed.change:
@@ -337,7 +338,7 @@ class _Notes:
 
     def saved(self) -> dict[str, Any]:
         """As the journal keeps it."""
-        return {"source_sha256": f"{self.digest:064x}", "skipped": self.skipped, "changed": dict(self.changed)}
+        return {"source_sha256": self.digest, "skipped": self.skipped, "changed": dict(self.changed)}
 
 
 def _stopped(source: Source, index: int, trouble: str) -> DataError:

@@ -11,6 +11,7 @@ from elbocli.cli.options import (
     PATH,
     Command,
     Count,
+    Duration,
     Number,
     common,
     device_options,
@@ -119,6 +120,23 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--save-every", type=Count(), help="Updates per checkpoint.")
 @click.option("--preview-every", type=Count(0), help="Updates per preview picture; 0 is none.")
 @click.option("--keep", type=Count(), help="Checkpoints to keep.  [default: 2]")
+@click.option(
+    "--milestone-every", type=Count(0), help="Updates per checkpoint that is never deleted; 0 is none.  [default: 0]"
+)
+@click.option(
+    "--time-limit",
+    type=Duration(),
+    help="Save and end before the command has run for so long: 3h50m, 90s, 1:30:00. The same command goes on.  "
+    "[default: none]",
+)
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["stop", "skip"]),
+    help="When loss or gradient is not finite: stop with exit 4, or leave that update out and warn.  [default: stop]",
+)
+@click.option(
+    "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
+)
 @click.option("--dry-run", is_flag=True, help="Print what would run (YAML), and stop.")
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:

@@ -20,11 +20,16 @@ from elbocli.nn.presets import choose_preset, load_preset
 from elbocli.nn.unet import UNetConfig
 
 ADAPTIVE = "adaptive"
+ON_NONFINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Names are those of the options of `elbo train`. FREE ones may change when a run goes on."""
+    """Names are those of the options of `elbo train`. FREE ones may change when a run goes on.
+
+    milestone_every: steps; 0 is no milestones. time_limit: seconds of one start of the run; 0 is no limit.
+    max_skips: updates left out in a row, because loss or gradient was not finite, before the run stops.
+    """
 
     preset: str = ""
     weighting: str = "sigmoid"
@@ -51,6 +56,11 @@ class Settings:
     save_every: int = 1000
     preview_every: int = 5000
     keep: int = 2
+    milestone_every: int = 0
+    time_limit: float = 0.0
+    on_nonfinite: str = ON_NONFINITE[0]
+    max_skips: int = 10
+    on_checkpoint: str = ""
 
     def weighting_object(self) -> Weighting:
         """w(λ)."""
@@ -67,7 +77,10 @@ class Settings:
         return Prediction.parse(self.prediction)
 
 
-FREE = ("steps", "save_every", "preview_every", "keep", "device", "compile")
+FREE = (
+    *("steps", "save_every", "preview_every", "keep", "device", "compile"),
+    *("milestone_every", "time_limit", "on_nonfinite", "max_skips", "on_checkpoint"),
+)
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
 NAMES = tuple(field.name for field in fields(Settings))
@@ -146,9 +159,14 @@ def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str]) -> d
 
 
 def _check(settings: Settings) -> None:
-    for name in ("steps", "batch", "log_every", "save_every", "keep"):
+    for name in ("steps", "batch", "log_every", "save_every", "keep", "max_skips"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+    for name in ("milestone_every", "time_limit"):
+        if not getattr(settings, name) >= 0:
+            raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must not be negative")
+    if settings.on_nonfinite not in ON_NONFINITE:
+        raise UsageError(f"on-nonfinite is {settings.on_nonfinite!r}; it must be one of {', '.join(ON_NONFINITE)}")
     if not 0 < settings.floor <= 1:
         raise UsageError(f"floor is {settings.floor:g}; it must be above 0 and at most 1")
     if settings.lr <= 0:

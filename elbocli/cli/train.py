@@ -119,6 +119,22 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--save-every", type=Count(), help="Updates per checkpoint.")
 @click.option("--preview-every", type=Count(0), help="Updates per preview picture; 0 is none.")
 @click.option("--keep", type=Count(), help="Checkpoints to keep.  [default: 2]")
+@click.option(
+    "--parallel",
+    type=click.Choice(["ddp", "fsdp"]),
+    help="Under torchrun: every process holds the network, or a share of each of its weights.  [default: ddp]",
+)
+@click.option(
+    "--micro-batch",
+    type=Count(0, 10**6),
+    help="Images that a process sees at once, the gradients of a batch being added up; 0 takes its whole share of the "
+    "batch on a CPU, on CUDA the most that fits.  [default: 0]",
+)
+@click.option(
+    "--activation-checkpointing/--no-activation-checkpointing",
+    default=None,
+    help="Keep only what enters each block and compute the rest again for the gradients: less memory, slower.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would run (YAML), and stop.")
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:

@@ -51,6 +51,9 @@ class Settings:
     save_every: int = 1000
     preview_every: int = 5000
     keep: int = 2
+    parallel: str = "ddp"
+    micro_batch: int = 0
+    activation_checkpointing: bool = False
 
     def weighting_object(self) -> Weighting:
         """w(λ)."""
@@ -67,7 +70,19 @@ class Settings:
         return Prediction.parse(self.prediction)
 
 
-FREE = ("steps", "save_every", "preview_every", "keep", "device", "compile")
+PARALLELS = ("ddp", "fsdp")
+"""Every process holds the whole network, or its share of each weight."""
+FREE = (
+    "steps",
+    "save_every",
+    "preview_every",
+    "keep",
+    "device",
+    "compile",
+    "parallel",
+    "micro_batch",
+    "activation_checkpointing",
+)
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
 NAMES = tuple(field.name for field in fields(Settings))
@@ -149,6 +164,12 @@ def _check(settings: Settings) -> None:
     for name in ("steps", "batch", "log_every", "save_every", "keep"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+    if settings.parallel not in PARALLELS:
+        raise UsageError(f"parallel is {settings.parallel!r}; it must be one of {', '.join(PARALLELS)}")
+    if not 0 <= settings.micro_batch <= settings.batch:
+        raise UsageError(
+            f"micro-batch is {settings.micro_batch}; it must be at least 0 (automatic) and at most the batch, {settings.batch}"
+        )
     if not 0 < settings.floor <= 1:
         raise UsageError(f"floor is {settings.floor:g}; it must be above 0 and at most 1")
     if settings.lr <= 0:

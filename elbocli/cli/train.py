@@ -109,6 +109,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     "--conditional/--unconditional", default=None, help="Show the network the classes.  [default: if there are several]"
 )
 @device_options
+@click.option(
+    "--tf32/--no-tf32",
+    default=None,
+    help="Multiply fp32 in TF32 on CUDA, which is several times as fast and keeps 10 bits of mantissa.  [default: tf32]",
+)
 @click.option("--compile/--no-compile", "compile", default=None, help="torch.compile the network.")
 @click.option("--seed", type=Count(0, 2**63 - 1), help="All draws are functions of it.  [default: 0]")
 @click.option(
@@ -136,6 +141,20 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 )
 @click.option(
     "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
+    "--parallel",
+    type=click.Choice(["ddp", "fsdp"]),
+    help="Under torchrun: every process holds the network, or a share of each of its weights.  [default: ddp]",
+)
+@click.option(
+    "--micro-batch",
+    type=Count(0, 10**6),
+    help="Images that a process sees at once, the gradients of a batch being added up; 0 takes its whole share of the "
+    "batch on a CPU, on CUDA the most that fits.  [default: 0]",
+)
+@click.option(
+    "--activation-checkpointing/--no-activation-checkpointing",
+    default=None,
+    help="Keep only what enters each block and compute the rest again for the gradients: less memory, slower.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would run (YAML), and stop.")
 @common
@@ -150,6 +169,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     from elbocli.files.dataset import Dataset, find_dataset
     from elbocli.loops import plan, settings
     from elbocli.loops import train as loop
+    from elbocli.loops.world import joined
 
     if data is None:
         data = find_dataset(Path())

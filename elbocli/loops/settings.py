@@ -48,6 +48,7 @@ class Settings:
     label_dropout: float = 0.1
     flip: bool = False
     precision: str = "fp32"
+    tf32: bool = True
     compile: bool = False
     device: str = "auto"
     seed: int = 0
@@ -61,6 +62,9 @@ class Settings:
     on_nonfinite: str = ON_NONFINITE[0]
     max_skips: int = 10
     on_checkpoint: str = ""
+    parallel: str = "ddp"
+    micro_batch: int = 0
+    activation_checkpointing: bool = False
 
     def weighting_object(self) -> Weighting:
         """w(λ)."""
@@ -77,9 +81,12 @@ class Settings:
         return Prediction.parse(self.prediction)
 
 
+PARALLELS = ("ddp", "fsdp")
+"""Every process holds the whole network, or its share of each weight."""
 FREE = (
-    *("steps", "save_every", "preview_every", "keep", "device", "compile"),
-    *("milestone_every", "time_limit", "on_nonfinite", "max_skips", "on_checkpoint"),
+    *("steps", "save_every", "preview_every", "keep", "milestone_every", "on_checkpoint"),
+    *("device", "tf32", "compile", "parallel", "micro_batch", "activation_checkpointing"),
+    *("time_limit", "on_nonfinite", "max_skips"),
 )
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
@@ -167,6 +174,12 @@ def _check(settings: Settings) -> None:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must not be negative")
     if settings.on_nonfinite not in ON_NONFINITE:
         raise UsageError(f"on-nonfinite is {settings.on_nonfinite!r}; it must be one of {', '.join(ON_NONFINITE)}")
+    if settings.parallel not in PARALLELS:
+        raise UsageError(f"parallel is {settings.parallel!r}; it must be one of {', '.join(PARALLELS)}")
+    if not 0 <= settings.micro_batch <= settings.batch:
+        raise UsageError(
+            f"micro-batch is {settings.micro_batch}; it must be at least 0 (automatic) and at most the batch, {settings.batch}"
+        )
     if not 0 < settings.floor <= 1:
         raise UsageError(f"floor is {settings.floor:g}; it must be above 0 and at most 1")
     if settings.lr <= 0:

@@ -9,9 +9,9 @@ import click
 
 from elbocli.cli.options import (
     PATH,
-    Command,
     Count,
     Duration,
+    Joined,
     Number,
     common,
     device_options,
@@ -52,7 +52,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
 
-@click.command(cls=Command)
+@click.command(cls=Joined)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
 @click.option(
     "-o",
@@ -141,6 +141,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 )
 @click.option(
     "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
+)
+@click.option(
     "--parallel",
     type=click.Choice(["ddp", "fsdp"]),
     help="Under torchrun: every process holds the network, or a share of each of its weights.  [default: ddp]",
@@ -171,16 +173,19 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     from elbocli.loops import train as loop
     from elbocli.loops.world import joined
 
-    if data is None:
-        data = find_dataset(Path())
-        say(f"dataset {data}, the only one here")
     options["params"] = take_parameters(WEIGHTINGS, options)
-    dataset = Dataset(data, latents=True)
-    resolved = settings.resolve(options, dataset)
-    for note in resolved.notes:
-        say(note)
-    if dry_run:
-        click.echo(yamls.dump(plan.plan(resolved, len(dataset))), nl=False)
-        return
-    show(loop.run(dataset, out, resolved))
-    click.echo(out)
+    with joined(options["device"] or "auto") as world:
+        with world.together():
+            if data is None:
+                data = find_dataset(Path())
+                say(f"dataset {data}, the only one here")
+            dataset = Dataset(data, latents=True)
+            resolved = settings.resolve(options, dataset)
+        for note in resolved.notes:
+            say(note)
+        if dry_run:
+            click.echo(yamls.dump(plan.plan(resolved, len(dataset))), nl=False)
+            return
+        show(loop.run(dataset, out, resolved, world))
+    if world.first:
+        click.echo(out)

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from elbocli.loops.runtime import PRECISIONS
 from elbocli.loops.world import World
+from elbocli.nn.blocks import Network
 
 
 class Replica:
@@ -27,7 +28,7 @@ class Replica:
 
     sharded = False
 
-    def __init__(self, network: nn.Module, world: World, compile: bool):
+    def __init__(self, network: Network, world: World, compile: bool):
         self.network, self.world = network, world
         self.names = [name for name, _ in network.named_parameters()]
         self.pieces: list[nn.Parameter] = list(network.parameters())
@@ -67,7 +68,7 @@ class Sharded:
 
     sharded = True
 
-    def __init__(self, network: nn.Module, world: World, compile: bool, precision: str):
+    def __init__(self, network: Network, world: World, compile: bool, precision: str):
         # Sharding takes parts along the first dimension of what lies contiguous; images stay channels last.
         self.network = self.forward = network.to(memory_format=torch.contiguous_format)
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
@@ -78,7 +79,7 @@ class Sharded:
             cast_forward_inputs=False,
         )
         self.shapes = [(parameter.shape, parameter.stride()) for parameter in network.parameters()]
-        for unit in network.units():  # type: ignore[operator]
+        for unit in network.units():
             if compile:
                 unit.compile()
             fully_shard(unit, mesh=self.mesh, mp_policy=policy)
@@ -119,7 +120,7 @@ def _local(tensor: Any) -> Tensor:
     return tensor.to_local()
 
 
-def spread(network: nn.Module, world: World, parallel: str, compile: bool, precision: str) -> Replica | Sharded:
+def spread(network: Network, world: World, parallel: str, compile: bool, precision: str) -> Replica | Sharded:
     """The network, over the processes there are. parallel: `ddp` or `fsdp`, the same thing for one process."""
     if parallel == "fsdp" and world.size > 1:
         return Sharded(network, world, compile, precision)

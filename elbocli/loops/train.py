@@ -28,7 +28,7 @@ from elbocli.loops.settings import Resolved, difference
 from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, catching_signals, interrupted
 from elbocli.loops.trainer import Trainer
 from elbocli.loops.world import World
-from elbocli.nn.unet import count_parameters
+from elbocli.nn.networks import count_parameters
 
 PATIENCE_S = 60
 """How long processes that torchrun has started wait for those before them to end: they may be saving."""

@@ -24,7 +24,7 @@ from elbocli.loops.runtime import choose_device
 from elbocli.loops.settings import Resolved
 from elbocli.loops.world import World
 from elbocli.nn.ema import Ema
-from elbocli.nn.unet import UNet, place
+from elbocli.nn.networks import build, place
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
@@ -52,7 +52,7 @@ class Trainer:
         world = self.world = world or World(device=choose_device(settings.device))
         self.device = world.device
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
-        network = self.network = UNet(resolved.network)
+        network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
         self.spread = spread(place(network, self.device), world, settings.parallel, settings.compile, settings.precision)
         self.optimizer = torch.optim.AdamW(

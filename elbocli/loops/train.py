@@ -15,7 +15,7 @@ import torch
 from elbocli import __version__
 from elbocli.errors import ElboError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files import losslog
+from elbocli.files import losslog, snapshots
 from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
 from elbocli.files.samples import write_grid
@@ -145,6 +145,7 @@ def _train(trainer: Trainer, out: Path, signals: Any, status: _Status, stack: Ex
     yield from (Report(message=text, level="warning") for text in warnings)
     if saved is not None:
         trainer.restore(saved)
+    snapshots.drop_after(out, trainer.steps_done)
     network = trainer.resolved.network
     header = losslog.header(
         trainer.edges,
@@ -172,7 +173,7 @@ def _train(trainer: Trainer, out: Path, signals: Any, status: _Status, stack: Ex
 
     def save() -> Path:
         status.step, status.images = trainer.steps_done, trainer.images
-        weights = {"model": trainer.network.state_dict(), trainer.ema.name: trainer.ema.tensors}
+        weights = {"model": trainer.network.state_dict(), **trainer.ema.named}
         meta = {"images": trainer.images, "log_bytes": journal.flush(), "seed": settings.seed, "world_size": 1}
         return store.save(out, trainer.steps_done, weights, trainer.state(), meta, settings.keep)
 
@@ -201,6 +202,8 @@ def _train(trainer: Trainer, out: Path, signals: Any, status: _Status, stack: Ex
             with told(out / "previews"):
                 (out / "previews").mkdir(exist_ok=True)
             write_grid(out / "previews" / f"step-{step:08d}.png", trainer.preview(output))
+        if settings.snapshot_every and (step % settings.snapshot_every == 0 or step == settings.steps):
+            snapshots.write(out, step, trainer.ema.stored, {"images": trainer.images})
         if step % settings.save_every == 0 or step == settings.steps or signals.received:
             path = save()
             last_saved = step

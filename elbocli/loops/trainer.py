@@ -24,7 +24,7 @@ from elbocli.loops.sample import Settings as SampleSettings
 from elbocli.loops.sample import choose_labels, draw
 from elbocli.loops.settings import Resolved
 from elbocli.nn.denoiser import Denoiser
-from elbocli.nn.ema import Ema
+from elbocli.nn.ema import Averages
 from elbocli.nn.unet import UNet, place
 
 PREVIEW = SampleSettings(n=64, sampler="ddim", steps=32)
@@ -48,7 +48,7 @@ class Trainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self.ema = Ema(self.network, settings.ema)
+        self.ema = Averages(settings.ema, self.network.state_dict())
         self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
         self.losses = StepLosses(dataset, resolved, self.prediction, self.device)
         low, high = settings.logsnr_min, settings.logsnr_max
@@ -83,7 +83,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        self.ema.update(self.steps_done)
+        self.ema.update(self.steps_done, self.images, settings.batch)
         self.sums.add(c.logsnr, eps_error)
         self.totals += torch.stack([loss.detach().double().mean(), norm.double()])
 
@@ -133,7 +133,8 @@ class Trainer:
         state = saved.state()
         try:
             self.network.load_state_dict(saved.weights("model"))
-            self.ema.load(saved.weights("ema"))
+            for shadow in self.ema:
+                shadow.load(saved.weights(*shadow.average.names))
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.sums.values.copy_(state["sums"])
@@ -149,7 +150,7 @@ class Trainer:
         """64 images from the average, the same noise every time."""
         labels = choose_labels("balanced", PREVIEW.n, self.resolved.network.num_classes, 0)
         grid = time_grid(resolve_schedule("cosine", self.settings.logsnr_min, self.settings.logsnr_max), PREVIEW.steps)
-        average, live = self.ema.tensors, self.network
+        average, live = self.ema[0].tensors, self.network
 
         class Average(nn.Module):
             def forward(self, *inputs: Any) -> Tensor:

@@ -133,7 +133,7 @@ class Examples:
         Pixels are in [-1, 1].
         """
         index = step * len(self.parts) + which
-        rows, stored, eta, eps = self._ready.pop(index, None) or self._fetch(index)
+        rows, stored, eta, eps = self._ready.pop(index) if index in self._ready else self._fetch(index)
         if self._posterior is None or eta is None:
             x = normalised(stored, self.device)
         else:

@@ -41,8 +41,8 @@ class Replica:
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """Around forward and backward of a part of a batch: gradients are averaged over processes with the last."""
-        waiting = isinstance(self.forward, DistributedDataParallel) and not last
-        with self.forward.no_sync() if waiting else nullcontext():
+        several = isinstance(self.forward, DistributedDataParallel)
+        with self.forward.no_sync() if several and not last else nullcontext():  # type: ignore[operator]
             yield
 
     def gradients(self) -> list[Tensor]:
@@ -70,7 +70,7 @@ class Sharded:
 
     def __init__(self, network: Network, world: World, compile: bool, precision: str):
         # Sharding takes parts along the first dimension of what lies contiguous; images stay channels last.
-        self.network = self.forward = network.to(memory_format=torch.contiguous_format)
+        self.network = self.forward = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
         # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
         policy = MixedPrecisionPolicy(
@@ -91,7 +91,7 @@ class Sharded:
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """As Replica's."""
-        self.network.set_requires_gradient_sync(last)  # type: ignore[operator]
+        self.network.set_requires_gradient_sync(last)
         yield
 
     def gradients(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from elbocli import __version__
 from elbocli.errors import DataError, ElboError, Interrupted, PeerLost, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files import losslog
+from elbocli.files import losslog, snapshots
 from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept
@@ -139,10 +139,11 @@ class _Training:
             if self.world.first:
                 found = store.latest(self.out, self._warn)
         found = self.world.of_first(found)
-        if found is None:
-            return {}
-        self.trainer.restore(found)
-        return found.meta["log_bytes"]
+        if found is not None:
+            self.trainer.restore(found)
+        if self.world.first:
+            snapshots.drop_after(self.out, self.trainer.steps_done)
+        return {} if found is None else found.meta["log_bytes"]
 
     def _header(self) -> str:
         trainer, settings, network = self.trainer, self.settings, self.trainer.resolved.network
@@ -181,6 +182,9 @@ class _Training:
             values = self._log(step) if step % settings.log_every == 0 or step == settings.steps else {}
             if self.output and (step % settings.preview_every == 0 or step == settings.steps):
                 self._preview(step)
+            every = settings.snapshot_every
+            if every and (step % every == 0 or step == settings.steps):
+                self._keep_averages(step)
             if due(step, settings.save_every, settings.milestone_every) or step == settings.steps:
                 self._save()
             yield Report(step, settings.steps, "step", values=values)
@@ -236,6 +240,14 @@ class _Training:
                 write_grid(self.out / "previews" / f"step-{step:08d}.png", grid)
             except DataError as error:
                 self._warn(str(error))
+
+    def _keep_averages(self, step: int) -> None:
+        """A snapshot of the averages that others can be made of, written while training goes on."""
+        self.trainer.check()
+        averages, images = self.trainer.copies(self.trainer.ema.stored), self.trainer.images
+        with self.world.together():
+            if self.world.first:
+                self.saver.start(lambda: snapshots.write(self.out, step, averages, {"images": images}))
 
     def _save(self) -> None:
         """A checkpoint of this moment, written while training goes on. Raises DataError after too many failures."""

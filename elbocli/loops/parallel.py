@@ -54,6 +54,9 @@ class Replica:
         for piece in self.pieces:
             piece.grad = None
 
+    def changed(self) -> None:
+        """The pieces' values were changed by other hands than the optimizer's."""
+
     def whole(self, index: int, piece: Tensor) -> Tensor:
         """The whole tensor that is shaped like parameter `index`."""
         return piece
@@ -104,6 +107,10 @@ class Sharded:
         """As Replica's."""
         for piece, parameter in zip(self.pieces, self._sharded):
             piece.grad = parameter.grad = None
+
+    def changed(self) -> None:
+        """As Replica's. What is outside all units stays together after a forward that no backward follows."""
+        self.network.reshard()
 
     def whole(self, index: int, piece: Tensor) -> Tensor:
         """As Replica's. Every process must ask."""

@@ -157,7 +157,9 @@ class Trainer:
         """The network has the averaged weights, in eval mode, during the block."""
         self.network.eval()
         with swap(self.live, self.ema[0].tensors):
+            self.spread.changed()
             yield
+        self.spread.changed()
         self.network.train()
 
     def _whole(self, tensors: list[Tensor]) -> list[Tensor | None]:

@@ -137,6 +137,24 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option(
     "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
 )
+@click.option(
+    "--val",
+    metavar="PATH",
+    help="Validate on this dataset, packed as DATA.h5 was: the error at each noise level, the weighted loss, and bits per "
+    "dimension (of pixels).",
+)
+@click.option(
+    "--val-split",
+    type=Count(0),
+    help="Validate on this many images of DATA.h5, which are chosen by the seed and never trained on; 0 is none.  "
+    "[default: 0]",
+)
+@click.option(
+    "--val-every",
+    type=Count(0),
+    help="Images of training between validations; 0 is as often as takes 2 % of the work.  [default: 0]",
+)
+@click.option("--val-images", type=Count(0), help="At most this many images per validation; 0 is all.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Print what would run (YAML), and stop.")
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class Posterior:
         self._draws, self._device = Stream(seed, "posterior"), device
         self._shift, self._scale = affine(space, device)
 
-    def at(self, moments: np.ndarray, positions: range) -> Tensor:
+    def at(self, moments: np.ndarray, positions: Sequence[int]) -> Tensor:
         """mean ‖ std [B,2C,h,w] → float32 [B,C,h,w]; η of row k depends on positions[k], its place in the run."""
         mean, std = sent(torch.from_numpy(moments), self._device).float().chunk(2, 1)
         eta = sent(self._draws.normal(positions, mean.shape[1:]), self._device)

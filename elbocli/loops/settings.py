@@ -28,7 +28,8 @@ class Settings:
     """Names are those of the options of `elbo train`. FREE ones may change when a run goes on.
 
     milestone_every: steps; 0 is no milestones. time_limit: seconds of one start of the run; 0 is no limit.
-    max_skips: updates left out in a row, because loss or gradient was not finite, before the run stops.
+    val: path of another dataset. val_split, val_images: images, val_every: images of training; 0 is none, all, often
+    enough. max_skips: updates left out in a row, because loss or gradient was not finite, before the run stops.
     """
 
     preset: str = ""
@@ -61,6 +62,10 @@ class Settings:
     on_nonfinite: str = ON_NONFINITE[0]
     max_skips: int = 10
     on_checkpoint: str = ""
+    val: str = ""
+    val_split: int = 0
+    val_every: int = 0
+    val_images: int = 0
 
     def weighting_object(self) -> Weighting:
         """w(λ)."""
@@ -80,10 +85,14 @@ class Settings:
 FREE = (
     *("steps", "save_every", "preview_every", "keep", "device", "compile"),
     *("milestone_every", "time_limit", "on_nonfinite", "max_skips", "on_checkpoint"),
+    *("val", "val_every", "val_images"),
 )
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
 NAMES = tuple(field.name for field in fields(Settings))
+
+DEFAULTS = asdict(Settings())
+"""Also what a setting was in a run that is older than it."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +171,11 @@ def _check(settings: Settings) -> None:
     for name in ("steps", "batch", "log_every", "save_every", "keep", "max_skips"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
-    for name in ("milestone_every", "time_limit"):
+    for name in ("milestone_every", "time_limit", "val_split", "val_every", "val_images"):
         if not getattr(settings, name) >= 0:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must not be negative")
+    if settings.val and settings.val_split:
+        raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
     if settings.on_nonfinite not in ON_NONFINITE:
         raise UsageError(f"on-nonfinite is {settings.on_nonfinite!r}; it must be one of {', '.join(ON_NONFINITE)}")
     if not 0 < settings.floor <= 1:
@@ -194,7 +205,7 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a resumed run would change that it may not: a line each."""
     lines = []
     for section in ("settings", "network", "data", "files"):
-        old, new = before.get(section, {}), now[section]
+        old, new = {**(DEFAULTS if section == "settings" else {}), **before.get(section, {})}, now[section]
         for key in sorted({*old, *new}):
             if key in (FREE if section == "settings" else PLACES if section == "data" else ()):
                 continue

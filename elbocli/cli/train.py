@@ -116,6 +116,13 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     type=Number(0, 1, above=True),
     help="Least density of an adaptive schedule, as a share of the uniform one.  [default: 0.01]",
 )
+@click.option(
+    "--multiscale/--no-multiscale",
+    default=None,
+    help="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
+    "that coarse structure counts for more. It is then no ELBO, as that weighs all pixels' errors alike; the loss log "
+    "and validation's bits per dimension stay plain.  [default: no]",
+)
 @click.option("--log-every", type=Count(), help="Updates per line of metrics.jsonl and losslog.jsonl.")
 @click.option("--save-every", type=Count(), help="Updates per checkpoint.")
 @click.option("--preview-every", type=Count(0), help="Updates per preview picture; 0 is none.")

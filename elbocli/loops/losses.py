@@ -46,5 +46,5 @@ class StepLosses:
         if self.dropout:
             torch.manual_seed(self._dropout.seed(step))
         with autocast(self.device, self.settings.precision):
-            loss, error = denoising_losses(forward, x, eps, labels, c)
+            loss, error = denoising_losses(forward, x, eps, labels, c, self.settings.multiscale)
         return loss, error, c

@@ -53,6 +53,7 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     floor: float = 0.01
+    multiscale: bool = False
     log_every: int = 100
     save_every: int = 1000
     preview_every: int = 5000

@@ -118,7 +118,7 @@ class Validation:
         c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, self.device)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with autocast(self.device, self.settings.precision):
-            return torch.stack(denoising_losses(network, x, eps, labels, c))
+            return torch.stack(denoising_losses(network, x, eps, labels, c, self.settings.multiscale))
 
     def _remember(self, places: np.ndarray, pixels: np.ndarray) -> None:
         """The terms of the bound that don't depend on the network, in bits per dimension."""

@@ -54,7 +54,8 @@ def share_cores() -> None:
 
 def fail(where: str, message: str, code: int) -> int:
     """Say what went wrong on stderr."""
-    click.echo(f"{where}: error: {message}", err=True)
+    if not Command.silent:
+        click.echo(f"{where}: error: {message}", err=True)
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -29,11 +30,21 @@ class Command(click.Command):
     path: ClassVar[str] = "elbo"
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
+    silent: ClassVar[bool] = False
+    """Not even errors: another process of the same run says them."""
 
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
         Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
         return super().invoke(ctx)
+
+
+class Joined(Command):
+    """A command whose processes torchrun starts: only the first of them speaks."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        Command.silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+        return super().parse_args(ctx, args)
 
 
 class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]

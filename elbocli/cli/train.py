@@ -9,9 +9,9 @@ import click
 
 from elbocli.cli.options import (
     PATH,
-    Command,
     Count,
     Duration,
+    Joined,
     Number,
     common,
     device_options,
@@ -52,7 +52,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
 
-@click.command(cls=Command)
+@click.command(cls=Joined)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
 @click.option(
     "-o",
@@ -109,6 +109,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     "--conditional/--unconditional", default=None, help="Show the network the classes.  [default: if there are several]"
 )
 @device_options
+@click.option(
+    "--tf32/--no-tf32",
+    default=None,
+    help="Multiply fp32 in TF32 on CUDA, which is several times as fast and keeps 10 bits of mantissa.  [default: tf32]",
+)
 @click.option("--compile/--no-compile", "compile", default=None, help="torch.compile the network.")
 @click.option("--seed", type=Count(0, 2**63 - 1), help="All draws are functions of it.  [default: 0]")
 @click.option(
@@ -162,6 +167,22 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     help="Images of training between validations; 0 is as often as takes 2 % of the work.  [default: 0]",
 )
 @click.option("--val-images", type=Count(0), help="At most this many images per validation; 0 is all.  [default: 0]")
+@click.option(
+    "--parallel",
+    type=click.Choice(["ddp", "fsdp"]),
+    help="Under torchrun: every process holds the network, or a share of each of its weights.  [default: ddp]",
+)
+@click.option(
+    "--micro-batch",
+    type=Count(0, 10**6),
+    help="Images that a process sees at once, the gradients of a batch being added up; 0 takes its whole share of the "
+    "batch on a CPU, on CUDA the most that fits.  [default: 0]",
+)
+@click.option(
+    "--activation-checkpointing/--no-activation-checkpointing",
+    default=None,
+    help="Keep only what enters each block and compute the rest again for the gradients: less memory, slower.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would run (YAML), and stop.")
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
@@ -175,17 +196,21 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     from elbocli.files.dataset import Dataset, find_dataset
     from elbocli.loops import plan, settings
     from elbocli.loops import train as loop
+    from elbocli.loops.world import joined
 
-    if data is None:
-        data = find_dataset(Path())
-        say(f"dataset {data}, the only one here")
     options["params"] = take_parameters(WEIGHTINGS, options)
-    dataset = Dataset(data, latents=True)
-    resolved = settings.resolve(options, dataset)
-    for note in resolved.notes:
-        say(note)
-    if dry_run:
-        click.echo(yamls.dump(plan.plan(resolved, len(dataset))), nl=False)
-        return
-    show(loop.run(dataset, out, resolved))
-    click.echo(out)
+    with joined(options["device"] or "auto") as world:
+        with world.together():
+            if data is None:
+                data = find_dataset(Path())
+                say(f"dataset {data}, the only one here")
+            dataset = Dataset(data, latents=True)
+            resolved = settings.resolve(options, dataset)
+        for note in resolved.notes:
+            say(note)
+        if dry_run:
+            click.echo(yamls.dump(plan.plan(resolved, len(dataset))), nl=False)
+            return
+        show(loop.run(dataset, out, resolved, world))
+    if world.first:
+        click.echo(out)

@@ -12,7 +12,7 @@ import io
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Checkpoint:
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path) or None)
     except pickle.UnpicklingError as error:
         raise FormatError(
             f"{name or source}: refused: it holds more than tensors, and loading it could run code"
@@ -83,9 +83,9 @@ def digest(path: Path) -> str:
 
 
 def save(
-    run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any], keep: int
+    run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint and drop all but the last `keep`. weights: file name → tensors. Raises DataError."""
+    """Write a checkpoint. weights: file name → tensors. Raises DataError."""
     folder = run / "checkpoints"
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,17 +102,26 @@ def save(
             (aside / "meta.json").write_text(json.dumps(content, indent=1) + "\n")
     except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
         raise DataError(f"{path}: could not write: {' '.join(str(error).split())[:200]}") from error
-    for old in checkpoints(run)[:-keep]:
-        trash = old.with_name(f".{old.name}.trash")
-        old.rename(trash)
-        shutil.rmtree(trash)
-    flush_folder(folder)
     return path
+
+
+def drop(run: Path, kept: Callable[[list[int]], Collection[int]]) -> None:
+    """Delete the checkpoints of a run that `kept` doesn't choose of all steps. Raises DataError."""
+    by_step = {int(path.name.removeprefix("step-")): path for path in checkpoints(run)}
+    stay = kept(list(by_step))
+    with told(run / "checkpoints", "delete old ones in"):
+        for step, old in by_step.items():
+            if step not in stay:
+                trash = old.with_name(f".{old.name}.trash")
+                old.rename(trash)
+                shutil.rmtree(trash)
+        flush_folder(run / "checkpoints")
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Folders of all checkpoints of a run, damaged ones too, by step."""
-    return sorted(run.glob("checkpoints/step-*"), key=lambda path: path.name)
+    found = (path for path in run.glob("checkpoints/step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def clean(run: Path) -> None:

@@ -16,8 +16,8 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
+from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
-from elbocli.nn.unet import UNetConfig
 
 ADAPTIVE = "adaptive"
 ON_NONFINITE = ("stop", "skip")
@@ -49,6 +49,7 @@ class Settings:
     label_dropout: float = 0.1
     flip: bool = False
     precision: str = "fp32"
+    tf32: bool = True
     compile: bool = False
     device: str = "auto"
     seed: int = 0
@@ -67,6 +68,9 @@ class Settings:
     val_split: int = 0
     val_every: int = 0
     val_images: int = 0
+    parallel: str = "ddp"
+    micro_batch: int = 0
+    activation_checkpointing: bool = False
 
     def weighting_object(self) -> Weighting:
         """w(λ)."""
@@ -83,17 +87,19 @@ class Settings:
         return Prediction.parse(self.prediction)
 
 
+PARALLELS = ("ddp", "fsdp")
+"""Every process holds the whole network, or its share of each weight."""
 FREE = (
-    *("steps", "save_every", "preview_every", "keep", "device", "compile"),
-    *("milestone_every", "time_limit", "on_nonfinite", "max_skips", "on_checkpoint"),
+    *("steps", "save_every", "preview_every", "keep", "milestone_every", "on_checkpoint"),
+    *("device", "tf32", "compile", "parallel", "micro_batch", "activation_checkpointing"),
+    *("time_limit", "on_nonfinite", "max_skips"),
     *("val", "val_every", "val_images"),
 )
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
 NAMES = tuple(field.name for field in fields(Settings))
-
-DEFAULTS = asdict(Settings())
-"""Also what a setting was in a run that is older than it."""
+OLD: dict[str, dict[str, Any]] = {"settings": asdict(Settings()), "network": {"family": "unet"}}
+"""What runs of earlier versions were without saying so."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +107,14 @@ class Resolved:
     """Settings, the network's config, the dataset's identity, and digests of files that settings name."""
 
     settings: Settings
-    network: UNetConfig
+    network: NetworkConfig
     data: dict[str, Any]
     files: dict[str, str]
     notes: list[str]
 
     def config(self) -> dict[str, Any]:
         """What config.yaml says."""
-        network = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.network).items()
-        }
+        network = section_of(self.network)
         return {"settings": asdict(self.settings), "network": network, "data": self.data, "files": self.files}
 
 
@@ -179,6 +183,12 @@ def _check(settings: Settings) -> None:
         raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
     if settings.on_nonfinite not in ON_NONFINITE:
         raise UsageError(f"on-nonfinite is {settings.on_nonfinite!r}; it must be one of {', '.join(ON_NONFINITE)}")
+    if settings.parallel not in PARALLELS:
+        raise UsageError(f"parallel is {settings.parallel!r}; it must be one of {', '.join(PARALLELS)}")
+    if not 0 <= settings.micro_batch <= settings.batch:
+        raise UsageError(
+            f"micro-batch is {settings.micro_batch}; it must be at least 0 (automatic) and at most the batch, {settings.batch}"
+        )
     if not 0 < settings.floor <= 1:
         raise UsageError(f"floor is {settings.floor:g}; it must be above 0 and at most 1")
     if settings.lr <= 0:
@@ -188,25 +198,18 @@ def _check(settings: Settings) -> None:
 
 def _network(
     section: dict[str, Any], given: dict[str, Any], dataset: Dataset, settings: Settings, name: str
-) -> UNetConfig:
+) -> NetworkConfig:
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
     section = {**section, **({"dropout": given["dropout"]} if "dropout" in given else {})}
-    try:
-        section |= {"levels": tuple(section["levels"]), "attention": tuple(section["attention"])}
-        return UNetConfig(
-            image_size=dataset.image_size, image_channels=dataset.channels, num_classes=classes, **section
-        )
-    except (TypeError, KeyError) as error:
-        raise FormatError(
-            f"preset {name}: section 'network' needs channels, levels, blocks, attention and dropout: {error}"
-        ) from error
+    fits = {"image_size": dataset.image_size, "image_channels": dataset.channels, "num_classes": classes}
+    return config_of({**section, **fits}, f"preset {name}")
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a resumed run would change that it may not: a line each."""
     lines = []
     for section in ("settings", "network", "data", "files"):
-        old, new = {**(DEFAULTS if section == "settings" else {}), **before.get(section, {})}, now[section]
+        old, new = {**OLD.get(section, {}), **before.get(section, {})}, now[section]
         for key in sorted({*old, *new}):
             if key in (FREE if section == "settings" else PLACES if section == "data" else ()):
                 continue
@@ -214,14 +217,6 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
     return lines
-
-
-def network_config(section: dict[str, Any], where: Path) -> UNetConfig:
-    """The network section of a run's config. Raises FormatError."""
-    try:
-        return UNetConfig(**{**section, "levels": tuple(section["levels"]), "attention": tuple(section["attention"])})
-    except (TypeError, KeyError) as error:
-        raise FormatError(f"{where}: section 'network' is not a network's: {error}") from error
 
 
 def run_settings(section: dict[str, Any], where: Path) -> Settings:

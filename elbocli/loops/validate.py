@@ -54,11 +54,11 @@ class Validation:
         self.conditional = resolved.network.num_classes > 0
         self.bits = self.dataset.kind != LATENTS
         """Latents have no levels, so no bits per dimension."""
-        space, own = self.dataset.latent_space, Stream(settings.seed, "val-posterior").seed(0)
+        space = self.dataset.latent_space
         self._fixed = torch.full((len(self.rows),), math.nan if self.bits else 0.0, dtype=torch.float64)
         self._bits_per_nat = bits_per_dimension(1.0, self.dimensions)
-        self._posterior = None if space is None else Posterior(space, own, device)
-        self._noise = Stream(settings.seed, "val-noise")
+        self._posterior = None if space is None else Posterior(space, device)
+        self._noise, self._eta = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
         start = Stream(settings.seed, "val-t").uniform(0, 1)
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
         self._t = torch.from_numpy((offsets[:, None] + np.arange(DRAWS)) / DRAWS)
@@ -109,7 +109,8 @@ class Validation:
             self._remember(places, stored)
             x = normalised(stored, self.device)
         else:
-            x = self._posterior.at(stored, rows)
+            eta = self._eta.normal(rows, (stored.shape[1] // 2, *stored.shape[2:]))
+            x = self._posterior.at(torch.from_numpy(stored), eta)
         labels = None
         if self.conditional:
             labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)

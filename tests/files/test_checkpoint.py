@@ -21,7 +21,9 @@ STATE = {
 
 
 def save(run, step, keep=3, weights=WEIGHTS, **meta):
-    return store.save(run, step, weights, STATE, {"images": 64 * step, "log_bytes": {}, **meta}, keep)
+    path = store.save(run, step, weights, STATE, {"images": 64 * step, "log_bytes": {}, **meta})
+    store.drop(run, lambda steps: sorted(steps)[-keep:])
+    return path
 
 
 def names(run):
@@ -143,7 +145,8 @@ from elbocli.files import checkpoint as store
 torch.set_num_threads(1)
 run = Path(sys.argv[1])
 def save(step, value):
-    store.save(run, step, {"model": {"x": torch.full((4,), value)}, "ema-0.9": {}}, {}, {"images": step, "log_bytes": {}}, 2)
+    store.save(run, step, {"model": {"x": torch.full((4,), value)}, "ema-0.9": {}}, {}, {"images": step, "log_bytes": {}})
+    store.drop(run, lambda steps: sorted(steps)[-2:])
 def value():
     return float(store.latest(run, lambda text: None).weights("model")["x"][0])
 save(1, 1.0)

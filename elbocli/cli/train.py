@@ -131,6 +131,13 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     type=Number(0, 1, above=True),
     help="Least density of an adaptive schedule, as a share of the uniform one.  [default: 0.01]",
 )
+@click.option(
+    "--multiscale/--no-multiscale",
+    default=None,
+    help="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
+    "that coarse structure counts for more. It is then no ELBO, as that weighs all pixels' errors alike; the loss log "
+    "and validation's bits per dimension stay plain.  [default: no]",
+)
 @click.option("--log-every", type=Count(), help="Updates per line of metrics.jsonl and losslog.jsonl.")
 @click.option("--save-every", type=Count(), help="Updates per checkpoint.")
 @click.option("--preview-every", type=Count(0), help="Updates per preview picture; 0 is none.")
@@ -158,6 +165,24 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option(
     "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
 )
+@click.option(
+    "--val",
+    metavar="PATH",
+    help="Validate on this dataset, packed as DATA.h5 was: the error at each noise level, the weighted loss, and bits per "
+    "dimension (of pixels).",
+)
+@click.option(
+    "--val-split",
+    type=Count(0),
+    help="Validate on this many images of DATA.h5, which are chosen by the seed and never trained on; 0 is none.  "
+    "[default: 0]",
+)
+@click.option(
+    "--val-every",
+    type=Count(0),
+    help="Images of training between validations; 0 is as often as takes 2 % of the work.  [default: 0]",
+)
+@click.option("--val-images", type=Count(0), help="At most this many images per validation; 0 is all.  [default: 0]")
 @click.option(
     "--parallel",
     type=click.Choice(["ddp", "fsdp"]),

@@ -64,5 +64,5 @@ class StepLosses:
         if self.dropout:
             torch.manual_seed(self._dropout.seed(step) + part.start)
         with autocast(self.device, self.settings.precision):
-            loss, error = denoising_losses(forward, x, eps, labels, c)
+            loss, error = denoising_losses(forward, x, eps, labels, c, self.settings.multiscale)
         return loss, error, c

@@ -29,7 +29,8 @@ class Settings:
     """Names are those of the options of `elbo train`. FREE ones may change when a run goes on.
 
     milestone_every: steps; 0 is no milestones. time_limit: seconds of one start of the run; 0 is no limit.
-    max_skips: updates left out in a row, because loss or gradient was not finite, before the run stops.
+    val: path of another dataset. val_split, val_images: images, val_every: images of training; 0 is none, all, often
+    enough. max_skips: updates left out in a row, because loss or gradient was not finite, before the run stops.
     """
 
     preset: str = ""
@@ -54,6 +55,7 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     floor: float = 0.01
+    multiscale: bool = False
     log_every: int = 100
     save_every: int = 1000
     preview_every: int = 5000
@@ -64,6 +66,10 @@ class Settings:
     on_nonfinite: str = ON_NONFINITE[0]
     max_skips: int = 10
     on_checkpoint: str = ""
+    val: str = ""
+    val_split: int = 0
+    val_every: int = 0
+    val_images: int = 0
     parallel: str = "ddp"
     micro_batch: int = 0
     activation_checkpointing: bool = False
@@ -92,6 +98,7 @@ FREE = (
     *("steps", "save_every", "preview_every", "snapshot_every", "keep", "milestone_every", "on_checkpoint"),
     *("device", "tf32", "compile", "parallel", "micro_batch", "activation_checkpointing"),
     *("time_limit", "on_nonfinite", "max_skips"),
+    *("val", "val_every", "val_images"),
 )
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
@@ -100,7 +107,7 @@ STORED = ("power:std=0.05", "power:std=0.1")
 SNAPSHOTS = 20
 """In a whole run, when --snapshot-every isn't given."""
 NAMES = tuple(field.name for field in fields(Settings))
-OLD: dict[str, dict[str, Any]] = {"network": {"family": "unet"}}
+OLD: dict[str, dict[str, Any]] = {"settings": asdict(Settings()), "network": {"family": "unet"}}
 """What runs of earlier versions were without saying so."""
 
 
@@ -192,9 +199,11 @@ def _check(settings: Settings) -> None:
     for name in ("steps", "batch", "log_every", "save_every", "keep", "max_skips"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
-    for name in ("milestone_every", "time_limit"):
+    for name in ("milestone_every", "time_limit", "val_split", "val_every", "val_images"):
         if not getattr(settings, name) >= 0:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must not be negative")
+    if settings.val and settings.val_split:
+        raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
     if settings.on_nonfinite not in ON_NONFINITE:
         raise UsageError(f"on-nonfinite is {settings.on_nonfinite!r}; it must be one of {', '.join(ON_NONFINITE)}")
     if settings.parallel not in PARALLELS:

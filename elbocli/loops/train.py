@@ -26,7 +26,9 @@ from elbocli.loops.runtime import allow_tf32, choose_device, precision_of
 from elbocli.loops.saver import Saver
 from elbocli.loops.settings import Resolved, difference
 from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, catching_signals, interrupted
+from elbocli.loops.splits import open_held_out
 from elbocli.loops.trainer import Trainer
+from elbocli.loops.validate import Validation
 from elbocli.loops.world import World
 from elbocli.nn.networks import count_parameters
 
@@ -114,10 +116,14 @@ class _Training:
         with self.world.together():
             lengths = self._restore()
             self.journal = Journal(out, lengths) if self.world.first else None
+            held = open_held_out(self.settings, trainer.dataset, trainer.resolved.network.num_classes > 0)
+            self.validation = Validation(held, trainer.resolved, trainer.device) if held else None
         if self.journal is not None:
             stack.callback(self.journal.close)
             if not self.journal.lengths["losslog.jsonl"]:
                 self._note("losslog.jsonl", self._header())
+            if self.validation and not self.journal.lengths["validation.jsonl"]:
+                self._note("validation.jsonl", self.validation.header())
         self.last_saved = trainer.steps_done if trainer.steps_done else -1
         self.output = preview_output(trainer, self._warn)
         self.clock, self.since = time.monotonic(), trainer.steps_done
@@ -180,6 +186,8 @@ class _Training:
             trainer.step()
             step = trainer.steps_done
             values = self._log(step) if step % settings.log_every == 0 or step == settings.steps else {}
+            if self.validation and self.validation.due(step):
+                values |= self._validate(step)
             if self.output and (step % settings.preview_every == 0 or step == settings.steps):
                 self._preview(step)
             every = settings.snapshot_every
@@ -223,6 +231,18 @@ class _Training:
         }
         self._note("metrics.jsonl", json.dumps({"step": step, "images": self.trainer.images, **values}) + "\n")
         self._note("losslog.jsonl", losslog.line(step, self.trainer.images, sums))
+        return values
+
+    def _validate(self, step: int) -> dict[str, Any]:
+        """How the average does on images held out."""
+        assert self.validation is not None
+        trainer, world, images = self.trainer, self.world, self.trainer.images
+        trainer.check()
+        with trainer.averaged():
+            sums = world.added(self.validation.partial(trainer.spread.forward, world.rank, world.size))
+        values = self.validation.finish(sums)
+        self._note("metrics.jsonl", json.dumps({"step": step, "images": images, **values}) + "\n")
+        self._note("validation.jsonl", self.validation.line(step, images, sums))
         return values
 
     def _note(self, name: str, text: str) -> None:

@@ -29,7 +29,7 @@ from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, catching_si
 from elbocli.loops.splits import open_held_out
 from elbocli.loops.trainer import Trainer
 from elbocli.loops.validate import Validation
-from elbocli.loops.world import World
+from elbocli.loops.world import World, telling_lost
 from elbocli.nn.networks import count_parameters
 
 PATIENCE_S = 60
@@ -79,9 +79,10 @@ def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = N
         status = _Status(out, resolved.settings.steps) if world.first else None
         saver = Saver()
         try:
-            with world.together():
-                trainer = Trainer(resolved, dataset, world)
-            yield from _Training(trainer, out, ending, status, saver, stack).reports()
+            with telling_lost():
+                with world.together():
+                    trainer = Trainer(resolved, dataset, world)
+                yield from _Training(trainer, out, ending, status, saver, stack).reports()
         except BaseException as error:
             saver.close()
             if status is not None:
@@ -164,7 +165,9 @@ class _Training:
     def _introduction(self) -> str:
         trainer, settings, start = self.trainer, self.settings, self.trainer.steps_done
         rising = trainer.weighting.rising(settings.logsnr_min, settings.logsnr_max)
+        parts = len(trainer.losses.parts)
         processes = f", {self.world.size} processes ({settings.parallel})" if self.world.size > 1 else ""
+        processes += f", each {settings.batch // self.world.size} images a step in {parts} parts" if parts > 1 else ""
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
             f"{count_parameters(trainer.network):,} parameters, {trainer.device}{processes}, {precision_of(trainer.device, settings.precision)}; "
@@ -178,6 +181,8 @@ class _Training:
         yield from self._said()
         yield Report(trainer.steps_done, settings.steps, "step", self._introduction())
         self._state("running")
+        with self.world.together():
+            trainer.rehearse()
         while trainer.steps_done < settings.steps:
             reason = self._agreed()
             if reason:

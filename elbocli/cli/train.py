@@ -23,8 +23,7 @@ from elbocli.cli.options import (
 from elbocli.core.averages import AVERAGES
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import WEIGHTINGS
-
-PRESETS = "digits, cifar, small64, imagenet64"
+from elbocli.nn import presets
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -77,7 +76,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option(
     "--preset",
     metavar="NAME",
-    help=f"Network and settings: {PRESETS}, or a FILE.yaml.  [default: by image size and count]",
+    help=f"Network and settings: {', '.join(presets.NAMES)}, or a FILE.yaml.  [default: by image size and count]",
 )
 @weighting_options("sigmoid")
 @click.option(
@@ -100,6 +99,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--lr", type=Number(0, 1e3, above=True), help="Learning rate of AdamW.")
 @click.option("--warmup", type=Count(0), help="Updates over which lr rises from zero.")
 @click.option("--weight-decay", type=Number(0, 1e3), help="Of AdamW.  [default: 0]")
+@click.option("--beta2", type=Number(0, 0.9999999), help="Of AdamW, whose beta1 is 0.9.  [default: 0.999]")
+@click.option("--adam-eps", type=Number(0, 1, above=True), help="Of AdamW.  [default: 1e-8]")
 @click.option("--clip", type=Number(0), help="Largest gradient norm; 0 is no limit.")
 @click.option(
     "--ema",

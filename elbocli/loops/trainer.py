@@ -57,7 +57,12 @@ class Trainer:
         network.recompute = settings.activation_checkpointing
         self.spread = spread(place(network, self.device), world, settings.parallel, settings.compile, settings.precision)
         self.optimizer = torch.optim.AdamW(
-            self.spread.pieces, settings.lr, weight_decay=settings.weight_decay, fused=True
+            self.spread.pieces,
+            settings.lr,
+            betas=(0.9, settings.beta2),
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
         self.ema = Averages(settings.ema, self.live)

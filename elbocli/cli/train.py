@@ -47,11 +47,13 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if unknown:
         raise click.UsageError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}", ctx)
     several = {option.name for option in ctx.command.params if isinstance(option, click.Option) and option.multiple}
-    for key in several & set(values):
-        values[key] = values[key] if isinstance(values[key], list) else [values[key]]
     for key, value in values.items():
-        if isinstance(value, dict) or (isinstance(value, list) and key not in several):
-            raise click.UsageError(f"{path}: {key} is a {type(value).__name__}, expected one value", ctx)
+        items = value if isinstance(value, list) and key in several else [value]
+        for item in items:
+            if isinstance(item, (dict, list)):
+                raise click.UsageError(f"{path}: {key} is a {type(item).__name__}, expected one value", ctx)
+        if key in several and value is not None:
+            values[key] = items
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
 

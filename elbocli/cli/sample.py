@@ -96,7 +96,7 @@ def sample(
     precision: str | None,
     **options: Any,
 ) -> None:
-    """Draw images from RUN.
+    """Draw images from RUN, or from one of its checkpoints.
 
     Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load.
     """

@@ -11,7 +11,7 @@ import torch
 
 from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, FormatError
-from elbocli.files.checkpoint import Checkpoint, latest, read_config
+from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.loops.settings import Settings, run_settings
 from elbocli.nn.blocks import Network
 from elbocli.nn.networks import build, config_of, place
@@ -32,9 +32,16 @@ class TrainedRun:
 
 
 def open_run(path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema") -> TrainedRun:
-    """The newest whole checkpoint of a run. Raises FormatError when it is no run, DataError when it has none yet."""
-    config = read_config(path)
-    checkpoint = latest(path, warn)
+    """The newest whole checkpoint of a run, or the one at `path`.
+
+    Raises FormatError when it is neither a run nor a checkpoint of one, DataError when the run has none yet.
+    """
+    checkpoint: Checkpoint | None
+    if (path / "meta.json").exists():
+        path, checkpoint = path.absolute().parents[1], read_checkpoint(path)
+        config = read_config(path)
+    else:
+        config, checkpoint = read_config(path), latest(path, warn)
     if checkpoint is None:
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
     settings = run_settings(config["settings"], path / "config.yaml")

@@ -134,7 +134,7 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
     grid = sampling_grid(trained, settings)
     SAMPLERS.find(settings.sampler).bind(settings.params)
     shape = (config.image_size, config.image_size, config.image_channels)
-    where = path / "config.yaml"
+    where = trained.path / "config.yaml"
     output = open_output(trained.data, config, device, settings.autoencoder, where)
     space = latent_space(trained.data, config, where)
     about: dict[str, Any] = {

@@ -63,6 +63,11 @@ EXAMPLES = {
         ),
         ("See what would run.", "elbo train out.h5 --preset imagenet64 --dry-run"),
         (
+            "Hold 1000 images out, and score every checkpoint while training goes on.",
+            "elbo train out.h5 --val-split 1000 --on-checkpoint \\\n"
+            "  'elbo sample -q \"$ELBO_CHECKPOINT\" -n 5000 | elbo eval -q --ref ref.npz > \"$ELBO_RUN/fid-$ELBO_STEP.json\"'",
+        ),
+        (
             "Settings from a file and from the environment.",
             "ELBO_TRAIN_LR=1e-4 elbo train out.h5 --config settings.yaml",
         ),
@@ -103,6 +108,7 @@ EXAMPLES = {
             "elbo sample run --sampler heun --steps 32 --guidance 2 --guidance-interval -2 4 -o samples.npz",
         ),
         ("Straight into eval.", "elbo sample run -n 50000 | elbo eval --ref out.h5"),
+        ("An earlier checkpoint.", "elbo sample run/checkpoints/step-00010000 -o grid.png"),
     ],
     "elbo eval": [
         ("FID and Inception score of a stream.", "elbo sample run -n 50000 | elbo eval --ref out.h5 | jq .fid"),

@@ -169,6 +169,13 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
 )
 @click.option(
+    "--on-checkpoint",
+    metavar="COMMAND",
+    help="Run this in a shell after each checkpoint, while training goes on: $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP say "
+    "of which, and its output goes to stderr. One at a time: of the checkpoints that come meanwhile, the newest is next. "
+    "The end of training waits for it; an interrupted or failed run ends it (SIGTERM, after 5 s SIGKILL).",
+)
+@click.option(
     "--val",
     metavar="PATH",
     help="Validate on this dataset, packed as DATA.h5 was: the error at each noise level, the weighted loss, and bits per "

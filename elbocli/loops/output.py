@@ -14,7 +14,7 @@ from torch import Tensor
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import ATTRIBUTES, LatentSpace, read_space
 from elbocli.nn.autoencoder import Autoencoder
-from elbocli.nn.unet import UNetConfig
+from elbocli.nn.networks import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def to_pixels(x: Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def latent_space(data: dict[str, Any], network: UNetConfig, where: object) -> LatentSpace | None:
+def latent_space(data: dict[str, Any], network: NetworkConfig, where: object) -> LatentSpace | None:
     """The space of a run's latents, from the `data` of its config; None for pixels. Raises FormatError."""
     if ATTRIBUTES["convention"] not in data:
         return None
@@ -40,7 +40,7 @@ def latent_space(data: dict[str, Any], network: UNetConfig, where: object) -> La
 
 def open_output(
     data: dict[str, Any],
-    network: UNetConfig,
+    network: NetworkConfig,
     device: torch.device,
     autoencoder: Path | None = None,
     where: object = "config.yaml",

@@ -10,13 +10,13 @@ from elbocli.core.adaptive import BINS
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.loops.runtime import PRECISIONS, choose_device
 from elbocli.loops.settings import Resolved
-from elbocli.nn.unet import UNet, UNetConfig, count_parameters
+from elbocli.nn.networks import NetworkConfig, build, count_parameters
 
 FLOAT = 4
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
 
 
-def activation_bytes(config: UNetConfig, batch: int, precision: str) -> int:
+def activation_bytes(config: NetworkConfig, batch: int, precision: str) -> int:
     """Bytes that autograd keeps between forward and backward for one batch, counted on tensors without memory."""
     kept: dict[Any, int] = {}
 
@@ -26,7 +26,7 @@ def activation_bytes(config: UNetConfig, batch: int, precision: str) -> int:
         return tensor
 
     with torch.device("meta"):
-        network = UNet(config).to(PRECISIONS[precision])
+        network = build(config).to(PRECISIONS[precision])
         z = torch.empty(batch, config.image_channels, config.image_size, config.image_size, dtype=PRECISIONS[precision])
         labels = torch.empty(batch, dtype=torch.long) if config.num_classes else None
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -39,7 +39,7 @@ def plan(resolved: Resolved, images: int) -> dict[str, Any]:
     """Parameters, memory, steps, images, λ range, weighting and its verdict. Allocates nothing."""
     settings, network = resolved.settings, resolved.network
     with torch.device("meta"):
-        count = count_parameters(UNet(network))
+        count = count_parameters(build(network))
     weighting = settings.weighting_object()
     rising = weighting.rising(settings.logsnr_min, settings.logsnr_max)
     activations = activation_bytes(network, settings.batch, settings.precision)

@@ -12,8 +12,9 @@ import torch
 from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, FormatError
 from elbocli.files.checkpoint import Checkpoint, latest, read_config
-from elbocli.loops.settings import Settings, network_config, run_settings
-from elbocli.nn.unet import UNet, place
+from elbocli.loops.settings import Settings, run_settings
+from elbocli.nn.blocks import Network
+from elbocli.nn.networks import build, config_of, place
 
 WEIGHTS = ("ema", "model")
 
@@ -23,7 +24,7 @@ class TrainedRun:
     """A network with the weights of a checkpoint, in eval mode on its device."""
 
     path: Path
-    network: UNet
+    network: Network
     prediction: Prediction
     settings: Settings
     data: dict[str, Any]
@@ -38,7 +39,7 @@ def open_run(path: Path, device: torch.device, warn: Callable[[str], None], weig
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
     settings = run_settings(config["settings"], path / "config.yaml")
     with torch.device("meta"):
-        network = UNet(network_config(config["network"], path / "config.yaml"))
+        network = build(config_of(config["network"], path / "config.yaml"))
     try:
         network.load_state_dict(checkpoint.weights(weights), assign=True)
     except RuntimeError as error:

@@ -16,8 +16,8 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
+from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
-from elbocli.nn.unet import UNetConfig
 
 ADAPTIVE = "adaptive"
 
@@ -86,6 +86,8 @@ FREE = (
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
 NAMES = tuple(field.name for field in fields(Settings))
+OLD: dict[str, dict[str, Any]] = {"network": {"family": "unet"}}
+"""What runs of earlier versions were without saying so."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,14 @@ class Resolved:
     """Settings, the network's config, the dataset's identity, and digests of files that settings name."""
 
     settings: Settings
-    network: UNetConfig
+    network: NetworkConfig
     data: dict[str, Any]
     files: dict[str, str]
     notes: list[str]
 
     def config(self) -> dict[str, Any]:
         """What config.yaml says."""
-        network = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.network).items()
-        }
+        network = section_of(self.network)
         return {"settings": asdict(self.settings), "network": network, "data": self.data, "files": self.files}
 
 
@@ -179,25 +179,18 @@ def _check(settings: Settings) -> None:
 
 def _network(
     section: dict[str, Any], given: dict[str, Any], dataset: Dataset, settings: Settings, name: str
-) -> UNetConfig:
+) -> NetworkConfig:
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
     section = {**section, **({"dropout": given["dropout"]} if "dropout" in given else {})}
-    try:
-        section |= {"levels": tuple(section["levels"]), "attention": tuple(section["attention"])}
-        return UNetConfig(
-            image_size=dataset.image_size, image_channels=dataset.channels, num_classes=classes, **section
-        )
-    except (TypeError, KeyError) as error:
-        raise FormatError(
-            f"preset {name}: section 'network' needs channels, levels, blocks, attention and dropout: {error}"
-        ) from error
+    fits = {"image_size": dataset.image_size, "image_channels": dataset.channels, "num_classes": classes}
+    return config_of({**section, **fits}, f"preset {name}")
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a resumed run would change that it may not: a line each."""
     lines = []
     for section in ("settings", "network", "data", "files"):
-        old, new = before.get(section, {}), now[section]
+        old, new = {**OLD.get(section, {}), **before.get(section, {})}, now[section]
         for key in sorted({*old, *new}):
             if key in (FREE if section == "settings" else PLACES if section == "data" else ()):
                 continue
@@ -205,14 +198,6 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
     return lines
-
-
-def network_config(section: dict[str, Any], where: Path) -> UNetConfig:
-    """The network section of a run's config. Raises FormatError."""
-    try:
-        return UNetConfig(**{**section, "levels": tuple(section["levels"]), "attention": tuple(section["attention"])})
-    except (TypeError, KeyError) as error:
-        raise FormatError(f"{where}: section 'network' is not a network's: {error}") from error
 
 
 def run_settings(section: dict[str, Any], where: Path) -> Settings:

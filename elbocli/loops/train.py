@@ -25,7 +25,7 @@ from elbocli.loops.runtime import choose_device
 from elbocli.loops.settings import Resolved, difference
 from elbocli.loops.signals import catching_signals
 from elbocli.loops.trainer import Trainer
-from elbocli.nn.unet import count_parameters
+from elbocli.nn.networks import count_parameters
 
 
 class Journal:

@@ -25,7 +25,7 @@ from elbocli.loops.sample import choose_labels, draw
 from elbocli.loops.settings import Resolved
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.ema import Ema
-from elbocli.nn.unet import UNet, place
+from elbocli.nn.networks import build, place
 
 PREVIEW = SampleSettings(n=64, sampler="ddim", steps=32)
 
@@ -38,7 +38,7 @@ class Trainer:
         self.resolved, self.dataset = resolved, dataset
         self.device = choose_device(settings.device)
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
-        self.network = place(UNet(resolved.network), self.device)
+        self.network = place(build(resolved.network), self.device)
         self.forward: nn.Module = torch.compile(self.network) if settings.compile else self.network  # type: ignore[assignment]
         self.parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(

@@ -6,10 +6,12 @@ Source: Dhariwal & Nichol 2021; initialisation at zero as in Karras et al. 2022.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 CHANNELS_PER_HEAD = 64
 GROUPS = 32
@@ -26,6 +28,26 @@ def zeroed(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+class Network(nn.Module):
+    """What every network is: (z [B,C,H,W], λ [B], class [B] or None) → [B,C,H,W]; class −1 is the unconditional one.
+
+    config: what it was built from. recompute: keep only what goes into each unit for the backward pass, and run the unit again there.
+    """
+
+    config: Any
+    recompute = False
+
+    def units(self) -> list[nn.Module]:
+        """The blocks in their order: what is sharded one by one, and recomputed one by one."""
+        raise NotImplementedError
+
+    def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
+        """A unit's output, in the way that `recompute` asks for."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(unit, *inputs, use_reentrant=False)
+        return unit(*inputs)
 
 
 class Fourier(nn.Module):
@@ -80,7 +102,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: conv, scale and shift by the conditioning, conv; may halve or double the size on the way."""
+    """Residual block: conv, scale and shift by the conditioning, conv; may halve or double the size on the way.
+
+    Takes a skip's channels after its own; they are joined here, so that a unit's inputs are the tensors kept anyway.
+    """
 
     def __init__(self, cin: int, cout: int, width: int, dropout: float, attention: bool = False, resample: str = ""):
         super().__init__()
@@ -101,7 +126,8 @@ class Block(nn.Module):
             return F.interpolate(x, scale_factor=2, mode="nearest")
         return x
 
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+    def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
+        x = x if skip is None else torch.cat([x, skip], 1)
         h = self.conv1(self._resized(F.silu(self.norm1(x))))
         scale, shift = self.scale_shift(code)[:, :, None, None].chunk(2, 1)
         h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))

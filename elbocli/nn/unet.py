@@ -7,13 +7,13 @@ parameters at 1000 classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.blocks import Block, Conditioning, norm, zeroed
+from elbocli.nn.blocks import Block, Conditioning, Network, norm, zeroed
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class UNetConfig:
 
     num_classes 0 is unconditional. Raises UsageError when the levels don't fit the size.
     """
+
+    family: ClassVar[str] = "unet"
 
     image_size: int
     image_channels: int
@@ -46,8 +48,8 @@ class UNetConfig:
             raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
 
 
-class UNet(nn.Module):
-    """(z [B,C,H,W], λ [B], class [B] or None) → [B,C,H,W]. Class −1 is the unconditional one."""
+class UNet(Network):
+    """The network of a UNetConfig; its units are its residual blocks."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -87,27 +89,19 @@ class UNet(nn.Module):
         self.norm = norm(now)
         self.last = zeroed(nn.Conv2d(now, config.image_channels, 3, padding=1))
 
+    def units(self) -> list[nn.Module]:
+        """Residual blocks, from the first to the last."""
+        return [*self.down, *self.middle, *self.up]
+
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)
         x = self.first(z)
         skips = [x]
         for block in self.down:
-            x = block(x, code)
+            x = self.through(block, x, code)
             skips.append(x)
         for block in self.middle:
-            x = block(x, code)
+            x = self.through(block, x, code)
         for block in self.up:
-            x = block(x if block.resample else torch.cat([x, skips.pop()], 1), code)
+            x = self.through(block, x, code, None if block.resample else skips.pop())
         return self.last(F.silu(self.norm(x)))
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def place(network: UNet, device: torch.device) -> UNet:
-    """Move to a device, in the memory layout of its images (channels last)."""
-    network.to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network

@@ -20,7 +20,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.loops import prep
 from elbocli.loops.settings import resolve
 from elbocli.loops.trainer import Trainer
-from elbocli.nn.unet import UNet, UNetConfig, place
+from elbocli.nn.networks import place
+from elbocli.nn.unet import UNet, UNetConfig
 
 BOUND = 1.05
 SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attention=(16,))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from elbocli.errors import UsageError
+from elbocli.nn.networks import count_parameters
 from elbocli.nn.presets import NAMES, choose_preset, load_preset
-from elbocli.nn.unet import UNet, UNetConfig, count_parameters
+from elbocli.nn.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,))
 

@@ -1,0 +1,56 @@
+"""Families of networks: one name for each, its config, its section in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from elbocli.errors import FormatError
+from elbocli.nn.blocks import Network
+from elbocli.nn.unet import UNet, UNetConfig
+
+NetworkConfig = UNetConfig
+CONFIGS: dict[str, Any] = {config.family: config for config in (UNetConfig,)}
+MODULES: dict[type, Any] = {UNetConfig: UNet}
+
+
+def build(config: NetworkConfig) -> Network:
+    """A new network; under `torch.device("meta")` without memory."""
+    return MODULES[type(config)](config)
+
+
+def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
+    """The config that a section `network` describes; without `family` it is a U-Net's. where: for messages.
+
+    Raises FormatError for keys that the family doesn't have, UsageError when they don't fit each other.
+    """
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    family = values.pop("family", UNetConfig.family)
+    if family not in CONFIGS:
+        raise FormatError(f"{where}: network family {family!r} is not known; known: {', '.join(CONFIGS)}")
+    try:
+        return CONFIGS[family](**values)
+    except TypeError as error:
+        raise FormatError(f"{where}: section 'network' is not one of family {family!r}: {error}") from error
+
+
+def section_of(config: NetworkConfig) -> dict[str, Any]:
+    """What config_of reads back."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    return {"family": config.family, **values}
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def place(network: Network, device: torch.device) -> Network:
+    """Move to a device, in the memory layout of its images (channels last)."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

@@ -153,7 +153,7 @@ def weighting_options(default: str) -> Callable[[F], F]:
 
 def schedule_help(lead: str) -> str:
     """Help for an option that takes a schedule."""
-    return f"{lead} Names: {with_params(SCHEDULES)} (each also takes shift=); or a FILE: a schedule of 'elbo adapt', or a diffusers scheduler_config.json."
+    return f"{lead} Names: {with_params(SCHEDULES)} (each also takes shift=; size= is that of a dataset's or run's images unless given); or a FILE: a schedule of 'elbo adapt', or a diffusers scheduler_config.json."
 
 
 def overwrite_option(function: F) -> F:

@@ -22,9 +22,9 @@ from elbocli.cli.options import (
 )
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import WEIGHTINGS
+from elbocli.nn import presets
 
 PLANNING = ("dry_run", "devices", "device_tflops")
-PRESETS = "digits, cifar, small64, imagenet64"
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -74,7 +74,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option(
     "--preset",
     metavar="NAME",
-    help=f"Network and settings: {PRESETS}, or a FILE.yaml.  [default: by image size and count]",
+    help=f"Network and settings: {', '.join(presets.NAMES)}, or a FILE.yaml.  [default: by image size and count]",
 )
 @weighting_options("sigmoid")
 @click.option(
@@ -97,6 +97,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--lr", type=Number(0, 1e3, above=True), help="Learning rate of AdamW.")
 @click.option("--warmup", type=Count(0), help="Updates over which lr rises from zero.")
 @click.option("--weight-decay", type=Number(0, 1e3), help="Of AdamW.  [default: 0]")
+@click.option("--beta2", type=Number(0, 0.9999999), help="Of AdamW, whose beta1 is 0.9.  [default: 0.999]")
+@click.option("--adam-eps", type=Number(0, 1, above=True), help="Of AdamW.  [default: 1e-8]")
 @click.option("--clip", type=Number(0), help="Largest gradient norm; 0 is no limit.")
 @click.option("--ema", type=Number(0, 0.9999999), help="Decay of the average of the weights.")
 @click.option("--dropout", type=Number(0, 0.99), help="Inside the network's blocks.")

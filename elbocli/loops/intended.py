@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset, find_dataset
 from elbocli.files.payload import IMAGES, LATENTS
 from elbocli.nn.presets import load_preset
-
-KEYS = {"image_size", "channels", "classes", "images"}
-"""Of the section `data` of a preset, with `kind: latents` where they are latents."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +53,11 @@ class Intended:
 
 def intended(preset: str) -> Intended | None:
     """What a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
-    section = load_preset(preset).get("data")
-    if section is None:
+    data = load_preset(preset).get("data")
+    if data is None:
         return None
-    values = dict(section) if isinstance(section, dict) else {}
-    kind = values.pop("kind", IMAGES)
-    whole = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values.values())
-    if set(values) != KEYS or not whole or kind not in (IMAGES, LATENTS):
-        raise FormatError(
-            f"preset {preset}: section 'data' is {section!r}, expected whole numbers {', '.join(sorted(KEYS))}, "
-            f"and kind {IMAGES} or {LATENTS}"
-        )
-    return Intended(
-        f"preset {preset}", kind, values["image_size"], values["channels"], values["classes"], values["images"]
-    )
+    counts = (data[key] for key in ("image_size", "channels", "classes", "images"))
+    return Intended(f"preset {preset}", data.get("kind", IMAGES), *counts)
 
 
 def planned_for(preset: str | None, folder: Path) -> tuple[Dataset | Intended, str]:

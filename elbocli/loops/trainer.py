@@ -44,6 +44,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             settings.lr,
+            betas=(0.9, settings.beta2),
+            eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )

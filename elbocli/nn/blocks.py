@@ -6,6 +6,7 @@ Source: Dhariwal & Nichol 2021; initialisation at zero as in Karras et al. 2022.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -87,9 +88,10 @@ class Conditioning(nn.Module):
         self.classes = nn.Embedding(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        # λ has more digits than bf16 can hold, so what autocast would do to it is left undone here.
-        with torch.autocast(logsnr.device.type, enabled=False):
-            code = self.first(self.code(logsnr).to(self.first.weight.dtype))
+        code = self.code(logsnr).to(self.first.weight.dtype)
+        # bf16 can't hold the digits of λ that tell neighbouring levels apart; meta tensors know no autocast.
+        with nullcontext() if code.is_meta else torch.autocast(code.device.type, enabled=False):
+            code = self.first(code)
         code = self.second(F.silu(code))
         if self.classes is not None and labels is not None:
             named = (labels >= 0).to(code.dtype)[:, None]

@@ -47,6 +47,11 @@ class Joined(Command):
         return super().parse_args(ctx, args)
 
 
+def launched() -> int:
+    """How many processes torchrun has started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A finite number within bounds."""
 

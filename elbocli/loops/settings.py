@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.draws import T_SAMPLINGS
@@ -14,8 +14,8 @@ from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.dataset import Dataset
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.payload import LATENTS
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
@@ -132,7 +132,36 @@ class Resolved:
         return {"settings": settings, "network": network, "data": self.data, "files": self.files}
 
 
-def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
+class Data(Protocol):
+    """What settings depend on: a Dataset, or what stands for one in a plan."""
+
+    @property
+    def path(self) -> Path | str:
+        """For messages."""
+
+    @property
+    def kind(self) -> str:
+        """LATENTS, or how pixels are kept."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels, or of the latents."""
+
+    @property
+    def channels(self) -> int:
+        """Of the images, or of the latents."""
+
+    @property
+    def num_classes(self) -> int:
+        """1 when there are none to tell apart."""
+
+    def __len__(self) -> int: ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a run must find again when it resumes."""
+
+
+def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     """Options (None where not given) over the preset over the defaults. Raises UsageError.
 
     Besides the fields of Settings, options may hold: shift (number or 'auto'), monotone, params (of the
@@ -142,8 +171,8 @@ def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
     notes = []
     name = given.get("preset")
     if name is None:
-        name = choose_preset(dataset.image_size, len(dataset), dataset.latent_space is not None)
-        what = "pixels" if dataset.latent_space is None else "latents a side"
+        name = choose_preset(dataset.image_size, len(dataset), dataset.kind == LATENTS)
+        what = "latents a side" if dataset.kind == LATENTS else "pixels"
         notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
     train = dict(preset["train"])
@@ -152,7 +181,7 @@ def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES + OF_WEIGHTING)}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     values = {**train, **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
-    if dataset.latent_space is not None and values.get("flip"):
+    if dataset.kind == LATENTS and values.get("flip"):
         raise UsageError(
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
             "leave it out, and pack both with 'elbo prep --mirror'"
@@ -238,7 +267,7 @@ def _check(settings: Settings) -> None:
 
 
 def _network(
-    section: dict[str, Any], given: dict[str, Any], dataset: Dataset, settings: Settings, name: str
+    section: dict[str, Any], given: dict[str, Any], dataset: Data, settings: Settings, name: str
 ) -> NetworkConfig:
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
     section = {**section, **({"dropout": given["dropout"]} if "dropout" in given else {})}

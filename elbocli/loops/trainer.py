@@ -188,7 +188,7 @@ class Trainer:
         copies: list[Tensor | None] = []
         for index, tensor in enumerate(tensors):
             whole = self.spread.whole(index, tensor)
-            copies.append(whole.detach().to("cpu", copy=True) if self.world.first else None)
+            copies.append(torch.empty(whole.shape, dtype=whole.dtype).copy_(whole) if self.world.first else None)
         return copies
 
     def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
@@ -230,10 +230,11 @@ class Trainer:
             self._load(self.live, saved.weights("model"))
             for shadow in self.ema:
                 self._load(shadow.tensors, saved.weights(*shadow.average.names))
-            optimizer = state["optimizer"]
+            optimizer, pieces = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
                 for key in ("exp_avg", "exp_avg_sq"):
-                    one[key] = self.spread.part(index, one[key]).clone()
+                    # Fused optimizers go through memory as it lies, so it must lie as the weights do.
+                    one[key] = torch.empty_like(pieces[index]).copy_(self.spread.part(index, one[key]))
             self.optimizer.load_state_dict(optimizer)
             self.guard.state.copy_(state["guard"])
             self._take(self.sums.values, state["sums"])

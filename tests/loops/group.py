@@ -1,13 +1,14 @@
 """Training in forked processes that find each other as torchrun's do, without the seconds that each start of one takes.
 
-python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "steps"?}; prints a JSON list of exit
-codes, by run and rank. "steps": end after so many steps of this start, as if killed.
+python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?}; prints a JSON list
+of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets SIGUSR1.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -52,14 +53,18 @@ def _ended(work: Callable[[World], Any]) -> int:
     return 0
 
 
-def trained(world: World, data: str, out: str, options: dict[str, Any], steps: int | None = None) -> None:
+def trained(
+    world: World, data: str, out: str, options: dict[str, Any], killed: int | None = None, told: int | None = None
+) -> None:
     """A run, as `elbo train` does it."""
     dataset = Dataset(Path(data))
     with world.together():
         resolved = settings.resolve(options, dataset)
     for report in train.run(dataset, Path(out), resolved, world):
-        if steps is not None and report.done is not None and report.done >= steps:
+        if report.done is not None and report.done == killed:
             os._exit(0)
+        if report.done is not None and report.done == told and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 if __name__ == "__main__":

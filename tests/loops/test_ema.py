@@ -225,13 +225,13 @@ def test_an_average_made_afterwards(kept: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_average_lists_those_there_are(kept: Path) -> None:
     for asked in ("power:std=.2", "0.95", "nowhere.safetensors"):
-        with pytest.raises(UsageError, match=r"no average .*averages there: ema-0\.9, ema-power-0\.05, ema-power-0\.1;"):
+        with pytest.raises(
+            UsageError, match=r"no average .*averages there: ema-0\.9, ema-power-0\.05, ema-power-0\.1;"
+        ):
             open_run(kept, CPU, unwarned, average=asked)
 
 
-def test_an_average_of_another_run_is_refused(
-    kept: Path, digits: Path, preset: Path, tmp_path: Path
-) -> None:
+def test_an_average_of_another_run_is_refused(kept: Path, digits: Path, preset: Path, tmp_path: Path) -> None:
     drain(digits, tmp_path / "other", small(digits, preset, steps=2, seed=1))
     make(kept, 0.1, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=r"a\.safetensors: is of another run, with seed 0, and this one has 1"):
@@ -294,9 +294,7 @@ def test_averages_and_snapshots_bring_each_other(digits: Path, preset: Path) -> 
     assert resolved(snapshot_every=0) == (("0.9",), 0)
 
 
-def test_a_run_of_before_several_averages_still_loads_and_goes_on(
-    digits: Path, preset: Path, tmp_path: Path
-) -> None:
+def test_a_run_of_before_several_averages_still_loads_and_goes_on(digits: Path, preset: Path, tmp_path: Path) -> None:
     for ending, decay in (("", 0.9), ("9432", 0.999)):  # 0.9, and a decay whose name was cut to six digits
         run, value = tmp_path / f"run{ending}", float(f"{decay}{ending}")
         drain(digits, run, small(digits, preset, steps=10, ema=value))
@@ -335,5 +333,3 @@ def test_several_averages_survive_a_stop_and_change_nothing_else(kept: Path, tru
     assert one is not None and two is not None and len(two.names) == 8
     for name in ("model", "ema-0.9", "ema-power-0.05"):
         assert one.meta["files"][f"{name}.safetensors"] == two.meta["files"][f"{name}.safetensors"]
-
-

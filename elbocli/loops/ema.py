@@ -84,7 +84,9 @@ def run(
     combined = _Combination(used)
     for done in writing_average(out, layout, about, combined.tensor):
         yield Report(done, len(layout), "tensor")
-    yield Report(message=f"{out}: {len(layout)} tensors from {len(used)} averages in {len(found)} snapshots", level="detail")
+    yield Report(
+        message=f"{out}: {len(layout)} tensors from {len(used)} averages in {len(found)} snapshots", level="detail"
+    )
     return {
         "average": str(out),
         **{key: about[key] for key in ("spec", "std", "step", "images", "run", "residual")},

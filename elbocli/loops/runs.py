@@ -96,9 +96,7 @@ def open_run(
     return TrainedRun(run, network, settings.prediction_object(), settings, config["data"], checkpoint, about)
 
 
-def _average(
-    wanted: str, checkpoint: Checkpoint, config: dict[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of an average and what they are."""
     try:
         names = parse_average(wanted).names
@@ -118,7 +116,9 @@ def _average(
     ours = trained_as(config)
     for key, value in made["trained"].items():
         if key in ours and value != ours[key]:
-            raise DataError(f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own")
+            raise DataError(
+                f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
+            )
     return load(file), {
         "weights": parse_average(made["spec"]).name,
         "step": made["step"],

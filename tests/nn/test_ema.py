@@ -81,7 +81,9 @@ def test_whole_numbers_are_kept_as_they_last_were() -> None:
 
 def test_an_update_never_waits_for_the_device() -> None:
     # A tensor on the meta device has no value to wait for: asking for one would raise.
-    averages = Averages(SPECS, {"x": torch.empty(2, device="meta"), "n": torch.empty(1, dtype=torch.long, device="meta")})
+    averages = Averages(
+        SPECS, {"x": torch.empty(2, device="meta"), "n": torch.empty(1, dtype=torch.long, device="meta")}
+    )
     for step in (1, 2, 3):
         averages.update(step, step, 1)
 

@@ -29,6 +29,7 @@ class Intended:
     def identity(self) -> dict[str, Any]:
         """As a Dataset's, as far as it is known."""
         return {
+            "path": self.path,
             "count": self.count,
             "image_size": self.image_size,
             "channels": self.channels,

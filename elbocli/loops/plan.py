@@ -190,6 +190,8 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
     memory = planned.memory()
     return {
         "preset": settings.preset,
+        "data": resolved.data.get("path"),
+        "data_images": images,
         "network": {
             "family": network.family,
             "parameters": planned.weights.count,

@@ -216,6 +216,37 @@ def overwrite_option(function: F) -> F:
     return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
 
 
+def weights_options(default: str | None, note: str) -> Callable[[F], F]:
+    """--weights and --ema: which weights of a run. default: of --weights; note: what else its help says."""
+
+    def decorate(function: F) -> F:
+        click.option(
+            "--ema",
+            "average",
+            metavar="NAME|FILE",
+            callback=_average,
+            help="An average other than the run's first: one in the checkpoint, as it was given to 'elbo train --ema' "
+            "or as its file is called, or a file made by 'elbo ema'.",
+        )(function)
+        click.option(
+            "--weights",
+            type=click.Choice(["ema", "model"]),
+            default=default,
+            show_default=default is not None,
+            is_eager=True,
+            help=f"The run's first average, or the last weights.{note}",
+        )(function)
+        return function
+
+    return decorate
+
+
+def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    if value is not None and ctx.params.get("weights") == "model":
+        raise click.UsageError("--weights model is no average; leave it out, or --ema", ctx)
+    return value or ""
+
+
 def device_options(function: F) -> F:
     """--device and --precision."""
     click.option(

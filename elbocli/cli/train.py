@@ -20,6 +20,7 @@ from elbocli.cli.options import (
     weighting_options,
     with_params,
 )
+from elbocli.core.averages import AVERAGES
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import WEIGHTINGS
 
@@ -46,8 +47,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     unknown = sorted(set(values) - known)
     if unknown:
         raise click.UsageError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}", ctx)
+    several = {option.name for option in ctx.command.params if isinstance(option, click.Option) and option.multiple}
+    for key in several & set(values):
+        values[key] = values[key] if isinstance(values[key], list) else [values[key]]
     for key, value in values.items():
-        if isinstance(value, (dict, list)):
+        if isinstance(value, dict) or (isinstance(value, list) and key not in several):
             raise click.UsageError(f"{path}: {key} is a {type(value).__name__}, expected one value", ctx)
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
@@ -97,7 +101,13 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--warmup", type=Count(0), help="Updates over which lr rises from zero.")
 @click.option("--weight-decay", type=Number(0, 1e3), help="Of AdamW.  [default: 0]")
 @click.option("--clip", type=Number(0), help="Largest gradient norm; 0 is no limit.")
-@click.option("--ema", type=Number(0, 0.9999999), help="Decay of the average of the weights.")
+@click.option(
+    "--ema",
+    multiple=True,
+    metavar="SPEC",
+    help="Average of the weights; may be repeated, and the first is the one that previews, sample and bound use. A "
+    f"number is the decay per update; or NAME:key=value,…: {with_params(AVERAGES)}.",
+)
 @click.option("--dropout", type=Number(0, 0.99), help="Inside the network's blocks.")
 @click.option("--label-dropout", type=Number(0, 1), help="Share of images shown without their class, for guidance.")
 @click.option(
@@ -131,6 +141,12 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--log-every", type=Count(), help="Updates per line of metrics.jsonl and losslog.jsonl.")
 @click.option("--save-every", type=Count(), help="Updates per checkpoint.")
 @click.option("--preview-every", type=Count(0), help="Updates per preview picture; 0 is none.")
+@click.option(
+    "--snapshot-every",
+    type=Count(0),
+    help="Updates per snapshot of the power averages, from which 'elbo ema' makes others; 0 is none. Where --ema names no "
+    "power average, those of std 0.05 and 0.1 are added.  [default: steps/20 if --ema names one, else 0]",
+)
 @click.option("--keep", type=Count(), help="Checkpoints to keep.  [default: 2]")
 @click.option(
     "--milestone-every", type=Count(0), help="Updates per checkpoint that is never deleted; 0 is none.  [default: 0]"
@@ -201,10 +217,11 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     from elbocli.cli.progress import say, show
     from elbocli.files import yamls
     from elbocli.files.dataset import Dataset, find_dataset
-    from elbocli.loops import plan, settings
+    from elbocli.loops import plan, settings, splits
     from elbocli.loops import train as loop
     from elbocli.loops.world import joined
 
+    options["ema"] = options["ema"] or None
     options["params"] = take_parameters(WEIGHTINGS, options)
     with joined(options["device"] or "auto") as world:
         with world.together():
@@ -213,6 +230,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
                 say(f"dataset {data}, the only one here")
             dataset = Dataset(data, latents=True)
             resolved = settings.resolve(options, dataset)
+            splits.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
         if dry_run:

@@ -43,21 +43,24 @@ class Checkpoint:
         """Optimizer updates done."""
         return int(self.meta["step"])
 
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """A safetensors file of it: `model`, or `ema` for the (first) average. Raises FormatError."""
-        path = self.path / f"{self.ema_names[0] if name == 'ema' else name}.safetensors"
+    def weights(self, *names: str) -> dict[str, Tensor]:
+        """A safetensors file of it by its name, `model` or `ema-…`; the first of several names that it holds.
+
+        Raises FormatError when it holds none of them, or the file is no safetensors file.
+        """
+        held = [name for name in names if f"{name}.safetensors" in self.meta["files"]]
+        if not held:
+            raise FormatError(f"{self.path}: holds no weights {names[0]}; it holds {', '.join(self.names)}")
+        path = self.path / f"{held[0]}.safetensors"
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise FormatError(f"{path}: not usable weights: {error}") from error
 
     @property
-    def ema_names(self) -> list[str]:
-        """Names of the averages it holds."""
-        names = sorted(name.removesuffix(".safetensors") for name in self.meta["files"] if name.startswith("ema-"))
-        if not names:
-            raise FormatError(f"{self.path}: holds no average of the weights (ema-*.safetensors)")
-        return names
+    def names(self) -> list[str]:
+        """Of all weights that it holds, those of averages beginning with `ema-`."""
+        return sorted(name.removesuffix(".safetensors") for name in self.meta["files"] if name.endswith(".safetensors"))
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""

@@ -14,6 +14,7 @@ from elbocli.files.latents import LatentSpace
 from elbocli.files.payload import ENCODED
 from elbocli.loops.ahead import Ahead
 from elbocli.loops.settings import Resolved
+from elbocli.loops.splits import training_rows
 from elbocli.nn.autoencoder import affine
 
 AHEAD_BYTES = 16 << 20
@@ -77,6 +78,8 @@ class Examples:
         self._order, self._flips, self._drops, self._noise, self._eta = (
             Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior")
         )
+        self._rows = training_rows(settings, dataset)
+        self._count = len(dataset) if self._rows is None else len(self._rows)
         space = dataset.latent_space
         self._posterior = None if space is None else Posterior(space, device)
         self._shuffled = (-1, np.empty(0, np.int64))
@@ -92,7 +95,7 @@ class Examples:
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the dataset for a step, [batch]."""
-        count = len(self.dataset)
+        count = self._count
         position = np.arange(step * self.batch, (step + 1) * self.batch)
         rows = np.empty(self.batch, np.int64)
         for epoch in range(position[0] // count, position[-1] // count + 1):
@@ -101,7 +104,7 @@ class Examples:
                 shuffled = self._shuffled = (epoch, self._order.permutation(epoch, count))
             mine = position // count == epoch
             rows[mine] = shuffled[1][position[mine] % count]
-        return rows
+        return rows if self._rows is None else self._rows[rows]
 
     def _fetched(self, index: int) -> Fetched:
         """Part `index` of all parts of all steps: everything that takes the host time."""
@@ -133,7 +136,7 @@ class Examples:
         Pixels are in [-1, 1].
         """
         index = step * len(self.parts) + which
-        rows, stored, eta, eps = self._ready.pop(index, None) or self._fetch(index)
+        rows, stored, eta, eps = self._ready.pop(index) if index in self._ready else self._fetch(index)
         if self._posterior is None or eta is None:
             x = normalised(stored, self.device)
         else:

@@ -41,8 +41,8 @@ class Replica:
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """Around forward and backward of a part of a batch: gradients are averaged over processes with the last."""
-        waiting = isinstance(self.forward, DistributedDataParallel) and not last
-        with self.forward.no_sync() if waiting else nullcontext():
+        several = isinstance(self.forward, DistributedDataParallel)
+        with self.forward.no_sync() if several and not last else nullcontext():  # type: ignore[operator]
             yield
 
     def gradients(self) -> list[Tensor]:
@@ -53,6 +53,9 @@ class Replica:
         """Forget the gradients."""
         for piece in self.pieces:
             piece.grad = None
+
+    def changed(self) -> None:
+        """The pieces' values were changed by other hands than the optimizer's."""
 
     def whole(self, index: int, piece: Tensor) -> Tensor:
         """The whole tensor that is shaped like parameter `index`."""
@@ -70,7 +73,7 @@ class Sharded:
 
     def __init__(self, network: Network, world: World, compile: bool, precision: str):
         # Sharding takes parts along the first dimension of what lies contiguous; images stay channels last.
-        self.network = self.forward = network.to(memory_format=torch.contiguous_format)
+        self.network = self.forward = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
         # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
         policy = MixedPrecisionPolicy(
@@ -91,7 +94,7 @@ class Sharded:
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """As Replica's."""
-        self.network.set_requires_gradient_sync(last)  # type: ignore[operator]
+        self.network.set_requires_gradient_sync(last)
         yield
 
     def gradients(self) -> list[Tensor]:
@@ -104,6 +107,10 @@ class Sharded:
         """As Replica's."""
         for piece, parameter in zip(self.pieces, self._sharded):
             piece.grad = parameter.grad = None
+
+    def changed(self) -> None:
+        """As Replica's. What is outside all units stays together after a forward that no backward follows."""
+        self.network.reshard()
 
     def whole(self, index: int, piece: Tensor) -> Tensor:
         """As Replica's. Every process must ask."""

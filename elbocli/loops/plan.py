@@ -47,7 +47,7 @@ def plan(resolved: Resolved, images: int) -> dict[str, Any]:
         "weights": FLOAT * count,
         "gradients": FLOAT * count,
         "optimizer": 2 * FLOAT * count,
-        "ema": FLOAT * count,
+        "ema": len(settings.ema) * FLOAT * count,
         "activations": activations,
     }
     verdict = (

@@ -18,11 +18,11 @@ class Saver:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elbo-saver")
-        self._busy: Future[None] | None = None
+        self._busy: Future[object] | None = None
         self.failures = 0
         self.warnings: list[str] = []
 
-    def start(self, write: Callable[[], None]) -> None:
+    def start(self, write: Callable[[], object]) -> None:
         """Write when the write before has ended; waits for that. Raises DataError as `look` does."""
         self.finish()
         self._busy = self._pool.submit(write)

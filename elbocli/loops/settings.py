@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from elbocli.core.averages import canonical, parse_average
 from elbocli.core.draws import T_SAMPLINGS
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.prediction import Prediction
@@ -45,7 +46,7 @@ class Settings:
     warmup: int = 1000
     weight_decay: float = 0.0
     clip: float = 1.0
-    ema: float = 0.9999
+    ema: tuple[str, ...] = ("0.9999",)
     label_dropout: float = 0.1
     flip: bool = False
     precision: str = "fp32"
@@ -58,6 +59,7 @@ class Settings:
     log_every: int = 100
     save_every: int = 1000
     preview_every: int = 5000
+    snapshot_every: int = 0
     keep: int = 2
     milestone_every: int = 0
     time_limit: float = 0.0
@@ -71,6 +73,9 @@ class Settings:
     parallel: str = "ddp"
     micro_batch: int = 0
     activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ema", canonical(self.ema))
 
     def weighting_object(self) -> Weighting:
         """w(λ)."""
@@ -90,13 +95,17 @@ class Settings:
 PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
 FREE = (
-    *("steps", "save_every", "preview_every", "keep", "milestone_every", "on_checkpoint"),
+    *("steps", "save_every", "preview_every", "snapshot_every", "keep", "milestone_every", "on_checkpoint"),
     *("device", "tf32", "compile", "parallel", "micro_batch", "activation_checkpointing"),
     *("time_limit", "on_nonfinite", "max_skips"),
     *("val", "val_every", "val_images"),
 )
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
+STORED = ("power:std=0.05", "power:std=0.1")
+"""The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
+SNAPSHOTS = 20
+"""In a whole run, when --snapshot-every isn't given."""
 NAMES = tuple(field.name for field in fields(Settings))
 OLD: dict[str, dict[str, Any]] = {"settings": asdict(Settings()), "network": {"family": "unet"}}
 """What runs of earlier versions were without saying so."""
@@ -114,8 +123,9 @@ class Resolved:
 
     def config(self) -> dict[str, Any]:
         """What config.yaml says."""
+        settings = {**asdict(self.settings), "ema": list(self.settings.ema)}
         network = section_of(self.network)
-        return {"settings": asdict(self.settings), "network": network, "data": self.data, "files": self.files}
+        return {"settings": settings, "network": network, "data": self.data, "files": self.files}
 
 
 def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
@@ -147,6 +157,7 @@ def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
     weighting = resolve_weighting(spec, shift=shift, monotone=given.get("monotone", False), given=given.get("params"))
     values |= {"weighting": weighting.spec}
     values |= _range(values, given, notes)
+    values |= _averages(values)
     try:
         settings = Settings(**values)
     except TypeError as error:
@@ -170,6 +181,18 @@ def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str]) -> d
         notes.append(f"logsnr from {low:g} to {high:g}, as in {spec}")
     schedule = resolve_schedule(spec, float(low), float(high))
     return {"schedule": schedule.base, "logsnr_min": float(low), "logsnr_max": float(high)}
+
+
+def _averages(values: dict[str, Any]) -> dict[str, Any]:
+    """The averages and how often snapshots are kept: power profiles bring snapshots, and snapshots power profiles."""
+    specs = canonical(values.get("ema", Settings.ema))
+    every = values.get("snapshot_every")
+    if every and not any(parse_average(spec).stored for spec in specs):
+        specs += STORED
+    if every is None:
+        stored = any(parse_average(spec).stored for spec in specs)
+        every = -(-int(values.get("steps", Settings.steps)) // SNAPSHOTS) if stored else 0
+    return {"ema": specs, "snapshot_every": every}
 
 
 def _check(settings: Settings) -> None:
@@ -210,6 +233,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for section in ("settings", "network", "data", "files"):
         old, new = {**OLD.get(section, {}), **before.get(section, {})}, now[section]
+        if "ema" in old:
+            old = {**old, "ema": list(canonical(old["ema"]))}
         for key in sorted({*old, *new}):
             if key in (FREE if section == "settings" else PLACES if section == "data" else ()):
                 continue
@@ -217,6 +242,16 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
     return lines
+
+
+IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr", "seed")
+"""Settings by which weights are known to be of this training and not of another; no later version may rename them."""
+
+
+def trained_as(config: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run from others, from its config: for files made of its weights."""
+    settings = config["settings"]
+    return {**{key: settings.get(key) for key in IDENTITY}, "payload_sha256": config["data"].get("payload_sha256")}
 
 
 def run_settings(section: dict[str, Any], where: Path) -> Settings:

@@ -14,7 +14,7 @@ import torch
 from elbocli import __version__
 from elbocli.errors import DataError, ElboError, Interrupted, PeerLost, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files import losslog
+from elbocli.files import losslog, snapshots
 from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept
@@ -26,7 +26,9 @@ from elbocli.loops.runtime import allow_tf32, choose_device, precision_of
 from elbocli.loops.saver import Saver
 from elbocli.loops.settings import Resolved, difference
 from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, catching_signals, interrupted
+from elbocli.loops.splits import open_held_out
 from elbocli.loops.trainer import Trainer
+from elbocli.loops.validate import Validation
 from elbocli.loops.world import World
 from elbocli.nn.networks import count_parameters
 
@@ -114,10 +116,14 @@ class _Training:
         with self.world.together():
             lengths = self._restore()
             self.journal = Journal(out, lengths) if self.world.first else None
+            held = open_held_out(self.settings, trainer.dataset, trainer.resolved.network.num_classes > 0)
+            self.validation = Validation(held, trainer.resolved, trainer.device) if held else None
         if self.journal is not None:
             stack.callback(self.journal.close)
             if not self.journal.lengths["losslog.jsonl"]:
                 self._note("losslog.jsonl", self._header())
+            if self.validation and self.validation.begins(out / "validation.jsonl"):
+                self._note("validation.jsonl", self.validation.header())
         self.last_saved = trainer.steps_done if trainer.steps_done else -1
         self.output = preview_output(trainer, self._warn)
         self.clock, self.since = time.monotonic(), trainer.steps_done
@@ -139,10 +145,11 @@ class _Training:
             if self.world.first:
                 found = store.latest(self.out, self._warn)
         found = self.world.of_first(found)
-        if found is None:
-            return {}
-        self.trainer.restore(found)
-        return found.meta["log_bytes"]
+        if found is not None:
+            self.trainer.restore(found)
+        if self.world.first:
+            snapshots.drop_after(self.out, self.trainer.steps_done)
+        return {} if found is None else found.meta["log_bytes"]
 
     def _header(self) -> str:
         trainer, settings, network = self.trainer, self.settings, self.trainer.resolved.network
@@ -179,8 +186,13 @@ class _Training:
             trainer.step()
             step = trainer.steps_done
             values = self._log(step) if step % settings.log_every == 0 or step == settings.steps else {}
+            if self.validation and self.validation.due(step):
+                values |= self._validate(step)
             if self.output and (step % settings.preview_every == 0 or step == settings.steps):
                 self._preview(step)
+            every = settings.snapshot_every
+            if every and (step % every == 0 or step == settings.steps):
+                self._keep_averages(step)
             if due(step, settings.save_every, settings.milestone_every) or step == settings.steps:
                 self._save()
             yield Report(step, settings.steps, "step", values=values)
@@ -221,6 +233,18 @@ class _Training:
         self._note("losslog.jsonl", losslog.line(step, self.trainer.images, sums))
         return values
 
+    def _validate(self, step: int) -> dict[str, Any]:
+        """How the average does on images held out."""
+        assert self.validation is not None
+        trainer, world, images = self.trainer, self.world, self.trainer.images
+        trainer.check()
+        with trainer.averaged():
+            sums = world.added(self.validation.partial(trainer.spread.forward, world.rank, world.size))
+        values = self.validation.finish(sums)
+        self._note("metrics.jsonl", json.dumps({"step": step, "images": images, **values}) + "\n")
+        self._note("validation.jsonl", self.validation.line(step, images, sums))
+        return values
+
     def _note(self, name: str, text: str) -> None:
         trouble = self.journal.write(name, text) if self.journal else ""
         if trouble:
@@ -236,6 +260,14 @@ class _Training:
                 write_grid(self.out / "previews" / f"step-{step:08d}.png", grid)
             except DataError as error:
                 self._warn(str(error))
+
+    def _keep_averages(self, step: int) -> None:
+        """A snapshot of the averages that others can be made of, written while training goes on."""
+        self.trainer.check()
+        averages, images = self.trainer.copies(self.trainer.ema.stored), self.trainer.images
+        with self.world.together():
+            if self.world.first:
+                self.saver.start(lambda: snapshots.write(self.out, step, averages, {"images": images}))
 
     def _save(self) -> None:
         """A checkpoint of this moment, written while training goes on. Raises DataError after too many failures."""

@@ -23,7 +23,7 @@ from elbocli.loops.parallel import spread
 from elbocli.loops.runtime import choose_device
 from elbocli.loops.settings import Resolved
 from elbocli.loops.world import World
-from elbocli.nn.ema import Ema
+from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import build, place
 
 
@@ -59,7 +59,7 @@ class Trainer:
             self.spread.pieces, settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
-        self.ema = Ema(self.live, settings.ema)
+        self.ema = Averages(settings.ema, self.live)
         self.guard = Guard(world, settings.clip, settings.on_nonfinite == "skip", settings.precision == "fp16")
         self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
         parts = split(world, settings.batch, settings.micro_batch or settings.batch)
@@ -97,7 +97,7 @@ class Trainer:
         )
         self.spread.clear()
         self.steps_done += 1
-        self.ema.update(self.steps_done)
+        self.ema.update(self.steps_done, self.images, settings.batch)
         self.totals += torch.stack([loss.double().sum(), norm / self.world.size, torch.ones_like(norm) / self.world.size])
 
     def _part(self, which: int, logsnr: Tensor, scale: Tensor, last: bool) -> tuple[Tensor, Tensor]:
@@ -156,8 +156,10 @@ class Trainer:
     def averaged(self) -> Iterator[None]:
         """The network has the averaged weights, in eval mode, during the block."""
         self.network.eval()
-        with self.ema.exchanged():
+        with swap(self.live, self.ema[0].tensors):
+            self.spread.changed()
             yield
+        self.spread.changed()
         self.network.train()
 
     def _whole(self, tensors: list[Tensor]) -> list[Tensor | None]:
@@ -168,16 +170,18 @@ class Trainer:
             copies.append(whole.detach().to("cpu", copy=True) if self.world.first else None)
         return copies
 
-    def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """(weights by file, what goes into state.pt): copies, which later steps don't change; in the first process.
+    def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Whole copies on the CPU of weights by file, which later steps don't change; in the first process.
 
         All processes must ask. Waits for the device.
         """
+        found = {file: zip(tensors, self._whole(list(tensors.values()))) for file, tensors in files.items()}
+        return {file: {name: whole for name, whole in pairs if whole is not None} for file, pairs in found.items()}
+
+    def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """(weights by file, what goes into state.pt), as `copies`."""
         names = self.spread.names
-        weights = {
-            file: dict(zip(names, self._whole(list(tensors.values()))))
-            for file, tensors in (("model", self.live), (self.ema.name, self.ema.tensors))
-        }
+        weights = self.copies({"model": self.live, **self.ema.named})
         state = self.optimizer.state_dict()
         moments = {
             key: self._whole([state["state"][i][key] for i in range(len(names))]) for key in ("exp_avg", "exp_avg_sq")
@@ -189,7 +193,7 @@ class Trainer:
                 for i, one in state["state"].items()
             },
         }
-        return weights, {  # type: ignore[return-value]
+        return weights, {
             "optimizer": optimizer,
             "guard": self.guard.state.cpu(),
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
@@ -203,7 +207,8 @@ class Trainer:
         state = saved.state()
         try:
             self._load(self.live, saved.weights("model"))
-            self._load(self.ema.tensors, saved.weights("ema"))
+            for shadow in self.ema:
+                self._load(shadow.tensors, saved.weights(*shadow.average.names))
             optimizer = state["optimizer"]
             for index, one in optimizer["state"].items():
                 for key in ("exp_avg", "exp_avg_sq"):

@@ -47,6 +47,11 @@ class Joined(Command):
         return super().parse_args(ctx, args)
 
 
+def launched() -> int:
+    """How many processes torchrun has started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A finite number within bounds."""
 
@@ -208,7 +213,7 @@ def weighting_options(default: str) -> Callable[[F], F]:
 
 def schedule_help(lead: str) -> str:
     """Help for an option that takes a schedule."""
-    return f"{lead} Names: {with_params(SCHEDULES)} (each also takes shift=); or a FILE: a schedule of 'elbo adapt', or a diffusers scheduler_config.json."
+    return f"{lead} Names: {with_params(SCHEDULES)} (each also takes shift=; size= is that of a dataset's or run's images unless given); or a FILE: a schedule of 'elbo adapt', or a diffusers scheduler_config.json."
 
 
 def overwrite_option(function: F) -> F:

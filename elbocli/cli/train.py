@@ -9,12 +9,14 @@ import click
 
 from elbocli.cli.options import (
     PATH,
+    Command,
     Count,
     Duration,
     Joined,
     Number,
     common,
     device_options,
+    launched,
     schedule_help,
     take_parameters,
     weighting_options,
@@ -23,8 +25,9 @@ from elbocli.cli.options import (
 from elbocli.core.averages import AVERAGES
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import WEIGHTINGS
+from elbocli.nn import presets
 
-PRESETS = "digits, cifar, small64, imagenet64"
+PLANNING = ("dry_run", "devices", "device_tflops")
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -41,18 +44,20 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if content.get("format") == "elbo-run":
         content = {**content.get("settings", {}), "dropout": content.get("network", {}).get("dropout")}
     known = {
-        option.name for option in ctx.command.params if option.name not in ("config", "dry_run", "quiet", "verbose")
+        option.name for option in ctx.command.params if option.name not in ("config", "quiet", "verbose", *PLANNING)
     }
     values = {key.replace("-", "_"): value for key, value in content.items()}
     unknown = sorted(set(values) - known)
     if unknown:
         raise click.UsageError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}", ctx)
     several = {option.name for option in ctx.command.params if isinstance(option, click.Option) and option.multiple}
-    for key in several & set(values):
-        values[key] = values[key] if isinstance(values[key], list) else [values[key]]
     for key, value in values.items():
-        if isinstance(value, dict) or (isinstance(value, list) and key not in several):
-            raise click.UsageError(f"{path}: {key} is a {type(value).__name__}, expected one value", ctx)
+        items = value if isinstance(value, list) and key in several else [value]
+        for item in items:
+            if isinstance(item, (dict, list)):
+                raise click.UsageError(f"{path}: {key} is a {type(item).__name__}, expected one value", ctx)
+        if key in several and value is not None:
+            values[key] = items
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
 
@@ -77,7 +82,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option(
     "--preset",
     metavar="NAME",
-    help=f"Network and settings: {PRESETS}, or a FILE.yaml.  [default: by image size and count]",
+    help=f"Network and settings: {', '.join(presets.NAMES)}, or a FILE.yaml.  [default: by image size and count]",
 )
 @weighting_options("sigmoid")
 @click.option(
@@ -100,6 +105,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--lr", type=Number(0, 1e3, above=True), help="Learning rate of AdamW.")
 @click.option("--warmup", type=Count(0), help="Updates over which lr rises from zero.")
 @click.option("--weight-decay", type=Number(0, 1e3), help="Of AdamW.  [default: 0]")
+@click.option("--beta2", type=Number(0, 0.9999999), help="Of AdamW, whose beta1 is 0.9.  [default: 0.999]")
+@click.option("--adam-eps", type=Number(0, 1, above=True), help="Of AdamW.  [default: 1e-8]")
 @click.option("--clip", type=Number(0), help="Largest gradient norm; 0 is no limit.")
 @click.option(
     "--ema",
@@ -212,7 +219,20 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     default=None,
     help="Keep only what enters each block and compute the rest again for the gradients: less memory, slower.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would run (YAML), and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print (YAML) what would run, what it needs of each device and computes, and what would fit; then stop. With "
+    "--preset and no DATA.h5, unless the only dataset here fits it, this is for the data that the preset is made for.",
+)
+@click.option(
+    "--devices", type=Count(1, 10**6), help="With --dry-run: plan for that many.  [default: torchrun's, or 1]"
+)
+@click.option(
+    "--device-tflops",
+    type=Number(0, above=True),
+    help="With --dry-run: 10^12 operations that a device sustains per second; adds the days that a run takes.",
+)
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
@@ -221,14 +241,18 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     $ELBO_TRAIN_… variables, then --config, then the preset. The run's path is printed at the end.
     """
     from elbocli.cli.progress import say, show
-    from elbocli.files import yamls
     from elbocli.files.dataset import Dataset, find_dataset
-    from elbocli.loops import board, plan, settings, splits
+    from elbocli.loops import board, settings, splits
     from elbocli.loops import train as loop
     from elbocli.loops.world import joined
 
     options["ema"] = options["ema"] or None
     options["params"] = take_parameters(WEIGHTINGS, options)
+    devices, device_tflops = options.pop("devices"), options.pop("device_tflops")
+    if dry_run:
+        return _plan(data, options, devices, device_tflops)
+    if devices is not None or device_tflops is not None:
+        raise click.UsageError("--devices and --device-tflops go with --dry-run", click.get_current_context())
     with joined(options["device"] or "auto") as world:
         with world.together():
             if data is None:
@@ -241,9 +265,27 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
             splits.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        if dry_run:
-            click.echo(yamls.dump(plan.plan(resolved, len(dataset))), nl=False)
-            return
         show(loop.run(dataset, out, resolved, world))
     if world.first:
         click.echo(out)
+
+
+def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:
+    """--dry-run: in the first process alone, for as many as there are."""
+    from elbocli.cli.progress import say
+    from elbocli.files import yamls
+    from elbocli.files.dataset import Dataset
+    from elbocli.loops import intended, plan, settings
+
+    if Command.silent:
+        return
+    if data is not None:
+        planned: settings.Data = Dataset(data, latents=True)
+    else:
+        planned, why = intended.planned_for(options["preset"], Path())
+        say(why)
+    resolved = settings.resolve(options, planned)
+    for note in resolved.notes:
+        say(note)
+    devices = devices or launched()
+    click.echo(yamls.dump(plan.plan(resolved, len(planned), devices, device_tflops)), nl=False)

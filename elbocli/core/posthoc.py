@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-RANK = 1e-13
-"""Directions whose eigenvalue is smaller, relative to the largest, are noise of float64."""
+RIDGE = 1e-10
+"""Price of a coefficient of 1, in squared residual: averages are stored in float32, and coefficients in the thousands,
+which many nearly equal profiles invite, would amplify its rounding."""
 
 
 class Profile(NamedTuple):
@@ -62,11 +63,8 @@ def solve(stored: Sequence[Profile], target: Profile) -> Solution:
     length = math.sqrt(products([target], [target]).item())
     wish = products(stored, [target])[:, 0] / (norms * length)
     sums = length / norms  # of the scaled coefficients y = x norms / length, Σ x = Σ y length / norms
-    # x = nearest without the condition, moved along G⁻¹ sums until it holds: the stationary point of the Lagrangian.
-    values, vectors = np.linalg.eigh(gram)
-    good = values > RANK * values[-1]
-    inverse = (vectors[:, good] / values[good]) @ vectors[:, good].T
-    free, along = inverse @ wish, inverse @ sums
+    # The nearest without the condition, moved along G⁻¹ sums until it holds: where the Lagrangian is stationary.
+    free, along = np.linalg.solve(gram + RIDGE * np.eye(len(stored)), np.stack([wish, sums], 1)).T
     y = free + along * (1 - sums @ free) / (sums @ along)
     square = y @ gram @ y - 2 * y @ wish + 1
     x = y * length / norms

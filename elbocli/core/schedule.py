@@ -37,16 +37,24 @@ def schedule(name: str, *, formula: str, source: str, positive: Any = (), **para
     return SCHEDULES.declare(name, params, formula=formula, source=source, positive=positive)
 
 
+def _cosine_t(logsnr: Tensor) -> Tensor:
+    return (2 / math.pi) * (-logsnr / 2).exp().atan()
+
+
+def _cosine_density(logsnr: Tensor) -> Tensor:
+    return 1 / (2 * math.pi * (logsnr / 2).cosh())
+
+
 @schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
 class Cosine:
     def logsnr(self, t: Tensor) -> Tensor:
         return -2 * (t * (math.pi / 2)).tan().log()
 
     def t(self, logsnr: Tensor) -> Tensor:
-        return (2 / math.pi) * (-logsnr / 2).exp().atan()
+        return _cosine_t(logsnr)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return 1 / (2 * math.pi * (logsnr / 2).cosh())
+        return _cosine_density(logsnr)
 
 
 @schedule(
@@ -166,6 +174,50 @@ class LinearBeta:
 
     def density(self, logsnr: Tensor) -> Tensor:
         return (-logsnr).sigmoid() / (self.low + self.rise * self.t(logsnr))
+
+
+@schedule(
+    "interpolated",
+    formula="-2 log tan(pi t/2) + (1-t) 2 log(low/size) + t 2 log(high/size)",
+    source="Hoogeboom et al. 2023: from the cosine shifted as for low pixels to that as for high, images having size",
+    positive=["low", "high", "size"],
+    low=32.0,
+    high=256.0,
+    size=64.0,
+)
+class Interpolated:
+    """With u = −2 log tan(πt/2) and k = 2 log(high/low): λ = u + start + k t. It falls as long as k < 2π."""
+
+    def __init__(self, low: float, high: float, size: float):
+        self.start, self.rise = 2 * math.log(low / size), 2 * math.log(high / low)
+        if not self.rise < 2 * math.pi:
+            raise UsageError(
+                f"interpolated: high {high:g} is {high / low:.4g} times low {low:g}, which makes logsnr rise somewhere; "
+                f"it must be below {math.exp(math.pi):.4g} times"
+            )
+
+    def _cosine(self, logsnr: Tensor) -> Tensor:
+        """u at each λ: halved into place, then by two Newton steps, the last of which autograd sees."""
+        goal = (logsnr - self.start).detach()
+        low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
+        for _ in range(40):
+            middle = (low + high) / 2
+            above = middle + self.rise * _cosine_t(middle) > goal
+            low, high = low.where(above, middle), middle.where(above, high)
+        return self._newton(self._newton((low + high) / 2, goal), logsnr - self.start)
+
+    def _newton(self, u: Tensor, goal: Tensor) -> Tensor:
+        return u - (u + self.rise * _cosine_t(u) - goal) / (1 - self.rise * _cosine_density(u))
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * (t * (math.pi / 2)).tan().log() + self.start + self.rise * t
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        return _cosine_t(self._cosine(logsnr))
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        p = _cosine_density(self._cosine(logsnr))
+        return p / (1 - self.rise * p)
 
 
 @schedule("uniform", formula="linear in logsnr", source="equal time at every logsnr")
@@ -329,15 +381,20 @@ def make_schedule(
     return Schedule(curve, _with_shift(base, shift), low, high, shift)
 
 
-def parse_schedule(text: str, low: float | None = None, high: float | None = None, *, clip: bool = False) -> Schedule:
+def parse_schedule(
+    text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
+) -> Schedule:
     """The declared schedule that a user wrote: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`.
 
-    Every schedule takes `shift`. low, high, clip: as in make_schedule. Raises UsageError.
+    Every schedule takes `shift`. low, high, clip: as in make_schedule. size: of the images in pixels, for a schedule
+    whose parameter `size` the text leaves out. Raises UsageError.
     """
     spec = parse_spec(text)
     declared = SCHEDULES.find(spec.name)
     params = numbers(spec.params)
     shift = number(params.pop("shift", 0.0), "shift")
+    if size is not None and "size" in declared.params:
+        params = {"size": float(size), **params}
     bound = declared.bind(params)
     try:
         curve = declared.make(**bound)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,16 @@ def _read_curve(path: Path) -> Curve:
     return read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
 
 
-def resolve_schedule(text: str, low: float | None = None, high: float | None = None, *, clip: bool = False) -> Schedule:
+def resolve_schedule(
+    text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
+) -> Schedule:
     """`cosine`, `edm:mean=-0.4` or the path of a schedule file, truncated to [low, high].
 
-    None takes that end from the schedule; clip cuts the range to what it covers. Raises ElboError.
+    None takes that end from the schedule; clip cuts the range to what it covers. size: of the images, for a declared
+    schedule that has such a parameter and isn't told. Raises ElboError.
     """
     if _is_declared(text):
-        return parse_schedule(text, low, high, clip=clip)
+        return parse_schedule(text, low, high, clip=clip, size=size)
     path, shift = Path(text), 0.0
     if not path.exists() and ":shift=" in text:
         name, _, words = text.rpartition(":shift=")
@@ -95,9 +99,16 @@ def resolve_schedule(text: str, low: float | None = None, high: float | None = N
 
 
 def resolve_weighting(
-    text: str, *, shift: float = 0.0, monotone: bool = False, given: dict[str, float] | None = None
+    text: str,
+    *,
+    shift: float = 0.0,
+    monotone: bool = False,
+    given: dict[str, float] | None = None,
+    size: int | None = None,
 ) -> Weighting:
-    """A weighting as the user wrote it; whatever names a schedule may name a file. Raises ElboError.
+    """A weighting as the user wrote it; whatever names a schedule may name a file. size: as in resolve_schedule.
+
+    Raises ElboError.
 
     `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, where the file says what its network predicts.
     """
@@ -106,7 +117,9 @@ def resolve_weighting(
         prediction, _ = read_config(Path(config["path"]))
         words = config["words"]
         text = f"{prediction}-mse{':' if words else ''}{words[1:]}@{config['path']}"
-    return parse_weighting(text, shift=shift, monotone=monotone, given=given, schedule=resolve_schedule)
+    return parse_weighting(
+        text, shift=shift, monotone=monotone, given=given, schedule=partial(resolve_schedule, size=size)
+    )
 
 
 def _inner(text: str) -> str:

@@ -157,9 +157,14 @@ def drop_after(run: Path, step: int) -> list[int]:
     """
     late = [path for path in folders(run) if path.name > f"step-{step:08d}"]
     with told(run / FOLDER, "remove old snapshots"):
+        _clean(run)
         for path in late:
             path.rename(path.with_name(f".{path.name}.trash"))
-        for left in (run / FOLDER).glob(".step-*"):
-            if left.name.endswith(STALE):
-                shutil.rmtree(left)
-    return [int(path.name.removeprefix("step-")) for path in late if path.name[5:].isdecimal()]
+        _clean(run)
+    return [int(path.name.removeprefix("step-")) for path in late if path.name.removeprefix("step-").isdecimal()]
+
+
+def _clean(run: Path) -> None:
+    for left in (run / FOLDER).glob(".step-*"):
+        if left.name.endswith(STALE):
+            shutil.rmtree(left)

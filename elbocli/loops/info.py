@@ -72,7 +72,7 @@ def is_safetensors(path: Path, head: bytes) -> bool:
 def _average(path: Path) -> dict[str, Any]:
     from elbocli.files.averages import read_about
 
-    about = read_about(path)
+    about = {key: value for key, value in read_about(path).items() if key != "coefficients"}
     return {"is": "average of weights", "bytes": path.stat().st_size, **about}
 
 

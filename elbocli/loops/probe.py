@@ -143,7 +143,8 @@ class Probe:
 
     def weightings(self, specs: tuple[str, ...]) -> list[Weighting]:
         """Weightings as the user wrote them; the run's own when none is. Raises ElboError."""
-        return [resolve_weighting(spec) for spec in specs or (self.trained.settings.weighting,)]
+        size = self.trained.network.config.image_size
+        return [resolve_weighting(spec, size=size) for spec in specs or (self.trained.settings.weighting,)]
 
     def schedule(self, spec: str, weighting: Weighting) -> Schedule:
         """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log. Raises ElboError."""
@@ -151,7 +152,7 @@ class Probe:
             raise UsageError(f"{MEASURED} is measured, by --gradient-variance only; with -o it is written to a file")
         if spec.partition(":")[0] == "fitted":
             return self.fitted(weighting, spec.partition(":")[2] or "loss", floor=self.trained.settings.floor)
-        return resolve_schedule(spec, self.low, self.high, clip=True)
+        return resolve_schedule(spec, self.low, self.high, clip=True, size=self.trained.network.config.image_size)
 
     def images(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """(pixels [B,H,W,C] uint8 on the CPU, labels [B] or None on the device)."""

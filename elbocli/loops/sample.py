@@ -112,7 +112,10 @@ def sampling_grid(run: TrainedRun, settings: Settings) -> list[float]:
     """The λ the sampler visits: the schedule within the range the run was trained on."""
     spec = settings.schedule or SAMPLERS.find(settings.sampler).facts["grid"]
     return time_grid(
-        resolve_schedule(spec, run.settings.logsnr_min, run.settings.logsnr_max, clip=True), settings.steps
+        resolve_schedule(
+            spec, run.settings.logsnr_min, run.settings.logsnr_max, clip=True, size=run.network.config.image_size
+        ),
+        settings.steps,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.draws import T_SAMPLINGS
@@ -14,8 +14,8 @@ from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.dataset import Dataset
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.payload import LATENTS
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
@@ -45,6 +45,8 @@ class Settings:
     lr: float = 1e-4
     warmup: int = 1000
     weight_decay: float = 0.0
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
     clip: float = 1.0
     ema: tuple[str, ...] = ("0.9999",)
     label_dropout: float = 0.1
@@ -110,6 +112,8 @@ SNAPSHOTS = 20
 NAMES = tuple(field.name for field in fields(Settings))
 OLD: dict[str, dict[str, Any]] = {"settings": asdict(Settings()), "network": {"family": "unet"}}
 """What runs of earlier versions were without saying so."""
+OF_WEIGHTING = ("shift",)
+"""What a preset may say besides settings: it goes into its weighting."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,36 @@ class Resolved:
         return {"settings": settings, "network": network, "data": self.data, "files": self.files}
 
 
-def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
+class Data(Protocol):
+    """What settings depend on: a Dataset, or what stands for one in a plan."""
+
+    @property
+    def path(self) -> Path | str:
+        """For messages."""
+
+    @property
+    def kind(self) -> str:
+        """LATENTS, or how pixels are kept."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels, or of the latents."""
+
+    @property
+    def channels(self) -> int:
+        """Of the images, or of the latents."""
+
+    @property
+    def num_classes(self) -> int:
+        """1 when there are none to tell apart."""
+
+    def __len__(self) -> int: ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a run must find again when it resumes."""
+
+
+def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     """Options (None where not given) over the preset over the defaults. Raises UsageError.
 
     Besides the fields of Settings, options may hold: shift (number or 'auto'), monotone, params (of the
@@ -139,25 +172,27 @@ def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
     notes = []
     name = given.get("preset")
     if name is None:
-        name = choose_preset(dataset.image_size, len(dataset))
-        what = "pixels" if dataset.latent_space is None else "latents a side"
+        name = choose_preset(dataset.image_size, len(dataset), dataset.kind == LATENTS)
+        what = "latents a side" if dataset.kind == LATENTS else "pixels"
         notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
-    unknown = [key for key in preset["train"] if key not in NAMES]
+    train = dict(preset["train"])
+    unknown = [key for key in train if key not in NAMES + OF_WEIGHTING]
     if unknown:
-        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES)}")
-    values = {**preset["train"], **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
-    if dataset.latent_space is not None and values.get("flip"):
+        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES + OF_WEIGHTING)}")
+    shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
+    values = {**train, **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
+    if dataset.kind == LATENTS and values.get("flip"):
         raise UsageError(
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
             "leave it out, and pack both with 'elbo prep --mirror'"
         )
-    shift = given.get("shift", 0.0)
-    shift = resolution_shift(dataset.image_size) if shift == "auto" else number(shift, "shift")
-    spec = values.get("weighting", Settings.weighting)
-    weighting = resolve_weighting(spec, shift=shift, monotone=given.get("monotone", False), given=given.get("params"))
+    spec, size = values.get("weighting", Settings.weighting), dataset.image_size
+    weighting = resolve_weighting(
+        spec, shift=shift, monotone=given.get("monotone", False), given=given.get("params"), size=size
+    )
     values |= {"weighting": weighting.spec}
-    values |= _range(values, given, notes)
+    values |= _range(values, given, notes, size)
     values |= _averages(values)
     try:
         settings = Settings(**values)
@@ -169,7 +204,16 @@ def resolve(options: dict[str, Any], dataset: Dataset) -> Resolved:
     return Resolved(settings, network, dataset.identity(), files, notes)
 
 
-def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]) -> float:
+    """The weighting's shift: as given; else the preset's, which is its own weighting's and not of one given instead."""
+    asked = given.get("shift", 0.0 if preset is None else preset)
+    if preset is not None and "shift" not in given and "weighting" in given:
+        notes.append(f"weighting {given['weighting']} as it is, without the preset's --shift {preset}")
+        asked = 0.0
+    return resolution_shift(image_size) if asked == "auto" else number(asked, "shift")
+
+
+def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str], size: int) -> dict[str, Any]:
     """The λ range and the schedule's full name. A schedule file brings its own range unless one is given."""
     low, high = values.get("logsnr_min", Settings.logsnr_min), values.get("logsnr_max", Settings.logsnr_max)
     spec = values.get("schedule", Settings.schedule)
@@ -180,7 +224,7 @@ def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str]) -> d
         own = resolve_schedule(spec)
         low, high = own.logsnr_min, own.logsnr_max
         notes.append(f"logsnr from {low:g} to {high:g}, as in {spec}")
-    schedule = resolve_schedule(spec, float(low), float(high))
+    schedule = resolve_schedule(spec, float(low), float(high), size=size)
     return {"schedule": schedule.base, "logsnr_min": float(low), "logsnr_max": float(high)}
 
 
@@ -215,13 +259,16 @@ def _check(settings: Settings) -> None:
         )
     if not 0 < settings.floor <= 1:
         raise UsageError(f"floor is {settings.floor:g}; it must be above 0 and at most 1")
-    if settings.lr <= 0:
-        raise UsageError(f"lr is {settings.lr:g}; it must be above 0")
+    for name in ("lr", "adam_eps"):
+        if not getattr(settings, name) > 0:
+            raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name):g}; it must be above 0")
+    if not 0 <= settings.beta2 < 1:
+        raise UsageError(f"beta2 is {settings.beta2:g}; it must be at least 0 and below 1")
     settings.prediction_object()
 
 
 def _network(
-    section: dict[str, Any], given: dict[str, Any], dataset: Dataset, settings: Settings, name: str
+    section: dict[str, Any], given: dict[str, Any], dataset: Data, settings: Settings, name: str
 ) -> NetworkConfig:
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
     section = {**section, **({"dropout": given["dropout"]} if "dropout" in given else {})}

@@ -17,8 +17,9 @@ from elbocli.files import checkpoint as store
 from elbocli.files import losslog, snapshots
 from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
-from elbocli.files.retention import due, kept
+from elbocli.files.retention import due, kept, step_of
 from elbocli.files.samples import write_grid
+from elbocli.loops.hooks import Hook
 from elbocli.loops.journal import Journal
 from elbocli.loops.preview import preview, preview_output
 from elbocli.loops.report import Report
@@ -29,7 +30,7 @@ from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, catching_si
 from elbocli.loops.splits import open_held_out
 from elbocli.loops.trainer import Trainer
 from elbocli.loops.validate import Validation
-from elbocli.loops.world import World
+from elbocli.loops.world import World, telling_lost
 from elbocli.nn.networks import count_parameters
 
 PATIENCE_S = 60
@@ -79,9 +80,10 @@ def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = N
         status = _Status(out, resolved.settings.steps) if world.first else None
         saver = Saver()
         try:
-            with world.together():
-                trainer = Trainer(resolved, dataset, world)
-            yield from _Training(trainer, out, ending, status, saver, stack).reports()
+            with telling_lost():
+                with world.together():
+                    trainer = Trainer(resolved, dataset, world)
+                yield from _Training(trainer, out, ending, status, saver, stack).reports()
         except BaseException as error:
             saver.close()
             if status is not None:
@@ -113,6 +115,7 @@ class _Training:
         self.trainer, self.out, self.ending, self.status, self.saver = trainer, out, ending, status, saver
         self.settings, self.world = trainer.settings, trainer.world
         self.messages: list[Report] = []
+        self.hook = stack.enter_context(Hook(self.settings.on_checkpoint if self.world.first else "", out, self._warn))
         with self.world.together():
             lengths = self._restore()
             self.journal = Journal(out, lengths) if self.world.first else None
@@ -164,7 +167,9 @@ class _Training:
     def _introduction(self) -> str:
         trainer, settings, start = self.trainer, self.settings, self.trainer.steps_done
         rising = trainer.weighting.rising(settings.logsnr_min, settings.logsnr_max)
+        parts = len(trainer.losses.parts)
         processes = f", {self.world.size} processes ({settings.parallel})" if self.world.size > 1 else ""
+        processes += f", each {settings.batch // self.world.size} images a step in {parts} parts" if parts > 1 else ""
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
             f"{count_parameters(trainer.network):,} parameters, {trainer.device}{processes}, {precision_of(trainer.device, settings.precision)}; "
@@ -178,6 +183,8 @@ class _Training:
         yield from self._said()
         yield Report(trainer.steps_done, settings.steps, "step", self._introduction())
         self._state("running")
+        with self.world.together():
+            trainer.rehearse()
         while trainer.steps_done < settings.steps:
             reason = self._agreed()
             if reason:
@@ -198,8 +205,11 @@ class _Training:
             yield Report(step, settings.steps, "step", values=values)
             yield from self._said()
         self._finish()
-        yield from self._said()
         self._state("done")
+        if self.hook.held():
+            yield Report(message="waiting for --on-checkpoint's command")
+        self.hook.finish(lambda: self.ending.signals.received is not None)
+        yield from self._said()
         yield Report(message=f"{self.out}: done, {trainer.steps_done} steps, {trainer.images} images")
 
     def _agreed(self) -> int:
@@ -283,14 +293,17 @@ class _Training:
 
     def _write(self, weights: Any, state: Any) -> None:
         assert self.journal is not None and self.status is not None
-        journal, status, settings, out = self.journal, self.status, self.settings, self.out
+        journal, status, hook = self.journal, self.status, self.hook
+        settings, out = self.settings, self.out
         step, images = self.trainer.steps_done, self.trainer.images
         about = {"images": images, "seed": settings.seed, "world_size": self.world.size, "parallel": settings.parallel}
 
         def write() -> None:
             journal.sync()
             path = store.save(out, step, weights, state, meta)
-            store.drop(out, lambda steps: kept(steps, settings.keep, settings.milestone_every, ()))
+            hook.start(path)
+            held = {step_of(path) for path in hook.held()}
+            store.drop(out, lambda steps: kept(steps, settings.keep, settings.milestone_every, held))
             status.step, status.images = step, images
             status.write("running")
             self.messages.append(Report(message=f"saved {path}", level="detail"))

@@ -17,10 +17,11 @@ from elbocli.core.schedule import Schedule
 from elbocli.errors import FormatError, NonFiniteError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
+from elbocli.loops.fit import micro_batch
 from elbocli.loops.guard import Guard, Trouble
 from elbocli.loops.losses import StepLosses
 from elbocli.loops.parallel import spread
-from elbocli.loops.runtime import choose_device
+from elbocli.loops.runtime import autocast, choose_device
 from elbocli.loops.settings import Resolved
 from elbocli.loops.world import World
 from elbocli.nn.ema import Averages, swap
@@ -56,13 +57,21 @@ class Trainer:
         network.recompute = settings.activation_checkpointing
         self.spread = spread(place(network, self.device), world, settings.parallel, settings.compile, settings.precision)
         self.optimizer = torch.optim.AdamW(
-            self.spread.pieces, settings.lr, weight_decay=settings.weight_decay, fused=True
+            self.spread.pieces,
+            settings.lr,
+            betas=(0.9, settings.beta2),
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
         self.ema = Averages(settings.ema, self.live)
         self.guard = Guard(world, settings.clip, settings.on_nonfinite == "skip", settings.precision == "fp16")
         self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
-        parts = split(world, settings.batch, settings.micro_batch or settings.batch)
+        share = math.ceil(settings.batch / world.size)
+        precision = autocast(self.device, settings.precision)
+        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, precision)
+        parts = split(world, settings.batch, most)
         self.losses = StepLosses(dataset, resolved, self.prediction, self.device, parts)
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)
@@ -77,6 +86,18 @@ class Trainer:
     def images(self) -> int:
         """Images seen."""
         return self.steps_done * self.settings.batch
+
+    def rehearse(self) -> None:
+        """A step without consequences, where the first would otherwise differ from later ones.
+
+        DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
+        whose last bits would then tell where a run was interrupted.
+        """
+        if self.world.size > 2 and not self.spread.sharded:
+            logsnr = self.losses.logsnr(self.steps_done, self.schedule)
+            loss, _, _ = self.losses.at(self.spread.forward, self.steps_done, self.weighting, self.schedule, logsnr)
+            loss.sum().backward()
+            self.spread.clear()
 
     def prepare(self) -> None:
         """What a step needs of the host and may fail there. Raises DataError."""

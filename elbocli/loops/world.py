@@ -134,5 +134,5 @@ def telling_lost() -> Iterator[None]:
             raise
         raise PeerLost(
             "another process of this run has ended, or can't be reached; its own message, if any, says why; "
-            f"the same command goes on from the last checkpoint ({' '.join(str(error).split())[:120]})"
+            f"the same command goes on from the last checkpoint ({' '.join(str(error).split())[:80]})"
         ) from error

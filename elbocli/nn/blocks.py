@@ -6,6 +6,7 @@ Source: Dhariwal & Nichol 2021; initialisation at zero as in Karras et al. 2022.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -64,18 +65,34 @@ class Fourier(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], 1)
 
 
-class Conditioning(nn.Module):
-    """(λ, class) → [B, width]. Class −1 is no class: it adds nothing."""
+class LinearCode(nn.Module):
+    """λ → [B, 1]: λ/4, so that the kinks of the layer above it fall into the range of λ.
 
-    def __init__(self, channels: int, width: int, num_classes: int):
+    Source: Hoogeboom et al. 2023, where λ enters linearly.
+    """
+
+    channels = 1
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        return 0.25 * logsnr.float()[:, None]
+
+
+class Conditioning(nn.Module):
+    """(λ, class) → [B, width], λ by way of `code`. Class −1 is no class: it adds nothing."""
+
+    def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int):
         super().__init__()
-        self.fourier = Fourier(channels)
-        self.first = nn.Linear(channels, width)
+        self.code = code
+        self.first = nn.Linear(code.channels, width)
         self.second = nn.Linear(width, width)
         self.classes = nn.Embedding(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        code = self.second(F.silu(self.first(self.fourier(logsnr).to(self.first.weight.dtype))))
+        code = self.code(logsnr).to(self.first.weight.dtype)
+        # bf16 can't hold the digits of λ that tell neighbouring levels apart; meta tensors know no autocast.
+        with nullcontext() if code.is_meta else torch.autocast(code.device.type, enabled=False):
+            code = self.first(code)
+        code = self.second(F.silu(code))
         if self.classes is not None and labels is not None:
             named = (labels >= 0).to(code.dtype)[:, None]
             code = code + named * self.classes(labels.clamp(min=0)).to(code.dtype)

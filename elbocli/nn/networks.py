@@ -12,10 +12,11 @@ from torch import nn
 from elbocli.errors import FormatError
 from elbocli.nn.blocks import Network
 from elbocli.nn.unet import UNet, UNetConfig
+from elbocli.nn.uvit import UViT, UViTConfig
 
-NetworkConfig = UNetConfig
-CONFIGS: dict[str, Any] = {config.family: config for config in (UNetConfig,)}
-MODULES: dict[type, Any] = {UNetConfig: UNet}
+NetworkConfig = UNetConfig | UViTConfig
+MODULES: dict[type, Any] = {UNetConfig: UNet, UViTConfig: UViT}
+CONFIGS: dict[str, Any] = {config.family: config for config in (UNetConfig, UViTConfig)}
 
 
 def build(config: NetworkConfig) -> Network:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.blocks import Block, Conditioning, Network, norm, zeroed
+from elbocli.nn.blocks import Block, Conditioning, Fourier, Network, norm, zeroed
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class UNet(Network):
         super().__init__()
         self.config = config
         width = 4 * config.channels
-        self.conditioning = Conditioning(config.channels, width, config.num_classes)
+        self.conditioning = Conditioning(Fourier(config.channels), width, config.num_classes)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
 
         def block(cin: int, cout: int, size: int, resample: str = "") -> Block:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.schedule import SCHEDULES, Schedule, Table, check_range, make_schedule, parse_schedule
@@ -18,6 +18,7 @@ PARAMETERS = {
     "edm": {"mean": st.floats(-2, 0), "std": st.floats(1, 2)},
     "edm-sample": {"rho": st.floats(1, 12), "sigma_min": st.floats(1e-3, 2e-3), "sigma_max": st.floats(80, 200)},
     "linear-beta": {"beta_min": st.floats(0, 1), "beta_max": st.floats(2, 40)},
+    "interpolated": {"low": st.floats(16, 64), "high": st.floats(8, 256), "size": st.integers(8, 512).map(float)},
 }
 
 
@@ -54,6 +55,21 @@ def betas_level(t, beta_min, beta_max):
     return -np.log(np.expm1(beta_min * t + (beta_max - beta_min) * t**2 / 2))
 
 
+def interpolated_level(t, low, high, size):
+    cosine = -2 * np.log(np.tan(np.pi * t / 2))
+    return (1 - t) * (cosine + 2 * np.log(low / size)) + t * (cosine + 2 * np.log(high / size))
+
+
+@np.vectorize
+def interpolated_density(lam, **params):
+    """By the rule for an inverse function, at the t that a root finder gives."""
+    turn = optimize.brentq(
+        lambda u: interpolated_level(special.expit(u), **params) - lam, -30, 30, xtol=1e-15, rtol=1e-15
+    )
+    t = special.expit(turn)
+    return 1 / (2 * np.pi / np.sin(np.pi * t) - 2 * np.log(params["high"] / params["low"]))
+
+
 LEVEL = {  # λ(t) before truncation
     "cosine": lambda t: -2 * np.log(np.tan(np.pi * t / 2)),
     "iddpm": iddpm_level,
@@ -61,6 +77,7 @@ LEVEL = {  # λ(t) before truncation
     "edm-sample": edm_sample_level,
     "fm-ot": lambda t: 2 * np.log((1 - t) / t),
     "linear-beta": betas_level,
+    "interpolated": interpolated_level,
 }
 DENSITY = {  # p(λ) before truncation
     "cosine": lambda lam: sech(lam / 2) / (2 * np.pi),
@@ -69,9 +86,10 @@ DENSITY = {  # p(λ) before truncation
     "edm-sample": edm_sample_density,
     "fm-ot": lambda lam: sech(lam / 4) ** 2 / 8,
     "linear-beta": linear_beta_density,
+    "interpolated": interpolated_density,
     "uniform": lambda lam: np.ones_like(lam),
 }
-ACCURACY = {"iddpm": 1e-4}  # its formula here is a finite difference
+ACCURACY = {"iddpm": 1e-4, "interpolated": 1e-10}  # here a finite difference, and a root next to t = 1
 
 
 def float64(values):
@@ -229,7 +247,7 @@ def test_a_range_that_does_not_rise_within_the_limit_is_refused(low, high):
     "text",
     ["", "cosin", "cosine:s=1", "cosine:shift", "cosine:shift=x", "edm:std=0", "edm:std=-1", "edm:mean=nan",
      "edm:mean=1,mean=2", "iddpm:s=0", "linear-beta:beta_min=-1", "linear-beta:beta_min=30", "edm-sample:sigma_min=90",
-     "edm-sample:rho=0", "fm-ot:monotone", "cosine,shift=1"],
+     "edm-sample:rho=0", "fm-ot:monotone", "cosine,shift=1", "interpolated:low=0", "interpolated:low=10,high=232"],
 )  # fmt: skip
 def test_a_bad_spec_is_refused(text):
     with pytest.raises(UsageError):
@@ -246,6 +264,32 @@ def test_a_curve_with_nothing_left_in_the_range_is_refused(text):
 def test_a_parameter_that_overflows_is_refused(text):
     with pytest.raises(UsageError):
         parse_schedule(text)
+
+
+@pytest.mark.parametrize("low", [32, 256, 400])
+def test_between_equal_sizes_interpolation_is_the_shifted_cosine(low):
+    lam = float64(np.linspace(-15, 15, 101))
+    shift = 2 * math.log(low / 128)
+    one, other = (
+        parse_schedule(text, -15, 15)
+        for text in (f"interpolated:low={low},high={low},size=128", f"cosine:shift={shift!r}")
+    )
+    np.testing.assert_allclose(one.t(lam), other.t(lam), atol=1e-14)
+    np.testing.assert_allclose(one.density(lam), other.density(lam), rtol=1e-12)
+
+
+@pytest.mark.parametrize("text", ["interpolated:low=10,high=231", "interpolated:low=231,high=10"])
+def test_interpolation_is_inverted_up_to_where_it_stops_falling(text):
+    schedule = parse_schedule(text, -15, 15)
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    assert bool((schedule.logsnr(t).diff() < 0).all())
+    np.testing.assert_allclose(schedule.t(schedule.logsnr(t)), t, atol=1e-9)
+
+
+def test_a_schedule_is_told_the_size_that_its_spec_leaves_out():
+    assert parse_schedule("interpolated", size=512).base == "interpolated:low=32,high=256,size=512"
+    assert parse_schedule("interpolated:size=8", size=512).base == "interpolated:low=32,high=256,size=8"
+    assert parse_schedule("cosine", size=512).base == "cosine"
 
 
 # Tables

@@ -230,7 +230,7 @@ def test_the_same_weighting_on_two_schedules_learns_the_same_error_at_every_logs
         trainer = Trainer(resolved, Dataset(digits))
         for _ in range(800):
             trainer.step()
-        trainer.network.load_state_dict(trainer.ema.tensors)
+        trainer.network.load_state_dict(trainer.ema[0].tensors)
         curves.append(error_curve(trainer))
     ratio = np.array(curves[0]) / np.array(curves[1])
     assert np.all(np.abs(np.log(ratio)) < 0.15), ratio

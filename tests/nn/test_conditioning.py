@@ -17,9 +17,9 @@ def test_fourier_features_are_cosines_and_sines_of_minus_log_sigma():
 
 def test_a_class_adds_its_row_and_no_class_nothing_in_one_batch():
     torch.manual_seed(0)
-    layer = Conditioning(8, 16, 3)
+    layer = Conditioning(Fourier(8), 16, 3)
     level = torch.tensor([-2.0, 0.5, 4.0])
-    plain = layer.second(F.silu(layer.first(layer.fourier(level))))
+    plain = layer.second(F.silu(layer.first(layer.code(level))))
     rows = layer.classes.weight
     wanted = F.silu(plain + torch.stack([rows[2], torch.zeros(16), rows[0]]))
     torch.testing.assert_close(layer(level, torch.tensor([2, -1, 0])), wanted)
@@ -28,7 +28,7 @@ def test_a_class_adds_its_row_and_no_class_nothing_in_one_batch():
 
 def test_without_classes_labels_are_ignored():
     torch.manual_seed(0)
-    layer = Conditioning(8, 16, 0)
+    layer = Conditioning(Fourier(8), 16, 0)
     level = torch.tensor([1.0])
     assert torch.equal(layer(level, torch.tensor([0])), layer(level, None))
 

@@ -9,8 +9,12 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.nn.blocks import Network
 from elbocli.nn.networks import CONFIGS, build, config_of, section_of
 from elbocli.nn.unet import UNetConfig
+from elbocli.nn.uvit import UViTConfig
 
-SMALL = {"unet": UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3)}
+SMALL = {
+    "unet": UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3),
+    "uvit": UViTConfig(16, 3, 5, 8, (1, 2, 3), blocks=1, depth=3, heads=2, embedding=24, patching="dwt-1", dropout=0.3),
+}
 EVERY = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 
 
@@ -49,7 +53,9 @@ def test_a_section_without_a_family_is_a_u_nets():
     assert config_of(section, "here") == SMALL["unet"]
 
 
-@pytest.mark.parametrize("change", [{"family": "gan"}, {"family": "unet", "colour": 3}, {"levels": 3}, {"channels": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"family": "gan"}, {"family": "unet", "colour": 3}, {"levels": 3}, {"channels": "x"}]
+)
 def test_a_section_of_another_form_is_refused(change):
     with pytest.raises(FormatError, match="here"):
         config_of({**section_of(SMALL["unet"]), **change}, "here")
@@ -95,7 +101,9 @@ def test_recomputing_keeps_less_for_the_backward_pass(config):
     for recompute in (False, True):
         network, found = build(config).train(), {}
         network.recompute = recompute
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, found=found: found.setdefault(x.data_ptr(), x), lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, found=found: found.setdefault(x.data_ptr(), x), lambda x: x
+        ):
             network(*inputs(config))
         own = {parameter.data_ptr() for parameter in network.parameters()}
         kept[recompute] = sum(tensor.numel() for place, tensor in found.items() if place not in own)

@@ -1,0 +1,160 @@
+"""The U-ViT of simple diffusion: convolutions around a deep transformer at the smallest size, built from a config.
+
+Source: Hoogeboom et al. 2023. What it leaves open is settled so that its ImageNet network has 2 billion parameters:
+in the transformer the conditioning scales and shifts what goes into each MLP, not what goes into attention; skips are
+joined as in the ADM U-Net, one for each block on the way down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elbocli.errors import UsageError
+from elbocli.nn.blocks import Block, Conditioning, LinearCode, Network, norm, zeroed
+from elbocli.nn.wavelet import dwt, idwt
+
+PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
+"""Levels of the wavelet by which the image is halved before the first layer, and doubled after the last."""
+MLP = 4
+POSITION_STD = 0.02
+
+
+@dataclass(frozen=True)
+class UViTConfig:
+    """levels: width multipliers, one per halving; the last is the transformer's, the others have `blocks` blocks each.
+
+    depth: blocks of the transformer, each with `heads` heads; dropout is there alone. embedding: width of the
+    conditioning. patching: a key of PATCHINGS. image_size in pixels. num_classes 0 is unconditional.
+    Raises UsageError when the levels don't fit the size, or the heads the width.
+    """
+
+    family: ClassVar[str] = "uvit"
+
+    image_size: int
+    image_channels: int
+    num_classes: int
+    channels: int
+    levels: tuple[int, ...]
+    blocks: int
+    depth: int
+    heads: int
+    embedding: int
+    patching: str = "none"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patching not in PATCHINGS:
+            raise UsageError(f"network: patching is {self.patching!r}; it must be one of {', '.join(PATCHINGS)}")
+        if self.channels < 4 or self.channels % 4 or not self.levels or min(self.levels) < 1 or self.blocks < 1:
+            raise UsageError(
+                f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} must be positive"
+            )
+        if min(self.depth, self.heads, self.embedding) < 1 or self.width % self.heads:
+            raise UsageError(
+                f"network: depth {self.depth}, heads {self.heads} and embedding {self.embedding} must be positive, "
+                f"and the heads divide the transformer's width {self.width}"
+            )
+        if self.image_size % (1 << self.halvings) or self.image_size < 1:
+            raise UsageError(
+                f"network: patching {self.patching} and {len(self.levels)} levels halve the image {self.halvings} times, "
+                f"which {self.image_size} pixels don't allow; choose another preset, or pack with another --size"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
+
+    @property
+    def width(self) -> int:
+        """Of the transformer."""
+        return self.channels * self.levels[-1]
+
+    @property
+    def halvings(self) -> int:
+        """How often the image is halved on the way to the transformer."""
+        return PATCHINGS[self.patching] + len(self.levels) - 1
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, then an MLP whose input the conditioning scales and shifts. [B,N,C], [B,width] → [B,N,C]."""
+
+    def __init__(self, channels: int, heads: int, width: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.mix = zeroed(nn.Linear(channels, channels))
+        self.norm2 = nn.LayerNorm(channels, elementwise_affine=False)
+        self.scale_shift = nn.Linear(width, 2 * channels)
+        self.widen = nn.Linear(channels, MLP * channels)
+        self.narrow = zeroed(nn.Linear(MLP * channels, channels))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, channels // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, channels)
+        x = x + self.dropout(self.mix(mixed))
+        scale, shift = self.scale_shift(code)[:, None].chunk(2, 2)
+        h = torch.addcmul(shift, self.norm2(x), scale + 1)
+        return x + self.narrow(self.dropout(F.gelu(self.widen(h))))
+
+
+class UViT(Network):
+    """The network of a UViTConfig; its units are its residual blocks and the blocks of its transformer."""
+
+    def __init__(self, config: UViTConfig):
+        super().__init__()
+        self.config = config
+        self.patches = PATCHINGS[config.patching]
+        width, channels = config.embedding, [config.channels * multiple for multiple in config.levels]
+        inside = config.image_channels * 4**self.patches
+        self.conditioning = Conditioning(LinearCode(), width, config.num_classes)
+        self.first = nn.Conv2d(inside, channels[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.widen, self.narrow = nn.ModuleList(), nn.ModuleList()
+        for now, below in pairwise(channels):
+            self.down.append(nn.ModuleList(Block(now, now, width, 0.0) for _ in range(config.blocks)))
+            self.up.append(nn.ModuleList(Block(2 * now, now, width, 0.0) for _ in range(config.blocks)))
+            self.widen.append(nn.Conv2d(now, below, 1))
+            self.narrow.append(nn.Conv2d(below, now, 1))
+        side = config.image_size >> config.halvings
+        self.position = nn.Parameter(torch.randn(1, config.width, side, side) * POSITION_STD)
+        self.transformer = nn.ModuleList(
+            TransformerBlock(config.width, config.heads, width, config.dropout) for _ in range(config.depth)
+        )
+        self.norm = norm(channels[0])
+        self.last = zeroed(nn.Conv2d(channels[0], inside, 3, padding=1))
+
+    def units(self) -> list[nn.Module]:
+        """Residual blocks on the way down, the transformer's blocks, residual blocks on the way up."""
+        ups = [block for level in reversed(self.up) for block in level]  # type: ignore[attr-defined]
+        return [*(block for level in self.down for block in level), *self.transformer, *ups]  # type: ignore[attr-defined]
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        code = self.conditioning(logsnr, labels)
+        x = self.first(dwt(z, self.patches) if self.patches else z)
+        skips = []
+        for level, widen in zip(self.down, self.widen, strict=True):
+            for block in level:  # type: ignore[attr-defined]
+                x = self.through(block, x, code)
+                skips.append(x)
+            x = widen(F.avg_pool2d(x, 2))
+        x = self._transformed(x + self.position, code)
+        for level, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
+            x = F.interpolate(narrow(x), scale_factor=2, mode="nearest")
+            for block in level:  # type: ignore[attr-defined]
+                x = self.through(block, x, code, skips.pop())
+        out = self.last(F.silu(self.norm(x)))
+        return idwt(out.to(z.dtype), self.patches) if self.patches else out
+
+    def _transformed(self, x: Tensor, code: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        for block in self.transformer:
+            tokens = self.through(block, tokens, code)
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])

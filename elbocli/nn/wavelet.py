@@ -1,0 +1,100 @@
+"""The 5/3 wavelet (LeGall) by lifting: images to subbands at half the size and back.
+
+Source: Le Gall & Tabatabai 1988; in integers as JPEG 2000's reversible transform. Edges are mirrored.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from elbocli.errors import UsageError
+
+VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
+"""Of white noise after levels 1 and 2, along one axis: (low band, high band). A band's of an image is a product of two."""
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[…, 2n] → (low, high), each […, n], along the last axis. high is what the mean of two neighbours doesn't tell.
+
+    Integers stay integers, and merge() gives the very same back: reckon with one more bit than x has.
+    """
+    even, odd = x[..., 0::2], x[..., 1::2]
+    high = odd - _half(even + _after(even))
+    return even + _quarter(high + _before(high)), high
+
+
+def merge(low: Tensor, high: Tensor) -> Tensor:
+    """What split() has split."""
+    even = low - _quarter(high + _before(high))
+    odd = high + _half(even + _after(even))
+    return torch.stack([even, odd], -1).flatten(-2)
+
+
+def _after(x: Tensor) -> Tensor:
+    return torch.cat([x[..., 1:], x[..., -1:]], -1)
+
+
+def _before(x: Tensor) -> Tensor:
+    return torch.cat([x[..., :1], x[..., :-1]], -1)
+
+
+def _half(x: Tensor) -> Tensor:
+    return x * 0.5 if x.is_floating_point() else x >> 1
+
+
+def _quarter(x: Tensor) -> Tensor:
+    return x * 0.25 if x.is_floating_point() else (x + 2) >> 2
+
+
+def bands(x: Tensor) -> Tensor:
+    """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high; C channels each.
+
+    Raises UsageError when a side is odd.
+    """
+    if x.shape[-1] % 2 or x.shape[-2] % 2:
+        raise UsageError(f"a wavelet halves the image, which {x.shape[-1]} x {x.shape[-2]} pixels don't allow")
+    parts = [half.mT for side in split(x.mT) for half in split(side.mT)]
+    return torch.cat([part.mT for part in parts], 1)
+
+
+def image(x: Tensor) -> Tensor:
+    """What bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
+    ll, lh, hl, hh = x.chunk(4, 1)
+    return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
+
+
+def dwt(x: Tensor, levels: int) -> Tensor:
+    """[B,C,H,W] → [B,C·4^levels,H/2^levels,W/2^levels], levels 1 or 2, as a network sees it.
+
+    Floats only, and scaled so that white noise of variance 1 has variance 1 in every subband (away from the edges).
+    The second level splits the lowest band once more; the three others are cut into their 2 x 2 pixels.
+    """
+    x = bands(x)
+    channels = x.shape[1] // 4
+    if levels == 1:
+        return x * _scale(1, channels, x)
+    low, high = x[:, :channels], x[:, channels:]
+    fine = torch.pixel_unshuffle(high * _scale(1, channels, x)[:, channels:], 2)
+    coarse = bands(low)
+    return torch.cat([coarse * _scale(2, channels, x), fine], 1)
+
+
+def idwt(x: Tensor, levels: int) -> Tensor:
+    """What dwt() made of an image, to within rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
+    channels = x.shape[1] // 4**levels
+    if levels == 1:
+        return image(x / _scale(1, channels, x))
+    coarse, fine = x[:, : 4 * channels], x[:, 4 * channels :]
+    low = image(coarse / _scale(2, channels, x))
+    high = torch.pixel_shuffle(fine, 2) / _scale(1, channels, x)[:, channels:]
+    return image(torch.cat([low, high], 1))
+
+
+def _scale(level: int, channels: int, like: Tensor) -> Tensor:
+    """1/σ of white noise in each band of a level, [1, 4·channels, 1, 1]."""
+    low, high = VARIANCE[level - 1]
+    each = [1 / math.sqrt(rows * columns) for rows in (low, high) for columns in (low, high)]
+    return torch.tensor(each, dtype=like.dtype, device=like.device).repeat_interleave(channels).view(1, -1, 1, 1)

@@ -1,0 +1,92 @@
+"""The 5/3 wavelet: exact on integers, to rounding on floats, and the scale of its bands."""
+
+import numpy as np
+import pytest
+import torch
+
+from elbocli.errors import UsageError
+from elbocli.nn import wavelet
+
+SIZES = pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 6), (4, 10), (32, 32), (6, 64)])
+
+
+@SIZES
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(torch.uint8, 0, 256), (torch.int16, -(2**13), 2**13), (torch.int32, -(2**28), 2**28), (torch.int64, -(2**40), 2**40)],
+)  # fmt: skip
+def test_integers_come_back_as_they_were(dtype, low, high, rows, columns):
+    x = torch.randint(low, high, (3, 2, rows, columns), generator=torch.Generator().manual_seed(rows)).to(dtype)
+    once = wavelet.bands(x)
+    assert (once.dtype, once.shape) == (dtype, (3, 8, rows // 2, columns // 2))
+    assert torch.equal(wavelet.image(once), x)
+    if rows % 4 == columns % 4 == 0:
+        assert torch.equal(wavelet.image(wavelet.image(wavelet.bands(once))), x)
+
+
+def test_lifting_is_jpeg_2000s_on_a_mirrored_line():
+    x = np.random.default_rng(0).integers(-99, 99, 12)
+    mirrored = {n: x[-n if n < 0 else 22 - n if n > 11 else n] for n in range(-2, 14)}
+    high = {n: mirrored[2 * n + 1] - (mirrored[2 * n] + mirrored[2 * n + 2]) // 2 for n in range(-1, 6)}
+    low = [mirrored[2 * n] + (high[n - 1] + high[n] + 2) // 4 for n in range(6)]
+    found = wavelet.split(torch.from_numpy(x))
+    assert found[0].tolist() == low
+    assert found[1].tolist() == [high[n] for n in range(6)]
+
+
+def test_bands_are_filters_of_three_and_five_taps():
+    x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
+    low, high = np.array([-1, 2, 6, 2, -1]) / 8, np.array([-1, 2, -1]) / 2
+    ll, lh, hl, hh = wavelet.bands(x)[0]
+
+    def at(vertical, horizontal, row, column):
+        r, c = len(vertical) // 2, len(horizontal) // 2
+        return vertical @ x[0, 0, row - r : row + r + 1, column - c : column + c + 1].numpy() @ horizontal
+
+    assert float(ll[3, 4]) == pytest.approx(at(low, low, 6, 8))
+    assert float(lh[3, 4]) == pytest.approx(at(low, high, 6, 9))
+    assert float(hl[3, 4]) == pytest.approx(at(high, low, 7, 8))
+    assert float(hh[3, 4]) == pytest.approx(at(high, high, 7, 9))
+
+
+@SIZES
+@pytest.mark.parametrize("levels", [1, 2])
+def test_floats_come_back_to_within_rounding(levels, rows, columns):
+    rows, columns = rows * levels, columns * levels
+    x = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+    y = wavelet.dwt(x, levels)
+    assert y.shape == (2, 3 * 4**levels, rows >> levels, columns >> levels)
+    torch.testing.assert_close(wavelet.idwt(y, levels), x, rtol=0, atol=2e-6)
+    torch.testing.assert_close(wavelet.idwt(wavelet.dwt(x.double(), levels), levels), x.double(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_any_bands_are_those_of_an_image(levels):
+    y = torch.randn(2, 4**levels, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(wavelet.dwt(wavelet.idwt(y, levels), levels), y, rtol=0, atol=1e-13)
+
+
+def test_white_noise_has_the_variance_stated_and_exactly_one_when_scaled():
+    """Exactly: each band is linear in x, so its variance is the sum of its squared coefficients."""
+    impulses = torch.eye(24 * 24, dtype=torch.float64).view(-1, 1, 24, 24)
+    (low, high), (lowest, coarse) = wavelet.VARIANCE
+    plain = wavelet.bands(impulses).square().sum(0)[:, 6, 6]
+    assert plain.tolist() == pytest.approx([low * low, low * high, high * low, high * high])
+    again = wavelet.bands(wavelet.bands(impulses)[:, :1]).square().sum(0)[:, 3, 3]
+    assert again.tolist() == pytest.approx([lowest**2, lowest * coarse, coarse * lowest, coarse**2])
+    for levels, place in ((1, 6), (2, 3)):
+        assert wavelet.dwt(impulses, levels).square().sum(0)[:, place, place].tolist() == pytest.approx([1] * 4**levels)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_flat_image_is_in_the_lowest_band_alone(levels):
+    y = wavelet.dwt(torch.full((1, 3, 8, 8), 0.5), levels)
+    low = wavelet.VARIANCE[levels - 1][0]
+    torch.testing.assert_close(y[:, :3], torch.full((1, 3, 8 >> levels, 8 >> levels), 0.5 / low))
+    assert y[:, 3:].abs().max() < 1e-6
+
+
+def test_an_odd_side_is_refused():
+    for shape in ((1, 1, 3, 4), (1, 1, 4, 3)):
+        with pytest.raises(UsageError, match="halves the image"):
+            wavelet.bands(torch.zeros(shape))

@@ -183,10 +183,12 @@ FILES = {
         ("run/config.yaml", "All settings, resolved."),
         ("run/metrics.jsonl", "Loss, learning rate, speed by step."),
         ("run/losslog.jsonl", "The unweighted error by noise level, for adapt."),
+        ("run/validation.jsonl", "The same of images held out."),
         ("run/status.json", "How the run stands."),
         ("run/checkpoints/", "Weights, averages and optimizer, each with a digest."),
         ("run/snapshots/", "Power averages at several steps, for ema."),
         ("run/previews/", "Sheets of samples."),
+        ("run/tensorboard/", "Events for TensorBoard."),
     ],
     "elbo prep": [
         ("OUT.h5.partial", "Unfinished work; the same command goes on with it."),

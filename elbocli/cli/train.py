@@ -198,6 +198,12 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 )
 @click.option("--val-images", type=Count(0), help="At most this many images per validation; 0 is all.  [default: 0]")
 @click.option(
+    "--tensorboard/--no-tensorboard",
+    default=None,
+    help="Also write metrics and previews for TensorBoard, to RUN/tensorboard. Needs the extra: pip install "
+    "'elbocli[tensorboard]'.  [default: no]",
+)
+@click.option(
     "--parallel",
     type=click.Choice(["ddp", "fsdp"]),
     help="Under torchrun: every process holds the network, or a share of each of its weights.  [default: ddp]",
@@ -236,7 +242,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     """
     from elbocli.cli.progress import say, show
     from elbocli.files.dataset import Dataset, find_dataset
-    from elbocli.loops import settings
+    from elbocli.loops import board, settings, splits
     from elbocli.loops import train as loop
     from elbocli.loops.world import joined
 
@@ -254,6 +260,9 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
                 say(f"dataset {data}, the only one here")
             dataset = Dataset(data, latents=True)
             resolved = settings.resolve(options, dataset)
+            if resolved.settings.tensorboard:
+                board.require()
+            splits.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
         show(loop.run(dataset, out, resolved, world))

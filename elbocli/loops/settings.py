@@ -72,6 +72,7 @@ class Settings:
     val_split: int = 0
     val_every: int = 0
     val_images: int = 0
+    tensorboard: bool = False
     parallel: str = "ddp"
     micro_batch: int = 0
     activation_checkpointing: bool = False
@@ -100,7 +101,7 @@ FREE = (
     *("steps", "save_every", "preview_every", "snapshot_every", "keep", "milestone_every", "on_checkpoint"),
     *("device", "tf32", "compile", "parallel", "micro_batch", "activation_checkpointing"),
     *("time_limit", "on_nonfinite", "max_skips"),
-    *("val", "val_every", "val_images"),
+    *("val", "val_every", "val_images", "tensorboard"),
 )
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""

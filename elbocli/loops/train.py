@@ -19,6 +19,7 @@ from elbocli.files.atomic import locked, told, write_json
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
 from elbocli.files.samples import write_grid
+from elbocli.loops.board import Board
 from elbocli.loops.hooks import Hook
 from elbocli.loops.journal import Journal
 from elbocli.loops.preview import preview, preview_output
@@ -119,13 +120,15 @@ class _Training:
         with self.world.together():
             lengths = self._restore()
             self.journal = Journal(out, lengths) if self.world.first else None
+            board = self.settings.tensorboard and self.world.first
+            self.board = Board(out, trainer.steps_done) if board else None
             held = open_held_out(self.settings, trainer.dataset, trainer.resolved.network.num_classes > 0)
             self.validation = Validation(held, trainer.resolved, trainer.device) if held else None
         if self.journal is not None:
             stack.callback(self.journal.close)
             if not self.journal.lengths["losslog.jsonl"]:
                 self._note("losslog.jsonl", self._header())
-            if self.validation and not self.journal.lengths["validation.jsonl"]:
+            if self.validation and self.validation.begins(out / "validation.jsonl"):
                 self._note("validation.jsonl", self.validation.header())
         self.last_saved = trainer.steps_done if trainer.steps_done else -1
         self.output = preview_output(trainer, self._warn)
@@ -239,7 +242,7 @@ class _Training:
             "images_per_s": round(rate, 2),
             **({"skipped": skipped} if skipped else {}),
         }
-        self._note("metrics.jsonl", json.dumps({"step": step, "images": self.trainer.images, **values}) + "\n")
+        self._measured(step, values)
         self._note("losslog.jsonl", losslog.line(step, self.trainer.images, sums))
         return values
 
@@ -251,25 +254,37 @@ class _Training:
         with trainer.averaged():
             sums = world.added(self.validation.partial(trainer.spread.forward, world.rank, world.size))
         values = self.validation.finish(sums)
-        self._note("metrics.jsonl", json.dumps({"step": step, "images": images, **values}) + "\n")
+        self._measured(step, values)
         self._note("validation.jsonl", self.validation.line(step, images, sums))
         return values
 
-    def _note(self, name: str, text: str) -> None:
-        trouble = self.journal.write(name, text) if self.journal else ""
+    def _measured(self, step: int, values: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, which the board shows too."""
+        self._note("metrics.jsonl", json.dumps({"step": step, "images": self.trainer.images, **values}) + "\n")
+        if self.board is not None:
+            self._warn_of(self.board.metrics(step, values))
+
+    def _warn_of(self, trouble: str) -> None:
         if trouble:
             self._warn(trouble)
+
+    def _note(self, name: str, text: str) -> None:
+        if self.journal is not None:
+            self._warn_of(self.journal.write(name, text))
 
     def _preview(self, step: int) -> None:
         assert self.output is not None
         grid = preview(self.trainer, self.output)
-        if self.world.first:
-            try:
-                with told(self.out / "previews"):
-                    (self.out / "previews").mkdir(exist_ok=True)
-                write_grid(self.out / "previews" / f"step-{step:08d}.png", grid)
-            except DataError as error:
-                self._warn(str(error))
+        if not self.world.first:
+            return
+        try:
+            with told(self.out / "previews"):
+                (self.out / "previews").mkdir(exist_ok=True)
+            write_grid(self.out / "previews" / f"step-{step:08d}.png", grid)
+        except DataError as error:
+            self._warn(str(error))
+        if self.board is not None:
+            self._warn_of(self.board.images(step, grid))
 
     def _keep_averages(self, step: int) -> None:
         """A snapshot of the averages that others can be made of, written while training goes on."""

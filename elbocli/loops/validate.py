@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import NonFiniteError
 from elbocli.files import losslog
+from elbocli.files.atomic import told
 from elbocli.files.payload import LATENTS
 from elbocli.loops.examples import Posterior, normalised, sent
 from elbocli.loops.runtime import autocast
@@ -177,6 +179,14 @@ class Validation:
             payload_sha256=self.dataset.attributes.get("payload_sha256"),
             held_out=len(self.rows),
         )
+
+    def begins(self, log: Path) -> bool:
+        """Whether validation.jsonl needs our header now: it is new, or what it holds is of other images."""
+        if not log.exists():
+            return True
+        with told(log, "read"), open(log) as file:
+            headers = [line for line in file if line.startswith('{"format"')]
+        return headers[-1:] != [self.header()]
 
     def line(self, step: int, images: int, sums: Tensor) -> str:
         """A line of validation.jsonl. images: of training."""

@@ -199,6 +199,18 @@ def test_the_error_of_each_noise_level_is_a_loss_log(
     assert told["is"] == "loss log" and told["held_out"] == 300 and told["intervals"] == 2
 
 
+def test_other_images_begin_with_a_header_of_their_own(
+    make: Callable[..., Validation], digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    one, other, path = make(np.arange(50)), make(), tmp_path / "validation.jsonl"
+    assert one.begins(path)
+    path.write_text(one.header() + one.line(1, 16, one.partial(nothing)))
+    assert not one.begins(path) and other.begins(path)
+    path.write_text(path.read_text() + other.header() + other.line(2, 32, other.partial(nothing)))
+    assert one.begins(path) and not other.begins(path)
+    assert read_logs([path]).lines == 2
+
+
 def test_latents_have_a_loss_and_no_bits(latents: Path, preset: Path) -> None:
     data = Dataset(latents, latents=True)
     resolved = settings.resolve({"preset": str(preset), "val_split": 10}, data)

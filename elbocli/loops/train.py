@@ -2,66 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from elbocli import __version__
-from elbocli.errors import DataError, ElboError, Interrupted, PeerLost, UsageError
+from elbocli.errors import DataError, ElboError, Interrupted, PeerLost
 from elbocli.files import checkpoint as store
-from elbocli.files import losslog, snapshots
-from elbocli.files.atomic import locked, told, write_json
+from elbocli.files import snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
-from elbocli.files.samples import write_grid
-from elbocli.loops.board import Board
+from elbocli.loops.folder import Status, claim
 from elbocli.loops.hooks import Hook
-from elbocli.loops.journal import Journal
-from elbocli.loops.preview import preview, preview_output
+from elbocli.loops.records import Records
 from elbocli.loops.report import Report
 from elbocli.loops.runtime import allow_tf32, choose_device, precision_of
 from elbocli.loops.saver import Saver
-from elbocli.loops.settings import Resolved, difference
-from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, catching_signals, interrupted
-from elbocli.loops.splits import open_held_out
+from elbocli.loops.settings import Resolved
+from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.loops.trainer import Trainer
-from elbocli.loops.validate import Validation
 from elbocli.loops.world import World, telling_lost
 from elbocli.nn.networks import count_parameters
 
 PATIENCE_S = 60
 """How long processes that torchrun has started wait for those before them to end: they may be saving."""
-
-
-def _prepare(out: Path, resolved: Resolved) -> None:
-    """Make the run folder, or check that it is this run. Raises UsageError with the differences."""
-    if (out / "config.yaml").exists():
-        changed = difference(store.read_config(out), resolved.config())
-        if changed:
-            raise UsageError(
-                f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
-                + "\n  ".join(changed)
-            )
-    elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
-        raise UsageError(f"{out}: exists and is not a run; choose another -o")
-
-
-def _claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float) -> None:
-    """The run folder is this process's alone until the stack ends, and this run's. Raises UsageError, DataError."""
-    if out.exists():
-        _prepare(out, resolved)
-    with told(out):
-        out.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(locked(out / ".lock", str(out), patience))
-    _prepare(out, resolved)
-    store.clean(out)
-    versions = {"elbo_version": __version__, "torch_version": str(torch.__version__)}
-    store.write_config(out, {**versions, **resolved.config()})
 
 
 def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = None) -> Iterator[Report]:
@@ -76,15 +40,14 @@ def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = N
         signals = stack.enter_context(catching_signals())
         with world.together():
             if world.first:
-                _claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0)
-        ending = Ending(signals, out if world.first else None, resolved.settings.time_limit, world.size > 1)
-        status = _Status(out, resolved.settings.steps) if world.first else None
+                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0)
+        status = Status(out, resolved.settings.steps) if world.first else None
         saver = Saver()
         try:
             with telling_lost():
                 with world.together():
                     trainer = Trainer(resolved, dataset, world)
-                yield from _Training(trainer, out, ending, status, saver, stack).reports()
+                yield from _Training(trainer, out, signals, status, saver, stack).reports()
         except BaseException as error:
             saver.close()
             if status is not None:
@@ -94,45 +57,21 @@ def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = N
         saver.close()
 
 
-class _Status:
-    """status.json: how the run stands, for scripts and schedulers."""
-
-    def __init__(self, out: Path, steps: int):
-        self.path, self.steps, self.step, self.images = out / "status.json", steps, 0, 0
-
-    def write(self, state: str, message: str = "") -> None:
-        """As well as can be: what keeps it from being written is told by whoever writes what matters."""
-        content = {"state": state, "step": self.step, "steps": self.steps, "images": self.images, "message": message}
-        with suppress(DataError):
-            write_json(self.path, {**content, "time": round(time.time(), 3)})
-
-
 class _Training:
     """One start of a run, from its last checkpoint to wherever it ends."""
 
     def __init__(
-        self, trainer: Trainer, out: Path, ending: Ending, status: _Status | None, saver: Saver, stack: ExitStack
+        self, trainer: Trainer, out: Path, signals: Signals, status: Status | None, saver: Saver, stack: ExitStack
     ):
-        self.trainer, self.out, self.ending, self.status, self.saver = trainer, out, ending, status, saver
+        self.trainer, self.out, self.signals, self.status, self.saver = trainer, out, signals, status, saver
         self.settings, self.world = trainer.settings, trainer.world
+        self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
         self.messages: list[Report] = []
         self.hook = stack.enter_context(Hook(self.settings.on_checkpoint if self.world.first else "", out, self._warn))
         with self.world.together():
-            lengths = self._restore()
-            self.journal = Journal(out, lengths) if self.world.first else None
-            board = self.settings.tensorboard and self.world.first
-            self.board = Board(out, trainer.steps_done) if board else None
-            held = open_held_out(self.settings, trainer.dataset, trainer.resolved.network.num_classes > 0)
-            self.validation = Validation(held, trainer.resolved, trainer.device) if held else None
-        if self.journal is not None:
-            stack.callback(self.journal.close)
-            if not self.journal.lengths["losslog.jsonl"]:
-                self._note("losslog.jsonl", self._header())
-            if self.validation and self.validation.begins(out / "validation.jsonl"):
-                self._note("validation.jsonl", self.validation.header())
+            self.records = Records(trainer, out, self._restore(), self._warn)
+        stack.callback(self.records.close)
         self.last_saved = trainer.steps_done if trainer.steps_done else -1
-        self.output = preview_output(trainer, self._warn)
-        self.clock, self.since = time.monotonic(), trainer.steps_done
 
     def _warn(self, text: str) -> None:
         self.messages.append(Report(message=text, level="warning"))
@@ -157,25 +96,16 @@ class _Training:
             snapshots.drop_after(self.out, self.trainer.steps_done)
         return {} if found is None else found.meta["log_bytes"]
 
-    def _header(self) -> str:
-        trainer, settings, network = self.trainer, self.settings, self.trainer.resolved.network
-        return losslog.header(
-            trainer.edges,
-            dimensions=network.image_channels * network.image_size**2,
-            weighting=settings.weighting,
-            schedule=settings.schedule,
-            prediction=settings.prediction,
-        )
-
     def _introduction(self) -> str:
-        trainer, settings, start = self.trainer, self.settings, self.trainer.steps_done
+        trainer, settings, start, size = self.trainer, self.settings, self.trainer.steps_done, self.world.size
         rising = trainer.weighting.rising(settings.logsnr_min, settings.logsnr_max)
         parts = len(trainer.losses.parts)
-        processes = f", {self.world.size} processes ({settings.parallel})" if self.world.size > 1 else ""
-        processes += f", each {settings.batch // self.world.size} images a step in {parts} parts" if parts > 1 else ""
+        shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
+        shared += f", each {settings.batch // size} images a step in {parts} parts" if parts > 1 else ""
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
-            f"{count_parameters(trainer.network):,} parameters, {trainer.device}{processes}, {precision_of(trainer.device, settings.precision)}; "
+            f"{count_parameters(trainer.network):,} parameters, {trainer.device}{shared}, "
+            f"{precision_of(trainer.device, settings.precision)}; "
             f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
             f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
         )
@@ -195,15 +125,11 @@ class _Training:
                 return
             trainer.step()
             step = trainer.steps_done
-            values = self._log(step) if step % settings.log_every == 0 or step == settings.steps else {}
-            if self.validation and self.validation.due(step):
-                values |= self._validate(step)
-            if self.output and (step % settings.preview_every == 0 or step == settings.steps):
-                self._preview(step)
-            every = settings.snapshot_every
-            if every and (step % every == 0 or step == settings.steps):
-                self._keep_averages(step)
-            if due(step, settings.save_every, settings.milestone_every) or step == settings.steps:
+            values = self.records.after(step)
+            every, last = settings.snapshot_every, step == settings.steps
+            if every and (step % every == 0 or last):
+                self._keep_averages()
+            if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             yield Report(step, settings.steps, "step", values=values)
             yield from self._said()
@@ -211,7 +137,7 @@ class _Training:
         self._state("done")
         if self.hook.held():
             yield Report(message="waiting for --on-checkpoint's command")
-        self.hook.finish(lambda: self.ending.signals.received is not None)
+        self.hook.finish(lambda: self.signals.received is not None)
         yield from self._said()
         yield Report(message=f"{self.out}: done, {trainer.steps_done} steps, {trainer.images} images")
 
@@ -228,71 +154,14 @@ class _Training:
             self.world.raise_first(error)
         return reason
 
-    def _log(self, step: int) -> dict[str, Any]:
-        skipped = self.trainer.check()
-        sums, loss, norm = self.trainer.interval()
-        now = time.monotonic()
-        rate = (step - self.since) * self.settings.batch / max(now - self.clock, 1e-9)
-        self.clock, self.since = now, step
-        values = {
-            "loss": loss,
-            "eps_mse": float(sums[1].sum() / sums[0].sum()),
-            "lr": self.trainer.learning_rate,
-            "grad_norm": norm,
-            "images_per_s": round(rate, 2),
-            **({"skipped": skipped} if skipped else {}),
-        }
-        self._measured(step, values)
-        self._note("losslog.jsonl", losslog.line(step, self.trainer.images, sums))
-        return values
-
-    def _validate(self, step: int) -> dict[str, Any]:
-        """How the average does on images held out."""
-        assert self.validation is not None
-        trainer, world, images = self.trainer, self.world, self.trainer.images
-        trainer.check()
-        with trainer.averaged():
-            sums = world.added(self.validation.partial(trainer.spread.forward, world.rank, world.size))
-        values = self.validation.finish(sums)
-        self._measured(step, values)
-        self._note("validation.jsonl", self.validation.line(step, images, sums))
-        return values
-
-    def _measured(self, step: int, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl, which the board shows too."""
-        self._note("metrics.jsonl", json.dumps({"step": step, "images": self.trainer.images, **values}) + "\n")
-        if self.board is not None:
-            self._warn_of(self.board.metrics(step, values))
-
-    def _warn_of(self, trouble: str) -> None:
-        if trouble:
-            self._warn(trouble)
-
-    def _note(self, name: str, text: str) -> None:
-        if self.journal is not None:
-            self._warn_of(self.journal.write(name, text))
-
-    def _preview(self, step: int) -> None:
-        assert self.output is not None
-        grid = preview(self.trainer, self.output)
-        if not self.world.first:
-            return
-        try:
-            with told(self.out / "previews"):
-                (self.out / "previews").mkdir(exist_ok=True)
-            write_grid(self.out / "previews" / f"step-{step:08d}.png", grid)
-        except DataError as error:
-            self._warn(str(error))
-        if self.board is not None:
-            self._warn_of(self.board.images(step, grid))
-
-    def _keep_averages(self, step: int) -> None:
+    def _keep_averages(self) -> None:
         """A snapshot of the averages that others can be made of, written while training goes on."""
-        self.trainer.check()
-        averages, images = self.trainer.copies(self.trainer.ema.stored), self.trainer.images
+        trainer, out = self.trainer, self.out
+        trainer.check()
+        step, about, averages = trainer.steps_done, {"images": trainer.images}, trainer.copies(trainer.ema.stored)
         with self.world.together():
             if self.world.first:
-                self.saver.start(lambda: snapshots.write(self.out, step, averages, {"images": images}))
+                self.saver.start(lambda: snapshots.write(out, step, averages, about))
 
     def _save(self) -> None:
         """A checkpoint of this moment, written while training goes on. Raises DataError after too many failures."""
@@ -307,9 +176,8 @@ class _Training:
         self.last_saved = self.trainer.steps_done
 
     def _write(self, weights: Any, state: Any) -> None:
-        assert self.journal is not None and self.status is not None
-        journal, status, hook = self.journal, self.status, self.hook
-        settings, out = self.settings, self.out
+        journal, status, hook, settings, out = self.records.journal, self.status, self.hook, self.settings, self.out
+        assert journal is not None and status is not None
         step, images = self.trainer.steps_done, self.trainer.images
         about = {"images": images, "seed": settings.seed, "world_size": self.world.size, "parallel": settings.parallel}
 
@@ -340,8 +208,7 @@ class _Training:
         """Before the last step: save, say why. Raises Interrupted, unless it was asked for kindly."""
         self._finish()
         yield from self._said()
-        step, steps = self.trainer.steps_done, self.settings.steps
-        saved = f"saved step {step} of {steps}; the same command goes on from there"
+        saved = f"saved step {self.trainer.steps_done} of {self.settings.steps}; the same command goes on from there"
         if reason == ORPHAN:
             raise PeerLost(f"the launcher of this run is gone; {saved}")
         if reason not in (ASKED, TIME):

@@ -54,9 +54,10 @@ class Guard:
     def update(
         self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], sharded: bool, loss: Tensor, logsnr: Tensor,
         places: Tensor, step: int,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The optimizer's step, if it may be. loss, logsnr, places: [n] of this process's images, on the device;
-        gradients: of `scale` times the mean loss, parts of them if sharded. Returns the gradient's norm, float64.
+        gradients: of `scale` times the mean loss, parts of them if sharded. Returns (whether it was made, 0 or 1; the
+        gradient's norm, 0 if not), float64.
         """
         scale, grown, stuck, skipped, row, most = self.state.unbind()
         squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
@@ -67,29 +68,23 @@ class Guard:
         norm = seen[0].sqrt() / scale
         overflow = ~norm.isfinite()
         bad = (seen[1] > 0) | (overflow & (not self.scaled))
-        worst = loss.where(finite, torch.inf).argmax()
-        record = torch.stack(
-            [
-                torch.full_like(norm, step + 1),
-                logsnr[worst].double(),
-                places[worst].double(),
-                loss[worst].double(),
-                norm,
-                (~finite).sum().double(),
-            ]
-        )
+        rows = torch.stack([logsnr.double(), places.double(), loss.double()])
+        # An index that is a tensor of one element: as a number it would have to be waited for.
+        worst = rows.index_select(1, loss.where(finite, torch.inf).argmax().view(1)).flatten()
+        record = torch.cat([torch.full_like(norm, step + 1).view(1), worst, norm.view(1), (~finite).sum().double().view(1)])
         self._record = torch.where(bad & (self._record[0] == 0), record, self._record)
         halt = bad if self.skip else bad | (stuck > 0)
         row = (row + 1) * bad
         optimizer.grad_scale = (scale * (norm / self.clip).clamp(min=1) if self.clip else scale).float()  # type: ignore[attr-defined]
-        optimizer.found_inf = (halt | overflow).float()  # type: ignore[attr-defined]
+        left_out = halt | overflow
+        optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]
         optimizer.step()
         if self.scaled:
             grown = torch.where(overflow, 0, grown + 1)
             scale = torch.where(overflow, scale / 2, torch.where(grown == GROWTH_INTERVAL, scale * 2, scale))
             grown = grown % GROWTH_INTERVAL
         self.state = torch.stack([scale, grown, halt.double(), skipped + bad, row, torch.maximum(most, row)])
-        return norm
+        return (~left_out).double(), norm.where(~left_out, 0)
 
     def look(self) -> tuple[Trouble | None, int, int]:
         """(the first bad step since the last look, bad steps ever, most of them in a row). Waits for the device."""

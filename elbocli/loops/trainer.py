@@ -75,7 +75,7 @@ class Trainer:
         self.losses = StepLosses(dataset, resolved, self.prediction, self.device, parts)
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)
-        self.sums = BinSums(low, high, device=self.device)
+        self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         fixed = settings.schedule_object()
         self.online = Online(self.edges) if fixed is None else None
@@ -113,13 +113,14 @@ class Trainer:
         loss, level = (torch.cat(columns) for columns in zip(*seen))
         places = torch.arange(parts[0].start, parts[-1].stop, device=self.device)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
-        norm = self.guard.update(
+        made, norm = self.guard.update(
             self.optimizer, self.spread.gradients(), self.spread.sharded, loss, level, places, step
         )
         self.spread.clear()
         self.steps_done += 1
         self.ema.update(self.steps_done, self.images, settings.batch)
-        self.totals += torch.stack([loss.double().sum(), norm / self.world.size, torch.ones_like(norm) / self.world.size])
+        total = loss.double().sum().where(made > 0, 0)
+        self.totals += torch.stack([total, norm / self.world.size, made / self.world.size])
 
     def _part(self, which: int, logsnr: Tensor, scale: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         with self.spread.accumulating(last):

@@ -87,7 +87,7 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
     """Drawn by the network as it is, in eval mode."""
     network, settings = trainer.network.eval(), trainer.settings
     config = network.config
-    how = SampleSettings(n=count, sampler="dpmpp-2m", steps=20)
+    how = SampleSettings(n=count, sampler="ddim", steps=32)
     grid = time_grid(parse_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
     labels = torch.from_numpy(choose_labels("balanced", count, config.num_classes, 0)).long()
     output = open_output(trainer.resolved.data, config, CPU)

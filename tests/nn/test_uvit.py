@@ -70,6 +70,8 @@ def test_a_new_network_says_nothing_whatever_its_patches(patching):
     out = network(*inputs())
     assert out.shape == (4, 3, 16, 16)
     assert not out.any()
+    with torch.no_grad():
+        assert network(*inputs())._base is None
 
 
 @pytest.mark.parametrize("patching", ["dwt-1", "dwt-2"])

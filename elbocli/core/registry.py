@@ -118,7 +118,7 @@ def number(text: str | float, what: str = "value", largest: float = LARGEST) -> 
     """A finite float of sane size. Raises UsageError otherwise."""
     try:
         value = float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError(f"{what}: {text!r} is not a number") from None
     if not math.isfinite(value) or abs(value) > largest:
         raise UsageError(f"{what}: {text} is not a number between -{largest:g} and {largest:g}")

@@ -180,6 +180,10 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     unknown = [key for key in train if key not in NAMES + OF_WEIGHTING]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES + OF_WEIGHTING)}")
+    for key in set(train) & set(NAMES):
+        kind = type(getattr(Settings, key))
+        if type(train[key]) not in ((int, float) if kind is float else (kind,)):
+            raise FormatError(f"preset {name}: {key} is {train[key]!r}, expected {kind.__name__}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     values = {**train, **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
     if dataset.kind == LATENTS and values.get("flip"):

@@ -67,5 +67,4 @@ def solve(stored: Sequence[Profile], target: Profile) -> Solution:
     free, along = np.linalg.solve(gram + RIDGE * np.eye(len(stored)), np.stack([wish, sums], 1)).T
     y = free + along * (1 - sums @ free) / (sums @ along)
     square = y @ gram @ y - 2 * y @ wish + 1
-    x = y * length / norms
-    return Solution(x / x.sum(), math.sqrt(max(0.0, square)))
+    return Solution(y * length / norms, math.sqrt(max(0.0, square)))

@@ -54,7 +54,7 @@ def writing_average(
     with writing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for done, name in enumerate(names, 1):
-            content = tensor(name).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            content = tensor(name).detach().cpu().reshape(-1).view(torch.uint8).numpy().data
             file.write(content)
             payload.update(content)
             yield done

@@ -68,7 +68,6 @@ class Averages(Sequence[Shadow]):
         return {shadow.name: shadow.tensors for shadow in self._shadows if shadow.average.stored}
 
 
-@torch.no_grad()
 def _exchange(one: Tensor, other: Tensor) -> None:
     kept = one.clone()
     one.copy_(other)

@@ -1,7 +1,5 @@
 """The averages of the weights."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -138,8 +136,3 @@ def test_an_error_half_way_through_a_swap_restores_both() -> None:
     with pytest.raises(KeyError), swap(live, average):
         pytest.fail("entered")
     assert bits(live) == before[0]
-
-
-def test_listing_averages_needs_no_torch() -> None:
-    source = (Path(__file__).parents[2] / "elbocli" / "core" / "averages.py").read_text()
-    assert "torch" not in source and "numpy" not in source

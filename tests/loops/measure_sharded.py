@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def one_pass(network: torch.nn.Module, precision: str) -> None:
 
 
 def main(precision: str, preset: Path) -> None:
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(minutes=1))
     data = Intended("here", "images", 32, 3, 10, 100)
     options = {"preset": str(preset), "parallel": "fsdp", "precision": precision}
     planned = Plan(settings.resolve(options, data), dist.get_world_size())

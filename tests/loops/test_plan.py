@@ -247,7 +247,7 @@ def test_what_is_gathered_for_sharded_weights_is_planned_for(precision, tmp_path
     """The process's own memory, in a pass with reduced gradients, against the plan's sum of its parts."""
     preset = tmp_path / "wide.yaml"
     preset.write_text(WIDE)
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [*line, HERE / "measure_sharded.py", precision, preset],

@@ -215,9 +215,9 @@ class _Training:
             raise interrupted(reason, saved)
         if reason == ASKED and self.world.first:
             (self.out / STOP).unlink(missing_ok=True)
-        self._state("stopped", saved)
-        why = f"a file {STOP}" if reason == ASKED else "its time limit"
-        yield Report(message=f"{self.out}: ended by {why}; {saved}")
+        ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
+        self._state("stopped", ended)
+        yield Report(message=f"{self.out}: {ended}")
 
     def _state(self, state: str, message: str = "") -> None:
         if self.status is not None:

@@ -22,8 +22,8 @@ from elbocli.loops import settings, train
 from elbocli.loops.world import World, joined
 
 
-def forked(size: int, work: Callable[[World], Any]) -> list[int]:
-    """Exit codes of `work` in `size` processes; those of ElboErrors, whose message is said on stderr."""
+def started(size: int, work: Callable[[World], Any]) -> list[int]:
+    """Process numbers of `size` processes that do `work`, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,7 +37,17 @@ def forked(size: int, work: Callable[[World], Any]) -> list[int]:
             }  # fmt: skip
             os._exit(_ended(work))
         children.append(child)
+    return children
+
+
+def ended(children: list[int]) -> list[int]:
+    """Their exit codes, when all have ended; that of a signal is negative."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def forked(size: int, work: Callable[[World], Any]) -> list[int]:
+    """Exit codes of `work` in `size` processes; those of ElboErrors, whose message is said on stderr."""
+    return ended(started(size, work))
 
 
 def _ended(work: Callable[[World], Any]) -> int:

@@ -1,7 +1,8 @@
 """Train a small network in forked processes killed at random moments; print how many kills it took.
 
-python kill_and_resume.py DATASET PRESET RUN KILLS SEED: with KILLS = 0 the run is not disturbed. Forking before
-any tensor work saves the seconds that importing torch takes, so that kills fall into training.
+python kill_and_resume.py DATASET PRESET RUN KILLS SEED SIZE PARALLEL: SIZE processes, one of which is killed at a time,
+whereupon the others end by themselves; with KILLS = 0 the run is not disturbed. Forking before any tensor work saves the
+seconds that importing torch takes, so that kills fall into training.
 """
 
 import os
@@ -12,49 +13,36 @@ import sys
 import time
 from pathlib import Path
 
-from elbocli.files.dataset import Dataset
-from elbocli.loops import settings, train
+from group import ended, started, trained
 
-data, preset, run = map(Path, sys.argv[1:4])
-wanted, seed = map(int, sys.argv[4:6])
-
-
-def child() -> None:
-    dataset = Dataset(data)
-    options = {
-        "preset": str(preset),
-        "steps": 160,
-        "schedule": "adaptive",
-        "weighting": "sigmoid",
-        "save_every": 8,
-        "log_every": 5,
-    }
-    for _ in train.run(dataset, run, settings.resolve(options, dataset)):
-        pass
-    os._exit(0)
-
+data, preset, run = sys.argv[1:4]
+wanted, seed, size = map(int, sys.argv[4:7])
+OPTIONS = {
+    "preset": preset,
+    "parallel": sys.argv[7],
+    "steps": 160 if size == 1 else 80,
+    "schedule": "adaptive",
+    "weighting": "sigmoid",
+    "save_every": 8,
+    "log_every": 5,
+}
 
 random.seed(seed)
-kills, pace = 0, 0.8
+kills, pace = 0, 0.8 * size
 while True:
-    process = os.fork()
-    if process == 0:
-        try:
-            child()
-        finally:
-            os._exit(1)
+    processes = started(size, lambda world: trained(world, data, run, OPTIONS))
     if kills < wanted:
-        time.sleep(0.1 + random.random() * pace)
-        os.kill(process, signal.SIGKILL)
-    status = os.waitpid(process, 0)[1]
-    if os.WIFSIGNALED(status):
+        time.sleep(0.1 * size + random.random() * pace)
+        os.kill(random.choice(processes), signal.SIGKILL)
+    codes = ended(processes)
+    if -signal.SIGKILL in codes:
         kills += 1
-    elif status:
-        sys.exit(f"training failed after {kills} kills")
+    elif any(codes):
+        sys.exit(f"training failed after {kills} kills: {codes}")
     elif kills >= wanted:
         break
     else:
         # This machine is fast: it ended before it was killed often enough. From the start, with shorter lives.
-        shutil.rmtree(run)
+        shutil.rmtree(Path(run))
         kills, pace = 0, pace * 0.6
 print(kills)

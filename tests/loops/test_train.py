@@ -1,6 +1,7 @@
 """Training: what survives, what is refused, what is said."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -42,14 +43,18 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
 
 
-def test_killed_at_twenty_random_moments_and_resumed_equals_undisturbed_byte_for_byte(
-    digits: Path, preset: Path, tmp_path: Path
+@pytest.mark.parametrize(("size", "parallel", "kills"), [(1, "ddp", 20), (2, "ddp", 8), (2, "fsdp", 3)])
+def test_killed_at_random_moments_and_resumed_equals_undisturbed_byte_for_byte(
+    size: int, parallel: str, kills: int, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
-    for run, kills in (("whole", 0), ("killed", 20)):
-        line = [sys.executable, str(KILLER), str(digits), str(preset), str(tmp_path / run), str(kills), "7"]
-        result = subprocess.run(line, capture_output=True, text=True, timeout=900, check=False)
+    for run, wanted in (("whole", 0), ("killed", kills)):
+        line = [sys.executable, KILLER, digits, preset, tmp_path / run, wanted, 7, size, parallel]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"} if size > 1 else None
+        result = subprocess.run(
+            [str(part) for part in line], capture_output=True, text=True, timeout=900, check=False, env=environment
+        )
         assert result.returncode == 0, result.stderr
-        assert int(result.stdout) == kills
+        assert int(result.stdout) == wanted
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
     log = "losslog.jsonl"
     assert (tmp_path / "killed" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()

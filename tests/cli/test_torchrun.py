@@ -1,0 +1,184 @@
+"""`torchrun … elbo train` as people start it: who speaks, what signals do, what survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elbocli.files.checkpoint import checkpoints
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+class Launched:
+    """torchrun with two workers, in a session of its own. Its streams go to files, as orphans may outlive it."""
+
+    def __init__(self, folder: Path, *line: Any, launcher: tuple[str, ...] = ()):
+        self.folder = folder
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *launcher]
+        with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
+            self.process = subprocess.Popen(
+                [*torchrun, "-m", "elbocli", *map(str, line)], cwd=folder, stdout=out, stderr=err, env=ENVIRONMENT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def workers(self) -> list[int]:
+        """Process numbers of the workers that there are now."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(child) for child in children.read_text().split()] if children.exists() else []
+
+    def group(self) -> bool:
+        """Whether any process of the session is left."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait(self, timeout: float = 120) -> int:
+        """The launcher's exit code, when all that it started has ended too."""
+        code = self.process.wait(timeout)
+        until = time.monotonic() + timeout
+        while self.group():
+            assert time.monotonic() < until, "processes are left behind"
+            time.sleep(0.05)
+        return code
+
+    @property
+    def said(self) -> str:
+        """On stderr, by elbo."""
+        return "".join(line for line in (self.folder / "err").read_text().splitlines(True) if line.startswith("elbo"))
+
+    def kill(self) -> None:
+        """End everything."""
+        if self.group():
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Any]:
+    started: list[Launched] = []
+
+    def begin(*line: Any, launcher: tuple[str, ...] = ()) -> Launched:
+        started.append(Launched(tmp_path, *line, launcher=launcher))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.kill()
+
+
+def until_it_logs(launched: Launched, run: Path) -> None:
+    log = run / "metrics.jsonl"
+    for _ in range(2400):
+        if log.exists() and log.stat().st_size:
+            return
+        assert launched.process.poll() is None, (launched.folder / "err").read_text()
+        time.sleep(0.05)
+    pytest.fail("nothing was logged")
+
+
+@pytest.mark.parametrize(
+    ("number", "target"), [(signal.SIGTERM, "launcher"), (signal.SIGINT, "group"), (signal.SIGUSR1, "worker")]
+)
+def test_a_signal_to_anyone_saves_once_and_ends_all(
+    number: signal.Signals, target: str, digits: Path, preset: Path, tmp_path: Path, launch: Any
+) -> None:
+    line = ("train", digits, "-o", "run", "--preset", preset, "--steps", 10**6, "--save-every", 10**6)
+    launched = launch(*line)
+    run = tmp_path / "run"
+    until_it_logs(launched, run)
+    if target == "group":
+        os.killpg(launched.process.pid, number)
+    else:
+        os.kill(launched.process.pid if target == "launcher" else launched.workers()[-1], number)
+    assert launched.wait() == 1
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert [path.name for path in checkpoints(run)] == [f"step-{status['step']:08d}"]
+    errors = [text for text in launched.said.splitlines() if ": error: " in text]
+    assert errors == [
+        f"elbo train: error: {number.name}: saved step {status['step']} of 1000000; the same command goes on from there"
+    ]
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_orphans_of_a_killed_launcher_save_and_the_same_command_waits_for_them(
+    digits: Path, preset: Path, tmp_path: Path, launch: Any
+) -> None:
+    line = ("train", digits, "-o", "run", "--preset", preset, "--save-every", 10**6, "--schedule", "adaptive")
+    launched = launch(*line, "--steps", 10**6)
+    run = tmp_path / "run"
+    until_it_logs(launched, run)
+    launched.process.kill()
+    launched.process.wait()
+    again = launch(*line, "--steps", 10**6, "--time-limit", "1s")
+    assert again.wait() == 0, (tmp_path / "err").read_text()
+    assert "going on after step" in again.said
+    assert "ended by its time limit" in again.said
+    assert len([text for text in again.said.splitlines() if text.startswith("elbo train: ")]) == 2
+    assert (tmp_path / "out").read_text() == "run\n"
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+
+
+def test_mistakes_are_told_once(digits: Path, preset: Path, tmp_path: Path, launch: Any) -> None:
+    launched = launch("train", digits, "-o", "run", "--preset", preset, "--steps", "many")
+    assert launched.wait() == 1
+    assert launched.said.count("many") == 1
+    launched = launch("train", tmp_path / "none.h5", "-o", "run", "--preset", preset)
+    assert launched.wait() == 1
+    assert launched.said.count("no such dataset") == 1 and "Traceback" not in (tmp_path / "err").read_text()
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_workers_and_launchers_change_no_byte(
+    digits: Path, preset: Path, tmp_path: Path, launch: Any
+) -> None:
+    """With --max-restarts the launcher starts the workers anew; when it is killed itself, the same command is given."""
+    options = ("--preset", preset, "--steps", 1500, "--save-every", 20, "--log-every", 10, "--schedule", "adaptive")
+    assert launch("train", digits, "-o", "whole", *options).wait(300) == 0
+    rng, kills, launchers = random.Random(3), 0, 0
+    restarts = ("--max-restarts", "9")
+    launched = launch("train", digits, "-o", "killed", *options, launcher=restarts)
+    seen: set[int] = set()
+    while kills < 20:
+        until_it_logs(launched, tmp_path / "killed")
+        fresh = [worker for worker in launched.workers() if worker not in seen]
+        if launched.process.poll() is not None:
+            assert launched.process.returncode in (0, -signal.SIGKILL), (tmp_path / "err").read_text()
+            assert launched.process.returncode, f"it ended after {kills} kills only"
+            launched = launch("train", digits, "-o", "killed", *options, launcher=restarts)
+            continue
+        if len(fresh) < 2:
+            time.sleep(0.1)
+            continue
+        time.sleep(3 + 4 * rng.random())  # importing torch takes the first seconds
+        seen |= set(fresh)
+        if rng.random() < 0.4:
+            launched.process.kill()
+            launched.process.wait()
+            launchers += 1
+        else:
+            os.kill(rng.choice(fresh), signal.SIGKILL)
+        kills += 1
+    if launched.process.poll() is not None:
+        launched = launch("train", digits, "-o", "killed", *options, launcher=restarts)
+    assert launched.wait(600) == 0, (tmp_path / "err").read_text()
+    assert 3 < launchers < 17
+    last = [checkpoints(tmp_path / run)[-1] for run in ("whole", "killed")]
+    assert last[0].name == last[1].name == "step-00001500"
+    for name in ("model.safetensors", "ema-0.9.safetensors"):
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
+    logs = [(tmp_path / run / "losslog.jsonl").read_bytes() for run in ("whole", "killed")]
+    assert logs[0] == logs[1]

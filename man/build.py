@@ -63,6 +63,11 @@ EXAMPLES = {
         ),
         ("See what would run.", "elbo train out.h5 --preset imagenet64 --dry-run"),
         (
+            "What would the paper's largest network need, on 64 devices that sustain 300 TFLOP/s? Needs no dataset.",
+            "elbo train --preset imagenet512 --dry-run --device cuda --precision bf16 --devices 64 --parallel fsdp \\\n"
+            "    --micro-batch 8 --device-tflops 300",
+        ),
+        (
             "Settings from a file and from the environment.",
             "ELBO_TRAIN_LR=1e-4 elbo train out.h5 --config settings.yaml",
         ),

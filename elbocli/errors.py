@@ -33,3 +33,7 @@ class Interrupted(ElboError):
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+class PeerLost(ElboError):
+    """Another process of a run under torchrun is gone."""

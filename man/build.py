@@ -68,6 +68,15 @@ EXAMPLES = {
             "    --micro-batch 8 --device-tflops 300",
         ),
         (
+            "Hold 1000 images out, and score every checkpoint while training goes on.",
+            "elbo train out.h5 --val-split 1000 --on-checkpoint \\\n"
+            "  'elbo sample -q \"$ELBO_CHECKPOINT\" -n 5000 | elbo eval -q --ref ref.npz > \"$ELBO_RUN/fid-$ELBO_STEP.json\"'",
+        ),
+        (
+            "Three averages of the weights: by decay, by EDM's half-life in images, by EDM2's power function.",
+            "elbo train out.h5 --ema 0.9999 --ema halflife:images=50e6,ramp=.05 --ema power:std=.1",
+        ),
+        (
             "Settings from a file and from the environment.",
             "ELBO_TRAIN_LR=1e-4 elbo train out.h5 --config settings.yaml",
         ),
@@ -81,6 +90,18 @@ EXAMPLES = {
         (
             "How much would each schedule's estimate of the loss vary?",
             "elbo adapt run --report | jq '.schedules'",
+        ),
+    ],
+    "elbo ema": [
+        (
+            "Keep snapshots while training; afterwards try an average that was never kept.",
+            "elbo train out.h5 --snapshot-every 5000\nelbo ema run --std .15 -o ema-0.15.safetensors\n"
+            "elbo sample run --ema ema-0.15.safetensors -n 50000 | elbo eval --ref out.h5",
+        ),
+        (
+            "Which average is best?",
+            "for std in .03 .06 .09 .12 .15; do\n  elbo ema run --std $std -o a.safetensors --overwrite | jq .residual\n"
+            "  elbo sample run --ema a.safetensors -n 10000 | elbo eval --ref out.h5 | jq .fid\ndone",
         ),
     ],
     "elbo bound": [
@@ -108,6 +129,11 @@ EXAMPLES = {
             "elbo sample run --sampler heun --steps 32 --guidance 2 --guidance-interval -2 4 -o samples.npz",
         ),
         ("Straight into eval.", "elbo sample run -n 50000 | elbo eval --ref out.h5"),
+        ("An earlier checkpoint.", "elbo sample run/checkpoints/step-00010000 -o grid.png"),
+        (
+            "An earlier checkpoint, and another of its averages.",
+            "elbo sample run/checkpoints/step-00010000 --ema power:std=.1 -o samples.npz",
+        ),
     ],
     "elbo eval": [
         ("FID and Inception score of a stream.", "elbo sample run -n 50000 | elbo eval --ref out.h5 | jq .fid"),
@@ -162,9 +188,12 @@ FILES = {
         ("run/config.yaml", "All settings, resolved."),
         ("run/metrics.jsonl", "Loss, learning rate, speed by step."),
         ("run/losslog.jsonl", "The unweighted error by noise level, for adapt."),
+        ("run/validation.jsonl", "The same of images held out."),
         ("run/status.json", "How the run stands."),
         ("run/checkpoints/", "Weights, averages and optimizer, each with a digest."),
+        ("run/snapshots/", "Power averages at several steps, for ema."),
         ("run/previews/", "Sheets of samples."),
+        ("run/tensorboard/", "Events for TensorBoard."),
     ],
     "elbo prep": [
         ("OUT.h5.partial", "Unfinished work; the same command goes on with it."),

@@ -19,9 +19,10 @@ from elbocli.cli.options import (
     overwrite_option,
     schedule_help,
     weighting_help,
+    weights_options,
 )
 
-EVERY = {"run", "data", "seed", "device", "precision", "weights", "logsnr_min", "logsnr_max", "overwrite"}
+EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
     "": {"images", "draws", "batch", "target_se", "schedules", "curve", "plot", "log"},
     "--check": {"check", "images", "draws", "batch", "weightings"},
@@ -87,11 +88,7 @@ def _mode(ctx: click.Context) -> str:
 @click.option("-o", "--out", type=PATH, help="Also the schedule with the least gradient variance, measured here.")
 @click.option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
 @click.option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where pixels are read.  [default: the run's]")
-@click.option(
-    "--weights",
-    type=click.Choice(["ema", "model"]),
-    help="The average, or the last weights.  [default: ema; model with --gradient-variance]",
-)
+@weights_options(None, "  [default: ema; model with --gradient-variance]")
 @click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of images and noise.")
 @click.option(
     "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
@@ -123,6 +120,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         device=options["device"] or "auto",
         precision=options["precision"] or "fp32",
         weights=options["weights"] or ("model" if mode == "--gradient-variance" else "ema"),
+        average=options["average"],
         **{key: options[key] for key in keys},
     )
     probe = Probe(run, data, settings, lambda text: say(text, "warning"))

@@ -16,7 +16,7 @@ from elbocli.cli.options import PATH, Command, common
 @click.option("--verify", is_flag=True, help="Read it all and compare it with its digests; exit 1 when it is damaged.")
 @common
 def info(file: Path, as_json: bool, verify: bool) -> None:
-    """Say what FILE is and how it was made: a dataset, run, checkpoint, loss log, schedule, statistics or samples."""
+    """Say what FILE is and how it was made: a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples."""
     from elbocli.cli.progress import show
     from elbocli.loops.info import describe
     from elbocli.loops.verify import run

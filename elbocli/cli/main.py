@@ -10,7 +10,7 @@ import traceback
 import click
 
 from elbocli import __version__
-from elbocli.cli import adapt, bound, evaluate, info, merge, prep, sample, train, weights
+from elbocli.cli import adapt, bound, ema, evaluate, info, merge, prep, sample, train, weights
 from elbocli.cli.options import CONTEXT, Command
 from elbocli.errors import ElboError
 
@@ -33,6 +33,7 @@ for command in (
     merge.merge,
     train.train,
     adapt.adapt,
+    ema.ema,
     sample.sample,
     evaluate.evaluate,
     bound.bound,
@@ -54,7 +55,8 @@ def share_cores() -> None:
 
 def fail(where: str, message: str, code: int) -> int:
     """Say what went wrong on stderr."""
-    click.echo(f"{where}: error: {message}", err=True)
+    if not Command.silent:
+        click.echo(f"{where}: error: {message}", err=True)
     return code
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from elbocli.core.weighting import WEIGHTINGS
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 LARGEST_COUNT = 10**12
+LARGEST_DURATION_S = 1000 * 86400
 
 
 class Command(click.Command):
@@ -27,11 +30,26 @@ class Command(click.Command):
     path: ClassVar[str] = "elbo"
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
+    silent: ClassVar[bool] = False
+    """Not even errors: another process of the same run says them."""
 
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
         Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
         return super().invoke(ctx)
+
+
+class Joined(Command):
+    """A command whose processes torchrun starts: only the first of them speaks."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        Command.silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+        return super().parse_args(ctx, args)
+
+
+def launched() -> int:
+    """How many processes torchrun has started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -69,6 +87,48 @@ class Count(click.IntRange):
 
     def __init__(self, least: int = 1, most: int = LARGEST_COUNT):
         super().__init__(least, most)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A stretch of time in seconds: 3h50m, 90s, 1.5h, 2d, MM:SS, HH:MM:SS or D-HH:MM:SS; 0 is none.
+
+    A number that is not text, as YAML has, is seconds already. Text without a unit is refused: schedulers of jobs
+    take it for minutes, others for seconds.
+    """
+
+    name = "duration"
+    UNITS: ClassVar[dict[str, int]] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
+    IN_COLONS = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, str):
+            value = self._seconds("".join(value.lower().split()), value, param, ctx)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(f"{value!r} is not a duration; {self._expected}", param, ctx)
+        if not 0 <= value <= LARGEST_DURATION_S:
+            self.fail(f"{value:g} s is not at least 0 and at most {LARGEST_DURATION_S / 86400:g} days", param, ctx)
+        return float(value)
+
+    _expected = "expected one like 3h50m, 90s, 1.5h or 1:30:00"
+
+    def _seconds(self, text: str, said: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if text in ("0", "0.0"):
+            return 0.0
+        if re.fullmatch(r"[0-9.]+", text):
+            self.fail(f"{said} of what? {text}s are seconds, {text}m minutes, {text}h hours", param, ctx)
+        colons, units = self.IN_COLONS.fullmatch(text), self.IN_UNITS.fullmatch(text)
+        if colons:
+            days, hours, minutes, seconds = (int(part or 0) for part in colons.groups())
+            within = seconds < 60 and (colons[2] is None or minutes < 60) and (colons[1] is None or hours < 24)
+            if within:
+                return float(days * 86400 + hours * 3600 + minutes * 60 + seconds)
+        elif units and any(units.groups()):
+            try:
+                return sum(float(part or 0) * each for part, each in zip(units.groups(), self.UNITS.values()))
+            except ValueError:  # 1.2.3h
+                pass
+        self.fail(f"{said!r} is not a duration; {self._expected}", param, ctx)
 
 
 PATH = click.Path(path_type=Path)
@@ -159,6 +219,37 @@ def schedule_help(lead: str) -> str:
 def overwrite_option(function: F) -> F:
     """--overwrite."""
     return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
+
+
+def weights_options(default: str | None, note: str) -> Callable[[F], F]:
+    """--weights and --ema: which weights of a run. default: of --weights; note: what else its help says."""
+
+    def decorate(function: F) -> F:
+        click.option(
+            "--ema",
+            "average",
+            metavar="NAME|FILE",
+            callback=_average,
+            help="An average other than the run's first: one in the checkpoint, as it was given to 'elbo train --ema' "
+            "or as its file is called, or a file made by 'elbo ema'.",
+        )(function)
+        click.option(
+            "--weights",
+            type=click.Choice(["ema", "model"]),
+            default=default,
+            show_default=default is not None,
+            is_eager=True,
+            help=f"The run's first average, or the last weights.{note}",
+        )(function)
+        return function
+
+    return decorate
+
+
+def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    if value is not None and ctx.params.get("weights") == "model":
+        raise click.UsageError("--weights model is no average; leave it out, or --ema", ctx)
+    return value or ""
 
 
 def device_options(function: F) -> F:

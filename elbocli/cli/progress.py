@@ -17,6 +17,8 @@ LINE_EVERY_S = 10.0
 
 def say(message: str, level: str = "info") -> None:
     """A message for people."""
+    if Command.silent:
+        return
     if level == "warning":
         click.echo(f"{Command.path}: warning: {message}", err=True)
     elif not Command.quiet and (level != "detail" or Command.verbose):
@@ -91,7 +93,7 @@ class _Bar:
                 desc=Command.path,
                 smoothing=0.1,
                 leave=False,
-                disable=Command.quiet,
+                disable=Command.quiet or Command.silent,
             )
         if report.values:
             self.bar.set_postfix_str(_pretty(report.values), refresh=False)

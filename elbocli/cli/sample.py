@@ -21,6 +21,7 @@ from elbocli.cli.options import (
     parameter_options,
     schedule_help,
     take_parameters,
+    weights_options,
 )
 from elbocli.core.sampler import SAMPLERS
 
@@ -57,13 +58,7 @@ from elbocli.core.sampler import SAMPLERS
     show_default=True,
     help="Class of each image: i mod K, random, or a list repeated to length, such as 3,5,7.",
 )
-@click.option(
-    "--weights",
-    type=click.Choice(["ema", "model"]),
-    default="ema",
-    show_default=True,
-    help="The average, or the last weights.",
-)
+@weights_options("ema", "")
 @click.option(
     "--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Image i depends on (seed, i) alone."
 )
@@ -96,7 +91,7 @@ def sample(
     precision: str | None,
     **options: Any,
 ) -> None:
-    """Draw images from RUN.
+    """Draw images from RUN, or from one of its checkpoints.
 
     Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,18 @@ from elbocli.cli.options import (
     PATH,
     Command,
     Count,
+    Duration,
+    Joined,
     Number,
     common,
     device_options,
+    launched,
     schedule_help,
     take_parameters,
     weighting_options,
     with_params,
 )
+from elbocli.core.averages import AVERAGES
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import WEIGHTINGS
 from elbocli.nn import presets
@@ -47,13 +50,18 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     unknown = sorted(set(values) - known)
     if unknown:
         raise click.UsageError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}", ctx)
+    several = {option.name for option in ctx.command.params if isinstance(option, click.Option) and option.multiple}
     for key, value in values.items():
-        if isinstance(value, (dict, list)):
-            raise click.UsageError(f"{path}: {key} is a {type(value).__name__}, expected one value", ctx)
+        items = value if isinstance(value, list) and key in several else [value]
+        for item in items:
+            if isinstance(item, (dict, list)):
+                raise click.UsageError(f"{path}: {key} is a {type(item).__name__}, expected one value", ctx)
+        if key in several and value is not None:
+            values[key] = items
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
 
-@click.command(cls=Command)
+@click.command(cls=Joined)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
 @click.option(
     "-o",
@@ -100,7 +108,13 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--beta2", type=Number(0, 0.9999999), help="Of AdamW, whose beta1 is 0.9.  [default: 0.999]")
 @click.option("--adam-eps", type=Number(0, 1, above=True), help="Of AdamW.  [default: 1e-8]")
 @click.option("--clip", type=Number(0), help="Largest gradient norm; 0 is no limit.")
-@click.option("--ema", type=Number(0, 0.9999999), help="Decay of the average of the weights.")
+@click.option(
+    "--ema",
+    multiple=True,
+    metavar="SPEC",
+    help="Average of the weights; may be repeated, and the first is the one that previews, sample and bound use. A "
+    f"number is the decay per update; or NAME:key=value,…: {with_params(AVERAGES)}.",
+)
 @click.option("--dropout", type=Number(0, 0.99), help="Inside the network's blocks.")
 @click.option("--label-dropout", type=Number(0, 1), help="Share of images shown without their class, for guidance.")
 @click.option(
@@ -112,6 +126,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     "--conditional/--unconditional", default=None, help="Show the network the classes.  [default: if there are several]"
 )
 @device_options
+@click.option(
+    "--tf32/--no-tf32",
+    default=None,
+    help="Multiply fp32 in TF32 on CUDA, which is several times as fast and keeps 10 bits of mantissa.  [default: tf32]",
+)
 @click.option("--compile/--no-compile", "compile", default=None, help="torch.compile the network.")
 @click.option("--seed", type=Count(0, 2**63 - 1), help="All draws are functions of it.  [default: 0]")
 @click.option(
@@ -119,10 +138,71 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     type=Number(0, 1, above=True),
     help="Least density of an adaptive schedule, as a share of the uniform one.  [default: 0.01]",
 )
+@click.option(
+    "--multiscale/--no-multiscale",
+    default=None,
+    help="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
+    "that coarse structure counts for more. It is then no ELBO, as that weighs all pixels' errors alike; the loss log "
+    "and validation's bits per dimension stay plain.  [default: no]",
+)
 @click.option("--log-every", type=Count(), help="Updates per line of metrics.jsonl and losslog.jsonl.")
 @click.option("--save-every", type=Count(), help="Updates per checkpoint.")
 @click.option("--preview-every", type=Count(0), help="Updates per preview picture; 0 is none.")
+@click.option(
+    "--snapshot-every",
+    type=Count(0),
+    help="Updates per snapshot of the power averages, from which 'elbo ema' makes others; 0 is none. Where --ema names no "
+    "power average, those of std 0.05 and 0.1 are added.  [default: steps/20 if --ema names one, else 0]",
+)
 @click.option("--keep", type=Count(), help="Checkpoints to keep.  [default: 2]")
+@click.option(
+    "--milestone-every", type=Count(0), help="Updates per checkpoint that is never deleted; 0 is none.  [default: 0]"
+)
+@click.option(
+    "--time-limit",
+    type=Duration(),
+    help="Save and end before the command has run for so long: 3h50m, 90s, 1:30:00. The same command goes on.  "
+    "[default: none]",
+)
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["stop", "skip"]),
+    help="When loss or gradient is not finite: stop with exit 4, or leave that update out and warn.  [default: stop]",
+)
+@click.option(
+    "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
+)
+@click.option(
+    "--on-checkpoint",
+    metavar="COMMAND",
+    help="Run this in a shell after each checkpoint, while training goes on: $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP say "
+    "of which, and its output goes to stderr. One at a time: of the checkpoints that come meanwhile, the newest is next. "
+    "The end of training waits for it; an interrupted or failed run ends it (SIGTERM, after 5 s SIGKILL).",
+)
+@click.option(
+    "--val",
+    metavar="PATH",
+    help="Validate on this dataset, packed as DATA.h5 was: the error at each noise level, the weighted loss, and bits per "
+    "dimension (of pixels).",
+)
+@click.option(
+    "--val-split",
+    type=Count(0),
+    help="Validate on this many images of DATA.h5, which are chosen by the seed and never trained on; 0 is none.  "
+    "[default: 0]",
+)
+@click.option(
+    "--val-every",
+    type=Count(0),
+    help="Images of training between validations; 0 is as often as takes 2 % of the work.  [default: 0]",
+)
+@click.option("--val-images", type=Count(0), help="At most this many images per validation; 0 is all.  [default: 0]")
+@click.option(
+    "--tensorboard/--no-tensorboard",
+    default=None,
+    help="Also write metrics and previews for TensorBoard, to RUN/tensorboard. Needs the extra: pip install "
+    "'elbocli[tensorboard]'.  [default: no]",
+)
 @click.option(
     "--parallel",
     type=click.Choice(["ddp", "fsdp"]),
@@ -162,24 +242,32 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     """
     from elbocli.cli.progress import say, show
     from elbocli.files.dataset import Dataset, find_dataset
-    from elbocli.loops import settings
+    from elbocli.loops import board, settings, splits
     from elbocli.loops import train as loop
+    from elbocli.loops.world import joined
 
+    options["ema"] = options["ema"] or None
     options["params"] = take_parameters(WEIGHTINGS, options)
     devices, device_tflops = options.pop("devices"), options.pop("device_tflops")
     if dry_run:
         return _plan(data, options, devices, device_tflops)
     if devices is not None or device_tflops is not None:
         raise click.UsageError("--devices and --device-tflops go with --dry-run", click.get_current_context())
-    if data is None:
-        data = find_dataset(Path())
-        say(f"dataset {data}, the only one here")
-    dataset = Dataset(data, latents=True)
-    resolved = settings.resolve(options, dataset)
-    for note in resolved.notes:
-        say(note)
-    show(loop.run(dataset, out, resolved))
-    click.echo(out)
+    with joined(options["device"] or "auto") as world:
+        with world.together():
+            if data is None:
+                data = find_dataset(Path())
+                say(f"dataset {data}, the only one here")
+            dataset = Dataset(data, latents=True)
+            resolved = settings.resolve(options, dataset)
+            if resolved.settings.tensorboard:
+                board.require()
+            splits.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
+        for note in resolved.notes:
+            say(note)
+        show(loop.run(dataset, out, resolved, world))
+    if world.first:
+        click.echo(out)
 
 
 def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:
@@ -189,8 +277,7 @@ def _plan(data: Path | None, options: dict[str, Any], devices: int | None, devic
     from elbocli.files.dataset import Dataset
     from elbocli.loops import intended, plan, settings
 
-    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if under_torchrun and os.environ["RANK"] != "0":
+    if Command.silent:
         return
     if data is not None:
         planned: settings.Data = Dataset(data, latents=True)
@@ -200,5 +287,5 @@ def _plan(data: Path | None, options: dict[str, Any], devices: int | None, devic
     resolved = settings.resolve(options, planned)
     for note in resolved.notes:
         say(note)
-    devices = devices or (int(os.environ["WORLD_SIZE"]) if under_torchrun else 1)
+    devices = devices or launched()
     click.echo(yamls.dump(plan.plan(resolved, len(planned), devices, device_tflops)), nl=False)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from elbocli.cli.options import CONTEXT, PATH, Command, Count, Number, common, overwrite_option, schedule_help
+from elbocli.core.averages import AVERAGES
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.objectives import FACTORS
 from elbocli.core.prediction import PREDICTIONS
@@ -28,6 +29,7 @@ REGISTRIES: dict[str, Registry] = {
     "factors": FACTORS,
     "samplers": SAMPLERS,
     "criteria": CRITERIA,
+    "averages": AVERAGES,
     "extractors": EXTRACTORS,
 }
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#"
@@ -63,7 +65,8 @@ def weights() -> None:
 def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source.
 
-    KIND is weightings (the default), schedules, predictions, factors, samplers, criteria or extractors.
+    KIND is weightings (the default), schedules, predictions, factors, samplers, criteria, averages or
+    extractors.
     """
     rows = [_row(declared) for declared in REGISTRIES[kind].values()]
     if as_json:

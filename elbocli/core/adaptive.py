@@ -36,9 +36,15 @@ def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
 
 
 class BinSums:
-    """Count, sum and sum of squares of the error in each bin: [3, bins] float64 on the device of the step."""
+    """Count, sum and sum of squares of the error in each bin: [3, bins] float64 on the device of the step.
 
-    def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
+    finite: leave out errors that are not.
+    """
+
+    def __init__(
+        self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu", finite: bool = False
+    ):
+        self.finite = finite
         self.low, self.width, self.bins = low, (high - low) / bins, bins
         self._sums = torch.zeros(3, bins, dtype=torch.float64, device=device)
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -55,7 +61,9 @@ class BinSums:
             self._waiting.clear()
             index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
             error = error.double()
-            self._sums.index_add_(1, index, torch.stack([torch.ones_like(error), error, error.square()]))
+            counted = error.isfinite() if self.finite else torch.ones_like(error, dtype=torch.bool)
+            error = error.where(counted, 0)
+            self._sums.index_add_(1, index, torch.stack([counted.double(), error, error.square()]))
         return self._sums
 
     def take(self) -> Tensor:

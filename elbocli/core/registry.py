@@ -114,17 +114,17 @@ def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
     return Spec(name, params, frozenset(seen))
 
 
-def number(text: str | float, what: str = "value") -> float:
+def number(text: str | float, what: str = "value", largest: float = LARGEST) -> float:
     """A finite float of sane size. Raises UsageError otherwise."""
     try:
         value = float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError(f"{what}: {text!r} is not a number") from None
-    if not math.isfinite(value) or abs(value) > LARGEST:
-        raise UsageError(f"{what}: {text} is not a number between -{LARGEST:g} and {LARGEST:g}")
+    if not math.isfinite(value) or abs(value) > largest:
+        raise UsageError(f"{what}: {text} is not a number between -{largest:g} and {largest:g}")
     return value
 
 
-def numbers(params: dict[str, str]) -> dict[str, float]:
+def numbers(params: dict[str, str], largest: float = LARGEST) -> dict[str, float]:
     """Every parameter of a spec as a number."""
-    return {key: number(value, key) for key, value in params.items()}
+    return {key: number(value, key, largest) for key, value in params.items()}

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -95,8 +96,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold `path` as a lock for the block. Raises DataError when another process holds it."""
+def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
+    """Hold `path` as a lock for the block. Raises DataError when another process still holds it after `wait` seconds."""
+    until = time.monotonic() + wait
     while True:
         with told(path, "lock"):
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -106,6 +108,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 break
         except BlockingIOError:
             os.close(handle)
+            if time.monotonic() < until:
+                time.sleep(0.1)
+                continue
             raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name") from None
         except FileNotFoundError:  # between the two looks
             pass

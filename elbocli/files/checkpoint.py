@@ -12,7 +12,7 @@ import io
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,21 +43,24 @@ class Checkpoint:
         """Optimizer updates done."""
         return int(self.meta["step"])
 
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """A safetensors file of it: `model`, or `ema` for the (first) average. Raises FormatError."""
-        path = self.path / f"{self.ema_names[0] if name == 'ema' else name}.safetensors"
+    def weights(self, *names: str) -> dict[str, Tensor]:
+        """A safetensors file of it by its name, `model` or `ema-…`; the first of several names that it holds.
+
+        Raises FormatError when it holds none of them, or the file is no safetensors file.
+        """
+        held = [name for name in names if f"{name}.safetensors" in self.meta["files"]]
+        if not held:
+            raise FormatError(f"{self.path}: holds no weights {names[0]}; it holds {', '.join(self.names)}")
+        path = self.path / f"{held[0]}.safetensors"
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise FormatError(f"{path}: not usable weights: {error}") from error
 
     @property
-    def ema_names(self) -> list[str]:
-        """Names of the averages it holds."""
-        names = sorted(name.removesuffix(".safetensors") for name in self.meta["files"] if name.startswith("ema-"))
-        if not names:
-            raise FormatError(f"{self.path}: holds no average of the weights (ema-*.safetensors)")
-        return names
+    def names(self) -> list[str]:
+        """Of all weights that it holds, those of averages beginning with `ema-`."""
+        return sorted(name.removesuffix(".safetensors") for name in self.meta["files"] if name.endswith(".safetensors"))
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
@@ -67,7 +70,7 @@ class Checkpoint:
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path) or None)
     except pickle.UnpicklingError as error:
         raise FormatError(
             f"{name or source}: refused: it holds more than tensors, and loading it could run code"
@@ -83,9 +86,9 @@ def digest(path: Path) -> str:
 
 
 def save(
-    run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any], keep: int
+    run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint and drop all but the last `keep`. weights: file name → tensors. Raises DataError."""
+    """Write a checkpoint. weights: file name → tensors. Raises DataError."""
     folder = run / "checkpoints"
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,17 +105,26 @@ def save(
             (aside / "meta.json").write_text(json.dumps(content, indent=1) + "\n")
     except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
         raise DataError(f"{path}: could not write: {' '.join(str(error).split())[:200]}") from error
-    for old in checkpoints(run)[:-keep]:
-        trash = old.with_name(f".{old.name}.trash")
-        old.rename(trash)
-        shutil.rmtree(trash)
-    flush_folder(folder)
     return path
+
+
+def drop(run: Path, kept: Callable[[list[int]], Collection[int]]) -> None:
+    """Delete the checkpoints of a run that `kept` doesn't choose of all steps. Raises DataError."""
+    by_step = {int(path.name.removeprefix("step-")): path for path in checkpoints(run)}
+    stay = kept(list(by_step))
+    with told(run / "checkpoints", "delete old ones in"):
+        for step, old in by_step.items():
+            if step not in stay:
+                trash = old.with_name(f".{old.name}.trash")
+                old.rename(trash)
+                shutil.rmtree(trash)
+        flush_folder(run / "checkpoints")
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Folders of all checkpoints of a run, damaged ones too, by step."""
-    return sorted(run.glob("checkpoints/step-*"), key=lambda path: path.name)
+    found = (path for path in run.glob("checkpoints/step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def clean(run: Path) -> None:

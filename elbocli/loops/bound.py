@@ -185,5 +185,5 @@ def log_text(probe: Probe, found: Bound) -> str:
         schedule=found.result["schedule"],
         prediction=settings.prediction,
     )
-    checkpoint = probe.trained.checkpoint
-    return header + losslog.line(checkpoint.step, int(checkpoint.meta["images"]), found.sums)
+    about = probe.trained.about
+    return header + losslog.line(int(about["step"]), int(about["images_trained"]), found.sums)

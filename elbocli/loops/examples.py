@@ -1,6 +1,8 @@
-"""Which images a training step sees, as tensors on the device."""
+"""Which images a training step sees, and the noise on them, as tensors on the device."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,58 +14,88 @@ from elbocli.files.latents import LatentSpace
 from elbocli.files.payload import ENCODED
 from elbocli.loops.ahead import Ahead
 from elbocli.loops.settings import Resolved
+from elbocli.loops.splits import training_rows
 from elbocli.nn.autoencoder import affine
 
 AHEAD_BYTES = 16 << 20
 """From here on plain batches are gathered by another thread. Those of 3 MB, which take 0.4 ms, became slower by it."""
 
 
-def normalised(pixels: np.ndarray, device: torch.device) -> Tensor:
+def normalised(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """uint8 [B,H,W,C] → float32 [B,C,H,W] in [-1, 1], sent as bytes and scaled on the device."""
-    x = sent(torch.from_numpy(pixels), device).permute(0, 3, 1, 2)
+    x = sent(torch.as_tensor(pixels), device).permute(0, 3, 1, 2)
     return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
+
+
+def pinned(value: Tensor, device: torch.device) -> Tensor:
+    """In memory that the device can fetch from by itself."""
+    return value.pin_memory() if device.type == "cuda" and not value.is_pinned() else value
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
     """On the device, without waiting for it."""
-    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+    return pinned(value, device).to(device, non_blocking=True)
+
+
+class Fetched(NamedTuple):
+    """What the host prepares of a part of a step's batch: rows of the dataset [n], what is stored of them
+    [n, …], η of latents [n,C,h,w] or None, ε [n,H,W,C] or None.
+    """
+
+    rows: np.ndarray
+    stored: Tensor
+    eta: Tensor | None
+    eps: Tensor
 
 
 class Posterior:
     """Latents drawn from what the dataset says of them, anew each time: x0 = (mean + std·η − shift)·scale."""
 
-    def __init__(self, space: LatentSpace, seed: int, device: torch.device):
-        self._draws, self._device = Stream(seed, "posterior"), device
+    def __init__(self, space: LatentSpace, device: torch.device):
+        self._device = device
         self._shift, self._scale = affine(space, device)
 
-    def at(self, moments: np.ndarray, positions: range) -> Tensor:
-        """mean ‖ std [B,2C,h,w] → float32 [B,C,h,w]; η of row k depends on positions[k], its place in the run."""
-        mean, std = sent(torch.from_numpy(moments), self._device).float().chunk(2, 1)
-        eta = sent(self._draws.normal(positions, mean.shape[1:]), self._device)
-        x = torch.addcmul(mean, std, eta).sub_(self._shift).mul_(self._scale)
+    def at(self, moments: Tensor, eta: Tensor) -> Tensor:
+        """mean ‖ std [B,2C,h,w] and η [B,C,h,w] → float32 [B,C,h,w]."""
+        mean, std = sent(moments, self._device).float().chunk(2, 1)
+        x = torch.addcmul(mean, std, sent(eta, self._device)).sub_(self._shift).mul_(self._scale)
         return x.contiguous(memory_format=torch.channels_last)
 
 
 class Examples:
-    """Images and labels of any step: the order is a permutation of (seed, epoch), the place a counter."""
+    """Images, labels and noise of any step: the order is a permutation of (seed, epoch), the place a counter.
 
-    def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device):
+    parts: the positions in a step's batch that this process works on, in as many goes as there are ranges. What is
+    at a position depends on neither.
+    """
+
+    def __init__(
+        self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None
+    ):
         settings = resolved.settings
         self.dataset, self.batch, self.flip, self.device = dataset, settings.batch, settings.flip, device
         self.conditional, self.drop = resolved.network.num_classes > 0, settings.label_dropout
-        self._order, self._flips, self._drops = (
-            Stream(settings.seed, name) for name in ("order", "flip", "label-dropout")
+        self._order, self._flips, self._drops, self._noise, self._eta = (
+            Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior")
         )
+        self._rows = training_rows(settings, dataset)
+        self._count = len(dataset) if self._rows is None else len(self._rows)
         space = dataset.latent_space
-        self._posterior = None if space is None else Posterior(space, settings.seed, device)
+        self._posterior = None if space is None else Posterior(space, device)
         self._shuffled = (-1, np.empty(0, np.int64))
-        large = dataset.batch(np.arange(1)).nbytes * self.batch >= AHEAD_BYTES
-        ahead = Ahead(self._fetched) if large or dataset.kind == ENCODED else None
-        self._fetch = ahead.get if ahead else self._fetched
+        self._split(parts or [range(self.batch)])
+
+    def _split(self, parts: list[range]) -> None:
+        self.parts = parts
+        largest = max(map(len, parts))
+        large = self.dataset.batch(np.arange(1)).nbytes * largest >= AHEAD_BYTES
+        ahead = large or self.dataset.kind == ENCODED or self.device.type != "cpu"
+        self._fetch = Ahead(self._fetched, max(2, len(parts))).get if ahead else self._fetched
+        self._ready: dict[int, Fetched] = {}
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the dataset for a step, [batch]."""
-        count = len(self.dataset)
+        count = self._count
         position = np.arange(step * self.batch, (step + 1) * self.batch)
         rows = np.empty(self.batch, np.int64)
         for epoch in range(position[0] // count, position[-1] // count + 1):
@@ -72,26 +104,46 @@ class Examples:
                 shuffled = self._shuffled = (epoch, self._order.permutation(epoch, count))
             mine = position // count == epoch
             rows[mine] = shuffled[1][position[mine] % count]
-        return rows
+        return rows if self._rows is None else self._rows[rows]
 
-    def _fetched(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, what is stored of them, pixels turned where they shall be)."""
-        rows = self.indices(step)
+    def _fetched(self, index: int) -> Fetched:
+        """Part `index` of all parts of all steps: everything that takes the host time."""
+        step, which = divmod(index, len(self.parts))
+        part = self.parts[which]
+        rows = self.indices(step)[part.start : part.stop]
         stored = self.dataset.batch(rows)
         if self.flip and self._posterior is None:
-            turned = self._flips.uniform(step, self.batch) < 0.5
+            turned = self._flips.uniform(step, self.batch)[part.start : part.stop] < 0.5
             stored[turned] = stored[turned, :, ::-1]
-        return rows, stored
-
-    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """(x [B,C,H,W], labels [B] with −1 where dropped, or None), on the device. Pixels are in [-1, 1]."""
-        rows, stored = self._fetch(step)
-        if self._posterior is not None:
-            x = self._posterior.at(stored, range(step * self.batch, (step + 1) * self.batch))
+        places = range(step * self.batch + part.start, step * self.batch + part.stop)
+        eta = None
+        if self._posterior is None:
+            height, width, channels = stored.shape[1:]
         else:
+            channels, height, width = stored.shape[1] // 2, *stored.shape[2:]
+            eta = pinned(self._eta.normal(places, (channels, height, width)), self.device)
+        eps = pinned(self._noise.normal(places, (height, width, channels)), self.device)
+        return Fetched(rows, pinned(torch.from_numpy(stored), self.device), eta, eps)
+
+    def ready(self, step: int) -> None:
+        """Have all parts of a step fetched, so that `at` can't fail. Raises DataError."""
+        first = step * len(self.parts)
+        self._ready = {index: self._fetch(index) for index in range(first, first + len(self.parts))}
+
+    def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x [n,C,H,W], ε [n,C,H,W], labels [n] with −1 where dropped, or None) of a part of a step, on the device.
+
+        Pixels are in [-1, 1].
+        """
+        index = step * len(self.parts) + which
+        rows, stored, eta, eps = self._ready.pop(index) if index in self._ready else self._fetch(index)
+        if self._posterior is None or eta is None:
             x = normalised(stored, self.device)
+        else:
+            x = self._posterior.at(stored, eta)
         labels = None
         if self.conditional:
-            kept = self._drops.uniform(step, self.batch) >= self.drop
+            part = self.parts[which]
+            kept = self._drops.uniform(step, self.batch)[part.start : part.stop] >= self.drop
             labels = sent(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)), self.device)
-        return x, labels
+        return x, sent(eps, self.device).permute(0, 3, 1, 2), labels

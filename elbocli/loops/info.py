@@ -12,7 +12,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a dataset, run, checkpoint, loss log, schedule, statistics or samples, told by content.
+    """Facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples, told by content.
 
     Raises FormatError when it is none of these, or damaged.
     """
@@ -25,6 +25,8 @@ def describe(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: could not read: {error.strerror}") from error
     if head.startswith(HDF5_MAGIC):
         return _dataset(path)
+    if is_safetensors(path, head):
+        return _average(path)
     if head.startswith(b"PK"):
         return _npz(path)
     if head.startswith(b"\x93NUMPY"):
@@ -34,7 +36,7 @@ def describe(path: Path) -> dict[str, Any]:
     if b"format:" in head:
         return _yaml(path)
     raise FormatError(
-        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, loss log, schedule, statistics, samples)"
+        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics, samples)"
     )
 
 
@@ -61,9 +63,33 @@ def _dataset(path: Path) -> dict[str, Any]:
     }
 
 
+def is_safetensors(path: Path, head: bytes) -> bool:
+    """Whether a file that begins so is one of safetensors: the length of a JSON header, and a brace."""
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and length <= path.stat().st_size - 8
+
+
+def _average(path: Path) -> dict[str, Any]:
+    from elbocli.files.averages import read_about
+
+    about = {key: value for key, value in read_about(path).items() if key != "coefficients"}
+    return {"is": "average of weights", "bytes": path.stat().st_size, **about}
+
+
+def _snapshot(path: Path) -> dict[str, Any]:
+    from elbocli.files.snapshots import read
+
+    snapshot = read(path)
+    facts = {key: value for key, value in snapshot.meta.items() if key not in ("format", "files")}
+    return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
+
+
 def _folder(path: Path) -> dict[str, Any]:
+    from elbocli.files import snapshots
     from elbocli.files.checkpoint import latest, read_checkpoint, read_config
 
+    if snapshots.is_snapshot(path):
+        return _snapshot(path)
     if (path / "meta.json").exists():
         checkpoint = read_checkpoint(path)
         return {
@@ -72,7 +98,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "files": ", ".join(checkpoint.meta["files"]),
         }
     if not (path / "config.yaml").exists():
-        raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint (meta.json)")
+        raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint or snapshot (meta.json)")
     config = read_config(path)
     damaged: list[str] = []
     checkpoint_now = latest(path, damaged.append)
@@ -81,6 +107,7 @@ def _folder(path: Path) -> dict[str, Any]:
         "is": "run",
         "state": status.get("state", "unknown"),
         "step": checkpoint_now.step if checkpoint_now else 0,
+        "snapshots": len(snapshots.folders(path)),
         "elbo_version": config.get("elbo_version"),
         **config["settings"],
         "data": config["data"].get("path"),

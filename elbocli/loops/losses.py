@@ -18,13 +18,29 @@ from elbocli.loops.settings import Resolved
 
 
 class StepLosses:
-    """Images, labels, times, noise and dropout of a step are functions of the run's seed and the step alone."""
+    """Images, labels, times and noise of a step are functions of the run's seed and the step alone.
 
-    def __init__(self, dataset: Dataset, resolved: Resolved, prediction: Prediction, device: torch.device):
+    Dropout's masks depend on `parts` too: the positions in a step's batch that this process works on, in as many goes
+    as there are ranges.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        resolved: Resolved,
+        prediction: Prediction,
+        device: torch.device,
+        parts: list[range] | None = None,
+    ):
         self.settings, self.device, self.prediction = resolved.settings, device, prediction
         self.dropout = resolved.network.dropout > 0
-        self.examples = Examples(dataset, resolved, device)
-        self._t, self._noise, self._dropout = (Stream(self.settings.seed, name) for name in ("t", "noise", "dropout"))
+        self.examples = Examples(dataset, resolved, device, parts)
+        self._t, self._dropout = (Stream(self.settings.seed, name) for name in ("t", "dropout"))
+
+    @property
+    def parts(self) -> list[range]:
+        """Positions in the batch, per part."""
+        return self.examples.parts
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the dataset that the step sees, [batch]."""
@@ -35,16 +51,18 @@ class StepLosses:
         return schedule.logsnr(times(self._t, step, self.settings.batch, self.settings.t_sampling))
 
     def at(
-        self, forward: nn.Module, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor
+        self, forward: nn.Module, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor, which: int = 0
     ) -> tuple[Tensor, Tensor, StepCoefficients]:
-        """(weighted loss [batch], unweighted ε error [batch], coefficients), per dimension, on the device."""
-        x, labels = self.examples.at(step)
-        first = step * self.settings.batch
-        eps = self._noise.normal(range(first, first + self.settings.batch), (*x.shape[2:], x.shape[1]))
-        eps = eps.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        c = step_coefficients(logsnr, weighting, schedule, self.prediction, self.device)
+        """(weighted loss [n], unweighted ε error [n], coefficients) of a part, per dimension, on the device.
+
+        logsnr: of the whole step, [batch].
+        """
+        x, eps, labels = self.examples.at(step, which)
+        part = self.parts[which]
+        level = logsnr[part.start : part.stop]
+        c = step_coefficients(level, weighting, schedule, self.prediction, self.device)
         if self.dropout:
-            torch.manual_seed(self._dropout.seed(step))
+            torch.manual_seed(self._dropout.seed(step) + part.start)
         with autocast(self.device, self.settings.precision):
-            loss, error = denoising_losses(forward, x, eps, labels, c)
+            loss, error = denoising_losses(forward, x, eps, labels, c, self.settings.multiscale)
         return loss, error, c

@@ -18,7 +18,6 @@ from elbocli.loops.settings import PARALLELS, Resolved, Settings
 from elbocli.nn.networks import NetworkConfig, build, count_parameters
 
 FLOAT = 4
-AVERAGES = 1
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
 MEMORIES_GB = (24, 40, 80, 141)
 """Of devices for which the plan says what fits."""
@@ -98,7 +97,13 @@ class Plan:
         """A step of it; made once."""
         key = (recompute, cuda and self.settings.precision != "fp32")
         if key not in self._rehearsals:
-            self._rehearsals[key] = rehearse(self.network, self.settings.precision, recompute=key[0], cuda=key[1])
+            self._rehearsals[key] = rehearse(
+                self.network,
+                self.settings.precision,
+                recompute=key[0],
+                cuda=key[1],
+                multiscale=self.settings.multiscale,
+            )
         return self._rehearsals[key]
 
     @property
@@ -123,7 +128,7 @@ class Plan:
             "weights": held,
             "gradients": FLOAT * self.weights.count if whole_gradients else held,
             "optimizer": 2 * held,
-            "averages": AVERAGES * held,
+            "averages": len(self.settings.ema) * held,
             "gathered": gathered,
         }
 

@@ -37,7 +37,7 @@ MEASURED = "fitted:gradient"
 class Settings:
     """images: how many (None: DEFAULT_IMAGES, or all if fewer; ALL). draws: noise levels per image, an even number.
 
-    batch: network inputs at a time; None is 256, fewer for images larger than 32 pixels in colour.
+    weights, average: as open_run takes them. batch: network inputs at a time; None is 256, fewer for images larger than 32 pixels in colour.
     """
 
     images: int | None = None
@@ -47,6 +47,7 @@ class Settings:
     device: str = "auto"
     precision: str = "fp32"
     weights: str = "ema"
+    average: str = ""
     logsnr_min: float | None = None
     logsnr_max: float | None = None
 
@@ -78,7 +79,7 @@ class Probe:
                 f"draws is {settings.draws}; it must be even, because two independent halves tell the error"
             )
         self.settings, self.device = settings, choose_device(settings.device)
-        self.trained = open_run(path, self.device, warn, settings.weights)
+        self.trained = open_run(path, self.device, warn, settings.weights, settings.average)
         self.dataset = self._open_data(data)
         self.low, self.high = self._range(warn)
         self.dimensions = int(np.prod(self.dataset.shape[1:]))
@@ -197,14 +198,10 @@ class Probe:
 
     def about(self) -> dict[str, Any]:
         """What every result says about itself."""
-        checkpoint = self.trained.checkpoint
-        weights = checkpoint.ema_names[0] if self.settings.weights == "ema" else self.settings.weights
         return {
             "run": str(self.trained.path),
-            "checkpoint": checkpoint.path.name,
-            "step": checkpoint.step,
-            "images_trained": checkpoint.meta["images"],
-            "weights": weights,
+            "checkpoint": self.trained.checkpoint.path.name,
+            **self.trained.about,
             "dataset": str(self.dataset.path),
             "payload_sha256": self.dataset.attributes.get("payload_sha256"),
             "n_dataset": len(self.dataset),

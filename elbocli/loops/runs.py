@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
-from elbocli.errors import DataError, FormatError
-from elbocli.files.checkpoint import Checkpoint, latest, read_config
-from elbocli.loops.settings import Settings, run_settings
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.averages import load, read_about
+from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
+from elbocli.loops.settings import Settings, run_settings, trained_as
 from elbocli.nn.blocks import Network
 from elbocli.nn.networks import build, config_of, place
 
@@ -21,7 +24,11 @@ WEIGHTS = ("ema", "model")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A network with the weights of a checkpoint, in eval mode on its device."""
+    """A network with the weights of a checkpoint, or of a file made by 'elbo ema', in eval mode on its device.
+
+    path: of the run. about: which weights these are: weights, step, images_trained, and for a file weights_file,
+    weights_sha256.
+    """
 
     path: Path
     network: Network
@@ -29,22 +36,93 @@ class TrainedRun:
     settings: Settings
     data: dict[str, Any]
     checkpoint: Checkpoint
+    about: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates that the weights have seen."""
+        return int(self.about["step"])
 
 
-def open_run(path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema") -> TrainedRun:
-    """The newest whole checkpoint of a run. Raises FormatError when it is no run, DataError when it has none yet."""
-    config = read_config(path)
+def empty_network(config: dict[str, Any], where: Path) -> Network:
+    """The network of a run's config, without memory. Raises FormatError."""
+    with torch.device("meta"):
+        return build(config_of(config["network"], where))
+
+
+def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]:
+    """A run and its newest whole checkpoint; or, when `path` is a checkpoint, its run and that one.
+
+    Raises FormatError when it is neither, or the checkpoint is damaged; DataError when there is none yet.
+    """
+    if (path / "meta.json").exists():
+        run = path.resolve().parent.parent
+        if not (run / "config.yaml").exists():
+            raise FormatError(f"{path}: a checkpoint outside its run (no {run / 'config.yaml'}); put it back there")
+        return run, read_checkpoint(path)
+    read_config(path)
     checkpoint = latest(path, warn)
     if checkpoint is None:
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
-    settings = run_settings(config["settings"], path / "config.yaml")
-    with torch.device("meta"):
-        network = build(config_of(config["network"], path / "config.yaml"))
+    return path, checkpoint
+
+
+def open_run(
+    path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema", average: str = ""
+) -> TrainedRun:
+    """A run or checkpoint. weights: `ema` is the run's first average, `model` the last weights; average: another
+    one, by its name or spec, or by the path of a file that 'elbo ema' made.
+
+    Raises FormatError (no run; damaged; weights that don't fit), DataError (no checkpoint yet; another run's average),
+    UsageError (no such average).
+    """
+    run, checkpoint = find_run(path, warn)
+    config = read_config(run)
+    settings = run_settings(config["settings"], run / "config.yaml")
+    if average or weights == "ema":
+        tensors, about = _average(average or settings.ema[0], checkpoint, config)
+    else:
+        tensors, about = checkpoint.weights(weights), {"weights": weights}
+    about = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about}
+    network = empty_network(config, run / "config.yaml")
     try:
-        network.load_state_dict(checkpoint.weights(weights), assign=True)
+        network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise FormatError(
-            f"{checkpoint.path}: its weights don't fit config.yaml: {' '.join(str(error).split())[:200]}"
+            f"{about.get('weights_file', checkpoint.path)}: its weights don't fit {run / 'config.yaml'}: "
+            f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    return TrainedRun(path, network, settings.prediction_object(), settings, config["data"], checkpoint)
+    return TrainedRun(run, network, settings.prediction_object(), settings, config["data"], checkpoint, about)
+
+
+def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an average and what they are."""
+    try:
+        names = parse_average(wanted).names
+    except UsageError:
+        names = ()
+    held = [name for name in names if name in checkpoint.names]
+    if held:
+        return checkpoint.weights(held[0]), {"weights": held[0]}
+    file = Path(wanted)
+    if not file.is_file():
+        known = ", ".join(name for name in checkpoint.names if name.startswith("ema-")) or "none"
+        raise UsageError(
+            f"no average {wanted!r} in {checkpoint.path}, and no such file; averages there: {known}; "
+            "'elbo ema RUN -o FILE' makes others of snapshots"
+        )
+    made = read_about(file)
+    ours = trained_as(config)
+    for key, value in made["trained"].items():
+        if key in ours and value != ours[key]:
+            raise DataError(
+                f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
+            )
+    return load(file), {
+        "weights": parse_average(made["spec"]).name,
+        "step": made["step"],
+        "images_trained": made["images"],
+        "weights_file": str(file),
+        "weights_sha256": made["payload_sha256"],
+    }

@@ -29,7 +29,7 @@ from elbocli.nn.denoiser import Denoiser
 class Settings:
     """How to draw. schedule '' is the sampler's usual grid; params are the sampler's own (gamma, s_churn, …).
 
-    autoencoder: folder of the one that decodes latents; None is the one they were made with.
+    weights, average: as open_run takes them. autoencoder: folder of the one that decodes latents; None is the one they were made with.
     """
 
     n: int = 64
@@ -39,6 +39,7 @@ class Settings:
     guidance: Guidance = Guidance()
     classes: str = "balanced"
     weights: str = "ema"
+    average: str = ""
     seed: int = 0
     batch: int = 64
     device: str = "auto"
@@ -119,13 +120,13 @@ def sampling_grid(run: TrainedRun, settings: Settings) -> list[float]:
 
 
 def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Report]:
-    """Draw `n` images from the run at `path` into `target` (a path, or a binary stream).
+    """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
 
     Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for another autoencoder.
     """
     warnings: list[str] = []
     device = choose_device(settings.device)
-    trained = open_run(path, device, warnings.append, settings.weights)
+    trained = open_run(path, device, warnings.append, settings.weights, settings.average)
     yield from (Report(message=text, level="warning") for text in warnings)
     config = trained.network.config
     if settings.guidance.scale != 1 and not config.num_classes:
@@ -137,14 +138,12 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
     grid = sampling_grid(trained, settings)
     SAMPLERS.find(settings.sampler).bind(settings.params)
     shape = (config.image_size, config.image_size, config.image_channels)
-    where = path / "config.yaml"
+    where = trained.path / "config.yaml"
     output = open_output(trained.data, config, device, settings.autoencoder, where)
     space = latent_space(trained.data, config, where)
     about: dict[str, Any] = {
-        "run": str(path),
-        "step": trained.checkpoint.step,
-        "images_trained": trained.checkpoint.meta["images"],
-        "weights": settings.weights,
+        "run": str(trained.path),
+        **trained.about,
         "sampler": settings.sampler,
         **settings.params,
         "steps": settings.steps,
@@ -160,7 +159,7 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
         0,
         settings.n,
         "img",
-        f"{path}: step {trained.checkpoint.step}, {settings.weights} weights; {settings.sampler}, {settings.steps} steps, "
+        f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {settings.sampler}, {settings.steps} steps, "
         f"logsnr {grid[0]:.4g} to {grid[-2]:.4g}",
     )
     evaluations = 0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from elbocli.core.averages import canonical, parse_average
 from elbocli.core.draws import T_SAMPLINGS
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.prediction import Prediction
@@ -20,11 +21,17 @@ from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
 
 ADAPTIVE = "adaptive"
+ON_NONFINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Names are those of the options of `elbo train`. FREE ones may change when a run goes on."""
+    """Names are those of the options of `elbo train`. FREE ones may change when a run goes on.
+
+    milestone_every: steps; 0 is no milestones. time_limit: seconds of one start of the run; 0 is no limit.
+    val: path of another dataset. val_split, val_images: images, val_every: images of training; 0 is none, all, often
+    enough. max_skips: updates left out in a row, because loss or gradient was not finite, before the run stops.
+    """
 
     preset: str = ""
     weighting: str = "sigmoid"
@@ -41,21 +48,37 @@ class Settings:
     beta2: float = 0.999
     adam_eps: float = 1e-8
     clip: float = 1.0
-    ema: float = 0.9999
+    ema: tuple[str, ...] = ("0.9999",)
     label_dropout: float = 0.1
     flip: bool = False
     precision: str = "fp32"
+    tf32: bool = True
     compile: bool = False
     device: str = "auto"
     seed: int = 0
     floor: float = 0.01
+    multiscale: bool = False
     log_every: int = 100
     save_every: int = 1000
     preview_every: int = 5000
+    snapshot_every: int = 0
     keep: int = 2
+    milestone_every: int = 0
+    time_limit: float = 0.0
+    on_nonfinite: str = ON_NONFINITE[0]
+    max_skips: int = 10
+    on_checkpoint: str = ""
+    val: str = ""
+    val_split: int = 0
+    val_every: int = 0
+    val_images: int = 0
+    tensorboard: bool = False
     parallel: str = "ddp"
     micro_batch: int = 0
     activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ema", canonical(self.ema))
 
     def weighting_object(self) -> Weighting:
         """w(λ)."""
@@ -75,18 +98,17 @@ class Settings:
 PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
 FREE = (
-    "steps",
-    "save_every",
-    "preview_every",
-    "keep",
-    "device",
-    "compile",
-    "parallel",
-    "micro_batch",
-    "activation_checkpointing",
+    *("steps", "save_every", "preview_every", "snapshot_every", "keep", "milestone_every", "on_checkpoint"),
+    *("device", "tf32", "compile", "parallel", "micro_batch", "activation_checkpointing"),
+    *("time_limit", "on_nonfinite", "max_skips"),
+    *("val", "val_every", "val_images", "tensorboard"),
 )
 PLACES = ("path", ATTRIBUTES["autoencoder"])
 """What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
+STORED = ("power:std=0.05", "power:std=0.1")
+"""The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
+SNAPSHOTS = 20
+"""In a whole run, when --snapshot-every isn't given."""
 NAMES = tuple(field.name for field in fields(Settings))
 OLD: dict[str, dict[str, Any]] = {"settings": asdict(Settings()), "network": {"family": "unet"}}
 """What runs of earlier versions were without saying so."""
@@ -106,8 +128,9 @@ class Resolved:
 
     def config(self) -> dict[str, Any]:
         """What config.yaml says."""
+        settings = {**asdict(self.settings), "ema": list(self.settings.ema)}
         network = section_of(self.network)
-        return {"settings": asdict(self.settings), "network": network, "data": self.data, "files": self.files}
+        return {"settings": settings, "network": network, "data": self.data, "files": self.files}
 
 
 class Data(Protocol):
@@ -157,6 +180,10 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     unknown = [key for key in train if key not in NAMES + OF_WEIGHTING]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES + OF_WEIGHTING)}")
+    for key in set(train) & set(NAMES):
+        kind = type(getattr(Settings, key))
+        if type(train[key]) not in ((int, float) if kind is float else (kind,)):
+            raise FormatError(f"preset {name}: {key} is {train[key]!r}, expected {kind.__name__}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     values = {**train, **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
     if dataset.kind == LATENTS and values.get("flip"):
@@ -170,6 +197,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     )
     values |= {"weighting": weighting.spec}
     values |= _range(values, given, notes, size)
+    values |= _averages(values)
     try:
         settings = Settings(**values)
     except TypeError as error:
@@ -204,10 +232,29 @@ def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str], size
     return {"schedule": schedule.base, "logsnr_min": float(low), "logsnr_max": float(high)}
 
 
+def _averages(values: dict[str, Any]) -> dict[str, Any]:
+    """The averages and how often snapshots are kept: power profiles bring snapshots, and snapshots power profiles."""
+    specs = canonical(values.get("ema", Settings.ema))
+    every = values.get("snapshot_every")
+    if every and not any(parse_average(spec).stored for spec in specs):
+        specs += STORED
+    if every is None:
+        stored = any(parse_average(spec).stored for spec in specs)
+        every = -(-int(values.get("steps", Settings.steps)) // SNAPSHOTS) if stored else 0
+    return {"ema": specs, "snapshot_every": every}
+
+
 def _check(settings: Settings) -> None:
-    for name in ("steps", "batch", "log_every", "save_every", "keep"):
+    for name in ("steps", "batch", "log_every", "save_every", "keep", "max_skips"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+    for name in ("milestone_every", "time_limit", "val_split", "val_every", "val_images"):
+        if not getattr(settings, name) >= 0:
+            raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must not be negative")
+    if settings.val and settings.val_split:
+        raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
+    if settings.on_nonfinite not in ON_NONFINITE:
+        raise UsageError(f"on-nonfinite is {settings.on_nonfinite!r}; it must be one of {', '.join(ON_NONFINITE)}")
     if settings.parallel not in PARALLELS:
         raise UsageError(f"parallel is {settings.parallel!r}; it must be one of {', '.join(PARALLELS)}")
     if not 0 <= settings.micro_batch <= settings.batch:
@@ -238,6 +285,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for section in ("settings", "network", "data", "files"):
         old, new = {**OLD.get(section, {}), **before.get(section, {})}, now[section]
+        if "ema" in old:
+            old = {**old, "ema": list(canonical(old["ema"]))}
         for key in sorted({*old, *new}):
             if key in (FREE if section == "settings" else PLACES if section == "data" else ()):
                 continue
@@ -245,6 +294,16 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
     return lines
+
+
+IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr", "seed")
+"""Settings by which weights are known to be of this training and not of another; no later version may rename them."""
+
+
+def trained_as(config: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run from others, from its config: for files made of its weights."""
+    settings = config["settings"]
+    return {**{key: settings.get(key) for key in IDENTITY}, "payload_sha256": config["data"].get("payload_sha256")}
 
 
 def run_settings(section: dict[str, Any], where: Path) -> Settings:

@@ -1,32 +1,47 @@
-"""Signals that end a run after its work is saved. Needs no torch."""
+"""What ends a run before its last step: signals, a STOP file, the clock, a launcher that is gone. Needs no torch."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from elbocli.errors import Interrupted
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM)
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+GRACE_S = 1.0
+"""torchrun passes on a Ctrl-C that a terminal has sent to everyone already: that is no second one."""
+STOP = "STOP"
+ASKED, TIME, ORPHAN = 1001, 1002, 1003
+LOOK_S = 0.5
 
 
 class Signals:
-    """Remembers the first SIGINT or SIGTERM; a second one acts at once."""
+    """Remembers the first SIGINT, SIGTERM or SIGUSR1. A later SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
-        for caught in CAUGHT:
-            signal.signal(caught, signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL)
+        if self.received is None:
+            self.received, self._since = signum, time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - self._since > GRACE_S:
+            os._exit(128 + signum)
 
     def interrupted(self, saved: str) -> Interrupted:
         """The error that ends the run with 128 + signal."""
         assert self.received is not None
-        return Interrupted(f"{signal.Signals(self.received).name}: {saved}", self.received)
+        return interrupted(self.received, saved)
+
+
+def interrupted(signum: int, saved: str) -> Interrupted:
+    """The error that ends a run with 128 + signal."""
+    return Interrupted(f"{signal.Signals(signum).name}: {saved}", signum)
 
 
 @contextlib.contextmanager
@@ -42,3 +57,30 @@ def catching_signals() -> Iterator[Signals]:
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
+
+
+class Ending:
+    """Why a run shall end now, as a number, so that processes can agree on it: a signal's, or one of those above.
+
+    run: its folder, in which a file STOP may appear; None where another process looks for it. limit: seconds, 0 is
+    none. launched: there is a launcher.
+    """
+
+    def __init__(self, signals: Signals, run: Path | None, limit: float, launched: bool):
+        self.signals, self.run, self.limit = signals, run, limit
+        self.begun = self._looked = time.monotonic()
+        self._parent = os.getppid() if launched else None
+
+    def reason(self) -> int:
+        """0 is none."""
+        if self.signals.received is not None:
+            return self.signals.received
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return 0
+        self._looked = now
+        if self._parent is not None and os.getppid() != self._parent:
+            return ORPHAN
+        if self.limit and now - self.begun > self.limit:
+            return TIME
+        return ASKED if self.run is not None and (self.run / STOP).exists() else 0

@@ -2,214 +2,225 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
-
-from elbocli import __version__
-from elbocli.errors import ElboError, UsageError
+from elbocli.errors import DataError, ElboError, Interrupted, PeerLost
 from elbocli.files import checkpoint as store
-from elbocli.files import losslog
-from elbocli.files.atomic import locked, told, write_json
+from elbocli.files import snapshots
 from elbocli.files.dataset import Dataset
-from elbocli.files.samples import write_grid
-from elbocli.loops.output import Output, open_output
+from elbocli.files.retention import due, kept, step_of
+from elbocli.loops.folder import Status, claim
+from elbocli.loops.hooks import Hook
+from elbocli.loops.records import Records
 from elbocli.loops.report import Report
-from elbocli.loops.runtime import choose_device
-from elbocli.loops.settings import Resolved, difference
-from elbocli.loops.signals import catching_signals
+from elbocli.loops.runtime import allow_tf32, choose_device, precision_of
+from elbocli.loops.saver import Saver
+from elbocli.loops.settings import Resolved
+from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.loops.trainer import Trainer
+from elbocli.loops.world import World, telling_lost
 from elbocli.nn.networks import count_parameters
 
-
-class Journal:
-    """metrics.jsonl and losslog.jsonl of a run, cut back to a checkpoint's length when it resumes."""
-
-    NAMES = ("metrics.jsonl", "losslog.jsonl")
-
-    def __init__(self, run: Path, lengths: dict[str, int], header: str):
-        self._files: dict[str, IO[bytes]] = {}
-        for name in self.NAMES:
-            with told(run / name):
-                file = open(run / name, "ab")
-                file.truncate(lengths.get(name, 0))
-            self._files[name] = file
-        self.run = run
-        if not lengths:
-            self.write("losslog.jsonl", header)
-
-    def write(self, name: str, text: str) -> None:
-        """Append to one of them."""
-        with told(self.run / name):
-            self._files[name].write(text.encode())
-            self._files[name].flush()
-
-    def flush(self) -> dict[str, int]:
-        """Make both safe; their lengths in bytes."""
-        for name, file in self._files.items():
-            with told(self.run / name):
-                os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
-
-    def close(self) -> None:
-        """Close both."""
-        for file in self._files.values():
-            file.close()
+PATIENCE_S = 60
+"""How long processes that torchrun has started wait for those before them to end: they may be saving."""
 
 
-def _prepare(out: Path, resolved: Resolved) -> None:
-    """Make the run folder, or check that it is this run. Raises UsageError with the differences."""
-    if (out / "config.yaml").exists():
-        changed = difference(store.read_config(out), resolved.config())
-        if changed:
-            raise UsageError(
-                f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
-                + "\n  ".join(changed)
-            )
-    elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
-        raise UsageError(f"{out}: exists and is not a run; choose another -o")
-
-
-def run(dataset: Dataset, out: Path, resolved: Resolved) -> Iterator[Report]:
+def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = None) -> Iterator[Report]:
     """Train until `steps`, going on where an earlier run of the same settings stopped.
 
-    Raises UsageError (another run is there), NonFiniteError (exit 4), Interrupted after a checkpoint, DataError.
+    Every process of the world runs this; the first alone writes. Raises UsageError (another run is there),
+    NonFiniteError (exit 4), Interrupted after a checkpoint, DataError, PeerLost.
     """
-    choose_device(resolved.settings.device)
-    if out.exists():
-        _prepare(out, resolved)
-    with told(out):
-        out.mkdir(parents=True, exist_ok=True)
+    world = world or World(device=choose_device(resolved.settings.device))
+    allow_tf32(resolved.settings.tf32)
     with ExitStack() as stack:
-        stack.enter_context(locked(out / ".lock", str(out)))
-        _prepare(out, resolved)
-        store.clean(out)
         signals = stack.enter_context(catching_signals())
-        store.write_config(
-            out, {"elbo_version": __version__, "torch_version": str(torch.__version__), **resolved.config()}
-        )
-        status = _Status(out, resolved.settings.steps)
+        with world.together():
+            if world.first:
+                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0)
+        status = Status(out, resolved.settings.steps) if world.first else None
+        saver = Saver()
         try:
-            trainer = Trainer(resolved, dataset)
-            yield from _train(trainer, out, signals, status, stack)
+            with telling_lost():
+                with world.together():
+                    trainer = Trainer(resolved, dataset, world)
+                yield from _Training(trainer, out, signals, status, saver, stack).reports()
         except BaseException as error:
-            status.write(
-                "interrupted"
-                if signals.received or isinstance(error, (KeyboardInterrupt, GeneratorExit))
-                else "failed",
-                str(error),
-            )
+            saver.close()
+            if status is not None:
+                ended = isinstance(error, (KeyboardInterrupt, GeneratorExit, Interrupted)) or signals.received
+                status.write("interrupted" if ended else "failed", str(error))
             raise
+        saver.close()
 
 
-class _Status:
-    """status.json: how the run stands, for scripts and schedulers."""
+class _Training:
+    """One start of a run, from its last checkpoint to wherever it ends."""
 
-    def __init__(self, out: Path, steps: int):
-        self.path, self.steps, self.step, self.images = out / "status.json", steps, 0, 0
+    def __init__(
+        self, trainer: Trainer, out: Path, signals: Signals, status: Status | None, saver: Saver, stack: ExitStack
+    ):
+        self.trainer, self.out, self.signals, self.status, self.saver = trainer, out, signals, status, saver
+        self.settings, self.world = trainer.settings, trainer.world
+        self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
+        self.messages: list[Report] = []
+        self.hook = stack.enter_context(Hook(self.settings.on_checkpoint if self.world.first else "", out, self._warn))
+        with self.world.together():
+            self.records = Records(trainer, out, self._restore(), self._warn)
+        stack.callback(self.records.close)
+        self.last_saved = trainer.steps_done if trainer.steps_done else -1
 
-    def write(self, state: str, message: str = "") -> None:
-        write_json(
-            self.path,
-            {
-                "state": state,
-                "step": self.step,
-                "steps": self.steps,
-                "images": self.images,
-                "message": message,
-                "time": round(time.time(), 3),
-            },
+    def _warn(self, text: str) -> None:
+        self.messages.append(Report(message=text, level="warning"))
+
+    def _said(self) -> Iterator[Report]:
+        for text in self.saver.warnings:
+            self._warn(text)
+        self.saver.warnings.clear()
+        yield from self.messages
+        self.messages.clear()
+
+    def _restore(self) -> dict[str, int]:
+        """Go on from the newest whole checkpoint, if there is one; how long the logs were then."""
+        found = None
+        with self.world.together():
+            if self.world.first:
+                found = store.latest(self.out, self._warn)
+        found = self.world.of_first(found)
+        if found is not None:
+            self.trainer.restore(found)
+        if self.world.first:
+            snapshots.drop_after(self.out, self.trainer.steps_done)
+        return {} if found is None else found.meta["log_bytes"]
+
+    def _introduction(self) -> str:
+        trainer, settings, start, size = self.trainer, self.settings, self.trainer.steps_done, self.world.size
+        rising = trainer.weighting.rising(settings.logsnr_min, settings.logsnr_max)
+        parts = len(trainer.losses.parts)
+        shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
+        shared += f", each {settings.batch // size} images a step in {parts} parts" if parts > 1 else ""
+        return (
+            f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
+            f"{count_parameters(trainer.network):,} parameters, {trainer.device}{shared}, "
+            f"{precision_of(trainer.device, settings.precision)}; "
+            f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
+            f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
         )
 
+    def reports(self) -> Iterator[Report]:
+        """Train, and tell."""
+        trainer, settings = self.trainer, self.settings
+        yield from self._said()
+        yield Report(trainer.steps_done, settings.steps, "step", self._introduction())
+        self._state("running")
+        with self.world.together():
+            trainer.rehearse()
+        while trainer.steps_done < settings.steps:
+            reason = self._agreed()
+            if reason:
+                yield from self._end(reason)
+                return
+            trainer.step()
+            step = trainer.steps_done
+            values = self.records.after(step)
+            every, last = settings.snapshot_every, step == settings.steps
+            if every and (step % every == 0 or last):
+                self._keep_averages()
+            if due(step, settings.save_every, settings.milestone_every) or last:
+                self._save()
+            yield Report(step, settings.steps, "step", values=values)
+            yield from self._said()
+        self._finish()
+        self._state("done")
+        if self.hook.held():
+            yield Report(message="waiting for --on-checkpoint's command")
+        self.hook.finish(lambda: self.signals.received is not None)
+        yield from self._said()
+        yield Report(message=f"{self.out}: done, {trainer.steps_done} steps, {trainer.images} images")
 
-def _preview_output(trainer: Trainer) -> tuple[Output | None, str]:
-    """What turns drawings into pictures, or why there are none although they are wanted."""
-    if not trainer.settings.preview_every:
-        return None, ""
-    try:
-        return open_output(trainer.resolved.data, trainer.resolved.network, trainer.device), ""
-    except ElboError as error:
-        return None, f"no previews: {error}"
+    def _agreed(self) -> int:
+        """Why to end now, if so, in all processes alike. Raises what went wrong in any of them."""
+        error = None
+        try:
+            self.saver.look()
+            self.trainer.prepare()
+        except ElboError as caught:
+            error = caught
+        reason, failed = self.world.most([self.ending.reason(), int(error is not None)])
+        if failed:
+            self.world.raise_first(error)
+        return reason
 
+    def _keep_averages(self) -> None:
+        """A snapshot of the averages that others can be made of, written while training goes on."""
+        trainer, out = self.trainer, self.out
+        trainer.check()
+        step, about, averages = trainer.steps_done, {"images": trainer.images}, trainer.copies(trainer.ema.stored)
+        with self.world.together():
+            if self.world.first:
+                self.saver.start(lambda: snapshots.write(out, step, averages, about))
 
-def _train(trainer: Trainer, out: Path, signals: Any, status: _Status, stack: ExitStack) -> Iterator[Report]:
-    settings = trainer.settings
-    warnings: list[str] = []
-    saved = store.latest(out, warnings.append)
-    yield from (Report(message=text, level="warning") for text in warnings)
-    if saved is not None:
-        trainer.restore(saved)
-    network = trainer.resolved.network
-    header = losslog.header(
-        trainer.edges,
-        dimensions=network.image_channels * network.image_size**2,
-        weighting=settings.weighting,
-        schedule=settings.schedule,
-        prediction=settings.prediction,
-    )
-    journal = Journal(out, saved.meta["log_bytes"] if saved else {}, header)
-    stack.callback(journal.close)
-    start = trainer.steps_done
-    about = f"{count_parameters(trainer.network):,} parameters, {trainer.device}, {settings.precision}"
-    verdict = "monotone" if not trainer.weighting.rising(settings.logsnr_min, settings.logsnr_max) else "not monotone"
-    yield Report(
-        start,
-        settings.steps,
-        "step",
-        f"{out}: {'going on after step ' + str(start) if start else 'new run'}; {about}; "
-        f"weighting {settings.weighting} ({verdict}), schedule {settings.schedule}, logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}",
-    )
-    output, without = _preview_output(trainer)
-    if without:
-        yield Report(message=without, level="warning")
-    clock, since = time.monotonic(), start
+    def _save(self) -> None:
+        """A checkpoint of this moment, written while training goes on. Raises DataError after too many failures."""
+        if self.last_saved == self.trainer.steps_done:
+            return
+        self.trainer.check()
+        weights, state = self.trainer.snapshot()
+        with self.world.together():
+            if self.world.first:
+                self.saver.finish()
+                self._write(weights, state)
+        self.last_saved = self.trainer.steps_done
 
-    def save() -> Path:
-        status.step, status.images = trainer.steps_done, trainer.images
-        weights = {"model": trainer.network.state_dict(), trainer.ema.name: trainer.ema.tensors}
-        meta = {"images": trainer.images, "log_bytes": journal.flush(), "seed": settings.seed, "world_size": 1}
-        return store.save(out, trainer.steps_done, weights, trainer.state(), meta, settings.keep)
+    def _write(self, weights: Any, state: Any) -> None:
+        journal, status, hook, settings, out = self.records.journal, self.status, self.hook, self.settings, self.out
+        assert journal is not None and status is not None
+        step, images = self.trainer.steps_done, self.trainer.images
+        about = {"images": images, "seed": settings.seed, "world_size": self.world.size, "parallel": settings.parallel}
 
-    status.step, status.images = trainer.steps_done, trainer.images
-    status.write("running")
-    last_saved = start if saved else -1
-    while trainer.steps_done < settings.steps:
-        trainer.step()
-        step = trainer.steps_done
-        values: dict[str, Any] = {}
-        if step % settings.log_every == 0 or step == settings.steps:
-            sums, loss, norm = trainer.interval()
-            now = time.monotonic()
-            rate = (step - since) * settings.batch / max(now - clock, 1e-9)
-            clock, since = now, step
-            values = {
-                "loss": loss,
-                "eps_mse": float(sums[1].sum() / sums[0].sum()),
-                "lr": trainer.learning_rate,
-                "grad_norm": norm,
-                "images_per_s": round(rate, 2),
-            }
-            journal.write("metrics.jsonl", json.dumps({"step": step, "images": trainer.images, **values}) + "\n")
-            journal.write("losslog.jsonl", losslog.line(step, trainer.images, sums))
-        if output and (step % settings.preview_every == 0 or step == settings.steps):
-            with told(out / "previews"):
-                (out / "previews").mkdir(exist_ok=True)
-            write_grid(out / "previews" / f"step-{step:08d}.png", trainer.preview(output))
-        if step % settings.save_every == 0 or step == settings.steps or signals.received:
-            path = save()
-            last_saved = step
+        def write() -> None:
+            journal.sync()
+            path = store.save(out, step, weights, state, meta)
+            hook.start(path)
+            held = {step_of(path) for path in hook.held()}
+            store.drop(out, lambda steps: kept(steps, settings.keep, settings.milestone_every, held))
+            status.step, status.images = step, images
             status.write("running")
-            yield Report(message=f"saved {path}", level="detail")
-        if signals.received and step < settings.steps:
-            raise signals.interrupted(f"saved step {step} of {settings.steps}; the same command goes on from there")
-        yield Report(step, settings.steps, "step", values=values)
-    if last_saved != trainer.steps_done:
-        save()
-    status.write("done")
-    yield Report(message=f"{out}: done, {trainer.steps_done} steps, {trainer.images} images")
+            self.messages.append(Report(message=f"saved {path}", level="detail"))
+
+        try:
+            meta = {**about, "log_bytes": journal.flush()}
+        except DataError as error:
+            self.saver.failed(error)
+        else:
+            self.saver.start(write)
+
+    def _finish(self) -> None:
+        """The last step is safe. Raises DataError when it can't be."""
+        self._save()
+        with self.world.together():
+            self.saver.settle()
+
+    def _end(self, reason: int) -> Iterator[Report]:
+        """Before the last step: save, say why. Raises Interrupted, unless it was asked for kindly."""
+        self._finish()
+        yield from self._said()
+        saved = f"saved step {self.trainer.steps_done} of {self.settings.steps}; the same command goes on from there"
+        if reason == ORPHAN:
+            raise PeerLost(f"the launcher of this run is gone; {saved}")
+        if reason not in (ASKED, TIME):
+            raise interrupted(reason, saved)
+        if reason == ASKED and self.world.first:
+            (self.out / STOP).unlink(missing_ok=True)
+        ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
+        self._state("stopped", ended)
+        yield Report(message=f"{self.out}: {ended}")
+
+    def _state(self, state: str, message: str = "") -> None:
+        if self.status is not None:
+            if state != "running" or not self.status.step:
+                self.status.step, self.status.images = self.trainer.steps_done, self.trainer.images
+            self.status.write(state, message)

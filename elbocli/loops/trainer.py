@@ -2,61 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, Online, bin_edges
 from elbocli.core.draws import Stream
-from elbocli.core.sampler import time_grid
 from elbocli.core.schedule import Schedule
-from elbocli.errors import FormatError, NonFiniteError
+from elbocli.errors import FormatError, NonFiniteError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
-from elbocli.files.schedules import resolve_schedule
+from elbocli.loops.fit import micro_batch
+from elbocli.loops.guard import Guard, Trouble
 from elbocli.loops.losses import StepLosses
-from elbocli.loops.output import Output
-from elbocli.loops.runtime import choose_device
-from elbocli.loops.sample import Settings as SampleSettings
-from elbocli.loops.sample import choose_labels, draw
+from elbocli.loops.parallel import spread
+from elbocli.loops.runtime import autocast, choose_device
 from elbocli.loops.settings import Resolved
-from elbocli.nn.denoiser import Denoiser
-from elbocli.nn.ema import Ema
+from elbocli.loops.world import World
+from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import build, place
 
-PREVIEW = SampleSettings(n=64, sampler="ddim", steps=32)
+
+def split(world: World, batch: int, most: int) -> list[range]:
+    """Places in a batch that this process works on, in as many parts as in any other, none above `most`.
+
+    Raises UsageError when there are more processes than images.
+    """
+    parts = math.ceil(math.ceil(batch / world.size) / most)
+    mine = world.share(batch)
+    if batch // world.size < parts:
+        raise UsageError(
+            f"a batch of {batch} images can't be shared by {world.size} processes in {parts} parts each; "
+            "raise --batch or --micro-batch, or start fewer"
+        )
+    cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 class Trainer:
-    """A network, its optimizer and all that a checkpoint must hold."""
+    """A network, its optimizer and all that a checkpoint must hold: this process's pieces of them."""
 
-    def __init__(self, resolved: Resolved, dataset: Dataset):
+    def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
         settings = self.settings = resolved.settings
         self.resolved, self.dataset = resolved, dataset
-        self.device = choose_device(settings.device)
+        world = self.world = world or World(device=choose_device(settings.device))
+        self.device = world.device
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
-        self.network = place(build(resolved.network), self.device)
-        self.forward: nn.Module = torch.compile(self.network) if settings.compile else self.network  # type: ignore[assignment]
-        self.parameters = list(self.network.parameters())
+        network = self.network = build(resolved.network)
+        network.recompute = settings.activation_checkpointing
+        self.spread = spread(place(network, self.device), world, settings.parallel, settings.compile, settings.precision)
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            self.spread.pieces,
             settings.lr,
             betas=(0.9, settings.beta2),
             eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
+            fused=True,
         )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self.ema = Ema(self.network, settings.ema)
+        self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
+        self.ema = Averages(settings.ema, self.live)
+        self.guard = Guard(world, settings.clip, settings.on_nonfinite == "skip", settings.precision == "fp16")
         self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
-        self.losses = StepLosses(dataset, resolved, self.prediction, self.device)
+        share = math.ceil(settings.batch / world.size)
+        precision = autocast(self.device, settings.precision)
+        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, precision)
+        parts = split(world, settings.batch, most)
+        self.losses = StepLosses(dataset, resolved, self.prediction, self.device, parts)
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)
-        self.sums = BinSums(low, high, device=self.device)
-        self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         fixed = settings.schedule_object()
         self.online = Online(self.edges) if fixed is None else None
         self.schedule: Schedule = fixed or Online(self.edges).schedule(self.weighting, settings.floor)
@@ -67,79 +87,159 @@ class Trainer:
         """Images seen."""
         return self.steps_done * self.settings.batch
 
+    def rehearse(self) -> None:
+        """A step without consequences, where the first would otherwise differ from later ones.
+
+        DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
+        whose last bits would then tell where a run was interrupted.
+        """
+        if self.world.size > 2 and not self.spread.sharded:
+            logsnr = self.losses.logsnr(self.steps_done, self.schedule)
+            loss, _, _ = self.losses.at(self.spread.forward, self.steps_done, self.weighting, self.schedule, logsnr)
+            loss.sum().backward()
+            self.spread.clear()
+
+    def prepare(self) -> None:
+        """What a step needs of the host and may fail there. Raises DataError."""
+        self.losses.examples.ready(self.steps_done)
+
     def step(self) -> None:
-        """One optimizer update. Raises NonFiniteError, before the update, naming λ and image."""
+        """One optimizer update, unless its loss is not finite: `interval` tells. Waits for no device."""
         settings, step = self.settings, self.steps_done
         logsnr = self.losses.logsnr(step, self.schedule)
-        loss, eps_error, c = self.losses.at(self.forward, step, self.weighting, self.schedule, logsnr)
-        self.scaler.scale(loss.mean()).backward()
-        self.scaler.unscale_(self.optimizer)
-        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.stack(torch._foreach_norm(grads)).norm()
-        self._check(loss, norm, logsnr, step)
-        # The check has waited for the device, so this look at the norm is free.
-        if 0 < settings.clip < float(norm):
-            torch._foreach_mul_(grads, settings.clip / norm)
+        scale = self.guard.scale * (self.world.size / settings.batch)
+        parts = self.losses.parts
+        seen = [self._part(which, logsnr, scale, which == len(parts) - 1) for which in range(len(parts))]
+        loss, level = (torch.cat(columns) for columns in zip(*seen))
+        places = torch.arange(parts[0].start, parts[-1].stop, device=self.device)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        made, norm = self.guard.update(
+            self.optimizer, self.spread.gradients(), self.spread.sharded, loss, level, places, step
+        )
+        self.spread.clear()
         self.steps_done += 1
-        self.ema.update(self.steps_done)
+        self.ema.update(self.steps_done, self.images, settings.batch)
+        total = loss.double().sum().where(made > 0, 0)
+        self.totals += torch.stack([total, norm / self.world.size, made / self.world.size])
+
+    def _part(self, which: int, logsnr: Tensor, scale: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        with self.spread.accumulating(last):
+            loss, eps_error, c = self.losses.at(
+                self.spread.forward, self.steps_done, self.weighting, self.schedule, logsnr, which
+            )
+            (loss.sum() * scale).backward()
         self.sums.add(c.logsnr, eps_error)
-        self.totals += torch.stack([loss.detach().double().mean(), norm.double()])
+        return loss.detach(), c.logsnr
 
     @property
     def learning_rate(self) -> float:
         """Linear warm-up, then constant."""
         return self.settings.lr * min(1.0, (self.steps_done + 1) / max(1, self.settings.warmup))
 
-    def _check(self, loss: Tensor, norm: Tensor, logsnr: Tensor, step: int) -> None:
-        scaled = self.scaler.is_enabled()
-        if bool((loss.sum() if scaled else loss.sum() + norm).isfinite()):
-            return
-        bad = (~loss.isfinite()).cpu()
-        worst = int(bad.int().argmax()) if bool(bad.any()) else int(loss.argmax())
+    def check(self) -> int:
+        """Steps skipped so far. Waits for the device. Raises NonFiniteError, in every process, naming λ and image."""
+        trouble, skipped, most = self.guard.look()
+        if trouble is not None and (not self.guard.skip or most > self.settings.max_skips):
+            raise self._error(trouble, most)
+        return skipped
+
+    def _error(self, trouble: Trouble, most: int) -> NonFiniteError:
+        image = int(self.losses.indices(trouble.step - 1)[trouble.place])
         what = (
-            f"loss {float(loss[worst].detach()):g}"
-            if bool(bad.any())
-            else f"gradient norm {float(norm):g}, largest loss {float(loss[worst].detach()):g}"
+            f"loss {trouble.loss:g}" if trouble.bad else f"gradient norm {trouble.norm:g}, largest loss {trouble.loss:g}"
         )
-        raise NonFiniteError(
-            f"step {step + 1}: {what} at logsnr {float(logsnr[worst]):.4g} (image {int(self.losses.indices(step)[worst])} of the dataset, "
-            f"{int(bad.sum())} of {len(bad)} losses not finite); the weights before this step are kept; lower --lr, or raise --warmup"
+        kept = (
+            f"more than --max-skips {self.settings.max_skips} steps in a row were left out"
+            if self.guard.skip
+            else "the weights before this step are kept; lower --lr, raise --warmup, or leave such steps out with --on-nonfinite skip"
+        )
+        return NonFiniteError(
+            f"step {trouble.step}: {what} at logsnr {trouble.logsnr:.4g} (image {image} of the dataset, "
+            f"{trouble.bad} of {self.settings.batch} losses not finite); {kept}"
         )
 
     def interval(self) -> tuple[Tensor, float, float]:
-        """What happened since the last call: (sums [3, bins], mean loss, mean gradient norm). Adapts the schedule."""
-        sums = self.sums.take()
-        loss, norm = (self.totals.cpu() / max(1.0, float(sums[0].sum()) / self.settings.batch)).tolist()
+        """What happened since the last call: (sums [3, bins], mean loss, mean gradient norm). Adapts the schedule.
+
+        The same in every process. Waits for the device. Raises NonFiniteError.
+        """
+        self.check()
+        sums = self.world.added(self.sums.values.clone()).cpu()
+        self.sums.values.zero_()
+        loss, norm, steps = self.world.added(self.totals).tolist()
         self.totals.zero_()
         if self.online is not None:
             self.online.update(sums)
             self.schedule = self.online.schedule(self.weighting, self.settings.floor)
-        return sums, loss, norm
+        steps = max(1.0, round(steps))
+        return sums, loss / steps / self.settings.batch, norm / steps
 
-    def state(self) -> dict[str, Any]:
-        """What goes into state.pt."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "sums": self.sums.values.cpu(),
-            "totals": self.totals.cpu(),
-            "online": None if self.online is None else self.online.state,
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network has the averaged weights, in eval mode, during the block."""
+        self.network.eval()
+        with swap(self.live, self.ema[0].tensors):
+            self.spread.changed()
+            yield
+        self.spread.changed()
+        self.network.train()
+
+    def _whole(self, tensors: list[Tensor]) -> list[Tensor | None]:
+        """Whole copies on the CPU, in the first process; None in the others."""
+        copies: list[Tensor | None] = []
+        for index, tensor in enumerate(tensors):
+            whole = self.spread.whole(index, tensor)
+            copies.append(torch.empty(whole.shape, dtype=whole.dtype).copy_(whole) if self.world.first else None)
+        return copies
+
+    def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Whole copies on the CPU of weights by file, which later steps don't change; in the first process.
+
+        All processes must ask. Waits for the device.
+        """
+        found = {file: zip(tensors, self._whole(list(tensors.values()))) for file, tensors in files.items()}
+        return {file: {name: whole for name, whole in pairs if whole is not None} for file, pairs in found.items()}
+
+    def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """(weights by file, what goes into state.pt), as `copies`."""
+        names = self.spread.names
+        weights = self.copies({"model": self.live, **self.ema.named})
+        state = self.optimizer.state_dict()
+        moments = {
+            key: self._whole([state["state"][i][key] for i in range(len(names))]) for key in ("exp_avg", "exp_avg_sq")
+        } if state["state"] else {}
+        optimizer = {
+            "param_groups": state["param_groups"],
+            "state": {
+                i: {"step": one["step"].cpu(), **{key: values[i] for key, values in moments.items()}}
+                for i, one in state["state"].items()
+            },
+        }
+        return weights, {
+            "optimizer": optimizer,
+            "guard": self.guard.state.cpu(),
+            "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
+            "totals": torch.stack(self.world.all(self.totals.cpu().clone())),
+            "online": None if self.online is None else self.online.state.clone(),
         }
 
+    @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
-        """Go on from a checkpoint. Raises FormatError when it doesn't fit."""
+        """Go on from a checkpoint, whatever number of processes wrote it. Raises FormatError when it doesn't fit."""
         state = saved.state()
         try:
-            self.network.load_state_dict(saved.weights("model"))
-            self.ema.load(saved.weights("ema"))
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            self.sums.values.copy_(state["sums"])
-            self.totals.copy_(state["totals"])
+            self._load(self.live, saved.weights("model"))
+            for shadow in self.ema:
+                self._load(shadow.tensors, saved.weights(*shadow.average.names))
+            optimizer, pieces = state["optimizer"], list(self.live.values())
+            for index, one in optimizer["state"].items():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    # Fused optimizers go through memory as it lies, so it must lie as the weights do.
+                    one[key] = torch.empty_like(pieces[index]).copy_(self.spread.part(index, one[key]))
+            self.optimizer.load_state_dict(optimizer)
+            self.guard.state.copy_(state["guard"])
+            self._take(self.sums.values, state["sums"])
+            self._take(self.totals, state["totals"])
             if self.online is not None:
                 self.online.state.copy_(state["online"])
                 self.schedule = self.online.schedule(self.weighting, self.settings.floor)
@@ -147,28 +247,13 @@ class Trainer:
             raise FormatError(f"{saved.path}: doesn't fit this run: {' '.join(str(error).split())[:200]}") from error
         self.steps_done = saved.step
 
-    def preview(self, output: Output) -> np.ndarray:
-        """64 images from the average, the same noise every time."""
-        labels = choose_labels("balanced", PREVIEW.n, self.resolved.network.num_classes, 0)
-        grid = time_grid(resolve_schedule("cosine", self.settings.logsnr_min, self.settings.logsnr_max), PREVIEW.steps)
-        average, live = self.ema.tensors, self.network
+    def _load(self, pieces: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
+        for index, (name, piece) in enumerate(pieces.items()):
+            piece.copy_(self.spread.part(index, whole[name]))
 
-        class Average(nn.Module):
-            def forward(self, *inputs: Any) -> Tensor:
-                return torch.func.functional_call(live, average, inputs)
-
-        live.eval()
-        part = None if labels is None else torch.from_numpy(labels).to(self.device)
-        settings = replace(PREVIEW, seed=self.settings.seed, precision=self.settings.precision)
-        size, channels = self.resolved.network.image_size, self.resolved.network.image_channels
-        images = draw(
-            Denoiser(Average(), self.prediction, labels=part),
-            range(PREVIEW.n),
-            (size, size, channels),
-            grid,
-            settings,
-            self.device,
-            output,
-        )
-        live.train()
-        return images
+    def _take(self, mine: Tensor, by_rank: Tensor) -> None:
+        """What each of as many processes had is its own again; the first takes all when there are more or fewer."""
+        if len(by_rank) == self.world.size:
+            mine.copy_(by_rank[self.world.rank])
+        elif self.world.first:
+            mine.copy_(by_rank.sum(0))

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files import checkpoint as store
+from elbocli.files import snapshots
 from elbocli.files.atomic import told
+from elbocli.files.averages import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.payload import ENCODED
-from elbocli.loops.info import HDF5_MAGIC, describe
+from elbocli.loops.info import HDF5_MAGIC, describe, is_safetensors
 from elbocli.loops.report import Report
 
 BATCH = 64
@@ -36,14 +39,17 @@ def run(path: Path) -> Generator[Report, None, Facts]:
         return facts | (yield from _dataset(path))
     if path.is_dir():
         return facts | (yield from _folder(path))
+    if is_safetensors(path, _head(path, 16)):
+        check(path)
+        return {**facts, "verified": ["payload_sha256"]}
     if _head(path).startswith((b"PK", b"\x93NUMPY")):
         yield from _samples(path)
     return {**facts, "verified": ["read whole; files of this kind hold no digest of their own"]}
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Path, length: int = len(HDF5_MAGIC)) -> bytes:
     with told(path, "read"), open(path, "rb") as file:
-        return file.read(len(HDF5_MAGIC))
+        return file.read(length)
 
 
 def survive(path: Path) -> None:
@@ -124,24 +130,41 @@ def _counts(path: Path, data: Dataset) -> list[str]:
 
 
 def _folder(path: Path) -> Generator[Report, None, Facts]:
-    from elbocli.files.checkpoint import checkpoints, read_checkpoint
-
-    folders = [path] if (path / "meta.json").exists() else checkpoints(path)
+    """A checkpoint, a snapshot, or all those of a run."""
+    if snapshots.is_snapshot(path):
+        checkpoints, kept = [], [path]
+    elif (path / "meta.json").exists():
+        checkpoints, kept = [path], []
+    else:
+        checkpoints, kept = store.checkpoints(path), snapshots.folders(path)
     damaged: list[str] = []
     files = 0
-    for index, folder in enumerate(folders):
-        yield Report(index, len(folders), "checkpoint")
+    for index, folder in enumerate([*checkpoints, *kept]):
+        yield Report(index, len(checkpoints) + len(kept), "folder")
         try:
-            checkpoint = read_checkpoint(folder)
-            if folder.name.startswith("step-") and folder.name != f"step-{checkpoint.step:08d}":
-                raise FormatError(f"{folder}: damaged: its meta.json is of step {checkpoint.step}")
-            files += len(checkpoint.meta["files"])
+            files += len(_checkpoint(folder) if index < len(checkpoints) else _snapshot(folder))
         except FormatError as error:
             damaged.append(str(error))
+    total = " and ".join(
+        f"{len(found)} {what}" for found, what in ((checkpoints, "checkpoints"), (kept, "snapshots")) if found
+    )
     if damaged:
-        more = f" (and {len(damaged) - 1} more of {len(folders)} checkpoints)" if damaged[1:] else ""
-        raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on from the checkpoint before it")
-    return {"verified": [f"sha256 of {files} files in {len(folders)} checkpoints"]}
+        more = f" (and {len(damaged) - 1} more of {total})" if damaged[1:] else ""
+        raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on without it")
+    return {"verified": [f"sha256 of {files} files in {total or 'no checkpoints'}"]}
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    checkpoint = store.read_checkpoint(folder)
+    if folder.name.startswith("step-") and folder.name != f"step-{checkpoint.step:08d}":
+        raise FormatError(f"{folder}: damaged: its meta.json is of step {checkpoint.step}")
+    return checkpoint.meta["files"]
+
+
+def _snapshot(folder: Path) -> dict[str, Any]:
+    snapshot = snapshots.read(folder)
+    snapshot.check()
+    return snapshot.meta["files"]
 
 
 def _samples(path: Path) -> Generator[Report, None, None]:

@@ -1,31 +1,94 @@
-"""An exponential moving average of the weights."""
+"""Averages of the weights, kept beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from elbocli.core.averages import Average, parse_average
 
 
-class Ema:
-    """Shadow of a module's parameters. Young averages forget faster: decay is at most (1 + n)/(10 + n) at update n.
+class Shadow:
+    """One average. tensors: its values, by the names of the live ones; whole numbers are kept as they last were."""
 
-    Source of the warm start: as in common use since TensorFlow's ExponentialMovingAverage.
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
-        self.name = f"ema-{decay:g}"
-        self.tensors = {key: value.detach().clone() for key, value in module.state_dict().items()}
-        self._shadow = list(self.tensors.values())
-        self._live = [value.detach() for value in module.state_dict().values()]
+    def __init__(self, average: Average, live: dict[str, Tensor]):
+        self.average, self.name, self.spec = average, average.name, average.spec
+        self.tensors = {key: value.detach().clone() for key, value in live.items()}
+        smooth = [key for key, value in live.items() if value.is_floating_point()]
+        self._shadow, self._live = [self.tensors[key] for key in smooth], [live[key].detach() for key in smooth]
+        rest = [key for key in live if key not in smooth]
+        self._kept, self._source = [self.tensors[key] for key in rest], [live[key].detach() for key in rest]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after update number `step` (from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._shadow, self._live, 1 - decay)
+    def update(self, step: int, images: int, batch: int) -> None:
+        """Take in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
+        torch._foreach_lerp_(self._shadow, self._live, 1 - self.average.beta(step, images, batch))
+        if self._kept:
+            torch._foreach_copy_(self._kept, self._source)
 
+    @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from saved tensors."""
+        """Go on from saved tensors. Raises KeyError when one is missing, RuntimeError when one has another shape."""
         for key, value in self.tensors.items():
             value.copy_(tensors[key])
+
+
+class Averages(Sequence[Shadow]):
+    """Several averages over given live tensors, updated in place; nothing waits for the device.
+
+    specs: as `parse_average` reads them; the first is "the" average. tensors: the live ones, whose storage must stay
+    (under FSDP the local shards). Raises UsageError for an unknown average.
+    """
+
+    def __init__(self, specs: Sequence[str | float], tensors: dict[str, Tensor]):
+        self._shadows = [Shadow(parse_average(spec), tensors) for spec in specs]
+
+    def __getitem__(self, index: int) -> Shadow:  # type: ignore[override]
+        return self._shadows[index]
+
+    def __len__(self) -> int:
+        return len(self._shadows)
+
+    def update(self, step: int, images: int, batch: int) -> None:
+        """Take in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
+        for shadow in self._shadows:
+            shadow.update(step, images, batch)
+
+    @property
+    def named(self) -> dict[str, dict[str, Tensor]]:
+        """File name → tensors, for a checkpoint."""
+        return {shadow.name: shadow.tensors for shadow in self._shadows}
+
+    @property
+    def stored(self) -> dict[str, dict[str, Tensor]]:
+        """File name → tensors of those that snapshots keep."""
+        return {shadow.name: shadow.tensors for shadow in self._shadows if shadow.average.stored}
+
+
+def _exchange(one: Tensor, other: Tensor) -> None:
+    kept = one.clone()
+    one.copy_(other)
+    other.copy_(kept)
+
+
+@contextmanager
+def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
+    """For the block, the live tensors have the average's values and the average's tensors the live ones', bit for bit.
+
+    One tensor at a time, in place: no second copy of the network, and DDP, FSDP and compiled graphs keep their
+    storage. Nothing may update or save either in the meantime. Both are restored however the block ends.
+    Raises KeyError, before anything is touched, when the average lacks a tensor.
+    """
+    pairs = [(value.detach(), average[key].detach()) for key, value in live.items()]
+    done: list[tuple[Tensor, Tensor]] = []
+    try:
+        for pair in pairs:
+            _exchange(*pair)
+            done.append(pair)
+        yield
+    finally:
+        for pair in done:
+            _exchange(*pair)

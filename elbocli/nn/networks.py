@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -17,6 +17,14 @@ from elbocli.nn.uvit import UViT, UViTConfig
 NetworkConfig = UNetConfig | UViTConfig
 MODULES: dict[type, Any] = {UNetConfig: UNet, UViTConfig: UViT}
 CONFIGS: dict[str, Any] = {config.family: config for config in (UNetConfig, UViTConfig)}
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int,
+    "float": lambda value: type(value) in (int, float),
+    "str": lambda value: isinstance(value, str),
+    "tuple[int, ...]": lambda value: isinstance(value, tuple) and all(type(each) is int for each in value),
+}
+"""Whether a value from a file is what a config's field is declared to be."""
 
 
 def build(config: NetworkConfig) -> Network:
@@ -33,6 +41,9 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     family = values.pop("family", UNetConfig.family)
     if family not in CONFIGS:
         raise FormatError(f"{where}: network family {family!r} is not known; known: {', '.join(CONFIGS)}")
+    for field in fields(CONFIGS[family]):
+        if field.name in values and not KINDS[str(field.type)](values[field.name]):
+            raise FormatError(f"{where}: network {field.name} is {section[field.name]!r}, expected {field.type}")
     try:
         return CONFIGS[family](**values)
     except TypeError as error:

@@ -151,7 +151,10 @@ class UViT(Network):
             for block in level:  # type: ignore[attr-defined]
                 x = self.through(block, x, code, skips.pop())
         out = self.last(F.silu(self.norm(x)))
-        return idwt(out.to(z.dtype), self.patches) if self.patches else out
+        if not self.patches:
+            return out
+        # In the layout of images, and no view of something else: FSDP hooks itself to what comes out.
+        return idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last)
 
     def _transformed(self, x: Tensor, code: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)

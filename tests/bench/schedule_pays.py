@@ -75,7 +75,7 @@ class Validation:
         network, total = trainer.network.eval(), 0.0
 
         def average(*inputs: Any) -> torch.Tensor:
-            return torch.func.functional_call(network, trainer.ema.tensors, inputs)  # type: ignore[no-any-return]
+            return torch.func.functional_call(network, trainer.ema[0].tensors, inputs)  # type: ignore[no-any-return]
 
         for part in torch.arange(len(self.x)).split(self.batch):
             x, eps = self.x[part], self.eps[part]

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from elbocli.cli.main import run
+
 PLAN = ["train", "--dry-run"]
 
 
@@ -37,13 +39,16 @@ def test_a_preset_is_planned_without_a_dataset(elbo: Callable[..., Any], tmp_pat
     assert result.stderr.count(b"\n") == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_under_torchrun_the_first_process_plans_for_all(elbo: Callable[..., Any], tmp_path: Path) -> None:
-    started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}
-    line = [*PLAN, "--preset", "digits"]
-    second = elbo(*line, cwd=tmp_path, env={**started, "RANK": "1"})
-    assert (second.returncode, second.stdout, second.stderr) == (0, b"", b"")
-    first = elbo(*line, cwd=tmp_path, env={**started, "RANK": "0"})
-    assert yaml.safe_load(first.stdout)["devices"] == 4
+def test_under_torchrun_the_first_process_plans_for_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [*PLAN, "--preset", "digits-uvit"]
+    for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1"}.items():
+        monkeypatch.setenv(key, value)
+    assert run(line) == 0 and capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert run(line) == 0 and yaml.safe_load(capsys.readouterr().out)["devices"] == 4
 
 
 @pytest.mark.parametrize(
@@ -52,19 +57,28 @@ def test_under_torchrun_the_first_process_plans_for_all(elbo: Callable[..., Any]
         (PLAN, 1, "no dataset here; name one"),
         ([*PLAN, "--preset", "imagenet1024"], 2, "no preset is called 'imagenet1024'"),
         ([*PLAN, "--preset", "digits", "gone.h5"], 1, "gone.h5: no such dataset"),
-        ([*PLAN, "--preset", "digits", "--batch", 4, "--devices", 5], 2, "a batch of 4 images can't be shared by 5"),
-        ([*PLAN, "--preset", "digits", "--batch", 4, "--micro-batch", 5], 2, "micro-batch is 5"),
-        ([*PLAN, "--preset", "digits", "--devices", 0], 2, "--devices"),
+        (
+            [*PLAN, "--preset", "digits", "--batch", "4", "--devices", "5"],
+            2,
+            "a batch of 4 images can't be shared by 5",
+        ),
+        ([*PLAN, "--preset", "digits", "--batch", "4", "--micro-batch", "5"], 2, "micro-batch is 5"),
+        ([*PLAN, "--preset", "digits", "--devices", "0"], 2, "--devices"),
         ([*PLAN, "--preset", "digits", "--parallel", "mpi"], 2, "--parallel"),
         ([*PLAN, "--preset", "latents256", "--flip"], 2, "--flip: preset latents256 holds latents"),
-        (["train", "--devices", 2], 2, "--devices and --device-tflops go with --dry-run"),
-        (["train", "--device-tflops", 2], 2, "--devices and --device-tflops go with --dry-run"),
+        (["train", "--devices", "2"], 2, "--devices and --device-tflops go with --dry-run"),
+        (["train", "--device-tflops", "2"], 2, "--devices and --device-tflops go with --dry-run"),
     ],
 )
 def test_what_cannot_be_planned_is_said(
-    line: list[Any], code: int, words: str, elbo: Callable[..., Any], tmp_path: Path
+    line: list[str],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    result = elbo(*line, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (code, b""), result.stderr
-    assert words in result.stderr.decode() and b"Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.chdir(tmp_path)
+    assert run(line) == code
+    out, err = capsys.readouterr()
+    assert out == "" and words in err and "Traceback" not in err and list(tmp_path.iterdir()) == []

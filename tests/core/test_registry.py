@@ -89,9 +89,9 @@ def test_a_malformed_spec_is_refused(text):
 def test_listing_every_name_imports_neither_torch_nor_numpy():
     code = (
         "import sys\n"
-        "from elbocli.core import criteria, guidance, logsnr, prediction, registry, sampler, schedule, weighting\n"
+        "from elbocli.core import averages, criteria, guidance, logsnr, prediction, registry, sampler, schedule, weighting\n"
         "from elbocli.nn import extractors, presets\n"
-        "assert list(weighting.WEIGHTINGS) and list(schedule.SCHEDULES) and list(sampler.SAMPLERS) and presets.NAMES\n"
+        "assert list(weighting.WEIGHTINGS) and list(schedule.SCHEDULES) and list(sampler.SAMPLERS) and list(averages.AVERAGES) and presets.NAMES\n"
         "print({'torch', 'numpy', 'h5py', 'PIL'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,7 +21,9 @@ STATE = {
 
 
 def save(run, step, keep=3, weights=WEIGHTS, **meta):
-    return store.save(run, step, weights, STATE, {"images": 64 * step, "log_bytes": {}, **meta}, keep)
+    path = store.save(run, step, weights, STATE, {"images": 64 * step, "log_bytes": {}, **meta})
+    store.drop(run, lambda steps: sorted(steps)[-keep:])
+    return path
 
 
 def names(run):
@@ -47,8 +49,9 @@ def test_a_checkpoint_reads_back_to_the_last_bit(tmp_path):
 def test_the_average_is_found_by_what_it_is(tmp_path):
     save(tmp_path, 1)
     found = store.latest(tmp_path, unwarned)
-    assert found.ema_names == ["ema-0.999"]
-    assert torch.equal(found.weights("ema")["a.weight"], torch.ones(2, 3))
+    assert found.names == ["ema-0.999", "model"]
+    assert torch.equal(found.weights("ema-0.999")["a.weight"], torch.ones(2, 3))
+    assert torch.equal(found.weights("ema-0.9990000", "ema-0.999")["a.weight"], torch.ones(2, 3))
 
 
 def test_views_and_strided_tensors_are_saved_as_what_they_show(tmp_path):
@@ -143,7 +146,8 @@ from elbocli.files import checkpoint as store
 torch.set_num_threads(1)
 run = Path(sys.argv[1])
 def save(step, value):
-    store.save(run, step, {"model": {"x": torch.full((4,), value)}, "ema-0.9": {}}, {}, {"images": step, "log_bytes": {}}, 2)
+    store.save(run, step, {"model": {"x": torch.full((4,), value)}, "ema-0.9": {}}, {}, {"images": step, "log_bytes": {}})
+    store.drop(run, lambda steps: sorted(steps)[-2:])
 def value():
     return float(store.latest(run, lambda text: None).weights("model")["x"][0])
 save(1, 1.0)
@@ -239,8 +243,8 @@ def test_weights_that_are_none_are_refused(tmp_path):
 
 def test_a_checkpoint_without_an_average_says_so(tmp_path):
     save(tmp_path, 1, weights={"model": WEIGHTS["model"]})
-    with pytest.raises(FormatError, match="no average"):
-        store.latest(tmp_path, unwarned).weights("ema")
+    with pytest.raises(FormatError, match=r"holds no weights ema-0\.9; it holds model"):
+        store.latest(tmp_path, unwarned).weights("ema-0.9")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(small_disk):

@@ -122,7 +122,7 @@ def test_draws_have_the_posteriors_mean_and_deviation(
     shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.shift, space.scale))
     standard = []
     for step in range(40):
-        x, labels = examples.at(step)
+        x, _, labels = examples.at(step)
         assert x.dtype == torch.float32 and x.shape == (48, 4, 8, 8)
         rows = examples.indices(step)
         assert labels is not None and np.array_equal(labels, data.labels[rows])

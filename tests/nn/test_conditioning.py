@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from elbocli.nn.blocks import Block, Conditioning, Fourier
+from elbocli.nn.blocks import Block, Conditioning, Fourier, LinearCode
 
 
 def test_fourier_features_are_cosines_and_sines_of_minus_log_sigma():
@@ -51,3 +51,19 @@ def test_resampling_averages_down_and_repeats_up():
     down, up = (Block(4, 4, 8, 0.0, resample=way)(x, torch.zeros(1, 8)) for way in ("down", "up"))
     torch.testing.assert_close(down, x.view(1, 4, 3, 2, 3, 2).mean((3, 5)))
     assert torch.equal(up, x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_linear_code_is_a_quarter_of_the_level():
+    level = torch.tensor([-15.0, 0.0, 2.0])
+    assert LinearCode()(level).tolist() == [[-3.75], [0.0], [0.5]]
+
+
+def test_neighbouring_levels_stay_apart_in_bf16():
+    torch.manual_seed(0)
+    layer = Conditioning(LinearCode(), 16, 0)
+    seen = []
+    layer.second.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer(torch.tensor([14.0, 14.01]), None)
+    wanted = F.silu(layer.first.double()(torch.tensor([[3.5], [3.5025]], dtype=torch.float64)))
+    torch.testing.assert_close(seen[0], wanted, rtol=1e-5, atol=1e-5)

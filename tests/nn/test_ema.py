@@ -1,33 +1,138 @@
-"""The average of the weights."""
+"""The averages of the weights."""
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from elbocli.nn.ema import Ema
+from elbocli.core.averages import parse_average
+from elbocli.nn.ema import Averages, swap
+
+SPECS = ["0.95", "halflife:images=100,ramp=0.1", "power:std=0.05", "power:std=0.2"]
 
 
-def test_it_follows_its_recurrence_with_a_warm_start() -> None:
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach() for key, value in module.state_dict().items()}
+
+
+def test_all_follow_their_recurrences_side_by_side() -> None:
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
-    ema = Ema(module, 0.95)
-    expected = module.weight.detach().clone()
+    averages = Averages(SPECS, tensors(module))
+    expected = [module.weight.detach().double() for _ in SPECS]
     for step in range(1, 200):
         with torch.no_grad():
             module.weight.normal_()
-        ema.update(step)
-        decay = min(0.95, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * module.weight.detach()
-    torch.testing.assert_close(ema.tensors["weight"], expected)
-    assert ema.name == "ema-0.95"
+        averages.update(step, 8 * step, 8)
+        for index, spec in enumerate(SPECS):
+            beta = parse_average(spec).beta(step, 8 * step, 8)
+            expected[index] = beta * expected[index] + (1 - beta) * module.weight.detach().double()
+    assert [average.name for average in averages] == [
+        "ema-0.95",
+        "ema-halflife-100-ramp-0.1",
+        "ema-power-0.05",
+        "ema-power-0.2",
+    ]
+    for average, true in zip(averages, expected):
+        torch.testing.assert_close(average.tensors["weight"].double(), true, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(average.tensors["bias"], module.bias.detach(), rtol=1e-6, atol=0)
+    assert set(averages.named) == {average.name for average in averages}
+    assert set(averages.stored) == {"ema-power-0.05", "ema-power-0.2"}
+    assert averages.stored["ema-power-0.2"] is averages[3].tensors
+
+
+def test_a_warm_start_by_its_own_formula() -> None:
+    live = {"x": torch.zeros(1)}
+    average = Averages(["0.95"], live)
+    live["x"].fill_(1)
+    average.update(1, 1, 1)
+    assert average[0].tensors["x"].item() == pytest.approx(9 / 11)
 
 
 def test_it_can_go_on_from_saved_tensors() -> None:
     module = nn.Linear(3, 2)
-    one, two = Ema(module, 0.9), Ema(module, 0.9)
+    one, two = Averages(SPECS, tensors(module)), Averages(SPECS, tensors(module))
     with torch.no_grad():
         module.weight.fill_(2)
-    one.update(5)
-    two.load({key: value.clone() for key, value in one.tensors.items()})
-    for ema in (one, two):
-        ema.update(6)
-    assert torch.equal(one.tensors["weight"], two.tensors["weight"])
+    one.update(5, 40, 8)
+    for source, target in zip(one, two):
+        target.load({key: value.clone() for key, value in source.tensors.items()})
+    for averages in (one, two):
+        averages.update(6, 48, 8)
+    for a, b in zip(one, two):
+        assert torch.equal(a.tensors["weight"], b.tensors["weight"])
+
+
+def test_loading_what_lacks_a_tensor_is_an_error() -> None:
+    averages = Averages(["0.9"], {"x": torch.zeros(2), "y": torch.zeros(2)})
+    with pytest.raises(KeyError, match="y"):
+        averages[0].load({"x": torch.ones(2)})
+
+
+def test_whole_numbers_are_kept_as_they_last_were() -> None:
+    live = {"x": torch.zeros(2), "count": torch.tensor(0), "flag": torch.tensor(False)}
+    averages = Averages(["0.9"], live)
+    live["count"].fill_(7)
+    live["flag"].fill_(True)
+    averages.update(1, 1, 1)
+    assert int(averages[0].tensors["count"]) == 7 and bool(averages[0].tensors["flag"])
+
+
+def test_an_update_never_waits_for_the_device() -> None:
+    # A tensor on the meta device has no value to wait for: asking for one would raise.
+    averages = Averages(
+        SPECS, {"x": torch.empty(2, device="meta"), "n": torch.empty(1, dtype=torch.long, device="meta")}
+    )
+    for step in (1, 2, 3):
+        averages.update(step, step, 1)
+
+
+def odd() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    torch.manual_seed(1)
+    live = {"a": torch.randn(5, 3), "b": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]), "n": torch.tensor(3)}
+    average = {key: torch.randn(value.shape).to(value.dtype) for key, value in live.items()}
+    return live, average
+
+
+def bits(values: dict[str, Tensor]) -> dict[str, bytes]:
+    return {key: value.numpy().tobytes() for key, value in values.items()}
+
+
+def test_a_swap_exchanges_in_place_and_back_bit_for_bit() -> None:
+    live, average = odd()
+    before, places = (bits(live), bits(average)), [value.data_ptr() for value in (*live.values(), *average.values())]
+    with swap(live, average):
+        assert (bits(average), bits(live)) == before
+    assert (bits(live), bits(average)) == before
+    assert [value.data_ptr() for value in (*live.values(), *average.values())] == places
+
+
+def test_a_swap_is_seen_by_the_module_and_leaves_gradients_on() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    averages = Averages(["0.5"], tensors(module))
+    with torch.no_grad():
+        module.weight.fill_(3)
+    averages[0].tensors["weight"].fill_(1)
+    with swap(tensors(module), averages[0].tensors):
+        assert float(module(torch.ones(1, 2)).detach()) == 2 and torch.is_grad_enabled()
+    assert float(module(torch.ones(1, 2)).detach()) == 6
+
+
+def test_an_error_within_a_swap_restores_both() -> None:
+    live, average = odd()
+    before = bits(live), bits(average)
+    with pytest.raises(RuntimeError, match="within"), swap(live, average):
+        raise RuntimeError("within")
+    assert (bits(live), bits(average)) == before
+
+
+def test_an_error_half_way_through_a_swap_restores_both() -> None:
+    live, average = odd()
+    average["n"] = torch.zeros(2, 2, dtype=torch.long)  # the last one doesn't fit
+    before = bits(live), bits(average)
+    with pytest.raises(RuntimeError), swap(live, average):
+        pytest.fail("entered")
+    assert (bits(live), bits(average)) == before
+    del average["a"]
+    with pytest.raises(KeyError), swap(live, average):
+        pytest.fail("entered")
+    assert bits(live) == before[0]

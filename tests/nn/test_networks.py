@@ -54,7 +54,16 @@ def test_a_section_without_a_family_is_a_u_nets():
 
 
 @pytest.mark.parametrize(
-    "change", [{"family": "gan"}, {"family": "unet", "colour": 3}, {"levels": 3}, {"channels": "x"}]
+    "change",
+    [
+        {"family": "gan"},
+        {"family": "unet", "colour": 3},
+        {"levels": 3},
+        {"channels": "x"},
+        {"blocks": 1.5},
+        {"levels": [1, 2.0]},
+        {"dropout": True},
+    ],
 )
 def test_a_section_of_another_form_is_refused(change):
     with pytest.raises(FormatError, match="here"):

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import elbocli.nn.presets as home
 from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedules import resolve_schedule
+from elbocli.loops.settings import ADAPTIVE
+from elbocli.nn.networks import build, config_of
 from elbocli.nn.presets import NAMES, choose_preset, load_preset
 
 FOLDER = Path(home.__file__).parent
@@ -18,9 +21,9 @@ def test_every_file_is_listed_and_every_name_has_one():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_has_the_three_sections_and_numbers_that_are_numbers(name):
+def test_a_preset_has_its_sections_and_numbers_that_are_numbers(name):
     preset = load_preset(name)
-    assert set(preset) == {"about", "network", "train"}
+    assert set(preset) == {"about", "data", "network", "train"}
     train = preset["train"]
     for key in (
         "lr",
@@ -42,8 +45,9 @@ def test_a_preset_has_the_three_sections_and_numbers_that_are_numbers(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_presets_schedule_and_prediction_exist(name):
     train = load_preset(name)["train"]
-    schedule = resolve_schedule(train["schedule"], train["logsnr_min"], train["logsnr_max"])
-    assert (schedule.logsnr_min, schedule.logsnr_max) == (train["logsnr_min"], train["logsnr_max"])
+    if train["schedule"] != ADAPTIVE:
+        schedule = resolve_schedule(train["schedule"], train["logsnr_min"], train["logsnr_max"])
+        assert (schedule.logsnr_min, schedule.logsnr_max) == (train["logsnr_min"], train["logsnr_max"])
     assert Prediction.parse(train["prediction"]).spec == train["prediction"]
 
 
@@ -61,12 +65,84 @@ def test_imagenet64_has_edms_settings():
     assert preset["train"]["steps"] * 4096 == pytest.approx(2500e6, rel=0.03)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_builds_for_what_it_was_made_for_and_its_range(name):
+    preset = load_preset(name)
+    (low, high), data = preset["about"]["pixels"], preset["data"]
+    assert low <= data["image_size"] <= high
+    assert data["images"] >= preset["about"].get("images", 0)
+    assert preset["about"].get("kind") == data.get("kind")
+    fits = {"image_channels": data["channels"], "num_classes": data["classes"]}
+    for size in {low + (-low) % 32 if high > 64 else low + (-low) % 8, data["image_size"], high}:
+        config = config_of({**preset["network"], **fits, "image_size": size}, name)
+        with torch.device("meta"):
+            z = torch.empty(2, data["channels"], size, size)
+            assert build(config)(z, torch.empty(2), torch.empty(2, dtype=torch.long)).shape == z.shape
+
+
+def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("network: {}\ntrain: {}\ndata: {image_size: 8, channels: 4, classes: 1, images: 9, kind: latents}\n")
+    assert load_preset(str(path))["data"]["kind"] == "latents"
+    for bad in (
+        "{}",
+        "{image_size: 8, channels: 1, classes: 1}",
+        "{image_size: 8, channels: 1, classes: 0, images: 5}",
+        "{image_size: 8, channels: 1, classes: 1.5, images: 5}",
+        "{image_size: 8, channels: true, classes: 1, images: 5}",
+        "{image_size: 8, channels: 1, classes: 1, images: 5, kind: sounds}",
+        "{image_size: 8, channels: 1, classes: 1, images: 5, colour: 3}",
+        "8",
+    ):
+        path.write_text(f"network: {{}}\ntrain: {{}}\ndata: {bad}\n")
+        with pytest.raises(FormatError, match=r"mine\.yaml: section 'data'"):
+            load_preset(str(path))
+
+
+@pytest.mark.parametrize("size", [128, 256, 512])
+def test_large_images_have_the_papers_settings(size):
+    preset = load_preset(f"imagenet{size}")
+    train, network = preset["train"], preset["network"]
+    assert (train["weighting"], train["shift"], train["schedule"], train["prediction"]) == (
+        "edm-monotonic", "auto", "adaptive", "v",
+    )  # fmt: skip
+    assert (train["steps"], train["batch"], train["lr"], train["warmup"], train["clip"], train["ema"]) == (
+        700_000, 1024, 1e-4, 10_000, 1.0, 0.9999,
+    )  # fmt: skip
+    assert (train["beta2"], train["adam_eps"]) == (0.99, 1e-12)
+    assert (network["family"], network["dropout"]) == ("uvit", 0.2)
+    assert network["patching"] == {128: "none", 256: "dwt-1", 512: "dwt-2"}[size]
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "latents", "name"),
+    [
+        (8, 100, False, "digits"), (32, 50_000, False, "cifar"), (64, 1000, False, "small64"),
+        (64, 1_281_167, False, "imagenet64"), (128, 1_281_167, False, "imagenet128"),
+        (256, 1_281_167, False, "imagenet256"), (512, 1_281_167, False, "imagenet512"),
+        (32, 1_281_167, True, "latents256"), (64, 1_281_167, True, "latents512"), (64, 50_000, True, "latents512"),
+        (32, 1000, True, "cifar"), (64, 1000, True, "small64"), (8, 10**6, True, "digits"),
+    ],
+)  # fmt: skip
+def test_a_preset_is_chosen_by_size_and_count_and_kind(size, images, latents, name):
+    assert choose_preset(size, images, latents) == name
+
+
+@pytest.mark.parametrize(("size", "images"), [(256, 1000), (128, 499_999), (2000, 10**7), (3, 10)])
+def test_where_none_is_chosen_the_message_names_those_that_would_fit(size, images):
+    with pytest.raises(UsageError, match=f"no preset is for {size} pixels and {images} images") as caught:
+        choose_preset(size, images)
+    assert ("--preset imagenet" in str(caught.value)) == (size in (128, 256))
+
+
 @pytest.mark.parametrize("size", [8, 16, 17, 32, 48, 49, 64])
 @pytest.mark.parametrize("images", [1, 49_999, 50_000, 1_281_167])
-def test_the_preset_chosen_is_for_that_size_and_asks_for_no_more_images(size, images):
-    about = load_preset(choose_preset(size, images))["about"]
+@pytest.mark.parametrize("latents", [False, True])
+def test_the_preset_chosen_is_for_that_size_and_asks_for_no_more_images(size, images, latents):
+    about = load_preset(choose_preset(size, images, latents))["about"]
     assert about["pixels"][0] <= size <= about["pixels"][1]
     assert about["images"] <= images
+    assert latents or "kind" not in about
 
 
 def test_a_preset_is_chosen_from_its_very_number_of_images_on():

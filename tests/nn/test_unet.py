@@ -4,18 +4,11 @@ import pytest
 import torch
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import count_parameters
-from elbocli.nn.presets import NAMES, choose_preset, load_preset
+from elbocli.nn.networks import build, config_of, count_parameters
+from elbocli.nn.presets import load_preset
 from elbocli.nn.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,))
-
-
-def config_of(name: str, size: int, classes: int) -> UNetConfig:
-    section = load_preset(name)["network"]
-    return UNetConfig(
-        size, 3, classes, **{**section, "levels": tuple(section["levels"]), "attention": tuple(section["attention"])}
-    )
 
 
 def awake(config: UNetConfig = SMALL) -> UNet:
@@ -36,25 +29,8 @@ def inputs(batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_imagenet64_has_the_size_of_edms_network() -> None:
     with torch.device("meta"):
-        assert count_parameters(UNet(config_of("imagenet64", 64, 1000))) == 295_899_267
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_preset_builds_for_the_sizes_it_is_for(name: str) -> None:
-    low, high = load_preset(name)["about"]["pixels"]
-    for size in {low + (-low) % 8, high}:
-        with torch.device("meta"):
-            z = torch.empty(2, 3, size, size)
-            assert UNet(config_of(name, size, 10))(z, torch.empty(2), torch.empty(2, dtype=torch.long)).shape == z.shape
-
-
-def test_a_preset_is_chosen_by_size_and_count() -> None:
-    assert choose_preset(8, 100) == "digits"
-    assert choose_preset(32, 50_000) == "cifar"
-    assert choose_preset(64, 1000) == "small64"
-    assert choose_preset(64, 1_281_167) == "imagenet64"
-    with pytest.raises(UsageError, match="no preset is for 256 pixels"):
-        choose_preset(256, 1000)
+        section = {**load_preset("imagenet64")["network"], "image_size": 64, "image_channels": 3, "num_classes": 1000}
+        assert count_parameters(build(config_of(section, "imagenet64"))) == 295_899_267
 
 
 def test_a_new_network_says_nothing() -> None:

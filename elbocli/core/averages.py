@@ -1,0 +1,176 @@
+"""Averages of the weights along training, declared once each: v ← β v + (1 − β) θ after every update.
+
+Every β depends on the counters alone, so that an average goes on from a checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from typing import Any
+
+from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec, plain
+from elbocli.errors import UsageError
+
+AVERAGES = Registry("average")
+Beta = Callable[[int, float, float], float]
+"""(step from 1, images seen, images of this update) → β in [0, 1)."""
+PREFIX = "ema-"
+MAX_STD = 1 / math.sqrt(12)
+"""Of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
+MOST_IMAGES = 1e15
+
+
+@AVERAGES.declare(
+    "decay",
+    {"beta": 0.9999},
+    formula="min(beta, (1 + n)/(10 + n)) at update n",
+    source="common since TensorFlow's ExponentialMovingAverage",
+    facts={"bare": True},
+)
+def decay(beta: float) -> Beta:
+    """A constant β, smaller while the average is young. A bare number means this one."""
+    if not 0 <= beta < 1:
+        raise UsageError(f"decay is {beta:g}; it must be at least 0 and below 1")
+    return lambda step, images, batch: min(beta, (1 + step) / (10 + step))
+
+
+@AVERAGES.declare(
+    "halflife",
+    {"images": 50e6, "ramp": 0.05},
+    formula="2^(-batch/h), h = min(images, ramp seen)",
+    source="Karras et al. 2022 (EDM)",
+    positive=["images"],
+)
+def halflife(images: float, ramp: float) -> Beta:
+    """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
+    if ramp < 0:
+        raise UsageError(f"halflife: ramp is {ramp:g}; it must be at least 0")
+
+    def beta(step: int, seen: float, batch: float) -> float:
+        half = min(images, ramp * (seen - batch)) if ramp else images
+        return 0.5 ** (batch / half) if half > 0 else 0.0
+
+    return beta
+
+
+@AVERAGES.declare(
+    "power",
+    {"std": 0.05},
+    formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
+    source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
+    positive=["std"],
+    facts={"stored": True},
+)
+def power(std: float) -> Beta:
+    """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
+    exponent = gamma_of(std) + 1
+    return lambda step, images, batch: (1 - 1 / step) ** exponent
+
+
+def std_of(gamma: float) -> float:
+    """σ_rel of the profile (γ+1) t^γ on [0, 1], a Beta(γ+1, 1): √(γ+1) / ((γ+2) √(γ+3))."""
+    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+
+
+def gamma_of(std: float) -> float:
+    """γ ≥ 0 of the profile with that relative standard deviation, by bisection: σ_rel falls in γ, and is below 1/γ.
+
+    Raises UsageError unless 0 < std ≤ MAX_STD.
+    """
+    if not 0 < std <= MAX_STD * (1 + 1e-12):
+        raise UsageError(f"power: std is {std:g}; it must be above 0 and at most {MAX_STD:.6g} (the plain mean)")
+    low, high = 0.0, 1 / std
+    while low < (middle := 0.5 * (low + high)) < high:
+        low, high = (middle, high) if std_of(middle) > std else (low, middle)
+    return high if low else 0.0
+
+
+class Average:
+    """An average with its parameters bound. beta: its `Beta`. Raises UsageError when a parameter is out of range."""
+
+    def __init__(self, declared: Declaration, params: dict[str, float]):
+        self.declared, self.params = declared, declared.bind(params)
+        self.beta: Beta = declared.make(**self.params)
+
+    @property
+    def spec(self) -> str:
+        """How a user writes it: `0.9999`, `power:std=0.05`."""
+        if self.declared.facts.get("bare"):
+            return plain(next(iter(self.params.values())))
+        return self.declared.spec(self.params)
+
+    @property
+    def name(self) -> str:
+        """Of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
+        (_, first), *others = self.params.items()
+        words = [] if self.declared.facts.get("bare") else [self.declared.name]
+        words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
+        return PREFIX + "-".join(words)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name, and the one that version 0.1.0 wrote, which kept six digits."""
+        if self.declared.facts.get("bare"):
+            return tuple(dict.fromkeys((self.name, f"{PREFIX}{self.params['beta']:g}")))
+        return (self.name,)
+
+    @property
+    def stored(self) -> bool:
+        """Whether snapshots of it can be combined into other averages."""
+        return bool(self.declared.facts.get("stored"))
+
+
+def _short(value: float) -> str:
+    """Decimal digits without an exponent or a sign, so that '-' can divide words; from a million on in millions."""
+    exact = Decimal(repr(value))
+    return f"{exact.scaleb(-6).normalize():f}M" if value >= 1e6 else f"{exact.normalize():f}"
+
+
+def _long(text: str) -> float:
+    try:
+        return float(Decimal(text[:-1]).scaleb(6) if text.endswith("M") else Decimal(text))
+    except ArithmeticError:
+        raise UsageError(f"{text!r} is not a number") from None
+
+
+def parse_average(text: str | float) -> Average:
+    """The average that a user wrote (`0.9999`, `halflife:images=50e6`), or whose file has that name. Raises UsageError."""
+    words = str(text).strip()
+    if words.startswith(PREFIX):
+        return _of_name(words)
+    try:
+        float(words)
+    except ValueError:
+        spec = parse_spec(words)
+        return Average(AVERAGES.find(spec.name), numbers(spec.params, MOST_IMAGES))
+    bare = next(declared for declared in AVERAGES.values() if declared.facts.get("bare"))
+    (key,) = bare.params
+    return Average(bare, {key: number(words, bare.name)})
+
+
+def _of_name(name: str) -> Average:
+    words = name.removeprefix(PREFIX).split("-")
+    if words[0] not in AVERAGES:
+        words = [next(key for key, declared in AVERAGES.items() if declared.facts.get("bare")), *words]
+    declared = AVERAGES[words[0]]
+    keys = list(declared.params)
+    if words[2::2] != keys[1:] or len(words) != 2 * len(keys):
+        raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
+    return Average(declared, dict(zip(keys, map(_long, words[1::2]))))
+
+
+def canonical(value: Any) -> tuple[str, ...]:
+    """Specs in full: of one number or text, or of several. Raises UsageError for none, an unknown or a double one."""
+    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise UsageError(f"ema: {item!r} is neither a number nor an average, such as power:std=0.05")
+    averages = [parse_average(item) for item in items]
+    names = [average.name for average in averages]
+    if len(set(names)) < len(names):
+        raise UsageError(f"ema: {next(a.spec for a in averages if names.count(a.name) > 1)} is given twice")
+    if not averages:
+        raise UsageError("ema: name at least one average, such as 0.9999")
+    return tuple(average.spec for average in averages)

@@ -1,0 +1,102 @@
+"""Averages of the weights made after training: a safetensors file that says how it was made, and holds its digest.
+
+Written one tensor at a time, so that a network need not fit into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from elbocli.errors import FormatError
+from elbocli.files.atomic import told, writing
+from elbocli.files.snapshots import Layout
+
+FORMAT = "elbo-ema"
+SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DIGEST = "payload_sha256"
+CHUNK = 1 << 24
+
+
+def writing_average(
+    path: Path, layout: Layout, about: dict[str, Any], tensor: Callable[[str], Tensor]
+) -> Iterator[int]:
+    """Write a file of the tensors in `layout`, each asked for when its turn comes; how many are written, after each.
+
+    about: how it was made, for JSON. The file takes its name when the iterator ends.
+    Raises FormatError for a type that safetensors can't hold, DataError when the disk is full.
+    """
+    unknown = [f"{key} is {dtype}" for key, (dtype, _) in layout.items() if dtype not in SIZES]
+    if unknown:
+        raise FormatError(f"{path}: {unknown[0]}; expected one of {', '.join(SIZES)}")
+    # Wider types first: then every tensor is aligned to its own size, as readers that map the file need.
+    names = sorted(layout, key=lambda key: (-SIZES[layout[key][0]], key))
+    blank = "0" * 64
+    meta = {"format": FORMAT, "version": "1", "about": json.dumps(about, allow_nan=False), DIGEST: blank}
+    header: dict[str, Any] = {"__metadata__": meta}
+    end = 0
+    for name in names:
+        dtype, shape = layout[name]
+        begin, end = end, end + SIZES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    payload = hashlib.sha256()
+    with writing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for done, name in enumerate(names, 1):
+            content = tensor(name).detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+            file.write(content)
+            payload.update(content)
+            yield done
+        file.seek(8 + text.index(f'"{DIGEST}":"{blank}"'.encode()) + len(DIGEST) + 4)
+        file.write(payload.hexdigest().encode())
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """How the average was made: spec, step, images, run, …. Raises FormatError when the file is no such average."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path}: not usable weights: {error}") from error
+    if meta.get("format") != FORMAT or meta.get("version") != "1":
+        raise FormatError(
+            f"{path}: weights of format {meta.get('format')!r} version {meta.get('version')!r}, "
+            f"expected {FORMAT!r} version '1'; make them with 'elbo ema'"
+        )
+    try:
+        about = json.loads(meta["about"])
+        str(about["spec"]), int(about["step"]), int(about["images"]), dict(about["trained"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: doesn't say how it was made: {error}") from error
+    return {**about, DIGEST: meta.get(DIGEST)}
+
+
+def check(path: Path) -> None:
+    """Compare the tensors with the file's digest. Raises FormatError when it differs."""
+    payload = hashlib.sha256()
+    with told(path, "read"), open(path, "rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while content := file.read(CHUNK):
+            payload.update(content)
+    if payload.hexdigest() != read_about(path)[DIGEST]:
+        raise FormatError(f"{path}: damaged: its tensors are not what was written; make it again with 'elbo ema'")
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """All tensors, checked. Raises FormatError."""
+    check(path)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path}: not usable weights: {error}") from error

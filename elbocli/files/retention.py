@@ -1,0 +1,32 @@
+"""Which checkpoints of a run are written, and which of them stay."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+PREFIX = "step-"
+
+
+def due(step: int, save_every: int, milestone_every: int) -> bool:
+    """Whether a checkpoint is due after that step: every `save_every` steps, and at milestones. 0: no milestones."""
+    return step % save_every == 0 or _milestone(step, milestone_every)
+
+
+def kept(steps: Collection[int], keep: int, milestone_every: int, held: Collection[int]) -> set[int]:
+    """The steps whose checkpoints stay: the newest `keep`, milestones, and those that somebody holds.
+
+    steps: of all checkpoints there are. milestone_every: multiples of it are milestones; 0 is none. held: steps whose
+    checkpoints are in use now; those that there are none of are ignored.
+    """
+    newest = sorted(steps)[len(steps) - min(keep, len(steps)) :]
+    return {step for step in steps if step in newest or _milestone(step, milestone_every) or step in held}
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name, `step-00001000`."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def _milestone(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

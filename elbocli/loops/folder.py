@@ -1,0 +1,58 @@
+"""The run folder while a process holds it: that it is this run's, and how the run stands."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import torch
+
+from elbocli import __version__
+from elbocli.errors import DataError, UsageError
+from elbocli.files import checkpoint as store
+from elbocli.files.atomic import locked, told, write_json
+from elbocli.loops.settings import Resolved, difference
+
+
+def _check(out: Path, resolved: Resolved) -> None:
+    """Raise UsageError unless the folder is empty or this run's; with the differences when it is another's."""
+    if (out / "config.yaml").exists():
+        changed = difference(store.read_config(out), resolved.config())
+        if changed:
+            raise UsageError(
+                f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
+                + "\n  ".join(changed)
+            )
+    elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+        raise UsageError(f"{out}: exists and is not a run; choose another -o")
+
+
+def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float) -> None:
+    """Make the folder this process's alone until the stack ends, and this run's.
+
+    patience: seconds to wait for another process to leave it. Raises UsageError when it holds something else, DataError
+    when another process stays.
+    """
+    if out.exists():
+        _check(out, resolved)
+    with told(out):
+        out.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(locked(out / ".lock", str(out), patience))
+    _check(out, resolved)
+    store.clean(out)
+    versions = {"elbo_version": __version__, "torch_version": str(torch.__version__)}
+    store.write_config(out, {**versions, **resolved.config()})
+
+
+class Status:
+    """status.json: how the run stands, for scripts and schedulers. step, images: what is safe."""
+
+    def __init__(self, out: Path, steps: int):
+        self.path, self.steps, self.step, self.images = out / "status.json", steps, 0, 0
+
+    def write(self, state: str, message: str = "") -> None:
+        """As well as can be: what keeps it from being written is told by whoever writes what matters."""
+        content = {"state": state, "step": self.step, "steps": self.steps, "images": self.images, "message": message}
+        with suppress(DataError):
+            write_json(self.path, {**content, "time": round(time.time(), 3)})

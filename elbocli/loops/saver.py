@@ -1,0 +1,62 @@
+"""Writes checkpoints while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from elbocli.errors import DataError
+
+MOST_FAILURES = 3
+
+
+class Saver:
+    """One write at a time, by a thread; `warnings` collects what failed.
+
+    A failed write, as of a full disk, is a warning, because the next may succeed. The third in a row is an error.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="elbo-saver")
+        self._busy: Future[object] | None = None
+        self.failures = 0
+        self.warnings: list[str] = []
+
+    def start(self, write: Callable[[], object]) -> None:
+        """Write when the write before has ended; waits for that. Raises DataError as `look` does."""
+        self.finish()
+        self._busy = self._pool.submit(write)
+
+    def look(self) -> None:
+        """Notice how the last write ended, if it did. Raises DataError when it was the third in a row to fail."""
+        if self._busy is None or not self._busy.done():
+            return
+        done, self._busy = self._busy, None
+        try:
+            done.result()
+            self.failures = 0
+        except DataError as error:
+            self.failed(error)
+
+    def failed(self, error: DataError) -> None:
+        """Count a write that failed. Raises it when it is the third in a row."""
+        self.failures += 1
+        if self.failures >= MOST_FAILURES:
+            raise DataError(f"{error}; {self.failures} times in a row, so training ends; earlier checkpoints are whole")
+        self.warnings.append(f"{error}; training goes on ({self.failures} of {MOST_FAILURES} times in a row)")
+
+    def finish(self) -> None:
+        """Wait for the write in progress. Raises DataError as `look` does."""
+        if self._busy is not None:
+            self._busy.exception()
+        self.look()
+
+    def settle(self) -> None:
+        """Wait as `finish` does. Raises DataError when the last write failed, because none will follow."""
+        self.finish()
+        if self.failures:
+            raise DataError(self.warnings.pop().rpartition("; training goes on")[0])
+
+    def close(self) -> None:
+        """Let the write in progress end, whatever comes of it."""
+        self._pool.shutdown()

@@ -1,0 +1,76 @@
+"""Training in forked processes that find each other as torchrun's do, without the seconds that each start of one takes.
+
+python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?}; prints a JSON list
+of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets SIGUSR1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import ElboError
+from elbocli.files.dataset import Dataset
+from elbocli.loops import settings, train
+from elbocli.loops.world import World, joined
+
+
+def forked(size: int, work: Callable[[World], Any]) -> list[int]:
+    """Exit codes of `work` in `size` processes; those of ElboErrors, whose message is said on stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {
+                "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            os._exit(_ended(work))
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _ended(work: Callable[[World], Any]) -> int:
+    try:
+        with joined("cpu") as world:
+            work(world)
+    except ElboError as error:
+        print(f"rank {os.environ['RANK']} says: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    return 0
+
+
+def trained(
+    world: World, data: str, out: str, options: dict[str, Any], killed: int | None = None, told: int | None = None
+) -> None:
+    """A run, as `elbo train` does it."""
+    dataset = Dataset(Path(data))
+    with world.together():
+        resolved = settings.resolve(options, dataset)
+    for report in train.run(dataset, Path(out), resolved, world):
+        if report.done is not None and report.done == killed:
+            os._exit(0)
+        if report.done is not None and report.done == told and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+if __name__ == "__main__":
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    codes = []
+    for job in jobs:
+        size = job.pop("size")
+        codes.append(forked(size, lambda world, job=job: trained(world, **job)))
+    print(json.dumps(codes))

@@ -63,6 +63,11 @@ EXAMPLES = {
         ),
         ("See what would run.", "elbo train out.h5 --preset imagenet64 --dry-run"),
         (
+            "What would the paper's largest network need, on 64 devices that sustain 300 TFLOP/s? Needs no dataset.",
+            "elbo train --preset imagenet512 --dry-run --device cuda --precision bf16 --devices 64 --parallel fsdp \\\n"
+            "    --micro-batch 8 --device-tflops 300",
+        ),
+        (
             "Hold 1000 images out, and score every checkpoint while training goes on.",
             "elbo train out.h5 --val-split 1000 --on-checkpoint \\\n"
             "  'elbo sample -q \"$ELBO_CHECKPOINT\" -n 5000 | elbo eval -q --ref ref.npz > \"$ELBO_RUN/fid-$ELBO_STEP.json\"'",

@@ -97,7 +97,13 @@ class Plan:
         """A step of it; made once."""
         key = (recompute, cuda and self.settings.precision != "fp32")
         if key not in self._rehearsals:
-            self._rehearsals[key] = rehearse(self.network, self.settings.precision, recompute=key[0], cuda=key[1])
+            self._rehearsals[key] = rehearse(
+                self.network,
+                self.settings.precision,
+                recompute=key[0],
+                cuda=key[1],
+                multiscale=self.settings.multiscale,
+            )
         return self._rehearsals[key]
 
     @property

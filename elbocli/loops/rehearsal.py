@@ -74,10 +74,12 @@ class Rehearsal:
         return max(0, int((spare[grows] // self.per_image[grows]).min()))
 
 
-def rehearse(config: NetworkConfig, precision: str, *, recompute: bool = False, cuda: bool = False) -> Rehearsal:
+def rehearse(
+    config: NetworkConfig, precision: str, *, recompute: bool = False, cuda: bool = False, multiscale: bool = False
+) -> Rehearsal:
     """One pass over a micro-batch as training makes it, for gradients that are there already.
 
-    recompute: with activation checkpointing. cuda: as autocast does it there.
+    recompute: with activation checkpointing. cuda: as autocast does it there. multiscale: of the loss.
     """
     with FakeTensorMode():
         network = build(config)
@@ -91,7 +93,7 @@ def rehearse(config: NetworkConfig, precision: str, *, recompute: bool = False, 
         with ledger:
             x, eps, labels, c = _example(config, batch)
             with autocast(CPU, precision):
-                loss, _ = denoising_losses(network, x, eps, labels, c)
+                loss, _ = denoising_losses(network, x, eps, labels, c, multiscale)
             forward = ledger.flops
             loss.mean().backward()
     per_image, fixed, copies = torch.tensor(ledger.history, dtype=torch.int64).unbind(1)
@@ -115,8 +117,8 @@ def _example(config: NetworkConfig, batch: int) -> tuple[Tensor, Tensor, Tensor 
     size = config.image_size
     x = torch.empty(batch, config.image_channels, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.empty(batch, dtype=torch.int64) if config.num_classes else None
-    rows = torch.empty(len(StepCoefficients._fields), batch)
-    return x, torch.empty_like(x), labels, StepCoefficients(*rows[:5].view(5, -1, 1, 1, 1), *rows[5:])
+    c = StepCoefficients(*torch.empty(5, batch, 1, 1, 1), *torch.empty(3, batch))
+    return x, torch.empty_like(x), labels, c
 
 
 class _CudaAutocast(TorchFunctionMode):

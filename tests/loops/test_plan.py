@@ -171,6 +171,12 @@ def test_what_fits_is_what_the_parts_add_up_to():
     assert planned.largest(Way("ddp", 2, False), standing + 1000) == "not one image"
 
 
+def test_averages_and_the_multiscale_loss_are_planned_for():
+    one, two = plan_of("small64", batch=64), plan_of("small64", batch=64, ema=("0.99", "0.999"), multiscale=True)
+    assert two.memory()["averages"] == 2 * one.memory()["averages"] == 2 * one.memory()["weights"]
+    assert len(two.rehearsal(False, False).fixed) > len(one.rehearsal(False, False).fixed)
+
+
 def test_more_devices_than_images_are_refused():
     with pytest.raises(UsageError, match="a batch of 4 images can't be shared by 5 devices; raise --batch"):
         plan_of(batch=4, devices=5)

@@ -128,6 +128,17 @@ def test_a_preset_is_chosen_by_size_and_count_and_kind(size, images, latents, na
     assert choose_preset(size, images, latents) == name
 
 
+def test_a_preset_of_pixels_that_asks_for_more_does_not_win_latents(monkeypatch):
+    def loaded(name):
+        preset = load_preset(name)
+        preset["about"] |= {"images": 60_000} if name == "imagenet64" else {}
+        return preset
+
+    monkeypatch.setattr(home, "load_preset", loaded)
+    assert choose_preset(64, 10**6) == "imagenet64"
+    assert choose_preset(64, 10**6, latents=True) == "latents512"
+
+
 @pytest.mark.parametrize(("size", "images"), [(256, 1000), (128, 499_999), (2000, 10**7), (3, 10)])
 def test_where_none_is_chosen_the_message_names_those_that_would_fit(size, images):
     with pytest.raises(UsageError, match=f"no preset is for {size} pixels and {images} images") as caught:
@@ -135,8 +146,8 @@ def test_where_none_is_chosen_the_message_names_those_that_would_fit(size, image
     assert ("--preset imagenet" in str(caught.value)) == (size in (128, 256))
 
 
-@pytest.mark.parametrize("size", [8, 16, 17, 32, 48, 49, 64])
-@pytest.mark.parametrize("images", [1, 49_999, 50_000, 1_281_167])
+@pytest.mark.parametrize("size", [16, 17, 48, 49, 64])
+@pytest.mark.parametrize("images", [49_999, 50_000])
 @pytest.mark.parametrize("latents", [False, True])
 def test_the_preset_chosen_is_for_that_size_and_asks_for_no_more_images(size, images, latents):
     about = load_preset(choose_preset(size, images, latents))["about"]

@@ -29,6 +29,7 @@ class Records:
 
     def __init__(self, trainer: Trainer, out: Path, lengths: dict[str, int], warn: Callable[[str], None]):
         self.trainer, self.out, self._warn = trainer, out, warn
+        self._told: dict[str, str] = {}
         settings, network = trainer.settings, trainer.resolved.network
         held = open_held_out(settings, trainer.dataset, network.num_classes > 0)
         self.validation = Validation(held, trainer.resolved, trainer.device) if held else None
@@ -106,25 +107,27 @@ class Records:
         except DataError as error:
             self._warn(str(error))
         if self.board is not None:
-            self._warn_of(self.board.images(step, grid))
+            self._tell("board", self.board.images(step, grid))
 
     def _measured(self, step: int, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl, which the board shows too."""
         self._note("metrics.jsonl", json.dumps({"step": step, "images": self.trainer.images, **values}) + "\n")
         if self.board is not None:
-            self._warn_of(self.board.metrics(step, values))
+            self._tell("board", self.board.metrics(step, values))
 
     def _note(self, name: str, text: str) -> None:
         if self.journal is not None:
-            self._warn_of(self.journal.write(name, text))
+            self._tell(name, self.journal.write(name, text))
 
-    def _warn_of(self, trouble: str) -> None:
-        if trouble:
+    def _tell(self, name: str, trouble: str) -> None:
+        """Warn of what keeps something from being written, once while it lasts."""
+        if trouble and trouble != self._told.get(name):
             self._warn(trouble)
+        self._told[name] = trouble
 
     def close(self) -> None:
         """The last chance of what waits."""
         if self.board is not None:
-            self._warn_of(self.board.close())
+            self._tell("board", self.board.close())
         if self.journal is not None:
             self.journal.close()

@@ -22,6 +22,8 @@ from elbocli.nn.presets import choose_preset, load_preset
 
 ADAPTIVE = "adaptive"
 ON_NONFINITE = ("stop", "skip")
+WRITTEN: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list, str, int, float)}
+"""How a preset may write values of a kind, where it is not only as itself."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES + OF_WEIGHTING)}")
     for key in set(train) & set(NAMES):
         kind = type(getattr(Settings, key))
-        if type(train[key]) not in ((int, float) if kind is float else (kind,)):
+        if type(train[key]) not in WRITTEN.get(kind, (kind,)):
             raise FormatError(f"preset {name}: {key} is {train[key]!r}, expected {kind.__name__}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     values = {**train, **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}

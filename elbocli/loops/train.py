@@ -194,7 +194,7 @@ class _Training:
         try:
             meta = {**about, "log_bytes": journal.flush()}
         except DataError as error:
-            self.saver.failed(error)
+            self.saver.failed(DataError(f"no checkpoint of step {step}: {error}"))
         else:
             self.saver.start(write)
 

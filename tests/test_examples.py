@@ -137,15 +137,15 @@ def status(state: str, message: str) -> str:
 def test_a_job_queues_itself_again_only_when_there_is_something_left_to_do(
     does: str, requeued: bool, code: int, start: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "runs" / "r").mkdir(parents=True)
-    (tmp_path / "runs" / "r" / "status.json").write_text(
-        '{\n "state": "interrupted",\n "time": 0\n}\n'
-    )  # of the job before
+    before = tmp_path / "runs" / "r" / "status.json"  # of the job before
+    before.parent.mkdir(parents=True)
+    before.write_text('{\n "state": "interrupted",\n "time": 0\n}\n')
     fake(tmp_path, "srun", does)
     fake(tmp_path, "scontrol", f'[ "$1" = requeue ] && echo "$2" > {tmp_path}/requeued; echo node7; echo node8')
     result = start(TRAIN / "slurm-two-nodes.sbatch", RUN="runs/r", SLURM_JOB_ID="42", SLURM_JOB_NODELIST="node[7-8]")
     assert result.returncode == code, result.stderr
     assert ((tmp_path / "requeued").read_text() == "42\n") if requeued else not (tmp_path / "requeued").exists()
+    before.write_text('{\n "state": "interrupted",\n "time": 0\n}\n')
     fake(tmp_path, "torchrun", does)
     eight = start(TRAIN / "eight-gpus.sh", RUN="runs/r")
     assert eight.returncode == (75 if "interrupted" in does else code)

@@ -283,10 +283,12 @@ with Hook(sys.argv[2], Path(sys.argv[1]) / "run", print) as hook:
 """
 
 
-def test_ctrl_c_at_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
+def test_neither_ctrl_c_nor_input_at_the_terminal_reaches_it(tmp_path: Path) -> None:
     """SIGINT to the whole process group, as a terminal sends it; the command would record it."""
-    command = f"trap 'touch {tmp_path}/hit' INT; touch {tmp_path}/on; while :; do sleep .01; done"
-    process = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path, command], start_new_session=True)
+    command = f"cat; trap 'touch {tmp_path}/hit' INT; touch {tmp_path}/on; while :; do sleep .01; done"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, tmp_path, command], stdin=subprocess.PIPE, start_new_session=True
+    )
     until((tmp_path / "on").exists, 30)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.3)

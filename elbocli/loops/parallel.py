@@ -7,8 +7,7 @@ it was, and a run may go on under the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from elbocli.loops.runtime import PRECISIONS
 from elbocli.loops.world import World
 from elbocli.nn.blocks import Network
+from elbocli.nn.networks import place
 
 
 class Replica:
@@ -29,7 +29,7 @@ class Replica:
     sharded = False
 
     def __init__(self, network: Network, world: World, compile: bool):
-        self.network, self.world = network, world
+        self.network, self.world = place(network, world.device), world
         self.names = [name for name, _ in network.named_parameters()]
         self.pieces: list[nn.Parameter] = list(network.parameters())
         forward: nn.Module = torch.compile(network) if compile else network  # type: ignore[assignment]
@@ -38,12 +38,10 @@ class Replica:
             forward = DistributedDataParallel(forward, devices, gradient_as_bucket_view=True)
         self.forward = forward
 
-    @contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a part of a batch: gradients are averaged over processes with the last."""
         several = isinstance(self.forward, DistributedDataParallel)
-        with self.forward.no_sync() if several and not last else nullcontext():  # type: ignore[operator]
-            yield
+        return self.forward.no_sync() if several and not last else nullcontext()  # type: ignore[operator]
 
     def gradients(self) -> list[Tensor]:
         """Of the pieces, after the last part of a batch."""
@@ -72,8 +70,8 @@ class Sharded:
     sharded = True
 
     def __init__(self, network: Network, world: World, compile: bool, precision: str):
-        # Sharding takes parts along the first dimension of what lies contiguous; images stay channels last.
-        self.network = self.forward = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        # Not placed: it goes to the device unit by unit, and its parts must lie contiguous. Images stay channels last.
+        self.network = self.forward = network
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
         # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
         policy = MixedPrecisionPolicy(
@@ -91,11 +89,9 @@ class Sharded:
         self._sharded = list(network.parameters())
         self.pieces = [nn.Parameter(_local(parameter.detach())) for parameter in self._sharded]
 
-    @contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
-        """As Replica's."""
-        self.network.set_requires_gradient_sync(last)
-        yield
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """As Replica's, but every part's gradients are shared out at once: whole ones are what sharding saves."""
+        return nullcontext()
 
     def gradients(self) -> list[Tensor]:
         """As Replica's."""
@@ -128,7 +124,7 @@ def _local(tensor: Any) -> Tensor:
 
 
 def spread(network: Network, world: World, parallel: str, compile: bool, precision: str) -> Replica | Sharded:
-    """The network, over the processes there are. parallel: `ddp` or `fsdp`, the same thing for one process."""
+    """A network on the CPU, over the processes there are. parallel: `ddp` or `fsdp`, the same thing for one process."""
     if parallel == "fsdp" and world.size > 1:
         return Sharded(network, world, compile, precision)
     return Replica(network, world, compile)

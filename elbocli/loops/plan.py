@@ -116,17 +116,16 @@ class Plan:
         """Images in the largest of them."""
         return -(-self.share // self.passes)
 
-    def standing(self, way: Way, passes: int) -> dict[str, int]:
+    def standing(self, way: Way) -> dict[str, int]:
         """Bytes per device that are there whatever the micro-batch."""
         held, bytes_each = FLOAT * self.weights.held(way.shards), PRECISIONS[self.settings.precision].itemsize
-        whole_gradients = passes > 1 and way.shards > 1  # added up whole, and shared out after the last pass
         gathered = 0
         if way.shards > 1:
             unit, outside = self.weights.largest_unit, self.weights.outside
             gathered = bytes_each * (outside + 2 * unit) + (bytes_each + FLOAT) * unit
         return {
             "weights": held,
-            "gradients": FLOAT * self.weights.count if whole_gradients else held,
+            "gradients": held,
             "optimizer": 2 * held,
             "averages": len(self.settings.ema) * held,
             "gathered": gathered,
@@ -136,16 +135,14 @@ class Plan:
         """Bytes per device by part, at the worst moment of a step."""
         rehearsal = self.rehearsal(self.way.recompute, self.device == "cuda")
         peak = rehearsal.peak(self.micro_batch, copying=self.way.shards == 1)
-        return {**self.standing(self.way, self.passes), "copies": peak.copies, "activations": peak.activations}
+        return {**self.standing(self.way), "copies": peak.copies, "activations": peak.activations}
 
     def largest(self, way: Way, room: int) -> int | str:
         """The largest micro-batch that fits into so many bytes of a CUDA device, or what doesn't."""
         rehearsal, copying = self.rehearsal(way.recompute, cuda=True), way.shards == 1
         share = -(-self.settings.batch // way.devices)
-        if rehearsal.most(room - sum(self.standing(way, 1).values()), copying) >= share:
-            return share
-        left = room - sum(self.standing(way, 2).values())
-        images = rehearsal.most(left, copying)
+        left = room - sum(self.standing(way).values())
+        images = min(share, rehearsal.most(left, copying))
         return images or ("not one image" if left > 0 else "not the weights")
 
     def fitting(self) -> dict[str, dict[str, int | str]]:

@@ -25,7 +25,7 @@ from elbocli.loops.runtime import autocast, choose_device
 from elbocli.loops.settings import Resolved
 from elbocli.loops.world import World
 from elbocli.nn.ema import Averages, swap
-from elbocli.nn.networks import build, place
+from elbocli.nn.networks import build
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
@@ -55,7 +55,7 @@ class Trainer:
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
-        self.spread = spread(place(network, self.device), world, settings.parallel, settings.compile, settings.precision)
+        self.spread = spread(network, world, settings.parallel, settings.compile, settings.precision)
         self.optimizer = torch.optim.AdamW(
             self.spread.pieces,
             settings.lr,

@@ -106,7 +106,7 @@ class Sharded:
 
     def changed(self) -> None:
         """As Replica's. What is outside all units stays together after a forward that no backward follows."""
-        self.network.reshard()
+        self.network.reshard()  # type: ignore[operator]
 
     def whole(self, index: int, piece: Tensor) -> Tensor:
         """As Replica's. Every process must ask."""

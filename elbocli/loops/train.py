@@ -207,6 +207,7 @@ class _Training:
     def _end(self, reason: int) -> Iterator[Report]:
         """Before the last step: save, say why. Raises Interrupted, unless it was asked for kindly."""
         self._finish()
+        self.hook.stop()
         yield from self._said()
         saved = f"saved step {self.trainer.steps_done} of {self.settings.steps}; the same command goes on from there"
         if reason == ORPHAN:

@@ -1,0 +1,55 @@
+"""How long a checkpoint stops training, against a step: the snapshot, which a thread then writes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from bench_train_step import packed, step_of
+from compare import Row
+
+from elbocli.files import checkpoint as store
+from elbocli.loops.saver import Saver
+from elbocli.loops.settings import resolve
+from elbocli.loops.trainer import Trainer
+
+ROUNDS = 15
+
+
+def seconds(job: Callable[[], object]) -> float:
+    """Of one call."""
+    begun = time.perf_counter()
+    job()
+    return time.perf_counter() - begun
+
+
+def rows() -> Iterator[Row]:
+    """For small networks of both families."""
+    with tempfile.TemporaryDirectory() as temporary:
+        dataset = packed(Path(temporary), 32, 3)
+        for name, options in (
+            ("U-Net, small64", {"preset": "small64", "batch": 32}),
+            ("U-ViT, small32-uvit", {"preset": "small32-uvit", "batch": 32}),
+        ):
+            trainer, saver = Trainer(resolve({**options, "device": "cpu"}, dataset), dataset), Saver()
+            step = step_of(trainer)
+
+            def save(trainer: Trainer = trainer, saver: Saver = saver) -> None:
+                weights, state = trainer.snapshot()
+                about, done = {"images": 0, "log_bytes": {}}, trainer.steps_done
+                saver.start(lambda: store.save(Path(temporary) / "run", done, weights, state, about))
+
+            stalls, steps, written = [], [], []
+            for _ in range(ROUNDS):
+                steps.append(median(seconds(step) for _ in range(3)))
+                stalls.append(seconds(save))
+                written.append(seconds(saver.finish))  # as between two checkpoints there is time enough
+            ratio = median(a / b for a, b in zip(stalls[1:], steps[1:]))
+            yield Row(f"checkpoint's stall, {name} / step", median(stalls), median(steps), ratio, None)
+            ratio = median(a / b for a, b in zip(written[1:], steps[1:]))
+            yield Row(
+                f"checkpoint's writing, in its thread, {name} / step", median(written), median(steps), ratio, None
+            )

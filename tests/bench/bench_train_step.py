@@ -28,13 +28,15 @@ SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attenti
 
 
 def packed(folder: Path, size: int, channels: int, count: int = 500) -> Dataset:
-    """A dataset of noise in ten classes."""
+    """A dataset of noise in ten classes, made once for a folder."""
+    out = folder / f"{size}.h5"
+    if out.exists():
+        return Dataset(out)
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / f"src{size}" / str(i % 10) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (size, size, channels), np.uint8).squeeze()).save(path)
-    out = folder / f"{size}.h5"
     for _ in prep.run(folder / f"src{size}", out, prep.Settings(size=size, channels=channels)):
         pass
     return Dataset(out)

@@ -20,7 +20,7 @@ wanted, seed, size = map(int, sys.argv[4:7])
 OPTIONS = {
     "preset": preset,
     "parallel": sys.argv[7],
-    "steps": 160 if size == 1 else 80,
+    "steps": {"ddp": 160 // size, "fsdp": 40}[sys.argv[7]],
     "schedule": "adaptive",
     "weighting": "sigmoid",
     "save_every": 8,

@@ -176,7 +176,7 @@ EXIT = [
     ("1", "The input or the run failed; the message names the file, what was found and what to do."),
     ("2", "Wrong usage or configuration."),
     ("4", "The loss was not finite (train)."),
-    ("130, 143", "Interrupted by SIGINT or SIGTERM; train saves a checkpoint first."),
+    ("130, 138, 143", "Interrupted by SIGINT, SIGUSR1 or SIGTERM; train saves a checkpoint first."),
     ("141", "The reader of the output went away."),
 ]
 ENVIRONMENT = [

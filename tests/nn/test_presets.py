@@ -82,7 +82,9 @@ def test_a_preset_builds_for_what_it_was_made_for_and_its_range(name):
 
 def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("network: {}\ntrain: {}\ndata: {image_size: 8, channels: 4, classes: 1, images: 9, kind: latents}\n")
+    path.write_text(
+        "network: {}\ntrain: {}\ndata: {image_size: 8, channels: 4, classes: 1, images: 9, kind: latents}\n"
+    )
     assert load_preset(str(path))["data"]["kind"] == "latents"
     for bad in (
         "{}",

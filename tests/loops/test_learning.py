@@ -110,7 +110,7 @@ def test_a_small_preset_learns_as_it_is(tmp_path, name, size, loss, nearer):
     before = frechet(samples(trainer, 200), real)
     steps = trainer.settings.steps
     *_, last = losses(trainer, steps, steps // 10)
-    trainer.network.load_state_dict(trainer.ema.tensors)
+    trainer.network.load_state_dict(trainer.ema[0].tensors)
     after = frechet(samples(trainer, 200), real)
     print(f"{name}: loss {last:.4f}, distance {before:.4g} untrained, {after:.4g} trained")
     assert last < loss

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import DataError
-from elbocli.loops.parallel import Replica, Sharded
 from elbocli.loops.world import World
 from elbocli.nn.networks import NetworkConfig
+
+if TYPE_CHECKING:
+    from elbocli.loops.parallel import Replica
+    from elbocli.loops.sharded import Sharded
 
 MARGIN = 0.92
 """Of what is free: allocators leave gaps."""

@@ -1,7 +1,8 @@
 """Training in forked processes that find each other as torchrun's do, without the seconds that each start of one takes.
 
-python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?}; prints a JSON list
-of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets SIGUSR1.
+python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?}; prints a
+JSON list of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets
+SIGUSR1; poison: [step, place in the batch] of an image that is NaN.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.loops import settings, train
+from elbocli.loops.examples import Examples
 from elbocli.loops.world import World, joined
 
 
@@ -63,10 +65,31 @@ def _ended(work: Callable[[World], Any]) -> int:
     return 0
 
 
+def poisoned(step: int, place: int) -> None:
+    """From here on, the image at a place of a step (from 1) is NaN in this process, if it is one of its own."""
+    whole = Examples.at
+
+    def at(self: Examples, index: int, which: int = 0) -> Any:
+        x, eps, labels = whole(self, index, which)
+        if index + 1 == step and place in self.parts[which]:
+            x[place - self.parts[which].start] = float("nan")
+        return x, eps, labels
+
+    Examples.at = at  # type: ignore[method-assign]
+
+
 def trained(
-    world: World, data: str, out: str, options: dict[str, Any], killed: int | None = None, told: int | None = None
+    world: World,
+    data: str,
+    out: str,
+    options: dict[str, Any],
+    killed: int | None = None,
+    told: int | None = None,
+    poison: tuple[int, int] | None = None,
 ) -> None:
     """A run, as `elbo train` does it."""
+    if poison is not None:
+        poisoned(*poison)
     dataset = Dataset(Path(data))
     with world.together():
         resolved = settings.resolve(options, dataset)

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
-from elbocli.loops.trainer import split
+from elbocli.files.dataset import Dataset
+from elbocli.loops.settings import resolve
+from elbocli.loops.trainer import Trainer, split
 from elbocli.loops.world import World
 
 GROUP = Path(__file__).parent / "group.py"
@@ -135,6 +137,30 @@ def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_f
             assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
     log = "losslog.jsonl"
     assert (tmp_path / "whole" / log).read_bytes() == (tmp_path / "pieces" / log).read_bytes()
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(
+    parallel: str, digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    options = {"preset": str(preset), "steps": 20, "save_every": 4, "log_every": 3, "parallel": parallel, "keep": 9}
+    job = {"size": 2, "data": str(digits)}
+    bad = {**job, "out": "bad", "options": options, "poison": [7, 13]}
+    skipping = {**bad, "out": "skipping", "options": {**options, "on_nonfinite": "skip", "save_every": 1, "keep": 99}}
+    codes, said = grouped(tmp_path, [bad, {**job, "out": "good", "options": options}, skipping])
+    assert codes == [[4, 4], [0, 0], [0, 0]], said
+    trainer = Trainer(resolve(options, Dataset(digits)), Dataset(digits))
+    logsnr, image = float(trainer.losses.logsnr(6, trainer.schedule)[13]), trainer.losses.indices(6)[13]
+    for rank in (0, 1):
+        assert (
+            f"rank {rank} says: step 7: loss nan at logsnr {logsnr:.4g} (image {image} of the dataset, 1 of 16" in said
+        )
+    paths = [checkpoints(tmp_path / out) for out in ("bad", "good")]
+    assert [path.name for path in paths[0]] == ["step-00000004"]
+    assert (paths[0][0] / "model.safetensors").read_bytes() == (paths[1][0] / "model.safetensors").read_bytes()
+    models = [(path / "model.safetensors").read_bytes() for path in checkpoints(tmp_path / "skipping")]
+    assert len(models) == 20
+    assert [step for step in range(2, 21) if models[step - 1] == models[step - 2]] == [7]
 
 
 def test_an_error_in_one_process_ends_all_with_its_message(digits: Path, preset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""A network sharded over processes (FSDP2). Apart from replicas, because what it imports takes a while."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from elbocli.loops.runtime import PRECISIONS
+from elbocli.loops.world import World
+from elbocli.nn.blocks import Network
+
+
+class Sharded:
+    """A part of each parameter in each process; the wholes of a block are together only while it works."""
+
+    sharded = True
+
+    def __init__(self, network: Network, world: World, compile: bool, precision: str):
+        # Not placed: it goes to the device unit by unit, and its parts must lie contiguous. Images stay channels last.
+        self.network = self.forward = network
+        self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
+        # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
+        policy = MixedPrecisionPolicy(
+            param_dtype=PRECISIONS[precision] if precision != "fp32" else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
+        self.shapes = [(parameter.shape, parameter.stride()) for parameter in network.parameters()]
+        for unit in network.units():
+            if compile:
+                unit.compile()
+            fully_shard(unit, mesh=self.mesh, mp_policy=policy)
+        fully_shard(network, mesh=self.mesh, mp_policy=policy)
+        self.names = [name for name, _ in network.named_parameters()]
+        self._sharded = list(network.parameters())
+        self.pieces = [nn.Parameter(_local(parameter.detach())) for parameter in self._sharded]
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """As Replica's, but every part's gradients are shared out at once: whole ones are what sharding saves."""
+        return nullcontext()
+
+    def gradients(self) -> list[Tensor]:
+        """As Replica's."""
+        for piece, parameter in zip(self.pieces, self._sharded):
+            piece.grad = None if parameter.grad is None else _local(parameter.grad)
+        return [piece.grad for piece in self.pieces if piece.grad is not None]
+
+    def clear(self) -> None:
+        """As Replica's."""
+        for piece, parameter in zip(self.pieces, self._sharded):
+            piece.grad = parameter.grad = None
+
+    def changed(self) -> None:
+        """As Replica's. What is outside all units stays together after a forward that no backward follows."""
+        self.network.reshard()  # type: ignore[operator]
+
+    def whole(self, index: int, piece: Tensor) -> Tensor:
+        """As Replica's. Every process must ask."""
+        shape, stride = self.shapes[index]
+        return DTensor.from_local(piece, self.mesh, [Shard(0)], shape=shape, stride=stride).full_tensor()
+
+    def part(self, index: int, whole: Tensor) -> Tensor:
+        """As Replica's."""
+        parts = whole.chunk(self.world.size)
+        return parts[self.world.rank] if self.world.rank < len(parts) else whole[:0]
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from elbocli.errors import ElboError, PeerLost, UsageError
 from elbocli.loops.runtime import choose_device
@@ -19,6 +22,9 @@ from elbocli.loops.runtime import choose_device
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: rank 0 reads and checks a checkpoint while they do."""
+JOIN = timedelta(minutes=10)
+"""How long it waits for them to be there at all: imports over a network take their time."""
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -115,13 +121,56 @@ def joined(device: str = "auto") -> Iterator[World]:
             raise UsageError(f"--device {device}: under torchrun each process takes its own; leave --device out")
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(chosen)
+    rank = int(os.environ["RANK"])
     with telling_lost():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            store=_meeting(rank, size),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
     try:
         with telling_lost():
-            yield World(dist.get_rank(), size, chosen)
+            yield World(rank, size, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _meeting(rank: int, size: int) -> Store:
+    """A store that these processes share, and none that torchrun had started before in their place.
+
+    torchrun keeps one store over restarts. A process that is faster than another would find there what the other's
+    predecessor has left, and wait for the dead. So rank 0 makes up a name for this meeting, and each of the others takes
+    it only from a roll on which it finds the name that it has given itself.
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == 0 and not hosted,
+        timeout=JOIN,
+    )
+    me, until = uuid.uuid4().hex, time.monotonic() + JOIN.total_seconds()
+    store.set(f"elbo/here/{rank}", me)
+    while time.monotonic() < until:
+        if rank == 0:
+            store.set("elbo/roll", " ".join([me, *(_read(store, f"elbo/here/{other}") for other in range(1, size))]))
+            if all(_read(store, f"elbo/agreed/{other}") == me for other in range(1, size)):
+                return PrefixStore(me, store)
+        else:
+            name, *present = _read(store, "elbo/roll").split(" ")
+            if len(present) == size - 1 and present[rank - 1] == me:
+                store.set(f"elbo/agreed/{rank}", name)
+                return PrefixStore(name, store)
+        time.sleep(POLL_S)
+    raise PeerLost(f"the other processes of this run were not there within {JOIN.total_seconds():.0f} s")
+
+
+def _read(store: Store, key: str) -> str:
+    """What is there, nothing if nothing is."""
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 @contextmanager

@@ -59,7 +59,6 @@ def test_what_is_public_has_a_docstring(path: Path) -> None:
         "core/objectives.py",
         "core/schedule.py",
         "core/prediction.py",
-        "core/sampler.py",
         "core/criteria.py",
         "core/steps.py",
     }

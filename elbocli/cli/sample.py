@@ -22,23 +22,44 @@ from elbocli.cli.options import (
     schedule_help,
     take_parameters,
     weights_options,
+    with_params,
 )
-from elbocli.core.sampler import SAMPLERS
+from elbocli.core.clipping import CLIPS, parse_clip
+from elbocli.core.sampler import SAMPLERS, parse_sampler
+from elbocli.core.samplers import STEPS
+
+PRESETS = ", ".join(
+    f"{declared.name}:{name} ({preset.steps} steps)"
+    for declared in SAMPLERS.values()
+    for name, preset in declared.facts["presets"].items()
+)
+GRIDS = sorted({declared.facts["usual"].grid for declared in SAMPLERS.values()})
+USUAL = "; ".join(
+    f"{grid} for {', '.join(each.name for each in SAMPLERS.values() if each.facts['usual'].grid == grid)}" for grid in GRIDS
+)
 
 
 @click.command(cls=Command)
 @click.argument("run", type=PATH)
 @click.option("-n", "--n", "n", type=Count(1, 10**9), default=64, show_default=True, help="How many images.")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), default="ddpm", show_default=True)
-@click.option("--steps", type=Count(1, 100_000), default=128, show_default=True, help="Levels of noise visited.")
+@click.option(
+    "--sampler",
+    metavar="SPEC",
+    default="ddpm",
+    show_default=True,
+    help=f"NAME, NAME:key=value,… or NAME:PRESET. Names: {with_params(SAMPLERS)}. Presets, whose steps, schedule and "
+    f"parameters other options override: {PRESETS}.",
+)
+@click.option(
+    "--steps", type=Count(1, 100_000), help=f"Levels of noise visited.  [default: {STEPS}, or the sampler preset's]"
+)
 @parameter_options(SAMPLERS)
 @click.option(
     "--schedule",
     metavar="SPEC",
     help=schedule_help(
-        "Grid of noise levels, within the run's range (default: "
-        + ", ".join(f"{s.facts['grid']} for {s.name}" for s in SAMPLERS.values())
-        + ")."
+        f"Grid of noise levels, within the run's range (default: {USUAL}). 'run' is the schedule that the run was "
+        "trained under; one that adapts, as it was at the checkpoint."
     ),
 )
 @click.option(
@@ -46,10 +67,31 @@ from elbocli.core.sampler import SAMPLERS
     type=Number(-1e3, 1e3),
     default=1.0,
     show_default=True,
-    help="Scale of classifier-free guidance; 1 is none, 0 unconditional.",
+    help="Scale of guidance, away from the network without classes (classifier-free) or from --guide; 1 is none, 0 that "
+    "network alone.",
 )
 @click.option(
     "--guidance-interval", type=Number(-50, 50), nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI."
+)
+@click.option(
+    "--guide",
+    type=PATH,
+    metavar="RUN",
+    help="Autoguidance: a worse run of the same images and classes, or a checkpoint, to guide away from.",
+)
+@click.option(
+    "--guide-ema",
+    "guide_average",
+    metavar="NAME|FILE",
+    default="",
+    help="Which average of --guide, or without it of RUN itself, as --ema says it.",
+)
+@click.option(
+    "--clip",
+    metavar="SPEC",
+    default="none",
+    show_default=True,
+    help=f"Keep each estimate of the image within the range of pixels, after guidance. Names: {with_params(CLIPS)}.",
 )
 @click.option(
     "--classes",
@@ -105,7 +147,8 @@ def sample(
         refuse_terminal(sys.stdout)
         target = sys.stdout.buffer
     params = take_parameters(SAMPLERS, options)
-    SAMPLERS.find(options["sampler"]).bind(params)
+    parse_sampler(options["sampler"], params)
+    parse_clip(options["clip"])
     guided = Guidance(guidance, *(guidance_interval or ()))
     settings = loop.Settings(
         guidance=guided,
@@ -113,6 +156,7 @@ def sample(
         device=device or "auto",
         precision=precision or "fp32",
         schedule=options.pop("schedule") or "",
+        steps=options.pop("steps") or 0,
         command=command_line(),
         **options,
     )

@@ -13,6 +13,7 @@ import click
 
 from elbocli.cli.options import CONTEXT, PATH, Command, Count, Number, common, overwrite_option, schedule_help
 from elbocli.core.averages import AVERAGES
+from elbocli.core.clipping import CLIPS
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.objectives import FACTORS
 from elbocli.core.prediction import PREDICTIONS
@@ -28,6 +29,7 @@ REGISTRIES: dict[str, Registry] = {
     "predictions": PREDICTIONS,
     "factors": FACTORS,
     "samplers": SAMPLERS,
+    "clips": CLIPS,
     "criteria": CRITERIA,
     "averages": AVERAGES,
     "extractors": EXTRACTORS,
@@ -65,7 +67,7 @@ def weights() -> None:
 def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source.
 
-    KIND is weightings (the default), schedules, predictions, factors, samplers, criteria, averages or
+    KIND is weightings (the default), schedules, predictions, factors, samplers, clips, criteria, averages or
     extractors.
     """
     rows = [_row(declared) for declared in REGISTRIES[kind].values()]
@@ -88,11 +90,13 @@ def list_(kind: str, as_json: bool) -> None:
 def _row(declared: Any) -> dict[str, Any]:
     monotone = {"monotone": "yes" if declared.monotone else "no"} if "monotone" in declared.facts else {}
     parameters = declared.spec(declared.params).partition(":")[2] or "-"
+    presets = {"presets": ",".join(declared.facts["presets"]) or "-"} if "presets" in declared.facts else {}
     return {
         "name": declared.name,
         "formula": declared.formula,
         "parameters": parameters,
         **monotone,
+        **presets,
         "source": declared.source,
     }
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, on an interval of λ."""
+"""Guidance by a weaker estimate, on an interval of λ."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guidance:
-    """out = unconditional + scale · (conditional − unconditional), where low ≤ λ ≤ high; conditional elsewhere.
+    """out = weak + scale · (strong − weak), where low ≤ λ ≤ high; strong elsewhere.
 
-    Scale 1 is no guidance, 0 the unconditional model. Every prediction is linear in ε̂ at fixed z, so this is
-    the same for all of them. Source: Ho & Salimans 2022; Kynkäänniemi et al. 2024 for the interval.
+    Weak is the same network without the class (classifier-free), or a worse network (autoguidance). Scale 1 is no
+    guidance, 0 the weak one alone. Every prediction is linear in ε̂ at fixed z, so this is the same for all of them.
+    Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
     Raises UsageError when the interval is empty.
     """
 
@@ -32,9 +33,9 @@ class Guidance:
             )
 
     def active(self, logsnr: float) -> bool:
-        """Whether the unconditional output is needed at this λ."""
+        """Whether the weak output is needed at this λ."""
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
-    def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+    def combine(self, strong: Tensor, weak: Tensor) -> Tensor:
         """Both outputs at the same z and λ → the guided one."""
-        return unconditional.lerp(conditional, self.scale)
+        return weak.lerp(strong, self.scale)

@@ -1,104 +1,67 @@
-"""One pure step per sampler, from λ to λ' > λ, and the grid of λ they walk.
-
-A step sees z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ' = inf is clean data.
-Coefficients are Python floats in double precision; only z is a tensor.
-"""
+"""Samplers by name, the grid of λ they walk, and the walk itself. The steps are in core/samplers, a module each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Declaration, numbers, parse_spec
+from elbocli.core.samplers import (
+    SAMPLERS,
+    Denoise,
+    Move,
+    Noise,
+    Preset,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    heun,
+)
+from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from elbocli.core.schedule import Schedule
 
-SAMPLERS = Registry("sampler")
-Denoise = Callable[["Tensor", float], "Tensor"]
-Noise = Callable[[], "Tensor"]
+__all__ = ["MODULES", "SAMPLERS", "Sampler", "parse_sampler", "time_grid", "walk"]
+MODULES = (ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun)
+"""Importing them has declared what they hold."""
 
 
-def sampler(name: str, *, formula: str, source: str, grid: str, **params: float) -> Callable[..., Any]:
-    """Declare a step (z, now, then, steps, denoise, noise, **params) → z at `then`. grid: its usual schedule."""
-    return SAMPLERS.declare(name, params, formula=formula, source=source, facts={"grid": grid})
+@dataclass(frozen=True)
+class Sampler:
+    """A declared step with all its parameters; usual: how it is walked where nothing else is asked for."""
+
+    declared: Declaration
+    params: dict[str, float]
+    usual: Preset
+
+    @property
+    def spec(self) -> str:
+        """How to write it so that it means the same again."""
+        return self.declared.spec(self.params)
 
 
-@sampler(
-    "ddpm",
-    formula="ancestral; variance small^(1-gamma) large^gamma",
-    source="Ho et al. 2020; Kingma et al. 2021",
-    grid="cosine",
-    gamma=0.2,
-)
-def ddpm(z: Tensor, now: float, then: float, steps: int, denoise: Denoise, noise: Noise, gamma: float) -> Tensor:
-    (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(then)
-    kept = math.exp(now - then)
-    fresh = -math.expm1(now - then)
-    x_hat = denoise(z, now)
-    mean = (z * (kept * alpha_then / alpha)).add_(x_hat, alpha=fresh * alpha_then)
-    if math.isinf(then):
-        return mean
-    small, large = math.log(fresh * sigma_then**2), math.log(fresh * sigma**2)
-    return mean.add_(noise(), alpha=math.exp(0.5 * ((1 - gamma) * small + gamma * large)))
+def parse_sampler(text: str, given: dict[str, float] | None = None) -> Sampler:
+    """The sampler that a user wrote: `ddim`, `heun:s_churn=40`, `heun:edm-imagenet64,s_churn=20`.
 
-
-@sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine")
-def ddim(z: Tensor, now: float, then: float, steps: int, denoise: Denoise, noise: Noise) -> Tensor:
-    (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(then)
-    ratio = sigma_then / sigma
-    return (z * ratio).add_(denoise(z, now), alpha=alpha_then - alpha * ratio)
-
-
-@sampler(
-    "heun",
-    formula="Heun in y = z/alpha, with churn",
-    source="Karras et al. 2022, algorithm 2",
-    grid="edm-sample",
-    s_churn=0.0,
-    s_min=0.0,
-    s_max=1e5,
-    s_noise=1.0,
-)
-def heun(
-    z: Tensor,
-    now: float,
-    then: float,
-    steps: int,
-    denoise: Denoise,
-    noise: Noise,
-    s_churn: float,
-    s_min: float,
-    s_max: float,
-    s_noise: float,
-) -> Tensor:
-    sigma, sigma_then = math.exp(-now / 2), math.exp(-then / 2)
-    growth = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0.0
-    if growth > 0:
-        noisier = sigma * (1 + growth)
-        alpha_from = alpha_sigma(now)[0]
-        now = -2 * math.log(noisier)
-        scale = alpha_sigma(now)[0]
-        z = (z * (scale / alpha_from)).add_(noise(), alpha=scale * s_noise * math.sqrt(noisier**2 - sigma**2))
-        sigma = noisier
-    alpha, alpha_then = alpha_sigma(now)[0], alpha_sigma(then)[0]
-    x_hat = denoise(z, now)
-    ratio = sigma_then / sigma
-    euler = (z * (alpha_then / alpha * ratio)).add_(x_hat, alpha=alpha_then * (1 - ratio))
-    if sigma_then == 0:
-        return euler
-    half = 0.5 * (sigma_then - sigma)
-    return (
-        (z * (alpha_then / alpha * (1 + half / sigma)))
-        .add_(x_hat, alpha=-alpha_then * half / sigma)
-        .add_(euler, alpha=half / sigma_then)
-        .add_(denoise(euler, then), alpha=-alpha_then * half / sigma_then)
-    )
+    A preset, if any, comes first; what is said besides counts more. given: parameters from elsewhere (options), over
+    those in the text. Raises UsageError.
+    """
+    name, _, words = text.strip().partition(":")
+    declared = SAMPLERS.find(name)
+    first, _, rest = words.partition(",")
+    usual, presets = declared.facts["usual"], declared.facts["presets"]
+    if first and "=" not in first:
+        if first not in presets:
+            known = ", ".join(f"{name}:{preset}" for preset in presets) or "none"
+            raise UsageError(f"{text!r}: {name} has no preset {first!r} (its presets: {known}); expected key=value")
+        usual, words = presets[first], rest
+    own = numbers(parse_spec(f"{name}:{words}").params)
+    return Sampler(declared, declared.bind({**usual.params, **own, **(given or {})}), usual)
 
 
 def time_grid(schedule: Schedule, steps: int) -> list[float]:
@@ -109,10 +72,11 @@ def time_grid(schedule: Schedule, steps: int) -> list[float]:
     return [*schedule.logsnr(t).tolist(), math.inf]
 
 
-def walk(name: str, params: dict[str, float], z: Tensor, grid: list[float], denoise: Denoise, noise: Noise) -> Tensor:
-    """From noise z at grid[0] to data at grid[-1], by the declared sampler. Raises UsageError for an unknown one."""
-    declared = SAMPLERS.find(name)
-    bound = declared.bind(params)
-    for now, then in pairwise(grid):
-        z = declared.make(z, now, then, len(grid) - 1, denoise, noise, **bound)
+def walk(spec: str, given: dict[str, float], z: Tensor, grid: list[float], denoise: Denoise, noise: Noise) -> Tensor:
+    """From noise z at grid[0] to data at grid[-1], by a sampler as parse_sampler takes it. Raises UsageError."""
+    sampler = parse_sampler(spec, given)
+    last = None
+    for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
+        move = Move(now, then, before, len(grid) - 1)
+        z, last = sampler.declared.make(z, last, move, denoise, noise, **sampler.params)
     return z

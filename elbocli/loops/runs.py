@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elbocli.core.adaptive import Online, bin_edges
 from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import Schedule
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.averages import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
+from elbocli.files.schedules import digest, file_in
 from elbocli.loops.settings import Settings, run_settings, trained_as
 from elbocli.nn.blocks import Network
 from elbocli.nn.networks import build, config_of, place
@@ -27,7 +30,7 @@ class TrainedRun:
     """A network with the weights of a checkpoint, or of a file made by 'elbo ema', in eval mode on its device.
 
     path: of the run. about: which weights these are: weights, step, images_trained, and for a file weights_file,
-    weights_sha256.
+    weights_sha256. files: digests of the files that settings name.
     """
 
     path: Path
@@ -35,6 +38,7 @@ class TrainedRun:
     prediction: Prediction
     settings: Settings
     data: dict[str, Any]
+    files: dict[str, str]
     checkpoint: Checkpoint
     about: dict[str, Any]
 
@@ -42,6 +46,24 @@ class TrainedRun:
     def step(self) -> int:
         """Optimizer updates that the weights have seen."""
         return int(self.about["step"])
+
+    def schedule(self) -> Schedule:
+        """The one it was trained under; one that adapts, as it was at the checkpoint.
+
+        Raises FormatError when it can't be read, DataError when its file has changed since.
+        """
+        fixed = self.settings.schedule_object()
+        if fixed is None:
+            online = Online(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
+            try:
+                online.state.copy_(self.checkpoint.state()["online"])
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
+            return online.schedule(self.settings.weighting_object(), self.settings.floor)
+        file = file_in(self.settings.schedule)
+        if file is not None and self.files.get(str(file)) not in (None, digest(file)):
+            raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
+        return fixed
 
 
 def empty_network(config: dict[str, Any], where: Path) -> Network:
@@ -93,7 +115,7 @@ def open_run(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    return TrainedRun(run, network, settings.prediction_object(), settings, config["data"], checkpoint, about)
+    return TrainedRun(run, network, settings.prediction_object(), settings, config["data"], config.get("files", {}), checkpoint, about)
 
 
 def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

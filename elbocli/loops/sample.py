@@ -14,29 +14,37 @@ from torch import Tensor
 from elbocli import __version__
 from elbocli.core.draws import Stream
 from elbocli.core.guidance import Guidance
-from elbocli.core.sampler import SAMPLERS, time_grid, walk
+from elbocli.core.sampler import parse_sampler, time_grid, walk
+from elbocli.core.schedule import Schedule
 from elbocli.errors import UsageError
 from elbocli.files.samples import Plan, open_samples
 from elbocli.files.schedules import resolve_schedule
+from elbocli.loops.drawer import open_drawer
 from elbocli.loops.output import Output, latent_space, open_output
 from elbocli.loops.report import Report
 from elbocli.loops.runs import TrainedRun, open_run
 from elbocli.loops.runtime import autocast, choose_device
 from elbocli.nn.denoiser import Denoiser
 
+RUN = "run"
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw. schedule '' is the sampler's usual grid; params are the sampler's own (gamma, s_churn, …).
+    """How to draw. sampler, params: as parse_sampler takes them. steps 0 and schedule '' are the preset's, or the
+    sampler's usual ones; schedule RUN is the one that the run was trained under.
 
-    weights, average: as open_run takes them. autoencoder: folder of the one that decodes latents; None is the one they were made with.
+    weights, average: as open_run takes them. guide, guide_average, clip: as open_drawer does. autoencoder: folder of the one that decodes latents; None is the one they were made with.
     """
 
     n: int = 64
     sampler: str = "ddpm"
-    steps: int = 128
+    steps: int = 0
     schedule: str = ""
     guidance: Guidance = Guidance()
+    guide: Path | None = None
+    guide_average: str = ""
+    clip: str = "none"
     classes: str = "balanced"
     weights: str = "ema"
     average: str = ""
@@ -108,15 +116,13 @@ def draw(
     return output.pixels(x)
 
 
-def sampling_grid(run: TrainedRun, settings: Settings) -> list[float]:
-    """The λ the sampler visits: the schedule within the range the run was trained on."""
-    spec = settings.schedule or SAMPLERS.find(settings.sampler).facts["grid"]
-    return time_grid(
-        resolve_schedule(
-            spec, run.settings.logsnr_min, run.settings.logsnr_max, clip=True, size=run.network.config.image_size
-        ),
-        settings.steps,
-    )
+def sampling_schedule(run: TrainedRun, settings: Settings) -> Schedule:
+    """What spaces the λ that the sampler visits, within the range that the run was trained on."""
+    low, high, size = run.settings.logsnr_min, run.settings.logsnr_max, run.network.config.image_size
+    if settings.schedule == RUN:
+        return run.schedule()
+    usual = parse_sampler(settings.sampler).usual.grid
+    return resolve_schedule(settings.schedule or usual, low, high, clip=True, size=size)
 
 
 def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Report]:
@@ -126,17 +132,18 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
     """
     warnings: list[str] = []
     device = choose_device(settings.device)
+    sampler = parse_sampler(settings.sampler, settings.params)
     trained = open_run(path, device, warnings.append, settings.weights, settings.average)
+    drawer = open_drawer(
+        trained, settings.guidance, settings.guide, settings.guide_average, settings.clip, device, warnings.append
+    )
     yield from (Report(message=text, level="warning") for text in warnings)
     config = trained.network.config
-    if settings.guidance.scale != 1 and not config.num_classes:
-        raise UsageError("guidance needs a class-conditional run; this one is unconditional")
-    if settings.guidance.scale != 1 and trained.settings.label_dropout == 0:
-        raise UsageError("guidance needs a run trained with --label-dropout above 0; this one never saw 'no class'")
+    schedule, steps = sampling_schedule(trained, settings), settings.steps or sampler.usual.steps
+    grid = time_grid(schedule, steps)
+    drawer.check(grid)
     names = [str(name) for name in trained.data.get("class_names", [])]
     labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
-    grid = sampling_grid(trained, settings)
-    SAMPLERS.find(settings.sampler).bind(settings.params)
     shape = (config.image_size, config.image_size, config.image_channels)
     where = trained.path / "config.yaml"
     output = open_output(trained.data, config, device, settings.autoencoder, where)
@@ -144,10 +151,13 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
     about: dict[str, Any] = {
         "run": str(trained.path),
         **trained.about,
-        "sampler": settings.sampler,
-        **settings.params,
-        "steps": settings.steps,
-        "guidance": settings.guidance.scale,
+        "sampler": sampler.spec,
+        "steps": steps,
+        "nfe": drawer.evaluations(settings.sampler, settings.params, grid),
+        "schedule": schedule.base,
+        "logsnr_min": grid[0],
+        "logsnr_max": grid[-2],
+        **drawer.about,
         "classes": settings.classes,
         "seed": settings.seed,
         **({} if space is None else space.attributes()),
@@ -159,7 +169,7 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
         0,
         settings.n,
         "img",
-        f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {settings.sampler}, {settings.steps} steps, "
+        f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {sampler.spec}, {steps} steps, "
         f"logsnr {grid[0]:.4g} to {grid[-2]:.4g}",
     )
     evaluations = 0
@@ -167,7 +177,7 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings) -> Iterator[Re
         for start in range(0, settings.n, settings.batch):
             indices = range(start, min(start + settings.batch, settings.n))
             part = None if labels is None else torch.from_numpy(labels[indices.start : indices.stop]).long().to(device)
-            denoiser = Denoiser(trained.network, trained.prediction, settings.guidance, part)
+            denoiser = drawer.denoiser(part)
             put(draw(denoiser, indices, shape, grid, settings, device, output))
             evaluations = denoiser.evaluations
             yield Report(indices.stop, settings.n, "img")

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.sampler import SAMPLERS, time_grid, walk
+from elbocli.core.sampler import MODULES, SAMPLERS, parse_sampler, time_grid, walk
+from elbocli.core.samplers import Move
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 
@@ -39,22 +40,25 @@ def denoise_normal(z, logsnr):
     return MEAN + alpha * VAR / (alpha**2 * VAR + sigma**2) * (z - alpha * MEAN)
 
 
-def probe(name, now, then, steps, params):
+def step(spec, z, now, then, denoise, noise=no_noise, steps=1):
+    """z after one step that knows of none before."""
+    sampler = parse_sampler(spec)
+    return sampler.declared.make(z, None, Move(now, then, steps=steps), denoise, noise, **sampler.params)[0]
+
+
+def probe(spec, now, then, steps=1):
     """(offset, gain, noise) of one step on normal data: z' = offset + gain·z + noise·ξ, exactly."""
     z = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     xi = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    declared = SAMPLERS[name]
-    offset, one, noisy = declared.make(
-        z, now, then, steps, denoise_normal, lambda: xi, **declared.bind(params)
-    ).tolist()
+    offset, one, noisy = step(spec, z, now, then, denoise_normal, lambda: xi, steps).tolist()
     return offset, one - offset, noisy - offset
 
 
-def moments(name, grid, params=None):
-    """Mean and variance of what the sampler makes of N(0, 1), with no sampling error at all."""
+def moments(spec, grid):
+    """Mean and variance of what a single-step sampler makes of N(0, 1), with no sampling error at all."""
     mean, var = 0.0, 1.0
     for now, then in pairwise(grid):
-        offset, gain, noise = probe(name, now, then, len(grid) - 1, params or {})
+        offset, gain, noise = probe(spec, now, then, len(grid) - 1)
         mean, var = offset + gain * mean, gain**2 * var + noise**2
     return mean, var
 
@@ -68,75 +72,18 @@ def test_the_mixture_is_the_one_of_the_notes(mixture):
 # Moments
 
 
-@pytest.mark.parametrize(("steps", "tolerance"), [(64, 0.03), (256, 0.0075), (1024, 0.002)])
-def test_ddim_makes_the_mixture(mixture, steps, tolerance):
-    x = walk("ddim", {}, start_noise(), time_grid(COSINE, steps), mixture.denoise, no_noise)
-    assert float(x.mean()) == pytest.approx(MEAN, abs=0.005)
-    assert float(x.var(correction=0)) == pytest.approx(VAR, abs=tolerance)
-
-
-@pytest.mark.parametrize(("steps", "tolerance"), [(18, 0.075), (64, 0.005), (256, 0.001)])
-def test_heun_makes_the_mixture(mixture, steps, tolerance):
-    x = walk("heun", {}, start_noise(), time_grid(KARRAS, steps), mixture.denoise, no_noise)
-    assert float(x.mean()) == pytest.approx(MEAN, abs=0.005)
-    assert float(x.var(correction=0)) == pytest.approx(VAR, abs=tolerance)
-
-
-@pytest.mark.parametrize(("name", "params"), [("ddpm", {}), ("ddpm", {"gamma": 1.0}), ("heun", {"s_churn": 20.0})])
-def test_samplers_with_noise_make_the_mixture(mixture, name, params):
-    n = 20_000
-    grid = time_grid(KARRAS if name == "heun" else COSINE, 64)
-    x = walk(name, params, fresh(n, 1)(), grid, mixture.denoise, fresh(n, 2))
-    assert float(x.mean()) == pytest.approx(MEAN, abs=0.035)  # 5 standard errors
-    assert float(x.var(correction=0)) == pytest.approx(VAR, abs=0.08)
-    third = float((x - x.mean()).pow(3).mean())
-    assert third == pytest.approx(float(mixture_third(mixture)), abs=0.08)
-
-
-def mixture_third(mixture):
-    x, _, chance = mixture.quadrature(20)
-    return chance @ (x - MEAN) ** 3
-
-
-def test_ddpms_variance_error_is_of_first_order():
-    errors = [abs(moments("ddpm", time_grid(COSINE, steps + 1))[1] - VAR) for steps in (64, 128, 256, 512)]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[0] < 0.06
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    np.testing.assert_allclose(orders, 1, atol=0.15)
-
-
 def test_ddpms_variance_grows_with_gamma():
-    variances = [moments("ddpm", time_grid(COSINE, 64), {"gamma": gamma})[1] for gamma in (0, 0.2, 0.6, 1)]
+    variances = [moments(f"ddpm:gamma={gamma}", time_grid(COSINE, 64))[1] for gamma in (0, 0.2, 0.6, 1)]
     assert variances == sorted(variances)
     assert variances[0] < VAR
 
 
 @pytest.mark.parametrize("churn", [5.0, 20.0, 40.0])
 def test_churn_keeps_the_moments(churn):
-    mean, var = moments("heun", time_grid(KARRAS, 128), {"s_churn": churn})
+    mean, var = moments(f"heun:s_churn={churn}", time_grid(KARRAS, 128))
     assert mean == pytest.approx(MEAN, abs=0.005)
     assert var == pytest.approx(VAR, abs=0.015)
-    assert moments("heun", time_grid(KARRAS, 512), {"s_churn": churn})[1] == pytest.approx(VAR, abs=0.001)
-
-
-# Convergence
-
-
-def orders(name, schedule, denoise, steps, finest):
-    z = start_noise(500)
-    truth = walk(name, {}, z, time_grid(schedule, finest + 1), denoise, no_noise)
-    ends = [walk(name, {}, z, time_grid(schedule, n + 1), denoise, no_noise) for n in steps]
-    errors = [float((end - truth).square().mean().sqrt()) for end in ends]
-    return np.log2(np.array(errors[:-1]) / errors[1:])
-
-
-def test_ddim_converges_with_first_order(mixture):
-    np.testing.assert_allclose(orders("ddim", COSINE, mixture.denoise, (32, 64, 128), 4096), 1, atol=0.15)
-
-
-def test_heun_converges_with_second_order(mixture):
-    np.testing.assert_allclose(orders("heun", KARRAS, mixture.denoise, (16, 32, 64), 2048), 2, atol=0.3)
+    assert moments(f"heun:s_churn={churn}", time_grid(KARRAS, 512))[1] == pytest.approx(VAR, abs=0.001)
 
 
 def test_heun_and_ddim_solve_the_same_equation(mixture):
@@ -155,7 +102,7 @@ def test_ddim_with_the_true_data_lands_on_the_same_noise(now, up):
     x = torch.tensor([0.7, -1.2], dtype=torch.float64)
     eps = torch.tensor([-0.3, 2.1], dtype=torch.float64)
     (a, s), (b, r) = alpha_sigma(now), alpha_sigma(now + up)
-    found = SAMPLERS["ddim"].make(a * x + s * eps, now, now + up, 1, lambda z, lam: x, no_noise)
+    found = step("ddim", a * x + s * eps, now, now + up, lambda z, lam: x)
     np.testing.assert_allclose(found, b * x + r * eps, atol=1e-12)
 
 
@@ -164,7 +111,7 @@ def test_ddpms_noise_interpolates_between_small_and_large(now, up, gamma):
     then = now + up
     fresh_part = 1 - math.exp(-up)
     small, large = fresh_part * alpha_sigma(then)[1] ** 2, fresh_part * alpha_sigma(now)[1] ** 2
-    _, _, noise = probe("ddpm", now, then, 1, {"gamma": gamma})
+    _, _, noise = probe(f"ddpm:gamma={gamma}", now, then)
     assert noise**2 == pytest.approx(small ** (1 - gamma) * large**gamma, rel=1e-9)
 
 
@@ -176,7 +123,7 @@ def test_ddpm_with_the_true_data_keeps_the_marginal(now, up):
     x = torch.full((3,), 0.7, dtype=torch.float64)
     z = a * x + s * torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     xi = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    out = SAMPLERS["ddpm"].make(z, now, then, 1, lambda z, lam: x, lambda: xi, gamma=0.0)
+    out = step("ddpm:gamma=0", z, now, then, lambda z, lam: x, lambda: xi)
     centre, gain, noise = float(out[0]), float(out[1] - out[0]), float(out[2] - out[0])
     assert centre == pytest.approx(b * 0.7, abs=1e-12)
     assert gain**2 + noise**2 == pytest.approx(r**2, rel=1e-9)
@@ -196,7 +143,7 @@ def test_heun_is_karras_second_order_step_in_y(now, up):
     d = slope(y, sigma)
     euler = y + (sigma_then - sigma) * d
     wanted = y + (sigma_then - sigma) * 0.5 * (d + slope(euler, sigma_then))
-    found = SAMPLERS["heun"].make(z, now, then, 1, denoise_normal, no_noise, **SAMPLERS["heun"].params)
+    found = step("heun", z, now, then, denoise_normal)
     np.testing.assert_allclose(found / alpha_sigma(then)[0], wanted, rtol=1e-9, atol=1e-9 * sigma)
 
 
@@ -213,8 +160,7 @@ def test_churn_raises_the_noise_to_karras_level(now, s_churn, steps, s_noise):
     raised = sigma * (1 + min(s_churn / steps, math.sqrt(2) - 1))
     z = torch.tensor([0.5], dtype=torch.float64)
     xi = torch.tensor([1.7], dtype=torch.float64)
-    params = {**SAMPLERS["heun"].params, "s_churn": s_churn, "s_noise": s_noise}
-    SAMPLERS["heun"].make(z, now, now + 1, steps, denoise, lambda: xi, **params)
+    step(f"heun:s_churn={s_churn},s_noise={s_noise}", z, now, now + 1, denoise, lambda: xi, steps)
     (at, lam), _ = seen
     assert math.exp(-lam / 2) == pytest.approx(raised, rel=1e-12)
     y = 0.5 / alpha_sigma(now)[0] + s_noise * math.sqrt(raised**2 - sigma**2) * 1.7
@@ -222,13 +168,12 @@ def test_churn_raises_the_noise_to_karras_level(now, s_churn, steps, s_noise):
 
 
 def test_churn_keeps_to_its_interval():
-    params = {**SAMPLERS["heun"].params, "s_churn": 40.0, "s_min": 0.05, "s_max": 50.0}
     z = torch.ones(1, dtype=torch.float64)
     for sigma in (0.04, 51.0):
         now = -2 * math.log(sigma)
-        SAMPLERS["heun"].make(z, now, now + 1, 64, denoise_normal, no_noise, **params)
+        step("heun:edm-imagenet64", z, now, now + 1, denoise_normal, steps=64)
     with pytest.raises(AssertionError, match="asked for noise"):
-        SAMPLERS["heun"].make(z, 0.0, 1.0, 64, denoise_normal, no_noise, **params)
+        step("heun:edm-imagenet64", z, 0.0, 1.0, denoise_normal, steps=64)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -265,8 +210,8 @@ def test_heun_evaluates_the_network_twice_a_step_but_once_at_the_end(steps):
     assert len(evaluations("heun", steps)) == 2 * steps - 1
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
-def test_first_order_samplers_evaluate_once_a_step_at_the_grids_levels(name):
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"heun"}))
+def test_the_other_samplers_evaluate_once_a_step_at_the_grids_levels(name):
     assert evaluations(name, 18) == time_grid(COSINE, 18)[:-1]
 
 
@@ -294,7 +239,49 @@ def test_the_same_noise_gives_the_same_data(mixture):
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("name", "params"), [("euler", {}), ("ddim", {"gamma": 0.5}), ("ddpm", {"eta": 1.0})])
+@pytest.mark.parametrize(("name", "params"), [("euler", {}), ("ddim", {"gamma": 0.5}), ("ddpm", {"eta": 1.0}), ("dpmpp-2m-sde", {"eta": 0.0})])
 def test_an_unknown_sampler_or_parameter_is_refused(name, params):
     with pytest.raises(UsageError):
         walk(name, params, start_noise(2), time_grid(COSINE, 2), denoise_normal, no_noise)
+
+
+# Specs
+
+
+def test_a_spec_names_parameters_and_options_count_more():
+    sampler = parse_sampler("heun:s-churn=40,s_min=0.05", {"s_churn": 20.0})
+    assert sampler.params == {**SAMPLERS["heun"].params, "s_churn": 20.0, "s_min": 0.05}
+    assert parse_sampler(sampler.spec).params == sampler.params
+
+
+def test_edms_preset_is_that_of_imagenet_64():
+    sampler = parse_sampler("heun:edm-imagenet64")
+    assert sampler.params == {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
+    assert sampler.usual.steps == 256
+    grid = time_grid(parse_schedule(sampler.usual.grid), 256)
+    assert np.exp(-np.array([grid[0], grid[-2]]) / 2) == pytest.approx([80, 0.002])
+
+
+def test_what_is_said_besides_a_preset_counts_more():
+    sampler = parse_sampler("heun:edm-imagenet64,s_churn=20", {"s_noise": 1.0})
+    assert sampler.params == {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1}
+    assert parse_sampler("heun").usual.steps != 256
+
+
+@pytest.mark.parametrize("preset", [(s, p) for s in SAMPLERS.values() for p in s.facts["presets"]], ids=str)
+def test_a_presets_parameters_are_its_samplers(preset):
+    declared, name = preset
+    chosen = declared.facts["presets"][name]
+    assert parse_sampler(f"{declared.name}:{name}").params == {**declared.params, **chosen.params}
+    assert set(chosen.params) <= set(declared.params)
+    parse_schedule(chosen.grid)
+
+
+@pytest.mark.parametrize("text", ["heun:edm-imagenet", "ddim:edm-imagenet64", "heun:s_churn=1,edm-imagenet64", "heun:s_churn=x"])
+def test_a_preset_that_is_not_there_is_refused(text):
+    with pytest.raises(UsageError):
+        parse_sampler(text)
+
+
+def test_a_module_declares_one_sampler_of_its_name():
+    assert [module.__name__.rpartition(".")[2].replace("_", "-") for module in MODULES] == list(SAMPLERS)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from elbocli.core.guidance import Guidance
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
@@ -225,6 +226,22 @@ def test_samples_are_pixels_the_same_in_any_batch(run: Path, tmp_path: Path) -> 
     pieces = drawn(run, tmp_path / "b.npy", batch=4)
     assert np.abs(whole.astype(int) - pieces.astype(int)).max() <= 1
     assert (whole == pieces).mean() > 0.99
+
+
+@pytest.mark.parametrize("clip", ["static", "dynamic"])
+def test_latents_have_no_range_to_be_cut_to(clip: str, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--clip {clip}.*draws latents, which have no range"):
+        drawn(run, tmp_path / "a.npy", clip=clip)
+
+
+def test_latents_of_another_autoencoder_can_not_guide(
+    run: Path, make_autoencoder: Callable[..., Path], pack_latents: Callable[..., Path], preset: Path, tmp_path: Path
+) -> None:
+    other = pack_latents(make_autoencoder(5))
+    drain(other, tmp_path / "run", small(other, preset, steps=1))
+    with pytest.raises(UsageError, match="has other latents"):
+        drawn(run, tmp_path / "a.npy", guide=tmp_path / "run", guidance=Guidance(2.0))
+    drawn(run, tmp_path / "a.npy", guide=run / "checkpoints" / "step-00000010", guidance=Guidance(2.0))
 
 
 def test_samples_are_the_decoded_draws(run: Path, autoencoder: Path, tmp_path: Path, monkeypatch: Any) -> None:

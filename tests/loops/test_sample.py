@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from elbocli.core.guidance import Guidance
+from elbocli.core.sampler import SAMPLERS
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.loops import sample
@@ -19,7 +20,7 @@ def drawn(run: Path, out: Path, **settings: object) -> np.ndarray:
     return np.load(out)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_is_the_same_in_any_batch(sampler: str, trained: Path, tmp_path: Path) -> None:
     whole = drawn(trained, tmp_path / "a.npy", sampler=sampler)
     pieces = drawn(trained, tmp_path / "b.npy", sampler=sampler, batch=5)
@@ -45,6 +46,7 @@ def test_the_number_of_network_evaluations_is_counted(trained: Path, tmp_path: P
         return reports[-1].message
 
     assert "6 network evaluations" in evaluations(sampler="ddim")
+    assert "6 network evaluations" in evaluations(sampler="dpmpp-2m")
     assert "11 network evaluations" in evaluations(sampler="heun")
     assert "12 network evaluations" in evaluations(sampler="ddim", guidance=Guidance(2.0))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from elbocli.core.clipping import parse_clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.logsnr import diffuse
 from elbocli.core.prediction import PREDICTIONS, Prediction
@@ -45,3 +46,22 @@ def test_guidance_mixes_two_outputs_inside_its_interval_only() -> None:
     assert inside.tolist() == [-1 + 3 * 1, -1 + 3 * 5]
     assert outside.tolist() == [0, 4]
     assert denoise.evaluations == 3
+
+
+def test_another_network_guides_by_its_own_x_hat_and_the_same_labels() -> None:
+    """D = D_guide + scale (D − D_guide), though one network outputs x and the other v."""
+    x, weak, eps = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64)
+    level = torch.full((2,), 0.5, dtype=torch.float64)
+    z = diffuse(x, eps, level)
+    eps_of_weak = (z - level.sigmoid().sqrt()[0] * weak) / (-level).sigmoid().sqrt()[0]
+    guide = Denoiser(Exact(Prediction("v").target(weak, eps_of_weak, level)), Prediction("v"))
+    denoise = Denoiser(Exact(x), Prediction("x"), Guidance(2.0, 0.0, 1.0), guide=guide)
+    torch.testing.assert_close(denoise(z, 0.5), weak + 2 * (x - weak))
+    torch.testing.assert_close(denoise(z, 1.5), x)
+    assert (denoise.calls, guide.calls, denoise.evaluations) == (2, 1, 3)
+
+
+def test_clipping_comes_after_guidance() -> None:
+    z = torch.zeros(2, 1, 2, 2)
+    denoise = Denoiser(Labelled(), Prediction("x"), Guidance(0.5), torch.tensor([0, 4]), clip=parse_clip("static"))
+    assert denoise(z, 0.5)[:, 0, 0, 0].tolist() == [-0.5, 1.0]  # −1 + ½·1, and −1 + ½·5 = 1.5 cut; first cut: 0

@@ -1,0 +1,70 @@
+"""What every sampler is: a pure step from one λ to the next, declared by name. A module here declares one each.
+
+A step sees z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ = inf is clean data.
+Coefficients are Python floats in double precision; only z and x̂ are tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from elbocli.core.logsnr import alpha_sigma
+from elbocli.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAMPLERS = Registry("sampler")
+Denoise = Callable[["Tensor", float], "Tensor"]
+Noise = Callable[[], "Tensor"]
+STEPS = 128
+
+
+class Move(NamedTuple):
+    """From λ = now to λ = then > now. before: the λ of the move before this one, −inf for the first; steps: of the walk."""
+
+    now: float
+    then: float
+    before: float = -math.inf
+    steps: int = 1
+
+    @property
+    def width(self) -> float:
+        """Δ log(α/σ), half of Δλ: the h of the literature on solvers."""
+        return 0.5 * (self.then - self.now)
+
+    @property
+    def scales(self) -> tuple[float, float, float, float]:
+        """α and σ at `now`, then at `then`."""
+        return (*alpha_sigma(self.now), *alpha_sigma(self.then))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a sampler is walked: over how many steps, on the grid of which schedule, with which parameters set."""
+
+    grid: str
+    steps: int = STEPS
+    params: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+
+
+def sampler(
+    name: str,
+    *,
+    formula: str,
+    source: str,
+    grid: str,
+    positive: Any = (),
+    presets: Mapping[str, Preset] | None = None,
+    **params: float,
+) -> Callable[..., Any]:
+    """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
+
+    last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
+    """
+    facts = {"usual": Preset(grid), "presets": dict(presets or {})}
+    return SAMPLERS.declare(name, params, formula=formula, source=source, positive=positive, facts=facts)

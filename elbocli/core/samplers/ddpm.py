@@ -1,0 +1,36 @@
+"""Ancestral sampling."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from elbocli.core.samplers import Denoise, Move, Noise, sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@sampler(
+    "ddpm",
+    formula="ancestral; variance small^(1-gamma) large^gamma",
+    source="Ho et al. 2020; Kingma et al. 2021",
+    grid="cosine",
+    gamma=0.2,
+)
+def ddpm(
+    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: Noise, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """A draw from q(z' | z, x̂), whose variance is c σ'² (small), or from one with c σ² (large), c = 1 − e^{λ−λ'}.
+
+    gamma interpolates their logarithms, as in simple diffusion.
+    """
+    alpha, sigma, alpha_then, sigma_then = move.scales
+    kept = math.exp(-2 * move.width)
+    fresh = -math.expm1(-2 * move.width)
+    x_hat = denoise(z, move.now)
+    mean = (z * (kept * alpha_then / alpha)).add_(x_hat, alpha=fresh * alpha_then)
+    if sigma_then == 0:
+        return mean, x_hat
+    small, large = math.log(fresh * sigma_then**2), math.log(fresh * sigma**2)
+    return mean.add_(noise(), alpha=math.exp(0.5 * ((1 - gamma) * small + gamma * large))), x_hat

@@ -1,28 +1,46 @@
-"""What a sampler costs beside its network, against diffusers. The network returns its input.
+"""What a sampler costs beside its network, batch 64 of 3x32x32, as `elbo sample` and its peers' own loops run it.
 
-Times per network evaluation over whole trajectories of 20 steps: 20 evaluations for first-order samplers, 39 for
-Heun's method, on both sides. Batch 64 of 3x32x32, as `elbo sample` and a diffusers pipeline would run it.
+First with a network that returns its input as v, per evaluation over walks of 20 steps: those that draw no noise against
+diffusers and k-diffusion, those that do against drawing as much noise and calling the network as often. Then with the
+network of a preset: the share of a walk's time that is not spent in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import torch
 from compare import Row, Skipped, compare
 
+from elbocli.core.draws import Stream
 from elbocli.core.prediction import Prediction
-from elbocli.core.sampler import SAMPLERS, time_grid, walk
+from elbocli.core.sampler import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.nn.denoiser import Denoiser
+from elbocli.nn.networks import build, config_of, place
+from elbocli.nn.presets import load_preset
 
-BOUND, STEPS, SHAPE = 0.5, 20, (64, 3, 32, 32)
-PAIRS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("ddim", "DDIMScheduler", {"clip_sample": False}),  # elbo's doesn't clip either
-    ("ddim", "EulerDiscreteScheduler", {}),
-    ("heun", "HeunDiscreteScheduler", {}),
-)
+STEPS, SHAPE = 20, (64, 3, 32, 32)
+BOUND, NOISY_BOUND, SHARE = 0.5, 1.3, 0.02
+SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
+    "ddim": {"DDIMScheduler": {"clip_sample": False}, "EulerDiscreteScheduler": {}},  # elbo doesn't clip either
+    "heun": {"HeunDiscreteScheduler": {}},
+    "dpmpp-2m": {"DPMSolverMultistepScheduler": {}},
+}
+FUNCTIONS = {"ddim": "sample_euler", "heun": "sample_heun", "dpmpp-2m": "sample_dpmpp_2m"}
+PREDICTION = Prediction("v")
+"""One for all walks, as a run has."""
+NOISY = ("ddpm", "dpmpp-2m-sde", "heun:s_churn=40")
+LARGE = 2**22
+"""Numbers of a tensor as networks have them: having freed one, the allocator keeps what smaller ones free."""
+PRESET = "small64"
+SIZES = {"image_size": SHAPE[2], "image_channels": SHAPE[1], "num_classes": 0}
 
 
 class Same(torch.nn.Module):
@@ -32,41 +50,127 @@ class Same(torch.nn.Module):
         return z
 
 
-def ours(name: str, z: torch.Tensor) -> int:
-    """A trajectory; its evaluations."""
-    denoiser = Denoiser(Same(), Prediction("v"))
-    grid = time_grid(parse_schedule(SAMPLERS[name].facts["grid"], -12, 12, clip=True), STEPS)
-    walk(name, {}, z, grid, denoiser, lambda: torch.randn(SHAPE))
+class Noise:
+    """Draws as `elbo sample` does, and counts."""
+
+    def __init__(self) -> None:
+        self.draws = 0
+
+    def __call__(self) -> torch.Tensor:
+        self.draws += 1
+        n, channels, height, width = SHAPE
+        return Stream(0, f"sample-{self.draws}").normal(range(n), (height, width, channels)).permute(0, 3, 1, 2)
+
+
+def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Noise, steps: int = STEPS) -> int:
+    """A walk; its evaluations."""
+    denoiser = Denoiser(network, PREDICTION)
+    grid = time_grid(parse_schedule(parse_sampler(spec).usual.grid, -12, 12, clip=True), steps)
+    walk(spec, {}, z, grid, denoiser, noise)
     return denoiser.evaluations
 
 
-def theirs(scheduler: Any, z: torch.Tensor) -> int:
-    """A trajectory; its evaluations."""
-    network = Same()
-    scheduler.set_timesteps(STEPS)
-    for t in scheduler.timesteps:
-        z = scheduler.step(network(scheduler.scale_model_input(z, t), t), t, z).prev_sample
-    return len(scheduler.timesteps)
+def of_diffusers(name: str, options: dict[str, Any], z: torch.Tensor) -> Callable[[], int]:
+    """A walk, which says its evaluations."""
+    import diffusers
+
+    scheduler, network = getattr(diffusers, name)(prediction_type="v_prediction", **options), Same()
+
+    def job(z: torch.Tensor = z) -> int:
+        scheduler.set_timesteps(STEPS)
+        for t in scheduler.timesteps:
+            z = scheduler.step(network(scheduler.scale_model_input(z, t), t), t, z).prev_sample
+        return len(scheduler.timesteps)
+
+    return job
+
+
+def of_k_diffusion(name: str, z: torch.Tensor) -> Callable[[], int]:
+    """The same. Its package imports all it has, trackers too: only the two modules needed are loaded here."""
+    found = importlib.util.find_spec("k_diffusion")
+    assert found is not None
+    sys.modules["k_diffusion"] = importlib.util.module_from_spec(found)
+    external, sampling = (importlib.import_module(f"k_diffusion.{part}") for part in ("external", "sampling"))
+    sigmas, calls = sampling.get_sigmas_karras(STEPS, 0.002, 80.0), [0]
+
+    class Counted(external.VDenoiser):  # type: ignore[misc, name-defined, unused-ignore]
+        def forward(self, *given: Any, **named: Any) -> Any:
+            calls[0] += 1
+            return super().forward(*given, **named)
+
+    def job() -> int:
+        calls[0] = 0
+        getattr(sampling, name)(Counted(Same()), z * sigmas[0], sigmas, disable=True)
+        return calls[0]
+
+    return job
+
+
+def against_peers(name: str, z: torch.Tensor) -> Iterator[Row]:
+    """One that draws no noise: a row for each peer."""
+    peers = {f"diffusers {peer}": of_diffusers(peer, options, z) for peer, options in SCHEDULERS[name].items()}
+    peers[f"k-diffusion {FUNCTIONS[name]}"] = of_k_diffusion(FUNCTIONS[name], z)
+    evaluations = ours(name, z, Same(), Noise())
+    for peer, job in peers.items():
+        if job() != evaluations:
+            raise RuntimeError(f"{name} and {peer} don't evaluate the network equally often")
+        mine = lambda: ours(name, z, Same(), Noise())  # noqa: E731
+        yield compare(f"sampler, {name} / {peer}", mine, job, BOUND, rounds=60, per=evaluations)
+
+
+def against_noise(spec: str, z: torch.Tensor) -> Row:
+    """One that draws noise, against nothing but the noise and the network."""
+    noise, network, level = Noise(), Same(), torch.zeros(len(z))
+    evaluations = ours(spec, z, network, noise)
+    draws = noise.draws
+
+    def least() -> None:
+        noise = Noise()
+        for _ in range(draws):
+            noise()
+        for _ in range(evaluations):
+            network(z, level)
+
+    mine = lambda: ours(spec, z, network, Noise())  # noqa: E731
+    return compare(f"sampler, {spec} / noise", mine, least, NOISY_BOUND, rounds=20, per=evaluations)
+
+
+def share(spec: str, z: torch.Tensor, network: torch.nn.Module) -> Row:
+    """ours: seconds of a walk outside the network, drawing noise included; peer: all of it."""
+    inside = 0.0
+
+    def timed(*given: Any) -> torch.Tensor:
+        nonlocal inside
+        start = time.perf_counter()
+        out: torch.Tensor = network(*given)
+        inside += time.perf_counter() - start
+        return out
+
+    wrapped = Same()
+    wrapped.forward = timed  # type: ignore[method-assign]
+    pairs = []
+    for _ in range(3):
+        inside, start = 0.0, time.perf_counter()
+        ours(spec, z, wrapped, Noise(), steps=4)
+        total = time.perf_counter() - start
+        pairs.append((total - inside, total))
+    mine, whole = (median(side) for side in zip(*pairs))
+    return Row(f"sampler, {spec} / walk with {PRESET}", mine, whole, median(a / b for a, b in pairs), SHARE)
 
 
 def rows() -> Iterator[Row]:
-    """The deterministic samplers against diffusers' schedulers of the same method."""
-    try:
-        import diffusers
-    except ImportError:
-        raise Skipped("diffusers is not installed; pip install 'elbocli[bench]'") from None
-    z = torch.randn(SHAPE)
-    for name, peer, options in PAIRS:
-        scheduler = getattr(diffusers, peer)(prediction_type="v_prediction", **options)
-        with torch.inference_mode():
-            evaluations = ours(name, z)
-            if theirs(scheduler, z) != evaluations:
-                raise RuntimeError(f"{name} and {peer} don't evaluate the network equally often")
-            yield compare(
-                f"sampler, {name} / diffusers {peer}",
-                lambda name=name: ours(name, z),
-                lambda scheduler=scheduler: theirs(scheduler, z),
-                BOUND,
-                rounds=60,
-                per=evaluations,
-            )
+    """Every sampler, both ways."""
+    for package in ("diffusers", "k_diffusion", "torchsde"):
+        if importlib.util.find_spec(package) is None:
+            raise Skipped(f"{package} is not installed; 'make bench' installs the peers")
+    torch.empty(LARGE).fill_(0)
+    z = Noise()()
+    with torch.inference_mode():
+        for name in SCHEDULERS:
+            yield from against_peers(name, z.contiguous())
+        for spec in NOISY:
+            yield against_noise(spec, z)
+        network = build(config_of({**load_preset(PRESET)["network"], **SIZES}, PRESET))
+        network = place(network, torch.device("cpu")).eval()
+        for spec in (*SCHEDULERS, *NOISY):
+            yield share(spec, z, network)

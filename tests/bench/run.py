@@ -15,7 +15,7 @@ from compare import Row, Skipped
 from elbocli.cli.main import share_cores
 
 NAMES = [path.stem.removeprefix("bench_") for path in sorted(Path(__file__).parent.glob("bench_*.py"))]
-LINE = "{:<50} {:>10} {:>10} {:>6} {:>6}  {}"
+LINE = "{:<58} {:>10} {:>10} {:>6} {:>6}  {}"
 
 
 def text(row: Row) -> str:

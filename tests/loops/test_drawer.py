@@ -139,9 +139,12 @@ def test_a_guide_changes_the_images_inside_its_interval_only(trained: Path, weak
 
 
 def test_guidance_zero_draws_what_the_guide_alone_draws(trained: Path, weak: Path, tmp_path: Path) -> None:
-    alone, *_ = drawn(weak, tmp_path / "a.h5")
-    guided, *_ = drawn(trained, tmp_path / "a.h5", guide=weak, guidance=Guidance(0.0))
+    """Of the same classes: with others it draws something else."""
+    alone, *_ = drawn(trained, tmp_path / "a.h5")
+    guided, *_ = drawn(weak, tmp_path / "a.h5", guide=trained, guidance=Guidance(0.0))
+    others, *_ = drawn(trained, tmp_path / "a.h5", classes="9")
     assert np.abs(alone.astype(int) - guided).max() <= 1
+    assert np.abs(alone.astype(int) - others).max() > 1
 
 
 def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make: Make, tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ EXAMPLES = {
             "EDM's sampler, guided at middling noise only.",
             "elbo sample run --sampler heun --steps 32 --guidance 2 --guidance-interval -2 4 -o samples.npz",
         ),
+        (
+            "The settings of its figures for ImageNet at 64 pixels.",
+            "elbo sample run -n 50000 --sampler heun:edm-imagenet64 -o samples.h5",
+        ),
+        (
+            "Good images in 20 evaluations, each estimate kept within the range of pixels.",
+            "elbo sample run --sampler dpmpp-2m --steps 20 --clip dynamic:percentile=99 -o grid.png",
+        ),
+        (
+            "Away from what an earlier checkpoint would have drawn.",
+            "elbo sample run --guidance 2 --guide run/checkpoints/step-00010000 -o grid.png",
+        ),
         ("Straight into eval.", "elbo sample run -n 50000 | elbo eval --ref out.h5"),
         ("An earlier checkpoint.", "elbo sample run/checkpoints/step-00010000 -o grid.png"),
         (

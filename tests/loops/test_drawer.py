@@ -129,11 +129,12 @@ def test_a_schedule_file_that_changed_since_training_is_refused(make: Make, tmp_
 
 def test_a_guide_changes_the_images_inside_its_interval_only(trained: Path, weak: Path, tmp_path: Path) -> None:
     plain, *_ = drawn(trained, tmp_path / "a.h5")
-    outside, *_ = drawn(trained, tmp_path / "a.h5", guide=weak, guidance=Guidance(3.0, 9.0, 9.5))
+    outside, told, _ = drawn(trained, tmp_path / "a.h5", guide=weak, guidance=Guidance(3.0, 9.0, 9.5))
     guided, about, message = drawn(trained, tmp_path / "a.h5", guide=weak, guidance=Guidance(3.0))
     assert np.array_equal(plain, outside)
     assert not np.array_equal(plain, guided)
     assert (about["guidance"], about["guide"], about["guide_step"]) == (3.0, str(weak), 3)
+    assert told["guidance_interval"] == [9.0, 9.5] and "guidance_interval" not in about
     assert about["nfe"] == 10
     assert "10 network evaluations" in message
 

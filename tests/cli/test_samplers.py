@@ -1,4 +1,4 @@
-"""`elbo sample` as it is typed: samplers and clips by SPEC, presets, guides."""
+"""Samplers, presets, guides and clips as they are typed."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -16,6 +16,8 @@ from elbocli.loops.world import World
 
 GROWTH_INTERVAL = 2000
 FIRST_SCALE = 2.0**16
+LEAST_SCALE = 2.0**-16
+"""A gradient that isn't finite at such a scale isn't so by reason of its scale."""
 RECENT = 64
 """Steps whose losses are kept until it is known that none was bad."""
 
@@ -69,7 +71,7 @@ class Guard:
         squares, total = self.world.added(torch.stack([squares, loss.double().sum()])).unbind()
         norm = squares.sqrt() / scale
         overflow = ~norm.isfinite()
-        bad = ~total.isfinite() if self.scaled else overflow | ~total.isfinite()
+        bad = ~total.isfinite() | (overflow & (scale < LEAST_SCALE) if self.scaled else overflow)
         self._recent.append((step + 1, bad, norm, loss, logsnr))
         if len(self._recent) == RECENT:
             self._note()

@@ -146,6 +146,16 @@ EXAMPLES = {
             "elbo eval samples.h5 --ref out.h5 --extractor classifier.pt2 --metrics fid,is,accuracy",
         ),
     ],
+    "elbo report": [
+        ("One page to hand to a colleague.", "elbo report run -o report.html"),
+        (
+            "With samples and scores.",
+            "elbo sample run -n 1000 -o samples.h5\n"
+            "elbo eval samples.h5 --ref out.h5 > fid.json\nelbo bound run test.h5 > bound.json\n"
+            "elbo report run --samples samples.h5 --scores fid.json --scores bound.json -o report.html",
+        ),
+        ("What does the run say of its weighting?", "elbo report run --json | jq .objective.verdict"),
+    ],
     "elbo weights": [
         ("Is a weighting an ELBO?", "elbo weights check edm"),
         ("A picture for a talk.", "elbo weights plot sigmoid:bias=2 edm edm:monotone --schedule cosine -o weights.svg"),

@@ -10,7 +10,7 @@ import traceback
 import click
 
 from elbocli import __version__
-from elbocli.cli import adapt, bound, ema, evaluate, info, merge, prep, sample, train, weights
+from elbocli.cli import adapt, bound, ema, evaluate, info, merge, prep, report, sample, train, weights
 from elbocli.cli.options import CONTEXT, Command
 from elbocli.errors import ElboError
 
@@ -37,6 +37,7 @@ for command in (
     sample.sample,
     evaluate.evaluate,
     bound.bound,
+    report.report,
     weights.weights,
     info.info,
 ):

@@ -14,6 +14,7 @@ from elbocli.cli.options import (
     Duration,
     Joined,
     Number,
+    command_line,
     common,
     device_options,
     launched,
@@ -265,7 +266,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
             splits.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        show(loop.run(dataset, out, resolved, world))
+        show(loop.run(dataset, out, resolved, world, command_line()))
     if world.first:
         click.echo(out)
 

@@ -153,20 +153,13 @@ def check(
     check_range(low, high)
     rising = weighting.rising(low, high)
     verdict = {"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]}
-    sentences, good = [_monotone_sentence(weighting.spec, rising, low, high)], not rising
+    sentences, good = [f"{weighting.spec}: {weighting.verdict(low, high)}"], not rising
     for other in others:
         comparison, sentence = _compare(weighting, other, low, high, tolerance)
         verdict["equals"], good = comparison, comparison["same"]
         sentences.append(sentence)
     click.echo(json.dumps(verdict) if as_json else "\n".join(sentences))
     ctx.exit(0 if good else 1)
-
-
-def _monotone_sentence(spec: str, rising: list[tuple[float, float]], low: float, high: float) -> str:
-    if rising:
-        intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in rising)
-        return f"{spec}: rises for logsnr {intervals}: its loss is not an ELBO"
-    return f"{spec}: never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
 
 
 def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:

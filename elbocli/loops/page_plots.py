@@ -50,7 +50,11 @@ OWN: dict[Any, Any] = {
 LEVEL = "noise  ←  λ  →  data"
 IMAGES = "images trained on"
 ERROR = "‖ε − ε̂‖² / D"
-POINTS = 401
+POINTS = 241
+MARGINS = {"left": 0.15, "right": 0.955, "hspace": 0.08}
+"""The same in all drawings, so that axes stand under each other."""
+BAR = {"right": 0.8, "width": 0.03}
+"""Of a map: where it ends, and of the scale of its colours beside it."""
 EARLY, LATE = 0.1, 0.2
 """Shares of the run that stand for its beginning and its end."""
 
@@ -79,32 +83,36 @@ def pictures(facts: Facts) -> dict[str, list[Picture]]:
 
 
 @contextmanager
-def _drawing(rows: int = 1, height: float = 2.9) -> Iterator[tuple[Any, list[Any], Callable[[], str]]]:
-    """A figure, its panels from top to bottom, and what makes it SVG."""
+def _drawing(name: str, rows: int = 1, height: float = 3.1) -> Iterator[tuple[Any, list[Any], Callable[[], str]]]:
+    """A figure, its panels from top to bottom, and what makes it SVG. name: its own on the page. height: inches."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     with matplotlib.rc_context({**STYLE, **OWN}):
-        figure, axes = pyplot.subplots(rows, sharex=True, squeeze=False, figsize=(WIDTH, height), layout="constrained")
+        figure, axes = pyplot.subplots(rows, sharex=True, squeeze=False, figsize=(WIDTH, height))
+        figure.subplots_adjust(**MARGINS, bottom=0.5 / height, top=1 - 0.1 / height)
         try:
-            yield figure, [axis for (axis,) in axes], lambda: _svg(figure)
+            yield figure, [axis for (axis,) in axes], lambda: _svg(figure, name)
         finally:
             pyplot.close(figure)
 
 
-def _svg(figure: Any) -> str:
-    """The drawing to stand in a page, beside others: as wide as its place, names of its parts its own."""
+def _svg(figure: Any, name: str) -> str:
+    """The drawing to stand in a page, beside others: as wide as its place, and what it refers to by `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text.replace("\n ", " "), count=1)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for color, name in INKS.items():
-        text = text.replace(f": {color}", f": var({name})")
+    for color, variable in INKS.items():
+        text = text.replace(f": {color}", f": var({variable})")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
+    text = re.sub(r'href="#|url\(#', rf"\g<0>{name}-", text)
     return re.sub(r"\n\s*", "\n", text)
 
 
@@ -135,7 +143,7 @@ def _weighting(objective: Objective) -> Picture:
     value = w(at)
     top = float(value.max()) or 1.0
     noise = -w.slope(at) / top
-    with _drawing(2, 4.0) as (_, (upper, lower), svg):
+    with _drawing("weighting", 2, 4.0) as (figure, (upper, lower), svg):
         upper.plot(at, value / top, color=ONE)
         upper.set_ylabel("w(λ) / max w")
         lower.axhline(0, color=MUTED, linewidth=0.8)
@@ -144,6 +152,7 @@ def _weighting(objective: Objective) -> Picture:
         lower.plot(at, noise, color=ONE)
         lower.set_ylabel("−dw/dλ over max w")
         _over_levels(lower, low, high)
+        figure.align_ylabels()
         drawn = svg()
     rest = float(value[-1]) / top
     rises = "Where w rises p_w is negative, and no noise augmentation has that loss. " if w.rising(low, high) else ""
@@ -161,7 +170,7 @@ def _schedule(objective: Objective, course: Course | None) -> Picture | None:
         return None if course is None else _adapted(course)
     at = torch.linspace(objective.low, objective.high, POINTS, dtype=torch.float64)
     density = objective.schedule.density(at)
-    with _drawing() as (_, (axis,), svg):
+    with _drawing("schedule") as (_, (axis,), svg):
         if course is not None:
             sums = Course(course.edges, [1], [course.late(1.0)])
             axis.stairs(sums.density[0], course.edges, fill=True, color=TWO, alpha=0.3, label="drawn", linewidth=0)
@@ -181,7 +190,7 @@ def _adapted(course: Course) -> Picture:
     share = (late * course.edges.diff()).cumsum(0)
     middle = 0.5 * (course.edges[1:] + course.edges[:-1])
     low, high = (float(middle[int((share < part).sum().clamp(max=len(middle) - 1))]) for part in (0.25, 0.75))
-    with _drawing(height=3.1) as (figure, (axis,), svg):
+    with _drawing("schedule") as (figure, (axis,), svg):
         _map(figure, axis, course, course.density, "density p(λ)", None)
         drawn = svg()
     caption = (
@@ -198,7 +207,10 @@ def _map(figure: Any, axis: Any, course: Course, values: Tensor, label: str, nor
     limits = {} if norm is not None else {"vmin": 0.0, "vmax": float(seen.quantile(0.995)) if len(seen) else 1.0}
     shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", norm=norm, **limits)
     axis.grid(False)
-    bar = figure.colorbar(shown, ax=axis, pad=0.02)
+    figure.subplots_adjust(right=BAR["right"])
+    place = axis.get_position()
+    bar = figure.colorbar(shown, figure.add_axes((BAR["right"] + BAR["width"] / 2, place.y0, BAR["width"], place.height)))
+    bar.ax.grid(False)
     bar.solids.set_rasterized(True)
     bar.outline.set_visible(False)
     bar.set_label(label)
@@ -214,7 +226,7 @@ def _errors(course: Course) -> Picture | None:
     seen = error[error.isfinite() & (error > 0)]
     if not len(seen):
         return None
-    with _drawing(height=3.1) as (figure, (axis,), svg):
+    with _drawing("errors") as (figure, (axis,), svg):
         _map(figure, axis, course, error.clamp(min=float(seen.min())), ERROR, LogNorm(float(seen.min()), float(seen.max())))
         drawn = svg()
     return Picture("Error by noise level, over time", f"The unweighted error of the network's ε̂ for each dimension, as it was last seen. {_fall(course)}".strip(), drawn)
@@ -246,7 +258,7 @@ def _profiles(course: Course, held_out: Course | None) -> Picture:
     lines += [("training, last fifth", ONE, "-", course.edges, course.late(LATE))]
     if held_out is not None:
         lines += [("validation, last", TWO, "--", held_out.edges, held_out.sums[-1])]
-    with _drawing(height=3.1) as (_, (axis,), svg):
+    with _drawing("profiles") as (_, (axis,), svg):
         for label, color, dash, edges, sums in lines:
             moments = Moments.of_sums(edges, sums)
             seen = (moments.count > 1) & (moments.mean > 0)
@@ -269,7 +281,7 @@ def _loss(facts: Facts) -> Picture | None:
     at, loss = curve(facts.curves, "loss")
     if not loss:
         return None
-    with _drawing() as (_, (axis,), svg):
+    with _drawing("loss") as (_, (axis,), svg):
         axis.plot(at, loss, color=ONE, label="training", marker="" if len(at) > 1 else "o")
         words = f"Training is at {loss[-1]:.4g}"
         known = _banded(axis, facts, "val_loss", "validation")
@@ -287,7 +299,7 @@ def _bits(facts: Facts) -> Picture | None:
     _, bits = curve(facts.curves, "val_bpd")
     if not bits:
         return None
-    with _drawing() as (_, (axis,), svg):
+    with _drawing("bits") as (_, (axis,), svg):
         known = _banded(axis, facts, "val_bpd", "validation")
         _logarithmic(axis, bits)
         axis.set_ylabel("bits per dimension")

@@ -6,6 +6,7 @@ The page forbids itself scripts and any address (Content-Security-Policy), so th
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,17 @@ def number(value: Any) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u2009")
-    return f"{value:.4g}".replace("-", "\u2212")
+    return _minus(f"{value:.4g}")
 
 
 def error(value: float) -> str:
     """An error for people: 2 significant digits."""
-    return f"{value:.2g}"
+    return _minus(f"{value:.2g}")
+
+
+def _minus(text: str) -> str:
+    """2.3e-05 → 2.3e−5."""
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "\u2212")
 
 
 def source(strip: Strip) -> str:

@@ -307,7 +307,7 @@ def test_a_page_has_a_bound_that_a_long_run_with_noise_for_pictures_keeps(copy: 
 
 @pytest.mark.parametrize(
     ("value", "wanted"),
-    [(3, "3"), (1234567, "1\u2009234\u2009567"), (0.123456, "0.1235"), (-1.5, "\u22121.5"), (True, "True"), ("a", "a"), (None, "None")],
+    [(3, "3"), (1234567, "1\u2009234\u2009567"), (0.123456, "0.1235"), (-1.5, "\u22121.5"), (True, "True"), ("a", "a"), (None, "None"), (2.3e-5, "2.3e\u22125"), (1e20, "1e20")],
 )
 def test_numbers_for_people(value: Any, wanted: str) -> None:
     assert number(value) == wanted

@@ -176,6 +176,10 @@ EXAMPLES = {
         ("On the terminal.", "elbo weights plot sigmoid edm iddpm"),
         ("The objectives of the literature on one sheet.", "elbo weights plot -o weights.pdf"),
     ],
+    "elbo completion": [
+        ("Complete command lines in this bash, and in every one to come.", 'eval "$(elbo completion bash)"\n'
+         "echo 'eval \"$(elbo completion bash)\"' >> ~/.bashrc"),
+    ],
     "elbo info": [
         ("What is this file?", "elbo info out.h5\nelbo info run --json"),
         ("Is it still what was written?", "elbo info out.h5 --verify"),

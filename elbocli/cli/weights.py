@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import CONTEXT, PATH, Command, Count, Number, common, overwrite_option, schedule_help
+from elbocli.cli.options import CONTEXT, PATH, Command, Count, Named, Number, common, overwrite_option, schedule_help
 from elbocli.core.averages import AVERAGES
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.objectives import FACTORS
@@ -98,8 +98,8 @@ def _row(declared: Any) -> dict[str, Any]:
 
 
 @weights.command(cls=Command)
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--schedule", metavar="SPEC", help=schedule_help("Also its t and density."))
+@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, required=True, metavar="SPEC...")
+@click.option("--schedule", type=Named(SCHEDULES), metavar="SPEC", help=schedule_help("Also its t and density."))
 @_range_options
 @click.option("--points", type=Count(2, 10**6), default=61, show_default=True, help="Levels, evenly spaced.")
 @common
@@ -122,8 +122,13 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 
 
 @weights.command(cls=Command)
-@click.argument("spec")
-@click.option("--equals", metavar="SPEC", help="Also say whether this is the same weighting up to a constant.")
+@click.argument("spec", type=Named(WEIGHTINGS))
+@click.option(
+    "--equals",
+    type=Named(WEIGHTINGS),
+    metavar="SPEC",
+    help="Also say whether this is the same weighting up to a constant.",
+)
 @click.option(
     "--tolerance",
     type=Number(0, 1, above=True),
@@ -181,9 +186,14 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
 
 
 @weights.command(cls=Command)
-@click.argument("specs", nargs=-1, metavar="[SPEC]...")
+@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, metavar="[SPEC]...")
 @click.option(
-    "--schedule", "schedules", multiple=True, metavar="SPEC", help=schedule_help("Also its density; may be repeated.")
+    "--schedule",
+    "schedules",
+    type=Named(SCHEDULES),
+    multiple=True,
+    metavar="SPEC",
+    help=schedule_help("Also its density; may be repeated."),
 )
 @_range_options
 @click.option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")

@@ -43,6 +43,7 @@ VERBS = [
     "weights check",
     "weights plot",
     "info",
+    "completion",
 ]
 
 

@@ -43,11 +43,12 @@ onload = () => {
 
 @pytest.fixture(scope="module")
 def run(elbo: Callable[..., Any], trained: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with validation, samples, scores and a bound beside it, and a class with a name from a stranger."""
+    """A run with validation, samples, scores and a bound beside it, a class named by a stranger, and very long words."""
     folder = tmp_path_factory.mktemp("report")
     copy = Path(shutil.copytree(trained, folder / "run"))
     config = yamls.read(copy / "config.yaml")
     config["data"]["class_names"][3] = ALERT
+    config |= {"device_name": "x" * 300, "command": "elbo train " + "x" * 300}
     (copy / "config.yaml").write_text(yamls.dump(config))
     (copy / "validation.jsonl").write_bytes((copy / "losslog.jsonl").read_bytes())
     line = {"step": 40, "images": 640, "val_images": 9, "val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}

@@ -74,7 +74,7 @@ def _headline(facts: Facts) -> list[tuple[str, str, str]]:
         *_, bits, se = result.rows[-1]
         found.append(("variational bound", number(bits), f"± {error(2 * se)} bits per dimension"))
     for result in facts.of_kind("scores")[-1:]:
-        for name, value, spread, extractor in result.rows[:2]:
+        for name, value, spread, _, extractor in result.rows[:2]:
             detail = [f"± {error(spread)}"] if spread is not None else []
             found.append((name.replace("_", " "), number(value), ", ".join([*detail, extractor or result.path.name])))
     return found

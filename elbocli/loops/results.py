@@ -16,6 +16,8 @@ KINDS = {"scores": ("n_samples", "extractor"), "bound": ("bpd", "diffusion"), "t
 """Keys by which a result is known."""
 MEASURES = ("frechet", "fid", "inception_score", "kernel", "precision", "recall", "f_score", "accuracy")
 """How the names of scores begin."""
+SPREADS = {"_sd": "sd of repeats", "_se": "standard error", "_std": "sd of parts"}
+"""How the names of their spreads end, before any [NETWORK], and what they are; the first that is there is shown."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Result:
 
     @property
     def rows(self) -> list[tuple[Any, ...]]:
-        """The numbers: (name, value, spread or None, extractor) of scores; (term, nats, se, bits per dimension, se) of a bound;
+        """The numbers: (name, value, spread or None, what that is, extractor) of scores; (term, nats, se, bits per dimension, se) of a bound;
         (weighting, nats, se, the same from bounds, se, difference in se, whether they agree) of the theorem.
         """
         return {"scores": _scores, "bound": _terms, "theorem": _checks}[self.kind](self.content)
@@ -52,12 +54,20 @@ def _scores(content: dict[str, Any]) -> list[tuple[Any, ...]]:
     }
     if any(key.startswith("frechet") for key in values):
         values.pop("fid", None)
-    spreads = {_spread(key) for key in values}
-    shown = {key: key.partition("[") for key in values if key not in spreads}
-    return [
-        (name.removesuffix("_mean"), values[key], values.get(_spread(key)), extractor.removesuffix("]"))
-        for key, (name, _, extractor) in shown.items()
-    ]
+    plain = [key for key in values if not key.partition("[")[0].endswith(tuple(SPREADS))]
+    rows = []
+    for key in plain:
+        name, bracket, extractor = key.partition("[")
+        known = {end: _spread(name, end) + bracket + extractor for end in SPREADS}
+        end = next((end for end, spread in known.items() if spread in values), "")
+        spread = values[known[end]] if end else None
+        rows.append((name.removesuffix("_mean"), values[key], spread, SPREADS.get(end, ""), extractor.removesuffix("]")))
+    return rows
+
+
+def _spread(name: str, end: str) -> str:
+    """The name of a number's spread. Of `inception_score_mean` that over its parts is `inception_score_std`."""
+    return (name.removesuffix("_mean") if end == "_std" else name) + end
 
 
 def _terms(content: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -76,12 +86,6 @@ def _checks(content: dict[str, Any]) -> list[tuple[Any, ...]]:
         )
         for check in content["checks"]
     ]
-
-
-def _spread(key: str) -> str:
-    """The name of a number's spread: of `inception_score_mean[NAME]` it is `inception_score_std[NAME]`."""
-    name, bracket, extractor = key.partition("[")
-    return (f"{name.removesuffix('_mean')}_std" if name.endswith("_mean") else f"{name}_se") + bracket + extractor
 
 
 def read_result(path: Path) -> Result:

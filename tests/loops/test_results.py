@@ -42,11 +42,24 @@ def test_each_kind_is_known_by_its_content(tmp_path: Path) -> None:
 def test_scores_are_told_from_what_is_said_about_them(tmp_path: Path) -> None:
     result = read_result(written(tmp_path / "a.json", SCORES))
     assert result.rows == [
-        ("frechet_distance", 1.5, None, "a.pt2"),
-        ("inception_score", 8.0, 0.2, "a.pt2"),
-        ("accuracy", 1.0, None, ""),
+        ("frechet_distance", 1.5, None, "", "a.pt2"),
+        ("inception_score", 8.0, 0.2, "sd of parts", "a.pt2"),
+        ("accuracy", 1.0, None, "", ""),
     ]
     assert result.about == {"n_samples": 900, "extractor": "a.pt2", "guidance": 1.5}
+
+
+def test_the_spread_of_repeats_comes_before_others(tmp_path: Path) -> None:
+    ends = {"frechet_distance_se[a.pt2]": 0.1, "inception_score_mean_sd[a.pt2]": 0.3, "frechet_distance_infinity[a.pt2]": 1.0}
+    ends |= {"frechet_distance_infinity_interval[a.pt2]": [0.5, 1.5]}  # type: ignore[dict-item]
+    result = read_result(written(tmp_path / "a.json", SCORES | ends))
+    spreads = {name: (spread, kind) for name, _, spread, kind, _ in result.rows}
+    assert spreads == {
+        "frechet_distance": (0.1, "standard error"),
+        "frechet_distance_infinity": (None, ""),
+        "inception_score": (0.3, "sd of repeats"),
+        "accuracy": (None, ""),
+    }
 
 
 def test_a_number_said_twice_is_shown_once(tmp_path: Path) -> None:

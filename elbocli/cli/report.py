@@ -37,7 +37,7 @@ def report(run: Path, out: Path, samples: Path | None, results: tuple[Path, ...]
     still trained, was interrupted or is damaged is shown as far as it goes, and what is missing is said.
     """
     from elbocli.cli.progress import say
-    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.atomic import refuse_existing, writing
     from elbocli.loops import facts as loop
 
     if out != STREAM:
@@ -53,8 +53,9 @@ def report(run: Path, out: Path, samples: Path | None, results: tuple[Path, ...]
         return
     from elbocli.loops.page import render
 
-    page = render(found)
+    page = render(found).encode()  # UTF-8, as the page says, whatever the locale is
     if out == STREAM:
-        click.echo(page)
-    else:
-        write_text(out, page)
+        click.echo(page, nl=False)
+        return
+    with writing(out) as file:
+        file.write(page)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.registry import plain
@@ -18,7 +19,6 @@ from elbocli.core.schedule import SCHEDULES
 from elbocli.core.weighting import WEIGHTINGS, parse_weighting
 from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog, yamls
-from elbocli.files.samples import write_grid
 from elbocli.loops.declared import weighting_terms
 from elbocli.loops.facts import Facts, gather
 from elbocli.loops.history import CELLS, POINTS
@@ -287,7 +287,8 @@ def test_a_page_has_a_bound_that_a_long_run_with_noise_for_pictures_keeps(copy: 
     shutil.rmtree(copy / "previews")
     (copy / "previews").mkdir()
     for step in range(7):
-        write_grid(copy / "previews" / f"step-{step:08d}.png", random.integers(0, 256, (64, 128, 128, 3), np.uint8))
+        sheet = Image.fromarray(random.integers(0, 256, (1024, 1024, 3), np.uint8))
+        sheet.save(copy / "previews" / f"step-{step:08d}.png", compress_level=0)
     images = random.integers(0, 256, (160, 128, 128, 3), np.uint8)
     np.savez(tmp_path / "s.npz", arr_0=images, arr_1=np.arange(160) % 20)
     row = {"loss": 0.123456789, "val_loss": 0.1, "val_loss_se": 0.01, "val_bpd": 4.2, "val_bpd_se": 0.01, "images_per_s": 1.0}

@@ -158,6 +158,16 @@ EXAMPLES = {
             "elbo eval samples.h5 --ref out.h5 --extractor classifier.pt2 --metrics fid,is,accuracy",
         ),
     ],
+    "elbo report": [
+        ("One page to hand to a colleague.", "elbo report run -o report.html"),
+        (
+            "With samples and scores.",
+            "elbo sample run -n 1000 -o samples.h5\n"
+            "elbo eval samples.h5 --ref out.h5 > fid.json\nelbo bound run test.h5 > bound.json\n"
+            "elbo report run --samples samples.h5 --scores fid.json --scores bound.json -o report.html",
+        ),
+        ("What does the run say of its weighting?", "elbo report run --json | jq .objective.verdict"),
+    ],
     "elbo weights": [
         ("Is a weighting an ELBO?", "elbo weights check edm"),
         ("A picture for a talk.", "elbo weights plot sigmoid:bias=2 edm edm:monotone --schedule cosine -o weights.svg"),
@@ -177,6 +187,10 @@ EXAMPLES = {
     "elbo weights plot": [
         ("On the terminal.", "elbo weights plot sigmoid edm iddpm"),
         ("The objectives of the literature on one sheet.", "elbo weights plot -o weights.pdf"),
+    ],
+    "elbo completion": [
+        ("Complete command lines in this bash, and in every one to come.", 'eval "$(elbo completion bash)"\n'
+         "echo 'eval \"$(elbo completion bash)\"' >> ~/.bashrc"),
     ],
     "elbo info": [
         ("What is this file?", "elbo info out.h5\nelbo info run --json"),

@@ -13,6 +13,7 @@ from elbocli.cli.options import (
     STREAM,
     Command,
     Count,
+    Named,
     Number,
     common,
     device_options,
@@ -21,6 +22,8 @@ from elbocli.cli.options import (
     weighting_help,
     weights_options,
 )
+from elbocli.core.schedule import SCHEDULES
+from elbocli.core.weighting import WEIGHTINGS
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
@@ -65,6 +68,7 @@ def _mode(ctx: click.Context) -> str:
 @click.option(
     "--weighting",
     "weightings",
+    type=Named(WEIGHTINGS),
     multiple=True,
     metavar="SPEC",
     help=weighting_help("w(logsnr) to check or measure; may be repeated [the run's own]."),
@@ -72,6 +76,7 @@ def _mode(ctx: click.Context) -> str:
 @click.option(
     "--schedule",
     "schedules",
+    type=Named(SCHEDULES),
     multiple=True,
     metavar="SPEC",
     help=schedule_help(

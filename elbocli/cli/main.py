@@ -8,10 +8,11 @@ import sys
 import traceback
 
 import click
+from click.shell_completion import shell_complete
 
 from elbocli import __version__
-from elbocli.cli import adapt, bound, ema, evaluate, info, merge, prep, sample, train, weights
-from elbocli.cli.options import CONTEXT, Command
+from elbocli.cli import adapt, bound, completion, ema, evaluate, info, merge, prep, report, sample, train, weights
+from elbocli.cli.options import COMPLETE, CONTEXT, Command
 from elbocli.errors import ElboError
 
 
@@ -37,8 +38,10 @@ for command in (
     sample.sample,
     evaluate.evaluate,
     bound.bound,
+    report.report,
     weights.weights,
     info.info,
+    completion.completion,
 ):
     elbo.add_command(command)
 
@@ -100,6 +103,8 @@ def run(args: list[str] | None = None) -> int:
 
 def main() -> None:
     """The console script."""
+    if COMPLETE in os.environ:
+        sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
     share_cores()
     code = run()
     try:

@@ -6,9 +6,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from shlex import quote
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
@@ -17,6 +18,9 @@ from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import LARGEST, Registry
 from elbocli.core.schedule import SCHEDULES
 from elbocli.core.weighting import WEIGHTINGS
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -131,7 +135,43 @@ class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         self.fail(f"{said!r} is not a duration; {self._expected}", param, ctx)
 
 
-PATH = click.Path(path_type=Path)
+class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Text that may begin with one of these names, which the shell completes; else with the name of a file."""
+
+    name = "text"
+
+    def __init__(self, names: Collection[str]):
+        self.names = names
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names with their formulas."""
+        from click.shell_completion import CompletionItem
+
+        about = {name: d.formula for name, d in self.names.items()} if isinstance(self.names, Registry) else {}
+        found = [CompletionItem(name, help=about.get(name)) for name in self.names if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+class Place(click.Path):
+    """A path. Where a run is asked for, the shell completes the runs and checkpoints here, before other folders."""
+
+    MARKS = ("config.yaml", "meta.json")
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Runs; names that a shell would take apart are left to its own completion of folders."""
+        from click.shell_completion import CompletionItem
+
+        if param.name != "run":
+            return super().shell_complete(ctx, param, incomplete)
+        folder = Path(incomplete if incomplete.endswith("/") else os.path.dirname(incomplete))
+        runs = [path for path in folder.glob("*/") if any((path / mark).exists() for mark in self.MARKS)]
+        names = [str(path) for path in sorted(runs) if str(path).startswith(incomplete) and quote(str(path)) == str(path)]
+        return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
+
+
+PATH = Place(path_type=Path)
+COMPLETE = "_ELBO_COMPLETE"
+"""The variable by which a shell asks how a command line may go on."""
 STREAM = Path("-")
 
 
@@ -205,7 +245,7 @@ def weighting_options(default: str) -> Callable[[F], F]:
         )(function)
         parameter_options(WEIGHTINGS)(function)
         lead = f"w(logsnr), as NAME or NAME:key=value,… [{default}]."
-        click.option("--weighting", metavar="SPEC", help=weighting_help(lead))(function)
+        click.option("--weighting", type=Named(WEIGHTINGS), metavar="SPEC", help=weighting_help(lead))(function)
         return function
 
     return decorate

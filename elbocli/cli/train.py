@@ -13,7 +13,9 @@ from elbocli.cli.options import (
     Count,
     Duration,
     Joined,
+    Named,
     Number,
+    command_line,
     common,
     device_options,
     launched,
@@ -24,6 +26,7 @@ from elbocli.cli.options import (
 )
 from elbocli.core.averages import AVERAGES
 from elbocli.core.prediction import PREDICTIONS
+from elbocli.core.schedule import SCHEDULES
 from elbocli.core.weighting import WEIGHTINGS
 from elbocli.nn import presets
 
@@ -81,18 +84,25 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 )
 @click.option(
     "--preset",
+    type=Named(presets.NAMES),
     metavar="NAME",
     help=f"Network and settings: {', '.join(presets.NAMES)}, or a FILE.yaml.  [default: by image size and count]",
 )
 @weighting_options("sigmoid")
 @click.option(
     "--schedule",
+    type=Named((*SCHEDULES, "adaptive")),
     metavar="SPEC",
     help=schedule_help(
         "How logsnr is sampled; it doesn't change the loss, only its variance. 'adaptive' fits it while training."
     ),
 )
-@click.option("--prediction", metavar="SPEC", help=f"What the network outputs: {with_params(PREDICTIONS)}.")
+@click.option(
+    "--prediction",
+    type=Named(PREDICTIONS),
+    metavar="SPEC",
+    help=f"What the network outputs: {with_params(PREDICTIONS)}.",
+)
 @click.option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.")
 @click.option("--logsnr-max", type=Number(-50, 50), help="Cleanest level.")
 @click.option(
@@ -110,6 +120,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--clip", type=Number(0), help="Largest gradient norm; 0 is no limit.")
 @click.option(
     "--ema",
+    type=Named(AVERAGES),
     multiple=True,
     metavar="SPEC",
     help="Average of the weights; may be repeated, and the first is the one that previews, sample and bound use. A "
@@ -265,7 +276,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
             splits.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        show(loop.run(dataset, out, resolved, world))
+        show(loop.run(dataset, out, resolved, world, command_line()))
     if world.first:
         click.echo(out)
 

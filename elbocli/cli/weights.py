@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import CONTEXT, PATH, Command, Count, Number, common, overwrite_option, schedule_help
+from elbocli.cli.options import CONTEXT, PATH, Command, Count, Named, Number, common, overwrite_option, schedule_help
 from elbocli.core.averages import AVERAGES
 from elbocli.core.clipping import CLIPS
 from elbocli.core.criteria import CRITERIA
@@ -102,8 +102,8 @@ def _row(declared: Any) -> dict[str, Any]:
 
 
 @weights.command(cls=Command)
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--schedule", metavar="SPEC", help=schedule_help("Also its t and density."))
+@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, required=True, metavar="SPEC...")
+@click.option("--schedule", type=Named(SCHEDULES), metavar="SPEC", help=schedule_help("Also its t and density."))
 @_range_options
 @click.option("--points", type=Count(2, 10**6), default=61, show_default=True, help="Levels, evenly spaced.")
 @common
@@ -126,8 +126,13 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 
 
 @weights.command(cls=Command)
-@click.argument("spec")
-@click.option("--equals", metavar="SPEC", help="Also say whether this is the same weighting up to a constant.")
+@click.argument("spec", type=Named(WEIGHTINGS))
+@click.option(
+    "--equals",
+    type=Named(WEIGHTINGS),
+    metavar="SPEC",
+    help="Also say whether this is the same weighting up to a constant.",
+)
 @click.option(
     "--tolerance",
     type=Number(0, 1, above=True),
@@ -157,20 +162,13 @@ def check(
     check_range(low, high)
     rising = weighting.rising(low, high)
     verdict = {"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]}
-    sentences, good = [_monotone_sentence(weighting.spec, rising, low, high)], not rising
+    sentences, good = [f"{weighting.spec}: {weighting.verdict(low, high)}"], not rising
     for other in others:
         comparison, sentence = _compare(weighting, other, low, high, tolerance)
         verdict["equals"], good = comparison, comparison["same"]
         sentences.append(sentence)
     click.echo(json.dumps(verdict) if as_json else "\n".join(sentences))
     ctx.exit(0 if good else 1)
-
-
-def _monotone_sentence(spec: str, rising: list[tuple[float, float]], low: float, high: float) -> str:
-    if rising:
-        intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in rising)
-        return f"{spec}: rises for logsnr {intervals}: its loss is not an ELBO"
-    return f"{spec}: never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
 
 
 def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:
@@ -192,9 +190,14 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
 
 
 @weights.command(cls=Command)
-@click.argument("specs", nargs=-1, metavar="[SPEC]...")
+@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, metavar="[SPEC]...")
 @click.option(
-    "--schedule", "schedules", multiple=True, metavar="SPEC", help=schedule_help("Also its density; may be repeated.")
+    "--schedule",
+    "schedules",
+    type=Named(SCHEDULES),
+    multiple=True,
+    metavar="SPEC",
+    help=schedule_help("Also its density; may be repeated."),
 )
 @_range_options
 @click.option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")

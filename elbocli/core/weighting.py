@@ -285,6 +285,13 @@ class Weighting:
         """The intervals of [low, high] on which w increases: empty means that L_w is an ELBO of noisy data."""
         return rising(self, low, high)
 
+    def verdict(self, low: float, high: float) -> str:
+        """Whether L_w is an ELBO on [low, high], in words."""
+        intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in self.rising(low, high))
+        if intervals:
+            return f"rises for logsnr {intervals}: its loss is not an ELBO"
+        return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
+
     @cached_property
     def _peaks(self) -> list[tuple[float, float]]:
         ends = [end for _, end in rising(self._function, -LIMIT, LIMIT)]

@@ -134,8 +134,8 @@ def clean(run: Path) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint, every file checked against its digest. Raises FormatError."""
+def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+    """One checkpoint, every file checked against its digest unless told not to. Raises FormatError."""
     try:
         meta = json.loads((path / "meta.json").read_text())
         if meta["format"] != FORMAT or meta["version"] != 1:
@@ -143,7 +143,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 f"{path}: format is {meta['format']!r} version {meta['version']!r}, expected {FORMAT!r} version 1"
             )
         for name, known in meta["files"].items():
-            if Path(name).name != name or digest(path / name) != known["sha256"]:
+            if Path(name).name != name or (verify and digest(path / name) != known["sha256"]):
                 raise FormatError(f"{path / name}: damaged: its sha256 is not the one in meta.json")
         int(meta["step"]), int(meta["images"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ interval: step, images, and for each bin count, sum and sum of squares of ‖ε�
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,29 @@ class LossLog:
     batch: int = 1
 
 
-class Reader:
-    """Adds up lines of any number of logs with the same bins."""
+@dataclass(frozen=True)
+class Interval:
+    """One line. sums: [3, bins] of the errors since the line before."""
 
-    def __init__(self, since: int = 0):
-        self.since = since
+    step: int
+    images: int
+    sums: Tensor
+
+
+class Reader:
+    """Adds up lines of any number of logs with the same bins.
+
+    seen: takes each interval too. damaged: takes what is wrong with a line, which is then left out; without it a
+    FormatError is raised.
+    """
+
+    def __init__(
+        self,
+        since: int = 0,
+        seen: Callable[[Interval], None] = lambda interval: None,
+        damaged: Callable[[FormatError], None] | None = None,
+    ):
+        self.since, self._seen, self._damaged = since, seen, damaged
         self.log: LossLog | None = None
         self._edges: list[float] = []
 
@@ -59,22 +77,30 @@ class Reader:
         """Take in the lines of one source. Raises FormatError with the line's number."""
         started = False
         for number, text in enumerate(lines, 1):
-            where = f"{name}: line {number}"
             try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise FormatError(f"{where}: not JSON; is it a loss log ('losslog.jsonl' of a run)?") from error
-            if not isinstance(row, dict):
-                raise FormatError(f"{where}: expected a JSON object")
-            if "format" in row:
-                self._begin(row, where)
-                started = True
-            elif not started:
-                raise FormatError(f"{where}: no header; a loss log begins with its 'format' line")
-            else:
-                self._add(row, where)
+                started |= self._line(text, f"{name}: line {number}", started)
+            except FormatError as error:
+                if self._damaged is None:
+                    raise
+                self._damaged(error)
         if not started:
             raise FormatError(f"{name}: empty; expected a loss log ('losslog.jsonl' of a run)")
+
+    def _line(self, text: str | bytes, where: str, started: bool) -> bool:
+        """Take in a line; whether it was a header."""
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{where}: not JSON; is it a loss log ('losslog.jsonl' of a run)?") from error
+        if not isinstance(row, dict):
+            raise FormatError(f"{where}: expected a JSON object")
+        if "format" in row:
+            self._begin(row, where)
+            return True
+        if not started:
+            raise FormatError(f"{where}: no header; a loss log begins with its 'format' line")
+        self._add(row, where)
+        return False
 
     def _begin(self, row: dict[str, Any], where: str) -> None:
         if row.get("format") != FORMAT or row.get("version") != 1:
@@ -113,6 +139,7 @@ class Reader:
                 f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative"
             )
         if step > self.since:
+            self._seen(Interval(step, images, sums))
             self.log.sums += sums
             self.log.images = max(self.log.images, images)
             self.log.lines += 1

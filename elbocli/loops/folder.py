@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from platform import python_version
+from typing import Any
 
 import torch
 
@@ -28,11 +30,11 @@ def _check(out: Path, resolved: Resolved) -> None:
         raise UsageError(f"{out}: exists and is not a run; choose another -o")
 
 
-def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float) -> None:
+def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> None:
     """Make the folder this process's alone until the stack ends, and this run's.
 
-    patience: seconds to wait for another process to leave it. Raises UsageError when it holds something else, DataError
-    when another process stays.
+    patience: seconds to wait for another process to leave it. about: how it is trained now, for config.yaml. Raises
+    UsageError when it holds something else, DataError when another process stays.
     """
     if out.exists():
         _check(out, resolved)
@@ -41,8 +43,8 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float) -> N
     stack.enter_context(locked(out / ".lock", str(out), patience))
     _check(out, resolved)
     store.clean(out)
-    versions = {"elbo_version": __version__, "torch_version": str(torch.__version__)}
-    store.write_config(out, {**versions, **resolved.config()})
+    versions = {"elbo_version": __version__, "torch_version": str(torch.__version__), "python_version": python_version()}
+    store.write_config(out, {**versions, **about, **resolved.config()})
 
 
 class Status:

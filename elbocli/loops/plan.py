@@ -14,7 +14,7 @@ from elbocli.errors import UsageError
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.loops.rehearsal import Rehearsal, rehearse
 from elbocli.loops.runtime import PRECISIONS, choose_device
-from elbocli.loops.settings import PARALLELS, Resolved, Settings
+from elbocli.loops.settings import PARALLELS, Resolved
 from elbocli.nn.networks import NetworkConfig, build, count_parameters
 
 FLOAT = 4
@@ -176,13 +176,6 @@ def _device(name: str) -> str:
     return "cuda" if name.split(":")[0] == "cuda" else choose_device(name).type
 
 
-def _verdict(settings: Settings) -> str:
-    rising = settings.weighting_object().rising(settings.logsnr_min, settings.logsnr_max)
-    if not rising:
-        return "non-increasing: the loss is the ELBO of noise-augmented data"
-    return "increases on " + ", ".join(f"[{a:.4g}, {b:.4g}]" for a, b in rising) + ": the loss is no ELBO"
-
-
 def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float | None = None) -> dict[str, Any]:
     """Parameters, operations, memory per device and what fits, steps, images, λ range, weighting and its verdict.
 
@@ -204,7 +197,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
         },
         **({"latents": {key: resolved.data[key] for key in SHOWN}} if SHOWN[0] in resolved.data else {}),
         "weighting": settings.weighting,
-        "verdict": _verdict(settings),
+        "verdict": settings.weighting_object().verdict(settings.logsnr_min, settings.logsnr_max),
         "schedule": settings.schedule,
         "prediction": settings.prediction,
         "logsnr": [settings.logsnr_min, settings.logsnr_max],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from elbocli.errors import UsageError
@@ -44,6 +46,13 @@ def allow_tf32(allow: bool) -> None:
     """Let CUDA multiply float32 with 10 bits of mantissa where it is faster; it adds up in float32 still."""
     torch.set_float32_matmul_precision("high" if allow else "highest")
     torch.backends.cudnn.allow_tf32 = allow
+
+
+def name_of(device: torch.device) -> str:
+    """What the device is: NVIDIA H100, or the processor's architecture and how many threads are used of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
 
 
 def precision_of(device: torch.device, precision: str) -> str:

@@ -16,7 +16,7 @@ from elbocli.loops.folder import Status, claim
 from elbocli.loops.hooks import Hook
 from elbocli.loops.records import Records
 from elbocli.loops.report import Report
-from elbocli.loops.runtime import allow_tf32, choose_device, precision_of
+from elbocli.loops.runtime import allow_tf32, choose_device, name_of, precision_of
 from elbocli.loops.saver import Saver
 from elbocli.loops.settings import Resolved
 from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, Signals, catching_signals, interrupted
@@ -28,10 +28,12 @@ PATIENCE_S = 60
 """How long processes that torchrun has started wait for those before them to end: they may be saving."""
 
 
-def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = None) -> Iterator[Report]:
+def run(
+    dataset: Dataset, out: Path, resolved: Resolved, world: World | None = None, command: str = ""
+) -> Iterator[Report]:
     """Train until `steps`, going on where an earlier run of the same settings stopped.
 
-    Every process of the world runs this; the first alone writes. Raises UsageError (another run is there),
+    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError (another run is there),
     NonFiniteError (exit 4), Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
@@ -40,7 +42,8 @@ def run(dataset: Dataset, out: Path, resolved: Resolved, world: World | None = N
         signals = stack.enter_context(catching_signals())
         with world.together():
             if world.first:
-                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0)
+                about = {"command": command, "processes": world.size, "device_name": name_of(world.device)}
+                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
         status = Status(out, resolved.settings.steps) if world.first else None
         saver = Saver()
         try:

@@ -29,7 +29,7 @@ run() {
     [ -f "results/$name.json" ] && return
     say "$title"
     begin=$(date +%s)
-    elbo train train.h5 -o "run-$name" --preset digits --seed 0 "$@" > /dev/null
+    elbo train train.h5 -o "run-$name" --preset digits --seed 0 --val test.h5 "$@" > /dev/null
     elbo bound -q "run-$name" test.h5 > "results/$name.bound"
     elbo sample "run-$name" -n 900 --sampler ddim --steps 50 | score "$name" -
     echo $(($(date +%s) - begin)) > "results/$name.seconds"
@@ -51,5 +51,8 @@ say "the weightings and schedules, as a picture"
 elbo weights plot elbo sigmoid:bias=2 edm edm-monotonic fm-ot --schedule cosine --schedule edm --schedule fitted.yaml -o weights.png --overwrite
 say "real test images, scored the same way"
 [ -f results/4-test-images.json ] || score 4-test-images test.h5
+say "a run on one page"
+elbo report run-2-sigmoid-cosine --scores results/2-sigmoid-cosine.json --scores results/2-sigmoid-cosine.bound \
+    --scores results/theorem -o report.html --overwrite
 "$python" "$here/table.py" results
-printf '\npictures in %s: weights.png, fitted.png, and a sheet of samples per run\n' "$(pwd)"
+printf '\nin %s: report.html, weights.png, fitted.png, and a sheet of samples per run\n' "$(pwd)"

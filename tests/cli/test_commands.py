@@ -26,7 +26,7 @@ from elbocli.cli.weights import REGISTRIES, weights
 from elbocli.core.weighting import WEIGHTINGS
 from elbocli.files.samples import npy_header
 
-HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml")
+HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2")
 VERBS = [
     "prep",
     "merge",
@@ -36,12 +36,14 @@ VERBS = [
     "sample",
     "eval",
     "bound",
+    "report",
     "weights",
     "weights list",
     "weights show",
     "weights check",
     "weights plot",
     "info",
+    "completion",
 ]
 
 
@@ -200,7 +202,7 @@ def test_dry_run_plans_the_papers_network_without_memory(elbo: Callable[..., Any
     plan = yaml.safe_load(result.stdout)
     assert plan["network"]["parameters"] == 295_899_267 - 997 * 768
     assert plan["memory_MB"]["weights"] == pytest.approx(4 * plan["network"]["parameters"] / 1e6, abs=0.1)
-    assert "increases on [-15, -3.308]" in plan["verdict"]
+    assert "rises for logsnr -15 to -3.307778" in plan["verdict"]
     assert not (tmp_path / "run").exists()
 
 
@@ -261,6 +263,7 @@ def test_an_existing_output_is_refused(
         ["adapt", trained, "-o", "there.yaml"],
         ["sample", trained, "-o", "there.h5"],
         ["weights", "plot", "sigmoid", "-o", "there.svg"],
+        ["report", trained, "-o", "there.svg"],
         ["eval", digits, "--extractor", "elbo-tiny", "--save-stats", "there.yaml"],
     ):
         check(elbo(*line, cwd=tmp_path), 2, "already exists", "--overwrite")

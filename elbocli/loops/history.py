@@ -1,0 +1,146 @@
+"""The logs of a run as they are: still growing, cut short, damaged in places. What can't be used is left out and told."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli.errors import FormatError
+from elbocli.files.atomic import told
+from elbocli.files.losslog import Interval, Reader
+
+POINTS = 400
+"""Of a curve: neighbours are averaged until no more are left."""
+CELLS = 48
+"""Of time on a map: neighbours are added up from twice as many on."""
+Numbers = list[float | None]
+
+
+def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers]:
+    """metrics.jsonl as columns of at most 2 POINTS numbers, by their names in the file; None where a line has none.
+
+    What is not there or damaged is told to `missing`.
+    """
+    rows, bad = [], 0
+    if path.exists():
+        with told(path, "read"), open(path, "rb") as file:
+            for text in file:
+                row = _row(text)
+                bad += not row
+                rows += [row] if row else []
+    if bad:
+        missing(f"{path}: {bad} damaged {'line' if bad == 1 else 'lines'}, left out")
+    if not rows:
+        missing(f"{path}: no numbers yet")
+    return _columns(rows)
+
+
+def _row(text: bytes) -> dict[str, float]:
+    """The finite numbers of a line; nothing when it is no line of metrics."""
+    try:
+        row = json.loads(text)
+        numbers = {key: float(value) for key, value in row.items() if type(value) in (int, float)}
+    except (ValueError, AttributeError, OverflowError, RecursionError):
+        return {}
+    numbers = {key: value for key, value in numbers.items() if math.isfinite(value)}
+    return numbers if {"step", "images"} <= set(numbers) else {}
+
+
+def _columns(rows: list[dict[str, float]]) -> dict[str, Numbers]:
+    size = -(-len(rows) // POINTS) if rows else 1
+    names = sorted({name for row in rows for name in row})
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    found: dict[str, Numbers] = {name: [] for name in names}
+    for group in groups:
+        for name in names:
+            values = [row[name] for row in group if name in row]
+            last = name in ("step", "images")
+            found[name].append((values[-1] if last else math.fsum(values) / len(values)) if values else None)
+    return found
+
+
+def curve(columns: dict[str, Numbers], name: str) -> tuple[list[float], list[float]]:
+    """(images, values) of a column, where it has values."""
+    pairs = [
+        (at, value) for at, value in zip(columns.get("images", []), columns.get(name, [])) if None not in (at, value)
+    ]
+    return [at for at, _ in pairs if at is not None], [value for _, value in pairs if value is not None]
+
+
+@dataclass
+class Course:
+    """How the error at each λ went over a run: intervals of images, and the sums [3, bins] in each.
+
+    edges: of the bins of λ. images: where each interval ends. about: the log's header.
+    """
+
+    edges: Tensor
+    images: list[int] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, images: int, sums: Tensor) -> None:
+        """The next interval. Raises FormatError when it isn't later than the one before."""
+        if images <= (self.images[-1] if self.images else 0):
+            raise FormatError(f"an interval ends after {images} images, not after the one before it")
+        self.images.append(images)
+        self.sums.append(sums)
+        if len(self.images) == 2 * CELLS:
+            self.images = self.images[1::2]
+            self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
+
+    @property
+    def error(self) -> Tensor:
+        """‖ε−ε̂‖²/D, [intervals, bins]: the last that was seen; NaN where nothing was yet."""
+        found = torch.full((len(self.sums), len(self.edges) - 1), torch.nan, dtype=torch.float64)
+        last = found[0].clone()
+        for row, (count, total, _) in zip(found, self.sums):
+            last = (total / count).where(count > 0, last)
+            row[:] = last
+        return found
+
+    @property
+    def density(self) -> Tensor:
+        """Which share of an interval's draws fell on each bin, over the bin's width: [intervals, bins]."""
+        count = torch.stack(self.sums)[:, 0]
+        return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
+
+    def late(self, share: float) -> Tensor:
+        """The sums [3, bins] of the last share of the images."""
+        start = self.images[-1] * (1 - share)
+        return torch.stack([sums for at, sums in zip(self.images, self.sums) if at > start]).sum(0)
+
+
+def read_course(path: Path, missing: Callable[[str], None]) -> Course | None:
+    """A loss log over time; None, and told to `missing`, when there is nothing in it."""
+    if not path.exists():
+        missing(f"{path}: no errors by noise level yet")
+        return None
+    damaged: list[FormatError] = []
+    found: list[Course] = []
+
+    def seen(interval: Interval) -> None:
+        if not found:
+            assert reader.log is not None
+            found.append(Course(reader.log.edges, about=reader.log.header))
+        found[0].add(interval.images, interval.sums)
+
+    reader = Reader(seen=seen, damaged=damaged.append)
+    try:
+        with told(path, "read"), open(path, "rb") as file:
+            reader.read(file, str(path))
+    except FormatError as error:
+        damaged.append(error)
+    if damaged:
+        missing(f"{path}: {len(damaged)} damaged {'line' if len(damaged) == 1 else 'lines'}, left out ({damaged[0]})")
+    if not found or not found[0].images:
+        missing(f"{path}: no errors by noise level yet")
+        return None
+    return found[0]

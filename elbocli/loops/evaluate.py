@@ -9,11 +9,12 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_fid import KEY_METRIC_FID
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli import __version__
+from elbocli.core.frechet import frechet_distance
 from elbocli.core.moments import StreamingMoments
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
@@ -127,14 +128,15 @@ def run(
         scores = Scores(bool({"is", "accuracy"} & set(settings.metrics)))
         yield from _extract(reader, extractor, settings, device, scores, "samples")
         labels, shape, crop = reader.labels, reader.shape, reader.about.get("crop")
-    mu, sigma = scores.moments.statistics()
+    moments = scores.moments.moments()
+    mu, sigma = moments.mu, moments.sigma
     result: dict[str, Any] = {}
     if "fid" in settings.metrics and ref is not None:
         if dataset is not None:
             statistics = yield from _dataset_statistics(dataset, extractor, settings, device)
         assert statistics is not None
         _check_reference(statistics, ref, extractor, shape, len(mu))
-        result |= _named(extractor, {KEY_METRIC_FID: _frechet(mu, sigma, statistics)})
+        result |= _named(extractor, {KEY_METRIC_FID: frechet_distance(moments, statistics)})
     if "is" in settings.metrics:
         assert scores.logits is not None
         result |= _named(extractor, isc_features_to_metric(torch.cat(scores.logits), SPLITS))
@@ -171,9 +173,9 @@ def _dataset_statistics(
     scores = Scores(False)
     with read_samples(dataset.path) as reader:
         yield from _extract(reader, extractor, settings, device, scores, "reference")
-    mu, sigma = scores.moments.statistics()
+    moments = scores.moments.moments()
     return Statistics(
-        mu, sigma, _about(extractor, len(dataset), _preprocessing(dataset.shape, dataset.attributes.get("crop")))
+        moments.mu, moments.sigma, _about(extractor, len(dataset), _preprocessing(dataset.shape, dataset.attributes.get("crop")))
     )
 
 
@@ -186,11 +188,6 @@ def _check_count(n: int, settings: Settings, name: str) -> None:
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape[1:]))
-
-
-def _frechet(mu: np.ndarray, sigma: np.ndarray, statistics: Statistics) -> float:
-    pair = {"mu": mu, "sigma": sigma}, {"mu": statistics.mu, "sigma": statistics.sigma}
-    return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
 
 
 def _named(extractor: Extractor, values: dict[str, float]) -> dict[str, float]:

@@ -124,16 +124,6 @@ def test_a_set_is_at_no_distance_from_itself_and_far_from_noise(digits: Path, tm
     assert score(save_npy(tmp_path / "n.npy", noise), digits)[TINY] > 1
 
 
-def test_the_distance_of_known_gaussians() -> None:
-    draw = np.random.default_rng(0)
-    from elbocli.files.statistics import Statistics
-
-    a = draw.standard_normal((5, 5))
-    sigma = a @ a.T
-    mu = draw.standard_normal(5)
-    assert evaluate._frechet(mu, sigma, Statistics(mu + 2, 4 * sigma)) == pytest.approx(20 + np.trace(sigma), rel=1e-9)
-
-
 @pytest.mark.parametrize("batch", [1, 7, 300])
 def test_the_batch_changes_nothing(batch: int, digits: Path, tmp_path: Path) -> None:
     images = Dataset(digits).batch(np.arange(100))

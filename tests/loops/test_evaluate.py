@@ -1,7 +1,6 @@
 """Scores: equal to torch-fidelity's own, and honest about what they are."""
 
 import io
-import math
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
@@ -49,28 +47,6 @@ class Images(torch.utils.data.Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.images[index]
-
-
-@pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of the Inception network, at random."""
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.manual_seed(0)
-    module = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
-    try:
-        FeatureExtractorInceptionV3.__init__(
-            module, "inception-v3-compat", ["2048"], feature_extractor_weights_path=io.BytesIO(b"no weights")
-        )
-    except Exception:
-        # Its layers exist before it fails to load them: that is all that is needed here.
-        assert hasattr(module, "fc")
-    state = module.state_dict()
-    for name, value in state.items():
-        if value.dtype.is_floating_point and value.dim() > 1:
-            state[name] = torch.randn_like(value) * math.sqrt(2 / value[0].numel())
-    state["fc.weight"] *= 8
-    torch.save(state, path)
-    return path
 
 
 def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path: Path) -> None:

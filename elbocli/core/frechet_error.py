@@ -19,7 +19,7 @@ ROWS = 4096
 NORMAL_95 = 1.959963984540054
 
 
-def influence(features: np.ndarray, own: Moments, reference: Gaussian) -> np.ndarray:
+def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
     """How much each of the features [N, D] moves the distance of them all, times N: [N], zero on average.
 
     The derivative of the distance with respect to an image's weight. With c = x − μ, and T the optimal map between the
@@ -39,7 +39,7 @@ def influence(features: np.ndarray, own: Moments, reference: Gaussian) -> np.nda
     return found - found.mean()
 
 
-def standard_error(features: np.ndarray, own: Moments, reference: Gaussian) -> float:
+def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
     """Of the distance of the features [N, D] from the reference, by the infinitesimal jackknife.
 
     That is where the bootstrap's standard error tends with the number of its resamples, in closed form.

@@ -47,11 +47,15 @@ class Moments:
 class StreamingMoments:
     """Sums of features and their outer products about the first batch's mean, float64.
 
-    About that mean, not zero, so that nothing cancels when features are far from the origin.
+    About that mean, not zero, so that nothing cancels when features are far from the origin. Outer products are added
+    up ROWS vectors at a time: one for each batch would take longer than a fast device takes for the batch.
     """
+
+    ROWS = 1024
 
     def __init__(self) -> None:
         self.n = 0
+        self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
         """features: [B, D]."""
@@ -60,12 +64,20 @@ class StreamingMoments:
             self._origin = features.mean(0)
             self._sum = np.zeros(features.shape[1])
             self._outer = np.zeros((features.shape[1],) * 2)
-        centred = features - self._origin
         self.n += len(features)
+        self._waiting.append(features - self._origin)
+        if sum(map(len, self._waiting)) >= self.ROWS:
+            self._take()
+
+    def _take(self) -> None:
+        centred = np.concatenate(self._waiting)
         self._sum += centred.sum(0)
         self._outer += centred.T @ centred
+        self._waiting = []
 
     def moments(self) -> Moments:
         """Of all vectors so far. Needs one."""
+        if self._waiting:
+            self._take()
         mean = self._sum / self.n
         return Moments(self.n, self._origin + mean, self._outer - self.n * np.outer(mean, mean))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import tokenize
@@ -150,6 +151,8 @@ def _npz(file: IO[bytes], plan: Plan) -> Iterator[Put]:
         if plan.labels is not None:
             labels = plan.labels.astype("<i8")
             archive.writestr("arr_1.npy", npy_header(labels.shape, "<i8") + labels.tobytes())
+        with archive.open("about.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(json.dumps(plan.about)), allow_pickle=False)
 
 
 @contextlib.contextmanager
@@ -171,7 +174,7 @@ def _h5(path: Path, plan: Plan) -> Iterator[Put]:
                 "image_size": height,
                 "elbo_version": __version__,
                 "command": plan.about.get("command", ""),
-                "samples": str(plan.about),
+                "samples": json.dumps(plan.about),
             },
         )
 
@@ -199,7 +202,10 @@ def _folder(folder: Path, plan: Plan) -> Iterator[Put]:
 
 
 class SampleReader:
-    """A stream of images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself."""
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None.
+
+    about: attributes of the dataset that they are, if any. made: how they were drawn, as far as the file says.
+    """
 
     def __init__(
         self,
@@ -210,11 +216,28 @@ class SampleReader:
         about: dict[str, Any] | None = None,
     ):
         self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
+        self.made = made_how(self.about.get("samples"))
+
+    def at(self, start: int, count: int) -> np.ndarray:
+        """Images start to start + count, uint8 [count, H, W, C]; never before those asked for last.
+
+        Raises DataError when the stream ends early.
+        """
+        return self._read(start, count)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
         for start in range(0, self.shape[0], size):
-            yield self._read(start, min(size, self.shape[0] - start))
+            yield self.at(start, min(size, self.shape[0] - start))
+
+
+def made_how(text: Any) -> dict[str, Any]:
+    """What a file of samples says of how they were drawn; nothing when it says nothing that can be read."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
@@ -237,10 +260,15 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> SampleReader:
     shape = read_header(file, name)
     row = int(np.prod(shape[1:]))
+    position = 0
 
     def read(start: int, count: int) -> np.ndarray:
+        nonlocal position
         buffer = bytearray(count * row)
         view, filled = memoryview(buffer), 0
+        if start != position:
+            file.seek((start - position) * row, os.SEEK_CUR)
+        position = start + count
         while filled < len(buffer):
             try:
                 got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
@@ -303,6 +331,14 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray |
     return np.asarray(labels, np.int64)
 
 
+def _made(archive: zipfile.ZipFile) -> dict[str, Any]:
+    try:
+        with archive.open("about.npy") as member:
+            return made_how(str(np.lib.format.read_array(member, allow_pickle=False)))
+    except UNREADABLE:
+        return {}
+
+
 @contextlib.contextmanager
 def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     """Open images from a binary stream or a path, reading no more at a time than is asked for.
@@ -326,10 +362,17 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
             reader.labels = read_labels(archive, str(source), reader.shape[0])
+            reader.made = _made(archive)
             yield reader
     else:
         with told(source, "read"), open(source, "rb") as file:
             yield _stream(file, str(source))
+
+
+def has_images(path: Path) -> bool:
+    """Whether an npz holds `arr_0`."""
+    with _zip(path) as archive:
+        return "arr_0.npy" in archive.namelist()
 
 
 def _zip(path: Path) -> zipfile.ZipFile:

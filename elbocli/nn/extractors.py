@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 EXTRACTORS = Registry("extractor")
+DEFAULT = "inception-v3-compat"
 PUBLISHED_INCEPTION = "6726825d"
 
 
@@ -21,14 +22,12 @@ PUBLISHED_INCEPTION = "6726825d"
 class Extractor:
     """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
-    known: it is the published Inception network, whose numbers may carry the names FID and IS.
     channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared.
     """
 
     name: str
     module: torch.nn.Module
     weights_sha256: str
-    known: bool = False
     channels: int = 0
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -49,8 +48,13 @@ class Extractor:
         return features.float(), None if logits is None else logits.float()
 
 
+def is_published(name: Any, weights_sha256: Any) -> bool:
+    """Whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
+    return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
+
+
 @EXTRACTORS.declare(
-    "inception-v3-compat",
+    DEFAULT,
     formula="Inception v3 as in the FID paper, 2048 features",
     source="Heusel et al. 2017; torch-fidelity",
 )
@@ -67,7 +71,7 @@ def inception(weights: Path | None) -> Extractor:
     path = weights or _published()
     module, digest = _loaded(FeatureExtractorInceptionV3, "inception-v3-compat", ["2048", "logits_unbiased"], path)
     module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Extractor("inception-v3-compat", module, digest, digest.startswith(PUBLISHED_INCEPTION), channels=3)
+    return Extractor("inception-v3-compat", module, digest, channels=3)
 
 
 @EXTRACTORS.declare(

@@ -82,9 +82,9 @@ def least(metric: Declaration, options: Options) -> tuple[int, int]:
         "needs": {REFERENCE},
         "keys": {
             "frechet_inception_distance": "frechet_distance[{}]",
-            "fid_se": "frechet_distance_se[{}]",
-            "fid_infinity": "frechet_distance_infinity[{}]",
-            "fid_infinity_interval": "frechet_distance_infinity_interval[{}]",
+            "frechet_inception_distance_se": "frechet_distance_se[{}]",
+            "frechet_inception_distance_infinity": "frechet_distance_infinity[{}]",
+            "frechet_inception_distance_infinity_interval": "frechet_distance_infinity_interval[{}]",
         },
         "options": ("fid_infinity",),
         "few": "FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
@@ -103,14 +103,15 @@ def fid(samples: Features, reference: Features, options: Options) -> dict[str, A
     error = standard_error(values, samples.moments, theirs)
     found: dict[str, Any] = {
         "frechet_inception_distance": frechet_distance(samples.moments, theirs),
-        "fid_se": error,
+        "frechet_inception_distance_se": error,
     }
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
         parts = [Moments.of(values[order[k::PARTS]]) for k in range(PARTS)]
         beyond = extrapolate(parts, theirs)
-        found["fid_infinity"] = beyond.value
-        found["fid_infinity_interval"] = list(beyond.interval(error)) if n >= 2 * width else None
+        found["frechet_inception_distance_infinity"] = beyond.value
+        interval = list(beyond.interval(error)) if n >= 2 * width else None
+        found["frechet_inception_distance_infinity_interval"] = interval
     return found
 
 

@@ -151,8 +151,6 @@ def _npz(file: IO[bytes], plan: Plan) -> Iterator[Put]:
         if plan.labels is not None:
             labels = plan.labels.astype("<i8")
             archive.writestr("arr_1.npy", npy_header(labels.shape, "<i8") + labels.tobytes())
-        with archive.open("about.npy", "w") as member:
-            np.lib.format.write_array(member, np.array(json.dumps(plan.about)), allow_pickle=False)
 
 
 @contextlib.contextmanager
@@ -174,7 +172,7 @@ def _h5(path: Path, plan: Plan) -> Iterator[Put]:
                 "image_size": height,
                 "elbo_version": __version__,
                 "command": plan.about.get("command", ""),
-                "samples": json.dumps(plan.about),
+                "samples": str(plan.about),
             },
         )
 
@@ -202,10 +200,7 @@ def _folder(folder: Path, plan: Plan) -> Iterator[Put]:
 
 
 class SampleReader:
-    """Images of one size. shape: (N, H, W, C); labels: [N] or None.
-
-    about: attributes of the dataset that they are, if any. made: how they were drawn, as far as the file says.
-    """
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself."""
 
     def __init__(
         self,
@@ -216,7 +211,6 @@ class SampleReader:
         about: dict[str, Any] | None = None,
     ):
         self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
-        self.made = made_how(self.about.get("samples"))
 
     def at(self, start: int, count: int) -> np.ndarray:
         """Images start to start + count, uint8 [count, H, W, C]; never before those asked for last.
@@ -229,15 +223,6 @@ class SampleReader:
         """All images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
         for start in range(0, self.shape[0], size):
             yield self.at(start, min(size, self.shape[0] - start))
-
-
-def made_how(text: Any) -> dict[str, Any]:
-    """What a file of samples says of how they were drawn; nothing when it says nothing that can be read."""
-    try:
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
@@ -331,12 +316,18 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray |
     return np.asarray(labels, np.int64)
 
 
-def _made(archive: zipfile.ZipFile) -> dict[str, Any]:
+def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    """How the images of an .npz were made, as it says in `about`; empty when it doesn't. Raises FormatError."""
+    if "about.npy" not in archive.namelist():
+        return {}
     try:
         with archive.open("about.npy") as member:
-            return made_how(str(np.lib.format.read_array(member, allow_pickle=False)))
-    except UNREADABLE:
-        return {}
+            about = json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
+    except UNREADABLE as error:
+        raise FormatError(f"{name}: about is not usable: {error}") from error
+    if not isinstance(about, dict):
+        raise FormatError(f"{name}: about is not usable: expected settings by name")
+    return about
 
 
 @contextlib.contextmanager
@@ -362,7 +353,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
             reader.labels = read_labels(archive, str(source), reader.shape[0])
-            reader.made = _made(archive)
+            reader.about = read_about(archive, str(source))
             yield reader
     else:
         with told(source, "read"), open(source, "rb") as file:

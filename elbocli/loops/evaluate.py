@@ -197,6 +197,9 @@ def _notes(results: Sequence[tuple[Values, Facts]], settings: Settings) -> Itera
         if n < ENOUGH and few:
             text = f"{facts['samples']}: {n} images, below {ENOUGH}: {'; '.join(few)}"
             yield Report(message=text, level="warning")
+        if "mismatch" in facts:
+            text = f"made differently ({', '.join(facts['mismatch'])}): the score compares with no others"
+            yield Report(message=f"{facts['samples']} and {facts['ref']} were {text}", level="warning")
         if any(value is None for value in values.values()):
             text = "no interval for FID: it takes at least twice as many images as features"
             yield Report(message=f"{facts['samples']}: {text}", level="warning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,18 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     how = {key: attributes[key] for key in ("crop", "filter") if key in attributes}
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
     about: dict[str, Any] = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
-    if reader is not None and reader.made:
-        about["made"] = reader.made
+    if made := _made(attributes):
+        about["made"] = made
     return Source(name, shape[0], about, reader, alone=streamed)
+
+
+def _made(attributes: dict[str, Any]) -> dict[str, Any]:
+    """How samples were drawn, as a dataset says it in an attribute and an .npz at once; nothing of other images."""
+    try:
+        found = json.loads(attributes["samples"]) if "format" in attributes else attributes
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def described(source: Source, extractor: Extractor | None) -> dict[str, Any]:

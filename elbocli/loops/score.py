@@ -15,6 +15,8 @@ from elbocli.errors import DataError, UsageError
 from elbocli.loops.features import Seen
 from elbocli.nn.extractors import is_published
 
+LONG = "frechet_inception_distance"
+"""Is also said as `fid`."""
 Values = dict[str, Any]
 """Numbers by the name of a metric."""
 Facts = dict[str, Any]
@@ -46,8 +48,7 @@ def scored(
         keys = METRICS[name].facts["keys"]
         found = METRICS[name].make(seen.features, reference, options)
         values |= {key if published else keys[key].format(network): value for key, value in found.items()}
-    if "frechet_inception_distance" in values:
-        values["fid"] = values["frechet_inception_distance"]
+    values |= {key.replace(LONG, "fid"): value for key, value in values.items() if key.startswith(LONG)}
     used = {key: getattr(options, key) for name in metrics for key in METRICS[name].facts["options"] if key not in values}
     return values, {**_facts(seen, theirs), **used, **_versions()}
 

@@ -25,7 +25,6 @@ from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
 OPTIONS = {option: name for name, metric in METRICS.items() for option in metric.facts["options"]}
 """Of a metric alone, by their Python names."""
-OUTPUTS = ("save_stats", "save_features", "card")
 
 
 class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -97,6 +96,9 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help="Also save the samples' features, to be SAMPLES or a --ref later.",
 )
 @click.option(
+    "--card", type=PATH, metavar="FILE.md", help="Also the result as a page, with all that must stand beside it."
+)
+@click.option(
     "--classes", default="", metavar="balanced|random|LIST", help="The classes a stream was drawn with, for accuracy."
 )
 @click.option(
@@ -110,7 +112,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1, …  [default: cuda if there is one]")
 @overwrite_option
 @common
-def evaluate(samples: tuple[Path, ...], ref: Path | None, overwrite: bool, **options: Any) -> None:
+def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, **options: Any) -> None:
     """Score SAMPLES (a stream, .npy, .npz, .h5, a folder of images, or saved features) against a reference; one JSON object.
 
     Only the published Inception network may call its number frechet_inception_distance; any other
@@ -119,8 +121,9 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, overwrite: bool, **opt
     """
     from elbocli.cli.progress import show
     from elbocli.core.metrics import Options
-    from elbocli.files.atomic import refuse_existing
+    from elbocli.files.atomic import refuse_existing, write_text
     from elbocli.loops import evaluate as loop
+    from elbocli.loops.card import render
     from elbocli.loops.world import joined
 
     context = click.get_current_context()
@@ -128,7 +131,7 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, overwrite: bool, **opt
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and metric not in options["metrics"]:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
-    for path in filter(None, (options[name] for name in OUTPUTS if name in options)):
+    for path in filter(None, (options["save_stats"], options["save_features"], card)):
         refuse_existing(path, overwrite)
     if STREAM in samples and len(samples) > 1:
         raise click.UsageError("a stream can't be one of several; name files", context)
@@ -136,11 +139,11 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, overwrite: bool, **opt
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
     chosen = Options(seed=options["seed"], **{name: options.pop(name) for name in OPTIONS})
-    options["extractor"] = options["extractor"] or ""
-    settings = loop.Settings(
-        options=chosen, command=command_line(), **{k: v for k, v in options.items() if k not in ("device", "card")}
-    )
-    with joined(options["device"]) as world:
+    device, extractor = options.pop("device"), options.pop("extractor") or ""
+    settings = loop.Settings(options=chosen, extractor=extractor, command=command_line(), **options)
+    with joined(device) as world:
         result = show(loop.run(sources, ref, settings, world))
     if world.first:
         click.echo(json.dumps(result, indent=1, allow_nan=False))
+        if card is not None:
+            write_text(card, render(result))

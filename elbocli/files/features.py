@@ -41,6 +41,15 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
         file.write(save(held, meta))
 
 
+def is_features(path: Path) -> bool:
+    """Whether a file of safetensors says that it holds features."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
 def read_features(path: Path) -> SavedFeatures:
     """Raises FormatError for anything but finite tensors that go together."""
     try:

@@ -192,17 +192,15 @@ def _save(seen: Seen, settings: Settings) -> None:
 def _notes(results: Sequence[tuple[Values, Facts]], settings: Settings) -> Iterator[Report]:
     """What people should know beside the numbers."""
     few = [METRICS[name].facts["few"] for name in settings.metrics if METRICS[name].facts["few"]]
+    n, notes = results[0][1]["n_samples"], []
+    if n < ENOUGH and few:
+        notes.append(f"{results[0][1]['samples']}: {n} images, below {ENOUGH}: {'; '.join(few)}")
     for values, facts in results:
-        n = facts["n_samples"]
-        if n < ENOUGH and few:
-            text = f"{facts['samples']}: {n} images, below {ENOUGH}: {'; '.join(few)}"
-            yield Report(message=text, level="warning")
         if "mismatch" in facts:
-            text = f"made differently ({', '.join(facts['mismatch'])}): the score compares with no others"
-            yield Report(message=f"{facts['samples']} and {facts['ref']} were {text}", level="warning")
+            keys = ", ".join(facts["mismatch"])
+            notes.append(f"{facts['samples']} and {facts['ref']} were made differently ({keys}): this compares with no others")
         if any(value is None for value in values.values()):
-            text = "no interval for FID: it takes at least twice as many images as features"
-            yield Report(message=f"{facts['samples']}: {text}", level="warning")
+            notes.append(f"{facts['samples']}: no interval for FID: it takes twice as many images as features")
     if differ := unlike(results):
-        text = f"these repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats"
-        yield Report(message=text, level="warning")
+        notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")
+    yield from (Report(message=note, level="warning") for note in notes)

@@ -49,7 +49,8 @@ def scored(
         found = METRICS[name].make(seen.features, reference, options)
         values |= {key if published else keys[key].format(network): value for key, value in found.items()}
     values |= {key.replace(LONG, "fid"): value for key, value in values.items() if key.startswith(LONG)}
-    used = {key: getattr(options, key) for name in metrics for key in METRICS[name].facts["options"] if key not in values}
+    given = {key: getattr(options, key) for name in metrics for key in METRICS[name].facts["options"]}
+    used = {key: value for key, value in given.items() if not isinstance(value, bool)}
     return values, {**_facts(seen, theirs), **used, **_versions()}
 
 
@@ -88,7 +89,7 @@ def _versions() -> dict[str, str]:
 
 
 def repeated(results: Sequence[tuple[Values, Facts]]) -> dict[str, Any]:
-    """One result as it is. Several: the mean of each number under its name, its standard deviation under NAME_sd, what
+    """One result as it is. Several: the mean of each number under its name, its standard deviation under NAME_sd (before any [NETWORK]), what
     they have in common, and each by itself in `repeats`. Never the best of them.
 
     Raises DataError when they are no repeats: of the same images, or of different numbers of them.
@@ -102,7 +103,8 @@ def repeated(results: Sequence[tuple[Values, Facts]]) -> dict[str, Any]:
             column = [values[key] for values, _ in results]
             merged[key] = float(np.mean(column))
             if "_se" not in key:
-                merged[f"{key}_sd"] = float(np.std(column, ddof=1))
+                stem, bracket, network = key.partition("[")
+                merged[f"{stem}_sd{bracket}{network}"] = float(np.std(column, ddof=1))
     shared = {key: value for key, value in results[0][1].items() if all(f.get(key) == value for _, f in results)}
     made = [facts["made"] for _, facts in results]
     shared["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}

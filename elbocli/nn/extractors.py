@@ -76,7 +76,7 @@ def inception(weights: Path | None) -> Extractor:
 
 @EXTRACTORS.declare(
     "vgg16",
-    formula="VGG16, 4096 features after its second hidden layer",
+    formula="VGG16, 4096 features",
     source="Kynkäänniemi et al. 2019; torch-fidelity's default for precision and recall",
 )
 def vgg16(weights: Path | None) -> Extractor:

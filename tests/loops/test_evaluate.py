@@ -25,7 +25,7 @@ from elbocli.loops.evaluate import Settings
 from elbocli.nn.extractors import make_extractor
 from elbocli.nn.tiny import Tiny
 
-TINY = "frechet_distance[elbo-tiny]"
+TINY, SPREAD = "frechet_distance[elbo-tiny]", "frechet_distance_sd[elbo-tiny]"
 
 
 def result(reports: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
@@ -276,6 +276,9 @@ def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Pat
     write_statistics(tmp_path / "ref.npz", replace(statistics, about={**statistics.about, "preprocessing": other}))
     with pytest.raises(DataError, match=r"crop is none, that of .* center; filter is lanczos, that of .* box, bicubic"):
         score(digits, tmp_path / "ref.npz")
+    settings = Settings(metrics=("fid",), extractor="elbo-tiny", allow_mismatch=True)
+    warned = [report.message for report in evaluate.run([digits], tmp_path / "ref.npz", settings)]
+    assert any(message.endswith("made differently (crop, filter): this compares with no others") for message in warned)
     allowed = score(digits, tmp_path / "ref.npz", allow_mismatch=True)
     assert allowed["mismatch"] == {"crop": ["center", "none"], "filter": ["box, bicubic", "lanczos"]}
     assert "mismatch" not in score(save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(20))), tmp_path / "ref.npz")
@@ -390,7 +393,7 @@ def test_of_repeats_the_mean_and_the_spread_are_told_never_the_best(digits: Path
     found = score(paths, digits)
     column = [one[TINY] for one in alone]
     assert found[TINY] == pytest.approx(np.mean(column), rel=1e-12)
-    assert found[f"{TINY}_sd"] == pytest.approx(np.std(column, ddof=1), rel=1e-12) and found[f"{TINY}_sd"] > 0
+    assert found[SPREAD] == pytest.approx(np.std(column, ddof=1), rel=1e-12) and found[SPREAD] > 0
     assert [one[TINY] for one in found["repeats"]] == column
     assert found["made"] == {"sampler": "heun"} and [one["made"] for one in found["repeats"]] == [{"seed": k} for k in range(3)]
     assert found["n_samples"] == 100 and "samples" not in found and found["repeats"][2]["samples"] == str(paths[2])

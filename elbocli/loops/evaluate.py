@@ -31,7 +31,7 @@ from elbocli.loops.runtime import allow_tf32
 from elbocli.loops.sample import choose_labels
 from elbocli.loops.score import Facts, Values, repeated, scored, unlike
 from elbocli.loops.world import ALONE, World
-from elbocli.nn.extractors import DEFAULT, Extractor, make_extractor
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, make_extractor
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,16 @@ def _check_count(source: Source, settings: Settings, side: int) -> None:
 
 
 def _extractor(settings: Settings, sources: Sequence[Source], world: World) -> Extractor | None:
-    """The network, if any images have to be seen: the one that saved features are of, unless another is asked for."""
-    names = [settings.extractor, *(str(source.about.get("extractor", "")) for source in sources), DEFAULT]
+    """The network, if any images have to be seen: the one that saved features are of, unless another is asked for.
+
+    A file that a features' file names is not opened: it may be a stranger's.
+    """
+    told = [str(source.about.get("extractor")) for source in sources if source.saved is not None]
+    name = settings.extractor or next((name for name in told if name in EXTRACTORS), DEFAULT)
     chosen: Extractor | None = None
     with world.together():
         if any(source.saved is None for source in sources):
-            chosen = make_extractor(next(filter(None, names)), settings.extractor_weights, world.device)
+            chosen = make_extractor(name, settings.extractor_weights, world.device)
     return chosen
 
 

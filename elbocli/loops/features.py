@@ -135,11 +135,11 @@ def see(
 
 def _saved(source: Source) -> Seen:
     assert source.saved is not None
-    values, moments = source.saved.features, StreamingMoments()
-    moments.add(values.numpy())
-    return Seen(
-        source.name, Features(moments.moments(), values, source.saved.logits, source.labels), source.saved.about
-    )
+    values, own = source.saved.features, StreamingMoments()
+    for part in values.split(own.ROWS):
+        own.add(part.numpy())
+    features = Features(own.moments(), values, source.saved.logits, source.labels)
+    return Seen(source.name, features, {**source.saved.about, "n": source.n})
 
 
 def _extracted(

@@ -57,6 +57,7 @@ def scored(
 def _facts(seen: Seen, theirs: Seen | None) -> Facts:
     assert seen.features is not None
     about, other = seen.about, {} if theirs is None else theirs.about
+    made = about.get("made")
     return {
         "n_samples": about.get("n"),
         "n_ref": other.get("n"),
@@ -68,7 +69,7 @@ def _facts(seen: Seen, theirs: Seen | None) -> Facts:
         "preprocessing": about.get("preprocessing"),
         "ref_preprocessing": other.get("preprocessing"),
         **_balance(seen.features),
-        "made": about.get("made", {}),
+        "made": made if isinstance(made, dict) else {},
     }
 
 

@@ -77,7 +77,7 @@ def inception(weights: Path | None) -> Extractor:
 @EXTRACTORS.declare(
     "vgg16",
     formula="VGG16, 4096 features",
-    source="Kynkäänniemi et al. 2019; torch-fidelity's default for precision and recall",
+    source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
 )
 def vgg16(weights: Path | None) -> Extractor:
     """Weights from a file of torchvision's."""

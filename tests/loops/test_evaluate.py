@@ -17,10 +17,11 @@ from PIL import Image
 from elbocli.core.metrics import METRICS, Options, least
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.features import read_features, write_features
+from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.samples import npy_header
 from elbocli.files.statistics import read_statistics, write_statistics
 from elbocli.loops import evaluate
+from elbocli.loops.card import render
 from elbocli.loops.evaluate import Settings
 from elbocli.nn.extractors import make_extractor
 from elbocli.nn.tiny import Tiny
@@ -299,6 +300,16 @@ def test_only_the_published_network_on_a_like_reference_has_the_published_names(
         score(saved, tmp_path / "g.safetensors", extractor="")
     unlike = score(saved, tmp_path / "g.safetensors", metrics=("fid",), extractor="", allow_mismatch=True)
     assert "fid" not in unlike and "frechet_distance[inception-v3-compat]" in unlike
+
+
+def test_what_files_of_strangers_say_of_themselves_breaks_nothing(digits: Path, tmp_path: Path) -> None:
+    paths = []
+    for k, about in enumerate([{}, {"n": "many", "preprocessing": 3, "made": ["x"], "extractor": ["y"]}]):
+        paths.append(tmp_path / f"{k}.safetensors")
+        write_features(paths[-1], SavedFeatures(torch.randn(30, 64), torch.randn(30, 10), about=about))
+        found = score(paths[-1], digits, metrics=("fid", "is"), allow_mismatch=True)
+        assert found["n_samples"] == 30 and found["made"] == {}
+        assert "not known" in render(found)
 
 
 # What can't be scored

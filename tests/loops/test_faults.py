@@ -142,6 +142,33 @@ def test_too_many_skips_in_a_row_end_the_run(digits: Path, preset: Path, poisone
         trainer.check()
 
 
+def test_a_run_that_skipped_its_last_step_goes_on_when_it_shall_stop_instead(
+    digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
+) -> None:
+    poisoned.add(4)
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=4, on_nonfinite="skip")))
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=5, keep=9)))
+    before, after = checkpoints(tmp_path / "run")
+    assert (before / "model.safetensors").read_bytes() != (after / "model.safetensors").read_bytes()
+
+
+def test_an_interval_without_a_single_update_has_no_mean(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Examples.at
+
+    def at(self: Examples, step: int, which: int = 0) -> Any:
+        x, eps, labels = whole(self, step, which)
+        return x * math.nan if step == 1 else x, eps, labels
+
+    monkeypatch.setattr(Examples, "at", at)
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, log_every=1, on_nonfinite="skip")))
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [row["loss"] is None for row in rows] == [False, True, False]
+    assert [rows[1][key] for key in ("eps_mse", "grad_norm", "skipped")] == [None, None, 1]
+
+
 def test_half_precision_halves_its_scale_instead_of_stopping(digits: Path, preset: Path) -> None:
     trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
     trainer.guard.scaled = True
@@ -154,6 +181,19 @@ def test_half_precision_halves_its_scale_instead_of_stopping(digits: Path, prese
         trainer.step()
     assert not all(torch.equal(first[k], v) for k, v in trainer.live.items())
     assert trainer.check() == 0
+
+
+def test_half_precision_does_not_halve_forever(digits: Path, preset: Path) -> None:
+    trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
+    trainer.guard.scaled = True
+    trainer.spread.pieces[0].register_hook(lambda gradient: gradient * math.nan)
+    for _ in range(17):
+        trainer.step()
+    assert trainer.check() == 0
+    assert float(trainer.guard.scale) == 2.0**-17
+    trainer.step()
+    with pytest.raises(NonFiniteError, match="gradient norm nan"):
+        trainer.check()
 
 
 def test_clipping_divides_the_gradient_down_to_its_bound(digits: Path, preset: Path) -> None:
@@ -316,6 +356,18 @@ def test_a_flipped_bit_in_any_file_of_the_newest_checkpoint_is_named_and_the_one
     assert weights_of(checkpoints(tmp_path / "run")[-1]) == expected
 
 
+def test_damaged_checkpoints_of_later_steps_keep_no_whole_one_from_staying(
+    digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=6, save_every=2, keep=3)))
+    for path in checkpoints(tmp_path / "run")[1:]:
+        (path / "state.pt").write_bytes(b"")
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, keep=2)))
+    assert steps_of(tmp_path / "run") == [2, 3]
+    saved = latest(tmp_path / "run", pytest.fail)
+    assert saved is not None and saved.step == 3
+
+
 def test_when_no_checkpoint_is_whole_nothing_is_trained_over_them(digits: Path, preset: Path, tmp_path: Path) -> None:
     resolved = small(digits, preset, steps=4, save_every=2)
     list(reports(digits, tmp_path / "run", resolved))
@@ -469,6 +521,19 @@ def test_catching_signals_gives_the_handlers_back() -> None:
     with catching_signals():
         assert signal.getsignal(signal.SIGUSR1) is not before[2]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_logs_that_somebody_has_cut_or_removed_go_on_from_their_end(digits: Path, preset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    list(reports(digits, run, small(digits, preset, steps=4, log_every=1)))
+    (run / "losslog.jsonl").unlink()
+    first = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (run / "metrics.jsonl").write_bytes(first)
+    for steps in (6, 8):  # twice, as what the first leaves is what the second cuts
+        list(reports(digits, run, small(digits, preset, steps=steps, log_every=1)))
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()] == [1, 5, 6, 7, 8]
+    header, *rows = map(json.loads, (run / "losslog.jsonl").open())
+    assert "format" in header and [row["step"] for row in rows] == [5, 6, 7, 8]
 
 
 def test_the_newest_checkpoint_is_the_last_step(digits: Path, preset: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ from elbocli.loops.reference import Reference, fingerprint, mismatches, open_ref
 from elbocli.loops.report import Report
 from elbocli.loops.runtime import allow_tf32
 from elbocli.loops.sample import choose_labels
-from elbocli.loops.score import Facts, Values, repeated, scored, unlike
+from elbocli.loops.score import Facts, Values, check_repeats, repeated, scored, unlike
 from elbocli.loops.world import ALONE, World
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, make_extractor
 
@@ -82,8 +82,8 @@ def run(
             + (["logits"] if settings.needing(LOGITS) or settings.save_features else [])
         )
         for source, mismatch in zip(opened, differ, strict=True):
-            width = None if reference is None else reference.width
-            seen = yield from see(source, extractor, settings.batch, world, keep, "samples", width)
+            check = _checker(source, reference, settings)
+            seen = yield from see(source, extractor, settings.batch, world, keep, "samples", check)
             if reference is not None and theirs is None:
                 features = bool(settings.needing(REFERENCE_FEATURES))
                 theirs = yield from reference.see(extractor, settings.batch, world, features)
@@ -94,6 +94,7 @@ def run(
                     values, facts = scored(seen, theirs, settings.metrics, settings.options, bool(mismatch))
                     named = {"ref": None if ref is None else str(ref), "command": settings.command}
                     results.append((values, {**facts, **named, **({"mismatch": mismatch} if mismatch else {})}))
+                    check_repeats([facts for _, facts in results])
     if not world.first:
         return {}
     combined = repeated(results)
@@ -123,6 +124,11 @@ def _possible(settings: Settings, sources: Sequence[Source], reference: Referenc
             _check_count(source, settings, 1)
     for source in sources:
         _check_count(source, settings, 0)
+        if source.n != sources[0].n:
+            raise DataError(
+                f"{source.name}: {source.n} images, but {sources[0].name} has {sources[0].n}; scores of different n have "
+                "no common mean"
+            )
         if settings.save_stats is not None and source.n < 2:
             raise DataError(f"{source.name}: one image is no distribution; statistics need at least 2")
         if settings.needing(LABELS) and source.labels is None and not settings.classes:
@@ -172,6 +178,26 @@ def _checked(
             f"{reference.path}: {said}: such scores compare with no others; use a reference made alike, or --allow-mismatch"
         )
     return found
+
+
+def _checker(
+    source: Source, reference: Reference | None, settings: Settings
+) -> Callable[[dict[str, torch.Tensor]], None]:
+    """What `see` should check of features: raises DataError or UsageError when they won't do."""
+    width = None if reference is None else reference.width
+
+    def check(found: dict[str, torch.Tensor]) -> None:
+        needing = settings.needing(LOGITS)
+        if needing and "logits" not in found:
+            raise UsageError(
+                f"{source.name}: its features come without logits, and {needing[0]} needs them; choose other --metrics"
+            )
+        if width not in (None, found["values"].shape[1]):
+            raise DataError(
+                f"{source.name}: {found['values'].shape[1]} features an image, and the reference has {width}; use one made alike"
+            )
+
+    return check
 
 
 def _labelled(seen: Seen, settings: Settings) -> Seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -56,6 +56,12 @@ class Seen:
     features: Features | None
     about: dict[str, Any]
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """values and logits, those that there are."""
+        held = {} if self.features is None else {"values": self.features.values, "logits": self.features.logits}
+        return {key: tensor for key, tensor in held.items() if tensor is not None}
+
 
 def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World) -> Source:
     """Saved features, or images from a path or a binary stream, which only the first process reads.
@@ -101,15 +107,17 @@ def see(
     world: World,
     keep: frozenset[str],
     what: str,
-    width: int | None = None,
+    check: Callable[[dict[str, Tensor]], None] = lambda found: None,
 ) -> Generator[Report, None, Seen]:
     """Features of a source. keep: `values`, `logits`, of every image, where there are any. what: for the progress bar.
-    width: how many features an image must have, if that is known.
+    check: raises an ElboError for a batch's values and logits that won't do, before all others are extracted.
 
     Every process takes whole batches, so that the numbers don't depend on how many there are. Raises DataError.
     """
     if source.saved is not None or extractor is None:
-        return _saved(source)
+        seen = _saved(source)
+        check(seen.tensors)
+        return seen
     own, kept, digests = StreamingMoments(), [], []
     sharers = 1 if source.alone else world.size
     for start in range(0, source.n, batch * sharers):
@@ -120,7 +128,7 @@ def see(
                 images = source.reader.at(begin, min(batch, source.n - begin))
                 digests += [_digest(begin + k, image) for k, image in enumerate(images)]
                 found = _extracted(images, extractor, world.device, source.name, begin)
-                _check_width(found["values"].shape[1], width, source.name)
+                check(found)
                 own.add(found["values"].numpy())
         wanted = None if found is None else {key: tensor for key, tensor in found.items() if key in keep}
         parts = world.all(wanted) if keep else []
@@ -156,12 +164,6 @@ def _extracted(
                 f"{name}: features of image {begin + bad[0]} are not finite; {extractor.name} doesn't suit these images"
             )
     return found
-
-
-def _check_width(found: int, width: int | None, name: str) -> None:
-    """Raise DataError."""
-    if width is not None and found != width:
-        raise DataError(f"{name}: {found} features an image, and the reference has {width}; use one made alike")
 
 
 def _digest(index: int, image: np.ndarray) -> str:

@@ -11,7 +11,7 @@ from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli import __version__
 from elbocli.core.metrics import METRICS, Features, Options
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError
 from elbocli.loops.features import Seen
 from elbocli.nn.extractors import is_published
 
@@ -30,7 +30,7 @@ def scored(
 ) -> tuple[Values, Facts]:
     """Every metric, and the facts of both sides. mismatched: no number may have a published one's name.
 
-    Raises UsageError when the network gives no logits and they are needed, DataError when features don't go together.
+    Raises DataError when features don't go together.
     """
     assert seen.features is not None
     reference = None if theirs is None else theirs.features
@@ -43,8 +43,6 @@ def scored(
     published = is_published(network, seen.about.get("weights_sha256")) and not mismatched
     values: Values = {}
     for name in metrics:
-        if "logits" in METRICS[name].facts["needs"] and seen.features.logits is None:
-            raise UsageError(f"{network} gives features only, and {name} needs logits; choose other --metrics")
         keys = METRICS[name].facts["keys"]
         found = METRICS[name].make(seen.features, reference, options)
         values |= {key if published else keys[key].format(network): value for key, value in found.items()}
@@ -90,14 +88,11 @@ def _versions() -> dict[str, str]:
 
 
 def repeated(results: Sequence[tuple[Values, Facts]]) -> dict[str, Any]:
-    """One result as it is. Several: the mean of each number under its name, its standard deviation under NAME_sd (before any [NETWORK]), what
-    they have in common, and each by itself in `repeats`. Never the best of them.
-
-    Raises DataError when they are no repeats: of the same images, or of different numbers of them.
+    """One result as it is. Several: the mean of each number under its name, its standard deviation under NAME_sd (before
+    any [NETWORK]), what they have in common, and each by itself in `repeats`. Never the best of them.
     """
     if len(results) == 1:
         return {**results[0][0], **results[0][1]}
-    _check_repeats([facts for _, facts in results])
     merged: dict[str, Any] = {}
     for key, first in results[0][0].items():
         if isinstance(first, float):
@@ -121,14 +116,10 @@ def unlike(results: Sequence[tuple[Values, Facts]]) -> list[str]:
     return sorted(key for key in keys if any(one.get(key) != made[0].get(key) for one in made))
 
 
-def _check_repeats(facts: Sequence[Facts]) -> None:
+def check_repeats(facts: Sequence[Facts]) -> None:
+    """Raise DataError when two are of the same images: their spread would be none."""
     first: dict[Any, str] = {}
     for one in facts:
-        if one["n_samples"] != facts[0]["n_samples"]:
-            raise DataError(
-                f"{one['samples']}: {one['n_samples']} images, but {facts[0]['samples']} has {facts[0]['n_samples']}; "
-                "scores of different n have no common mean"
-            )
         digest = one["samples_sha256"]
         if digest is not None and digest in first:
             raise DataError(

@@ -365,12 +365,17 @@ def test_the_first_image_of_another_size_is_named(digits: Path, tmp_path: Path) 
         score(folder, digits, batch=4)
 
 
-def test_a_network_without_logits_has_no_inception_score(digits: Path, tmp_path: Path) -> None:
+def test_a_network_without_logits_has_no_inception_score(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     write_features(saved, replace(read_features(saved), logits=None))
-    with pytest.raises(UsageError, match="elbo-tiny gives features only, and is needs logits"):
+    with pytest.raises(UsageError, match="without logits, and is needs them"):
         score(saved, saved, extractor="")
+    monkeypatch.setattr(Tiny, "forward", lambda self, images: images.float().flatten(1)[:, :64])
+    with pytest.raises(UsageError, match="without logits, and is needs them"):
+        score(digits, digits, batch=1)
     with pytest.raises(UsageError, match="adm is defined for --extractor inception-v3-compat"):
         score(digits, digits, metrics=("prc",), prc_protocol="adm")
 

@@ -154,6 +154,21 @@ EXAMPLES = {
             "elbo eval out.h5 --metrics fid --save-stats ref.npz\nelbo eval samples.npz --ref ref.npz",
         ),
         (
+            "Everything, from features that are extracted once; with a page to publish.",
+            "elbo eval out.h5 --metrics fid --save-features ref.safetensors\n"
+            "elbo eval samples.h5 --ref ref.safetensors --metrics fid,is,kid,prc --fid-infinity --card samples.md",
+        ),
+        (
+            "Three seeds: mean and standard deviation.",
+            "for seed in 0 1 2; do elbo sample run -n 50000 --seed $seed -o s$seed.h5; done\n"
+            "elbo eval s0.h5 s1.h5 s2.h5 --ref out.h5 --card scores.md",
+        ),
+        (
+            "As ADM's evaluator does it, with one of its reference batches.",
+            "elbo eval samples.npz --ref VIRTUAL_imagenet64_labeled.npz --metrics fid,is,prc --prc-protocol adm",
+        ),
+        ("On eight GPUs.", "torchrun --nproc-per-node 8 -m elbocli eval samples.h5 --ref out.h5"),
+        (
             "Your own network, exported by torch.export.",
             "elbo eval samples.h5 --ref out.h5 --extractor classifier.pt2 --metrics fid,is,accuracy",
         ),

@@ -158,6 +158,15 @@ def autoencoder(make_autoencoder: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of the Inception network, at random."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from inception import random_weights
+
+    return random_weights(tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+@pytest.fixture(scope="session")
 def photos() -> np.ndarray:
     """48 cuts of a real photograph, uint8 [48, 16, 16, 3]."""
     picture = load_sample_image("china.jpg")

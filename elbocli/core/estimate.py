@@ -34,9 +34,9 @@ class PairedMoments:
 
     def estimate(self) -> Estimate:
         """What is known now. Needs two images."""
-        mean, spread = self._means.statistics()
+        means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
-        return Estimate(self.n, mean, spread - noise, noise)
+        return Estimate(self.n, means.mu, means.sigma - noise, noise)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import tokenize
@@ -199,7 +200,7 @@ def _folder(folder: Path, plan: Plan) -> Iterator[Put]:
 
 
 class SampleReader:
-    """A stream of images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself."""
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself."""
 
     def __init__(
         self,
@@ -211,10 +212,17 @@ class SampleReader:
     ):
         self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
 
+    def at(self, start: int, count: int) -> np.ndarray:
+        """Images start to start + count, uint8 [count, H, W, C]; never before those asked for last.
+
+        Raises DataError when the stream ends early.
+        """
+        return self._read(start, count)
+
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
         for start in range(0, self.shape[0], size):
-            yield self._read(start, min(size, self.shape[0] - start))
+            yield self.at(start, min(size, self.shape[0] - start))
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
@@ -237,10 +245,15 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> SampleReader:
     shape = read_header(file, name)
     row = int(np.prod(shape[1:]))
+    position = 0
 
     def read(start: int, count: int) -> np.ndarray:
+        nonlocal position
         buffer = bytearray(count * row)
         view, filled = memoryview(buffer), 0
+        if start != position:
+            file.seek((start - position) * row, os.SEEK_CUR)
+        position = start + count
         while filled < len(buffer):
             try:
                 got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
@@ -303,6 +316,20 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray |
     return np.asarray(labels, np.int64)
 
 
+def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    """How the images of an .npz were made, as it says in `about`; empty when it doesn't. Raises FormatError."""
+    if "about.npy" not in archive.namelist():
+        return {}
+    try:
+        with archive.open("about.npy") as member:
+            about = json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
+    except UNREADABLE as error:
+        raise FormatError(f"{name}: about is not usable: {error}") from error
+    if not isinstance(about, dict):
+        raise FormatError(f"{name}: about is not usable: expected settings by name")
+    return about
+
+
 @contextlib.contextmanager
 def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     """Open images from a binary stream or a path, reading no more at a time than is asked for.
@@ -326,10 +353,17 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
             reader.labels = read_labels(archive, str(source), reader.shape[0])
+            reader.about = read_about(archive, str(source))
             yield reader
     else:
         with told(source, "read"), open(source, "rb") as file:
             yield _stream(file, str(source))
+
+
+def has_images(path: Path) -> bool:
+    """Whether an npz holds `arr_0`."""
+    with _zip(path) as archive:
+        return "arr_0.npy" in archive.namelist()
 
 
 def _zip(path: Path) -> zipfile.ZipFile:

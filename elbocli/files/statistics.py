@@ -14,6 +14,9 @@ import numpy as np
 from elbocli.errors import FormatError
 from elbocli.files.atomic import writing
 
+SYMMETRIC = 1e-5
+"""How far a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -66,4 +69,7 @@ def read_statistics(path: Path) -> Statistics:
         )
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
         raise FormatError(f"{path}: mu or sigma holds NaN or infinity")
+    largest = float(np.abs(sigma).max())
+    if float(np.abs(sigma - sigma.T).max()) > SYMMETRIC * largest or float(sigma.diagonal().min()) < 0:
+        raise FormatError(f"{path}: sigma is no covariance: it is not symmetric, or a variance is negative")
     return Statistics(mu.astype(np.float64), sigma.astype(np.float64), about if isinstance(about, dict) else {})

@@ -2,212 +2,235 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.version import __version__ as fidelity_version
 
-from elbocli import __version__
-from elbocli.core.moments import StreamingMoments
+from elbocli.core.metrics import (
+    ENOUGH,
+    LABELS,
+    LOGITS,
+    METRICS,
+    PRC_PROTOCOLS,
+    REFERENCE,
+    REFERENCE_FEATURES,
+    Options,
+    least,
+)
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import Dataset
-from elbocli.files.samples import SampleReader, read_samples
-from elbocli.files.statistics import Statistics, is_statistics, read_statistics, write_statistics
+from elbocli.files.features import SUFFIX, SavedFeatures, write_features
+from elbocli.files.statistics import Statistics, write_statistics
+from elbocli.loops.features import Seen, Source, described, open_source, see
+from elbocli.loops.reference import Reference, fingerprint, mismatches, open_reference
 from elbocli.loops.report import Report
-from elbocli.loops.runtime import choose_device
+from elbocli.loops.runtime import allow_tf32
 from elbocli.loops.sample import choose_labels
-from elbocli.nn.extractors import Extractor, make_extractor
-
-METRICS = ("fid", "is", "accuracy")
-SPLITS = 10
+from elbocli.loops.score import Facts, Values, check_repeats, repeated, scored, unlike
+from elbocli.loops.world import ALONE, World
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, make_extractor
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to compute. classes: the labels of a stream (as given to `elbo sample`), for accuracy."""
+    """What to compute. extractor '': that of saved features, else Inception. classes, seed: a stream's labels.
+
+    allow_mismatch: score although the reference was made in another way, and say so. command: for the record.
+    save_stats, save_features: files to write of the samples.
+    """
 
     metrics: tuple[str, ...] = ("fid", "is")
-    extractor: str = "inception-v3-compat"
+    options: Options = Options()
+    extractor: str = ""
     extractor_weights: Path | None = None
     batch: int = 64
-    device: str = "auto"
     classes: str = ""
     seed: int = 0
+    allow_mismatch: bool = False
+    command: str = ""
+    save_stats: Path | None = None
+    save_features: Path | None = None
 
-
-class Scores:
-    """Everything kept of the images seen: moments of features, and logits where a metric needs them."""
-
-    def __init__(self, keep_logits: bool):
-        self.moments = StreamingMoments()
-        self.logits: list[torch.Tensor] | None = [] if keep_logits else None
-
-    def add(self, features: torch.Tensor, logits: torch.Tensor | None, name: str) -> None:
-        if not bool(features.isfinite().all()):
-            raise DataError(f"{name}: features are not finite; the extractor doesn't suit these images")
-        self.moments.add(features.cpu().numpy())
-        if self.logits is not None:
-            if logits is None:
-                raise UsageError("this extractor gives features only; IS and accuracy need logits: use --metrics fid")
-            self.logits.append(logits.cpu())
-
-
-def _extract(
-    reader: SampleReader, extractor: Extractor, settings: Settings, device: torch.device, scores: Scores, what: str
-) -> Generator[Report, None, None]:
-    done = 0
-    for batch in reader.batches(settings.batch):
-        images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            scores.add(*extractor(images), reader.name)
-        done += len(batch)
-        yield Report(done, reader.shape[0], "img", values={"of": what})
-
-
-def _preprocessing(shape: tuple[int, int, int, int], crop: str | None) -> dict[str, Any]:
-    return {"image_size": shape[1], "channels": shape[3], **({"crop": crop} if crop else {})}
-
-
-def _about(extractor: Extractor, n: int, preprocessing: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "n": n,
-        "extractor": extractor.name,
-        "weights_sha256": extractor.weights_sha256,
-        "preprocessing": preprocessing,
-        "elbo_version": __version__,
-    }
-
-
-def _check_reference(
-    reference: Statistics, path: Path, extractor: Extractor, shape: tuple[int, int, int, int], width: int
-) -> None:
-    """Raise DataError when the statistics were made from something that can't be compared."""
-    if len(reference.mu) != width:
-        raise DataError(f"{path}: statistics of {len(reference.mu)} features, but {extractor.name} has {width}")
-    known = reference.about
-    for key, mine in (("extractor", extractor.name), ("weights_sha256", extractor.weights_sha256)):
-        if known.get(key, mine) != mine:
-            raise DataError(
-                f"{path}: made with {key} {known[key]}, now {mine}; numbers of different extractors can't be compared"
-            )
-    size = known.get("preprocessing", {}).get("image_size", shape[1])
-    if size != shape[1]:
-        raise DataError(
-            f"{path}: made from images of {size} pixels, the samples have {shape[1]}; use a reference of the same size"
-        )
+    def needing(self, what: str) -> list[str]:
+        """Its metrics that need that."""
+        return [name for name in self.metrics if what in METRICS[name].facts["needs"]]
 
 
 def run(
-    samples: Path | IO[bytes], ref: Path | None, settings: Settings, save_stats: Path | None = None
+    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: Settings, world: World = ALONE
 ) -> Generator[Report, None, dict[str, Any]]:
-    """Score `samples` (a path, or an NPY stream) against `ref` (a dataset or statistics); returns the result.
+    """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
 
-    Images are never held: memory is a batch, the moments, and for IS and accuracy 4 bytes a class and image.
-    Raises DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
+    Several sources are repeats of one experiment: see `repeated`. Images are never held: memory is a batch, the
+    moments, and 4 bytes a feature (a class) and image where a metric needs them.
+    Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
-    if "fid" in settings.metrics and ref is None and save_stats is None:
-        raise UsageError("fid needs --ref (a dataset, or saved statistics); or add --save-stats FILE to make one")
-    device = choose_device(settings.device)
-    extractor = make_extractor(settings.extractor, settings.extractor_weights, device)
-    statistics = read_statistics(ref) if ref is not None and is_statistics(ref) else None
-    dataset = Dataset(ref) if ref is not None and statistics is None else None
-    with read_samples(samples) as reader:
-        n = reader.shape[0]
-        _check_count(n, settings, reader.name)
-        if dataset is not None and dataset.shape[1:] != reader.shape[1:]:
-            raise DataError(
-                f"{ref}: images are {_size(dataset.shape)}, the samples {_size(reader.shape)}; pack the reference with the same --size and --channels"
-            )
-        scores = Scores(bool({"is", "accuracy"} & set(settings.metrics)))
-        yield from _extract(reader, extractor, settings, device, scores, "samples")
-        labels, shape, crop = reader.labels, reader.shape, reader.about.get("crop")
-    mu, sigma = scores.moments.statistics()
-    result: dict[str, Any] = {}
-    if "fid" in settings.metrics and ref is not None:
-        if dataset is not None:
-            statistics = yield from _dataset_statistics(dataset, extractor, settings, device)
-        assert statistics is not None
-        _check_reference(statistics, ref, extractor, shape, len(mu))
-        result |= _named(extractor, {KEY_METRIC_FID: _frechet(mu, sigma, statistics)})
-    if "is" in settings.metrics:
-        assert scores.logits is not None
-        result |= _named(extractor, isc_features_to_metric(torch.cat(scores.logits), SPLITS))
-    if "accuracy" in settings.metrics:
-        assert scores.logits is not None
-        result["accuracy"] = _accuracy(torch.cat(scores.logits), labels, settings)
-    if save_stats is not None:
-        about = _about(extractor, n, _preprocessing(shape, crop))
-        write_statistics(save_stats, Statistics(mu, sigma, about))
-    if n <= len(mu) and "fid" in settings.metrics:
-        yield Report(
-            message=f"{n} images for {len(mu)} features: the distance is biased upwards; compare only with the same n",
-            level="warning",
+    allow_tf32(False)
+    theirs: Seen | None = None
+    results: list[tuple[Values, Facts]] = []
+    with contextlib.ExitStack() as stack:
+        opened = [open_source(source, stack, world) for source in sources]
+        reference = None if ref is None else open_reference(ref, stack, world)
+        settings = _possible(settings, opened, reference)
+        extractor = _extractor(settings, [*opened, *([] if reference is None else reference.sources)], world)
+        differ = [_checked(source, reference, extractor, settings) for source in opened]
+        keep = frozenset(
+            (["values"] if settings.needing(REFERENCE) or settings.save_features else [])
+            + (["logits"] if settings.needing(LOGITS) or settings.save_features else [])
         )
-    return {
-        **result,
-        "n_samples": n,
-        "n_ref": statistics.about.get("n") if statistics else None,
-        "samples": reader.name,
-        "ref": str(ref) if ref else None,
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.weights_sha256,
-        "elbo_version": __version__,
-        "torch_fidelity_version": fidelity_version,
-        "torch_version": str(torch.__version__),
-    }
+        for source, mismatch in zip(opened, differ, strict=True):
+            check = _checker(source, reference, settings)
+            seen = yield from see(source, extractor, settings.batch, world, keep, "samples", check)
+            if reference is not None and theirs is None:
+                features = bool(settings.needing(REFERENCE_FEATURES))
+                theirs = yield from reference.see(extractor, settings.batch, world, features)
+            with world.together():
+                if world.first:
+                    seen = _labelled(seen, settings)
+                    _save(seen, settings)
+                    values, facts = scored(seen, theirs, settings.metrics, settings.options, bool(mismatch))
+                    named = {"ref": None if ref is None else str(ref), "command": settings.command}
+                    results.append((values, {**facts, **named, **({"mismatch": mismatch} if mismatch else {})}))
+                    check_repeats([facts for _, facts in results])
+    if not world.first:
+        return {}
+    combined = repeated(results)
+    yield from _notes(results, settings)
+    return combined
 
 
-def _dataset_statistics(
-    dataset: Dataset, extractor: Extractor, settings: Settings, device: torch.device
-) -> Generator[Report, None, Statistics]:
-    if len(dataset) < 2:
-        raise DataError(f"{dataset.path}: one image is no distribution; a reference needs at least 2")
-    scores = Scores(False)
-    with read_samples(dataset.path) as reader:
-        yield from _extract(reader, extractor, settings, device, scores, "reference")
-    mu, sigma = scores.moments.statistics()
-    return Statistics(
-        mu, sigma, _about(extractor, len(dataset), _preprocessing(dataset.shape, dataset.attributes.get("crop")))
-    )
+def _possible(settings: Settings, sources: Sequence[Source], reference: Reference | None) -> Settings:
+    """The settings, without metrics that need a reference where only statistics or features are to be saved.
+
+    Raises UsageError for what can't be had, DataError for too few images.
+    """
+    saving = [path for path in (settings.save_stats, settings.save_features) if path is not None]
+    if saving and len(sources) > 1:
+        raise UsageError(f"{saving[0]} can hold one set of samples; name one at a time")
+    if settings.save_features is not None and settings.save_features.suffix != SUFFIX:
+        raise UsageError(f"{settings.save_features}: features are saved as {SUFFIX}; name it so")
+    if reference is None and (needing := settings.needing(REFERENCE)):
+        if not saving:
+            raise UsageError(
+                f"{needing[0]} needs --ref (a dataset, saved features or statistics); or add --save-stats FILE to make one"
+            )
+        settings = replace(settings, metrics=tuple(name for name in settings.metrics if name not in needing))
+    if reference is not None:
+        reference.check(settings.metrics)
+        for source in reference.sources:
+            _check_count(source, settings, 1)
+    for source in sources:
+        _check_count(source, settings, 0)
+        if source.n != sources[0].n:
+            raise DataError(
+                f"{source.name}: {source.n} images, but {sources[0].name} has {sources[0].n}; scores of different n have "
+                "no common mean"
+            )
+        if settings.save_stats is not None and source.n < 2:
+            raise DataError(f"{source.name}: one image is no distribution; statistics need at least 2")
+        if settings.needing(LABELS) and source.labels is None and not settings.classes:
+            raise UsageError(
+                f"{source.name}: accuracy needs labels: samples in .h5 or .npz, or --classes as given to 'elbo sample'"
+            )
+    return settings
 
 
-def _check_count(n: int, settings: Settings, name: str) -> None:
-    least = {"fid": 2, "is": SPLITS, "accuracy": 1}
-    for metric in settings.metrics:
-        if n < least[metric]:
-            raise DataError(f"{name}: {n} images; {metric} needs at least {least[metric]}")
+def _check_count(source: Source, settings: Settings, side: int) -> None:
+    """Raise DataError when a metric needs more images of it. side: 0 of samples, 1 of the reference."""
+    for name in settings.metrics:
+        needed = least(METRICS[name], settings.options)[side]
+        if source.n < needed:
+            hint = ", or less with --kid-subset-size" if name == "kid" else ""
+            raise DataError(f"{source.name}: {source.n} images; {name} needs at least {needed}{hint}")
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape[1:]))
+def _extractor(settings: Settings, sources: Sequence[Source], world: World) -> Extractor | None:
+    """The network, if any images have to be seen: the one that saved features are of, unless another is asked for.
+
+    A file that a features' file names is not opened: it may be a stranger's.
+    """
+    told = [str(source.about.get("extractor")) for source in sources if source.saved is not None]
+    name = settings.extractor or next((name for name in told if name in EXTRACTORS), DEFAULT)
+    chosen: Extractor | None = None
+    with world.together():
+        if any(source.saved is None for source in sources):
+            chosen = make_extractor(name, settings.extractor_weights, world.device)
+    return chosen
 
 
-def _frechet(mu: np.ndarray, sigma: np.ndarray, statistics: Statistics) -> float:
-    pair = {"mu": mu, "sigma": sigma}, {"mu": statistics.mu, "sigma": statistics.sigma}
-    return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
+def _checked(
+    source: Source, reference: Reference | None, extractor: Extractor | None, settings: Settings
+) -> dict[str, list[Any]]:
+    """Where samples and reference were made differently. Raises DataError unless that is allowed, UsageError."""
+    mine = fingerprint(described(source, extractor))
+    wanted = PRC_PROTOCOLS[settings.options.prc_protocol].extractor
+    if "prc" in settings.metrics and wanted not in (None, mine.get("extractor")):
+        raise UsageError(f"--prc-protocol {settings.options.prc_protocol} is defined for --extractor {wanted}")
+    if reference is None:
+        return {}
+    found = mismatches(mine, reference.fingerprint(extractor))
+    if found and not settings.allow_mismatch:
+        said = "; ".join(f"{key} is {theirs}, that of {source.name} {own}" for key, (own, theirs) in found.items())
+        raise DataError(
+            f"{reference.path}: {said}: such scores compare with no others; use a reference made alike, or --allow-mismatch"
+        )
+    return found
 
 
-def _named(extractor: Extractor, values: dict[str, float]) -> dict[str, float]:
-    """torch-fidelity's names for the published Inception network (and `fid` for short); others carry the extractor's."""
-    if extractor.known:
-        return values | ({"fid": values[KEY_METRIC_FID]} if KEY_METRIC_FID in values else {})
-    plain = {
-        KEY_METRIC_FID: "frechet_distance",
-        KEY_METRIC_ISC_MEAN: "inception_score_mean",
-        KEY_METRIC_ISC_STD: "inception_score_std",
-    }
-    return {f"{plain[key]}[{extractor.name}]": value for key, value in values.items()}
+def _checker(
+    source: Source, reference: Reference | None, settings: Settings
+) -> Callable[[dict[str, torch.Tensor]], None]:
+    """What `see` should check of features: raises DataError or UsageError when they won't do."""
+    width = None if reference is None else reference.width
+
+    def check(found: dict[str, torch.Tensor]) -> None:
+        needing = settings.needing(LOGITS)
+        if needing and "logits" not in found:
+            raise UsageError(
+                f"{source.name}: its features come without logits, and {needing[0]} needs them; choose other --metrics"
+            )
+        if width not in (None, found["values"].shape[1]):
+            raise DataError(
+                f"{source.name}: {found['values'].shape[1]} features an image, and the reference has {width}; use one made alike"
+            )
+
+    return check
 
 
-def _accuracy(logits: torch.Tensor, labels: np.ndarray | None, settings: Settings) -> float:
-    if labels is None:
-        if not settings.classes:
-            raise UsageError("accuracy needs labels: samples in .h5 or .npz, or --classes as given to 'elbo sample'")
-        labels = choose_labels(settings.classes, len(logits), logits.shape[1], settings.seed)
-    return float((logits.argmax(1) == torch.from_numpy(np.asarray(labels))).double().mean())
+def _labelled(seen: Seen, settings: Settings) -> Seen:
+    """With the labels that the stream was drawn with, where they are asked for."""
+    features = seen.features
+    if features is None or features.labels is not None or features.logits is None or not settings.needing(LABELS):
+        return seen
+    labels = choose_labels(settings.classes, len(features.logits), features.logits.shape[1], settings.seed)
+    return replace(seen, features=replace(features, labels=labels))
+
+
+def _save(seen: Seen, settings: Settings) -> None:
+    features = seen.features
+    assert features is not None
+    if settings.save_stats is not None:
+        write_statistics(settings.save_stats, Statistics(features.moments.mu, features.moments.sigma, seen.about))
+    if settings.save_features is not None and features.values is not None:
+        labels = None if features.labels is None else torch.as_tensor(features.labels).long()
+        write_features(settings.save_features, SavedFeatures(features.values, features.logits, labels, seen.about))
+
+
+def _notes(results: Sequence[tuple[Values, Facts]], settings: Settings) -> Iterator[Report]:
+    """What people should know beside the numbers."""
+    few = [METRICS[name].facts["few"] for name in settings.metrics if METRICS[name].facts["few"]]
+    n, notes = results[0][1]["n_samples"], []
+    if n < ENOUGH and few:
+        notes.append(f"{results[0][1]['samples']}: {n} images, below {ENOUGH}: {'; '.join(few)}")
+    for values, facts in results:
+        if "mismatch" in facts:
+            keys = ", ".join(facts["mismatch"])
+            notes.append(f"{facts['samples']} and {facts['ref']} were made differently ({keys}): this compares with no others")
+        if any(value is None for value in values.values()):
+            notes.append(f"{facts['samples']}: no interval for FID: it takes twice as many images as features")
+    if differ := unlike(results):
+        notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")
+    yield from (Report(message=note, level="warning") for note in notes)

@@ -12,7 +12,8 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples, told by content.
+    """Facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics,
+    features or samples, told by content.
 
     Raises FormatError when it is none of these, or damaged.
     """
@@ -26,7 +27,7 @@ def describe(path: Path) -> dict[str, Any]:
     if head.startswith(HDF5_MAGIC):
         return _dataset(path)
     if is_safetensors(path, head):
-        return _average(path)
+        return _tensors(path)
     if head.startswith(b"PK"):
         return _npz(path)
     if head.startswith(b"\x93NUMPY"):
@@ -36,7 +37,7 @@ def describe(path: Path) -> dict[str, Any]:
     if b"format:" in head:
         return _yaml(path)
     raise FormatError(
-        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics, samples)"
+        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics, features, samples)"
     )
 
 
@@ -69,11 +70,25 @@ def is_safetensors(path: Path, head: bytes) -> bool:
     return head[8:9] == b"{" and length <= path.stat().st_size - 8
 
 
+def _tensors(path: Path) -> dict[str, Any]:
+    from elbocli.files.features import is_features
+
+    return _features(path) if is_features(path) else _average(path)
+
+
 def _average(path: Path) -> dict[str, Any]:
     from elbocli.files.averages import read_about
 
     about = {key: value for key, value in read_about(path).items() if key != "coefficients"}
     return {"is": "average of weights", "bytes": path.stat().st_size, **about}
+
+
+def _features(path: Path) -> dict[str, Any]:
+    from elbocli.files.features import read_features
+
+    saved = read_features(path)
+    held = [name for name in ("logits", "labels") if getattr(saved, name) is not None]
+    return {"is": "features of images", "features": saved.features.shape[1], "beside": ", ".join(held), **saved.about}
 
 
 def _snapshot(path: Path) -> dict[str, Any]:

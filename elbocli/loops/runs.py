@@ -105,7 +105,7 @@ def open_run(
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), {"weights": weights}
-    about = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about}
+    about = {**_trained(settings, config), "step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about}
     network = empty_network(config, run / "config.yaml")
     try:
         network.load_state_dict(tensors, assign=True)
@@ -116,6 +116,16 @@ def open_run(
         ) from error
     network = place(network, device).eval().requires_grad_(False)
     return TrainedRun(run, network, settings.prediction_object(), settings, config["data"], config.get("files", {}), checkpoint, about)
+
+
+def _trained(settings: Settings, config: dict[str, Any]) -> dict[str, Any]:
+    """Of how the run was trained, what a score of its samples should have beside it."""
+    return {
+        "trained_weighting": settings.weighting,
+        "trained_schedule": settings.schedule,
+        "prediction": settings.prediction,
+        "trained_on": config["data"].get("payload_sha256"),
+    }
 
 
 def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 EXTRACTORS = Registry("extractor")
+DEFAULT = "inception-v3-compat"
 PUBLISHED_INCEPTION = "6726825d"
 
 
@@ -21,14 +22,12 @@ PUBLISHED_INCEPTION = "6726825d"
 class Extractor:
     """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
-    known: it is the published Inception network, whose numbers may carry the names FID and IS.
     channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared.
     """
 
     name: str
     module: torch.nn.Module
     weights_sha256: str
-    known: bool = False
     channels: int = 0
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -49,35 +48,64 @@ class Extractor:
         return features.float(), None if logits is None else logits.float()
 
 
+def is_published(name: Any, weights_sha256: Any) -> bool:
+    """Whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
+    return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
+
+
 @EXTRACTORS.declare(
-    "inception-v3-compat",
+    DEFAULT,
     formula="Inception v3 as in the FID paper, 2048 features",
     source="Heusel et al. 2017; torch-fidelity",
 )
 def inception(weights: Path | None) -> Extractor:
-    """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once)."""
-    import hashlib
+    """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once).
 
+    Batch norm is folded, and channels come last in memory: features differ from torch-fidelity's by rounding.
+    """
+    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from elbocli.nn.fold import folded
+
+    path = weights or _published()
+    module, digest = _loaded(FeatureExtractorInceptionV3, "inception-v3-compat", ["2048", "logits_unbiased"], path)
+    module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Extractor("inception-v3-compat", module, digest, channels=3)
+
+
+@EXTRACTORS.declare(
+    "vgg16",
+    formula="VGG16, 4096 features",
+    source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
+)
+def vgg16(weights: Path | None) -> Extractor:
+    """Weights from a file of torchvision's."""
+    from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
+
+    if weights is None:
+        raise UsageError("vgg16 needs --extractor-weights FILE, torchvision's vgg16 for ImageNet")
+    module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], weights)
+    return Extractor("vgg16", module, digest, channels=3)
+
+
+def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
+    """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
+    import hashlib
 
     from elbocli.files.checkpoint import load_tensors
 
-    path = weights or _published()
     try:
         content = path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: could not read: {error.strerror}") from error
     load_tensors(io.BytesIO(content), str(path))
     try:
-        module = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=io.BytesIO(content)
-        )
+        module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))
     except (RuntimeError, TypeError, AttributeError, KeyError) as error:
-        raise FormatError(
-            f"{path}: not weights of this Inception network: {' '.join(str(error).split())[:160]}"
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    return Extractor("inception-v3-compat", module, digest, digest.startswith(PUBLISHED_INCEPTION), channels=3)
+        why = " ".join(str(error).split())[:160]
+        raise FormatError(f"{path}: not weights of this {name} network: {why}") from error
+    return module, hashlib.sha256(content).hexdigest()
 
 
 def _published() -> Path:

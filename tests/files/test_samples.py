@@ -50,6 +50,18 @@ def test_what_is_written_is_read(tmp_path, rows, name):
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "packed.npz", "x.h5", "x"])
+def test_parts_may_be_left_out(tmp_path, rows, name):
+    """As processes do that share them."""
+    if name == "packed.npz":
+        np.savez_compressed(tmp_path / name, rows)
+    else:
+        write(tmp_path / name, rows)
+    with read_samples(tmp_path / name) as reader:
+        np.testing.assert_array_equal(reader.at(2, 3), rows[2:5])
+        np.testing.assert_array_equal(reader.at(8, 1), rows[8:9])
+
+
 def test_a_stream_is_read_as_it_is_written(rows):
     stream = io.BytesIO()
     write(stream, rows)

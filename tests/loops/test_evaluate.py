@@ -1,8 +1,10 @@
 """Scores: equal to torch-fidelity's own, and honest about what they are."""
 
+import hashlib
 import io
-import math
+import json
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,21 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from PIL import Image
 
-from elbocli.errors import DataError, UsageError
+from elbocli.core.metrics import METRICS, Options, least
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.samples import npy_header
+from elbocli.files.statistics import read_statistics, write_statistics
 from elbocli.loops import evaluate
+from elbocli.loops.card import render
 from elbocli.loops.evaluate import Settings
+from elbocli.nn.extractors import make_extractor
+from elbocli.nn.tiny import Tiny
 
-TINY = "frechet_distance[elbo-tiny]"
+TINY, SPREAD = "frechet_distance[elbo-tiny]", "frechet_distance_sd[elbo-tiny]"
 
 
 def result(reports: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
@@ -30,7 +38,10 @@ def result(reports: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
 
 
 def score(samples: Any, ref: Path | None, save: Path | None = None, **settings: Any) -> dict[str, Any]:
-    return result(evaluate.run(samples, ref, Settings(**{"extractor": "elbo-tiny", **settings}), save))
+    """Of one or several. Options of metrics are told from other settings by their names."""
+    options = {key: settings.pop(key) for key in list(settings) if key in Options.__dataclass_fields__}
+    chosen = Settings(**{"extractor": "elbo-tiny", "save_stats": save, "options": Options(**options), **settings})
+    return result(evaluate.run(samples if isinstance(samples, list) else [samples], ref, chosen))
 
 
 def save_npy(path: Path, images: np.ndarray) -> Path:
@@ -49,28 +60,6 @@ class Images(torch.utils.data.Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.images[index]
-
-
-@pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of the Inception network, at random."""
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.manual_seed(0)
-    module = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
-    try:
-        FeatureExtractorInceptionV3.__init__(
-            module, "inception-v3-compat", ["2048"], feature_extractor_weights_path=io.BytesIO(b"no weights")
-        )
-    except Exception:
-        # Its layers exist before it fails to load them: that is all that is needed here.
-        assert hasattr(module, "fc")
-    state = module.state_dict()
-    for name, value in state.items():
-        if value.dtype.is_floating_point and value.dim() > 1:
-            state[name] = torch.randn_like(value) * math.sqrt(2 / value[0].numel())
-    state["fc.weight"] *= 8
-    torch.save(state, path)
-    return path
 
 
 def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path: Path) -> None:
@@ -97,9 +86,9 @@ def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path:
         cache=False,
     )
     name = "inception-v3-compat"
-    assert ours[f"frechet_distance[{name}]"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    assert ours[f"inception_score_mean[{name}]"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert ours[f"inception_score_std[{name}]"] == pytest.approx(theirs["inception_score_std"], rel=1e-6, abs=1e-9)
+    assert ours[f"frechet_distance[{name}]"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert ours[f"inception_score_mean[{name}]"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+    assert ours[f"inception_score_std[{name}]"] == pytest.approx(theirs["inception_score_std"], rel=1e-3, abs=1e-6)
     assert theirs["inception_score_mean"] > 1.0001
     assert "frechet_inception_distance" not in ours and "fid" not in ours
 
@@ -124,16 +113,6 @@ def test_a_set_is_at_no_distance_from_itself_and_far_from_noise(digits: Path, tm
     assert score(save_npy(tmp_path / "n.npy", noise), digits)[TINY] > 1
 
 
-def test_the_distance_of_known_gaussians() -> None:
-    draw = np.random.default_rng(0)
-    from elbocli.files.statistics import Statistics
-
-    a = draw.standard_normal((5, 5))
-    sigma = a @ a.T
-    mu = draw.standard_normal(5)
-    assert evaluate._frechet(mu, sigma, Statistics(mu + 2, 4 * sigma)) == pytest.approx(20 + np.trace(sigma), rel=1e-9)
-
-
 @pytest.mark.parametrize("batch", [1, 7, 300])
 def test_the_batch_changes_nothing(batch: int, digits: Path, tmp_path: Path) -> None:
     images = Dataset(digits).batch(np.arange(100))
@@ -154,20 +133,15 @@ def test_saved_statistics_stand_for_their_dataset(digits: Path, tmp_path: Path) 
 def test_a_reference_that_does_not_fit_is_refused(digits: Path, tmp_path: Path) -> None:
     score(digits, None, tmp_path / "ref.npz", metrics=("fid",))
     large = save_npy(tmp_path / "large.npy", np.zeros((20, 16, 16, 1), np.uint8))
-    with pytest.raises(DataError, match="8 pixels, the samples have 16"):
-        score(large, tmp_path / "ref.npz")
-    with pytest.raises(DataError, match="same --size"):
-        score(large, digits)
+    for ref in (tmp_path / "ref.npz", digits):
+        with pytest.raises(DataError, match=f"{ref.name}: image_size is 8, that of .*large.npy 16.*--allow-mismatch"):
+            score(large, ref)
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
-    with pytest.raises(DataError, match="7 features, but elbo-tiny has 64"):
+    with pytest.raises(DataError, match="64 features an image, and the reference has 7"):
         score(digits, tmp_path / "other.npz")
 
 
-def test_too_few_images_are_refused_by_metric(digits: Path, tmp_path: Path) -> None:
-    for count, metrics in ((1, ("fid",)), (9, ("is",))):
-        path = save_npy(tmp_path / f"{count}.npy", np.zeros((count, 8, 8, 1), np.uint8))
-        with pytest.raises(DataError, match="needs at least"):
-            score(path, digits, metrics=metrics)
+def test_without_a_reference_there_is_no_fid(digits: Path) -> None:
     with pytest.raises(UsageError, match="fid needs --ref"):
         score(digits, None)
 
@@ -209,3 +183,249 @@ def test_memory_does_not_grow_with_the_stream(digits: Path) -> None:
         return top
 
     assert peak(2000) < peak(200) + 8_000_000
+
+
+# Saved features
+
+
+def test_saved_features_stand_for_their_images(digits: Path, tmp_path: Path) -> None:
+    """Every metric, with no network: on both sides, and for labels and facts."""
+    images = tmp_path / "a.npz"
+    about = {"sampler": "heun", "steps": 4, "seed": 7}
+    labels = np.arange(120) % 10
+    np.savez(images, Dataset(digits).batch(np.arange(100, 220)), labels, about=np.array(json.dumps(about)))
+    metrics = ("fid", "is", "kid", "prc", "accuracy")
+    options = {"metrics": metrics, "kid_subset_size": 50, "fid_infinity": True}
+    saved, other = tmp_path / "a.safetensors", tmp_path / "ref.safetensors"
+    plain = score(images, digits, save_features=saved, **options)
+    score(digits, None, metrics=("fid",), save_features=other)
+    assert plain["made"] == about and (plain["classes"], plain["fewest_of_a_class"], plain["most_of_a_class"]) == (10, 12, 12)
+    again = score(saved, other, extractor="", **options)
+    assert set(again) == set(plain)
+    for key in set(plain) - {"samples", "ref"}:
+        assert again[key] == (pytest.approx(plain[key], rel=1e-9) if isinstance(plain[key], float) else plain[key]), key
+    mixed = score(images, other, extractor="", **options)
+    assert mixed[TINY] == pytest.approx(plain[TINY], rel=1e-9), "images take the network that saved features are of"
+
+
+def test_features_of_another_network_or_size_are_refused(digits: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "f.safetensors"
+    score(digits, None, metrics=("fid",), save_features=saved)
+    read = read_features(saved)
+    write_features(saved, replace(read, about={**read.about, "weights_sha256": "0" * 64}))
+    with pytest.raises(DataError, match=r"f\.safetensors: weights_sha256 is 0+, that of .*--allow-mismatch"):
+        score(digits, saved)
+    with pytest.raises(UsageError, match=r"saved as \.safetensors"):
+        score(digits, None, save_features=tmp_path / "f.npz")
+
+
+# References
+
+
+def features_of(images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        extractor = make_extractor("elbo-tiny", None, "cpu")
+        return extractor(torch.from_numpy(images).permute(0, 3, 1, 2))[0].numpy().astype(np.float64)
+
+
+def adm(path: Path, images: np.ndarray, features: np.ndarray) -> Path:
+    """As guided-diffusion's reference batches: statistics by numpy.cov, spatial ones, and images beside them."""
+    mu, sigma = features.mean(0), np.cov(features, rowvar=False)
+    np.savez(path, images, mu=mu, sigma=sigma, mu_s=np.zeros(9), sigma_s=np.eye(9))
+    return path
+
+
+def edm(path: Path, images: np.ndarray, features: np.ndarray) -> Path:
+    """As EDM's: sums in double precision, the covariance over n - 1."""
+    mu = features.sum(0) / len(features)
+    sigma = (features.T @ features - np.outer(mu, mu) * len(features)) / (len(features) - 1)
+    np.savez(path, mu=mu, sigma=sigma)
+    return path
+
+
+@pytest.mark.parametrize("layout", [adm, edm])
+def test_statistics_of_adm_and_edm_give_the_fid_of_their_images(layout: Any, digits: Path, tmp_path: Path) -> None:
+    images = Dataset(digits).batch(np.arange(300))
+    rgb = np.repeat(images, 3, 3)
+    ref = layout(tmp_path / "ref.npz", rgb, features_of(rgb))
+    half = save_npy(tmp_path / "half.npy", rgb[:150] // 2)
+    found = score(half, ref)
+    assert found[TINY] == pytest.approx(score(half, save_npy(tmp_path / "rgb.npy", rgb))[TINY], abs=1e-4) and found[TINY] > 1
+    assert found["ref_sha256"] == hashlib.sha256(ref.read_bytes()).hexdigest()
+
+
+def test_images_beside_statistics_serve_what_needs_features(digits: Path, tmp_path: Path) -> None:
+    """As in ADM's reference batches: FID by the statistics, precision by the images."""
+    rgb = np.repeat(Dataset(digits).batch(np.arange(300)), 3, 3)
+    ref = adm(tmp_path / "adm.npz", rgb[:100], features_of(rgb))
+    half = save_npy(tmp_path / "half.npy", rgb[100:] // 2)
+    metrics = {"metrics": ("fid", "prc")}
+    both = score(half, ref, **metrics)
+    whole, part = save_npy(tmp_path / "w.npy", rgb), save_npy(tmp_path / "p.npy", rgb[:100])
+    assert both[TINY] == pytest.approx(score(half, whole, **metrics)[TINY], rel=1e-9)
+    for key in ("precision[elbo-tiny]", "recall[elbo-tiny]"):
+        assert both[key] == score(half, part, **metrics)[key]
+    with pytest.raises(UsageError, match="holds statistics only, and kid needs the reference's images"):
+        score(half, edm(tmp_path / "edm.npz", rgb, features_of(rgb)), metrics=("fid", "kid"))
+
+
+def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Path) -> None:
+    score(digits, None, tmp_path / "ref.npz", metrics=("fid",))
+    statistics = read_statistics(tmp_path / "ref.npz")
+    assert statistics.about["preprocessing"] == {"image_size": 8, "channels": 1, "crop": "center", "filter": "box, bicubic"}
+    other = {**statistics.about["preprocessing"], "crop": "none", "filter": "lanczos"}
+    write_statistics(tmp_path / "ref.npz", replace(statistics, about={**statistics.about, "preprocessing": other}))
+    with pytest.raises(DataError, match=r"crop is none, that of .* center; filter is lanczos, that of .* box, bicubic"):
+        score(digits, tmp_path / "ref.npz")
+    settings = Settings(metrics=("fid",), extractor="elbo-tiny", allow_mismatch=True)
+    warned = [report.message for report in evaluate.run([digits], tmp_path / "ref.npz", settings)]
+    assert any(message.endswith("made differently (crop, filter): this compares with no others") for message in warned)
+    allowed = score(digits, tmp_path / "ref.npz", allow_mismatch=True)
+    assert allowed["mismatch"] == {"crop": ["center", "none"], "filter": ["box, bicubic", "lanczos"]}
+    assert "mismatch" not in score(save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(20))), tmp_path / "ref.npz")
+
+
+def test_only_the_published_network_on_a_like_reference_has_the_published_names(
+    digits: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "f.safetensors"
+    score(digits, None, metrics=("fid",), save_features=saved)
+    read = read_features(saved)
+    published = {**read.about, "extractor": "inception-v3-compat", "weights_sha256": "6726825d" + "0" * 56}
+    write_features(saved, replace(read, about=published))
+    found = score(saved, saved, metrics=("fid", "prc"), extractor="")
+    assert found["fid"] == found["frechet_inception_distance"] and found["fid_se"] >= 0 and found["precision"] == 1
+    write_features(tmp_path / "g.safetensors", replace(read, about={**published, "preprocessing": {"image_size": 9}}))
+    with pytest.raises(DataError, match="image_size is 9"):
+        score(saved, tmp_path / "g.safetensors", extractor="")
+    unlike = score(saved, tmp_path / "g.safetensors", metrics=("fid",), extractor="", allow_mismatch=True)
+    assert "fid" not in unlike and "frechet_distance[inception-v3-compat]" in unlike
+
+
+def test_what_files_of_strangers_say_of_themselves_breaks_nothing(digits: Path, tmp_path: Path) -> None:
+    paths = []
+    for k, about in enumerate([{}, {"n": "many", "preprocessing": 3, "made": ["x"], "extractor": ["y"]}]):
+        paths.append(tmp_path / f"{k}.safetensors")
+        write_features(paths[-1], SavedFeatures(torch.randn(30, 64), torch.randn(30, 10), about=about))
+        found = score(paths[-1], digits, metrics=("fid", "is"), allow_mismatch=True)
+        assert found["n_samples"] == 30 and found["made"] == {}
+        assert "not known" in render(found)
+
+
+# What can't be scored
+
+
+def test_too_few_images_are_refused_by_every_metric(digits: Path, tmp_path: Path) -> None:
+    many = save_npy(tmp_path / "many.npy", Dataset(digits).batch(np.arange(60)))
+    options = {"kid_subset_size": 50, "splits": 4}
+    for name, metric in METRICS.items():
+        for side, needed in enumerate(least(metric, Options(**options))):
+            if needed > 1:
+                few = save_npy(tmp_path / f"few-{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
+                pair = (few, many) if side == 0 else (many, few)
+                with pytest.raises(DataError, match=rf"{few.name}: {needed - 1} images; {name} needs at least {needed}"):
+                    score(*pair, metrics=(name,), **options)
+    with pytest.raises(DataError, match="19 images; fid needs at least 20"):
+        score(save_npy(tmp_path / "19.npy", np.zeros((19, 8, 8, 1), np.uint8)), many, fid_infinity=True)
+    with pytest.raises(DataError, match="one image is no distribution"):
+        score(save_npy(tmp_path / "1.npy", np.zeros((1, 8, 8, 1), np.uint8)), None, tmp_path / "s.npz", metrics=("fid",))
+
+
+def test_features_that_are_not_finite_name_the_image(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Tiny.forward
+
+    def nan_for_black(self: Tiny, images: torch.Tensor) -> Any:
+        values, logits = whole(self, images)
+        return torch.where((images > 0).flatten(1).any(1)[:, None], values, torch.nan), logits
+
+    monkeypatch.setattr(Tiny, "forward", nan_for_black)
+    images = Dataset(digits).batch(np.arange(50))
+    images[17] = 0
+    with pytest.raises(DataError, match=r"a\.npy: features of image 17 are not finite"):
+        score(save_npy(tmp_path / "a.npy", images), digits, batch=8)
+
+
+def test_what_is_no_images_is_refused(digits: Path, tmp_path: Path) -> None:
+    for stream, what in ((b"", "not an NPY stream"), (npy_header((0, 8, 8, 1)), "N > 0")):
+        with pytest.raises(FormatError, match=f"standard input: .*{what}"):
+            score(io.BytesIO(stream), digits)
+    for dtype in (np.float32, np.uint16):
+        with pytest.raises(FormatError, match=rf"a\.npy: holds {np.dtype(dtype)} .*expected uint8"):
+            score(save_npy(tmp_path / "a.npy", np.zeros((20, 8, 8, 3), dtype)), digits)
+
+
+def test_the_first_image_of_another_size_is_named(digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for k, size in enumerate([8] * 15 + [9, 8, 10]):
+        Image.fromarray(np.zeros((size, size), np.uint8)).save(folder / f"{k:02d}.png")
+    with pytest.raises(DataError, match=r"15\.png: 9 x 9 pixels, but 00\.png is 8 x 8.*elbo prep"):
+        score(folder, digits, batch=4)
+
+
+def test_a_network_without_logits_has_no_inception_score(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "f.safetensors"
+    score(digits, None, metrics=("fid",), save_features=saved)
+    write_features(saved, replace(read_features(saved), logits=None))
+    with pytest.raises(UsageError, match="without logits, and is needs them"):
+        score(saved, saved, extractor="")
+    monkeypatch.setattr(Tiny, "forward", lambda self, images: images.float().flatten(1)[:, :64])
+    with pytest.raises(UsageError, match="without logits, and is needs them"):
+        score(digits, digits, batch=1)
+    with pytest.raises(UsageError, match="adm is defined for --extractor inception-v3-compat"):
+        score(digits, digits, metrics=("prc",), prc_protocol="adm")
+
+
+def test_few_images_are_warned_of_and_why(digits: Path) -> None:
+    def warned(metrics: tuple[str, ...], **options: Any) -> str:
+        settings = Settings(metrics=metrics, extractor="elbo-tiny", options=Options(kid_subset_size=50, **options))
+        return " ".join(r.message for r in evaluate.run([digits], digits, settings) if r.level == "warning")
+
+    assert "300 images, below 10000: FID is biased upwards" in warned(("fid",))
+    assert "Inception score is biased downwards" in warned(("fid", "is"))
+    assert warned(("kid",)) == ""
+    assert "no interval" not in warned(("fid",), fid_infinity=True), "300 images, 64 features"
+
+
+# Repeats
+
+
+def repeats(folder: Path, digits: Path, **about: Any) -> list[Path]:
+    paths = []
+    for seed in range(3):
+        paths.append(folder / f"{seed}.npz")
+        facts = {"sampler": "heun", "seed": seed, **{key: values[seed] for key, values in about.items()}}
+        np.savez(paths[-1], Dataset(digits).batch(np.arange(seed, 300, 3)), about=np.array(json.dumps(facts)))
+    return paths
+
+
+def test_of_repeats_the_mean_and_the_spread_are_told_never_the_best(digits: Path, tmp_path: Path) -> None:
+    paths = repeats(tmp_path, digits)
+    alone = [score(path, digits) for path in paths]
+    found = score(paths, digits)
+    column = [one[TINY] for one in alone]
+    assert found[TINY] == pytest.approx(np.mean(column), rel=1e-12)
+    assert found[SPREAD] == pytest.approx(np.std(column, ddof=1), rel=1e-12) and found[SPREAD] > 0
+    assert [one[TINY] for one in found["repeats"]] == column
+    assert found["made"] == {"sampler": "heun"} and [one["made"] for one in found["repeats"]] == [{"seed": k} for k in range(3)]
+    assert found["n_samples"] == 100 and "samples" not in found and found["repeats"][2]["samples"] == str(paths[2])
+    assert "command" in found and "samples_sha256" in found["repeats"][0]
+
+
+def test_what_are_no_repeats_is_refused_or_warned_of(digits: Path, tmp_path: Path) -> None:
+    paths = repeats(tmp_path, digits, steps=[8, 8, 9])
+    with pytest.raises(DataError, match=r"0\.npz: the same images as .*0\.npz; repeats must be drawn with other seeds"):
+        score([paths[0], paths[1], paths[0]], digits)
+    fewer = save_npy(tmp_path / "b.npy", Dataset(digits).batch(np.arange(30)))
+    with pytest.raises(DataError, match=r"b\.npy: 30 images, but .*0\.npz has 100"):
+        score([paths[0], fewer], digits)
+    with pytest.raises(UsageError, match="can hold one set of samples"):
+        score(paths, digits, tmp_path / "s.npz")
+    settings = Settings(extractor="elbo-tiny")
+    warned = [r.message for r in evaluate.run(paths, digits, settings) if r.level == "warning"]
+    assert any("differ in more than the seed: steps" in message for message in warned)
+    assert not any("seed" in r.message for r in evaluate.run(paths[:2], digits, settings))

@@ -1,0 +1,84 @@
+"""Features of images, so that no network need see them twice: safetensors with how they were made.
+
+`features` float32 (N, D), `logits` float32 (N, K) and `labels` int64 (N) where there are any; metadata `about`, JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from elbocli.errors import FormatError
+from elbocli.files.atomic import writing
+
+FORMAT = "elbo-features"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class SavedFeatures:
+    """Tensors as in the file; about: n, extractor, weights_sha256, preprocessing, samples_sha256, …."""
+
+    features: Tensor
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def write_features(path: Path, saved: SavedFeatures) -> None:
+    """Raises DataError when the disk is full."""
+    tensors = {"features": saved.features, "logits": saved.logits, "labels": saved.labels}
+    held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about, allow_nan=False)}
+    with writing(path) as file:
+        file.write(save(held, meta))
+
+
+def is_features(path: Path) -> bool:
+    """Whether a file of safetensors says that it holds features."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_features(path: Path) -> SavedFeatures:
+    """Raises FormatError for anything but finite tensors that go together."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") != FORMAT or meta.get("version") != "1":
+                raise FormatError(
+                    f"{path}: format is {meta.get('format')!r} version {meta.get('version')!r}, expected {FORMAT!r} "
+                    "version '1'; make it with 'elbo eval --save-features'"
+                )
+            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(meta["about"])
+        saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise FormatError(f"{path}: not usable as features: {' '.join(str(error).split())[:160]}") from error
+    _check(path, saved)
+    return saved
+
+
+def _check(path: Path, saved: SavedFeatures) -> None:
+    """Raise FormatError."""
+    n = len(saved.features)
+    floats = [tensor for tensor in (saved.features, saved.logits) if tensor is not None]
+    if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or n == 0:
+        shapes = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in floats)
+        raise FormatError(f"{path}: holds {shapes}, expected float32 features (N, D), perhaps with logits (N, K)")
+    if saved.labels is not None and (saved.labels.dtype != torch.int64 or saved.labels.shape != (n,)):
+        raise FormatError(f"{path}: labels are {saved.labels.dtype} {tuple(saved.labels.shape)}, expected int64 ({n},)")
+    if not all(bool(tensor.isfinite().all()) for tensor in floats):
+        raise FormatError(f"{path}: features or logits are NaN or infinite; extract them again")
+    if not isinstance(saved.about, dict):
+        raise FormatError(f"{path}: doesn't say how it was made")

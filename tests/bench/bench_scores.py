@@ -1,0 +1,83 @@
+"""Features and distances for scoring, against torch-fidelity's network and against scipy's root of a matrix.
+
+Inception has random weights, the same on both sides. Numbers are compared first: faster and wrong counts for nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from compare import Row, compare
+from scipy.linalg import sqrtm
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+from elbocli.core.frechet import frechet_distance
+from elbocli.core.moments import Moments
+from elbocli.nn.extractors import make_extractor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from inception import random_weights
+
+BOUND_INCEPTION, BOUND_FRECHET, BATCH, FEATURES = 1 / 1.3, 1 / 5, 32, 2048
+
+
+def by_scipy(a: Moments, b: Moments) -> float:
+    """With the root of the product, as most programs have it."""
+    root = np.trace(sqrtm(a.sigma @ b.sigma)).real
+    return float((a.mu - b.mu) @ (a.mu - b.mu) + np.trace(a.sigma) + np.trace(b.sigma) - 2 * root)
+
+
+def by_torch_fidelity(a: Moments, b: Moments) -> float:
+    """With the eigenvalues of the product."""
+    pair = [{"mu": m.mu, "sigma": m.sigma} for m in (a, b)]
+    return float(fid_statistics_to_metric(*pair, verbose=False)["frechet_inception_distance"])
+
+
+def drawn(n: int, seed: int) -> Moments:
+    """Of n vectors whose spread falls by dimension."""
+    draws = np.random.default_rng(seed).standard_normal((n, FEATURES))
+    return Moments.of(draws * np.arange(1, FEATURES + 1) ** -0.5 + 0.01 * seed)
+
+
+def inception(weights: Path) -> Row:
+    """A batch of 64-pixel images."""
+    ours = make_extractor("inception-v3-compat", weights, "cpu")
+    theirs = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+    )
+    images = torch.randint(0, 256, (BATCH, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mine, other = ours(images)[0], theirs(images)[0]
+        if (mine - other).norm() > 1e-4 * (other - other.mean(0)).norm():
+            raise RuntimeError("the features are not torch-fidelity's")
+        name = "Inception, an image / torch-fidelity"
+        return compare(
+            name, lambda: ours(images), lambda: theirs(images), BOUND_INCEPTION, rounds=5, warm_up=1, per=BATCH
+        )
+
+
+def rows() -> Iterator[Row]:
+    """The network, and the distance for covariances of full rank and of fewer images than features."""
+    with tempfile.TemporaryDirectory() as temporary:
+        yield inception(random_weights(Path(temporary) / "weights.pth"))
+    reference = drawn(10_000, 1)
+    for n, rank in ((10_000, "full rank"), (1000, "rank 999")):
+        samples = drawn(n, 0)
+        mine = frechet_distance(samples, reference)
+        for peer, job, bound in (("scipy sqrtm", by_scipy, BOUND_FRECHET), ("torch-fidelity", by_torch_fidelity, None)):
+            if abs(job(samples, reference) / mine - 1) > 1e-6:
+                raise RuntimeError(f"the distance is not that of {peer}")
+            yield compare(
+                f"Frechet distance, {FEATURES}, {rank} / {peer}",
+                lambda samples=samples: frechet_distance(samples, reference),
+                lambda samples=samples, job=job: job(samples, reference),
+                bound,
+                rounds=3,
+                warm_up=0,
+            )

@@ -24,7 +24,7 @@ import torch
 from elbocli.cli.main import elbo as group
 from elbocli.cli.weights import REGISTRIES, weights
 from elbocli.core.weighting import WEIGHTINGS
-from elbocli.files.samples import npy_header
+from elbocli.files.sample_writer import npy_header
 
 HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml")
 VERBS = [

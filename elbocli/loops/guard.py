@@ -16,16 +16,19 @@ from elbocli.loops.world import World
 
 GROWTH_INTERVAL = 2000
 FIRST_SCALE = 2.0**16
+RECENT = 64
+"""Steps whose losses are kept until it is known that none was bad."""
 
 
 class Trouble(NamedTuple):
-    """The first bad step of those looked at: its number from 1, λ and place in the batch of its worst image, that
-    image's loss, the gradient's norm, and how many losses were not finite.
+    """The first bad step of those looked at: its number from 1; of its worst image the rank of the process that had
+    it, its place among that process's, λ and loss; the gradient's norm, and how many losses were not finite.
     """
 
     step: int
-    logsnr: float
+    rank: int
     place: int
+    logsnr: float
     loss: float
     norm: float
     bad: int
@@ -44,6 +47,7 @@ class Guard:
         self.state = torch.zeros(6, dtype=torch.float64, device=world.device)
         self.state[0] = FIRST_SCALE if scaled else 1.0
         self._record = torch.zeros(6, dtype=torch.float64, device=world.device)
+        self._recent: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
 
     @property
     def scale(self) -> Tensor:
@@ -52,27 +56,23 @@ class Guard:
 
     @torch.no_grad()
     def update(
-        self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], sharded: bool, loss: Tensor, logsnr: Tensor,
-        places: Tensor, step: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The optimizer's step, if it may be. loss, logsnr, places: [n] of this process's images, on the device;
-        gradients: of `scale` times the mean loss, parts of them if sharded. Returns (whether it was made, 0 or 1; the
-        gradient's norm, 0 if not), float64.
+        self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], sharded: bool, loss: Tensor, logsnr: Tensor, step: int
+    ) -> Tensor:  # fmt: skip
+        """The optimizer's step, if it may be. loss, logsnr: [n] of this process's images, on the device;
+        gradients: of `scale` times the mean loss, parts of them if sharded. Returns [the whole batch's summed loss, the
+        gradient's norm, 1], or zeros if it was left out; float64.
         """
         scale, grown, stuck, skipped, row, most = self.state.unbind()
         squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
         if not sharded and not self.world.first:
             squares = torch.zeros_like(squares)
-        finite = loss.isfinite()
-        seen = self.world.added(torch.stack([squares, (~finite).sum().double()]))
-        norm = seen[0].sqrt() / scale
+        squares, total = self.world.added(torch.stack([squares, loss.double().sum()])).unbind()
+        norm = squares.sqrt() / scale
         overflow = ~norm.isfinite()
-        bad = (seen[1] > 0) | (overflow & (not self.scaled))
-        rows = torch.stack([logsnr.double(), places.double(), loss.double()])
-        # An index that is a tensor of one element: as a number it would have to be waited for.
-        worst = rows.index_select(1, loss.where(finite, torch.inf).argmax().view(1)).flatten()
-        record = torch.cat([torch.full_like(norm, step + 1).view(1), worst, norm.view(1), (~finite).sum().double().view(1)])
-        self._record = torch.where(bad & (self._record[0] == 0), record, self._record)
+        bad = ~total.isfinite() if self.scaled else overflow | ~total.isfinite()
+        self._recent.append((step + 1, bad, norm, loss, logsnr))
+        if len(self._recent) == RECENT:
+            self._note()
         halt = bad if self.skip else bad | (stuck > 0)
         row = (row + 1) * bad
         optimizer.grad_scale = (scale * (norm / self.clip).clamp(min=1) if self.clip else scale).float()  # type: ignore[attr-defined]
@@ -84,16 +84,38 @@ class Guard:
             scale = torch.where(overflow, scale / 2, torch.where(grown == GROWTH_INTERVAL, scale * 2, scale))
             grown = grown % GROWTH_INTERVAL
         self.state = torch.stack([scale, grown, halt.double(), skipped + bad, row, torch.maximum(most, row)])
-        return (~left_out).double(), norm.where(~left_out, 0)
+        return torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
+
+    @torch.no_grad()
+    def _note(self) -> None:
+        """Of the recent steps, remember the first that was bad; once for many steps, as most are good."""
+        if self._recent:
+            steps, *columns = zip(*self._recent)
+            bad, norms, losses, logsnrs = (torch.stack(column) for column in columns)
+            self._recent.clear()
+            # Indices that are tensors of one element: as numbers they would have to be waited for.
+            first = bad.byte().argmax().view(1)
+            loss, logsnr = (rows.index_select(0, first).flatten().double() for rows in (losses, logsnrs))
+            finite = loss.isfinite()
+            place = loss.where(finite, torch.inf).argmax().view(1)
+            step = torch.tensor(steps, dtype=torch.float64).to(loss.device, non_blocking=True).index_select(0, first)
+            record = torch.cat([
+                step, logsnr.index_select(0, place), place.double(), loss.index_select(0, place),
+                norms.index_select(0, first), (~finite).sum().double().view(1),
+            ])  # fmt: skip
+            self._record = torch.where(bad.any() & (self._record[0] == 0), record, self._record)
 
     def look(self) -> tuple[Trouble | None, int, int]:
         """(the first bad step since the last look, bad steps ever, most of them in a row). Waits for the device."""
+        self._note()
         found = self.world.all(self._record.tolist())
         self._record.zero_()
         _, _, _, skipped, _, most = self.state.tolist()
         # The process with a loss that isn't finite, else the one with the largest.
-        worst = max((row for row in found if row[0]), key=lambda row: (row[5], row[3]), default=None)
+        ranks = (rank for rank, row in enumerate(found) if row[0])
+        worst = max(ranks, key=lambda rank: (found[rank][5], found[rank][3]), default=None)
         if worst is None:
             return None, int(skipped), int(most)
-        trouble = Trouble(int(worst[0]), worst[1], int(worst[2]), worst[3], worst[4], int(sum(row[5] for row in found)))
+        step, logsnr, place, loss, norm, _ = found[worst]
+        trouble = Trouble(int(step), worst, int(place), logsnr, loss, norm, int(sum(row[5] for row in found)))
         return trouble, int(skipped), int(most)

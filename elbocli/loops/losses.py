@@ -13,7 +13,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.files.dataset import Dataset
 from elbocli.loops.examples import Examples
-from elbocli.loops.runtime import autocast
+from elbocli.loops.runtime import autocast, seed_dropout
 from elbocli.loops.settings import Resolved
 
 
@@ -62,7 +62,7 @@ class StepLosses:
         level = logsnr[part.start : part.stop]
         c = step_coefficients(level, weighting, schedule, self.prediction, self.device)
         if self.dropout:
-            torch.manual_seed(self._dropout.seed(step) + part.start)
+            seed_dropout(self.device, self._dropout.seed(step) + part.start)
         with autocast(self.device, self.settings.precision):
             loss, error = denoising_losses(forward, x, eps, labels, c, self.settings.multiscale)
         return loss, error, c

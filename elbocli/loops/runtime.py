@@ -33,6 +33,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     )
 
 
+def seed_dropout(device: torch.device, seed: int) -> None:
+    """Masks on the device follow from a seed. torch.manual_seed also asks what other devices there are, which is slow."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def allow_tf32(allow: bool) -> None:
     """Let CUDA multiply float32 with 10 bits of mantissa where it is faster; it adds up in float32 still."""
     torch.set_float32_matmul_precision("high" if allow else "highest")

@@ -111,16 +111,13 @@ class Trainer:
         parts = self.losses.parts
         seen = [self._part(which, logsnr, scale, which == len(parts) - 1) for which in range(len(parts))]
         loss, level = (torch.cat(columns) for columns in zip(*seen))
-        places = torch.arange(parts[0].start, parts[-1].stop, device=self.device)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
-        made, norm = self.guard.update(
-            self.optimizer, self.spread.gradients(), self.spread.sharded, loss, level, places, step
+        self.totals += self.guard.update(
+            self.optimizer, self.spread.gradients(), self.spread.sharded, loss, level, step
         )
         self.spread.clear()
         self.steps_done += 1
         self.ema.update(self.steps_done, self.images, settings.batch)
-        total = loss.double().sum().where(made > 0, 0)
-        self.totals += torch.stack([total, norm / self.world.size, made / self.world.size])
 
     def _part(self, which: int, logsnr: Tensor, scale: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         with self.spread.accumulating(last):
@@ -144,7 +141,8 @@ class Trainer:
         return skipped
 
     def _error(self, trouble: Trouble, most: int) -> NonFiniteError:
-        image = int(self.losses.indices(trouble.step - 1)[trouble.place])
+        place = World(trouble.rank, self.world.size).share(self.settings.batch)[trouble.place]
+        image = int(self.losses.indices(trouble.step - 1)[place])
         what = (
             f"loss {trouble.loss:g}" if trouble.bad else f"gradient norm {trouble.norm:g}, largest loss {trouble.loss:g}"
         )
@@ -166,12 +164,12 @@ class Trainer:
         self.check()
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
-        loss, norm, steps = self.world.added(self.totals).tolist()
+        loss, norm, steps = self.totals.tolist()
         self.totals.zero_()
         if self.online is not None:
             self.online.update(sums)
             self.schedule = self.online.schedule(self.weighting, self.settings.floor)
-        steps = max(1.0, round(steps))
+        steps = max(1.0, steps)
         return sums, loss / steps / self.settings.batch, norm / steps
 
     @contextmanager
@@ -211,15 +209,15 @@ class Trainer:
         optimizer = {
             "param_groups": state["param_groups"],
             "state": {
-                i: {"step": one["step"].cpu(), **{key: values[i] for key, values in moments.items()}}
+                i: {"step": one["step"].cpu().clone(), **{key: values[i] for key, values in moments.items()}}
                 for i, one in state["state"].items()
             },
         }
         return weights, {
             "optimizer": optimizer,
-            "guard": self.guard.state.cpu(),
+            "guard": self.guard.state.cpu().clone(),
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
-            "totals": torch.stack(self.world.all(self.totals.cpu().clone())),
+            "totals": self.totals.cpu().clone(),
             "online": None if self.online is None else self.online.state.clone(),
         }
 
@@ -239,7 +237,7 @@ class Trainer:
             self.optimizer.load_state_dict(optimizer)
             self.guard.state.copy_(state["guard"])
             self._take(self.sums.values, state["sums"])
-            self._take(self.totals, state["totals"])
+            self.totals.copy_(state["totals"])
             if self.online is not None:
                 self.online.state.copy_(state["online"])
                 self.schedule = self.online.schedule(self.weighting, self.settings.floor)

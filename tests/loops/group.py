@@ -8,10 +8,12 @@ SIGUSR1; poison: [step, place in the batch] of an image that is NaN.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +44,22 @@ def started(size: int, work: Callable[[World], Any]) -> list[int]:
     return children
 
 
-def ended(children: list[int]) -> list[int]:
-    """Their exit codes, when all have ended; that of a signal is negative."""
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def ended(children: list[int], patience: float = math.inf) -> list[int]:
+    """Their exit codes, when all have ended; that of a signal is negative. Those that are left `patience` seconds after
+    the first has ended are killed.
+    """
+    codes: dict[int, int] = {}
+    until = math.inf
+    while len(codes) < len(children):
+        for child in set(children) - set(codes):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                until = min(until, time.monotonic() + patience)
+            elif time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[child] for child in children]
 
 
 def forked(size: int, work: Callable[[World], Any]) -> list[int]:

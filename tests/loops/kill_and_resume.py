@@ -1,8 +1,9 @@
 """Train a small network in forked processes killed at random moments; print how many kills it took.
 
 python kill_and_resume.py DATASET PRESET RUN KILLS SEED SIZE PARALLEL: SIZE processes, one of which is killed at a time,
-whereupon the others end by themselves; with KILLS = 0 the run is not disturbed. Forking before any tensor work saves the
-seconds that importing torch takes, so that kills fall into training.
+whereupon the others end by themselves (those that still wait for it to join are ended, as torchrun does); with
+KILLS = 0 the run is not disturbed. Forking before any tensor work saves the seconds that importing torch takes, so
+that kills fall into training.
 """
 
 import os
@@ -34,7 +35,7 @@ while True:
     if kills < wanted:
         time.sleep(0.1 * size + random.random() * pace)
         os.kill(random.choice(processes), signal.SIGKILL)
-    codes = ended(processes)
+    codes = ended(processes, patience=30)
     if -signal.SIGKILL in codes:
         kills += 1
     elif any(codes):

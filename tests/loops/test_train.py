@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -101,6 +102,18 @@ def test_stopping_between_log_lines_changes_nothing(digits: Path, preset: Path, 
     for steps in (13, 28, 40):
         drain(digits, tmp_path / "pieces", small(digits, preset, steps=steps, log_every=5, keep=9))
     assert weights_of(tmp_path / "pieces") == weights_of(tmp_path / "whole")
+
+
+def test_what_is_to_be_saved_is_not_touched_by_later_steps(digits: Path, preset: Path) -> None:
+    """It is written by a thread, while training goes on."""
+    trainer = Trainer(small(digits, preset, schedule="adaptive", on_nonfinite="skip"), Dataset(digits))
+    trainer.step()
+    taken = trainer.snapshot()
+    before = pickle.dumps(taken)
+    for _ in range(2):
+        trainer.step()
+        trainer.interval()
+    assert pickle.dumps(taken) == before
 
 
 def test_another_setting_is_refused_with_the_difference(digits: Path, preset: Path, trained: Path) -> None:

@@ -34,7 +34,7 @@ BLOCK = 4096
 """Bytes: what a small file takes on most disks."""
 PNGS = 256
 """Encoded between two reports."""
-FREE = ("run", "command", "elbo_version")
+FREE = ("run", "weights_file", "command", "elbo_version")
 """What of `about` may change before a killed writer's file is gone on with."""
 
 

@@ -111,7 +111,7 @@ def drawing(
     settings: Settings,
     device: torch.device,
     output: Output,
-    look: Callable[[], None] = bool,
+    look: Callable[[], None] | None = None,
 ) -> Tensor:
     """Images [len(indices), H, W, C] uint8 on the device: image i depends on (seed, i) alone, whatever the batch.
 
@@ -128,7 +128,8 @@ def drawing(
         return sent(eps, device).permute(0, 3, 1, 2)
 
     def watched(z: Tensor, logsnr: float) -> Tensor:
-        look()
+        if look is not None:
+            look()
         return denoiser(z, logsnr)
 
     with autocast(device, settings.precision):

@@ -7,6 +7,7 @@ final place; a journal beside it says how many are safe. Who knows the format ad
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ class Unfinished:
     def start(self, overwrite: bool) -> None:
         """Open or make the file and claim the disk. overwrite: one of another source doesn't count."""
         with told(self.out):
+            for torn in self.out.parent.glob(f".{glob.escape(self.journal.name)}.*.tmp"):  # by a kill
+                torn.unlink()
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)

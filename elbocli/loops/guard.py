@@ -83,7 +83,8 @@ class Guard:
             grown = torch.where(overflow, 0, grown + 1)
             scale = torch.where(overflow, scale / 2, torch.where(grown == GROWTH_INTERVAL, scale * 2, scale))
             grown = grown % GROWTH_INTERVAL
-        self.state = torch.stack([scale, grown, halt.double(), skipped + bad, row, torch.maximum(most, row)])
+        stuck = torch.zeros_like(scale) if self.skip else halt.double()
+        self.state = torch.stack([scale, grown, stuck, skipped + bad, row, torch.maximum(most, row)])
         return torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from elbocli.errors import DataError
 from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.sample_writer import write_grid
+from elbocli.files.schedules import finite
 from elbocli.loops.board import Board
 from elbocli.loops.journal import Journal
 from elbocli.loops.preview import preview, preview_output
@@ -54,14 +55,14 @@ class Records:
         )
 
     def after(self, step: int) -> dict[str, Any]:
-        """What is due after a step; numbers for people. Raises NonFiniteError, in all processes alike."""
+        """What is due after a step; numbers for people. Raises NonFiniteError and what reading raises, in all alike."""
         settings, values = self.trainer.settings, dict[str, Any]()
         last = step == settings.steps
         if step % settings.log_every == 0 or last:
             values |= self._log(step)
         if self.validation and self.validation.due(step):
             values |= self._validate(step)
-        if self.output and (step % settings.preview_every == 0 or last):
+        if settings.preview_every and (step % settings.preview_every == 0 or last):
             self._preview(step)
         return values
 
@@ -72,10 +73,10 @@ class Records:
         rate = (step - self._since) * self.trainer.settings.batch / max(now - self._clock, 1e-9)
         self._clock, self._since = now, step
         values = {
-            "loss": loss,
-            "eps_mse": float(sums[1].sum() / sums[0].sum()),
+            "loss": finite(loss),
+            "eps_mse": finite(float(sums[1].sum() / sums[0].sum())),
             "lr": self.trainer.learning_rate,
-            "grad_norm": norm,
+            "grad_norm": finite(norm),
             "images_per_s": round(rate, 2),
             **({"skipped": skipped} if skipped else {}),
         }
@@ -89,14 +90,18 @@ class Records:
         trainer, world = self.trainer, self.trainer.world
         trainer.check()
         with trainer.averaged():
-            sums = world.added(self.validation.partial(trainer.spread.forward, world.rank, world.size))
+            sums = self.validation.partial(trainer.spread.forward, world.rank, world.size)
+        world.raise_first(self.validation.error)
+        sums = world.added(sums)
         values = self.validation.finish(sums)
         self._measured(step, values)
         self._note("validation.jsonl", self.validation.line(step, trainer.images, sums))
         return values
 
     def _preview(self, step: int) -> None:
-        assert self.output is not None
+        lacking = self.trainer.world.most([int(self.output is None)])[0]
+        if self.output is None or lacking:  # in any process: they draw together
+            return
         grid = preview(self.trainer, self.output)
         if not self.trainer.world.first:
             return

@@ -77,8 +77,8 @@ class _Training:
         for text in self.saver.warnings:
             self._warn(text)
         self.saver.warnings.clear()
-        yield from self.messages
-        self.messages.clear()
+        while self.messages:  # one by one: other threads add some meanwhile
+            yield self.messages.pop(0)
 
     def _restore(self) -> dict[str, int]:
         """Go on from the newest whole checkpoint, if there is one; how long the logs were then."""
@@ -113,8 +113,7 @@ class _Training:
         yield from self._said()
         yield Report(trainer.steps_done, settings.steps, "step", self._introduction())
         self._state("running")
-        with self.world.together():
-            trainer.rehearse()
+        trainer.rehearse()
         while trainer.steps_done < settings.steps:
             reason = self._agreed()
             if reason:
@@ -183,7 +182,10 @@ class _Training:
             path = store.save(out, step, weights, state, meta)
             hook.start(path)
             held = {step_of(path) for path in hook.held()}
-            store.drop(out, lambda steps: kept(steps, settings.keep, settings.milestone_every, held))
+            # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
+            store.drop(
+                out, lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held)
+            )
             status.step, status.images = step, images
             status.write("running")
             self.messages.append(Report(message=f"saved {path}", level="detail"))

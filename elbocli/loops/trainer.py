@@ -91,9 +91,11 @@ class Trainer:
         """A step without consequences, where the first would otherwise differ from later ones.
 
         DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
-        whose last bits would then tell where a run was interrupted.
+        whose last bits would then tell where a run was interrupted. Raises DataError, in all processes alike.
         """
         if self.world.size > 2 and not self.spread.sharded:
+            with self.world.together():
+                self.prepare()
             logsnr = self.losses.logsnr(self.steps_done, self.schedule)
             loss, _, _ = self.losses.at(self.spread.forward, self.steps_done, self.weighting, self.schedule, logsnr)
             loss.sum().backward()
@@ -159,7 +161,7 @@ class Trainer:
     def interval(self) -> tuple[Tensor, float, float]:
         """What happened since the last call: (sums [3, bins], mean loss, mean gradient norm). Adapts the schedule.
 
-        The same in every process. Waits for the device. Raises NonFiniteError.
+        The means are NaN when every step was left out. The same in every process. Waits for the device. Raises NonFiniteError.
         """
         self.check()
         sums = self.world.added(self.sums.values.clone()).cpu()
@@ -169,7 +171,8 @@ class Trainer:
         if self.online is not None:
             self.online.update(sums)
             self.schedule = self.online.schedule(self.weighting, self.settings.floor)
-        steps = max(1.0, steps)
+        if not steps:
+            return sums, math.nan, math.nan
         return sums, loss / steps / self.settings.batch, norm / steps
 
     @contextmanager

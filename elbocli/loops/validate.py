@@ -18,7 +18,7 @@ from elbocli.core.bound import bits_per_dimension, prior, reconstruction
 from elbocli.core.draws import Stream
 from elbocli.core.objective import denoising_losses, step_coefficients
 from elbocli.core.schedule import parse_schedule
-from elbocli.errors import NonFiniteError
+from elbocli.errors import ElboError, NonFiniteError
 from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.payload import LATENTS
@@ -66,6 +66,7 @@ class Validation:
         self._t = torch.from_numpy((offsets[:, None] + np.arange(DRAWS)) / DRAWS)
         inputs = max(2 * DRAWS, min(256, 256 * 3072 // self.dimensions))
         self._at_once = inputs // DRAWS
+        self.error: ElboError | None = None
 
     @property
     def every(self) -> int:
@@ -83,8 +84,10 @@ class Validation:
 
         Count, sum and sum of squares of the ε error per dimension in each bin of λ, then of the images' weighted losses,
         then of their bits per dimension (nothing for latents). Every rank asks the network equally often, with equally
-        many inputs, as sharded networks need it. A module is asked in eval mode, and left in the one it was in.
+        many inputs, as sharded networks need it, even where images can't be read: `error` says so afterwards. A module
+        is asked in eval mode, and left in the one it was in.
         """
+        self.error = None
         module = network if isinstance(network, nn.Module) else None
         training = module is not None and module.training
         if module is not None:
@@ -106,7 +109,7 @@ class Validation:
     def _asked(self, network: Network, places: np.ndarray) -> Tensor:
         """(weighted loss, ε error) per dimension of each draw, [2, images · DRAWS] on the device."""
         rows = self.rows[places].tolist()
-        stored = self.dataset.batch(self.rows[places])
+        stored = self._read(places)
         if self._posterior is None:
             self._remember(places, stored)
             x = normalised(stored, self.device)
@@ -122,6 +125,14 @@ class Validation:
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with autocast(self.device, self.settings.precision):
             return torch.stack(denoising_losses(network, x, eps, labels, c, self.settings.multiscale))
+
+    def _read(self, places: np.ndarray) -> np.ndarray:
+        try:
+            return self.dataset.batch(self.rows[places])
+        except ElboError as error:
+            self.error = error
+            layout = self.dataset.layout
+            return np.zeros((len(places), *(layout.row or self.dataset.shape[1:])), layout.dtype)
 
     def _remember(self, places: np.ndarray, pixels: np.ndarray) -> None:
         """The terms of the bound that don't depend on the network, in bits per dimension."""

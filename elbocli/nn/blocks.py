@@ -88,10 +88,13 @@ class Conditioning(nn.Module):
         self.classes = nn.Embedding(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        code = self.code(logsnr).to(self.first.weight.dtype)
-        # bf16 can't hold the digits of λ that tell neighbouring levels apart; meta tensors know no autocast.
+        weight, bias = self.first.weight, self.first.bias
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        code = self.code(logsnr).to(wide)
+        # bf16 can't hold the digits of λ that tell neighbouring levels apart; meta tensors know no autocast. Weights
+        # that are sharded come in the lower precision.
         with nullcontext() if code.is_meta else torch.autocast(code.device.type, enabled=False):
-            code = self.first(code)
+            code = F.linear(code, weight.to(wide), bias.to(wide))
         code = self.second(F.silu(code))
         if self.classes is not None and labels is not None:
             named = (labels >= 0).to(code.dtype)[:, None]

@@ -142,6 +142,33 @@ def test_too_many_skips_in_a_row_end_the_run(digits: Path, preset: Path, poisone
         trainer.check()
 
 
+def test_a_run_that_skipped_its_last_step_goes_on_when_it_shall_stop_instead(
+    digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
+) -> None:
+    poisoned.add(4)
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=4, on_nonfinite="skip")))
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=5, keep=9)))
+    before, after = checkpoints(tmp_path / "run")
+    assert (before / "model.safetensors").read_bytes() != (after / "model.safetensors").read_bytes()
+
+
+def test_an_interval_without_a_single_update_has_no_mean(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Examples.at
+
+    def at(self: Examples, step: int, which: int = 0) -> Any:
+        x, eps, labels = whole(self, step, which)
+        return x * math.nan if step == 1 else x, eps, labels
+
+    monkeypatch.setattr(Examples, "at", at)
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, log_every=1, on_nonfinite="skip")))
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [row["loss"] is None for row in rows] == [False, True, False]
+    assert [rows[1][key] for key in ("eps_mse", "grad_norm", "skipped")] == [None, None, 1]
+
+
 def test_half_precision_halves_its_scale_instead_of_stopping(digits: Path, preset: Path) -> None:
     trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
     trainer.guard.scaled = True
@@ -314,6 +341,18 @@ def test_a_flipped_bit_in_any_file_of_the_newest_checkpoint_is_named_and_the_one
     assert name == "meta.json" or str(path) in messages[0]
     assert "going on after step 8" in messages[1]
     assert weights_of(checkpoints(tmp_path / "run")[-1]) == expected
+
+
+def test_damaged_checkpoints_of_later_steps_keep_no_whole_one_from_staying(
+    digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=6, save_every=2, keep=3)))
+    for path in checkpoints(tmp_path / "run")[1:]:
+        (path / "state.pt").write_bytes(b"")
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, keep=2)))
+    assert steps_of(tmp_path / "run") == [2, 3]
+    saved = latest(tmp_path / "run", pytest.fail)
+    assert saved is not None and saved.step == 3
 
 
 def test_when_no_checkpoint_is_whole_nothing_is_trained_over_them(digits: Path, preset: Path, tmp_path: Path) -> None:

@@ -183,6 +183,60 @@ print(group.forked(3, work))
         assert f"rank {rank} says: rank 1: {other}" in result.stderr
 
 
+PATCHES = {
+    # What the second process alone can't read or open, how many processes, their exit codes, what is said.
+    "the first batch": (
+        "Examples._fetched = fail",
+        {},
+        3,
+        "[1, 1, 1]",
+        "rank 1: gone",
+    ),
+    "validation": ("Validation._read = reading", {"val_split": 100}, 2, "[1, 1]", "rank 1: gone"),
+    "validation, sharded": (
+        "Validation._read = reading",
+        {"val_split": 100, "parallel": "fsdp"},
+        2,
+        "[1, 1]",
+        "rank 1: gone",
+    ),
+    "the decoder of previews": ("records.preview_output = lambda *_: None", {"preview_every": 2}, 2, "[0, 0]", ""),
+}
+
+
+@pytest.mark.parametrize("what", PATCHES)
+def test_what_one_process_lacks_is_known_to_all(what: str, digits: Path, preset: Path, tmp_path: Path) -> None:
+    patch, options, size, codes, said = PATCHES[what]
+    options = {"preset": str(preset), "steps": 4, "parallel": "ddp", **options}
+    code = f"""
+import sys
+sys.path.insert(0, {str(GROUP.parent)!r})
+import group
+from elbocli.errors import DataError
+from elbocli.files.dataset import Dataset
+from elbocli.loops import records
+from elbocli.loops.examples import Examples
+from elbocli.loops.validate import Validation
+def fail(*_):
+    raise DataError("gone")
+def reading(self, places):
+    self.dataset.batch = fail
+    return whole(self, places)
+whole = Validation._read
+def work(world):
+    if world.rank == 1:
+        {patch}
+    group.trained(world, {str(digits)!r}, {str(tmp_path / "run")!r}, {options!r})
+children = group.started({size}, work)
+print(group.ended(children, patience=10))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout == f"{codes}\n", result.stderr
+    assert said in result.stderr
+    assert not said or result.stderr.count("gone") == size
+    assert not list(tmp_path.glob("run/previews/*"))
+
+
 def test_a_process_that_dies_is_missed_by_the_others(tmp_path: Path) -> None:
     code = f"""
 import os, sys

@@ -1,6 +1,7 @@
 """What the network is told of its noise level and class, and how a block listens."""
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -58,9 +59,11 @@ def test_linear_code_is_a_quarter_of_the_level():
     assert LinearCode()(level).tolist() == [[-3.75], [0.0], [0.5]]
 
 
-def test_neighbouring_levels_stay_apart_in_bf16():
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_neighbouring_levels_stay_apart_in_bf16(weights):
+    """Sharded weights are in bf16 themselves."""
     torch.manual_seed(0)
-    layer = Conditioning(LinearCode(), 16, 0)
+    layer = Conditioning(LinearCode(), 16, 0).to(weights)
     seen = []
     layer.second.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,246 @@
+"""The paper's table in miniature, on 1797 digits: every prediction under every weighting and schedule, by two samplers.
+
+python ablation.py FOLDER      train, draw, score and tabulate; again after any end: what is finished stays
+python ablation.py FOLDER --table      only tabulate what is there
+
+Prints Markdown and draws FOLDER/ablation.png. Every cell is elbo's own commands: train, bound, sample | eval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DIGITS = Path(__file__).parent.parent / "digits"
+PREDICTIONS = ("eps", "v", "edm")
+WEIGHTINGS = ("elbo", "own", "sigmoid:bias=2", "edm", "edm-monotonic")
+SCHEDULES = ("cosine", "edm", "adaptive")
+SAMPLERS = {"ddpm": 64, "heun": 32}
+"""Steps of each, so that both ask the network about as often: heun twice a step but for the last."""
+SAMPLES = 900
+
+
+class Cell(NamedTuple):
+    """A training. weighting `own` is the schedule's density, the weighting of a plain ε loss under it."""
+
+    prediction: str
+    weighting: str
+    schedule: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return "-".join(map(str, self)).replace(":", "-").replace("=", "-")
+
+
+def cells(seeds: int) -> list[Cell]:
+    """All there are, a seed at a time. An adaptive schedule follows its weighting and has none of its own."""
+    combinations = itertools.product(range(seeds), PREDICTIONS, WEIGHTINGS, SCHEDULES)
+    return [Cell(p, w, s, seed) for seed, p, w, s in combinations if (w, s) != ("own", "adaptive")]
+
+
+def elbo(*words: Any, feed: bytes | None = None) -> bytes:
+    """What a command of elbo's says on stdout. Raises CalledProcessError."""
+    line = [sys.executable, "-m", "elbocli", *map(str, words)]
+    return subprocess.run(line, input=feed, check=True, capture_output=True).stdout
+
+
+def prepare(folder: Path) -> None:
+    """Digits as datasets, and a classifier whose features are compared."""
+    if not (folder / "classifier.pt2").exists():
+        script = [sys.executable, DIGITS / "make_digits.py", folder / "digits"]
+        subprocess.run(script, check=True, stdout=sys.stderr)
+        for part in ("train", "test"):
+            data = folder / f"{part}.h5"
+            elbo("prep", "-q", folder / "digits" / part, data, "--size", 8, "--channels", 1, "--overwrite")
+        script = [sys.executable, DIGITS / "make_classifier.py", folder / "train.h5", folder / "test.h5"]
+        subprocess.run([*script, folder / "classifier.pt2"], check=True, stdout=sys.stderr)
+
+
+def measure(folder: Path, cell: Cell, steps: int) -> None:
+    """Train a cell and score it, if that isn't done: results/NAME.json. What fails is a result too."""
+    out = folder / "results" / f"{cell.name}.json"
+    if out.exists():
+        return
+    begin = time.monotonic()
+    run = folder / "runs" / cell.name
+    weighting = f"schedule:{cell.schedule}" if cell.weighting == "own" else cell.weighting
+    options = ("--prediction", cell.prediction, "--weighting", weighting, "--schedule", cell.schedule)
+    result: dict[str, Any] = dict(cell._asdict(), steps=steps)
+    try:
+        elbo(
+            "train", "-q", folder / "train.h5", "-o", run, "--preset", "digits", "--steps", steps, "--seed", cell.seed,
+            "--preview-every", 0, "--save-every", steps, "--keep", 1, *options,
+        )  # fmt: skip
+        result["bpd"] = json.loads(elbo("bound", "-q", run, folder / "test.h5"))["bpd"]
+        for sampler, count in SAMPLERS.items():
+            images = elbo(
+                "sample", "-q", run, "-n", SAMPLES, "--sampler", sampler, "--steps", count, "--batch", 450,
+                "--seed", cell.seed,
+            )  # fmt: skip
+            scores = json.loads(elbo(
+                "eval", "-q", "-", "--ref", folder / "train.h5", "--extractor", folder / "classifier.pt2",
+                "--metrics", "fid,accuracy", "--classes", "balanced", feed=images,
+            ))  # fmt: skip
+            distance = next(value for key, value in scores.items() if key.startswith("frechet"))
+            result[sampler] = {"frechet": distance, "accuracy": scores["accuracy"]}
+    except subprocess.CalledProcessError as error:
+        if error.returncode in (130, 143, -2, -15):
+            raise
+        result["failed"] = error.stderr.decode().strip().splitlines()[-1]
+    result["seconds"] = round(time.monotonic() - begin, 1)
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1))
+    part.replace(out)
+
+
+def gathered(folder: Path) -> list[dict[str, Any]]:
+    """All results there are, in order."""
+    found = [json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))]
+    order = [(PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting"), (SCHEDULES, "schedule")]
+    return sorted(found, key=lambda row: [*(names.index(row[key]) for names, key in order), row["seed"]])
+
+
+def columns(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a result, by title; none if it failed."""
+    if "failed" in row:
+        return {}
+    return {
+        **{f"{s} distance": row[s]["frechet"] for s in SAMPLERS},
+        **{f"{s} accuracy, %": 100 * row[s]["accuracy"] for s in SAMPLERS},
+        "bits/dim": row["bpd"],
+    }
+
+
+def grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, float]]]:
+    """The numbers of each seed, by what was trained."""
+    groups: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for row in rows:
+        groups.setdefault((row["prediction"], row["weighting"], row["schedule"]), []).append(columns(row))
+    return groups
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per what was trained."""
+    titles = [*(f"{s} distance" for s in SAMPLERS), *(f"{s} accuracy, %" for s in SAMPLERS), "bits/dim"]
+    lines = [["prediction", "weighting", "schedule", *titles], ["---"] * (3 + len(titles))]
+    for key, seeds in grouped(rows).items():
+        whole = [seed for seed in seeds if seed]
+        numbers = [spread([seed[t] for seed in whole], 3 if t == "bits/dim" else 2) if whole else "failed" for t in titles]
+        note = f" ({len(seeds) - len(whole)} of {len(seeds)} failed)" if len(whole) < len(seeds) else ""
+        lines.append([*key[:2], key[2] + note, *numbers])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def marginals(rows: list[dict[str, Any]]) -> str:
+    """Markdown: what each choice makes of the distance, against the first of its kind, all else equal."""
+    kinds = {"prediction": PREDICTIONS, "weighting": WEIGHTINGS, "schedule": SCHEDULES, "sampler": tuple(SAMPLERS)}
+    found: dict[tuple[str, ...], float] = {}
+    for row in rows:
+        for sampler in SAMPLERS if "failed" not in row else ():
+            key = (row["prediction"], row["weighting"], row["schedule"], sampler, str(row["seed"]))
+            found[key] = np.log(row[sampler]["frechet"])
+    lines = [["choice", "against", "distance times", "pairs"], ["---"] * 4]
+    for place, (kind, names) in enumerate(kinds.items()):
+        for name in names[1:]:
+            pairs = [(key, (*key[:place], names[0], *key[place + 1 :])) for key in found if key[place] == name]
+            ratios = [found[key] - found[other] for key, other in pairs if other in found]
+            if len(ratios) > 1:
+                error = np.std(ratios, ddof=1) / len(ratios) ** 0.5
+                low, middle, high = np.exp(np.mean(ratios) + error * np.array([-2, 0, 2]))
+                lines.append([f"{kind} {name}", names[0], f"{middle:.2f} ({low:.2f} to {high:.2f})", str(len(ratios))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Each number over weightings, a column per prediction, a colour per schedule; bars are standard deviations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = [*(f"{s} distance" for s in SAMPLERS), "bits/dim"]
+    figure, axes = pyplot.subplots(
+        len(titles), len(PREDICTIONS), figsize=(12, 9), sharex=True, sharey="row", layout="constrained", squeeze=False
+    )
+    groups = grouped(rows)
+    for (i, title), (j, prediction) in itertools.product(enumerate(titles), enumerate(PREDICTIONS)):
+        axis = axes[i][j]
+        for shift, schedule in zip((-0.2, 0.0, 0.2), SCHEDULES):
+            for place, weighting in enumerate(WEIGHTINGS):
+                values = [seed[title] for seed in groups.get((prediction, weighting, schedule), []) if seed]
+                if values:
+                    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+                    axis.errorbar(
+                        place + shift, np.mean(values), deviation, fmt="o", capsize=3,
+                        color=f"C{SCHEDULES.index(schedule)}", label=schedule if place == 0 else None,
+                    )  # fmt: skip
+        axis.set_xticks(range(len(WEIGHTINGS)), WEIGHTINGS, rotation=30, ha="right")
+        axis.grid(axis="y", alpha=0.3)
+        if title != "bits/dim":
+            axis.set_yscale("log")
+        if i == 0:
+            axis.set_title(f"{prediction} prediction")
+        if j == 0:
+            axis.set_ylabel(title.replace("distance", "Fréchet distance"))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="schedule", loc="outside right upper")
+    figure.savefig(path, dpi=110)
+
+
+def machine() -> str:
+    """The processor's name, as the system tells it."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []  # fmt: skip
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    """As the module says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=400, help="of each training (default: 400)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time (default: one a core)")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    (args.folder / "results").mkdir(parents=True, exist_ok=True)
+    todo = [] if args.table else cells(args.seeds)
+    if todo:
+        prepare(args.folder)
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+        pool = ThreadPoolExecutor(args.jobs)
+        futures = [pool.submit(measure, args.folder, cell, args.steps) for cell in todo]
+        try:
+            for done, future in enumerate(futures, 1):
+                future.result()
+                print(f"ablation: {done}/{len(todo)} {todo[done - 1].name}", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    rows = gathered(args.folder)
+    picture(rows, args.folder / "ablation.png")
+    hours = sum(row["seconds"] for row in rows) / 3600
+    print(f"{len(rows)} trainings, {hours:.1f} hours of one core each, on {machine()}.\n\n{table(rows)}\n\n{marginals(rows)}")
+
+
+if __name__ == "__main__":
+    main()

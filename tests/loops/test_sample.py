@@ -1,10 +1,13 @@
 """Sampling: image i is a function of the seed and i."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from elbocli.core.guidance import Guidance
@@ -90,3 +93,35 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
     list(train.run(data, tmp_path / "run", resolved))
     with pytest.raises(UsageError, match="label-dropout"):
         list(sample.run(tmp_path / "run", tmp_path / "x.npy", Settings(guidance=Guidance(2.0))))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_draws_nearly_the_same(precision: str, trained: Path, tmp_path: Path) -> None:
+    how = {"sampler": "ddim", "n": 32}
+    exact, half = (drawn(trained, tmp_path / f"{p}.npy", precision=p, **how).astype(int) for p in ("fp32", precision))
+    assert 0 < np.abs(exact - half).mean() < 3
+
+
+def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def backend(graph: Any, inputs: list[torch.Tensor]) -> Any:
+        sizes.append(next(len(value) for value in inputs if value.ndim == 4 and value.shape[1:] == (1, 8, 8)))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5)
+    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True)
+    assert sizes == [5]
+    assert np.abs(plain.astype(int) - compiled).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}, {"precision": "bf16"}])
+def test_the_compiler_itself_draws_the_same(options: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5, **options)
+    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True, **options)
+    assert np.abs(plain.astype(int) - compiled).mean() < (1 if "precision" in options else 0.1)

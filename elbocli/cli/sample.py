@@ -98,7 +98,8 @@ def sample(
 ) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
-    Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load.
+    Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load. A file that was not finished
+    is gone on with by the same command; under torchrun, processes share the work. Image i is the same in any case.
     """
     from elbocli.cli.progress import show
     from elbocli.core.guidance import Guidance

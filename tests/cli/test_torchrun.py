@@ -229,14 +229,14 @@ def test_samples_go_on_after_a_killed_launcher_and_are_those_of_one_process(
 def test_ten_kills_of_sampling_workers_and_launchers_change_no_byte(
     elbo: Any, trained: Path, tmp_path: Path, launch: Any
 ) -> None:
-    line = ("sample", trained, "-n", 4000, "--steps", 20, "--batch", 5, "-o", "x.h5")
+    line = ("sample", trained, "-n", 3000, "--steps", 10, "--batch", 5, "-o", "x.h5")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert elbo(*line, cwd=elsewhere).returncode == 0
     rng, out, launchers = random.Random(5), tmp_path / "x.h5", 0
     for kill in range(10):
         launched = launch(*line)
-        until_more_is_safe(launched, out, rows(out) + rng.randint(1, 300))
+        until_more_is_safe(launched, out, rows(out) + rng.randint(1, 200))
         if kill % 3 == 0:
             launched.process.kill()
             launched.process.wait()

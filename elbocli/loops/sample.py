@@ -267,8 +267,8 @@ class _Work:
             rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
             for done in rounds.run(start, self.draw):
                 yield Report(done, n, "img")
-            with world.together():
-                yield from self._finished(sink)
+            # The others need not wait for this: PNGs of many images may take an hour.
+            yield from self._finished(sink)
         evaluations = network_evaluations(self.trained.prediction, self.grid, settings, self.labels is not None)
         yield Report(message=f"{n} images, {evaluations} network evaluations each")
 

@@ -1,5 +1,7 @@
 """Sampling: image i is a function of the seed and i."""
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 
 from elbocli.core.guidance import Guidance
-from elbocli.errors import UsageError
+from elbocli.errors import Interrupted, UsageError
+from elbocli.files import sample_writer
 from elbocli.files.dataset import Dataset
 from elbocli.loops import sample
 from elbocli.loops.sample import Settings, choose_labels
@@ -93,6 +96,21 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
     list(train.run(data, tmp_path / "run", resolved))
     with pytest.raises(UsageError, match="label-dropout"):
         list(sample.run(tmp_path / "run", tmp_path / "x.npy", Settings(guidance=Guidance(2.0))))
+
+
+def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_writer, "PNGS", 4)
+    how = Settings(n=12, steps=2)
+    with pytest.raises(Interrupted, match=r"SIGTERM: all images are safe in x\.partial; the same command"):
+        for report in sample.run(trained, tmp_path / "x", how):
+            if report.unit == "png" and report.done == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert sorted(os.listdir(tmp_path)) == ["x.partial", "x.partial.json"]
+    monkeypatch.setattr(sample, "drawing", None)
+    list(sample.run(trained, tmp_path / "x", how))
+    assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

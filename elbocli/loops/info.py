@@ -136,6 +136,7 @@ def _samples(path: Path) -> dict[str, Any]:
             "size": f"{height} x {width}",
             "channels": channels,
             "labels": reader.labels is not None,
+            **reader.about,
         }
 
 

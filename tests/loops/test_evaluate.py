@@ -14,7 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.samples import npy_header
+from elbocli.files.sample_writer import npy_header
 from elbocli.loops import evaluate
 from elbocli.loops.evaluate import Settings
 

@@ -37,3 +37,12 @@ class Interrupted(ElboError):
 
 class PeerLost(ElboError):
     """Another process of a run under torchrun is gone."""
+
+
+class ReaderGone(ElboError):
+    """What read the output of a run has ended; as a shell says it, by SIGPIPE."""
+
+    exit_code = 141
+
+    def __init__(self) -> None:
+        super().__init__("nobody reads the output any more")

@@ -141,6 +141,10 @@ EXAMPLES = {
             "elbo sample run --guidance 2 --guide run/checkpoints/step-00010000 -o grid.png",
         ),
         ("Straight into eval.", "elbo sample run -n 50000 | elbo eval --ref out.h5"),
+        (
+            "On eight GPUs; the same again goes on where it was.",
+            "torchrun --standalone --nproc-per-node 8 --no-python elbo sample run -n 50000 -o samples.h5",
+        ),
         ("An earlier checkpoint.", "elbo sample run/checkpoints/step-00010000 -o grid.png"),
         (
             "An earlier checkpoint, and another of its averages.",
@@ -217,7 +221,7 @@ EXIT = [
     ("1", "The input or the run failed; the message names the file, what was found and what to do."),
     ("2", "Wrong usage or configuration."),
     ("4", "The loss was not finite (train)."),
-    ("130, 138, 143", "Interrupted by SIGINT, SIGUSR1 or SIGTERM; train saves a checkpoint first."),
+    ("130, 138, 143", "Interrupted by SIGINT, SIGUSR1 or SIGTERM; train, prep, merge and sample save their work first."),
     ("141", "The reader of the output went away."),
 ]
 ENVIRONMENT = [
@@ -241,6 +245,7 @@ FILES = {
         ("OUT.skipped.jsonl", "What was skipped, and why."),
     ],
     "elbo merge": [("OUT.h5.partial", "Unfinished work; the same command goes on with it.")],
+    "elbo sample": [("OUT.partial", "Images that are safe; the same command goes on with them.")],
 }
 
 

@@ -11,8 +11,8 @@ import click
 from elbocli.cli.options import (
     PATH,
     STREAM,
-    Command,
     Count,
+    Joined,
     Number,
     command_line,
     common,
@@ -39,7 +39,7 @@ USUAL = "; ".join(
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Joined)
 @click.argument("run", type=PATH)
 @click.option("-n", "--n", "n", type=Count(1, 10**9), default=64, show_default=True, help="How many images.")
 @click.option(
@@ -105,9 +105,14 @@ USUAL = "; ".join(
     "--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Image i depends on (seed, i) alone."
 )
 @click.option(
-    "--batch", type=Count(1, 10**6), default=64, show_default=True, help="Images drawn at a time; changes nothing else."
+    "--batch",
+    type=Count(1, 10**6),
+    default=64,
+    show_default=True,
+    help="Images that a process draws at a time; changes nothing else.",
 )
 @device_options
+@click.option("--compile", is_flag=True, help="torch.compile the network: minutes at first, then faster.")
 @click.option(
     "--autoencoder",
     type=PATH,
@@ -135,12 +140,14 @@ def sample(
 ) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
-    Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load.
+    Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load. A file that was not finished
+    is gone on with by the same command; under torchrun, processes share the work. Image i is the same in any case.
     """
     from elbocli.cli.progress import show
     from elbocli.core.guidance import Guidance
     from elbocli.files.samples import refuse_terminal
     from elbocli.loops import sample as loop
+    from elbocli.loops.world import joined
 
     target: Any = out
     if out == STREAM:
@@ -160,4 +167,5 @@ def sample(
         command=command_line(),
         **options,
     )
-    show(loop.run(run, target, settings))
+    with joined(settings.device) as world:
+        show(loop.run(run, target, settings, world))

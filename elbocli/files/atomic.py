@@ -58,9 +58,12 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that takes its name when the block ends well, replacing what was there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def writing_folder(path: Path, aside: Path | None = None) -> Iterator[Path]:
+    """A folder beside `path` that takes its name when the block ends well, replacing what was there.
+
+    aside: what it is called until then, by who alone may write `path`.
+    """
+    aside = aside or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
     with told(path):
         try:

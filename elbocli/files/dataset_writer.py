@@ -1,17 +1,15 @@
-"""Writing an elbo-dataset, payload first and header last, so that a kill at any moment loses little.
+"""Writing an elbo-dataset, payload first and header last.
 
-`OUT.partial` is locked and claimed on disk whole before the first image, so a full disk fails at once. Rows go
-to their final place; a journal beside it says how many are safe. At the end the HDF5 header, made apart for the
-exact number of rows, is put in front, labels and attributes are added behind, and the file is renamed.
+When all rows are in place (see `unfinished`), the HDF5 header, made apart for their exact number, is put in front,
+labels and attributes are added behind, and the file is renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.atomic import flush_folder, locked, told, write_json
+from elbocli.files.atomic import told
 from elbocli.files.dataset import DIGESTS, FORMAT, VERSION, contents_digest, payload_digest
 from elbocli.files.payload import SCAN_BYTES, Layout
+from elbocli.files.unfinished import Source, Unfinished, holding
 
 LIBVER = ("earliest", "v108")
 LONGEST_ATTRIBUTE = 30_000
@@ -49,118 +48,36 @@ def _skeleton(path: Path, layout: Layout, shape: tuple[int, ...]) -> int:
         return int(h5py.h5d.create(file.id, layout.name.encode(), kind, space, plan).get_offset())
 
 
-class DatasetWriter:
-    """Appends rows and remembers how far it got. Use `open_writer`."""
+class DatasetWriter(Unfinished):
+    """The rows of a dataset, then the rest of it. Use `open_writer`."""
 
-    def __init__(self, out: Path, layout: Layout, limit: int, source: str, preallocate: bool):
-        self.out, self.layout, self.limit, self.source, self.preallocate = out, layout, limit, source, preallocate
-        self.partial, self.journal, self._head, self._runs = (
-            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.head", ".partial.runs")
-        )
-        self._handle = self._run_handle = -1
+    def __init__(self, out: Path, layout: Layout, limit: int, source: Source, preallocate: bool):
+        self._head = out.with_name(out.name + ".partial.head")
         self._digest: Any = None
-        self.state: dict[str, Any] = {"source": source, "rows": 0, "bytes": 0, "done": 0, "notes": {}}
-
-    def start(self, fresh: bool) -> None:
-        """Open or make the unfinished file and claim the disk. fresh: whatever it holds doesn't count."""
-        with told(self.out):
-            self.offset = _skeleton(self._head, self.layout, (1,) * (1 + len(self.layout.row)))
+        with told(out):
+            offset = _skeleton(self._head, layout, (1,) * (1 + len(layout.row)))
             self._head.unlink()
-            if fresh or not self.partial.exists():
-                self.journal.unlink(missing_ok=True)
-            self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
-        resuming = self.journal.exists()
-        if resuming:
-            self.state = self._read_journal()
+        super().__init__(out, layout, offset, limit, source, preallocate)
+
+    def start(self, overwrite: bool) -> None:
+        """As for any unfinished file."""
+        super().start(overwrite)
         self._digest = None if self.rows else hashlib.sha256()
-        try:
-            with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
-                if self.preallocate:
-                    os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.layout.claim)
-                if not self.layout.row:
-                    self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
-                    os.ftruncate(self._run_handle, 8 * self.rows)
-        except DataError:
-            if not resuming:
-                self.discard()
-            raise
 
-    def close(self) -> None:
-        """Let go of the files."""
-        for handle in (self._handle, self._run_handle):
-            if handle >= 0:
-                os.close(handle)
-        self._handle = self._run_handle = -1
-
-    def discard(self) -> None:
-        """Remove the unfinished file and its journal."""
-        for path in (self.partial, self.journal, self._runs):
-            path.unlink(missing_ok=True)
-
-    def _read_journal(self) -> dict[str, Any]:
-        restart = f"delete {self.partial.name} and {self.journal.name} to start again"
-        try:
-            state = json.loads(self.journal.read_text())
-            rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), str(state["source"])
-            if not 0 <= rows <= self.limit or done < 0 or size < 0 or not isinstance(state["notes"], dict):
-                raise ValueError("counts that can't be")
-            if self.layout.row and size != rows * self.layout.row_bytes:
-                raise ValueError(f"{size} bytes for {rows} rows")
-            if not self.layout.row and self._runs.stat().st_size < 8 * rows:
-                raise ValueError(f"{self._runs.name} is too short")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.journal}: not usable ({error}); {restart}") from error
-        if source != self.source:
-            raise DataError(
-                f"{self.partial}: an unfinished prep of another source or with other settings; finish that one, or {restart}"
-            )
-        if done > self.limit:
-            raise DataError(f"{self.journal}: {done} images done, but there are only {self.limit}; {restart}")
-        return dict(state)
-
-    @property
-    def rows(self) -> int:
-        """Rows that are safe on disk."""
-        return int(self.state["rows"])
-
-    def append(
-        self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]
-    ) -> None:
-        """Write rows and make them safe. done: how far the source was read; notes: kept beside it.
-
-        rows: arrays of the layout's row, or bytes of any length when it has none.
-        """
-        at, ends = int(self.state["bytes"]), []
-        with told(self.out):
-            for row in rows:
-                view = memoryview(row if isinstance(row, bytes) else np.ascontiguousarray(row)).cast("B")  # type: ignore[arg-type, unused-ignore]
-                if self._digest is not None:
-                    self._digest.update(view)
-                while view:
-                    written = os.pwrite(self._handle, view, self.offset + at)
-                    view, at = view[written:], at + written
-                ends.append(at)
-            os.fdatasync(self._handle)
-            if self._run_handle >= 0:
-                os.pwrite(self._run_handle, np.array(ends, "<i8").tobytes(), 8 * self.rows)
-                os.fdatasync(self._run_handle)
-        self._remember(self.rows + len(ends), at, done, notes)
+    def _seen(self, row: memoryview) -> None:
+        if self._digest is not None:
+            self._digest.update(row)
 
     def rewind(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
-        """Forget all but the first `rows` rows, of `size` bytes, as if the source had been read as far as `done`."""
+        """As for any unfinished file."""
         self._digest = None if rows else hashlib.sha256()
-        self._remember(rows, size, done, notes)
-
-    def _remember(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
-        self.state = {"source": self.source, "rows": rows, "bytes": size, "done": done, "notes": notes}
-        write_json(self.journal, self.state)
+        super().rewind(rows, size, done, notes)
 
     def _payload_digest(self) -> str:
         if self._digest is not None:
             return str(self._digest.hexdigest())
-        size = int(self.state["bytes"])
-        payload = np.memmap(self.partial, np.uint8, "r", self.offset, (size,))
-        return payload_digest(payload[start : start + SCAN_BYTES] for start in range(0, size, SCAN_BYTES))
+        payload = self.payload()
+        return payload_digest(payload[start : start + SCAN_BYTES] for start in range(0, len(payload), SCAN_BYTES))
 
     def finish(self, arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]) -> None:
         """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
@@ -188,11 +105,7 @@ class DatasetWriter:
                     if name in file:
                         del file[name]
                 add_contents(file, arrays, names, {"count": rows, "payload_sha256": digest, **attributes})
-            os.fsync(self._handle)
-            os.replace(self.partial, self.out)
-            flush_folder(self.out.parent)
-            self.journal.unlink(missing_ok=True)
-            self._runs.unlink(missing_ok=True)
+            self.name()
 
 
 def _room(arrays: dict[str, np.ndarray], names: dict[str, list[str]]) -> int:
@@ -216,29 +129,13 @@ def add_contents(
     file.attrs["contents_sha256"] = contents_digest(file)
 
 
-@contextlib.contextmanager
 def open_writer(
-    out: Path, layout: Layout, limit: int, source: str, *, preallocate: bool = True, fresh: bool = False
-) -> Iterator[DatasetWriter]:
+    out: Path, layout: Layout, limit: int, source: Source, *, preallocate: bool = True, overwrite: bool = False,
+    wait: float = 0,
+) -> contextlib.AbstractContextManager[DatasetWriter]:  # fmt: skip
     """A writer for at most `limit` rows, going on where an unfinished one with the same `source` stopped.
 
-    source: a digest of what is packed and how. preallocate: claim the disk beforehand. fresh: start again in any case.
-    Raises DataError: another process, another source, a full disk.
+    source: what is packed and how. preallocate: claim the disk beforehand. overwrite: drop one of another source.
+    wait: seconds, for another process to leave it. Raises DataError, UsageError as `holding`.
     """
-    lock = out.with_name(out.name + ".lock")
-    with locked(lock, str(out)):
-        try:
-            writer = DatasetWriter(out, layout, limit, source, preallocate)
-            try:
-                writer.start(fresh)
-                try:
-                    yield writer
-                except DataError:
-                    # Nothing is lost, and other settings may be tried at once.
-                    if not writer.rows:
-                        writer.discard()
-                    raise
-            finally:
-                writer.close()
-        finally:
-            lock.unlink(missing_ok=True)
+    return holding(out, lambda: DatasetWriter(out, layout, limit, source, preallocate), overwrite, wait)

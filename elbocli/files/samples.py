@@ -1,38 +1,26 @@
-"""Images in and out: NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG grid.
-
-The NPY header says how many images come, so that a reader notices when the writer died.
-"""
+"""Images in: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, as `sample_writer` writes them."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import math
 import os
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
 
-from elbocli import __version__
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
+from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_writer import open_writer
-from elbocli.files.payload import plain
 from elbocli.files.pixels import decode, open_image
 from elbocli.files.places import read_bytes
 
-Put = Callable[[np.ndarray], None]
 GREY = ("1", "L", "I", "I;16", "I;16B")
-LARGEST_GRID = 10_000
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
 UNREADABLE = (
@@ -48,155 +36,6 @@ UNREADABLE = (
     zlib.error,
     zipfile.BadZipFile,
 )
-SUFFIXES = (".npy", ".npz", ".h5", ".png")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how it was made."""
-
-    shape: tuple[int, int, int, int]
-    labels: np.ndarray | None
-    seeds: np.ndarray
-    class_names: list[str]
-    about: dict[str, Any]
-
-
-def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
-    """The NPY v1 header of a C-ordered array."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
-
-
-def grid(images: np.ndarray) -> Image.Image:
-    """[N, H, W, C] uint8 as one picture, about as wide as high."""
-    n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    sheet = np.zeros((rows, columns, height, width, channels), np.uint8)
-    sheet.reshape(-1, height, width, channels)[:n] = images
-    joined = sheet.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
-    return Image.fromarray(joined[..., 0] if channels == 1 else joined)
-
-
-def write_grid(path: Path, images: np.ndarray) -> None:
-    """Save `grid(images)` as PNG."""
-    with writing(path) as file:
-        grid(images).save(file, "png")
-
-
-@contextlib.contextmanager
-def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False) -> Iterator[Put]:
-    """A function that takes the next batch [b, H, W, C]; the file has its name once all N came.
-
-    target: a binary stream, or a path whose suffix says the format (none: a folder of PNGs).
-    Raises UsageError for another suffix, an existing file, or a grid of too many.
-    """
-    written = 0
-
-    def counted(put: Put) -> Put:
-        def count(batch: np.ndarray) -> None:
-            nonlocal written
-            put(batch)
-            written += len(batch)
-
-        return count
-
-    with _opened(target, plan, overwrite) as put:
-        yield counted(put)
-        if written != plan.shape[0]:
-            raise DataError(f"{target}: {written} images came, {plan.shape[0]} were announced")
-
-
-@contextlib.contextmanager
-def _opened(target: Path | IO[bytes], plan: Plan, overwrite: bool) -> Iterator[Put]:
-    if not isinstance(target, Path):
-        with _npy(target, plan) as put:
-            yield put
-        return
-    refuse_existing(target, overwrite)
-    if target.suffix == ".npy":
-        with writing(target) as file, _npy(file, plan) as put:
-            yield put
-    elif target.suffix == ".npz":
-        with writing(target) as file, _npz(file, plan) as put:
-            yield put
-    elif target.suffix == ".h5":
-        with _h5(target, plan) as put:
-            yield put
-    elif target.suffix == ".png":
-        with _png(target, plan) as put:
-            yield put
-    elif target.suffix == "":
-        with writing_folder(target) as folder, _folder(folder, plan) as put:
-            yield put
-    else:
-        raise UsageError(
-            f"{target}: unknown format {target.suffix!r}; use {', '.join(SUFFIXES)}, a folder name, or - for a stream"
-        )
-
-
-@contextlib.contextmanager
-def _npy(file: IO[bytes], plan: Plan) -> Iterator[Put]:
-    file.write(npy_header(plan.shape))
-    yield lambda batch: (file.write(np.ascontiguousarray(batch).data), file.flush())[1]
-
-
-@contextlib.contextmanager
-def _npz(file: IO[bytes], plan: Plan) -> Iterator[Put]:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as member, _npy(member, plan) as put:
-            yield put
-        if plan.labels is not None:
-            labels = plan.labels.astype("<i8")
-            archive.writestr("arr_1.npy", npy_header(labels.shape, "<i8") + labels.tobytes())
-
-
-@contextlib.contextmanager
-def _h5(path: Path, plan: Plan) -> Iterator[Put]:
-    n, height, width, channels = plan.shape
-    with open_writer(path, plain((height, width, channels)), n, f"samples:{plan.about}", fresh=True) as writer:
-        try:
-            yield lambda batch: writer.append(batch, writer.rows + len(batch), {})
-        except BaseException:
-            writer.discard()
-            raise
-        labels = plan.labels if plan.labels is not None else np.zeros(n, np.int64)
-        names = plan.class_names or ["all"]
-        writer.finish(
-            {"labels": labels, "seeds": plan.seeds},
-            {"class_names": names},
-            {
-                "num_classes": len(names),
-                "image_size": height,
-                "elbo_version": __version__,
-                "command": plan.about.get("command", ""),
-                "samples": str(plan.about),
-            },
-        )
-
-
-@contextlib.contextmanager
-def _png(path: Path, plan: Plan) -> Iterator[Put]:
-    if plan.shape[0] > LARGEST_GRID:
-        raise UsageError(f"{path}: a grid of {plan.shape[0]} images is not a picture; use a folder, .npy, .npz or .h5")
-    batches: list[np.ndarray] = []
-    yield batches.append
-    write_grid(path, np.concatenate(batches))
-
-
-@contextlib.contextmanager
-def _folder(folder: Path, plan: Plan) -> Iterator[Put]:
-    count, digits = 0, len(str(max(plan.shape[0] - 1, 999999)))
-
-    def put(batch: np.ndarray) -> None:
-        nonlocal count
-        for image in batch:
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{count:0{digits}d}.png")
-            count += 1
-
-    yield put
 
 
 class SampleReader:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.clipping import Clip, parse_clip
+from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.sampler import walk
 from elbocli.errors import UsageError
 from elbocli.files.schedules import finite
 from elbocli.loops.output import latent_space
-from elbocli.loops.runs import TrainedRun, open_run
+from elbocli.loops.runs import TrainedRun
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 
 
@@ -41,6 +39,12 @@ class Drawer:
         """D(z, λ) for images of these classes, with its count of evaluations at zero."""
         guide = None if self.guide is None else Denoiser(self.guide.network, self.guide.prediction, labels=labels)
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
+
+    def compile(self) -> None:
+        """torch.compile all networks. They must then always see as many images."""
+        for run in (self.trained, self.guide):
+            if run is not None:
+                run.network.compile(dynamic=False)
 
     def evaluations(self, sampler: str, params: dict[str, float], grid: list[float]) -> int:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
@@ -104,25 +108,6 @@ class Drawer:
                 f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, and would guide at {beyond[0]:.4g}; "
                 f"add --guidance-interval {low:g} {high:g}"
             )
-
-
-def open_drawer(
-    trained: TrainedRun,
-    guidance: Guidance,
-    guide: Path | None,
-    average: str,
-    clip: str,
-    device: torch.device,
-    warn: Callable[[str], None],
-) -> Drawer:
-    """The run with its guide: the run or checkpoint at `guide`, or (None) the same one, if `average` names other weights.
-
-    Raises ElboError, as open_run.
-    """
-    weak = None
-    if guide is not None or average:
-        weak = open_run(guide or trained.checkpoint.path, device, warn, average=average)
-    return Drawer(trained, guidance, weak, parse_clip(clip))
 
 
 def _space(run: TrainedRun) -> tuple[Any, ...] | None:

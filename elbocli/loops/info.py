@@ -151,6 +151,7 @@ def _samples(path: Path) -> dict[str, Any]:
             "size": f"{height} x {width}",
             "channels": channels,
             "labels": reader.labels is not None,
+            **reader.about,
         }
 
 

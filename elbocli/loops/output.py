@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,16 +18,16 @@ from elbocli.nn.networks import NetworkConfig
 
 @dataclass(frozen=True)
 class Output:
-    """shape: (H, W, C) of the images. pixels: what the network draws [B,c,h,w] → uint8 [B,H,W,C]."""
+    """shape: (H, W, C) of the images. pixels: what the network draws [B,c,h,w] → uint8 [B,H,W,C], on its device."""
 
     shape: tuple[int, int, int]
-    pixels: Callable[[Tensor], np.ndarray]
+    pixels: Callable[[Tensor], Tensor]
 
 
-def to_pixels(x: Tensor) -> np.ndarray:
+def to_pixels(x: Tensor) -> Tensor:
     """[-1, 1] float [B,C,H,W] → uint8 [B,H,W,C], rounded to the nearest level."""
     levels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return levels.permute(0, 2, 3, 1).contiguous()
 
 
 def latent_space(data: dict[str, Any], network: NetworkConfig, where: object) -> LatentSpace | None:
@@ -68,8 +67,8 @@ def open_output(
         )
     batch = model.comfortable_batch(space.pixel_size)
 
-    def decode(x: Tensor) -> np.ndarray:
-        return np.concatenate([model.decode(part, space) for part in x.split(batch)])
+    def decode(x: Tensor) -> Tensor:
+        return torch.cat([model.decode(part, space) for part in x.split(batch)])
 
     return Output((space.pixel_size, space.pixel_size, 3), decode)
 

@@ -11,7 +11,7 @@ from typing import Any
 from elbocli.errors import DataError
 from elbocli.files import losslog
 from elbocli.files.atomic import told
-from elbocli.files.samples import write_grid
+from elbocli.files.sample_writer import write_grid
 from elbocli.files.schedules import finite
 from elbocli.loops.board import Board
 from elbocli.loops.journal import Journal

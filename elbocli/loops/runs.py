@@ -29,8 +29,8 @@ WEIGHTS = ("ema", "model")
 class TrainedRun:
     """A network with the weights of a checkpoint, or of a file made by 'elbo ema', in eval mode on its device.
 
-    path: of the run. about: which weights these are: weights, step, images_trained, and for a file weights_file,
-    weights_sha256. files: digests of the files that settings name.
+    path: of the run. about: which weights these are: weights, step, images_trained, weights_sha256, and for a file
+    weights_file. files: digests of the files that settings name.
     """
 
     path: Path
@@ -104,7 +104,7 @@ def open_run(
     if average or weights == "ema":
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
-        tensors, about = checkpoint.weights(weights), {"weights": weights}
+        tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
     about = {**_trained(settings, config), "step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about}
     network = empty_network(config, run / "config.yaml")
     try:
@@ -115,7 +115,13 @@ def open_run(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    return TrainedRun(run, network, settings.prediction_object(), settings, config["data"], config.get("files", {}), checkpoint, about)
+    data, files = config["data"], config.get("files", {})
+    return TrainedRun(run, network, settings.prediction_object(), settings, data, files, checkpoint, about)
+
+
+def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """What weights of a checkpoint are."""
+    return {"weights": name, "weights_sha256": checkpoint.meta["files"][f"{name}.safetensors"]["sha256"]}
 
 
 def _trained(settings: Settings, config: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +142,7 @@ def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tup
         names = ()
     held = [name for name in names if name in checkpoint.names]
     if held:
-        return checkpoint.weights(held[0]), {"weights": held[0]}
+        return checkpoint.weights(held[0]), _held(checkpoint, held[0])
     file = Path(wanted)
     if not file.is_file():
         known = ", ".join(name for name in checkpoint.names if name.startswith("ema-")) or "none"

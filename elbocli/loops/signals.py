@@ -15,6 +15,8 @@ from elbocli.errors import Interrupted
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_S = 1.0
 """torchrun passes on a Ctrl-C that a terminal has sent to everyone already: that is no second one."""
+PATIENCE_S = 60
+"""How long processes that torchrun has started wait for those before them to end: they may be saving."""
 STOP = "STOP"
 ASKED, TIME, ORPHAN = 1001, 1002, 1003
 LOOK_S = 0.5

@@ -19,13 +19,10 @@ from elbocli.loops.report import Report
 from elbocli.loops.runtime import allow_tf32, choose_device, name_of, precision_of
 from elbocli.loops.saver import Saver
 from elbocli.loops.settings import Resolved
-from elbocli.loops.signals import ASKED, ORPHAN, STOP, TIME, Ending, Signals, catching_signals, interrupted
+from elbocli.loops.signals import ASKED, ORPHAN, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.loops.trainer import Trainer
 from elbocli.loops.world import World, telling_lost
 from elbocli.nn.networks import count_parameters
-
-PATIENCE_S = 60
-"""How long processes that torchrun has started wait for those before them to end: they may be saving."""
 
 
 def run(

@@ -73,6 +73,14 @@ class World:
         dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
         return box[0]
 
+    def gathered(self, value: Tensor) -> list[Tensor]:
+        """What every process has, by rank, at the first; nothing at the others. Of one shape, on the host."""
+        if self.size == 1:
+            return [value]
+        found = [torch.empty_like(value) for _ in range(self.size)] if self.first else None
+        dist.gather(value, found)
+        return found or []
+
     def share(self, count: int) -> range:
         """This process's part of `count` things: they differ by one at most."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -189,5 +197,5 @@ def telling_lost() -> Iterator[None]:
             raise
         raise PeerLost(
             "another process of this run has ended, or can't be reached; its own message, if any, says why; "
-            f"the same command goes on from the last checkpoint ({' '.join(str(error).split())[:80]})"
+            f"the same command goes on from what is saved ({' '.join(str(error).split())[:80]})"
         ) from error

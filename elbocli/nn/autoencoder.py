@@ -63,13 +63,13 @@ class Autoencoder:
         return posterior.mean, posterior.std
 
     @torch.inference_mode()
-    def decode(self, x0: Tensor, space: LatentSpace) -> np.ndarray:
-        """[B,C,h,w] as a network sees them → uint8 [B,H,W,3], rounded to the nearest level."""
+    def decode(self, x0: Tensor, space: LatentSpace) -> Tensor:
+        """[B,C,h,w] as a network sees them → uint8 [B,H,W,3] on the device, rounded to the nearest level."""
         shift, scale = affine(space, self.device)
         divisor, offset = INPUTS[space.input]
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         levels = x.float().sub_(offset).mul_(divisor).round_().clamp_(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return levels.permute(0, 2, 3, 1).contiguous()
 
     def comfortable_batch(self, pixel_size: int) -> int:
         """Images at a time that keep memory within about 1 GB on a CPU, 8 GB elsewhere, for Stable Diffusion's."""

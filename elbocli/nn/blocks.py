@@ -77,6 +77,12 @@ class LinearCode(nn.Module):
         return 0.25 * logsnr.float()[:, None]
 
 
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """As torch begins one. It would have meta tensors drawn by Python code that takes 2 s to import."""
+    weight = torch.empty(count, width)
+    return nn.Embedding.from_pretrained(weight if weight.is_meta else weight.normal_(), freeze=False)
+
+
 class Conditioning(nn.Module):
     """(λ, class) → [B, width], λ by way of `code`. Class −1 is no class: it adds nothing."""
 
@@ -85,7 +91,7 @@ class Conditioning(nn.Module):
         self.code = code
         self.first = nn.Linear(code.channels, width)
         self.second = nn.Linear(width, width)
-        self.classes = nn.Embedding(num_classes, width) if num_classes else None
+        self.classes = _embedding(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
         weight, bias = self.first.weight, self.first.bias

@@ -24,7 +24,7 @@ import torch
 from elbocli.cli.main import elbo as group
 from elbocli.cli.weights import REGISTRIES, weights
 from elbocli.core.weighting import WEIGHTINGS
-from elbocli.files.samples import npy_header
+from elbocli.files.sample_writer import npy_header
 
 HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2")
 VERBS = [
@@ -613,6 +613,7 @@ def test_info_knows_every_file(elbo: Callable[..., Any], digits: Path, trained: 
         result = elbo("info", path, "--json")
         check(result, 0)
         assert json.loads(result.stdout)["is"] == kind
+    assert json.loads(elbo("info", tmp_path / "x.npz", "--json").stdout)["sampler"] == "ddpm"
     check(elbo("info", tmp_path), 1, "neither a run")
     (tmp_path / "x.txt").write_text("hello")
     check(elbo("info", tmp_path / "x.txt"), 1, "not a file that elbo")

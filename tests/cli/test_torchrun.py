@@ -187,3 +187,64 @@ def status_of(run: Path) -> dict[str, Any]:
     """What a run says of itself, nothing before it does."""
     path = run / "status.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def rows(path: Path) -> int:
+    """Images that are safe of a file in the making."""
+    try:
+        return int(json.loads(path.with_name(path.name + ".partial.json").read_text())["rows"])
+    except FileNotFoundError:
+        return 0
+
+
+def until_more_is_safe(launched: Launched, path: Path, least: int) -> None:
+    for _ in range(6000):
+        if rows(path) >= least:
+            return
+        assert launched.process.poll() is None, (launched.folder / "err").read_text()
+        time.sleep(0.01)
+    pytest.fail("nothing was drawn")
+
+
+def test_samples_go_on_after_a_killed_launcher_and_are_those_of_one_process(
+    elbo: Any, trained: Path, tmp_path: Path, launch: Any
+) -> None:
+    line = ("sample", trained, "-n", 400, "--steps", 10, "--batch", 5, "-o", "x.h5")
+    launched = launch(*line)
+    until_more_is_safe(launched, tmp_path / "x.h5", 10)
+    launched.process.kill()
+    launched.process.wait()
+    again = launch(*line)
+    assert again.wait() == 0, (tmp_path / "err").read_text()
+    said = [text for text in again.said.splitlines() if text.startswith("elbo sample: ")]
+    assert len(said) == 2 and "2 processes; going on after" in said[0], "the first process alone speaks, in one voice"
+    assert (tmp_path / "out").read_text() == ""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert elbo(*line, cwd=elsewhere).returncode == 0
+    assert (tmp_path / "x.h5").read_bytes() == (elsewhere / "x.h5").read_bytes()
+
+
+@pytest.mark.slow
+def test_ten_kills_of_sampling_workers_and_launchers_change_no_byte(
+    elbo: Any, trained: Path, tmp_path: Path, launch: Any
+) -> None:
+    line = ("sample", trained, "-n", 3000, "--steps", 10, "--batch", 5, "-o", "x.h5")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert elbo(*line, cwd=elsewhere).returncode == 0
+    rng, out, launchers = random.Random(5), tmp_path / "x.h5", 0
+    for kill in range(10):
+        launched = launch(*line)
+        until_more_is_safe(launched, out, rows(out) + rng.randint(1, 200))
+        if kill % 3 == 0:
+            launched.process.kill()
+            launched.process.wait()
+            launchers += 1
+        else:
+            os.kill(rng.choice(launched.workers()), signal.SIGKILL)
+            launched.wait()
+        assert not out.exists()
+    assert launch(*line).wait(300) == 0, (tmp_path / "err").read_text()
+    assert launchers == 4 and out.read_bytes() == (elsewhere / "x.h5").read_bytes()
+    assert [path.name for path in tmp_path.glob("*x.h5*")] == ["x.h5"]

@@ -5,7 +5,7 @@ import pytest
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.samples import Plan, open_samples
+from elbocli.files.sample_writer import Plan, open_samples
 from elbocli.files.sources import choose, open_source
 from elbocli.loops import prep
 
@@ -125,8 +125,9 @@ def test_two_datasets_share_their_classes_by_name(pack, tmp_path, rows):
 def test_samples_are_a_source(tmp_path, rows):
     plan = Plan(rows.shape, np.array(LABELS), np.arange(7), ["ant", "bee", "cat"], {"command": "elbo sample"})
     for name in ("x.h5", "x.npz"):
-        with open_samples(tmp_path / name, plan) as put:
-            put(rows)
+        with open_samples(tmp_path / name, plan) as sink:
+            sink.put(rows)
+            list(sink.finish())
         data = packed(tmp_path / name, tmp_path / f"from-{name[2:]}.h5")
         assert np.array_equal(next(data.batches(10)), rows) and data.labels.tolist() == LABELS
     assert Dataset(tmp_path / "from-h5.h5").class_names == ["ant", "bee", "cat"]

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import pty
 import warnings
@@ -11,7 +12,8 @@ from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.samples import Plan, grid, npy_header, open_samples, read_samples, refuse_terminal
+from elbocli.files.sample_writer import Plan, grid, npy_header, open_samples
+from elbocli.files.samples import read_samples, refuse_terminal
 
 LABELS = np.arange(11) % 3
 
@@ -23,9 +25,10 @@ def plan(rows, labels=LABELS):
 
 
 def write(target, rows, labels=LABELS, overwrite=False, step=4):
-    with open_samples(target, plan(rows, labels), overwrite) as put:
-        for start in range(0, len(rows), step):
-            put(rows[start : start + step])
+    with open_samples(target, plan(rows, labels), overwrite) as sink:
+        for start in range(sink.done, len(rows), step):
+            sink.put(rows[start : start + step])
+        list(sink.finish())
 
 
 def read(source, size=3):
@@ -175,25 +178,111 @@ def test_an_existing_target_is_refused_before_anything_is_drawn_and_replaced_on_
         np.testing.assert_array_equal(read(tmp_path / name)[1], images(11, seed=2))
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x.png", "x"])
-def test_a_failure_half_way_leaves_no_target(tmp_path, images, name):
+FILES = ["x.npy", "x.npz", "x.h5", "x.png", "x"]
+
+
+def content(path):
+    """All bytes of a file or folder, by name."""
+    return {file.name: file.read_bytes() for file in (sorted(path.iterdir()) if path.is_dir() else [path])}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_failure_half_way_leaves_no_target_and_is_gone_on_with(tmp_path, images, name):
     rows = images(11)
-    with pytest.raises(RuntimeError, match="boom"), open_samples(tmp_path / name, plan(rows)) as put:
-        put(rows[:4])
-        raise RuntimeError("boom")
-    assert not (tmp_path / name).exists()
-    write(tmp_path / name, rows)
-    if name != "x.png":
-        np.testing.assert_array_equal(read(tmp_path / name)[1], rows)
-    assert os.listdir(tmp_path) == [name]
+    (tmp_path / "whole").mkdir()
+    write(tmp_path / "whole" / name, rows)
+    for expected in (0, 4):
+        with pytest.raises(RuntimeError, match="boom"), open_samples(tmp_path / name, plan(rows)) as sink:
+            assert sink.done == expected
+            sink.put(rows[sink.done :][:4])
+            raise RuntimeError("boom")
+        assert not (tmp_path / name).exists()
+    with open_samples(tmp_path / name, plan(rows)) as sink:
+        assert sink.done == 8
+        sink.put(rows[8:])
+        list(sink.finish())
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "whole"])
+    assert content(tmp_path / name) == content(tmp_path / "whole" / name)
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x.png", "x"])
+@pytest.mark.parametrize("name", FILES)
 def test_fewer_images_than_announced_leave_no_target(tmp_path, images, name):
     rows = images(11)
-    with suppress(ElboError, ValueError), open_samples(tmp_path / name, plan(rows)) as put:
-        put(rows[:4])
+    with pytest.raises(DataError, match="4 images came, 11 were announced"), open_samples(tmp_path / name, plan(rows)) as sink:
+        sink.put(rows[:4])
+        list(sink.finish())
     assert not (tmp_path / name).exists()
+    with pytest.raises(DataError, match="standard output: 4 images came"), open_samples(io.BytesIO(), plan(rows)) as sink:
+        sink.put(rows[:4])
+        list(sink.finish())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp_path, images, name):
+    def half(about, overwrite=False, n=11):
+        rows = images(n)
+        with open_samples(tmp_path / name, Plan(rows.shape, None, np.arange(n), [], about), overwrite) as sink:
+            sink.put(rows[sink.done : sink.done + 4])
+            return sink.done
+
+    before = {"seed": 3, "sampler": "ddim", "command": "elbo sample run"}
+    assert half(before) == 4
+    with pytest.raises(UsageError, match=r"x.*\.partial: .* --overwrite to start afresh:\n  clip: None there, 1\.5 asked for\n  seed: 3 there, 4 asked for$"):
+        half({**before, "seed": 4, "clip": 1.5})
+    with pytest.raises(UsageError, match=r"n: 11 there, 5 asked for"):
+        half(before, n=5)
+    assert half({**before, "command": "elbo sample ../run"}, overwrite=True) == 8, "the same settings go on in any case"
+    assert half({**before, "seed": 4}, overwrite=True) == 4
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_full_disk_fails_before_the_first_image_and_leaves_nothing(small_disk, name):
+    huge = Plan((3000, 32, 32, 3), None, np.arange(3000), [], {})
+    with pytest.raises(DataError, match=r"x.*: could not claim \d+ bytes: No space left"), open_samples(small_disk / name, huge):
+        pytest.fail("the disk is too small for this")
+    assert os.listdir(small_disk) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [1, 8, 64, 300])
+@pytest.mark.parametrize("name", ["x", "x.png"])
+def test_the_disk_that_pictures_take_is_claimed_too(tmp_path, name, size, channels):
+    """With noise, which PNG can only make larger."""
+    rows = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), np.uint8)
+    with open_samples(tmp_path / name, plan(rows, None)) as sink:
+        claimed = sink.partial.stat().st_size
+        sink.put(rows)
+        list(sink.finish())
+    blocks = sum(-(-len(data) // 4096) * 4096 for data in content(tmp_path / name).values())
+    assert rows.nbytes + blocks <= claimed <= 3 * rows.nbytes + 5 * 8192
+
+
+def test_two_at_once_are_refused(tmp_path, images):
+    with open_samples(tmp_path / "x.npz", plan(images(11))):
+        with pytest.raises(DataError, match="another elbo process"), open_samples(tmp_path / "x.npz", plan(images(11))):
+            pass
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.h5"])
+def test_how_they_were_made_travels_along(tmp_path, rows, name):
+    write(tmp_path / name, rows)
+    about = read(tmp_path / name)[0].about
+    said = about if name == "x.npz" else json.loads(about["samples"])
+    assert said == {"command": "elbo sample run", "seed": 3}
+
+
+@pytest.mark.parametrize("about", [np.array("{"), np.array("[1]"), np.arange(3)])
+def test_an_npz_whose_about_is_nonsense_is_refused(tmp_path, images, about):
+    np.savez(tmp_path / "x.npz", arr_0=images(2), about=about)
+    with pytest.raises(FormatError, match="about is not usable"):
+        read(tmp_path / "x.npz")
+
+
+def test_an_npz_does_not_say_when_it_was_made(tmp_path, rows):
+    write(tmp_path / "x.npz", rows)
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        assert archive.testzip() is None
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_an_unknown_suffix_is_refused(tmp_path, images):

@@ -1,6 +1,6 @@
 """How a run is sampled: presets, grids, guides and clipping, and what the samples say of them."""
 
-import ast
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def drawn(run: Path, out: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any],
     """Images, what they say of themselves, and the last message."""
     reports = list(sample.run(run, out, Settings(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how})))
     with h5py.File(out) as file:
-        return file["images"][()], ast.literal_eval(str(file.attrs["samples"])), reports[-1].message
+        return file["images"][()], json.loads(str(file.attrs["samples"])), reports[-1].message
 
 
 @pytest.fixture(scope="module")

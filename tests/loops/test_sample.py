@@ -1,15 +1,21 @@
 """Sampling: image i is a function of the seed and i."""
 
+import os
+import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from elbocli.core.guidance import Guidance
 from elbocli.core.sampler import SAMPLERS
-from elbocli.errors import UsageError
+from elbocli.errors import Interrupted, UsageError
+from elbocli.files import sample_writer
 from elbocli.files.dataset import Dataset
 from elbocli.loops import sample
 from elbocli.loops.sample import Settings, choose_labels
@@ -92,3 +98,50 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
     list(train.run(data, tmp_path / "run", resolved))
     with pytest.raises(UsageError, match="label-dropout"):
         list(sample.run(tmp_path / "run", tmp_path / "x.npy", Settings(guidance=Guidance(2.0))))
+
+
+def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_writer, "PNGS", 4)
+    how = Settings(n=12, steps=2)
+    with pytest.raises(Interrupted, match=r"SIGTERM: all images are safe in x\.partial; the same command"):
+        for report in sample.run(trained, tmp_path / "x", how):
+            if report.unit == "png" and report.done == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert sorted(os.listdir(tmp_path)) == ["x.partial", "x.partial.json"]
+    monkeypatch.setattr(sample, "drawing", None)
+    list(sample.run(trained, tmp_path / "x", how))
+    assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_draws_nearly_the_same(precision: str, trained: Path, tmp_path: Path) -> None:
+    how = {"sampler": "ddim", "n": 32}
+    exact, half = (drawn(trained, tmp_path / f"{p}.npy", precision=p, **how).astype(int) for p in ("fp32", precision))
+    assert 0 < np.abs(exact - half).mean() < 3
+
+
+def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def backend(graph: Any, inputs: list[torch.Tensor]) -> Any:
+        sizes.append(next(len(value) for value in inputs if value.ndim == 4 and value.shape[1:] == (1, 8, 8)))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5)
+    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True)
+    assert sizes == [5]
+    assert np.abs(plain.astype(int) - compiled).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}, {"precision": "bf16"}])
+def test_the_compiler_itself_draws_the_same(options: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5, **options)
+    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True, **options)
+    assert np.abs(plain.astype(int) - compiled).mean() < (1 if "precision" in options else 0.1)

@@ -1,6 +1,8 @@
 """Families of networks: sections that read back, units that are recomputed, one graph."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -45,6 +47,18 @@ def test_a_section_reads_back_as_its_config(config):
     assert section["family"] == config.family
     assert not any(isinstance(value, tuple) for value in section.values())
     assert config_of(section, "here") == config
+
+
+def test_a_network_without_memory_costs_no_imports():
+    """Of what torch decomposes random numbers with, which take 2 s: `elbo sample` and `elbo bound` begin with one."""
+    code = (
+        "import sys, torch\n"
+        "from elbocli.nn.networks import UNetConfig, build\n"
+        "with torch.device('meta'):\n"
+        "    build(UNetConfig(image_size=8, image_channels=1, num_classes=3, channels=8, levels=(1,), blocks=1, attention=(), dropout=0.0))\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=100, check=False).returncode == 0
 
 
 def test_a_section_without_a_family_is_a_u_nets():

@@ -13,6 +13,7 @@ from elbocli.cli.options import (
     STREAM,
     Count,
     Joined,
+    Named,
     Number,
     command_line,
     common,
@@ -27,6 +28,7 @@ from elbocli.cli.options import (
 from elbocli.core.clipping import CLIPS, parse_clip
 from elbocli.core.sampler import SAMPLERS, parse_sampler
 from elbocli.core.samplers import STEPS
+from elbocli.core.schedule import SCHEDULES
 
 PRESETS = ", ".join(
     f"{declared.name}:{name} ({preset.steps} steps)"
@@ -44,6 +46,7 @@ USUAL = "; ".join(
 @click.option("-n", "--n", "n", type=Count(1, 10**9), default=64, show_default=True, help="How many images.")
 @click.option(
     "--sampler",
+    type=Named(SAMPLERS),
     metavar="SPEC",
     default="ddpm",
     show_default=True,
@@ -56,6 +59,7 @@ USUAL = "; ".join(
 @parameter_options(SAMPLERS)
 @click.option(
     "--schedule",
+    type=Named(SCHEDULES),
     metavar="SPEC",
     help=schedule_help(
         f"Grid of noise levels, within the run's range (default: {USUAL}). 'run' is the schedule that the run was "
@@ -88,6 +92,7 @@ USUAL = "; ".join(
 )
 @click.option(
     "--clip",
+    type=Named(CLIPS),
     metavar="SPEC",
     default="none",
     show_default=True,

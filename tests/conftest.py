@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +33,62 @@ train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps:
 """
 
 
+class Zygote:
+    """Runs command lines by tests/zygote.py, one at a time."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("zygote.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        atexit.register(self.process.kill)
+
+    def run(self, line: list[str], cwd: Path | None, env: dict[str, str], stdin: bytes, timeout: float) -> Result:
+        """As subprocess.run does it. Raises TimeoutExpired."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            streams = [Path(folder) / name for name in ("in", "out", "err")]
+            for stream, content in zip(streams, (stdin, b"", b""), strict=True):
+                stream.write_bytes(content)
+            request = {"line": line, "cwd": str(cwd or Path.cwd()), "env": env, "streams": [*map(str, streams)]}
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+            child = int(self.process.stdout.readline())
+            late = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
+            late.start()
+            code = int(self.process.stdout.readline())
+            if late.finished.is_set():
+                raise subprocess.TimeoutExpired(line, timeout)
+            late.cancel()
+            return Result(line, code, *(stream.read_bytes() for stream in streams[1:]))
+
+
+@cache
+def zygote() -> Zygote:
+    """This test process's own."""
+    return Zygote()
+
+
 def run_elbo(
     *args: Any,
     cwd: Path | None = None,
-    stdin: Any = subprocess.DEVNULL,
+    stdin: Any = b"",
     env: dict[str, str] | None = None,
     timeout: float = 240,
 ) -> Result:
-    """Run a command line in its own process; bytes of both streams and the exit code."""
+    """Run a command line in its own process; bytes of both streams and the exit code.
+
+    stdin: bytes, or whatever subprocess takes. Whoever changes more of the environment than elbo's own variables,
+    which libraries may read when they are imported, gets a process that imports them.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")} | (env or {})
-    line = [sys.executable, "-m", "elbocli", *map(str, args)]
-    if isinstance(stdin, bytes):
-        return subprocess.run(
-            line, cwd=cwd, input=stdin, env=environment, capture_output=True, timeout=timeout, check=False
-        )
+    line = [*map(str, args)]
+    if isinstance(stdin, bytes) and all(key.startswith("ELBO_") for key in env or {}):
+        return zygote().run(line, cwd, environment, stdin, timeout)
+    given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
     return subprocess.run(
-        line, cwd=cwd, stdin=stdin, env=environment, capture_output=True, timeout=timeout, check=False
-    )
+        [sys.executable, "-m", "elbocli", *line], cwd=cwd, env=environment, capture_output=True, timeout=timeout,
+        check=False, **given,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

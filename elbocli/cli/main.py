@@ -43,6 +43,10 @@ for command in (
     elbo.add_command(command)
 
 
+ALLOCATE = "can't allocate memory"
+LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
+
+
 def share_cores() -> None:
     """Let torch's threads sleep soon when they wait for each other, unless the user has said how long they spin.
 
@@ -81,6 +85,12 @@ def run(args: list[str] | None = None) -> int:
         if Command.verbose:
             traceback.print_exc()
         return fail(Command.path, str(error), error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        # As torch and numpy say it, who need not be imported here; anything else is our bug.
+        if type(error).__name__ not in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError") and ALLOCATE not in str(error):
+            raise
+        what = " ".join(str(error).split())[:200] or "nothing more was said"
+        return fail(Command.path, f"out of memory ({what}); {LESS}", 1)
     except (click.Abort, KeyboardInterrupt):
         return fail(Command.path, "interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:

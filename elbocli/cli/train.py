@@ -161,8 +161,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option(
     "--time-limit",
     type=Duration(),
-    help="Save and end before the command has run for so long: 3h50m, 90s, 1:30:00. The same command goes on.  "
-    "[default: none]",
+    help="Save and end once training has gone on for so long: 3h50m, 90s, 1:30:00. The same command goes on. Leave time "
+    "to start and to save.  [default: none]",
 )
 @click.option(
     "--on-nonfinite",

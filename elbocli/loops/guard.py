@@ -16,6 +16,8 @@ from elbocli.loops.world import World
 
 GROWTH_INTERVAL = 2000
 FIRST_SCALE = 2.0**16
+LEAST_SCALE = 2.0**-16
+"""A gradient that isn't finite at such a scale isn't so by reason of its scale."""
 RECENT = 64
 """Steps whose losses are kept until it is known that none was bad."""
 
@@ -36,8 +38,8 @@ class Trouble(NamedTuple):
 
 class Guard:
     """state: float64 on the device: [loss scale, its steps since it last fell, bad (0 or 1), skipped, in a row, most
-    in a row]. clip: largest gradient norm, 0 is none. skip: leave bad steps out instead of stopping. scaled: scale
-    the loss, for fp16.
+    in a row since the last look]. clip: largest gradient norm, 0 is none. skip: leave bad steps out instead of
+    stopping. scaled: scale the loss, for fp16.
 
     Source of the scale's growth and fall: as torch.amp.GradScaler's defaults.
     """
@@ -69,7 +71,7 @@ class Guard:
         squares, total = self.world.added(torch.stack([squares, loss.double().sum()])).unbind()
         norm = squares.sqrt() / scale
         overflow = ~norm.isfinite()
-        bad = ~total.isfinite() if self.scaled else overflow | ~total.isfinite()
+        bad = ~total.isfinite() | (overflow & (scale < LEAST_SCALE) if self.scaled else overflow)
         self._recent.append((step + 1, bad, norm, loss, logsnr))
         if len(self._recent) == RECENT:
             self._note()
@@ -107,11 +109,12 @@ class Guard:
             self._record = torch.where(bad.any() & (self._record[0] == 0), record, self._record)
 
     def look(self) -> tuple[Trouble | None, int, int]:
-        """(the first bad step since the last look, bad steps ever, most of them in a row). Waits for the device."""
+        """(the first bad step since the last look, bad steps ever, most in a row since). Waits for the device."""
         self._note()
         found = self.world.all(self._record.tolist())
         self._record.zero_()
         _, _, _, skipped, _, most = self.state.tolist()
+        self.state[5] = self.state[4]
         # The process with a loss that isn't finite, else the one with the largest.
         ranks = (rank for rank, row in enumerate(found) if row[0])
         worst = max(ranks, key=lambda rank: (found[rank][5], found[rank][3]), default=None)

@@ -21,11 +21,12 @@ class Journal:
         self.run = run
         self._files: dict[str, IO[bytes]] = {}
         self._waiting: dict[str, bytes] = dict.fromkeys(NAMES, b"")
-        self.lengths = {name: lengths.get(name, 0) for name in NAMES}
+        self.lengths = dict.fromkeys(NAMES, 0)
         for name in NAMES:
             path = run / name
             if path.exists():
                 with told(path):
+                    self.lengths[name] = min(lengths.get(name, 0), path.stat().st_size)  # somebody may have cut it
                     os.truncate(path, self.lengths[name])
 
     def write(self, name: str, text: str) -> str:

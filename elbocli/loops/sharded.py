@@ -15,6 +15,9 @@ from elbocli.loops.runtime import PRECISIONS
 from elbocli.loops.world import World
 from elbocli.nn.blocks import Network
 
+SHAPES = 8
+"""Ways to call a unit, for each of which it is compiled: the parts of a batch, validation, previews."""
+
 
 class Sharded:
     """A part of each parameter in each process; the wholes of a block are together only while it works."""
@@ -32,9 +35,7 @@ class Sharded:
             cast_forward_inputs=False,
         )
         self.shapes = [(parameter.shape, parameter.stride()) for parameter in network.parameters()]
-        for unit in network.units():
-            if compile:
-                unit.compile()
+        for unit in compiled(network.units()) if compile else network.units():
             fully_shard(unit, mesh=self.mesh, mp_policy=policy)
         fully_shard(network, mesh=self.mesh, mp_policy=policy)
         self.names = [name for name, _ in network.named_parameters()]
@@ -69,6 +70,18 @@ class Sharded:
         """As Replica's."""
         parts = whole.chunk(self.world.size)
         return parts[self.world.rank] if self.world.rank < len(parts) else whole[:0]
+
+
+def compiled(units: list[nn.Module]) -> list[nn.Module]:
+    """Each compiled by itself, and all of them: they share their code, whose versions torch limits to 8."""
+    from torch._dynamo import config
+
+    most = SHAPES * len(units)
+    config.recompile_limit = max(config.recompile_limit, most)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, most)
+    for unit in units:
+        unit.compile()
+    return units
 
 
 def _local(tensor: Any) -> Tensor:

@@ -117,7 +117,7 @@ def joined(device: str = "auto") -> Iterator[World]:
     """This process's World, from the environment that torchrun sets; alone without it.
 
     Each process takes the CUDA device of its local rank unless another device was asked for.
-    Raises UsageError, DataError when the others can't be reached.
+    Raises UsageError when there are too few, PeerLost when the others can't be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     if size == 1:
@@ -127,7 +127,13 @@ def joined(device: str = "auto") -> Iterator[World]:
     if chosen.type == "cuda":
         if chosen.index is not None:
             raise UsageError(f"--device {device}: under torchrun each process takes its own; leave --device out")
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > devices:
+            raise UsageError(
+                f"{here} processes on a machine with {devices} CUDA device{'s' if devices > 1 else ''}: each takes its own; "
+                f"start {devices} (--nproc-per-node), or --device cpu"
+            )
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
     rank = int(os.environ["RANK"])
     with telling_lost():

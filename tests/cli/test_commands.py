@@ -621,3 +621,14 @@ def test_quiet_says_nothing_and_verbose_shows_where(
 ) -> None:
     assert elbo("prep", "-q", digits_folder, tmp_path / "a.h5").stderr == b""
     assert b"Traceback" in elbo("prep", "-v", tmp_path / "none", tmp_path / "b.h5").stderr
+
+
+def test_too_little_memory_is_told(trained: Path) -> None:
+    line = 'ulimit -v 3000000; exec "$@"'
+    sample = ["-m", "elbocli", "sample", trained, "-n", "200000", "--batch", "200000", "--steps", "1"]
+    result = subprocess.run(
+        ["bash", "-c", line, "bash", sys.executable, *map(str, sample), "-o", str(trained.parent / "many.npy")],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    check(result, 1, "elbo sample: error: out of memory (", "smaller --batch")
+    assert not (trained.parent / "many.npy").exists()

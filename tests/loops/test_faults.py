@@ -183,6 +183,19 @@ def test_half_precision_halves_its_scale_instead_of_stopping(digits: Path, prese
     assert trainer.check() == 0
 
 
+def test_half_precision_does_not_halve_forever(digits: Path, preset: Path) -> None:
+    trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
+    trainer.guard.scaled = True
+    trainer.spread.pieces[0].register_hook(lambda gradient: gradient * math.nan)
+    for _ in range(17):
+        trainer.step()
+    assert trainer.check() == 0
+    assert float(trainer.guard.scale) == 2.0**-17
+    trainer.step()
+    with pytest.raises(NonFiniteError, match="gradient norm nan"):
+        trainer.check()
+
+
 def test_clipping_divides_the_gradient_down_to_its_bound(digits: Path, preset: Path) -> None:
     moments = []
     for clip in (0.0, 0.25):
@@ -508,6 +521,19 @@ def test_catching_signals_gives_the_handlers_back() -> None:
     with catching_signals():
         assert signal.getsignal(signal.SIGUSR1) is not before[2]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_logs_that_somebody_has_cut_or_removed_go_on_from_their_end(digits: Path, preset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    list(reports(digits, run, small(digits, preset, steps=4, log_every=1)))
+    (run / "losslog.jsonl").unlink()
+    first = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (run / "metrics.jsonl").write_bytes(first)
+    for steps in (6, 8):  # twice, as what the first leaves is what the second cuts
+        list(reports(digits, run, small(digits, preset, steps=steps, log_every=1)))
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()] == [1, 5, 6, 7, 8]
+    header, *rows = map(json.loads, (run / "losslog.jsonl").open())
+    assert "format" in header and [row["step"] for row in rows] == [5, 6, 7, 8]
 
 
 def test_the_newest_checkpoint_is_the_last_step(digits: Path, preset: Path, tmp_path: Path) -> None:

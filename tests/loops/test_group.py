@@ -237,6 +237,28 @@ print(group.ended(children, patience=10))
     assert not list(tmp_path.glob("run/previews/*"))
 
 
+def test_all_units_are_compiled_however_many_kinds_there_are() -> None:
+    code = """
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from elbocli.loops.sharded import compiled
+class Unit(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+    def forward(self, x):
+        return x + len(self.kind)
+whole = nn.Module.compile
+nn.Module.compile = lambda self: whole(self, backend="eager")
+for unit in compiled([Unit("x" * k) for k in range(12)]):
+    unit(torch.zeros(2))
+print(counters["frames"]["ok"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout == "12\n", result.stderr
+
+
 def test_a_process_that_dies_is_missed_by_the_others(tmp_path: Path) -> None:
     code = f"""
 import os, sys

@@ -4,6 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from elbocli.errors import UsageError
+from elbocli.loops.world import joined
 
 CODE = """
 import os, sys, time
@@ -38,3 +42,12 @@ def test_who_is_started_anew_does_not_wait_for_the_dead(late: int) -> None:
         [sys.executable, "-c", CODE, str(late)], capture_output=True, text=True, timeout=100, check=False
     )
     assert result.stdout == "0 0 0\n" * 3, result.stderr
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("elbocli.loops.world.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="4 processes on a machine with 2 CUDA devices"), joined():
+        pass

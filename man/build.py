@@ -51,7 +51,7 @@ EXAMPLES = {
     "elbo merge": [
         (
             "Pack in four jobs, then make one dataset of the shards.",
-            "elbo prep imagenet/ part1.h5 --shard 1/4\nelbo merge out.h5 part?.h5",
+            "for k in 1 2 3 4; do elbo prep imagenet/ part$k.h5 --shard $k/4; done\nelbo merge out.h5 part?.h5",
         ),
         ("Leave the shards where they are.", "elbo merge out.h5 shards/*.h5 --virtual"),
     ],

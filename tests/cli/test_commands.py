@@ -613,7 +613,7 @@ def test_info_knows_every_file(elbo: Callable[..., Any], digits: Path, trained: 
         result = elbo("info", path, "--json")
         check(result, 0)
         assert json.loads(result.stdout)["is"] == kind
-    assert json.loads(elbo("info", tmp_path / "x.npz", "--json").stdout)["sampler"] == "ddpm"
+    assert json.loads(elbo("info", tmp_path / "x.npz", "--json").stdout)["sampler"] == "ddpm:gamma=0.2"
     check(elbo("info", tmp_path), 1, "neither a run")
     (tmp_path / "x.txt").write_text("hello")
     check(elbo("info", tmp_path / "x.txt"), 1, "not a file that elbo")

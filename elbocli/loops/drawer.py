@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.sampler import walk
 from elbocli.errors import UsageError
-from elbocli.files.schedules import finite
 from elbocli.loops.output import latent_space
 from elbocli.loops.runs import TrainedRun
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
@@ -58,11 +58,10 @@ class Drawer:
 
     @property
     def about(self) -> dict[str, Any]:
-        """For the record: guidance, where it acts if not everywhere (null: no end), the guide and its weights, clipping."""
+        """For the record: guidance, where it acts if not everywhere, the guide and its weights, clipping."""
+        ends = {"guidance_low": self.guidance.low, "guidance_high": self.guidance.high}
         told: dict[str, Any] = {"guidance": self.guidance.scale}
-        ends = [finite(self.guidance.low), finite(self.guidance.high)]
-        if ends != [None, None]:
-            told["guidance_interval"] = ends
+        told |= {end: at for end, at in ends.items() if math.isfinite(at)}
         if self.guide is not None:
             told |= {"guide": str(self.guide.path), **{f"guide_{key}": value for key, value in self.guide.about.items()}}
         return {**told, "clip": self.clip.spec}

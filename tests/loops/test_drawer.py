@@ -134,7 +134,7 @@ def test_a_guide_changes_the_images_inside_its_interval_only(trained: Path, weak
     assert np.array_equal(plain, outside)
     assert not np.array_equal(plain, guided)
     assert (about["guidance"], about["guide"], about["guide_step"]) == (3.0, str(weak), 3)
-    assert told["guidance_interval"] == [9.0, 9.5] and "guidance_interval" not in about
+    assert (told["guidance_low"], told["guidance_high"]) == (9.0, 9.5) and "guidance_low" not in about
     assert about["nfe"] == 10
     assert "10 network evaluations" in message
 

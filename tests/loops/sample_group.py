@@ -4,7 +4,7 @@ python sample_group.py JOBS.json FOUND.json: jobs are {"run", "out", "size"?, "o
 {"codes": of the last start, by rank, "kills", "drawn": [first image, count] of every batch, "noise": digest by purpose and
 image, "again": images drawn though they were safe}. stream: `out` is written as a stream. leave: of a stream, read so many
 bytes and close. kills: so many times a process gets SIGKILL, and the job is started anew. told: [signal, images] for the
-last process when so many are drawn. fails: the rank that can't draw its third batch.
+last process when so many are drawn. fails: the rank that can't draw its third batch. guide: a checkpoint that guides.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import group
 
 from elbocli.core.draws import Stream
+from elbocli.core.guidance import Guidance
 from elbocli.errors import DataError
 from elbocli.files.checkpoint import read_config
 from elbocli.loops import sample
@@ -77,6 +78,8 @@ def work(world: World, job: dict[str, Any]) -> None:
 
         sample.drawing = drawing
     options = {"n": 61, "steps": 4, "batch": 5, "device": "cpu", **job.get("options", {})}
+    if "guide" in job:
+        options |= {"guide": Path(job["guide"]), "guidance": Guidance(2.0)}
     target: Any = Path(job["out"])
     if "leave" in job:
         out, into = os.pipe()

@@ -65,6 +65,20 @@ def test_batches_and_processes_change_neither_noise_nor_labels_and_pixels_by_a_l
     assert max(count for _, count in found[1]["drawn"]) == 31, "a batch for all is shared"
 
 
+def test_a_guided_walk_that_remembers_is_the_same_in_two_processes(trained: Path, tmp_path: Path) -> None:
+    """A multistep sampler with noise, two networks, and as many calls of them as are told."""
+    guide = str(min((trained / "checkpoints").iterdir()))
+    options = {"sampler": "dpmpp-2m-sde", "clip": "dynamic"}
+    jobs = [{"size": size, "out": f"{size}.h5", "guide": guide, "options": options} for size in (1, 2)]
+    found, said = came_to(tmp_path, trained, jobs)
+    assert not any(any(one["codes"]) for one in found), said
+    with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "2.h5") as two:
+        assert np.abs(one["images"][()].astype(int) - two["images"][()]).max() <= 1
+        assert one.attrs["samples"] == two.attrs["samples"]
+        about = json.loads(one.attrs["samples"])
+    assert (about["nfe"], about["guide"], about["guide_step"]) == (8, str(trained), int(guide[-8:]))
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_ten_kills_change_no_byte_and_nothing_is_drawn_twice(size: int, trained: Path, tmp_path: Path) -> None:
     whole, killed = folders(tmp_path, 2)

@@ -100,7 +100,7 @@ EXAMPLES = {
         ),
         (
             "Which average is best?",
-            "for std in .03 .06 .09 .12 .15; do\n  elbo ema run --std $std -o a.safetensors --overwrite | jq .residual\n"
+            "for std in .05 .07 .10 .13 .16; do\n  elbo ema run --std $std -o a.safetensors --overwrite | jq .residual\n"
             "  elbo sample run --ema a.safetensors -n 10000 | elbo eval --ref out.h5 | jq .fid\ndone",
         ),
     ],

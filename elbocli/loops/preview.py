@@ -50,5 +50,6 @@ def preview(trainer: Trainer, output: Output) -> np.ndarray:
             trainer.device,
             output,
         )
-    found = world.all(images if world.share(PREVIEW.n) else images[:0])
+    images = images if world.share(PREVIEW.n) else images[:0]
+    found = world.all(images.cpu().numpy())
     return np.concatenate(found)

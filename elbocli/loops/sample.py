@@ -99,21 +99,8 @@ def choose_labels(
     return np.resize(np.array(chosen), n)
 
 
-def draw(
-    denoiser: Denoiser,
-    indices: range,
-    shape: tuple[int, int, int],
-    grid: list[float],
-    settings: Settings,
-    device: torch.device,
-    output: Output,
-) -> np.ndarray:
-    """As `drawing`, when it is there."""
-    return drawing(denoiser, indices, shape, grid, settings, device, output).cpu().numpy()
-
-
 @torch.inference_mode()
-def drawing(
+def draw(
     denoiser: Denoiser,
     indices: range,
     shape: tuple[int, int, int],
@@ -251,7 +238,7 @@ class _Work:
             chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
             labels = sent(torch.from_numpy(chosen).long(), self.world.device)
         shape = (config.image_size, config.image_size, config.image_channels)
-        images = drawing(
+        images = draw(
             self.drawer.denoiser(labels), indices, shape, self.grid, self.settings, self.world.device, self.output, self.watch.look
         )
         return images[:count]

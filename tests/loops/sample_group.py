@@ -68,15 +68,15 @@ def work(world: World, job: dict[str, Any]) -> None:
     """As `elbo sample` does it."""
     sample.Stream = Noted
     if job.get("fails") == world.rank:
-        whole, calls = sample.drawing, []
+        whole, calls = sample.draw, []
 
-        def drawing(*args: Any) -> Any:
+        def draw(*args: Any) -> Any:
             calls.append(0)
             if len(calls) == 3:
                 raise DataError("the disk is on fire")
             return whole(*args)
 
-        sample.drawing = drawing
+        sample.draw = draw
     options = {"n": 61, "steps": 4, "batch": 5, "device": "cpu", **job.get("options", {})}
     if "guide" in job:
         options |= {"guide": Path(job["guide"]), "guidance": Guidance(2.0)}

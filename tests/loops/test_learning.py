@@ -94,7 +94,7 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
     shape = (config.image_size, config.image_size, config.image_channels)
     images = draw(Denoiser(network, trainer.prediction, labels=labels), range(count), shape, grid, how, CPU, output)
     network.train()
-    return images
+    return images.numpy()
 
 
 @pytest.mark.slow

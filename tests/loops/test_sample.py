@@ -110,7 +110,7 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
             if report.unit == "png" and report.done == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
     assert sorted(os.listdir(tmp_path)) == ["x.partial", "x.partial.json"]
-    monkeypatch.setattr(sample, "drawing", None)
+    monkeypatch.setattr(sample, "draw", None)
     list(sample.run(trained, tmp_path / "x", how))
     assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -140,6 +141,17 @@ def test_too_many_skips_in_a_row_end_the_run(digits: Path, preset: Path, poisone
         trainer.step()
     with pytest.raises(NonFiniteError, match="more than --max-skips 3 steps in a row"):
         trainer.check()
+
+
+def test_skips_before_the_last_look_are_not_held_against_a_run(digits: Path, preset: Path, poisoned: set[int]) -> None:
+    trainer = Trainer(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
+    poisoned |= {2, 3, 4, 6}
+    for _ in range(5):
+        trainer.step()
+    assert trainer.check() == 3
+    trainer.settings = replace(trainer.settings, max_skips=1)  # as a run that goes on with less patience
+    trainer.step()
+    assert trainer.check() == 4
 
 
 def test_a_run_that_skipped_its_last_step_goes_on_when_it_shall_stop_instead(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -48,10 +49,13 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
 
 
 class Status:
-    """status.json: how the run stands, for scripts and schedulers. step, images: what is safe."""
+    """status.json: how the run stands, for scripts and schedulers. step, images: what is safe, from earlier starts too."""
 
     def __init__(self, out: Path, steps: int):
         self.path, self.steps, self.step, self.images = out / "status.json", steps, 0, 0
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            before = json.loads(self.path.read_bytes())
+            self.step, self.images = int(before["step"]), int(before["images"])
 
     def write(self, state: str, message: str = "") -> None:
         """As well as can be: what keeps it from being written is told by whoever writes what matters."""

@@ -133,6 +133,7 @@ class _Training:
             yield Report(step, settings.steps, "step", values=values)
             yield from self._said()
         self._finish()
+        self._heed_stop()
         self._state("done")
         if self.hook.held():
             yield Report(message="waiting for --on-checkpoint's command")
@@ -216,14 +217,18 @@ class _Training:
             raise PeerLost(f"the launcher of this run is gone; {saved}")
         if reason not in (ASKED, TIME):
             raise interrupted(reason, saved)
-        if reason == ASKED and self.world.first:
-            (self.out / STOP).unlink(missing_ok=True)
+        if reason == ASKED:
+            self._heed_stop()
         ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
         self._state("stopped", ended)
         yield Report(message=f"{self.out}: {ended}")
 
+    def _heed_stop(self) -> None:
+        """A file STOP was meant for this start: the next one shall not end by it."""
+        if self.world.first:
+            (self.out / STOP).unlink(missing_ok=True)
+
     def _state(self, state: str, message: str = "") -> None:
         if self.status is not None:
-            if state != "running" or not self.status.step:
-                self.status.step, self.status.images = self.trainer.steps_done, self.trainer.images
+            self.status.step, self.status.images = self.trainer.steps_done, self.trainer.images
             self.status.write(state, message)

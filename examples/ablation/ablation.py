@@ -94,7 +94,7 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
                 "eval", "-q", "-", "--ref", folder / "train.h5", "--extractor", folder / "classifier.pt2",
                 "--metrics", "fid,accuracy", "--classes", "balanced", feed=images,
             ))  # fmt: skip
-            distance = next(value for key, value in scores.items() if key.startswith("frechet"))
+            distance = next(value for key, value in scores.items() if key.startswith("frechet_distance["))
             result[sampler] = {"frechet": distance, "accuracy": scores["accuracy"]}
     except subprocess.CalledProcessError as error:
         if error.returncode in (130, 143, -2, -15):

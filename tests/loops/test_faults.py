@@ -434,6 +434,34 @@ def test_a_file_stop_ends_the_run_well_and_is_gone(digits: Path, preset: Path, t
     assert f"going on after step {status['step']}" in next(reports(digits, tmp_path / "run", resolved)).message
 
 
+def test_a_file_stop_in_the_last_step_does_not_end_the_next_start(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elbocli.loops.signals.LOOK_S", 0)
+    for report in reports(digits, tmp_path / "run", small(digits, preset, steps=2)):
+        if report.done == 2:
+            (tmp_path / "run" / STOP).touch()
+    assert status_of(tmp_path / "run")["state"] == "done"
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=4)))
+    assert status_of(tmp_path / "run")["state"] == "done" and steps_of(tmp_path / "run")[-1] == 4
+
+
+def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=2)))
+    before = status_of(tmp_path / "run")
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("elbocli.loops.train.Trainer", full)
+    with pytest.raises(Exception, match="memory"):
+        list(reports(digits, tmp_path / "run", small(digits, preset, steps=4)))
+    after = status_of(tmp_path / "run")
+    assert after["state"] == "failed" and (after["step"], after["images"]) == (2, before["images"])
+
+
 def test_a_time_limit_ends_the_run_well(digits: Path, preset: Path, tmp_path: Path, elbo: Any) -> None:
     begun = time.monotonic()
     result = elbo("train", digits, "-o", tmp_path / "run", "--preset", preset, "--steps", 10**6, "--time-limit", "2s")

@@ -38,6 +38,8 @@ from elbocli.files.payload import (
 
 FORMAT = "elbo-dataset"
 VERSION = 1
+PREPROCESSING = ("crop", "filter")
+"""Attributes that say how images were made of those that they come from, where the size doesn't."""
 LARGEST_SIDE = 8192
 DIGESTS = "payload_sha256 contents_sha256"
 """Attribute `digests`: those that a file holds, so that none can vanish unnoticed. Older files don't say."""
@@ -266,6 +268,7 @@ class Dataset:
             "num_classes": self.num_classes,
             "payload_sha256": self.attributes.get("payload_sha256"),
             "class_names": self.class_names,
+            **{key: self.attributes[key] for key in PREPROCESSING if key in self.attributes},
             **({} if space is None else space.attributes()),
         }
 

@@ -25,6 +25,8 @@ DRAWN = {
     "weights_sha256": "their sha256",
     "images_trained": "images trained on, with repetition",
     "trained_on": "sha256 of the training images",
+    "crop": "crop of the training images",
+    "filter": "what resized them",
     "trained_weighting": "weighting",
     "trained_schedule": "training schedule",
     "prediction": "prediction",

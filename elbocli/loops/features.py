@@ -17,6 +17,7 @@ from torch import Tensor
 from elbocli.core.metrics import Features
 from elbocli.core.moments import StreamingMoments
 from elbocli.errors import DataError
+from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.digests import add_digests
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features
 from elbocli.files.samples import SampleReader, read_samples
@@ -76,10 +77,11 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
         reader = None if streamed and not world.first else stack.enter_context(read_samples(source))
     name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
     attributes: dict[str, Any] = {} if reader is None else reader.about
-    how = {key: attributes[key] for key in ("crop", "filter") if key in attributes}
+    made = _made(attributes)
+    how = {key: told[key] for told in (made, attributes) for key in PREPROCESSING if key in told}
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
     about: dict[str, Any] = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
-    if made := _made(attributes):
+    if made:
         about["made"] = made
     return Source(name, shape[0], about, reader, alone=streamed)
 

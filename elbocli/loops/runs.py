@@ -17,6 +17,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.averages import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
+from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.schedules import digest, file_in
 from elbocli.loops.settings import Settings, run_settings, trained_as
 from elbocli.nn.blocks import Network
@@ -131,6 +132,7 @@ def _trained(settings: Settings, config: dict[str, Any]) -> dict[str, Any]:
         "trained_schedule": settings.schedule,
         "prediction": settings.prediction,
         "trained_on": config["data"].get("payload_sha256"),
+        **{key: config["data"][key] for key in PREPROCESSING if key in config["data"]},
     }
 
 

@@ -14,6 +14,7 @@ from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.payload import LATENTS
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
@@ -105,8 +106,8 @@ FREE = (
     *("time_limit", "on_nonfinite", "max_skips"),
     *("val", "val_every", "val_images", "tensorboard"),
 )
-PLACES = ("path", ATTRIBUTES["autoencoder"])
-"""What of the dataset may be elsewhere when a run goes on: digests say whether it is the same."""
+PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
+"""What of the dataset may be elsewhere or unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
 SNAPSHOTS = 20

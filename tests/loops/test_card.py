@@ -18,7 +18,7 @@ from elbocli.loops.evaluate import Settings
 
 MADE = {
     "run": "runs/a", "step": 40, "weights": "ema-0.999", "weights_sha256": "ab" * 32, "images_trained": 640,
-    "trained_on": "cd" * 32, "trained_weighting": "sigmoid:bias=2", "trained_schedule": "adaptive", "prediction": "v",
+    "trained_on": "cd" * 32, "crop": "center", "filter": "box, bicubic", "trained_weighting": "sigmoid:bias=2", "trained_schedule": "adaptive", "prediction": "v",
     "sampler": "heun:s_churn=40", "schedule": "edm-sample:rho=7", "steps": 8, "nfe": 15, "guidance": 1.5,
     "guidance_low": -2.0, "guidance_high": 4.0, "guide": "runs/b", "clip": "none", "classes": "balanced", "seed": 0,
     "command": "elbo sample runs/a",

@@ -285,6 +285,18 @@ def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Pat
     assert "mismatch" not in score(save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(20))), tmp_path / "ref.npz")
 
 
+@pytest.mark.parametrize("name", ["s.h5", "s.npz"])
+def test_samples_know_how_the_images_were_made_that_their_run_has_seen(
+    name: str, trained: Path, digits: Path, digits_folder: Path, tmp_path: Path, elbo: Any
+) -> None:
+    assert elbo("sample", "-q", trained, "-n", 12, "--steps", 2, "-o", tmp_path / name).returncode == 0
+    assert "mismatch" not in score(tmp_path / name, digits)
+    other = ("--size", 8, "--channels", 1, "--crop", "resize", "--limit", 20)
+    assert elbo("prep", "-q", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
+    with pytest.raises(DataError, match=rf"ref\.h5: crop is resize, that of .*{name} center"):
+        score(tmp_path / name, tmp_path / "ref.h5")
+
+
 def test_only_the_published_network_on_a_like_reference_has_the_published_names(
     digits: Path, tmp_path: Path
 ) -> None:

@@ -1,9 +1,10 @@
 """The paper's table in miniature, on 1797 digits: every prediction under every weighting and schedule, by two samplers.
 
-python ablation.py FOLDER      train, draw, score and tabulate; again after any end: what is finished stays
-python ablation.py FOLDER --table      only tabulate what is there
+python ablation.py FOLDER             train, draw, score and tabulate; again after any end: what is finished stays
+python ablation.py results.jsonl      only tabulate; the file beside this script is what docs/ablation.md shows
 
-Prints Markdown and draws FOLDER/ablation.png. Every cell is elbo's own commands: train, bound, sample | eval.
+Prints Markdown, writes FOLDER/results.jsonl and draws ablation.png beside it. Every cell is elbo's own commands:
+train, bound, sample | eval.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
     run = folder / "runs" / cell.name
     weighting = f"schedule:{cell.schedule}" if cell.weighting == "own" else cell.weighting
     options = ("--prediction", cell.prediction, "--weighting", weighting, "--schedule", cell.schedule)
-    result: dict[str, Any] = dict(cell._asdict(), steps=steps)
+    result: dict[str, Any] = dict(cell._asdict(), steps=steps, machine=machine())
     try:
         elbo(
             "train", "-q", folder / "train.h5", "-o", run, "--preset", "digits", "--steps", steps, "--seed", cell.seed,
@@ -106,9 +107,10 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
     part.replace(out)
 
 
-def gathered(folder: Path) -> list[dict[str, Any]]:
-    """All results there are, in order."""
-    found = [json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))]
+def gathered(path: Path) -> list[dict[str, Any]]:
+    """All results of a folder, or of the file that was made of one, in order."""
+    texts = [each.read_text() for each in (path / "results").glob("*.json")] if path.is_dir() else path.read_text().splitlines()
+    found = [json.loads(text) for text in texts]
     order = [(PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting"), (SCHEDULES, "schedule")]
     return sorted(found, key=lambda row: [*(names.index(row[key]) for names, key in order), row["seed"]])
 
@@ -206,6 +208,16 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Markdown: what it took, and both tables."""
+    machines, steps = (", ".join(sorted({str(row[key]) for row in rows})) for key in ("machine", "steps"))
+    hours = sum(row["seconds"] for row in rows) / 3600
+    return (
+        f"{len(rows)} trainings of {steps} steps, {hours:.1f} hours of one core in all, on {machines}.\n\n"
+        f"{table(rows)}\n\n{marginals(rows)}"
+    )
+
+
 def machine() -> str:
     """The processor's name, as the system tells it."""
     cpu = Path("/proc/cpuinfo")
@@ -213,33 +225,39 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
+def work(folder: Path, todo: list[Cell], steps: int, jobs: int) -> None:
+    """Measure all of them, `jobs` at a time."""
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    prepare(folder)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    pool = ThreadPoolExecutor(jobs)
+    futures = [pool.submit(measure, folder, cell, steps) for cell in todo]
+    try:
+        for done, future in enumerate(futures, 1):
+            future.result()
+            print(f"ablation: {done}/{len(todo)} {todo[done - 1].name}", file=sys.stderr)
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
 def main() -> None:
     """As the module says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("path", type=Path, help="folder to work in, or results.jsonl to tabulate")
     parser.add_argument("--steps", type=int, default=400, help="of each training (default: 400)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time (default: one a core)")
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    (args.folder / "results").mkdir(parents=True, exist_ok=True)
-    todo = [] if args.table else cells(args.seeds)
-    if todo:
-        prepare(args.folder)
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
-        pool = ThreadPoolExecutor(args.jobs)
-        futures = [pool.submit(measure, args.folder, cell, args.steps) for cell in todo]
-        try:
-            for done, future in enumerate(futures, 1):
-                future.result()
-                print(f"ablation: {done}/{len(todo)} {todo[done - 1].name}", file=sys.stderr)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    rows = gathered(args.folder)
-    picture(rows, args.folder / "ablation.png")
-    hours = sum(row["seconds"] for row in rows) / 3600
-    print(f"{len(rows)} trainings, {hours:.1f} hours of one core each, on {machine()}.\n\n{table(rows)}\n\n{marginals(rows)}")
+    if args.path.is_file():
+        rows = gathered(args.path)
+        picture(rows, args.path.with_name("ablation.png"))
+    else:
+        work(args.path, cells(args.seeds), args.steps, args.jobs)
+        rows = gathered(args.path)
+        (args.path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        picture(rows, args.path / "ablation.png")
+    print(summary(rows))
 
 
 if __name__ == "__main__":

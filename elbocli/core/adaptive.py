@@ -28,6 +28,8 @@ LEAST_SPREAD = 1e-9  # relative variance of an error: even equal errors leave th
 TIMES = 2**16  # at which a comb's error is integrated
 LARGEST_COMB = 2**12
 TINY = 1e-300
+LEAST_FLOOR = 1e-9  # with less, no double tells the times of neighbouring bins apart
+WAITING = 256  # batches of errors that are added up at once
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
@@ -50,21 +52,26 @@ class BinSums:
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
-        """logsnr, error: [B]. Only remembers them: they are added up, in order, when the sums are looked at."""
+        """logsnr, error: [B]. Only remembers them: many are added up at once, in order."""
         self._waiting.append((logsnr, error))
+        if len(self._waiting) >= WAITING:
+            self._sum()
 
     @property
     def values(self) -> Tensor:
         """The sums so far."""
         if self._waiting:
-            logsnr, error = (torch.cat(parts) for parts in zip(*self._waiting))
-            self._waiting.clear()
-            index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
-            error = error.double()
-            counted = error.isfinite() if self.finite else torch.ones_like(error, dtype=torch.bool)
-            error = error.where(counted, 0)
-            self._sums.index_add_(1, index, torch.stack([counted.double(), error, error.square()]))
+            self._sum()
         return self._sums
+
+    def _sum(self) -> None:
+        logsnr, error = (torch.cat(parts) for parts in zip(*self._waiting))
+        self._waiting.clear()
+        index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
+        error = error.double()
+        counted = error.isfinite() if self.finite else torch.ones_like(error, dtype=torch.bool)
+        error = error.where(counted, 0)
+        self._sums.index_add_(1, index, torch.stack([counted.double(), error, error.square()]))
 
     def take(self) -> Tensor:
         """The sums so far, on the CPU; starts again from zero."""
@@ -94,6 +101,11 @@ class Moments:
         return 0.5 * (self.edges[1:] + self.edges[:-1])
 
     @property
+    def seen(self) -> Tensor:
+        """Which bins can be trusted: those with two errors or more."""
+        return (self.count >= 2) & (self.mean > 0)
+
+    @property
     def mean_se(self) -> Tensor:
         """Standard error of each mean; NaN where fewer than two errors were seen."""
         spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
@@ -105,7 +117,7 @@ class Moments:
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
         Raises DataError when no bin was seen twice.
         """
-        if not bool(((self.count >= 2) & (self.mean > 0)).any()):
+        if not bool(self.seen.any()):
             raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
@@ -121,7 +133,7 @@ class Moments:
 
         Raises DataError when no bin was seen twice.
         """
-        known, seen = self.smoothed(), (self.count >= 2) & (self.mean > 0)
+        known, seen = self.smoothed(), self.seen
         return Moments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
 
@@ -131,19 +143,24 @@ def _fine(edges: Tensor) -> Tensor:
     return edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * part
 
 
+def check_floor(floor: float) -> None:
+    """Raise UsageError unless LEAST_FLOOR ≤ floor ≤ 1."""
+    if not LEAST_FLOOR <= floor <= 1:
+        raise UsageError(
+            f"floor is {floor:g}; it must be at least {LEAST_FLOOR:g} and at most 1, or some noise levels are never sampled"
+        )
+
+
 def fit(
     moments: Moments, weighting: Weighting, criterion: str = "loss", floor: float = 0.01, base: str = "fitted"
 ) -> Schedule:
     """The schedule whose density is proportional to weighting × criterion in each bin, nowhere below `floor` of uniform.
 
     What the floor adds is taken from the bins above it, each in proportion to what it has above: where none is below,
-    the floor changes nothing. Raises UsageError for an unknown criterion or a floor outside (0, 1], DataError for an
-    empty log.
+    the floor changes nothing. Raises UsageError for an unknown criterion or a floor outside [LEAST_FLOOR, 1], DataError
+    for an empty log.
     """
-    if not 0 < floor <= 1:
-        raise UsageError(
-            f"floor is {floor:g}; it must be above 0 and at most 1, or some noise levels are never sampled"
-        )
+    check_floor(floor)
     known = moments.smoothed()
     width = moments.edges.diff()
     score = CRITERIA.find(criterion).make(known.mean, known.second)
@@ -171,7 +188,7 @@ def loss_variance(
     at = _fine(moments.edges)
     cell = moments.edges.diff()[:, None] / POINTS
     w, p = weighting(at), density(at)
-    ratio = (w.square() / p).where(w > 0, 0)
+    ratio = (w.square() / p).where(w.square() > 0, 0)
     loss = float((w * known.mean[:, None] * cell).sum())
     second = float((ratio * known.second[:, None] * cell).sum())
     unbiased = (known.count / (known.count - 1)).where(known.count >= 2, 1)
@@ -240,6 +257,6 @@ class Online:
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
         """The schedule to sample from now: uniform in λ until two errors have been seen somewhere."""
         known = self.moments()
-        if not bool(((known.count >= 2) & (known.mean > 0)).any()):
+        if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
         return fit(known, weighting, "loss", floor, "adaptive")

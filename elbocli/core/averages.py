@@ -42,11 +42,10 @@ def decay(beta: float) -> Beta:
     formula="2^(-batch/h), h = min(images, ramp seen)",
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
+    within={"ramp": (0, math.inf)},
 )
 def halflife(images: float, ramp: float) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
-    if ramp < 0:
-        raise UsageError(f"halflife: ramp is {ramp:g}; it must be at least 0")
 
     def beta(step: int, seen: float, batch: float) -> float:
         half = min(images, ramp * (seen - batch)) if ramp else images

@@ -33,10 +33,10 @@ def prior(x: Tensor, logsnr_min: float) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def reconstruction(logsnr_max: float, levels: int = LEVELS) -> Tensor:
-    """E[−log p(k|z₀)] of one dimension for each of its levels k, [levels] nats, exact.
+def reconstruction(logsnr_max: float) -> Tensor:
+    """E[−log p(k|z₀)] of one dimension for each of its LEVELS levels k, [LEVELS] nats, exact.
 
-    The decoder is a softmax over the levels x_j = 2j/(levels−1) − 1: p(k|z₀) ∝ exp(−(z₀/α − x_k)² e^λ / 2), and
+    The decoder is a softmax over the levels x_j = 2j/(LEVELS−1) − 1: p(k|z₀) ∝ exp(−(z₀/α − x_k)² e^λ / 2), and
     z₀/α = x_k + e^{−λ/2} ε. The expectation over ε is a Gauss-Legendre quadrature on [−9, 9].
     Source: Kingma et al. 2021, sec. 3.3.
     """
@@ -45,12 +45,12 @@ def reconstruction(logsnr_max: float, levels: int = LEVELS) -> Tensor:
     half = np.diff(edges)[:, None] / 2
     eps = torch.from_numpy((edges[:-1, None] + half + half * node).ravel())
     chance = torch.from_numpy((half * share).ravel()) * (-0.5 * eps.square()).exp() / math.sqrt(2 * math.pi)
-    step = 2 / (levels - 1) * math.exp(logsnr_max / 2)
-    other = torch.arange(levels, dtype=torch.float64)
-    found = torch.empty(levels, dtype=torch.float64)
-    for k in range((levels + 1) // 2):
+    step = 2 / (LEVELS - 1) * math.exp(logsnr_max / 2)
+    other = torch.arange(LEVELS, dtype=torch.float64)
+    found = torch.empty(LEVELS, dtype=torch.float64)
+    for k in range((LEVELS + 1) // 2):
         log_sum = torch.logsumexp(-0.5 * ((k - other) * step + eps[:, None]).square(), 1)
-        found[k] = found[levels - 1 - k] = (chance * (log_sum + 0.5 * eps.square())).sum()
+        found[k] = found[LEVELS - 1 - k] = (chance * (log_sum + 0.5 * eps.square())).sum()
     return found
 
 

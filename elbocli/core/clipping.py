@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elbocli.core.registry import Registry, numbers, parse_spec
-from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,15 +34,14 @@ def static() -> Function:
     formula="x_hat cut to [-s, s] and divided by s = max(1, percentile of |x_hat| in the image)",
     source="Saharia et al. 2022: Imagen",
     positive=["percentile"],
+    within={"percentile": (0, 100)},
 )
 def dynamic(percentile: float) -> Function:
     """x̂ [B, …] cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
-    if percentile > 100:
-        raise UsageError(f"dynamic: percentile is {percentile:g}; it must be at most 100")
 
     def cut(x_hat: Tensor) -> Tensor:
         size = x_hat.abs().flatten(1)
-        rank = math.ceil(percentile / 100 * size.shape[1])
+        rank = math.ceil(percentile * size.shape[1] / 100)
         limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
         return x_hat.maximum(-limit).minimum(limit).div_(limit)
 

@@ -29,7 +29,7 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
     """
     factor = root(reference.sigma)
     values, vectors = np.linalg.eigh(factor.T @ own.sigma @ factor)
-    whole = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    whole = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
     across = factor @ (vectors[:, whole] * values[whole] ** -0.25)
     toward = 2 * (own.mu - reference.mu)
     found = np.empty(len(features))

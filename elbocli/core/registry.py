@@ -23,6 +23,7 @@ class Declaration:
     source: str
     params: dict[str, float]
     positive: frozenset[str]
+    within: dict[str, tuple[float, float]]
     facts: dict[str, Any]
 
     @property
@@ -38,6 +39,10 @@ class Declaration:
                 raise UsageError(f"{self.name!r} has no parameter {key!r}; its parameters: {known}")
             if key in self.positive and not value > 0:
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be above 0")
+            low, high = self.within.get(key, (-math.inf, math.inf))
+            if not low <= value <= high:
+                allowed = f"at least {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+                raise UsageError(f"{self.name}: {key} is {value:g}; it must be {allowed}")
         return {**self.params, **given}
 
     def spec(self, params: dict[str, float]) -> str:
@@ -66,13 +71,17 @@ class Registry(dict[str, Declaration]):
         formula: str = "",
         source: str = "",
         positive: Iterable[str] = (),
+        within: Mapping[str, tuple[float, float]] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that enters a function or class under `name`; `params` are its defaults."""
+        """Decorator that enters a function or class under `name`; `params` are its defaults.
+
+        positive: those that must be above 0. within: the least and the most that others may be.
+        """
 
         def enter(make: Callable[..., Any]) -> Callable[..., Any]:
             self[name] = Declaration(
-                name, make, formula, source, dict(params or {}), frozenset(positive), dict(facts or {})
+                name, make, formula, source, dict(params or {}), frozenset(positive), dict(within or {}), dict(facts or {})
             )
             return make
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEDULES = Registry("schedule")
 LEAST_SHARE = 1e-9
+NARROWEST = 1e-3  # of a range of logsnr: in less, the bins of an adaptive schedule are too near each other to be smoothed
 
 
 class Curve(Protocol):
@@ -353,9 +354,11 @@ class Schedule:
 
 
 def check_range(low: float, high: float) -> None:
-    """Raise UsageError unless low < high and both lie within ±LIMIT."""
+    """Raise UsageError unless low < high, by NARROWEST at least, and both lie within ±LIMIT."""
     if not (-LIMIT <= low < high <= LIMIT):
         raise UsageError(f"the logsnr range {low:g} to {high:g} must rise and lie within -{LIMIT:g} and {LIMIT:g}")
+    if high - low < NARROWEST:
+        raise UsageError(f"the logsnr range {low:g} to {high:g} is too narrow; it must be {NARROWEST:g} wide at least")
 
 
 def _support(curve: Curve, shift: float) -> tuple[float, float]:

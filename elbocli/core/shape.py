@@ -32,18 +32,18 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
         return torch.autograd.grad(value.sum(), at)[0]
 
 
-def rising(function: Function, low: float, high: float, points: int = POINTS) -> list[tuple[float, float]]:
+def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:
     """Runs of a fine grid on which the function increases, each inner end bisected on the sign of its slope."""
     import torch
 
-    grid = torch.linspace(low, high, points, dtype=torch.float64)
+    grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
     value = function(grid)
     up = (value[1:] - value[:-1] > 1e-12 * value[1:].abs()).tolist()
     starts = [i for i, now in enumerate(up) if now and (i == 0 or not up[i - 1])]
     ends = [i + 1 for i, now in enumerate(up) if now and (i + 1 == len(up) or not up[i + 1])]
 
     def turn(i: int, sign: float) -> float:
-        if i in (0, points - 1):
+        if i in (0, POINTS - 1):
             return float(grid[i])
         left, right = float(grid[i - 1]), float(grid[i + 1])
         before, after = (sign * slope(function, float64([left, right]))).tolist()
@@ -85,4 +85,4 @@ def likeness(f: Function, g: Function, low: float, high: float, points: int = PO
     if not math.isfinite(middle):
         return Likeness(1.0, math.inf, float(at[int(ratio.abs().argmax())]))
     off = (ratio - middle).abs()
-    return Likeness(math.exp(middle), math.expm1(float(off.max())), float(at[int(off.argmax())]))
+    return Likeness(math.exp(middle), float(off.max().expm1()), float(at[int(off.argmax())]))

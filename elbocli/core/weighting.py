@@ -61,10 +61,6 @@ def iddpm(logsnr: Tensor) -> Tensor:
     source="Salimans & Ho 2022: v loss, cosine schedule",
     const="2/pi",
 )
-def v_cosine(logsnr: Tensor) -> Tensor:
-    return (-logsnr / 2).exp()
-
-
 @weighting(
     "fm-ot",
     formula="exp(-logsnr/2)",
@@ -72,7 +68,7 @@ def v_cosine(logsnr: Tensor) -> Tensor:
     source="Lipman et al. 2022: flow matching, optimal-transport path",
     const="1",
 )
-def fm_ot(logsnr: Tensor) -> Tensor:
+def v_cosine(logsnr: Tensor) -> Tensor:
     return (-logsnr / 2).exp()
 
 
@@ -235,8 +231,8 @@ class Weighting:
         tail: str = "",
     ) -> None:
         self._function, self.base, self.shift, self.monotone, self._tail = function, base, shift, monotone, tail
-        low, high = schedule.support if schedule else (-LIMIT, LIMIT)
-        self.support = (max(low + shift, -LIMIT), min(high + shift, LIMIT)) if schedule else (low, high)
+        low, high = schedule.support if schedule else (-math.inf, math.inf)
+        self.support = (-LIMIT if monotone else max(low + shift, -LIMIT), min(high + shift, LIMIT))
 
     @classmethod
     def of_objective(cls, objective: Objective, *, shift: float = 0.0, monotone: bool = False) -> Weighting:

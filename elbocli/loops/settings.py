@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from elbocli.core.adaptive import check_floor
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.draws import T_SAMPLINGS
 from elbocli.core.logsnr import resolution_shift
@@ -20,6 +21,7 @@ from elbocli.files.payload import LATENTS
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
+from elbocli.nn.unet import UNetConfig
 
 ADAPTIVE = "adaptive"
 ON_NONFINITE = ("stop", "skip")
@@ -206,7 +208,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     except TypeError as error:
         raise FormatError(f"preset {name}: {error}") from error
     _check(settings)
-    network = _network(preset["network"], given, dataset, settings, str(name))
+    network = _network(preset, given, dataset, str(name))
     files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
     return Resolved(settings, network, dataset.identity(), files, notes)
 
@@ -264,8 +266,7 @@ def _check(settings: Settings) -> None:
         raise UsageError(
             f"micro-batch is {settings.micro_batch}; it must be at least 0 (automatic) and at most the batch, {settings.batch}"
         )
-    if not 0 < settings.floor <= 1:
-        raise UsageError(f"floor is {settings.floor:g}; it must be above 0 and at most 1")
+    check_floor(settings.floor)
     for name in ("lr", "adam_eps"):
         if not getattr(settings, name) > 0:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name):g}; it must be above 0")
@@ -274,13 +275,17 @@ def _check(settings: Settings) -> None:
     settings.prediction_object()
 
 
-def _network(
-    section: dict[str, Any], given: dict[str, Any], dataset: Data, settings: Settings, name: str
-) -> NetworkConfig:
+def _network(preset: dict[str, Any], given: dict[str, Any], dataset: Data, name: str) -> NetworkConfig:
+    """The preset's network for this dataset. Its attention stays as many halvings down as at the size that it was made for."""
+    size = dataset.image_size
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
-    section = {**section, **({"dropout": given["dropout"]} if "dropout" in given else {})}
-    fits = {"image_size": dataset.image_size, "image_channels": dataset.channels, "num_classes": classes}
-    return config_of({**section, **fits}, f"preset {name}")
+    section = {**preset["network"], **({"dropout": given["dropout"]} if "dropout" in given else {})}
+    fits = {"image_size": size, "image_channels": dataset.channels, "num_classes": classes}
+    config = config_of({**section, **fits}, f"preset {name}")
+    if not isinstance(config, UNetConfig):
+        return config
+    made_for = preset.get("data", {}).get("image_size", size)
+    return replace(config, attention=tuple(side * size // made_for for side in config.attention))
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from elbocli.errors import UsageError
+
 CHANNELS_PER_HEAD = 64
 GROUPS = 32
 MIN_GROUP = 4
@@ -51,8 +53,28 @@ class Network(nn.Module):
         return unit(*inputs)
 
 
+def check_sizes(config: Any, halvings: int) -> None:
+    """Raise UsageError for a config that can't be, in what every family has. halvings: of the image, on the way down."""
+    if config.channels < 4 or config.channels % 4 or not config.levels or min(config.levels) < 1 or config.blocks < 1:
+        raise UsageError(
+            f"network: channels {config.channels} (a multiple of 4), levels {list(config.levels)} and blocks {config.blocks} "
+            "must be positive"
+        )
+    if config.image_channels < 1 or config.num_classes < 0:
+        raise UsageError(
+            f"network: image_channels {config.image_channels} must be positive, and num_classes {config.num_classes} not negative"
+        )
+    if config.image_size < 1 or config.image_size % (1 << halvings):
+        raise UsageError(
+            f"network: it halves the image {halvings} times, which {config.image_size} pixels don't allow; "
+            "choose another preset, or pack with another --size"
+        )
+    if not 0 <= config.dropout < 1:
+        raise UsageError(f"network: dropout is {config.dropout:g}; it must be at least 0 and below 1")
+
+
 class Fourier(nn.Module):
-    """λ → [B, channels]: cosines and sines of λ/2 = −ln σ_edm at frequencies from 1 down to 1e-4."""
+    """λ → [B, channels]: cosines and sines of λ/2 = −ln σ_edm at frequencies from 1 down, the lowest above 1e-4."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -29,12 +29,6 @@ class Shadow:
         if self._kept:
             torch._foreach_copy_(self._kept, self._source)
 
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from saved tensors. Raises KeyError when one is missing, RuntimeError when one has another shape."""
-        for key, value in self.tensors.items():
-            value.copy_(tensors[key])
-
 
 class Averages(Sequence[Shadow]):
     """Several averages over given live tensors, updated in place; nothing waits for the device.

@@ -12,8 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.errors import UsageError
-from elbocli.nn.blocks import Block, Conditioning, Fourier, Network, norm, zeroed
+from elbocli.nn.blocks import Block, Conditioning, Fourier, Network, check_sizes, norm, zeroed
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,7 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.channels < 4 or self.channels % 4 or not self.levels or min(self.levels) < 1 or self.blocks < 1:
-            raise UsageError(
-                f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} must be positive"
-            )
-        if self.image_size % (1 << (len(self.levels) - 1)):
-            raise UsageError(
-                f"network: {len(self.levels)} levels halve the image {len(self.levels) - 1} times, which {self.image_size} pixels don't allow; "
-                "choose another preset, or pack with another --size"
-            )
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
+        check_sizes(self, len(self.levels) - 1)
 
 
 class UNet(Network):

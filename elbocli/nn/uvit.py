@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.blocks import Block, Conditioning, LinearCode, Network, norm, zeroed
+from elbocli.nn.blocks import Block, Conditioning, LinearCode, Network, check_sizes, norm, zeroed
 from elbocli.nn.wavelet import dwt, idwt
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
@@ -51,22 +51,12 @@ class UViTConfig:
     def __post_init__(self) -> None:
         if self.patching not in PATCHINGS:
             raise UsageError(f"network: patching is {self.patching!r}; it must be one of {', '.join(PATCHINGS)}")
-        if self.channels < 4 or self.channels % 4 or not self.levels or min(self.levels) < 1 or self.blocks < 1:
-            raise UsageError(
-                f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} must be positive"
-            )
+        check_sizes(self, self.halvings)
         if min(self.depth, self.heads, self.embedding) < 1 or self.width % self.heads:
             raise UsageError(
                 f"network: depth {self.depth}, heads {self.heads} and embedding {self.embedding} must be positive, "
                 f"and the heads divide the transformer's width {self.width}"
             )
-        if self.image_size % (1 << self.halvings) or self.image_size < 1:
-            raise UsageError(
-                f"network: patching {self.patching} and {len(self.levels)} levels halve the image {self.halvings} times, "
-                f"which {self.image_size} pixels don't allow; choose another preset, or pack with another --size"
-            )
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
 
     @property
     def width(self) -> int:

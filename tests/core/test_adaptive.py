@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.core.adaptive import BinSums, Moments, Online, bin_edges, fit, loss_variance
+from elbocli.core.adaptive import WAITING, BinSums, Moments, Online, bin_edges, fit, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Table, parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -172,7 +172,7 @@ def test_an_empty_log_is_refused():
         fit(Moments.of_sums(EDGES, torch.zeros(3, 28, dtype=torch.float64)), W)
 
 
-@pytest.mark.parametrize("floor", [0, -0.1, 1.1, math.nan])
+@pytest.mark.parametrize("floor", [0, -0.1, 1.1, math.nan, 1e-14])
 def test_a_floor_outside_its_range_is_refused(floor):
     with pytest.raises(UsageError, match="floor"):
         fit(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), W, floor=floor)
@@ -267,3 +267,16 @@ def test_online_and_offline_fit_the_same_schedule():
     found = online.schedule(W, 0.02).curve
     assert isinstance(found, Table)
     assert torch.equal(found.time, offline.time)
+
+
+def test_many_batches_are_added_up_before_anyone_looks():
+    """As the sums of all at once, bit for bit, and without keeping them."""
+    generator = torch.Generator().manual_seed(0)
+    logsnr = torch.rand(3000, 4, generator=generator, dtype=torch.float64) * 14 - 6
+    error = torch.rand(3000, 4, generator=generator)
+    one, other = BinSums(-6, 8, 28), BinSums(-6, 8, 28)
+    for row in range(3000):
+        one.add(logsnr[row], error[row])
+        assert len(one._waiting) < WAITING
+    other.add(logsnr.flatten(), error.flatten())
+    assert torch.equal(one.values, other.values)

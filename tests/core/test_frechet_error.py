@@ -106,3 +106,13 @@ def test_extrapolated_from_a_thousand_it_is_less_biased_by_more_than_three(width
         beyond.append(extrapolate(world.parts(features), world.reference).value - world.distance)
     assert np.mean(plain) > 5 * np.std(plain) / np.sqrt(8), "no bias to speak of"
     assert abs(np.mean(beyond)) < np.mean(plain) / 3
+
+
+def test_a_reference_of_equal_images_has_an_error_too():
+    """Its covariance is zero: the distance is ‖μ − μᵣ‖² + tr Σ, whose error needs no map."""
+    features = np.random.default_rng(5).normal(size=(400, 6))
+    flat = Moments(30, np.full(6, 0.5), np.zeros((6, 6)))
+    error = standard_error(features, Moments.of(features), flat)
+    c = features - features.mean(0)
+    wanted = 2 * c @ (features.mean(0) - 0.5) + (c**2).sum(1)
+    assert error == pytest.approx(wanted.std() / 20, rel=0.02)

@@ -239,10 +239,20 @@ def test_the_same_noise_gives_the_same_data(mixture):
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("name", "params"), [("euler", {}), ("ddim", {"gamma": 0.5}), ("ddpm", {"eta": 1.0}), ("dpmpp-2m-sde", {"eta": 0.0})])
+@pytest.mark.parametrize(("name", "params"), [("euler", {}), ("ddim", {"gamma": 0.5}), ("ddpm", {"eta": 1.0}), ("ddpm", {"gamma": 1.5}), ("ddpm", {"gamma": -0.1}), ("heun", {"s_noise": -1.0}), ("dpmpp-2m-sde", {"eta": 0.0})])
 def test_an_unknown_sampler_or_parameter_is_refused(name, params):
     with pytest.raises(UsageError):
         walk(name, params, start_noise(2), time_grid(COSINE, 2), denoise_normal, no_noise)
+
+
+def test_heuns_correction_keeps_its_digits_over_the_widest_range():
+    """Data of variance 1: x̂ = αz. The last steps are so wide that the correction is a difference of x̂ times e¹⁰ and more."""
+    grid = time_grid(parse_schedule("cosine", -20, 50), 64)
+    found = [
+        walk("heun", {}, start_noise(200).to(kind), grid, lambda z, logsnr: alpha_sigma(logsnr)[0] * z, no_noise)
+        for kind in (torch.float32, torch.float64)
+    ]
+    assert float((found[0] - found[1]).abs().max()) < 0.01
 
 
 # Specs

@@ -234,7 +234,7 @@ def test_a_range_beyond_the_curve_is_refused_or_clipped():
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(1, 1), (2, 1), (-60, 0), (0, 60), (math.nan, 1), (0, math.nan), (0, math.inf)]
+    ("low", "high"), [(1, 1), (2, 1), (-60, 0), (0, 60), (math.nan, 1), (0, math.nan), (0, math.inf), (2, 2.0009)]
 )
 def test_a_range_that_does_not_rise_within_the_limit_is_refused(low, high):
     with pytest.raises(UsageError):

@@ -44,3 +44,8 @@ def test_rising_and_slope_of_a_function_that_is_known():
     at = torch.tensor([0.0, 2.0])
     assert slope(lambda lam: lam.square(), at).tolist() == [0, 4]
     assert slope(lambda lam: torch.ones(2), at).tolist() == [0, 0]
+
+
+def test_what_differs_beyond_all_numbers_differs_infinitely():
+    found = likeness(lambda at: (-(at**2) / 3).exp(), lambda at: (-((at - 40) ** 2) / 3).exp(), -20, 20)
+    assert found.deviation == math.inf

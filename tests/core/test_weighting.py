@@ -503,3 +503,11 @@ def test_a_bad_spec_is_refused(text):
 def test_a_parameter_that_a_schedules_weighting_lacks_is_refused():
     with pytest.raises(UsageError, match="bias"):
         parse_weighting("schedule:cosine", given={"bias": 1.0})
+
+
+def test_a_weighting_held_constant_is_zero_nowhere_to_the_left():
+    weighting = parse_weighting("eps-mse:monotone@edm-sample")
+    low, high = weighting.support
+    at = torch.tensor([low + 1e-9, -14.0, high - 1e-9], dtype=torch.float64)
+    assert low < -14 and bool((weighting(at) > 0).all())
+    assert parse_weighting("eps-mse@edm-sample").support[0] > -14

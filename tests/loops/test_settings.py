@@ -11,7 +11,9 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.schedules import resolve_weighting
 from elbocli.loops.settings import difference, resolve
 from elbocli.loops.trainer import Trainer
-from elbocli.nn.networks import config_of
+from elbocli.nn.blocks import Attention
+from elbocli.nn.networks import build, config_of
+from elbocli.nn.presets import load_preset
 
 NETWORK = "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4]}\n"
 UVIT = "network: {family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8, patching: dwt-1}\n"
@@ -92,6 +94,18 @@ def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
         assert (found.network.num_classes, found.network.dropout) == (10, 0.25)
         assert config_of(found.config()["network"], "here") == found.network
     assert resolved("", UVIT, conditional=False).network.num_classes == 0
+
+
+@pytest.mark.parametrize(("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 48), ("digits", 6), ("digits", 16), ("small64", 56)])
+def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size, digits, monkeypatch):
+    """No size of the preset's is left without the attention that it has at the size it was made for."""
+    data = Dataset(digits)
+    monkeypatch.setattr(Dataset, "image_size", property(lambda self: size))
+    found = resolve({"preset": preset}, data).network
+    made_for = load_preset(preset)
+    own = config_of({**made_for["network"], "image_size": made_for["data"]["image_size"], "image_channels": 1, "num_classes": 10}, "")
+    count = [sum(isinstance(part, Attention) for part in build(config).modules()) for config in (found, own)]
+    assert count[0] == count[1] > 1
 
 
 def test_a_run_of_an_earlier_version_goes_on(resolved):

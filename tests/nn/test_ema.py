@@ -48,26 +48,6 @@ def test_a_warm_start_by_its_own_formula() -> None:
     assert average[0].tensors["x"].item() == pytest.approx(9 / 11)
 
 
-def test_it_can_go_on_from_saved_tensors() -> None:
-    module = nn.Linear(3, 2)
-    one, two = Averages(SPECS, tensors(module)), Averages(SPECS, tensors(module))
-    with torch.no_grad():
-        module.weight.fill_(2)
-    one.update(5, 40, 8)
-    for source, target in zip(one, two):
-        target.load({key: value.clone() for key, value in source.tensors.items()})
-    for averages in (one, two):
-        averages.update(6, 48, 8)
-    for a, b in zip(one, two):
-        assert torch.equal(a.tensors["weight"], b.tensors["weight"])
-
-
-def test_loading_what_lacks_a_tensor_is_an_error() -> None:
-    averages = Averages(["0.9"], {"x": torch.zeros(2), "y": torch.zeros(2)})
-    with pytest.raises(KeyError, match="y"):
-        averages[0].load({"x": torch.ones(2)})
-
-
 def test_whole_numbers_are_kept_as_they_last_were() -> None:
     live = {"x": torch.zeros(2), "count": torch.tensor(0), "flag": torch.tensor(False)}
     averages = Averages(["0.9"], live)

@@ -69,6 +69,9 @@ def test_levels_that_do_not_fit_are_refused() -> None:
         {"channels": 6},
         {"levels": ()},
         {"dropout": 1.0},
+        {"image_size": 0},
+        {"image_channels": 0},
+        {"num_classes": -1},
         {"blocks": 0},
     ):
         with pytest.raises(UsageError, match="network: "):

@@ -163,8 +163,8 @@ def test_a_gradient_reaches_every_parameter(change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"image_size": 6}, "halve the image 2 times, which 6 pixels"),
-        ({"patching": "dwt-2", "image_size": 8}, "patching dwt-2 and 3 levels halve the image 4 times"),
+        ({"image_size": 6}, "halves the image 2 times, which 6 pixels"),
+        ({"patching": "dwt-2", "image_size": 8}, "halves the image 4 times, which 8 pixels"),
         ({"image_size": 0}, "0 pixels"),
         ({"patching": "haar"}, "none, dwt-1, dwt-2"),
         ({"channels": 6}, "multiple of 4"),

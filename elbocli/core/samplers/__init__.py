@@ -59,6 +59,7 @@ def sampler(
     source: str,
     grid: str,
     positive: Any = (),
+    within: Mapping[str, tuple[float, float]] | None = None,
     presets: Mapping[str, Preset] | None = None,
     **params: float,
 ) -> Callable[..., Any]:
@@ -67,4 +68,4 @@ def sampler(
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
     """
     facts = {"usual": Preset(grid), "presets": dict(presets or {})}
-    return SAMPLERS.declare(name, params, formula=formula, source=source, positive=positive, facts=facts)
+    return SAMPLERS.declare(name, params, formula=formula, source=source, positive=positive, within=within, facts=facts)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     formula="ancestral; variance small^(1-gamma) large^gamma",
     source="Ho et al. 2020; Kingma et al. 2021",
     grid="cosine",
+    within={"gamma": (0, 1)},
     gamma=0.2,
 )
 def ddpm(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def dpmpp_2m_sde(
     z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: Noise, eta: float
 ) -> tuple[Tensor, Tensor]:
-    """eta: how much noise; 1 is the reverse of diffusion, 0 is dpmpp-2m.
+    """eta: how much noise; 1 is the reverse of diffusion; towards 0 it becomes dpmpp-2m.
 
     The variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step: e^{−2ℓ'} (1 − e^{−2ηh}).
     """

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
             "Karras et al. 2022, table 5",
         )
     },
+    within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
     s_churn=0.0,
     s_min=0.0,
     s_max=1e5,
@@ -63,4 +64,5 @@ def heun(
     if sigma_then == 0:
         return euler, x_hat
     correction = 0.5 * alpha_then * (1 / ratio - 1)
-    return euler.add(denoise(euler, then), alpha=correction).add_(x_hat, alpha=-correction), x_hat
+    # The difference first: at large steps the correction is large, and of either alone float32 loses what is left.
+    return euler.add_(denoise(euler, then) - x_hat, alpha=correction), x_hat

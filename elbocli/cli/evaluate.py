@@ -131,14 +131,17 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and metric not in options["metrics"]:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
-    for path in filter(None, (options["save_stats"], options["save_features"], card)):
+    targets = [path for path in (options["save_stats"], options["save_features"], card) if path is not None]
+    if len({path.absolute() for path in targets}) < len(targets):
+        raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
+    for path in targets:
         refuse_existing(path, overwrite)
     if STREAM in samples and len(samples) > 1:
         raise click.UsageError("a stream can't be one of several; name files", context)
     sources: Any = samples
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
-    chosen = Options(seed=options["seed"], **{name: options.pop(name) for name in OPTIONS})
+    chosen = Options(seed=options.pop("seed"), **{name: options.pop(name) for name in OPTIONS})
     device, extractor = options.pop("device"), options.pop("extractor") or ""
     settings = loop.Settings(options=chosen, extractor=extractor, command=command_line(), **options)
     with joined(device) as world:

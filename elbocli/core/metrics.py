@@ -27,7 +27,7 @@ LOGITS, LABELS, REFERENCE, REFERENCE_FEATURES = "logits", "labels", "reference",
 
 @dataclass(frozen=True)
 class Options:
-    """Of the metrics that have some. seed: of what is dealt at random to extrapolate."""
+    """Of the metrics that have some. seed: of what is dealt at random to extrapolate, and of a stream's random labels."""
 
     splits: int = 10
     kid_subset_size: int = 1000

@@ -15,10 +15,17 @@ from typing import IO, Any
 from elbocli.errors import DataError, UsageError
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise UsageError when something is already there and may not be replaced."""
+def refuse_existing(path: Path, overwrite: bool, folder: bool = False) -> None:
+    """Raise UsageError when something is already there and may not be replaced, or not by that; DataError when a file
+    would have no folder to be in. folder: whether one is to be made, and not a file.
+    """
     if os.path.lexists(path) and not overwrite:
         raise UsageError(f"{path}: already exists; choose another name or add --overwrite")
+    if path.exists() and path.is_dir() != folder:
+        is_, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise UsageError(f"{path}: is {is_}, and {wanted} is to be written; choose another name")
+    if not folder and not path.parent.is_dir():
+        raise DataError(f"{path}: could not write: there is no folder {path.parent}")
 
 
 def flush_folder(folder: Path) -> None:
@@ -47,7 +54,7 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with told(path):
         try:
-            with open(aside, mode) as file:
+            with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

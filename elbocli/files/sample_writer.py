@@ -124,7 +124,7 @@ def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False, 
         raise UsageError(
             f"{target}: a grid of {plan.shape[0]} images is not a picture; use a folder, .npy, .npz or .h5"
         )
-    refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite, folder=not target.suffix)
     if not target.suffix:
         with told(target):
             target.parent.mkdir(parents=True, exist_ok=True)

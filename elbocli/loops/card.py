@@ -129,8 +129,9 @@ def _beyond(result: dict[str, Any], stem: str, network: str) -> str:
 
 def _samples(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
     told = [{**result, **one} for one in repeats]
-    counts = [one[key] for one in told for key in ("fewest_of_a_class", "most_of_a_class") if key in one]
-    classes = f"{said(told[0]['classes'])}, each with {min(counts)} to {max(counts)} images" if counts else UNKNOWN
+    labelled = [one for one in told if "classes" in one]
+    counts = [one[key] for one in labelled for key in ("fewest_of_a_class", "most_of_a_class")]
+    classes = f"{said(labelled[0]['classes'])}, each with {min(counts)} to {max(counts)} images" if counts else UNKNOWN
     files = [f"- {said(one.get('samples'))}, sha256 {said(one.get('samples_sha256'))}" for one in repeats]
     return [
         *files,
@@ -155,8 +156,11 @@ def _drawn(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
 
 def _reference(result: dict[str, Any]) -> list[str]:
     names = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
-    protocol = {"prc_protocol": "protocol of precision and recall"} if "prc_protocol" in result else {}
-    return _lines({**names, **protocol}, result)
+    optional = {
+        "n_ref_images": "images for KID, precision and recall",
+        "prc_protocol": "protocol of precision and recall",
+    }
+    return _lines({**names, **{key: name for key, name in optional.items() if key in result}}, result)
 
 
 def _commands(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:

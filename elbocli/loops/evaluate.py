@@ -36,7 +36,7 @@ from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, make_extractor
 
 @dataclass(frozen=True)
 class Settings:
-    """What to compute. extractor '': that of saved features, else Inception. classes, seed: a stream's labels.
+    """What to compute. extractor '': that of saved features, else Inception. classes: a stream's labels.
 
     allow_mismatch: score although the reference was made in another way, and say so. command: for the record.
     save_stats, save_features: files to write of the samples.
@@ -48,11 +48,16 @@ class Settings:
     extractor_weights: Path | None = None
     batch: int = 64
     classes: str = ""
-    seed: int = 0
     allow_mismatch: bool = False
     command: str = ""
     save_stats: Path | None = None
     save_features: Path | None = None
+
+    @property
+    def drawing(self) -> dict[str, int]:
+        """The seed, where something is drawn by it."""
+        parts = self.options.fid_infinity and "fid" in self.metrics
+        return {"seed": self.options.seed} if parts or self.classes == "random" else {}
 
     def needing(self, what: str) -> list[str]:
         """Its metrics that need that."""
@@ -77,6 +82,7 @@ def run(
         settings = _possible(settings, opened, reference)
         extractor = _extractor(settings, [*opened, *([] if reference is None else reference.sources)], world)
         differ = [_checked(source, reference, extractor, settings) for source in opened]
+        _check_alike(opened, extractor)
         keep = frozenset(
             (["values"] if settings.needing(REFERENCE) or settings.save_features else [])
             + (["logits"] if settings.needing(LOGITS) or settings.save_features else [])
@@ -91,8 +97,8 @@ def run(
                 if world.first:
                     seen = _labelled(seen, settings)
                     _save(seen, settings)
-                    values, facts = scored(seen, theirs, settings.metrics, settings.options, bool(mismatch))
-                    named = {"ref": None if ref is None else str(ref), "command": settings.command}
+                    values, facts = scored(seen, theirs, settings.metrics, settings.options, any(differ))
+                    named = {"ref": None if ref is None else str(ref), "command": settings.command, **settings.drawing}
                     results.append((values, {**facts, **named, **({"mismatch": mismatch} if mismatch else {})}))
                     check_repeats([facts for _, facts in results])
     if not world.first:
@@ -152,11 +158,13 @@ def _extractor(settings: Settings, sources: Sequence[Source], world: World) -> E
 
     A file that a features' file names is not opened: it may be a stranger's.
     """
-    told = [str(source.about.get("extractor")) for source in sources if source.saved is not None]
+    told = {str(name): each for each in sources if each.saved is not None and (name := each.about.get("extractor"))}
     name = settings.extractor or next((name for name in told if name in EXTRACTORS), DEFAULT)
     chosen: Extractor | None = None
     with world.together():
         if any(source.saved is None for source in sources):
+            if told and name not in told and not settings.extractor:
+                raise UsageError("; ".join(f"{of.name} is of {known}" for known, of in told.items()) + ": name it with --extractor")
             chosen = make_extractor(name, settings.extractor_weights, world.device)
     return chosen
 
@@ -178,6 +186,16 @@ def _checked(
             f"{reference.path}: {said}: such scores compare with no others; use a reference made alike, or --allow-mismatch"
         )
     return found
+
+
+def _check_alike(sources: Sequence[Source], extractor: Extractor | None) -> None:
+    """Raise DataError unless all were made in one way: other numbers have no common mean."""
+    first = fingerprint(described(sources[0], extractor))
+    for source in sources[1:]:
+        for key, (own, others) in mismatches(fingerprint(described(source, extractor)), first).items():
+            raise DataError(
+                f"{source.name}: {key} is {own}, that of {sources[0].name} {others}; such scores have no common mean"
+            )
 
 
 def _checker(
@@ -205,7 +223,7 @@ def _labelled(seen: Seen, settings: Settings) -> Seen:
     features = seen.features
     if features is None or features.labels is not None or features.logits is None or not settings.needing(LABELS):
         return seen
-    labels = choose_labels(settings.classes, len(features.logits), features.logits.shape[1], settings.seed)
+    labels = choose_labels(settings.classes, len(features.logits), features.logits.shape[1], settings.options.seed)
     return replace(seen, features=replace(features, labels=labels))
 
 

@@ -290,8 +290,6 @@ def _commands(it: _Gatherer, samples: Path | None, results: Sequence[Result]) ->
         with read_samples(samples) as reader:
             found.append(("Draw these samples", str(reader.about.get("command", ""))))
     for result in results:
-        made = result.content.get("made")
-        drawn = made.get("command") if isinstance(made, dict) else None
-        found.append((f"Draw the samples of {result.path.name}", str(drawn or "")))
+        found += [(f"Draw the samples of {result.path.name}", line) for line in result.drawn_by]
         found.append((f"Find {result.path.name}", str(result.content.get("command") or "")))
     return [(does, line) for does, line in found if line]

@@ -120,7 +120,9 @@ def see(
         seen = _saved(source)
         check(seen.tensors)
         return seen
-    own, kept, digests = StreamingMoments(), [], []
+    own, digests = StreamingMoments(), []
+    held: dict[str, Tensor] = {}
+    filled = 0
     sharers = 1 if source.alone else world.size
     for start in range(0, source.n, batch * sharers):
         begin = start + world.rank * batch
@@ -134,11 +136,15 @@ def see(
                 own.add(found["values"].numpy())
         wanted = None if found is None else {key: tensor for key, tensor in found.items() if key in keep}
         parts = world.all(wanted) if keep else []
-        kept += [part for part in parts if part is not None and world.first]
+        for part in filter(None, parts if world.first else []):
+            rows = range(filled, filled + len(next(iter(part.values()))))
+            for key, tensor in part.items():
+                whole = held.setdefault(key, tensor.new_empty(source.n, *tensor.shape[1:]))
+                whole[rows.start : rows.stop] = tensor
+            filled = rows.stop
         yield Report(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
     moments = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     digest = add_digests(world.all(add_digests(digests)))
-    held = {key: torch.cat([part[key] for part in kept]) for key in (kept[0] if kept else ())}
     features = Features(sum(moments[1:], moments[0]), labels=source.labels, **held) if world.first else None
     return Seen(source.name, features, {**described(source, extractor), "images_sha256": digest})
 

@@ -68,7 +68,8 @@ class Reference:
         seen = yield from see(self.source, extractor, batch, world, keep, "reference")
         if self.statistics is None or seen.features is None:
             return seen
-        about = {**self.statistics.about, "sha256": self.sha256, "images": self.source.n}
+        made = {"preprocessing": seen.about.get("preprocessing"), **self.statistics.about}
+        about = {**made, "sha256": self.sha256, "images": self.source.n}
         return Seen(str(self.path), replace(seen.features, moments=self.statistics), about)
 
 

@@ -37,23 +37,32 @@ class Result:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What an eval says of how its numbers came about."""
+        """What an eval says of how its numbers came about, with what was made otherwise than the reference."""
+        mismatch = self.content.get("mismatch")
+        pairs = mismatch.items() if isinstance(mismatch, dict) else ()
         return {
             key: value
             for key, value in self.content.items()
             if not key.startswith(MEASURES) and value not in (None, "") and not isinstance(value, dict | list)
-        }
+        } | ({"mismatch": "; ".join(f"{key}: {pair}" for key, pair in pairs)} if pairs else {})
+
+    @property
+    def drawn_by(self) -> list[str]:
+        """Command lines that drew an eval's samples, of each repeat."""
+        repeats = self.content.get("repeats")
+        made = [each.get("made") for each in [self.content, *(repeats if isinstance(repeats, list) else [])] if isinstance(each, dict)]
+        return [str(each["command"]) for each in made if isinstance(each, dict) and each.get("command")]
 
 
 def _scores(content: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """`fid` only where it isn't said again under its full name."""
+    """`fid`, `fid_infinity` and the like only where they aren't said again under their full names."""
     values = {
         key: float(value)
         for key, value in content.items()
         if key.startswith(MEASURES) and type(value) in (int, float) and math.isfinite(value)
     }
     if any(key.startswith("frechet") for key in values):
-        values.pop("fid", None)
+        values = {key: value for key, value in values.items() if not key.startswith("fid")}
     plain = [key for key in values if not key.partition("[")[0].endswith(tuple(SPREADS))]
     rows = []
     for key in plain:

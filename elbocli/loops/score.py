@@ -59,6 +59,7 @@ def _facts(seen: Seen, theirs: Seen | None) -> Facts:
     return {
         "n_samples": about.get("n"),
         "n_ref": other.get("n"),
+        **({"n_ref_images": other["images"]} if "images" in other else {}),
         "samples": seen.name,
         "samples_sha256": about.get("images_sha256"),
         "ref_sha256": other.get("sha256") or other.get("images_sha256"),
@@ -102,6 +103,8 @@ def repeated(results: Sequence[tuple[Values, Facts]]) -> dict[str, Any]:
                 stem, bracket, network = key.partition("[")
                 merged[f"{stem}_sd{bracket}{network}"] = float(np.std(column, ddof=1))
     shared = {key: value for key, value in results[0][1].items() if all(f.get(key) == value for _, f in results)}
+    differing = {key: pair for _, facts in results for key, pair in facts.get("mismatch", {}).items()}
+    shared |= {"mismatch": differing} if differing else {}
     made = [facts["made"] for _, facts in results]
     shared["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}
     each = [{**values, **{k: v for k, v in facts.items() if k not in shared or k == "made"}} for values, facts in results]

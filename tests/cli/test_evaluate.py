@@ -58,6 +58,14 @@ def test_mistakes_are_told(elbo: Elbo, digits: Path, samples: list[Path]) -> Non
     check(elbo("eval", samples[0], "--ref", digits, "--metrics", "kid", "--extractor", "elbo-tiny"), 1, "kid needs at least 1000")
 
 
+def test_what_can_not_be_saved_is_told_before_the_work(elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path) -> None:
+    line = ("eval", samples[0], "--ref", digits, "--extractor", "nosuch.pt2")
+    for option, name in (("--save-stats", "x.npz"), ("--save-features", "x.safetensors"), ("--card", "x.md")):
+        check(elbo(*line, option, tmp_path / "none" / name), 1, f"there is no folder {tmp_path / 'none'}")
+    same = ("--save-stats", tmp_path / "a.safetensors", "--save-features", tmp_path / "a.safetensors")
+    check(elbo(*line, *same), 2, "two files of one name")
+
+
 def test_help_names_every_metric_and_protocol(elbo: Elbo) -> None:
     said = " ".join(elbo("eval", "--help").stdout.decode().split())
     for metric in METRICS.values():

@@ -182,6 +182,25 @@ def test_existing_things_are_refused_unless_overwriting(tmp_path):
     atomic.refuse_existing(tmp_path / "new", False)
 
 
+def test_what_could_not_be_written_is_refused_beforehand(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a folder, and a file is to be written"):
+        atomic.refuse_existing(tmp_path, True)
+    with pytest.raises(UsageError, match="is a file, and a folder is to be written"):
+        atomic.refuse_existing(tmp_path / "file", True, folder=True)
+    with pytest.raises(DataError, match=r"there is no folder .*none"):
+        atomic.refuse_existing(tmp_path / "none" / "file", False)
+    atomic.refuse_existing(tmp_path / "none" / "folder", False, folder=True)
+
+
+def test_text_is_utf8_wherever_it_is_written(tmp_path, python, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    script = "import sys, pathlib; from elbocli.files.atomic import write_text; write_text(pathlib.Path(sys.argv[1]), '\\u00b1\\u03bb')"
+    python(script, tmp_path / "a.md")
+    assert (tmp_path / "a.md").read_bytes() == "±λ".encode()
+
+
 def test_a_lock_admits_one_holder_and_is_free_again_after(tmp_path):
     lock = tmp_path / "lock"
     with (

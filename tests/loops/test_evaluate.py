@@ -23,6 +23,7 @@ from elbocli.files.statistics import read_statistics, write_statistics
 from elbocli.loops import evaluate
 from elbocli.loops.card import render
 from elbocli.loops.evaluate import Settings
+from elbocli.loops.results import read_result
 from elbocli.nn.extractors import make_extractor
 from elbocli.nn.tiny import Tiny
 
@@ -263,6 +264,9 @@ def test_images_beside_statistics_serve_what_needs_features(digits: Path, tmp_pa
     both = score(half, ref, **metrics)
     whole, part = save_npy(tmp_path / "w.npy", rgb), save_npy(tmp_path / "p.npy", rgb[:100])
     assert both[TINY] == pytest.approx(score(half, whole, **metrics)[TINY], rel=1e-9)
+    assert (both["n_ref"], both["n_ref_images"]) == (None, 100)
+    assert both["ref_preprocessing"] == {"image_size": 8, "channels": 3}
+    assert "images for KID, precision and recall: 100\n" in render(both)
     for key in ("precision[elbo-tiny]", "recall[elbo-tiny]"):
         assert both[key] == score(half, part, **metrics)[key]
     with pytest.raises(UsageError, match="holds statistics only, and kid needs the reference's images"):
@@ -441,3 +445,33 @@ def test_what_are_no_repeats_is_refused_or_warned_of(digits: Path, tmp_path: Pat
     warned = [r.message for r in evaluate.run(paths, digits, settings) if r.level == "warning"]
     assert any("differ in more than the seed: steps" in message for message in warned)
     assert not any("seed" in r.message for r in evaluate.run(paths[:2], digits, settings))
+    cropped = repeats(tmp_path, digits, crop=["center", "none", "center"])
+    with pytest.raises(DataError, match=r"1\.npz: crop is none, that of .*0\.npz center; such scores have no common mean"):
+        score(cropped, digits, allow_mismatch=True)
+
+
+def test_a_mismatch_of_any_repeat_stands_at_the_top(digits: Path, tmp_path: Path) -> None:
+    """One that knows its crop, after one that doesn't: the mean bears no published name, and all that is shown says so."""
+    images = Dataset(digits).batch(np.arange(200))
+    paths = [save_npy(tmp_path / "0.npy", images[:100]), tmp_path / "1.npz"]
+    np.savez(paths[1], images[100:], np.arange(100) % 10, about=np.array(json.dumps({"crop": "none"})))
+    found = score(paths, digits, allow_mismatch=True)
+    assert found["mismatch"] == {"crop": ["none", "center"]} and found[TINY] > 0
+    card = render(found)
+    assert "compare with no others**: `crop` `none` against `center`" in card
+    assert "- classes: 10, each with 10 to 10 images\n" in card, "of the repeat that knows"
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    assert read_result(tmp_path / "a.json").about["mismatch"] == "crop: ['none', 'center']"
+
+
+def test_the_network_of_saved_features_has_to_be_named_where_it_is_a_file(digits: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "f.safetensors"
+    score(digits, None, metrics=("fid",), save_features=saved)
+    write_features(saved, replace(read_features(saved), about={**read_features(saved).about, "extractor": "mine.pt2"}))
+    with pytest.raises(UsageError, match=r"f\.safetensors is of mine\.pt2: name it with --extractor"):
+        score(digits, saved, extractor="")
+
+
+def test_what_is_drawn_by_a_seed_names_it(digits: Path) -> None:
+    assert score(digits, digits, fid_infinity=True, metrics=("fid",), seed=3)["seed"] == 3
+    assert "seed" not in score(digits, digits, metrics=("fid",), seed=3)

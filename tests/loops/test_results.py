@@ -66,8 +66,20 @@ def test_a_number_said_twice_is_shown_once(tmp_path: Path) -> None:
     twice = {"frechet_inception_distance": 3.0, "fid": 3.0, "n_samples": 9, "extractor": "x"}
     result = read_result(written(tmp_path / "a.json", twice))
     assert [row[0] for row in result.rows] == ["frechet_inception_distance"]
+    beyond = {"frechet_inception_distance_infinity": 2.0, "fid_infinity": 2.0, "fid_sd": 1.0, "frechet_inception_distance_sd": 1.0}
+    rows = read_result(written(tmp_path / "a.json", twice | beyond)).rows
+    assert [row[:3] for row in rows] == [
+        ("frechet_inception_distance", 3.0, 1.0), ("frechet_inception_distance_infinity", 2.0, None),
+    ]  # fmt: skip
     alone = {key: value for key, value in twice.items() if key != "frechet_inception_distance"}
     assert read_result(written(tmp_path / "a.json", alone)).rows[0][:2] == ("fid", 3.0)
+
+
+def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:
+    repeats = [{"made": {"command": f"elbo sample --seed {k}"}} for k in range(2)]
+    found = read_result(written(tmp_path / "a.json", {**SCORES, "made": {"sampler": "ddim"}, "repeats": [*repeats, None, {"made": 1}]}))
+    assert found.drawn_by == ["elbo sample --seed 0", "elbo sample --seed 1"]
+    assert read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": "c"}, "repeats": 3})).drawn_by == ["c"]
 
 
 def test_a_bound_ends_with_its_sum(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def refuse_existing(path: Path, overwrite: bool, folder: bool = False) -> None:
         is_, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise UsageError(f"{path}: is {is_}, and {wanted} is to be written; choose another name")
     if not folder and not path.parent.is_dir():
-        raise DataError(f"{path}: could not write: there is no folder {path.parent}")
+        raise DataError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def flush_folder(folder: Path) -> None:

@@ -265,8 +265,6 @@ def _refuse_name(out: Path, overwrite: bool) -> None:
     if out.suffix != SUFFIX:
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the last argument")
     refuse_existing(out, overwrite)
-    if not out.parent.is_dir():
-        raise DataError(f"{out}: there is no folder {out.parent}; make it first")
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from functools import partial
 from threading import Thread
 
@@ -38,40 +37,42 @@ class Watch:
 
 class Aside:
     """One job at a time in a thread, while this one goes on. The thread doesn't keep the process from ending: a write
-    into a pipe may never return.
+    into a pipe may never return. It is the thread that is waited for, not its result: one that still let go of its
+    tensors while the interpreter ends would abort the process.
     """
 
     def __init__(self) -> None:
-        self._busy: Future[None] | None = None
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
 
     def start(self, job: Callable[[], None], look: Callable[[], None]) -> None:
         """Do it when the one before is done. Raises what that raised, or what `look` raises meanwhile."""
         self.finish(look)
-        self._busy = Future()
-        Thread(target=_done, args=(self._busy, job), name="elbo-aside", daemon=True).start()
+        self._thread = Thread(target=self._do, args=(job,), name="elbo-aside", daemon=True)
+        self._thread.start()
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self._error = error
 
     def finish(self, look: Callable[[], None]) -> None:
         """Wait for the job, looking now and then. Raises as `start`."""
-        while self._busy is not None:
-            if wait([self._busy], POLL_S).done:
-                busy, self._busy = self._busy, None
-                busy.result()
-            else:
+        while self._thread is not None:
+            self._thread.join(POLL_S)
+            if self._thread.is_alive():
                 look()
+            else:
+                self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def settle(self) -> None:
         """Wait for the job, whatever comes of it."""
-        if self._busy is not None:
-            wait([self._busy])
-
-
-def _done(future: Future[None], job: Callable[[], None]) -> None:
-    try:
-        job()
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
+        if self._thread is not None:
+            self._thread.join()
 
 
 def fetched(images: Tensor) -> Callable[[], Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,21 @@ def test_waiting_for_what_never_ends_can_be_left() -> None:
     gate.set()
     aside.finish(look)
     assert len(looks) == 3
+
+
+def test_a_finished_job_leaves_no_thread_behind() -> None:
+    """One that still lets go of what it held, while the interpreter ends, aborts the process."""
+
+    class Held:
+        def __del__(self) -> None:
+            time.sleep(0.3)
+            gone.append(True)
+
+    gone: list[bool] = []
+    aside = Aside()
+    aside.start(partial(id, Held()), lambda: None)  # type: ignore[arg-type]
+    aside.finish(lambda: None)
+    assert gone
+    aside.start(partial(id, Held()), lambda: None)  # type: ignore[arg-type]
+    aside.settle()
+    assert len(gone) == 2

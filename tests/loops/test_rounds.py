@@ -128,11 +128,13 @@ def test_a_finished_job_leaves_no_thread_behind() -> None:
             time.sleep(0.3)
             gone.append(True)
 
+    def wait(held: Held) -> None:
+        gate.wait()
+
     gone: list[bool] = []
-    aside = Aside()
-    aside.start(partial(id, Held()), lambda: None)  # type: ignore[arg-type]
-    aside.finish(lambda: None)
-    assert gone
-    aside.start(partial(id, Held()), lambda: None)  # type: ignore[arg-type]
-    aside.settle()
-    assert len(gone) == 2
+    for end in (lambda aside: aside.finish(lambda: None), Aside.settle):
+        aside, gate = Aside(), threading.Event()
+        aside.start(partial(wait, Held()), lambda: None)
+        gate.set()
+        end(aside)
+        assert gone.pop()

@@ -213,6 +213,37 @@ def until_more_is_safe(launched: Launched, path: Path, least: int) -> None:
     pytest.fail("nothing was drawn")
 
 
+LACKING = """
+import os, torch
+from elbocli.loops import features, sample, trainer
+def lacking(*_):
+    raise {error}("9 GiB")
+if os.environ["RANK"] == "1":
+    {what} = lacking
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "error"),
+    [
+        ("train", "trainer.Trainer.step", "torch.OutOfMemoryError"),
+        ("sample", "sample.draw", "torch.OutOfMemoryError"),
+        ("eval", "features._extracted", "MemoryError"),
+    ],
+)
+def test_a_process_out_of_memory_says_so_and_which_it_is(
+    verb: str, what: str, error: str, digits: Path, preset: Path, trained: Path, launch: Any
+) -> None:
+    line = {
+        "train": ("train", digits, "-o", "run", "--preset", preset),
+        "sample": ("sample", trained, "-n", 8, "--steps", 2, "-o", "x.npy"),
+        "eval": ("eval", digits, "--ref", digits, "--extractor", "elbo-tiny"),
+    }[verb]
+    launched = launch(*line, patch=LACKING.format(what=what, error=error))
+    assert launched.wait() == 1
+    assert f"elbo {verb}: error: rank 1: out of memory (9 GiB); do less at a time" in launched.said
+
+
 LEFT = """
 import os, time
 from pathlib import Path

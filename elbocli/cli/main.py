@@ -60,10 +60,11 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
-def fail(where: str, message: str, code: int) -> int:
-    """Say what went wrong on stderr."""
-    if not Command.silent:
-        click.echo(f"{where}: error: {message}", err=True)
+def fail(where: str, message: str, code: int, alone: bool = False) -> int:
+    """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank."""
+    if alone or not Command.silent:
+        rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
+        click.echo(f"{where}: error: {rank}{message}", err=True)
     return code
 
 
@@ -93,7 +94,7 @@ def run(args: list[str] | None = None) -> int:
         if type(error).__name__ not in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError") and ALLOCATE not in str(error):
             raise
         what = " ".join(str(error).split())[:200] or "nothing more was said"
-        return fail(Command.path, f"out of memory ({what}); {LESS}", 1)
+        return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
     except (click.Abort, KeyboardInterrupt):
         return fail(Command.path, "interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:

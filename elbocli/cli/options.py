@@ -35,7 +35,7 @@ class Command(click.Command):
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
     silent: ClassVar[bool] = False
-    """Not even errors: another process of the same run says them."""
+    """Not even errors that another process of the same run says."""
 
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path

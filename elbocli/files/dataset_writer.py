@@ -59,9 +59,9 @@ class DatasetWriter(Unfinished):
             self._head.unlink()
         super().__init__(out, layout, offset, limit, source, preallocate)
 
-    def start(self, overwrite: bool) -> None:
+    def start(self, afresh: bool) -> None:
         """As for any unfinished file."""
-        super().start(overwrite)
+        super().start(afresh)
         self._digest = None if self.rows else hashlib.sha256()
 
     def _seen(self, row: memoryview) -> None:
@@ -130,12 +130,11 @@ def add_contents(
 
 
 def open_writer(
-    out: Path, layout: Layout, limit: int, source: Source, *, preallocate: bool = True, overwrite: bool = False,
-    wait: float = 0,
-) -> contextlib.AbstractContextManager[DatasetWriter]:  # fmt: skip
+    out: Path, layout: Layout, limit: int, source: Source, *, preallocate: bool = True, overwrite: bool = False
+) -> contextlib.AbstractContextManager[DatasetWriter]:
     """A writer for at most `limit` rows, going on where an unfinished one with the same `source` stopped.
 
-    source: what is packed and how. preallocate: claim the disk beforehand. overwrite: drop one of another source.
-    wait: seconds, for another process to leave it. Raises DataError, UsageError as `holding`.
+    source: what is packed and how. preallocate: claim the disk beforehand. overwrite: replace a finished one. Raises
+    DataError, UsageError as `holding`.
     """
-    return holding(out, lambda: DatasetWriter(out, layout, limit, source, preallocate), overwrite, wait)
+    return holding(out, lambda: DatasetWriter(out, layout, limit, source, preallocate), overwrite)

@@ -128,7 +128,7 @@ def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False, 
     if not target.suffix:
         with told(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-    with holding(target, lambda: kind(target, plan), overwrite, wait) as file:
+    with holding(target, lambda: kind(target, plan), overwrite, overwrite, wait) as file:
         yield _File(file)
 
 

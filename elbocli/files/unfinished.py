@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.atomic import flush_folder, locked, told, write_json
+from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
 from elbocli.files.payload import Layout
 
 Source = str | dict[str, Any]
@@ -39,8 +39,8 @@ class Unfinished:
         self._handle = self._run_handle = -1
         self.state: dict[str, Any] = {"source": source, "rows": 0, "bytes": 0, "done": 0, "notes": {}}
 
-    def start(self, overwrite: bool) -> None:
-        """Open or make the file and claim the disk. overwrite: one of another source doesn't count."""
+    def start(self, afresh: bool) -> None:
+        """Open or make the file and claim the disk. afresh: one of another source doesn't count."""
         with told(self.out):
             for torn in self.out.parent.glob(f".{glob.escape(self.journal.name)}.*.tmp"):  # by a kill
                 torn.unlink()
@@ -52,7 +52,7 @@ class Unfinished:
             try:
                 self.state = self._read_journal()
             except ElboError:
-                if not overwrite:
+                if not afresh:
                     raise
                 self.journal.unlink()
                 resuming = False
@@ -172,17 +172,22 @@ W = TypeVar("W", bound=Unfinished)
 
 
 @contextlib.contextmanager
-def holding(out: Path, make: Callable[[], W], overwrite: bool = False, wait: float = 0) -> Iterator[W]:
-    """What `make` makes, started, for this process alone. wait: seconds to wait for another process to leave it.
+def holding(
+    out: Path, make: Callable[[], W], overwrite: bool = False, afresh: bool = False, wait: float = 0
+) -> Iterator[W]:
+    """What `make` makes, started, for this process alone. A name without suffix is a folder's.
 
-    Raises DataError (another process, another source, a full disk), UsageError (other settings, without overwrite).
+    overwrite: replace what is there. afresh: forget an unfinished one of another source. wait: seconds to wait for another
+    process to leave it. Raises DataError (another process, another source, a full disk), UsageError (an existing file,
+    without overwrite; other settings, without afresh).
     """
     lock = out.with_name(out.name + ".lock")
     with locked(lock, str(out), wait):
         try:
+            refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
             writer = make()
             try:
-                writer.start(overwrite)
+                writer.start(afresh)
                 try:
                     yield writer
                 except DataError:

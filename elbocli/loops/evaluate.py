@@ -69,13 +69,14 @@ def run(
 ) -> Generator[Report, None, dict[str, Any]]:
     """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
 
-    Several sources are repeats of one experiment: see `repeated`. Images are never held: memory is a batch, the
-    moments, and 4 bytes a feature (a class) and image where a metric needs them.
+    Several sources are repeats of one experiment: see `repeated`. Images are never held: memory is a batch, each source's
+    moments, and 4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first
+    has all features.
     Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
     allow_tf32(False)
     theirs: Seen | None = None
-    results: list[tuple[Values, Facts]] = []
+    seen: list[Seen] = []
     with contextlib.ExitStack() as stack:
         opened = [open_source(source, stack, world) for source in sources]
         reference = None if ref is None else open_reference(ref, stack, world)
@@ -87,22 +88,22 @@ def run(
             (["values"] if settings.needing(REFERENCE) or settings.save_features else [])
             + (["logits"] if settings.needing(LOGITS) or settings.save_features else [])
         )
-        for source, mismatch in zip(opened, differ, strict=True):
+        for source in opened:
             check = _checker(source, reference, settings)
-            seen = yield from see(source, extractor, settings.batch, world, keep, "samples", check)
+            seen.append((yield from see(source, extractor, settings.batch, world, keep, "samples", check)))
             if reference is not None and theirs is None:
                 features = bool(settings.needing(REFERENCE_FEATURES))
                 theirs = yield from reference.see(extractor, settings.batch, world, features)
-            with world.together():
-                if world.first:
-                    seen = _labelled(seen, settings)
-                    _save(seen, settings)
-                    values, facts = scored(seen, theirs, settings.metrics, settings.options, any(differ))
-                    named = {"ref": None if ref is None else str(ref), "command": settings.command, **settings.drawing}
-                    results.append((values, {**facts, **named, **({"mismatch": mismatch} if mismatch else {})}))
-                    check_repeats([facts for _, facts in results])
-    if not world.first:
+    if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return {}
+    results: list[tuple[Values, Facts]] = []
+    for mine, mismatch in zip(seen, differ, strict=True):
+        mine = _labelled(mine, settings)
+        _save(mine, settings)
+        values, facts = scored(mine, theirs, settings.metrics, settings.options, any(differ))
+        named = {"ref": None if ref is None else str(ref), "command": settings.command, **settings.drawing}
+        results.append((values, {**facts, **named, **({"mismatch": mismatch} if mismatch else {})}))
+        check_repeats([facts for _, facts in results])
     combined = repeated(results)
     yield from _notes(results, settings)
     return combined

@@ -254,7 +254,10 @@ def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Report
     else:
         claim = -(-sum(part.length for part in parts) // total) if parts[0].kind == ENCODED else parts[0].layout.claim
         layout = Layout(parts[0].layout.name, parts[0].layout.dtype, parts[0].layout.row, claim)
-        with catching_signals() as signals, open_writer(out, layout, total, _fingerprint(parts)) as writer:
+        with (
+            catching_signals() as signals,
+            open_writer(out, layout, total, _fingerprint(parts), overwrite=settings.overwrite) as writer,
+        ):
             yield from _copy(writer, parts, signals)
             # The writer adds its own, from where the rows came to lie.
             arrays.pop("offsets" if parts[0].kind == ENCODED else "", None)

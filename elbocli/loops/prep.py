@@ -225,11 +225,9 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
     copies = 1 if encoder is None else encoder.copies
     begun = time.monotonic()
-    layout = _layout(settings, encoder)
-    with (
-        catching_signals() as signals,
-        open_writer(out, layout, len(source) * copies, fingerprint, preallocate=settings.preallocate) as writer,
-    ):
+    layout, limit = _layout(settings, encoder), len(source) * copies
+    how = {"preallocate": settings.preallocate, "overwrite": settings.overwrite}
+    with catching_signals() as signals, open_writer(out, layout, limit, fingerprint, **how) as writer:
         before = int(writer.state["done"])
         yield from _fill(writer, source, settings, encoder, signals)
         notes = writer.state["notes"]

@@ -10,9 +10,9 @@ from threading import Thread
 import torch
 from torch import Tensor
 
-from elbocli.errors import ElboError, PeerLost, ReaderGone
+from elbocli.errors import ElboError, ReaderGone
 from elbocli.files.sample_writer import Sink
-from elbocli.loops.signals import ORPHAN, Ending, interrupted
+from elbocli.loops.signals import Ending, interrupted
 from elbocli.loops.world import World
 
 POLL_S = 0.1
@@ -180,4 +180,4 @@ class Rounds:
         else:
             self._aside.settle()
             said = f"{self.sink.done} of {self.n} images are safe in {self.sink.partial.name}; the same command goes on from there"
-        return PeerLost(f"the launcher of this run is gone; {said}") if reason == ORPHAN else interrupted(reason, said)
+        return interrupted(reason, said)

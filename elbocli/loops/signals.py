@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from elbocli.errors import Interrupted
+from elbocli.errors import ElboError, Interrupted, PeerLost
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_S = 1.0
@@ -35,15 +35,17 @@ class Signals:
         elif signum == signal.SIGINT and time.monotonic() - self._since > GRACE_S:
             os._exit(128 + signum)
 
-    def interrupted(self, saved: str) -> Interrupted:
-        """The error that ends the run with 128 + signal."""
+    def interrupted(self, saved: str) -> ElboError:
+        """The error that ends the run."""
         assert self.received is not None
         return interrupted(self.received, saved)
 
 
-def interrupted(signum: int, saved: str) -> Interrupted:
-    """The error that ends a run with 128 + signal."""
-    return Interrupted(f"{signal.Signals(signum).name}: {saved}", signum)
+def interrupted(reason: int, saved: str) -> ElboError:
+    """The error that ends a run: with 128 + signal, or because its launcher is gone."""
+    if reason == ORPHAN:
+        return PeerLost(f"the launcher of this run is gone; {saved}")
+    return Interrupted(f"{signal.Signals(reason).name}: {saved}", reason)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import DataError, ElboError, Interrupted, PeerLost
+from elbocli.errors import DataError, ElboError, Interrupted
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
 from elbocli.files.dataset import Dataset
@@ -19,7 +19,7 @@ from elbocli.loops.report import Report
 from elbocli.loops.runtime import allow_tf32, choose_device, name_of, precision_of
 from elbocli.loops.saver import Saver
 from elbocli.loops.settings import Resolved
-from elbocli.loops.signals import ASKED, ORPHAN, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
+from elbocli.loops.signals import ASKED, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.loops.trainer import Trainer
 from elbocli.loops.world import World, telling_lost
 from elbocli.nn.networks import count_parameters
@@ -213,8 +213,6 @@ class _Training:
         self.hook.stop()
         yield from self._said()
         saved = f"saved step {self.trainer.steps_done} of {self.settings.steps}; the same command goes on from there"
-        if reason == ORPHAN:
-            raise PeerLost(f"the launcher of this run is gone; {saved}")
         if reason not in (ASKED, TIME):
             raise interrupted(reason, saved)
         if reason == ASKED:

@@ -13,22 +13,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from elbocli.files.checkpoint import checkpoints
+from elbocli.files.dataset import Dataset
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 class Launched:
-    """torchrun with two workers, in a session of its own. Its streams go to files, as orphans may outlive it."""
+    """torchrun with two workers, in a session of its own. Its streams go to files, as orphans may outlive it.
 
-    def __init__(self, folder: Path, *line: Any, launcher: tuple[str, ...] = ()):
+    patch: code that the workers run before they become `elbo`.
+    """
+
+    def __init__(self, folder: Path, *line: Any, launcher: tuple[str, ...] = (), patch: str = ""):
         self.folder = folder
+        program = ["program.py"] if patch else ["-m", "elbocli"]
+        (folder / "program.py").write_text(f"{patch}\nfrom elbocli.cli.main import main\nmain()\n")
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *launcher]
         with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
             self.process = subprocess.Popen(
-                [*torchrun, "-m", "elbocli", *map(str, line)], cwd=folder, stdout=out, stderr=err, env=ENVIRONMENT,
+                [*torchrun, *program, *map(str, line)], cwd=folder, stdout=out, stderr=err, env=ENVIRONMENT,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -70,8 +77,8 @@ class Launched:
 def launch(tmp_path: Path) -> Iterator[Any]:
     started: list[Launched] = []
 
-    def begin(*line: Any, launcher: tuple[str, ...] = ()) -> Launched:
-        started.append(Launched(tmp_path, *line, launcher=launcher))
+    def begin(*line: Any, **how: Any) -> Launched:
+        started.append(Launched(tmp_path, *line, **how))
         return started[-1]
 
     yield begin
@@ -204,6 +211,70 @@ def until_more_is_safe(launched: Launched, path: Path, least: int) -> None:
         assert launched.process.poll() is None, (launched.folder / "err").read_text()
         time.sleep(0.01)
     pytest.fail("nothing was drawn")
+
+
+LACKING = """
+import os, torch
+from elbocli.loops import features, sample, trainer
+def lacking(*_):
+    raise {error}("9 GiB")
+if os.environ["RANK"] == "1":
+    {what} = lacking
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "error"),
+    [
+        ("train", "trainer.Trainer.step", "torch.OutOfMemoryError"),
+        ("sample", "sample.draw", "torch.OutOfMemoryError"),
+        ("eval", "features._extracted", "MemoryError"),
+    ],
+)
+def test_a_process_out_of_memory_says_so_and_which_it_is(
+    verb: str, what: str, error: str, digits: Path, preset: Path, trained: Path, launch: Any
+) -> None:
+    line = {
+        "train": ("train", digits, "-o", "run", "--preset", preset),
+        "sample": ("sample", trained, "-n", 8, "--steps", 2, "-o", "x.npy"),
+        "eval": ("eval", digits, "--ref", digits, "--extractor", "elbo-tiny"),
+    }[verb]
+    launched = launch(*line, patch=LACKING.format(what=what, error=error))
+    assert launched.wait() == 1
+    assert f"elbo {verb}: error: rank 1: out of memory (9 GiB); do less at a time" in launched.said
+
+
+LEFT = """
+import os, time
+from pathlib import Path
+from elbocli.errors import DataError
+from elbocli.loops import evaluate
+whole, siblings = evaluate.scored, Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children")
+def scored(*given):
+    until = time.monotonic() + 30
+    while len(siblings.read_text().split()) > 1:
+        assert time.monotonic() < until, "the other process waits"
+        time.sleep(0.05)
+    time.sleep(1)
+    if "is" in given[2]:
+        raise DataError("the disk is on fire")
+    return whole(*given)
+evaluate.scored = scored
+"""
+
+
+def test_nobody_waits_for_the_scores_of_the_first_process(digits: Path, tmp_path: Path, launch: Any) -> None:
+    """However long they take, for several samples too; and what goes wrong is still told."""
+    images = Dataset(digits).batch(np.arange(200))
+    np.save(tmp_path / "a.npy", images[:100])
+    np.save(tmp_path / "b.npy", images[100:])
+    line = ("eval", "a.npy", "b.npy", "--ref", digits, "--extractor", "elbo-tiny", "--metrics")
+    launched = launch(*line, "fid", patch=LEFT)
+    assert launched.wait() == 0, (tmp_path / "err").read_text()
+    assert len(json.loads((tmp_path / "out").read_text())["repeats"]) == 2
+    launched = launch(*line, "is", patch=LEFT)
+    assert launched.wait() == 1 and (tmp_path / "out").read_text() == ""
+    assert [text for text in launched.said.splitlines() if ": error: " in text] == ["elbo eval: error: the disk is on fire"]
 
 
 def test_samples_go_on_after_a_killed_launcher_and_are_those_of_one_process(

@@ -4,7 +4,7 @@ import os
 import pty
 import warnings
 import zipfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -261,6 +261,22 @@ def test_two_at_once_are_refused(tmp_path, images):
     with open_samples(tmp_path / "x.npz", plan(images(11))):
         with pytest.raises(DataError, match="another elbo process"), open_samples(tmp_path / "x.npz", plan(images(11))):
             pass
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_finished_while_its_lock_was_waited_for_is_refused(tmp_path, images, name, monkeypatch):
+    first = ExitStack()
+    sink = first.enter_context(open_samples(tmp_path / name, plan(images(11))))
+    sink.put(images(11))
+
+    def finish(seconds):
+        list(sink.finish())
+        first.close()
+
+    monkeypatch.setattr("elbocli.files.atomic.time.sleep", finish)
+    with pytest.raises(UsageError, match="already exists"), open_samples(tmp_path / name, plan(images(2), None), wait=60):
+        pytest.fail("the block must not be entered")
+    assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.h5"])

@@ -174,6 +174,9 @@ def test_foreign_and_doubled_parts_are_named(tmp_path: Path) -> None:
         merged(parts[0], parts, overwrite=True)
     with pytest.raises(UsageError, match="already exists"):
         merged(plain, parts)
+    with pytest.raises(UsageError, match="already exists"):
+        for _ in merge.run(parts, out, merge.Settings()):
+            out.touch()  # by another, meanwhile
     with pytest.raises(UsageError, match=r"ends in \.h5 as the first argument"):
         merged(tmp_path / "out", parts)
 

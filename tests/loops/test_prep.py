@@ -123,6 +123,14 @@ def test_unfinished_work_of_another_source_is_not_mixed_in(digits_folder: Path, 
         pack(digits_folder, tmp_path / "a.h5")
 
 
+def test_a_file_finished_while_the_source_was_read_is_not_replaced(digits_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.h5"
+    with pytest.raises(UsageError, match="already exists"):
+        for _ in prep.run(digits_folder, out, prep.Settings(size=8)):
+            out.write_text("another's")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["another's"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs a way to run out of space")
 def test_a_full_disk_fails_at_once_and_leaves_nothing(digits_folder: Path, tmp_path: Path) -> None:
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536)); import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsys.argv[0] = 'elbo'\nfrom elbocli.cli.main import main; main()"

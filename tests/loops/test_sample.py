@@ -14,11 +14,12 @@ from PIL import Image
 
 from elbocli.core.guidance import Guidance
 from elbocli.core.sampler import SAMPLERS
-from elbocli.errors import Interrupted, UsageError
+from elbocli.errors import Interrupted, PeerLost, UsageError
 from elbocli.files import sample_writer
 from elbocli.files.dataset import Dataset
 from elbocli.loops import sample
 from elbocli.loops.sample import Settings, choose_labels
+from elbocli.loops.signals import ORPHAN, Ending
 
 
 def drawn(run: Path, out: Path, **settings: object) -> np.ndarray:
@@ -113,6 +114,16 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
     monkeypatch.setattr(sample, "draw", None)
     list(sample.run(trained, tmp_path / "x", how))
     assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
+
+
+def test_a_launcher_killed_while_pngs_are_made_is_told(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_writer, "PNGS", 4)
+    with pytest.raises(PeerLost, match=r"the launcher of this run is gone; all images are safe in x\.partial; the same"):
+        for report in sample.run(trained, tmp_path / "x", Settings(n=12, steps=2)):
+            if report.unit == "png":
+                monkeypatch.setattr(Ending, "reason", lambda _: ORPHAN)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -17,10 +17,9 @@ import numpy as np
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
-from elbocli.files.pixels import decode, open_image
+from elbocli.files.pixels import decode
 from elbocli.files.places import read_bytes
 
-GREY = ("1", "L", "I", "I;16", "I;16B")
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
 UNREADABLE = (
@@ -115,25 +114,25 @@ def _png_folder(folder: Path) -> SampleReader:
     if not files:
         raise DataError(f"{folder}: no images inside")
 
-    def pixels(path: Path, channels: int) -> np.ndarray:
+    def pixels(path: Path) -> np.ndarray:
         try:
-            array = np.asarray(decode(read_bytes(path), channels)[0])
+            array = np.asarray(decode(read_bytes(path), channels=0)[0])
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         return array[..., None] if array.ndim == 2 else array
 
-    pixels(files[0], 3)
-    with open_image(read_bytes(files[0])) as first:
-        channels = 1 if first.mode in GREY else 3
-    shape = pixels(files[0], channels).shape
+    def said(shape: tuple[int, ...]) -> str:
+        return f"{shape[1]} x {shape[0]} pixels in {'grey' if shape[2] == 1 else 'colour'}"
+
+    shape = pixels(files[0]).shape
 
     def read(start: int, count: int) -> np.ndarray:
         batch = []
         for path in files[start : start + count]:
-            image = pixels(path, channels)
+            image = pixels(path)
             if image.shape != shape:
                 raise DataError(
-                    f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {files[0].name} is {shape[1]} x {shape[0]}; pack them to one size with 'elbo prep'"
+                    f"{path}: {said(image.shape)}, but {files[0].name} has {said(shape)}; pack them alike with 'elbo prep'"
                 )
             batch.append(image)
         return np.stack(batch)

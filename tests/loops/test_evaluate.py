@@ -373,7 +373,7 @@ def test_the_first_image_of_another_size_is_named(digits: Path, tmp_path: Path) 
     folder.mkdir()
     for k, size in enumerate([8] * 15 + [9, 8, 10]):
         Image.fromarray(np.zeros((size, size), np.uint8)).save(folder / f"{k:02d}.png")
-    with pytest.raises(DataError, match=r"15\.png: 9 x 9 pixels, but 00\.png is 8 x 8.*elbo prep"):
+    with pytest.raises(DataError, match=r"15\.png: 9 x 9 pixels in grey, but 00\.png has 8 x 8.*elbo prep"):
         score(folder, digits, batch=4)
 
 

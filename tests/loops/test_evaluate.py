@@ -20,7 +20,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.sample_writer import npy_header
 from elbocli.files.statistics import read_statistics, write_statistics
-from elbocli.loops import evaluate
+from elbocli.loops import evaluate, sample
 from elbocli.loops.card import render
 from elbocli.loops.evaluate import Settings
 from elbocli.nn.extractors import make_extractor
@@ -295,6 +295,14 @@ def test_samples_know_how_the_images_were_made_that_their_run_has_seen(
     assert elbo("prep", "-q", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
     with pytest.raises(DataError, match=rf"ref\.h5: crop is resize, that of .*{name} center"):
         score(tmp_path / name, tmp_path / "ref.h5")
+
+
+def test_samples_of_a_long_list_of_classes_know_it_whole(trained: Path, tmp_path: Path) -> None:
+    classes = ",".join(str(k % 10) for k in range(40_000))
+    settings = sample.Settings(n=12, steps=2, classes=classes, command=f"elbo sample --classes {classes}")
+    list(sample.run(trained, tmp_path / "s.h5", settings))
+    made = score(tmp_path / "s.h5", None, metrics=("accuracy",))["made"]
+    assert (made["classes"], made["command"]) == (classes, settings.command)
 
 
 def test_only_the_published_network_on_a_like_reference_has_the_published_names(

@@ -160,12 +160,27 @@ def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
         return {}
     try:
         with archive.open("about.npy") as member:
-            about = json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
+            about = str(np.lib.format.read_array(member, allow_pickle=False))
     except UNREADABLE as error:
         raise FormatError(f"{name}: about is not usable: {error}") from error
-    if not isinstance(about, dict):
-        raise FormatError(f"{name}: about is not usable: expected settings by name")
-    return about
+    return _by_name(about, f"{name}: about")
+
+
+def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
+    """How the samples of a dataset were drawn, by its attribute `samples`; empty when it has none. Raises FormatError."""
+    return _by_name(attributes["samples"], f"{name}: its attribute samples") if "samples" in attributes else {}
+
+
+def _by_name(text: Any, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("expected settings by name")
+    except UNREADABLE as error:
+        raise FormatError(
+            f"{what} is not usable: {error}; draw these samples again, or merge their parts again"
+        ) from error
+    return found
 
 
 @contextlib.contextmanager

@@ -292,6 +292,7 @@ def _commands(it: _Gatherer, samples: Path | None, results: Sequence[Result]) ->
     for result in results:
         made = result.content.get("made")
         drawn = made.get("command") if isinstance(made, dict) else None
-        found.append((f"Draw the samples of {result.path.name}", str(drawn or "")))
+        for line in drawn if isinstance(drawn, list) else [drawn]:
+            found.append((f"Draw the samples of {result.path.name}", str(line or "")))
         found.append((f"Find {result.path.name}", str(result.content.get("command") or "")))
     return [(does, line) for does, line in found if line]

@@ -3,11 +3,13 @@
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -295,6 +297,32 @@ def test_samples_know_how_the_images_were_made_that_their_run_has_seen(
     assert elbo("prep", "-q", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
     with pytest.raises(DataError, match=rf"ref\.h5: crop is resize, that of .*{name} center"):
         score(tmp_path / name, tmp_path / "ref.h5")
+
+
+def test_merged_samples_know_how_all_of_them_were_drawn(
+    trained: Path, digits: Path, digits_folder: Path, tmp_path: Path, elbo: Any
+) -> None:
+    for seed in (4, 2):
+        settings = sample.Settings(n=12, steps=2, seed=seed, command=f"elbo sample --seed {seed}")
+        list(sample.run(trained, tmp_path / f"{seed}.h5", settings))
+    assert elbo("merge", "-q", tmp_path / "s.h5", tmp_path / "4.h5", tmp_path / "2.h5").returncode == 0
+    found = score(tmp_path / "s.h5", digits)
+    assert (found["made"]["seed"], found["made"]["steps"], found["made"]["crop"]) == ([4, 2], 2, "center")
+    card = render(found)
+    assert "- seed: 4, 2\n" in card and "- samples: `elbo sample --seed 4`, `elbo sample --seed 2`\n" in card
+    other = ("--size", 8, "--channels", 1, "--crop", "resize", "--limit", 20)
+    assert elbo("prep", "-q", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
+    with pytest.raises(DataError, match=r"ref\.h5: crop is resize, that of .*s\.h5 center"):
+        score(tmp_path / "s.h5", tmp_path / "ref.h5")
+
+
+@pytest.mark.parametrize("text", ['{"crop": "center", "cl …', '{"seed": 1} + {"seed": 2}', "[1]", "3", ""])
+def test_samples_whose_description_is_unreadable_are_refused(text: str, digits: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(digits, tmp_path / "s.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["samples"] = text
+    with pytest.raises(FormatError, match=r"s\.h5: its attribute samples is not usable.*draw these samples again"):
+        score(path, digits)
 
 
 def test_samples_of_a_long_list_of_classes_know_it_whole(trained: Path, tmp_path: Path) -> None:

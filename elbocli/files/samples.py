@@ -8,7 +8,7 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,10 @@ UNREADABLE = (
 
 
 class SampleReader:
-    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself."""
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself.
+
+    class_names: of a dataset of several classes.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,9 @@ class SampleReader:
         labels: np.ndarray | None,
         read: Callable[[int, int], np.ndarray],
         about: dict[str, Any] | None = None,
+        class_names: Sequence[str] = (),
     ):
+        self.class_names = class_names
         self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
 
     def at(self, start: int, count: int) -> np.ndarray:
@@ -195,12 +200,14 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         yield _png_folder(source)
     elif source.suffix == ".h5":
         data = Dataset(source)
+        several = data.num_classes > 1  # One class is no label: a dataset has it that has none.
         yield SampleReader(
             str(source),
             data.shape,
-            data.labels,
+            data.labels if several else None,
             lambda start, count: data.batch(np.arange(start, start + count)),
             data.attributes,
+            data.class_names if several and len(data.class_names) == data.num_classes else (),
         )
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:

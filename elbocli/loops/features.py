@@ -30,7 +30,8 @@ class Source:
     """Images of which features are wanted: a reader of them, or features that were saved.
 
     alone: only the first process can read them, as they come through a pipe. about: the facts that go with their
-    features (n, preprocessing, …); with saved ones also extractor, weights_sha256 and images_sha256.
+    features (n, preprocessing, …); with saved ones also extractor, weights_sha256 and images_sha256. labels: a class per
+    image, where the file says.
     """
 
     name: str
@@ -39,13 +40,7 @@ class Source:
     reader: SampleReader | None = None
     saved: SavedFeatures | None = None
     alone: bool = False
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """A class per image, where the file says."""
-        if self.saved is not None:
-            return None if self.saved.labels is None else self.saved.labels.numpy()
-        return None if self.reader is None else self.reader.labels
+    labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,8 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     """
     if isinstance(source, Path) and source.suffix == SUFFIX:
         saved = read_features(source)
-        return Source(str(source), len(saved.features), saved.about, saved=saved)
+        labels = None if saved.labels is None else saved.labels.numpy()
+        return Source(str(source), len(saved.features), saved.about, saved=saved, labels=labels)
     streamed = not isinstance(source, Path)
     with world.together():
         reader = None if streamed and not world.first else stack.enter_context(read_samples(source))
@@ -82,7 +78,7 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     about: dict[str, Any] = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
     if made:
         about["made"] = made
-    return Source(name, shape[0], about, reader, alone=streamed)
+    return Source(name, shape[0], about, reader, alone=streamed, labels=None if reader is None else reader.labels)
 
 
 def _made(reader: SampleReader) -> dict[str, Any]:

@@ -114,9 +114,17 @@ def test_what_numpy_writes_is_read(tmp_path, rows, save):
     assert reader.labels.tolist() == LABELS.tolist()
 
 
-def test_an_npz_without_labels_has_none(tmp_path, rows):
-    write(tmp_path / "x.npz", rows, None)
-    assert read(tmp_path / "x.npz")[0].labels is None
+@pytest.mark.parametrize("name", ["x.npz", "x.h5"])
+def test_samples_without_labels_have_none(tmp_path, rows, name):
+    """Whatever the classes of the images that their run has seen."""
+    write(tmp_path / name, rows, None)
+    assert read(tmp_path / name)[0].labels is None
+
+
+def test_labels_that_are_all_of_the_first_of_several_classes_are_labels(tmp_path, rows):
+    write(tmp_path / "x.h5", rows, 0 * LABELS)
+    reader = read(tmp_path / "x.h5")[0]
+    assert reader.labels.tolist() == [0] * 11 and reader.class_names == ["ant", "bee", "cat"]
 
 
 def test_an_h5_of_samples_is_a_dataset_that_says_how_it_was_made(tmp_path, rows):

@@ -22,7 +22,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.sample_writer import npy_header
 from elbocli.files.statistics import read_statistics, write_statistics
-from elbocli.loops import evaluate, sample
+from elbocli.loops import evaluate, features, sample
 from elbocli.loops.card import render
 from elbocli.loops.evaluate import Settings
 from elbocli.nn.extractors import make_extractor
@@ -160,6 +160,80 @@ def test_accuracy_needs_labels_and_counts_them(digits: Path, tmp_path: Path) -> 
         score(path, None, metrics=("accuracy",))
     by_class = [score(path, None, metrics=("accuracy",), classes=str(c))["accuracy"] for c in range(10)]
     assert sum(by_class) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["u.h5", "u.npz"])
+def test_samples_of_a_run_without_classes_have_no_accuracy(
+    name: str, digits: Path, preset: Path, tmp_path: Path, elbo: Any
+) -> None:
+    line = ("train", "-q", digits, "-o", tmp_path / "run", "--preset", preset, "--steps", 2, "--unconditional")
+    assert elbo(*line).returncode == 0
+    list(sample.run(tmp_path / "run", tmp_path / name, sample.Settings(n=12, steps=2)))
+    with pytest.raises(UsageError, match=rf"{name}: accuracy needs labels: samples of several classes"):
+        score(tmp_path / name, digits, metrics=("accuracy",))
+    assert "classes" not in score(tmp_path / name, digits, metrics=("is",))
+
+
+def no_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    def extracted(*args: Any) -> None:
+        pytest.fail("features are extracted before --classes and labels are checked")
+
+    monkeypatch.setattr(features, "_extracted", extracted)
+
+
+@pytest.mark.parametrize("labels", [np.arange(40), np.arange(40) % 10 - 1, np.full(40, 10)])
+def test_labels_of_classes_that_the_network_does_not_know_are_refused(
+    labels: np.ndarray, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, saved = Dataset(digits).batch(np.arange(40)), tmp_path / "s.safetensors"
+    np.savez(tmp_path / "s.npz", images, labels)
+    score(tmp_path / "s.npz", None, metrics=("is",), save_features=saved)
+    no_features(monkeypatch)
+    for path in (tmp_path / "s.npz", saved):
+        told = rf"{path.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to 9"
+        with pytest.raises(DataError, match=told):
+            score(path, None, metrics=("accuracy",), extractor="elbo-tiny" if path != saved else "")
+
+
+def named(folder: Path, digits: Path, names: list[str]) -> Path:
+    """The digits under other names of classes."""
+    path = Path(shutil.copy(digits, folder / "named.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["class_names"]
+        file["class_names"] = names
+    return path
+
+
+def test_a_stream_is_scored_by_the_classes_that_it_was_drawn_with(digits: Path, tmp_path: Path) -> None:
+    """By names, and by the number of classes of the reference rather than of the network."""
+    ref = named(tmp_path, digits, ["zero", "one", "two", *"3456789"])
+    path = save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(40)))
+    np.savez(tmp_path / "a.npz", Dataset(digits).batch(np.arange(40)), np.resize([2, 0, 7], 40))
+    expected = score(tmp_path / "a.npz", ref, metrics=("accuracy", "fid"))
+    found = score(path, ref, metrics=("accuracy", "fid"), classes="two,0,7")
+    assert found["accuracy"] == expected["accuracy"] > 0
+    assert (found["classes"], found["most_of_a_class"]) == (3, 14) == (expected["classes"], expected["most_of_a_class"])
+    assert score(path, named(tmp_path, digits, [*"abcdefghijkl"]), metrics=("accuracy",), classes="3")["accuracy"] >= 0
+    with pytest.raises(DataError, match="labels from 0 to 11, but the network tells classes 0 to 9"):
+        score(path, named(tmp_path, digits, [*"abcdefghijkl"]), metrics=("accuracy",), classes="balanced")
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "message"),
+    [
+        ("two", None, "no class 'two'; expected balanced, random, or numbers from 0 to 9"),
+        ("two", [*"0123456789"], "no class 'two'; expected balanced, random, names, or numbers from 0 to 9"),
+        ("10", [*"0123456789"], "no class '10'"),
+        ("1", [*"1023456789"], "'1' means class 0, named '1' and class 1, named '0'"),
+    ],
+)
+def test_classes_that_mean_nothing_are_refused_before_features_are_extracted(
+    classes: str, names: list[str] | None, message: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(40)))
+    no_features(monkeypatch)
+    with pytest.raises(UsageError, match=message):
+        score(path, names and named(tmp_path, digits, names), metrics=("accuracy",), classes=classes)
 
 
 def test_memory_does_not_grow_with_the_stream(digits: Path) -> None:

@@ -1,6 +1,7 @@
 """Sampling: image i is a function of the seed and i."""
 
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from elbocli.core.sampler import SAMPLERS
 from elbocli.errors import Interrupted, UsageError
 from elbocli.files import sample_writer
 from elbocli.files.dataset import Dataset
-from elbocli.loops import sample
+from elbocli.files.samples import read_samples
+from elbocli.loops import sample, settings, train
 from elbocli.loops.sample import Settings, choose_labels
 
 
@@ -82,6 +84,19 @@ def test_a_word_that_means_two_classes_is_refused_with_both_and_how_to_write_the
         choose_labels("crane", 2, 3, 0, ["crane", "heron", "crane"])
 
 
+def test_classes_that_have_no_names_are_named_by_their_numbers(digits: Path, preset: Path, tmp_path: Path) -> None:
+    """Or a file of the first class alone would be one of a single class, whose labels tell nothing."""
+    path = Path(shutil.copy(digits, tmp_path / "nameless.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["class_names"]
+    resolved = settings.resolve({"preset": str(preset), "steps": 1}, Dataset(path))
+    list(train.run(Dataset(path), tmp_path / "run", resolved))
+    list(sample.run(tmp_path / "run", tmp_path / "s.h5", Settings(n=3, steps=2, classes="0")))
+    with read_samples(tmp_path / "s.h5") as reader:
+        assert reader.labels is not None and reader.labels.tolist() == [0, 0, 0]
+        assert list(reader.class_names) == [str(k) for k in range(10)]
+
+
 def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> None:
     expected = drawn(trained, tmp_path / "a.npy", sampler="ddim")
     for name in ("a.npz", "a.h5", "folder", "grid.png"):
@@ -102,8 +117,6 @@ def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> No
 
 
 def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Path, tmp_path: Path) -> None:
-    from elbocli.loops import settings, train
-
     data = Dataset(digits)
     resolved = settings.resolve({"preset": str(preset), "steps": 1, "label_dropout": 0.0}, data)
     list(train.run(data, tmp_path / "run", resolved))

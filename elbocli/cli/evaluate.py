@@ -99,7 +99,11 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--card", type=PATH, metavar="FILE.md", help="Also the result as a page, with all that must stand beside it."
 )
 @click.option(
-    "--classes", default="", metavar="balanced|random|LIST", help="The classes a stream was drawn with, for accuracy."
+    "--classes",
+    default="",
+    metavar="balanced|random|LIST",
+    help="The classes a stream was drawn with, for accuracy, as 'elbo sample' takes them; names only if --ref is a dataset "
+    "that has them.",
 )
 @click.option(
     "--seed",

@@ -103,7 +103,7 @@ USUAL = "; ".join(
     metavar="balanced|random|LIST",
     default="balanced",
     show_default=True,
-    help="Class of each image: i mod K, random, or a list repeated to length, such as 3,5,7.",
+    help="Class of each image: i mod K, random, or a list of numbers or names repeated to length, such as 3,5,7.",
 )
 @weights_options("ema", "")
 @click.option(

@@ -23,8 +23,6 @@ from elbocli.files.payload import SCAN_BYTES, Layout
 from elbocli.files.unfinished import Source, Unfinished, holding
 
 LIBVER = ("earliest", "v108")
-LONGEST_ATTRIBUTE = 30_000
-"""Characters: HDF5 keeps at most 64 KiB in an attribute."""
 
 
 @contextlib.contextmanager
@@ -99,7 +97,7 @@ class DatasetWriter(Unfinished):
             digest = self._payload_digest()
             if self.preallocate:
                 # HDF5 itself crashes when the disk is full, and cuts off in the end what it didn't need.
-                os.posix_fallocate(self._handle, self.offset + size, _room(arrays, names))
+                os.posix_fallocate(self._handle, self.offset + size, _room(arrays, names, attributes))
             with hdf5_told(), h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 for name in (*arrays, *names):
                     if name in file:
@@ -108,10 +106,11 @@ class DatasetWriter(Unfinished):
             self.name()
 
 
-def _room(arrays: dict[str, np.ndarray], names: dict[str, list[str]]) -> int:
-    """Bytes that suffice for arrays and names in HDF5, attributes included."""
+def _room(arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]) -> int:
+    """Bytes that suffice for arrays, names and attributes in HDF5."""
     words = sum(len(word.encode()) + 64 for listed in names.values() for word in listed)
-    return (1 << 17) + 2 * words + sum(array.nbytes + 4096 for array in arrays.values())
+    texts = sum(4 * len(str(value)) for value in attributes.values())
+    return (1 << 17) + 2 * (words + texts) + sum(array.nbytes + 4096 for array in arrays.values())
 
 
 def add_contents(
@@ -124,8 +123,8 @@ def add_contents(
     for name, words in sorted(names.items()):
         file.create_dataset(name, data=words, dtype=h5py.string_dtype())
     for key, value in sorted({"format": FORMAT, "version": VERSION, "digests": DIGESTS, **attributes}.items()):
-        long = isinstance(value, str) and len(value) > LONGEST_ATTRIBUTE
-        file.attrs[key] = value[:LONGEST_ATTRIBUTE] + " …" if long else value
+        # HDF5's limit of 64 KiB isn't one for text, which lies outside of the attribute itself.
+        file.attrs[key] = value
     file.attrs["contents_sha256"] = contents_digest(file)
 
 

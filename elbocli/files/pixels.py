@@ -23,6 +23,7 @@ MAX_ASPECT = 100
 # What Pillow has to say about odd files is said per file, by what it raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 MODES = {1: "L", 3: "RGB"}
+GREY = ("1", "L", "I", "I;16", "I;16B")
 USUAL = ("JPEG", "PNG", "WEBP")
 STRIP_PIXELS = 1 << 20
 DECODER_BYTES = {"WEBP": 16, "JPEG2000": 19, "AVIF": 10}
@@ -73,6 +74,7 @@ def open_image(content: bytes) -> Image.Image:
 def decode(content: bytes, channels: int, how: Decoding | None = None) -> tuple[Image.Image, str]:
     """(image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped'). Raises DataError.
 
+    channels: 0 for as many as the file has, 1 when it is grey.
     16-bit grey is scaled by 1/257. Of an animation it is the first frame. Transparency is dropped, and EXIF's
     orientation ignored, as in ADM, unless `how` says otherwise.
     """
@@ -154,7 +156,8 @@ def _unknown(content: bytes) -> str:
 
 def _plain(image: Image.Image, how: Decoding) -> tuple[Image.Image, list[str]]:
     """(in the target's mode, what that changed). Some rows at a time: whole images in between would not fit."""
-    mode, target = image.mode, MODES[how.channels]
+    mode = image.mode
+    target = MODES[how.channels or (1 if mode in GREY else 3)]
     if mode == "F":
         raise DataError("floating-point pixels: their range is not known; convert them first")
     if mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16:  # type: ignore[operator]

@@ -40,7 +40,10 @@ FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_v
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how it was made."""
+    """What will be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how it was made.
+
+    class_names: of all classes, where there are labels.
+    """
 
     shape: tuple[int, int, int, int]
     labels: np.ndarray | None
@@ -257,12 +260,12 @@ class _H5(DatasetWriter):
 
     def seal(self) -> Iterator[int]:
         plan = self.plan
-        names = plan.class_names or ["all"]
+        # A dataset must have labels: of one class, they tell nothing.
+        labels, names = plan.labels, plan.class_names
+        if labels is None:
+            labels, names = np.zeros(plan.shape[0], np.int64), ["all"]
         self.finish(
-            {
-                "labels": plan.labels if plan.labels is not None else np.zeros(plan.shape[0], np.int64),
-                "seeds": plan.seeds,
-            },
+            {"labels": labels, "seeds": plan.seeds},
             {"class_names": names},
             {
                 "num_classes": len(names),

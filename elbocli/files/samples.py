@@ -8,7 +8,7 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,10 +17,9 @@ import numpy as np
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
-from elbocli.files.pixels import decode, open_image
+from elbocli.files.pixels import decode
 from elbocli.files.places import read_bytes
 
-GREY = ("1", "L", "I", "I;16", "I;16B")
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
 UNREADABLE = (
@@ -39,7 +38,10 @@ UNREADABLE = (
 
 
 class SampleReader:
-    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself."""
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself.
+
+    class_names: of a dataset of several classes.
+    """
 
     def __init__(
         self,
@@ -48,7 +50,9 @@ class SampleReader:
         labels: np.ndarray | None,
         read: Callable[[int, int], np.ndarray],
         about: dict[str, Any] | None = None,
+        class_names: Sequence[str] = (),
     ):
+        self.class_names = class_names
         self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
 
     def at(self, start: int, count: int) -> np.ndarray:
@@ -115,25 +119,25 @@ def _png_folder(folder: Path) -> SampleReader:
     if not files:
         raise DataError(f"{folder}: no images inside")
 
-    def pixels(path: Path, channels: int) -> np.ndarray:
+    def pixels(path: Path) -> np.ndarray:
         try:
-            array = np.asarray(decode(read_bytes(path), channels)[0])
+            array = np.asarray(decode(read_bytes(path), channels=0)[0])
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         return array[..., None] if array.ndim == 2 else array
 
-    pixels(files[0], 3)
-    with open_image(read_bytes(files[0])) as first:
-        channels = 1 if first.mode in GREY else 3
-    shape = pixels(files[0], channels).shape
+    def said(shape: tuple[int, ...]) -> str:
+        return f"{shape[1]} x {shape[0]} pixels in {'grey' if shape[2] == 1 else 'colour'}"
+
+    shape = pixels(files[0]).shape
 
     def read(start: int, count: int) -> np.ndarray:
         batch = []
         for path in files[start : start + count]:
-            image = pixels(path, channels)
+            image = pixels(path)
             if image.shape != shape:
                 raise DataError(
-                    f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {files[0].name} is {shape[1]} x {shape[0]}; pack them to one size with 'elbo prep'"
+                    f"{path}: {said(image.shape)}, but {files[0].name} has {said(shape)}; pack them alike with 'elbo prep'"
                 )
             batch.append(image)
         return np.stack(batch)
@@ -161,12 +165,27 @@ def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
         return {}
     try:
         with archive.open("about.npy") as member:
-            about = json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
+            about = str(np.lib.format.read_array(member, allow_pickle=False))
     except UNREADABLE as error:
         raise FormatError(f"{name}: about is not usable: {error}") from error
-    if not isinstance(about, dict):
-        raise FormatError(f"{name}: about is not usable: expected settings by name")
-    return about
+    return _by_name(about, f"{name}: about")
+
+
+def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
+    """How the samples of a dataset were drawn, by its attribute `samples`; empty when it has none. Raises FormatError."""
+    return _by_name(attributes["samples"], f"{name}: its attribute samples") if "samples" in attributes else {}
+
+
+def _by_name(text: Any, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("expected settings by name")
+    except UNREADABLE as error:
+        raise FormatError(
+            f"{what} is not usable: {error}; draw these samples again, or merge their parts again"
+        ) from error
+    return found
 
 
 @contextlib.contextmanager
@@ -181,12 +200,14 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         yield _png_folder(source)
     elif source.suffix == ".h5":
         data = Dataset(source)
+        several = data.num_classes > 1  # One class is no label: a dataset has it that has none.
         yield SampleReader(
             str(source),
             data.shape,
-            data.labels,
+            data.labels if several else None,
             lambda start, count: data.batch(np.arange(start, start + count)),
             data.attributes,
+            data.class_names if several and len(data.class_names) == data.num_classes else (),
         )
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:

@@ -165,4 +165,4 @@ def _reference(result: dict[str, Any]) -> list[str]:
 
 def _commands(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
     drawn = [(one.get("made") or {}).get("command") or (result.get("made") or {}).get("command") for one in repeats]
-    return [*(f"- samples: {said(command)}" for command in dict.fromkeys(drawn)), f"- scores: {said(result.get('command'))}"]
+    return [*(f"- samples: {commands}" for commands in dict.fromkeys(map(said, drawn))), f"- scores: {said(result.get('command'))}"]

@@ -84,6 +84,9 @@ def run(
         extractor = _extractor(settings, [*opened, *([] if reference is None else reference.sources)], world)
         differ = [_checked(source, reference, extractor, settings) for source in opened]
         _check_alike(opened, extractor)
+        with world.together():
+            if world.first and settings.needing(LABELS):
+                opened = [_labelled(source, reference, extractor, settings, world) for source in opened]
         keep = frozenset(
             (["values"] if settings.needing(REFERENCE) or settings.save_features else [])
             + (["logits"] if settings.needing(LOGITS) or settings.save_features else [])
@@ -98,7 +101,6 @@ def run(
         return {}
     results: list[tuple[Values, Facts]] = []
     for mine, mismatch in zip(seen, differ, strict=True):
-        mine = _labelled(mine, settings)
         _save(mine, settings)
         values, facts = scored(mine, theirs, settings.metrics, settings.options, any(differ))
         named = {"ref": None if ref is None else str(ref), "command": settings.command, **settings.drawing}
@@ -140,7 +142,7 @@ def _possible(settings: Settings, sources: Sequence[Source], reference: Referenc
             raise DataError(f"{source.name}: one image is no distribution; statistics need at least 2")
         if settings.needing(LABELS) and source.labels is None and not settings.classes:
             raise UsageError(
-                f"{source.name}: accuracy needs labels: samples in .h5 or .npz, or --classes as given to 'elbo sample'"
+                f"{source.name}: accuracy needs labels: samples of several classes in .h5 or .npz, or --classes as given to 'elbo sample'"
             )
     return settings
 
@@ -219,13 +221,40 @@ def _checker(
     return check
 
 
-def _labelled(seen: Seen, settings: Settings) -> Seen:
-    """With the labels that the stream was drawn with, where they are asked for."""
-    features = seen.features
-    if features is None or features.labels is not None or features.logits is None or not settings.needing(LABELS):
-        return seen
-    labels = choose_labels(settings.classes, len(features.logits), features.logits.shape[1], settings.options.seed)
-    return replace(seen, features=replace(features, labels=labels))
+def _labelled(
+    source: Source, reference: Reference | None, extractor: Extractor | None, settings: Settings, world: World
+) -> Source:
+    """With the labels that a stream was drawn with, if it says none. Before any features are extracted.
+
+    Raises UsageError for a class that isn't there, DataError for one that the network doesn't tell.
+    """
+    classes = _classes_told(source, extractor, settings, world)
+    if classes == 0:  # which `see` will say
+        return source
+    labels = source.labels
+    if labels is None:
+        names = [] if reference is None else reference.class_names
+        labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.options.seed, names)
+        assert labels is not None
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
+            "accuracy needs a network of the same classes"
+        )
+    return replace(source, labels=labels)
+
+
+def _classes_told(source: Source, extractor: Extractor | None, settings: Settings, world: World) -> int:
+    """How many classes the network's logits are of; 0 when it has none. It is shown a batch of black images."""
+    if source.saved is not None or extractor is None:
+        logits = None if source.saved is None else source.saved.logits
+    else:
+        assert source.reader is not None
+        _, height, width, channels = source.reader.shape
+        black = torch.zeros(min(settings.batch, source.n), channels, height, width, dtype=torch.uint8, device=world.device)
+        with torch.inference_mode():
+            logits = extractor(black)[1]
+    return 0 if logits is None else logits.shape[1]
 
 
 def _save(seen: Seen, settings: Settings) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from elbocli.errors import DataError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.digests import add_digests
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features
-from elbocli.files.samples import SampleReader, read_samples
+from elbocli.files.samples import SampleReader, drawn, read_samples
 from elbocli.loops.report import Report
 from elbocli.loops.world import World
 from elbocli.nn.extractors import Extractor
@@ -31,7 +30,8 @@ class Source:
     """Images of which features are wanted: a reader of them, or features that were saved.
 
     alone: only the first process can read them, as they come through a pipe. about: the facts that go with their
-    features (n, preprocessing, …); with saved ones also extractor, weights_sha256 and images_sha256.
+    features (n, preprocessing, …); with saved ones also extractor, weights_sha256 and images_sha256. labels: a class per
+    image, where the file says.
     """
 
     name: str
@@ -40,13 +40,7 @@ class Source:
     reader: SampleReader | None = None
     saved: SavedFeatures | None = None
     alone: bool = False
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """A class per image, where the file says."""
-        if self.saved is not None:
-            return None if self.saved.labels is None else self.saved.labels.numpy()
-        return None if self.reader is None else self.reader.labels
+    labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -71,28 +65,28 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     """
     if isinstance(source, Path) and source.suffix == SUFFIX:
         saved = read_features(source)
-        return Source(str(source), len(saved.features), saved.about, saved=saved)
+        labels = None if saved.labels is None else saved.labels.numpy()
+        return Source(str(source), len(saved.features), saved.about, saved=saved, labels=labels)
     streamed = not isinstance(source, Path)
     with world.together():
         reader = None if streamed and not world.first else stack.enter_context(read_samples(source))
+        made = {} if reader is None else _made(reader)
     name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
     attributes: dict[str, Any] = {} if reader is None else reader.about
-    made = _made(attributes)
     how = {key: told[key] for told in (made, attributes) for key in PREPROCESSING if key in told}
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
     about: dict[str, Any] = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
     if made:
         about["made"] = made
-    return Source(name, shape[0], about, reader, alone=streamed)
+    return Source(name, shape[0], about, reader, alone=streamed, labels=None if reader is None else reader.labels)
 
 
-def _made(attributes: dict[str, Any]) -> dict[str, Any]:
-    """How samples were drawn, as a dataset says it in an attribute and an .npz at once; nothing of other images."""
-    try:
-        found = json.loads(attributes["samples"]) if "format" in attributes else attributes
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _made(reader: SampleReader) -> dict[str, Any]:
+    """How samples were drawn, as a dataset says it in an attribute and an .npz at once; nothing of other images.
+
+    Raises FormatError.
+    """
+    return drawn(reader.about, reader.name) if "format" in reader.about else reader.about
 
 
 def described(source: Source, extractor: Extractor | None) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import refuse_existing
-from elbocli.files.dataset import Dataset
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.digests import add_digests
 from elbocli.files.payload import ENCODED, Layout
+from elbocli.files.samples import drawn
 from elbocli.files.virtual import relative_name, write_virtual
 from elbocli.loops.report import Report
 from elbocli.loops.signals import Signals, catching_signals
@@ -55,7 +56,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Part:
-    """What there is to know of a part before its block is read. length: of the block."""
+    """What there is to know of a part before its block is read. length: of the block; drawn: how, if it is of samples."""
 
     path: Path
     kind: str
@@ -65,6 +66,7 @@ class _Part:
     length: int
     whole: bool
     attributes: dict[str, Any]
+    drawn: dict[str, Any]
     arrays: dict[str, np.ndarray]
     names: dict[str, list[str]]
 
@@ -90,6 +92,7 @@ def _part(path: Path) -> _Part:
         sum(map(len, data.block.parts)),
         data.self_contained,
         data.attributes,
+        drawn(data.attributes, str(path)),
         arrays,
         names,
     )
@@ -99,7 +102,8 @@ def _refuse_strangers(parts: Sequence[_Part]) -> None:
     """Raise DataError when a part is of another kind, or was made in another way, than the first."""
 
     def making(part: _Part) -> dict[str, Any]:
-        described = {key: value for key, value in part.attributes.items() if key not in OWN}
+        described = {key: part.drawn[key] for key in PREPROCESSING if key in part.drawn}
+        described |= {key: value for key, value in part.attributes.items() if key not in OWN}
         row = list(part.layout.row) if part.kind != ENCODED else None
         return {
             "kind": part.kind,
@@ -201,9 +205,25 @@ def _joined_attributes(parts: Sequence[_Part], command: str) -> dict[str, Any]:
     found.pop("source_sha256", None)
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in sums):
         found["source_sha256"] = add_digests(sums)
-    if "samples" in columns:
-        found["samples"] = " + ".join(dict.fromkeys(str(part.attributes.get("samples", "")) for part in parts))
+    if any(part.drawn for part in parts):
+        found["samples"] = json.dumps(_joined_description([part.drawn for part in parts]))
     return {**found, "command": command}
+
+
+def _joined_description(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How samples of all parts were drawn: what they share as it is, else a list of the values, each once, in order.
+
+    A list's values count singly, so that parts that were merged before give what merging all at once gives.
+    """
+    joined: dict[str, Any] = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part.get(key) for part in parts]
+        if any(value != values[0] for value in values):
+            single = [each for value in values for each in (value if isinstance(value, list) else [value])]
+            joined[key] = [each for place, each in enumerate(single) if each not in single[:place]]
+        else:
+            joined[key] = values[0]
+    return joined
 
 
 def _changed(part: _Part) -> Counter[str]:

@@ -37,6 +37,11 @@ class Reference:
         return [] if self.source is None else [self.source]
 
     @property
+    def class_names(self) -> list[str]:
+        """Of a dataset of several classes."""
+        return [] if self.source is None or self.source.reader is None else list(self.source.reader.class_names)
+
+    @property
     def width(self) -> int | None:
         """How many features an image has, where that is known beforehand."""
         if self.statistics is not None:

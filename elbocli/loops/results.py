@@ -51,7 +51,8 @@ class Result:
         """Command lines that drew an eval's samples, of each repeat."""
         repeats = self.content.get("repeats")
         made = [each.get("made") for each in [self.content, *(repeats if isinstance(repeats, list) else [])] if isinstance(each, dict)]
-        return [str(each["command"]) for each in made if isinstance(each, dict) and each.get("command")]
+        told = [each.get("command") for each in made if isinstance(each, dict)]
+        return [str(line) for lines in told for line in (lines if isinstance(lines, list) else [lines]) if line]
 
 
 def _scores(content: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -48,6 +48,22 @@ def test_any_hdf5_tool_reads_it(pack, images):
         assert [name.decode() for name in file["files"][:2]] == ["0.png", "1.png"]
 
 
+def test_an_attribute_may_be_long(pack):
+    """A command that lists 8000 classes, within JSON that must stay whole."""
+    long = json.dumps({"command": "elbo sample " + "7é," * 200_000})
+    data = Dataset(pack(samples=long, zebra="last"))
+    assert (data.attributes["samples"], data.attributes["zebra"]) == (long, "last")
+    assert data.contents_digest() == data.attributes["contents_sha256"]
+
+
+def test_a_disk_too_full_for_an_attribute_is_said(small_disk, images):
+    rows = images(2)
+    with pytest.raises(DataError, match=r"x\.h5: could not write: No space left"):
+        with open_writer(small_disk / "x.h5", plain(rows.shape[1:]), 2, "test") as writer:
+            writer.append(rows, 2, {})
+            writer.finish({"labels": np.zeros(2, np.int64)}, {"class_names": ["all"]}, {"command": "x" * 1_000_000})
+
+
 def test_the_digest_is_of_the_pixels_and_matches_the_attribute(pack):
     data = Dataset(pack())
     assert data.payload_digest() == data.attributes["payload_sha256"]

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files import samples
 from elbocli.files.dataset import Dataset
-from elbocli.files.sample_writer import Plan, grid, npy_header, open_samples
+from elbocli.files.sample_writer import Plan, grid, npy_header, open_samples, picture
 from elbocli.files.samples import read_samples, refuse_terminal
 
 LABELS = np.arange(11) % 3
@@ -113,9 +114,17 @@ def test_what_numpy_writes_is_read(tmp_path, rows, save):
     assert reader.labels.tolist() == LABELS.tolist()
 
 
-def test_an_npz_without_labels_has_none(tmp_path, rows):
-    write(tmp_path / "x.npz", rows, None)
-    assert read(tmp_path / "x.npz")[0].labels is None
+@pytest.mark.parametrize("name", ["x.npz", "x.h5"])
+def test_samples_without_labels_have_none(tmp_path, rows, name):
+    """Whatever the classes of the images that their run has seen."""
+    write(tmp_path / name, rows, None)
+    assert read(tmp_path / name)[0].labels is None
+
+
+def test_labels_that_are_all_of_the_first_of_several_classes_are_labels(tmp_path, rows):
+    write(tmp_path / "x.h5", rows, 0 * LABELS)
+    reader = read(tmp_path / "x.h5")[0]
+    assert reader.labels.tolist() == [0] * 11 and reader.class_names == ["ant", "bee", "cat"]
 
 
 def test_an_h5_of_samples_is_a_dataset_that_says_how_it_was_made(tmp_path, rows):
@@ -457,8 +466,22 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_images_of_different_sizes_are_refused_by_name(tmp_path, images):
     for name, size in (("a.png", 8), ("b.png", 9)):
         Image.fromarray(images(1, size)[0]).save(tmp_path / name)
-    with pytest.raises(DataError, match=r"b\.png: 9 x 9 pixels, but a\.png is 8 x 8"):
+    with pytest.raises(DataError, match=r"b\.png: 9 x 9 pixels in colour, but a\.png has 8 x 8 pixels in colour; pack"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(("first", "other", "told"), [(1, 3, "colour, but .* grey"), (3, 1, "grey, but .* colour")])
+def test_the_first_image_of_other_channels_is_named_and_none_is_decoded_twice(
+    tmp_path, images, monkeypatch, first, other, told
+):
+    for k, channels in enumerate([first] * 5 + [other, first, other]):
+        picture(images(1, 8, channels)[0]).save(tmp_path / f"{k}.png")
+    seen = []
+    whole = samples.decode
+    monkeypatch.setattr(samples, "decode", lambda content, *how, **more: seen.append(content) or whole(content, *how, **more))
+    with pytest.raises(DataError, match=rf"5\.png: 8 x 8 pixels in {told}; pack them alike with 'elbo prep'"):
+        read(tmp_path, size=4)
+    assert len(seen) == 1 + 6, "the first also beforehand"
 
 
 @pytest.mark.parametrize("damaged", ["a.png", "b.png"])

@@ -3,11 +3,13 @@
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.sample_writer import npy_header
 from elbocli.files.statistics import read_statistics, write_statistics
-from elbocli.loops import evaluate
+from elbocli.loops import evaluate, features, sample
 from elbocli.loops.card import render
 from elbocli.loops.evaluate import Settings
 from elbocli.loops.results import read_result
@@ -159,6 +161,80 @@ def test_accuracy_needs_labels_and_counts_them(digits: Path, tmp_path: Path) -> 
         score(path, None, metrics=("accuracy",))
     by_class = [score(path, None, metrics=("accuracy",), classes=str(c))["accuracy"] for c in range(10)]
     assert sum(by_class) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["u.h5", "u.npz"])
+def test_samples_of_a_run_without_classes_have_no_accuracy(
+    name: str, digits: Path, preset: Path, tmp_path: Path, elbo: Any
+) -> None:
+    line = ("train", "-q", digits, "-o", tmp_path / "run", "--preset", preset, "--steps", 2, "--unconditional")
+    assert elbo(*line).returncode == 0
+    list(sample.run(tmp_path / "run", tmp_path / name, sample.Settings(n=12, steps=2)))
+    with pytest.raises(UsageError, match=rf"{name}: accuracy needs labels: samples of several classes"):
+        score(tmp_path / name, digits, metrics=("accuracy",))
+    assert "classes" not in score(tmp_path / name, digits, metrics=("is",))
+
+
+def no_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    def extracted(*args: Any) -> None:
+        pytest.fail("features are extracted before --classes and labels are checked")
+
+    monkeypatch.setattr(features, "_extracted", extracted)
+
+
+@pytest.mark.parametrize("labels", [np.arange(40), np.arange(40) % 10 - 1, np.full(40, 10)])
+def test_labels_of_classes_that_the_network_does_not_know_are_refused(
+    labels: np.ndarray, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, saved = Dataset(digits).batch(np.arange(40)), tmp_path / "s.safetensors"
+    np.savez(tmp_path / "s.npz", images, labels)
+    score(tmp_path / "s.npz", None, metrics=("is",), save_features=saved)
+    no_features(monkeypatch)
+    for path in (tmp_path / "s.npz", saved):
+        told = rf"{path.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to 9"
+        with pytest.raises(DataError, match=told):
+            score(path, None, metrics=("accuracy",), extractor="elbo-tiny" if path != saved else "")
+
+
+def named(folder: Path, digits: Path, names: list[str]) -> Path:
+    """The digits under other names of classes."""
+    path = Path(shutil.copy(digits, folder / "named.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["class_names"]
+        file["class_names"] = names
+    return path
+
+
+def test_a_stream_is_scored_by_the_classes_that_it_was_drawn_with(digits: Path, tmp_path: Path) -> None:
+    """By names, and by the number of classes of the reference rather than of the network."""
+    ref = named(tmp_path, digits, ["zero", "one", "two", *"3456789"])
+    path = save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(40)))
+    np.savez(tmp_path / "a.npz", Dataset(digits).batch(np.arange(40)), np.resize([2, 0, 7], 40))
+    expected = score(tmp_path / "a.npz", ref, metrics=("accuracy", "fid"))
+    found = score(path, ref, metrics=("accuracy", "fid"), classes="two,0,7")
+    assert found["accuracy"] == expected["accuracy"] > 0
+    assert (found["classes"], found["most_of_a_class"]) == (3, 14) == (expected["classes"], expected["most_of_a_class"])
+    assert score(path, named(tmp_path, digits, [*"abcdefghijkl"]), metrics=("accuracy",), classes="3")["accuracy"] >= 0
+    with pytest.raises(DataError, match="labels from 0 to 11, but the network tells classes 0 to 9"):
+        score(path, named(tmp_path, digits, [*"abcdefghijkl"]), metrics=("accuracy",), classes="balanced")
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "message"),
+    [
+        ("two", None, "no class 'two'; expected balanced, random, or numbers from 0 to 9"),
+        ("two", [*"0123456789"], "no class 'two'; expected balanced, random, names, or numbers from 0 to 9"),
+        ("10", [*"0123456789"], "no class '10'"),
+        ("1", [*"1023456789"], "'1' means class 0, named '1' and class 1, named '0'"),
+    ],
+)
+def test_classes_that_mean_nothing_are_refused_before_features_are_extracted(
+    classes: str, names: list[str] | None, message: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(40)))
+    no_features(monkeypatch)
+    with pytest.raises(UsageError, match=message):
+        score(path, names and named(tmp_path, digits, names), metrics=("accuracy",), classes=classes)
 
 
 def test_memory_does_not_grow_with_the_stream(digits: Path) -> None:
@@ -301,6 +377,40 @@ def test_samples_know_how_the_images_were_made_that_their_run_has_seen(
         score(tmp_path / name, tmp_path / "ref.h5")
 
 
+def test_merged_samples_know_how_all_of_them_were_drawn(
+    trained: Path, digits: Path, digits_folder: Path, tmp_path: Path, elbo: Any
+) -> None:
+    for seed in (4, 2):
+        settings = sample.Settings(n=12, steps=2, seed=seed, command=f"elbo sample --seed {seed}")
+        list(sample.run(trained, tmp_path / f"{seed}.h5", settings))
+    assert elbo("merge", "-q", tmp_path / "s.h5", tmp_path / "4.h5", tmp_path / "2.h5").returncode == 0
+    found = score(tmp_path / "s.h5", digits)
+    assert (found["made"]["seed"], found["made"]["steps"], found["made"]["crop"]) == ([4, 2], 2, "center")
+    card = render(found)
+    assert "- seed: 4, 2\n" in card and "- samples: `elbo sample --seed 4`, `elbo sample --seed 2`\n" in card
+    other = ("--size", 8, "--channels", 1, "--crop", "resize", "--limit", 20)
+    assert elbo("prep", "-q", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
+    with pytest.raises(DataError, match=r"ref\.h5: crop is resize, that of .*s\.h5 center"):
+        score(tmp_path / "s.h5", tmp_path / "ref.h5")
+
+
+@pytest.mark.parametrize("text", ['{"crop": "center", "cl …', '{"seed": 1} + {"seed": 2}', "[1]", "3", ""])
+def test_samples_whose_description_is_unreadable_are_refused(text: str, digits: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(digits, tmp_path / "s.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["samples"] = text
+    with pytest.raises(FormatError, match=r"s\.h5: its attribute samples is not usable.*draw these samples again"):
+        score(path, digits)
+
+
+def test_samples_of_a_long_list_of_classes_know_it_whole(trained: Path, tmp_path: Path) -> None:
+    classes = ",".join(str(k % 10) for k in range(40_000))
+    settings = sample.Settings(n=12, steps=2, classes=classes, command=f"elbo sample --classes {classes}")
+    list(sample.run(trained, tmp_path / "s.h5", settings))
+    made = score(tmp_path / "s.h5", None, metrics=("accuracy",))["made"]
+    assert (made["classes"], made["command"]) == (classes, settings.command)
+
+
 def test_only_the_published_network_on_a_like_reference_has_the_published_names(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -377,7 +487,7 @@ def test_the_first_image_of_another_size_is_named(digits: Path, tmp_path: Path) 
     folder.mkdir()
     for k, size in enumerate([8] * 15 + [9, 8, 10]):
         Image.fromarray(np.zeros((size, size), np.uint8)).save(folder / f"{k:02d}.png")
-    with pytest.raises(DataError, match=r"15\.png: 9 x 9 pixels, but 00\.png is 8 x 8.*elbo prep"):
+    with pytest.raises(DataError, match=r"15\.png: 9 x 9 pixels in grey, but 00\.png has 8 x 8.*elbo prep"):
         score(folder, digits, batch=4)
 
 

@@ -1,6 +1,7 @@
 """Merging: parts give the very file that one prep gives, or a small one that reads the same; strangers are named."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elbocli.errors import DataError, ElboError, Interrupted, UsageError
+from elbocli.errors import DataError, ElboError, FormatError, Interrupted, UsageError
 from elbocli.files import payload
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
@@ -52,7 +53,7 @@ def write(path: Path, kind: str, start: int = 0, stop: int = COUNT, skipped: int
         writer.finish(
             {"labels": labels, "class_counts": np.bincount(labels, minlength=3), "seeds": np.arange(start, stop)},
             {"class_names": list(CLASSES), "files": [f"{i}.png" for i in range(start, stop)]},
-            {**about, **attributes},
+            {key: value for key, value in {**about, **attributes}.items() if value is not None},
         )
     return path
 
@@ -195,6 +196,44 @@ def test_parts_made_in_another_way_are_refused(
 ) -> None:
     parts = [write(tmp_path / "a.h5", "raw"), write(tmp_path / "b.h5", other, **attributes)]
     with pytest.raises(DataError, match=rf"b\.h5: {message}"):
+        merged(tmp_path / "out.h5", parts)
+
+
+def samples_of(path: Path, start: int, stop: int, **about: Any) -> Path:
+    about = {"sampler": "ddim", "crop": "center", "latent_shift": [1, 2], **about}
+    return write(path, "raw", start, stop, crop=None, samples=json.dumps(about))
+
+
+def described(path: Path) -> dict[str, Any]:
+    return json.loads(Dataset(path).attributes["samples"])
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_samples_say_in_what_their_parts_differ_however_they_were_joined(virtual: bool, tmp_path: Path) -> None:
+    about = [{"seed": 3, "command": "elbo sample a, b"}, {"seed": 1, "command": "c"}, {"seed": 3, "steps": 4, "command": "c"}]
+    parts = [samples_of(tmp_path / f"{k}.h5", 7 * k, 7 * (k + 1), **each) for k, each in enumerate(about)]
+    merged(tmp_path / "all.h5", parts, virtual=virtual)
+    assert described(tmp_path / "all.h5") == {
+        "sampler": "ddim", "crop": "center", "latent_shift": [1, 2], "seed": [3, 1], "command": ["elbo sample a, b", "c"],
+        "steps": [None, 4],
+    }  # fmt: skip
+    merged(tmp_path / "two.h5", parts[:2])
+    merged(tmp_path / "three.h5", [tmp_path / "two.h5", parts[2]])
+    assert described(tmp_path / "three.h5") == described(tmp_path / "all.h5")
+    merged(tmp_path / "one.h5", parts[:1])
+    assert described(tmp_path / "one.h5") == described(parts[0])
+
+
+@pytest.mark.parametrize(("key", "value"), [("crop", "none"), ("crop", None), ("filter", "lanczos")])
+def test_samples_of_runs_that_saw_images_made_otherwise_are_no_one_dataset(key: str, value: Any, tmp_path: Path) -> None:
+    parts = [samples_of(tmp_path / "a.h5", 0, 5), samples_of(tmp_path / "b.h5", 5, 9, **{key: value})]
+    with pytest.raises(DataError, match=rf"b\.h5: {key} is .*a\.h5; parts of one dataset are made in one way"):
+        merged(tmp_path / "out.h5", parts)
+
+
+def test_a_part_whose_description_is_unreadable_is_named(tmp_path: Path) -> None:
+    parts = [samples_of(tmp_path / "a.h5", 0, 5), write(tmp_path / "b.h5", "raw", 5, 9, samples='{"seed": 3} + {"seed": 4}')]
+    with pytest.raises(FormatError, match=r"b\.h5: its attribute samples is not usable.*merge their parts again"):
         merged(tmp_path / "out.h5", parts)
 
 

@@ -79,6 +79,8 @@ def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:
     repeats = [{"made": {"command": f"elbo sample --seed {k}"}} for k in range(2)]
     found = read_result(written(tmp_path / "a.json", {**SCORES, "made": {"sampler": "ddim"}, "repeats": [*repeats, None, {"made": 1}]}))
     assert found.drawn_by == ["elbo sample --seed 0", "elbo sample --seed 1"]
+    merged = read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": ["one", "other"]}}))
+    assert merged.drawn_by == ["one", "other"]
     assert read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": "c"}, "repeats": 3})).drawn_by == ["c"]
 
 

@@ -1,6 +1,7 @@
 """Sampling: image i is a function of the seed and i."""
 
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from elbocli.core.sampler import SAMPLERS
 from elbocli.errors import Interrupted, PeerLost, UsageError
 from elbocli.files import sample_writer
 from elbocli.files.dataset import Dataset
-from elbocli.loops import sample
+from elbocli.files.samples import read_samples
+from elbocli.loops import sample, settings, train
 from elbocli.loops.sample import Settings, choose_labels
 from elbocli.loops.signals import ORPHAN, Ending
 
@@ -72,6 +74,30 @@ def test_classes_are_balanced_random_or_listed() -> None:
             choose_labels(bad, 5, 3, 0)
 
 
+def test_a_word_that_means_two_classes_is_refused_with_both_and_how_to_write_them() -> None:
+    folders = sorted(map(str, range(12)))
+    assert choose_labels("0,1", 2, 12, 0, folders).tolist() == [0, 1], "the name and the number are of one class"  # type: ignore[union-attr]
+    both = r"'2' means class 2, named '10' and class 4, named '2'; write 002 or 004, which is no name"
+    with pytest.raises(UsageError, match=both):
+        choose_labels("0,2", 2, 12, 0, folders)
+    assert choose_labels("002,004", 2, 12, 0, folders).tolist() == [2, 4]  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="'crane' means class 0, named 'crane' and class 2, named 'crane'; write 0 or 2"):
+        choose_labels("crane", 2, 3, 0, ["crane", "heron", "crane"])
+
+
+def test_classes_that_have_no_names_are_named_by_their_numbers(digits: Path, preset: Path, tmp_path: Path) -> None:
+    """Or a file of the first class alone would be one of a single class, whose labels tell nothing."""
+    path = Path(shutil.copy(digits, tmp_path / "nameless.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["class_names"]
+    resolved = settings.resolve({"preset": str(preset), "steps": 1}, Dataset(path))
+    list(train.run(Dataset(path), tmp_path / "run", resolved))
+    list(sample.run(tmp_path / "run", tmp_path / "s.h5", Settings(n=3, steps=2, classes="0")))
+    with read_samples(tmp_path / "s.h5") as reader:
+        assert reader.labels is not None and reader.labels.tolist() == [0, 0, 0]
+        assert list(reader.class_names) == [str(k) for k in range(10)]
+
+
 def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> None:
     expected = drawn(trained, tmp_path / "a.npy", sampler="ddim")
     for name in ("a.npz", "a.h5", "folder", "grid.png"):
@@ -92,8 +118,6 @@ def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> No
 
 
 def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Path, tmp_path: Path) -> None:
-    from elbocli.loops import settings, train
-
     data = Dataset(digits)
     resolved = settings.resolve({"preset": str(preset), "steps": 1, "label_dropout": 0.0}, data)
     list(train.run(data, tmp_path / "run", resolved))

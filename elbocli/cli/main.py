@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
+from contextlib import suppress
 
 import click
 from click.shell_completion import shell_complete
@@ -47,6 +49,7 @@ for command in (
 
 
 ALLOCATE = "can't allocate memory"
+LATER_S = 10.0
 LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
 
 
@@ -61,10 +64,16 @@ def share_cores() -> None:
 
 
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank."""
+    """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank.
+
+    A silent one ends after the first, which has the word: a launcher ends all others when one ends.
+    """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
         click.echo(f"{where}: error: {rank}{message}", err=True)
+    elif code < 128:
+        with suppress(KeyboardInterrupt):
+            time.sleep(LATER_S)
     return code
 
 

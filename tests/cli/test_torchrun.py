@@ -146,6 +146,10 @@ def test_mistakes_are_told_once(digits: Path, preset: Path, tmp_path: Path, laun
     launched = launch("train", tmp_path / "none.h5", "-o", "run", "--preset", preset)
     assert launched.wait() == 1
     assert launched.said.count("no such dataset") == 1
+    late = "import os, time; os.environ['RANK'] == '0' and time.sleep(4)"
+    launched = launch("train", digits, "-o", "run", "--preset", preset, "--steps", "many", patch=late)
+    assert launched.wait() == 1
+    assert launched.said.count("many") == 1, "the others have waited for the first to say it"
     assert "elbocli/" not in (tmp_path / "err").read_text(), "a traceback of ours"
 
 

@@ -41,7 +41,7 @@ class Declaration:
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be above 0")
             low, high = self.within.get(key, (-math.inf, math.inf))
             if not low <= value <= high:
-                allowed = f"at least {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+                allowed = f"at least {low:g}" if value < low else f"at most {high:g}"
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be {allowed}")
         return {**self.params, **given}
 

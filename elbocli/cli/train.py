@@ -42,25 +42,36 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
     try:
         content = yamls.read(path)
+        if content.get("format") == "elbo-run":
+            from elbocli.files.checkpoint import checked_config
+
+            run = checked_config(content, path)
+            network = run["network"]
+            shown = {"dropout": network.get("dropout"), "conditional": bool(network.get("num_classes"))}
+            content = {**run["settings"], **shown}
     except ElboError as error:
         raise click.UsageError(str(error), ctx) from error
-    if content.get("format") == "elbo-run":
-        content = {**content.get("settings", {}), "dropout": content.get("network", {}).get("dropout")}
     known = {
-        option.name for option in ctx.command.params if option.name not in ("config", "quiet", "verbose", *PLANNING)
+        option.name: option
+        for option in ctx.command.params
+        if option.name not in ("config", "quiet", "verbose", *PLANNING)
     }
-    values = {key.replace("-", "_"): value for key, value in content.items()}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise click.UsageError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}", ctx)
-    several = {option.name for option in ctx.command.params if isinstance(option, click.Option) and option.multiple}
-    for key, value in values.items():
-        items = value if isinstance(value, list) and key in several else [value]
+    values: dict[str, Any] = {}
+    for written, value in content.items():
+        key = written.replace("-", "_")
+        if key not in known:
+            raise click.UsageError(f"{path}: unknown setting {key!r}; known: {', '.join(sorted(known))}", ctx)
+        if key in values:
+            raise click.UsageError(f"{path}: {key!r} is given twice", ctx)
+        several = known[key].multiple if isinstance(known[key], click.Option) else False
+        items = value if isinstance(value, list) and several else [value]
         for item in items:
             if isinstance(item, (dict, list)):
                 raise click.UsageError(f"{path}: {key} is a {type(item).__name__}, expected one value", ctx)
-        if key in several and value is not None:
-            values[key] = items
+        # As on the command line, so that nothing else is refused or understood; but YAML has read 1:30:00 as seconds.
+        if not isinstance(known[key].type, Duration):
+            items = [None if item is None else str(item).removesuffix(".0") for item in items]
+        values[key] = items if several and value is not None else items[0]
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from elbocli.errors import DataError, FormatError
 from elbocli.files import yamls
 from elbocli.files.atomic import flush_folder, told, write_text, writing_folder
+from elbocli.files.retention import numbered, step_of
 
 RUN_FORMAT = "elbo-run"
 FORMAT = "elbo-checkpoint"
@@ -110,7 +111,7 @@ def save(
 
 def drop(run: Path, kept: Callable[[list[int]], Collection[int]]) -> None:
     """Delete the checkpoints of a run that `kept` doesn't choose of all steps. Raises DataError."""
-    by_step = {int(path.name.removeprefix("step-")): path for path in checkpoints(run)}
+    by_step = {step_of(path): path for path in checkpoints(run)}
     stay = kept(list(by_step))
     with told(run / "checkpoints", "delete old ones in"):
         for step, old in by_step.items():
@@ -123,8 +124,7 @@ def drop(run: Path, kept: Callable[[list[int]], Collection[int]]) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """Folders of all checkpoints of a run, damaged ones too, by step."""
-    found = (path for path in run.glob("checkpoints/step-*") if path.name.removeprefix("step-").isdecimal())
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return numbered(run / "checkpoints")
 
 
 def clean(run: Path) -> None:
@@ -156,14 +156,20 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
     Raises FormatError when there are some and all are damaged.
     """
-    found = checkpoints(run)
-    for path in reversed(found):
+    damaged: list[FormatError] = []
+    for path in reversed(checkpoints(run)):
         try:
-            return read_checkpoint(path)
+            found = read_checkpoint(path)
         except FormatError as error:
-            warn(f"{error}; using the checkpoint before it")
-    if found:
-        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
+            damaged.append(error)
+        else:
+            for trouble in damaged:
+                warn(f"{trouble}; using the checkpoint before it")
+            return found
+    if damaged:
+        raise FormatError(
+            f"{run}: every checkpoint is damaged; choose another run, or delete it to train again ({damaged[0]})"
+        )
     return None
 
 
@@ -177,12 +183,17 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not run.is_dir() or not path.exists():
         raise FormatError(f"{run}: not a run (no config.yaml inside); make one with 'elbo train -o {run}'")
-    config = yamls.read(path)
+    return checked_config(yamls.read(path), path)
+
+
+def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a config.yaml says, if it is a run's. Raises FormatError."""
     if config.get("format") != RUN_FORMAT or config.get("version") != 1:
         raise FormatError(
             f"{path}: format is {config.get('format')!r} version {config.get('version')!r}, expected {RUN_FORMAT!r} version 1"
         )
-    for key in ("settings", "network", "data"):
+    config.setdefault("files", {})  # those of a run that names none
+    for key in ("settings", "network", "data", "files"):
         if not isinstance(config.get(key), dict):
             raise FormatError(f"{path}: no section {key!r}")
     return config

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are written, and which of them stay."""
+"""Which checkpoints of a run are written, which of them stay, and what they are called."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def kept(steps: Collection[int], keep: int, milestone_every: int, held: Collecti
 def step_of(checkpoint: Path) -> int:
     """The step in a checkpoint's name, `step-00001000`."""
     return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def numbered(folder: Path) -> list[Path]:
+    """What in a folder has such a name, by step: a copy that somebody called `step-00001000-good` has none."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=step_of)
 
 
 def _milestone(step: int, every: int) -> bool:

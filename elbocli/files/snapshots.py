@@ -20,6 +20,7 @@ from torch import Tensor
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import told, writing_folder
 from elbocli.files.checkpoint import STALE, digest
+from elbocli.files.retention import numbered, step_of
 
 FORMAT = "elbo-snapshot"
 FOLDER = "snapshots"
@@ -102,7 +103,7 @@ def write(run: Path, step: int, averages: dict[str, dict[str, Tensor]], meta: di
 
 def folders(run: Path) -> list[Path]:
     """Folders of all snapshots of a run, damaged ones too, by step."""
-    return sorted((run / FOLDER).glob("step-*"), key=lambda path: path.name)
+    return numbered(run / FOLDER)
 
 
 def is_snapshot(path: Path) -> bool:
@@ -155,13 +156,13 @@ def drop_after(run: Path, step: int) -> list[int]:
 
     For a run that goes on from `step`, and only for the process that holds its lock.
     """
-    late = [path for path in folders(run) if path.name > f"step-{step:08d}"]
+    late = [path for path in folders(run) if step_of(path) > step]
     with told(run / FOLDER, "remove old snapshots"):
         _clean(run)
         for path in late:
             path.rename(path.with_name(f".{path.name}.trash"))
         _clean(run)
-    return [int(path.name.removeprefix("step-")) for path in late if path.name.removeprefix("step-").isdecimal()]
+    return [step_of(path) for path in late]
 
 
 def _clean(run: Path) -> None:

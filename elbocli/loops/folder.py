@@ -37,9 +37,9 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
     patience: seconds to wait for another process to leave it. about: how it is trained now, for config.yaml. Raises
     UsageError when it holds something else, DataError when another process stays.
     """
-    if out.exists():
-        _check(out, resolved)
     with told(out):
+        if out.exists():
+            _check(out, resolved)
         out.mkdir(parents=True, exist_ok=True)
     stack.enter_context(locked(out / ".lock", str(out), patience))
     _check(out, resolved)

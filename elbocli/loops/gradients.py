@@ -74,9 +74,10 @@ class Gradients:
 
     def __init__(self, probe: Probe, batch: int | None = None):
         settings, self.probe = probe.trained.settings, probe
-        # Not the noise that the run was trained on.
+        # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(probe.settings.seed, "gradient").seed(0)
-        self.settings = replace(settings, seed=seed, batch=batch or settings.batch, precision=probe.settings.precision)
+        batch, precision = batch or settings.batch, probe.settings.precision
+        self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
         resolved = Resolved(self.settings, probe.trained.network.config, {}, {}, [])
         self.losses = StepLosses(probe.dataset, resolved, probe.trained.prediction, probe.device)
         self.network = probe.trained.network.requires_grad_(True).train()

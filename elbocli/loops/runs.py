@@ -116,7 +116,7 @@ def open_run(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    data, files = config["data"], config.get("files", {})
+    data, files = config["data"], config["files"]
     return TrainedRun(run, network, settings.prediction_object(), settings, data, files, checkpoint, about)
 
 

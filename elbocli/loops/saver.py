@@ -20,6 +20,7 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elbo-saver")
         self._busy: Future[object] | None = None
         self.failures = 0
+        self._last: DataError | None = None
         self.warnings: list[str] = []
 
     def start(self, write: Callable[[], object]) -> None:
@@ -40,7 +41,7 @@ class Saver:
 
     def failed(self, error: DataError) -> None:
         """Count a write that failed. Raises it when it is the third in a row."""
-        self.failures += 1
+        self.failures, self._last = self.failures + 1, error
         if self.failures >= MOST_FAILURES:
             raise DataError(f"{error}; {self.failures} times in a row, so training ends; earlier checkpoints are whole")
         self.warnings.append(f"{error}; training goes on ({self.failures} of {MOST_FAILURES} times in a row)")
@@ -54,8 +55,9 @@ class Saver:
     def settle(self) -> None:
         """Wait as `finish` does. Raises DataError when the last write failed, because none will follow."""
         self.finish()
-        if self.failures:
-            raise DataError(self.warnings.pop().rpartition("; training goes on")[0])
+        if self.failures and self._last is not None:
+            self.warnings.clear()
+            raise self._last
 
     def close(self) -> None:
         """Let the write in progress end, whatever comes of it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +21,14 @@ from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.payload import LATENTS
 from elbocli.files.schedules import digest, file_in, resolve_schedule, resolve_weighting
+from elbocli.loops.runtime import PRECISIONS
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
 from elbocli.nn.unet import UNetConfig
 
 ADAPTIVE = "adaptive"
-ON_NONFINITE = ("stop", "skip")
 WRITTEN: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list, str, int, float)}
-"""How a preset may write values of a kind, where it is not only as itself."""
+"""How a file may write values of a kind, where it is not only as itself."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Settings:
     keep: int = 2
     milestone_every: int = 0
     time_limit: float = 0.0
-    on_nonfinite: str = ON_NONFINITE[0]
+    on_nonfinite: str = "stop"
     max_skips: int = 10
     on_checkpoint: str = ""
     val: str = ""
@@ -102,6 +104,17 @@ class Settings:
 
 PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
+CHOICES: dict[str, Collection[str]] = {
+    "t_sampling": T_SAMPLINGS,
+    "precision": PRECISIONS,
+    "parallel": PARALLELS,
+    "on_nonfinite": ("stop", "skip"),
+}
+AT_LEAST_ONE = ("steps", "batch", "log_every", "save_every", "keep", "max_skips")
+NOT_NEGATIVE = (
+    *("warmup", "weight_decay", "clip", "seed", "time_limit", "val_split", "val_every", "val_images"),
+    *("preview_every", "snapshot_every", "milestone_every"),
+)
 FREE = (
     *("steps", "save_every", "preview_every", "snapshot_every", "keep", "milestone_every", "on_checkpoint"),
     *("device", "tf32", "compile", "parallel", "micro_batch", "activation_checkpointing"),
@@ -117,8 +130,8 @@ SNAPSHOTS = 20
 NAMES = tuple(field.name for field in fields(Settings))
 OLD: dict[str, dict[str, Any]] = {"settings": asdict(Settings()), "network": {"family": "unet"}}
 """What runs of earlier versions were without saying so."""
-OF_WEIGHTING = ("shift",)
-"""What a preset may say besides settings: it goes into its weighting."""
+IN_PRESETS = (*(name for name in NAMES if name not in ("preset", "device")), "shift")
+"""What a preset may say: settings, but not which preset it is nor where it runs; and a shift, which goes into its weighting."""
 
 
 @dataclass(frozen=True)
@@ -182,13 +195,10 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
         notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
     train = dict(preset["train"])
-    unknown = [key for key in train if key not in NAMES + OF_WEIGHTING]
+    unknown = [key for key in train if key not in IN_PRESETS]
     if unknown:
-        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES + OF_WEIGHTING)}")
-    for key in set(train) & set(NAMES):
-        kind = type(getattr(Settings, key))
-        if type(train[key]) not in WRITTEN.get(kind, (kind,)):
-            raise FormatError(f"preset {name}: {key} is {train[key]!r}, expected {kind.__name__}")
+        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(IN_PRESETS)}")
+    _check_kinds(train, f"preset {name}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     values = {**train, **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
     if dataset.kind == LATENTS and values.get("flip"):
@@ -211,6 +221,14 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     network = _network(preset, given, dataset, str(name))
     files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
     return Resolved(settings, network, dataset.identity(), files, notes)
+
+
+def _check_kinds(section: dict[str, Any], where: object) -> None:
+    """Raise FormatError for a value that isn't of its setting's kind."""
+    for key in set(section) & set(NAMES):
+        kind = type(getattr(Settings, key))
+        if type(section[key]) not in WRITTEN.get(kind, (kind,)):
+            raise FormatError(f"{where}: {key} is {section[key]!r}, expected {kind.__name__}")
 
 
 def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]) -> float:
@@ -250,18 +268,21 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> None:
-    for name in ("steps", "batch", "log_every", "save_every", "keep", "max_skips"):
+    for name in AT_LEAST_ONE:
         if getattr(settings, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
-    for name in ("milestone_every", "time_limit", "val_split", "val_every", "val_images"):
-        if not getattr(settings, name) >= 0:
+    for name in NOT_NEGATIVE:
+        if not 0 <= getattr(settings, name) < math.inf:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must not be negative")
+    for name, known in CHOICES.items():
+        if getattr(settings, name) not in known:
+            raise UsageError(
+                f"{name.replace('_', '-')} is {getattr(settings, name)!r}; it must be one of {', '.join(known)}"
+            )
+    if not 0 <= settings.label_dropout <= 1:
+        raise UsageError(f"label-dropout is {settings.label_dropout:g}; it must be at least 0 and at most 1")
     if settings.val and settings.val_split:
         raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
-    if settings.on_nonfinite not in ON_NONFINITE:
-        raise UsageError(f"on-nonfinite is {settings.on_nonfinite!r}; it must be one of {', '.join(ON_NONFINITE)}")
-    if settings.parallel not in PARALLELS:
-        raise UsageError(f"parallel is {settings.parallel!r}; it must be one of {', '.join(PARALLELS)}")
     if not 0 <= settings.micro_batch <= settings.batch:
         raise UsageError(
             f"micro-batch is {settings.micro_batch}; it must be at least 0 (automatic) and at most the batch, {settings.batch}"
@@ -316,7 +337,8 @@ def trained_as(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_settings(section: dict[str, Any], where: Path) -> Settings:
     """The settings section of a run's config. Raises FormatError."""
+    _check_kinds(section, where)
     try:
         return Settings(**section)
-    except TypeError as error:
+    except (TypeError, UsageError) as error:
         raise FormatError(f"{where}: section 'settings' is not a run's: {error}") from error

@@ -113,7 +113,7 @@ class Trainer:
         parts = self.losses.parts
         seen = [self._part(which, logsnr, scale, which == len(parts) - 1) for which in range(len(parts))]
         loss, level = (torch.cat(columns) for columns in zip(*seen))
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self.optimizer.param_groups[0]["lr"] = self.settings.lr * min(1.0, (step + 1) / max(1, self.settings.warmup))
         self.totals += self.guard.update(
             self.optimizer, self.spread.gradients(), self.spread.sharded, loss, level, step
         )
@@ -132,8 +132,8 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Linear warm-up, then constant."""
-        return self.settings.lr * min(1.0, (self.steps_done + 1) / max(1, self.settings.warmup))
+        """Of the last step: linear warm-up, then constant."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def check(self) -> int:
         """Steps skipped so far. Waits for the device. Raises NonFiniteError, in every process, naming λ and image."""

@@ -155,7 +155,15 @@ def test_nonsense_options_are_refused(
     [
         ("learning_rate: 1e-3\n", 2, ["unknown setting 'learning_rate'", "lr"]),
         ("lr: 1e-3\nlr: 1e-4\n", 2, ["'lr' is given twice"]),
+        ("save-every: 3\nsave_every: 4\n", 2, ["'save_every' is given twice"]),
         ("lr: nan\n", 2, ["nan is not above 0"]),
+        ("lr: true\n", 2, ["'True' is not a number"]),
+        ("seed: 1.5\n", 2, ["'1.5' is not a valid"]),
+        ("flip: 3\n", 2, ["'3' is not a valid boolean"]),
+        ("weighting: 3\n", 2, ["no weighting is called '3'"]),
+        ("schedule: no\n", 2, ["no schedule is called 'False'"]),
+        ("prediction: 2\n", 2, ["no prediction is called '2'"]),
+        ("format: elbo-run\nversion: 1\nsettings: [1]\n", 2, ["c.yaml: no section 'settings'"]),
         ("lr: [1, 2]\n", 2, ["lr is a list"]),
         ("ema: {power: .1}\n", 2, ["ema is a dict"]),
         ("ema: [0.9, [1]]\n", 2, ["ema is a list"]),
@@ -170,6 +178,14 @@ def test_a_bad_config_is_refused(
     (tmp_path / "c.yaml").write_text(content)
     check(elbo("train", digits, "--config", "c.yaml", cwd=tmp_path), code, *words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
+
+
+def test_a_runs_config_shows_classes_as_the_run_did(
+    elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    result = elbo("train", digits, "--preset", preset, "--unconditional", "--steps", 1, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    check(elbo("train", digits, "--config", "run/config.yaml", cwd=tmp_path), 0)
 
 
 def test_command_line_over_environment_over_config_over_preset(

@@ -113,9 +113,11 @@ def test_what_comes_after_a_step_is_dropped(tmp_path):
     left = tmp_path / "snapshots/.step-00000040.77.tmp"
     left.mkdir()
     (left / "ema.safetensors").touch()
-    (tmp_path / "snapshots/notes").touch()
+    others = ["notes", "step-00000030-good", "step-copy"]
+    for name in others:
+        (tmp_path / "snapshots" / name).touch()
     assert snapshots.drop_after(tmp_path, 20) == [30, 100]
-    assert names(tmp_path) == ["notes", "step-00000010", "step-00000020"]
+    assert names(tmp_path) == sorted(["step-00000010", "step-00000020", *others])
     assert snapshots.drop_after(tmp_path, 20) == []
 
 

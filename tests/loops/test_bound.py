@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,14 @@ def test_gradients_are_those_of_training(trained: Path) -> None:
     noise = sum(float(m.var(0).sum()) / len(m) for m in means) ** 0.5
     assert float((one - other).norm()) < 1.5 * noise
     assert float(one.norm()) > 3 * noise
+
+
+def test_gradients_are_of_all_images_whatever_the_run_held_out(trained: Path) -> None:
+    asked = probe(trained, weights="model")
+    held = replace(asked.trained, settings=replace(asked.trained.settings, val_split=len(asked.dataset)))
+    asked.trained = held
+    losses = gradients.Gradients(asked, batch=len(asked.dataset)).losses
+    assert sorted(losses.indices(0)) == list(range(len(asked.dataset)))
 
 
 def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

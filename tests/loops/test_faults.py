@@ -25,6 +25,7 @@ from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.loops import settings, train
 from elbocli.loops.examples import Examples
+from elbocli.loops.journal import Journal
 from elbocli.loops.report import Report
 from elbocli.loops.signals import STOP, Ending, Signals, catching_signals
 from elbocli.loops.trainer import Trainer
@@ -348,6 +349,18 @@ def test_three_failed_checkpoints_in_a_row_end_the_run_and_the_earlier_are_whole
     ballast.unlink()
     messages = [report.message for report in reports(digits, disk / "run", resolved) if report.message]
     assert "going on after step 10" in messages[0]
+
+
+def test_logs_that_cant_be_written_at_the_last_step_fail_the_run(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Journal) -> dict[str, int]:
+        raise DataError("metrics.jsonl: could not write: No space left on device")
+
+    monkeypatch.setattr(Journal, "flush", full)
+    with pytest.raises(DataError, match=r"no checkpoint of step 3: metrics\.jsonl: could not write: No space left on device$"):
+        list(reports(digits, tmp_path / "run", small(digits, preset, steps=3)))
+    assert status_of(tmp_path / "run")["state"] == "failed" and status_of(tmp_path / "run")["step"] == 0
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema-0.9.safetensors", "state.pt", "meta.json"])

@@ -9,7 +9,7 @@ from elbocli.core.logsnr import resolution_shift
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedules import resolve_weighting
-from elbocli.loops.settings import difference, resolve
+from elbocli.loops.settings import difference, resolve, run_settings
 from elbocli.loops.trainer import Trainer
 from elbocli.nn.blocks import Attention
 from elbocli.nn.networks import build, config_of
@@ -61,7 +61,13 @@ def test_a_runs_own_settings_give_the_same_run_again(resolved):
     assert difference(first.config(), again.config()) == []
 
 
-@pytest.mark.parametrize("said", ["shift: much", "shift: [1]", "bias: 2", "shift: nan", "lr: fast", "steps: 1.5", "flip: 1"])
+@pytest.mark.parametrize(
+    "said",
+    ["shift: much", "shift: [1]", "bias: 2", "shift: nan", "lr: fast", "steps: 1.5", "flip: 1", "device: cpu",
+     "preset: digits", "precision: fp8", "t_sampling: even", "parallel: both", "on_nonfinite: go", "clip: -1.0",
+     "clip: .nan", "weight_decay: -1.0", "warmup: -1", "seed: -1", "preview_every: -1", "snapshot_every: -1",
+     "label_dropout: 5.0", "steps: 0", "val_split: -1"],
+)  # fmt: skip
 def test_what_a_preset_may_not_say_is_refused(resolved, said):
     with pytest.raises((FormatError, UsageError)):
         resolved(said)
@@ -106,6 +112,12 @@ def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size, digi
     own = config_of({**made_for["network"], "image_size": made_for["data"]["image_size"], "image_channels": 1, "num_classes": 10}, "")
     count = [sum(isinstance(part, Attention) for part in build(config).modules()) for config in (found, own)]
     assert count[0] == count[1] > 1
+
+
+@pytest.mark.parametrize("said", [{"weighting": 3}, {"logsnr_min": "low"}, {"prediction": None}, {"ema": None}, {"ema": []}])
+def test_a_runs_settings_of_another_kind_are_named_with_their_file(said):
+    with pytest.raises(FormatError, match=rf"^run/config\.yaml: .*{next(iter(said))}"):
+        run_settings({"lr": 1e-3, **said}, Path("run/config.yaml"))
 
 
 def test_a_run_of_an_earlier_version_goes_on(resolved):

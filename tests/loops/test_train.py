@@ -227,6 +227,13 @@ def test_bf16_trains_and_keeps_float32_weights(digits: Path, preset: Path, tmp_p
     assert metrics_of(tmp_path / "run")[-1]["loss"] < 3
 
 
+def test_the_learning_rate_in_the_log_is_the_one_of_its_step(digits: Path, preset: Path, tmp_path: Path) -> None:
+    options = {"preset": str(preset), "steps": 6, "log_every": 1, "warmup": 4, "lr": 1.0}
+    list(train.run(Dataset(digits), tmp_path / "run", settings.resolve(options, Dataset(digits))))
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [row["lr"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
 def test_the_config_of_a_run_holds_all_that_was_resolved(trained: Path) -> None:
     config = read_config(trained)
     assert config["settings"]["weighting"] == "sigmoid:bias=2"

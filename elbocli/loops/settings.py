@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -185,10 +186,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     unknown = [key for key in train if key not in NAMES + OF_WEIGHTING]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(NAMES + OF_WEIGHTING)}")
-    for key in set(train) & set(NAMES):
-        kind = type(getattr(Settings, key))
-        if type(train[key]) not in WRITTEN.get(kind, (kind,)):
-            raise FormatError(f"preset {name}: {key} is {train[key]!r}, expected {kind.__name__}")
+    _check_kinds({key: train[key] for key in train if key in NAMES}, f"preset {name}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     values = {**train, **{key: value for key, value in given.items() if key in NAMES}, "preset": str(name)}
     if dataset.kind == LATENTS and values.get("flip"):
@@ -211,6 +209,14 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     network = _network(preset, given, dataset, str(name))
     files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
     return Resolved(settings, network, dataset.identity(), files, notes)
+
+
+def _check_kinds(written: dict[str, Any], where: str) -> None:
+    """Raise FormatError for a setting in a file that isn't of its field's kind, or no finite number."""
+    for key, value in written.items():
+        kind = type(getattr(Settings, key))
+        if type(value) not in WRITTEN.get(kind, (kind,)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise FormatError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
 
 
 def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]) -> float:
@@ -316,7 +322,8 @@ def trained_as(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_settings(section: dict[str, Any], where: Path) -> Settings:
     """The settings section of a run's config. Raises FormatError."""
-    try:
-        return Settings(**section)
-    except TypeError as error:
-        raise FormatError(f"{where}: section 'settings' is not a run's: {error}") from error
+    unknown = [key for key in section if key not in NAMES]
+    if unknown:
+        raise FormatError(f"{where}: section 'settings' is not a run's: unknown setting {unknown[0]!r}")
+    _check_kinds(section, str(where))
+    return Settings(**section)

@@ -54,8 +54,8 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with told(path):
         try:
-            text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}  # of paths that are no text
-            with open(aside, mode, **text) as file:
+            encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")  # a path may be no text
+            with open(aside, mode, encoding=encoding, errors=errors) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

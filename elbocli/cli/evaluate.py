@@ -139,6 +139,8 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     if len({path.absolute() for path in targets}) < len(targets):
         raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
     for path in targets:
+        if path == STREAM:
+            raise click.UsageError("standard output is for the JSON; name a file", context)
         refuse_existing(path, overwrite)
     if STREAM in samples and len(samples) > 1:
         raise click.UsageError("a stream can't be one of several; name files", context)

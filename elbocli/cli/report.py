@@ -53,7 +53,7 @@ def report(run: Path, out: Path, samples: Path | None, results: tuple[Path, ...]
         return
     from elbocli.loops.page import render
 
-    page = render(found).encode()  # UTF-8, as the page says, whatever the locale is
+    page = render(found).encode(errors="backslashreplace")  # UTF-8, as the page says, whatever the locale and paths are
     if out == STREAM:
         click.echo(page, nl=False)
         return

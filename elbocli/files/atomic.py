@@ -54,7 +54,8 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with told(path):
         try:
-            with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")  # a path may be no text
+            with open(aside, mode, encoding=encoding, errors=errors) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError
 
 FORMAT = "elbo-losslog"
 MOST_BINS = 2000
 """Fitting takes matrices of bins by bins."""
+LARGEST = 1e100
+"""Of a sum of errors: any number of lines add up, and a mean is drawn on a logarithmic scale."""
 
 
 def header(edges: Tensor, **about: Any) -> str:
@@ -115,9 +118,9 @@ class Reader:
         try:
             at = torch.tensor(edges, dtype=torch.float64)
         except OverflowError as error:
-            raise FormatError(f"{where}: 'edges' must be finite and rise") from error
-        if not bool(at.isfinite().all()) or not bool((at.diff() > 0).all()):
-            raise FormatError(f"{where}: 'edges' must be finite and rise")
+            raise FormatError(f"{where}: 'edges' must be finite") from error
+        if not bool((at.abs() <= LIMIT).all()) or not bool((at.diff() > 0).all()):
+            raise FormatError(f"{where}: 'edges' must be finite, within -{LIMIT:g} and {LIMIT:g}, and rise")
         if self.log is None:
             self.log = LossLog(row, at, torch.zeros(3, len(at) - 1, dtype=torch.float64), 0, 0)
             self._edges = edges
@@ -134,10 +137,12 @@ class Reader:
             step, images = int(row["step"]), int(row["images"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
-        if sums.shape != self.log.sums.shape or not bool(sums.isfinite().all()) or bool((sums < 0).any()):
+        if sums.shape != self.log.sums.shape or not bool(((sums >= 0) & (sums <= LARGEST)).all()):
             raise FormatError(
-                f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative"
+                f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
             )
+        if bool((sums[0] != sums[0].round()).any()):
+            raise FormatError(f"{where}: count must be whole numbers")
         if step > self.since:
             self._seen(Interval(step, images, sums))
             self.log.sums += sums

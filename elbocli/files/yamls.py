@@ -1,4 +1,4 @@
-"""YAML without surprises: safe, no duplicate keys, and 1e-4 is a number."""
+"""YAML without surprises: what JSON has and no more, no duplicate keys, and 1e-4 is a number."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
     return seen
 
 
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in _Loader.yaml_constructors.items()
+    if str(tag).rpartition(":")[2] not in ("timestamp", "binary", "set", "omap", "pairs")
+}
+_Loader.yaml_implicit_resolvers = {  # a date is text
+    first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]
+    for first, pairs in _Loader.yaml_implicit_resolvers.items()
+}
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 LARGEST_FILE = 16 << 20

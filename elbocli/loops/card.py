@@ -21,7 +21,7 @@ NAMED = {
 DRAWN = {
     "run": "run",
     "step": "checkpoint, step",
-    "weights": "weights (EMA)",
+    "weights": "weights",
     "weights_sha256": "their sha256",
     "images_trained": "images trained on, with repetition",
     "trained_on": "sha256 of the training images",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,7 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.samples import read_samples
 from elbocli.loops import strips
 from elbocli.loops.declared import Term, prediction_term, schedule_term, weighting_terms
+from elbocli.loops.folder import read_status
 from elbocli.loops.history import Course, Numbers, curve, read_course, read_curves
 from elbocli.loops.results import Result, read_result, results_in
 from elbocli.loops.runs import empty_network
@@ -78,6 +78,12 @@ class Facts:
     missing: list[str]
 
     @property
+    def trained_on(self) -> Any:
+        """How many images: those held out for validation are none of them."""
+        count = self.data.get("count", "?")
+        return count - self.settings.val_split if isinstance(count, int) else count
+
+    @property
     def subject(self) -> str:
         """Of what it was trained to be a denoiser."""
         side = self.data.get("image_size", "?")
@@ -95,9 +101,9 @@ class Facts:
         return values[-1] if values else None
 
     def json(self) -> dict[str, Any]:
-        """All of it but the pictures."""
+        """All of it but the pictures; numbers that JSON doesn't have are null."""
         told = self.objective
-        return {
+        facts = {
             "run": self.run,
             "status": self.status,
             "objective": told
@@ -122,14 +128,23 @@ class Facts:
             "commands": [{"does": does, "command": line} for does, line in self.commands],
             "missing": self.missing,
         }
+        return {key: _finite(value) for key, value in facts.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _map(course: Course | None) -> dict[str, Any] | None:
     if course is None:
         return None
 
-    def plain(values: Tensor) -> list[list[float | None]]:
-        return [[None if v != v else float(f"{v:.{DIGITS}g}") for v in row] for row in values.tolist()]
+    def plain(values: Tensor) -> list[list[float]]:
+        return [[float(f"{v:.{DIGITS}g}") for v in row] for row in values.tolist()]
 
     return {
         "edges": course.edges.tolist(),
@@ -144,6 +159,7 @@ class _Gatherer:
 
     def __init__(self, run: Path):
         self.run, self.missing = run, list[str]()
+        self.name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
         self.config = store.read_config(run)
         self.settings = run_settings(self.config["settings"], run / "config.yaml")
 
@@ -154,16 +170,6 @@ class _Gatherer:
         except ElboError as error:
             self.missing.append(str(error))
             return default
-
-    def status(self) -> dict[str, Any]:
-        path = self.run / "status.json"
-        try:
-            found = json.loads(path.read_text())
-            when = datetime.fromtimestamp(float(found["time"]), UTC).strftime("%Y-%m-%d %H:%M UTC")
-            numbers = {key: int(found[key]) for key in ("step", "steps", "images")}
-            return {"state": str(found["state"]), **numbers, "message": str(found.get("message", "")), "time": when}
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise FormatError(f"{path}: how the run stands is not known: {error}") from error
 
     def objective(self) -> Objective:
         s = self.settings
@@ -225,7 +231,8 @@ class _Gatherer:
         for path in reversed(self.sheets()[-1:]):
             images = self.ask(partial(strips.read_sheet, path), None)
             if images is not None:
-                labels = strips.preview_labels(int(self.config["network"].get("num_classes", 0)))
+                classes = self.config["network"].get("num_classes")  # what is none is told by `network`
+                labels = strips.preview_labels(classes if isinstance(classes, int) else 0)
                 return strips.by_class(images, labels, self.class_names()), str(path)
         return [], ""
 
@@ -237,8 +244,9 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     Raises FormatError when it is no run, and ElboError for a file named here that can't be used.
     """
     it = _Gatherer(run)
-    given = [read_result(path) for path in results]
-    found = [*results_in(run, it.missing.append), *given]
+    given = [read_result(path) for path in dict.fromkeys(results)]
+    named = [path.resolve() for path in results]
+    found = [*(each for each in results_in(run, it.missing.append) if each.path.resolve() not in named), *given]
     nothing: dict[str, Numbers] = {}
     curves = it.ask(lambda: read_curves(run / "metrics.jsonl", it.missing.append), nothing)
     validates = (run / "validation.jsonl").exists()
@@ -247,10 +255,10 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         it.missing.append(f"{run}: no validation; 'elbo train --val' or '--val-split' adds it")
     for kind, how in (("scores", "elbo eval"), ("bound", "elbo bound")):
         if not any(result.kind == kind for result in found):
-            it.missing.append(f"{run}: no result of '{how}' beside it; name one with --scores FILE")
+            it.missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
     return Facts(
-        run=str(run),
-        status=it.ask(it.status, {}),
+        run=it.name,
+        status=it.ask(lambda: read_status(run), {}),
         settings=it.settings,
         data=it.config["data"],
         network={**it.config["network"], **it.ask(it.network, {})},
@@ -280,7 +288,7 @@ def _environment(it: _Gatherer, curves: dict[str, Numbers]) -> dict[str, Any]:
 def _commands(it: _Gatherer, samples: Path | None, results: Sequence[Result]) -> list[tuple[str, str]]:
     """Command lines as they were typed, where they were written down."""
     data, run = it.config["data"].get("path"), it.run
-    again = shlex.join(["elbo", "train", str(data), "--config", str(run / "config.yaml"), "-o", f"{run}-again"])
+    again = shlex.join(["elbo", "train", str(data), "--config", str(run / "config.yaml"), "-o", f"{it.name}-again"])
     found = [
         ("Pack the images", it.ask(it.packed, "")),
         ("Train, as typed", str(it.config.get("command", ""))),

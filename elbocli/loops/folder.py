@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from elbocli import __version__
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import locked, told, write_json
 from elbocli.loops.settings import Resolved, difference
@@ -48,14 +49,26 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
     store.write_config(out, {**versions, **about, **resolved.config()})
 
 
+def read_status(run: Path) -> dict[str, Any]:
+    """status.json: state, step, steps, images, message, time (UTC, in words). Raises FormatError when it isn't known."""
+    path = run / "status.json"
+    try:
+        found = json.loads(path.read_text())
+        when = datetime.fromtimestamp(float(found["time"]), UTC).strftime("%Y-%m-%d %H:%M UTC")
+        numbers = {key: int(found[key]) for key in ("step", "steps", "images")}
+        return {"state": str(found["state"]), **numbers, "message": str(found.get("message", "")), "time": when}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise FormatError(f"{path}: how the run stands is not known: {error}") from error
+
+
 class Status:
     """status.json: how the run stands, for scripts and schedulers. step, images: what is safe, from earlier starts too."""
 
     def __init__(self, out: Path, steps: int):
         self.path, self.steps, self.step, self.images = out / "status.json", steps, 0, 0
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            before = json.loads(self.path.read_bytes())
-            self.step, self.images = int(before["step"]), int(before["images"])
+        with suppress(FormatError):
+            before = read_status(out)
+            self.step, self.images = before["step"], before["images"]
 
     def write(self, state: str, message: str = "") -> None:
         """As well as can be: what keeps it from being written is told by whoever writes what matters."""

@@ -61,8 +61,8 @@ def _columns(rows: list[dict[str, float]]) -> dict[str, Numbers]:
     for group in groups:
         for name in names:
             values = [row[name] for row in group if name in row]
-            last = name in ("step", "images")
-            found[name].append((values[-1] if last else math.fsum(values) / len(values)) if values else None)
+            last = name in ("step", "images") or name.startswith("val_")  # a mean of validations is none of them
+            found[name].append((values[-1] if last else sum(value / len(values) for value in values)) if values else None)
     return found
 
 
@@ -90,11 +90,11 @@ class Course:
         """The next interval. Raises FormatError when it isn't later than the one before."""
         if images <= (self.images[-1] if self.images else 0):
             raise FormatError(f"an interval ends after {images} images, not after the one before it")
-        self.images.append(images)
-        self.sums.append(sums)
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
+        self.images.append(images)  # the last stays alone
+        self.sums.append(sums)
 
     @property
     def error(self) -> Tensor:

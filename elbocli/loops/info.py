@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +101,7 @@ def _snapshot(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     from elbocli.files import snapshots
     from elbocli.files.checkpoint import latest, read_checkpoint, read_config
+    from elbocli.loops.folder import read_status
 
     if snapshots.is_snapshot(path):
         return _snapshot(path)
@@ -117,10 +117,15 @@ def _folder(path: Path) -> dict[str, Any]:
     config = read_config(path)
     damaged: list[str] = []
     checkpoint_now = latest(path, damaged.append)
-    status = json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else {}
+    state = "unknown"
+    if (path / "status.json").exists():
+        try:
+            state = read_status(path)["state"]
+        except FormatError as error:
+            damaged.append(str(error))
     return {
         "is": "run",
-        "state": status.get("state", "unknown"),
+        "state": state,
         "step": checkpoint_now.step if checkpoint_now else 0,
         "snapshots": len(snapshots.folders(path)),
         "elbo_version": config.get("elbo_version"),

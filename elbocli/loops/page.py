@@ -21,6 +21,8 @@ TEMPLATE = "page.html"
 LARGEST = 8 << 20
 """Bytes, which no page exceeds: pictures are counted and of bounded size, curves have bounded numbers of points."""
 
+TWICE = ", ± {} (2 standard errors)"
+
 
 def render(facts: Facts) -> str:
     """The page. Same facts, same text."""
@@ -69,12 +71,12 @@ def _headline(facts: Facts) -> list[tuple[str, str, str]]:
     for name, what, unit in (("val_loss", "validation loss", "nats per dimension"), ("val_bpd", "validation bound", "bits per dimension")):
         value, se = facts.last(name), facts.last(f"{name}_se")
         if value is not None:
-            found.append((what, number(value), f"± {error(2 * se)} {unit}" if se is not None else unit))
+            found.append((what, number(value), unit + (TWICE.format(error(2 * se)) if se is not None else "")))
     for result in facts.of_kind("bound")[-1:]:
         *_, bits, se = result.rows[-1]
-        found.append(("variational bound", number(bits), f"± {error(2 * se)} bits per dimension"))
+        found.append(("variational bound", number(bits), "bits per dimension" + TWICE.format(error(2 * se))))
     for result in facts.of_kind("scores")[-1:]:
-        for name, value, spread, _, extractor in result.rows[:2]:
-            detail = [f"± {error(spread)}"] if spread is not None else []
-            found.append((name.replace("_", " "), number(value), ", ".join([*detail, extractor or result.path.name])))
+        for name, value, spread, kind, extractor in result.rows[:2]:
+            detail = f", ± {error(spread)} ({kind})" if spread is not None else ""
+            found.append((name.replace("_", " "), number(value), (extractor or result.path.name) + detail))
     return found

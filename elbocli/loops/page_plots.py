@@ -155,7 +155,7 @@ def _weighting(objective: Objective) -> Picture:
         figure.align_ylabels()
         drawn = svg()
     rest = float(value[-1]) / top
-    rises = "Where w rises p_w is negative, and no noise augmentation has that loss. " if w.rising(low, high) else ""
+    rises = "Where w rises p_w is negative, and no noise augmentation has that loss. " if objective.rising else ""
     mass = f"At the largest λ a point mass of {rest:.2g} is left." if rest > 0 else ""
     caption = (
         "Above, how much each noise level counts; below, p_w, the distribution of the noise that this adds to the data. "
@@ -272,8 +272,11 @@ def _profiles(course: Course, held_out: Course | None) -> Picture:
         axis.legend(loc="lower right")
         _over_levels(axis, float(course.edges[0]), float(course.edges[-1]))
         drawn = svg()
-    held = "Where validation lies above training, the network knows its training images. " if held_out else ""
-    return Picture("Error by noise level, now", f"With ± 2 standard errors. {held}".strip(), drawn)
+    held = (
+        " Validation is of the averaged weights: where it lies above training once they have caught up, the network "
+        "knows its training images."
+    )
+    return Picture("Error by noise level, now", "With ± 2 standard errors." + (held if held_out else ""), drawn)
 
 
 def _loss(facts: Facts) -> Picture | None:

@@ -103,7 +103,7 @@ def read_result(path: Path) -> Result:
     try:
         content = json.loads(read_bytes(path))
     except DataError as error:
-        raise DataError(f"{path}: could not read: {error}") from error
+        raise DataError(f"{path}: {error}") from error
     except (ValueError, RecursionError):
         content = None
     for kind, keys in KINDS.items():

@@ -69,8 +69,11 @@ class TrainedRun:
 
 def empty_network(config: dict[str, Any], where: Path) -> Network:
     """The network of a run's config, without memory. Raises FormatError."""
-    with torch.device("meta"):
-        return build(config_of(config["network"], where))
+    try:
+        with torch.device("meta"):
+            return build(config_of(config["network"], where))
+    except RuntimeError as error:
+        raise FormatError(f"{where}: no network is so large: {' '.join(str(error).split())[:200]}") from error
 
 
 def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]:

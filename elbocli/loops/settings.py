@@ -223,12 +223,12 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     return Resolved(settings, network, dataset.identity(), files, notes)
 
 
-def _check_kinds(section: dict[str, Any], where: object) -> None:
-    """Raise FormatError for a value that isn't of its setting's kind."""
-    for key in set(section) & set(NAMES):
-        kind = type(getattr(Settings, key))
-        if type(section[key]) not in WRITTEN.get(kind, (kind,)):
-            raise FormatError(f"{where}: {key} is {section[key]!r}, expected {kind.__name__}")
+def _check_kinds(written: dict[str, Any], where: object) -> None:
+    """Raise FormatError for a setting in a file that isn't of its field's kind, or no finite number."""
+    for key in set(written) & set(NAMES):
+        kind, value = type(getattr(Settings, key)), written[key]
+        if type(value) not in WRITTEN.get(kind, (kind,)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise FormatError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
 
 
 def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]) -> float:

@@ -117,7 +117,7 @@ def _wanted(labels: np.ndarray | None, count: int) -> dict[int, list[int]]:
 def _name(key: int, labels: np.ndarray | None, names: list[str]) -> str:
     if labels is None:
         return ""
-    return names[key] if key < len(names) else str(key)
+    return names[key] if 0 <= key < len(names) else str(key)
 
 
 def _pick(reader: SampleReader, wanted: set[int]) -> dict[int, np.ndarray]:

@@ -64,6 +64,14 @@ def test_what_can_not_be_saved_is_told_before_the_work(elbo: Elbo, digits: Path,
         check(elbo(*line, option, tmp_path / "none" / name), 1, f"there is no folder {tmp_path / 'none'}")
     same = ("--save-stats", tmp_path / "a.safetensors", "--save-features", tmp_path / "a.safetensors")
     check(elbo(*line, *same), 2, "two files of one name")
+    check(elbo(*line, "--card", "-"), 2, "standard output is for the JSON")
+
+
+def test_a_card_of_samples_whose_name_is_no_text(elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "s\udcff.npz").symlink_to(samples[0])
+    line = ("--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--card", "a.md")
+    check(elbo("eval", "s\udcff.npz", *line, cwd=tmp_path), 0, "")
+    assert "s\\udcff.npz" in (tmp_path / "a.md").read_text()
 
 
 def test_help_names_every_metric_and_protocol(elbo: Elbo) -> None:

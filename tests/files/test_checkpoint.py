@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 
@@ -122,7 +123,8 @@ def test_without_any_there_is_none(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [{"format": "other"}, {"version": 2}, {"files": None}, {"files": {"../../secret": {"sha256": "x"}}}, {"files": {"..": {"sha256": "x"}}},
-     {"step": "x"}, {"step": None}, {"images": None}, {"files": {"model.safetensors": {}}}, {"files": ["model.safetensors"]}],
+     {"step": "x"}, {"step": None}, {"images": None}, {"files": {"model.safetensors": {}}}, {"files": ["model.safetensors"]},
+     {"step": math.inf}],
 )  # fmt: skip
 def test_a_meta_that_lies_is_refused(tmp_path, change):
     path = save(tmp_path, 1) / "meta.json"
@@ -131,7 +133,15 @@ def test_a_meta_that_lies_is_refused(tmp_path, change):
         store.read_checkpoint(path.parent)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "1", '"x"', "null", '{"format": "elbo-checkpoint"}'])
+@pytest.mark.parametrize("known", ["x", {"bytes": "x"}, {"bytes": None}])
+def test_a_meta_that_lies_of_a_file_is_refused_unverified_too(tmp_path, known):
+    path = save(tmp_path, 1) / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": {"model.safetensors": known}}))
+    with pytest.raises(FormatError, match="step-00000001"):
+        store.read_checkpoint(path.parent, verify=False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", '"x"', "null", '{"format": "elbo-checkpoint"}', "[" * 100_000])
 def test_a_meta_of_another_kind_is_refused(tmp_path, text):
     path = save(tmp_path, 1) / "meta.json"
     path.write_text(text)

@@ -97,7 +97,7 @@ def test_an_integer_beyond_float64_is_refused():
 @pytest.mark.parametrize(
     ("change", "what"),
     [({"format": "elbo-run"}, "format is 'elbo-run'"), ({"version": 2}, "version 2"), ({"edges": None}, "edges"), ({"edges": [1]}, "edges"),
-     ({"edges": [1, "x"]}, "edges"), ({"edges": [1, 1, 2]}, "rise"), ({"edges": [1, 0]}, "rise"), ({"edges": [0, float("inf")]}, "finite"), ({"edges": [0, 10**400]}, "")],
+     ({"edges": [1, "x"]}, "edges"), ({"edges": [1, 1, 2]}, "rise"), ({"edges": [1, 0]}, "rise"), ({"edges": [0, float("inf")]}, "finite"), ({"edges": [0, 1e9]}, "within"), ({"edges": [0, 10**400]}, "")],
 )  # fmt: skip
 def test_a_bad_header_is_refused(change, what):
     head = {**json.loads(text([])[0]), **change}

@@ -57,6 +57,10 @@ def test_text_that_looks_like_something_else_stays_text(text):
     assert yamls.load(yamls.dump({text: [text]}), "x") == {text: [text]}
 
 
+def test_a_date_is_text():
+    assert yamls.load("seed: 2024-01-01", "x") == {"seed": "2024-01-01"}
+
+
 def test_a_unicode_next_line_survives():
     assert yamls.load(yamls.dump({"class": "a\x85b"}), "x") == {"class": "a\x85b"}
 
@@ -70,7 +74,7 @@ def test_keys_keep_their_order():
     [("a: 1\na: 2", "'a' is given twice"), ("a: {b: 1, b: 2}", "'b' is given twice"), ("a: [{b: 1, b: 2}]", "'b' is given twice"),
      ("1: a", "not text"), ("[a]: 1", "not usable"), ("a: [1", "not usable"), ("a: 1\n\tb: 2", "not usable"), ("a: *b", "not usable"),
      ("- a", "expected 'key: value'"), ("a", "expected 'key: value'"), ("", "found NoneType"), ("a: \x00", "not usable"),
-     ("a: 1\n---\nb: 2", "not usable")],
+     ("a: 1\n---\nb: 2", "not usable"), ("a: !!binary aGk=", "not usable"), ("a: !!set {b: null}", "not usable")],
 )  # fmt: skip
 def test_bad_yaml_is_refused_by_name(text, what):
     with pytest.raises(FormatError, match=f"^settings: .*{what}"):

@@ -22,6 +22,7 @@ from elbocli.files import losslog, yamls
 from elbocli.loops.declared import weighting_terms
 from elbocli.loops.facts import Facts, gather
 from elbocli.loops.history import CELLS, POINTS
+from elbocli.loops.info import describe
 from elbocli.loops.page import LARGEST, error, number, render
 from elbocli.loops.page_plots import INKS, pictures
 from elbocli.loops.strips import LARGEST_TILE
@@ -190,6 +191,34 @@ def other_images(run: Path) -> None:
     change(run, "network", channels=7)
 
 
+def nested(run: Path) -> None:
+    (run / "status.json").write_text("[" * 100_000)
+
+
+def no_classes(run: Path) -> None:
+    change(run, "network", num_classes="ten")
+
+
+def too_large(run: Path) -> None:
+    change(run, "network", channels=10**9)
+
+
+def beyond_numbers(run: Path) -> None:
+    huge = {"step": 40, "images": 640, "loss": 1.7e308}
+    (run / "metrics.jsonl").write_text((json.dumps(huge) + "\n") * 3 * POINTS)
+    header, *_, last = (run / "losslog.jsonl").read_text().splitlines()
+    line = json.loads(last)
+    for key, value in (("sum", 1e308), ("count", 0.1)):
+        header += "\n" + json.dumps({**line, key: [value] * len(line[key])})
+    (run / "losslog.jsonl").write_text(header)
+    change(run, "data", count=float("nan"))
+    (run / "result.json").write_text(json.dumps({**BOUND, "bpd": float("nan"), "x": float("inf")}))
+
+
+def unpaired(run: Path) -> None:
+    (run / "status.json").write_text('{"state": "\\ud800", "step": 1, "steps": 2, "images": 3, "time": 0}')
+
+
 STATES: dict[Callable[[Path], None], list[str]] = {
     no_checkpoint: ["no checkpoint yet", "no previews yet"],
     in_training: ["metrics.jsonl: 1 damaged line", "losslog.jsonl: 1 damaged line"],
@@ -199,6 +228,11 @@ STATES: dict[Callable[[Path], None], list[str]] = {
     header_only: ["losslog.jsonl: no errors by noise level yet", "validation.jsonl: no errors by noise level yet"],
     damaged: ["not a whole checkpoint", "step-00000020.png", "step-00000040.png", "status.json: how the run stands"],
     gone: ["nowhere.h5", "nowhere.yaml: no such schedule file"],
+    nested: ["status.json: how the run stands"],
+    no_classes: ["network num_classes is 'ten'"],
+    too_large: ["config.yaml: no network is so large"],
+    beyond_numbers: ["losslog.jsonl: 2 damaged lines"],
+    unpaired: [],
     other_images: ["holds other images now", "network: channels 7"],
 }
 
@@ -214,6 +248,7 @@ def test_a_run_in_any_state_is_shown_and_what_is_missing_is_said(state: Callable
     if not STATES[state]:
         assert not said
     text = Reader(render(facts)).text
+    assert {"is": "run"}.items() <= describe(copy).items() if state in (nested, unpaired) else True
     assert all(sentence in text for sentence in facts.missing)
     json.dumps(facts.json(), allow_nan=False)
     if state is interrupted:
@@ -263,6 +298,43 @@ def test_a_schedule_that_adapts_is_drawn_over_time(copy: Path) -> None:
     facts = gather(copy)
     assert [picture.title for picture in pictures(facts)["objective"]][1] == "Schedule, adaptive"
     assert "fitted while training" in Reader(render(facts)).text
+
+
+def test_a_weighting_of_less_than_the_range_does_not_rise_where_it_begins(copy: Path, tmp_path: Path) -> None:
+    knots = [{"t": t, "logsnr": level} for t, level in ((0.0, 5.0), (0.5, 0.0), (1.0, -5.0))]
+    table = {"format": "elbo-schedule", "version": 1, "logsnr_min": -5.0, "logsnr_max": 5.0, "knots": knots}
+    (tmp_path / "s.yaml").write_text(yamls.dump(table))
+    change(copy, "settings", weighting=f"v-mse@{tmp_path / 's.yaml'}")
+    facts = gather(copy)
+    assert facts.objective is not None and not facts.objective.rising
+    assert "rises" not in pictures(facts)["objective"][0].caption
+
+
+def test_images_held_out_are_not_trained_on(copy: Path) -> None:
+    whole = yamls.read(copy / "config.yaml")["data"]["count"]
+    change(copy, "settings", val_split=50)
+    assert f"trained on {number(whole - 50)} images" in Reader(render(gather(copy))).text
+
+
+def test_a_run_named_by_where_one_stands_has_its_name(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, path in ((copy, "."), (copy / "checkpoints", "..")):
+        monkeypatch.chdir(folder)
+        facts = gather(Path(path))
+        assert facts.run == "run" and any(line.endswith(" -o run-again") for _, line in facts.commands)
+
+
+def test_a_result_in_the_run_that_is_named_too_is_shown_once(copy: Path) -> None:
+    (copy / "bound.json").write_text(json.dumps(BOUND))
+    for given in ([], [copy / "bound.json"], [copy / "bound.json"] * 2, [copy / "checkpoints" / ".." / "bound.json"]):
+        assert len(gather(copy, results=given).results) == 1
+
+
+def test_what_stands_after_a_plus_or_minus_is_said(copy: Path) -> None:
+    scores = {"frechet_distance[a]": 1.5, "frechet_distance_se[a]": 0.25, "n_samples": 9, "extractor": "a"}
+    (copy / "fid.json").write_text(json.dumps(scores))
+    (copy / "bound.json").write_text(json.dumps(BOUND))
+    text = Reader(render(gather(copy))).text
+    assert "bits per dimension, ± 0.1 (2 standard errors)" in text and "a, ± 0.25 (standard error)" in text
 
 
 def test_multiscale_is_no_elbo(copy: Path) -> None:

@@ -1,5 +1,6 @@
 """What options, preset and dataset make of a run."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,10 @@ def test_a_network_that_is_none_names_the_preset(resolved):
         resolved("", "network: {family: gan}\n")
     with pytest.raises(FormatError, match=r"preset\.yaml: section 'network'"):
         resolved("", "network: {family: uvit, attention: [8]}\n")
+
+
+@pytest.mark.parametrize("said", [{"logsnr_min": "low"}, {"weighting": 3}, {"schedule": None}, {"ema": None}, {"lr": math.nan}, {"nope": 1}])
+def test_a_runs_config_with_a_setting_that_is_none_is_refused_by_name(said):
+    with pytest.raises(FormatError, match=f"run/config.yaml: .*{next(iter(said))}"):
+        run_settings(said, Path("run/config.yaml"))
+    assert run_settings({"lr": 1, "ema": ["0.99"]}, Path("config.yaml")).ema == ("0.99",)

@@ -68,6 +68,10 @@ def test_without_classes_to_tell_apart_all_are_shown_in_order() -> None:
         assert pixels(rows[2])[0, ::4].tolist() == [16, 17, 18, 19]
 
 
+def test_a_label_below_zero_is_no_class_from_the_end() -> None:
+    assert [row.name for row in by_class(numbered(4), np.array([-1, 0, -1, 0]), ["ant", "bee"])] == ["-1", "ant"]
+
+
 def test_of_many_classes_some_are_shown_from_the_first_to_the_last() -> None:
     rows = by_class(numbered(200), np.arange(200) // 2, [f"class {i}" for i in range(100)])
     assert len(rows) == CLASSES and (rows[0].name, rows[-1].name) == ("class 0", "class 99")

@@ -33,6 +33,11 @@ from elbocli.nn import presets
 PLANNING = ("dry_run", "devices", "device_tflops")
 
 
+def _typed(value: Any) -> str:
+    """A value of a file as one would type it: 1e3 is a whole number too."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     """Defaults from a YAML file: below the command line and the environment, above the preset."""
     if path is None:
@@ -70,7 +75,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
                 raise click.UsageError(f"{path}: {key} is a {type(item).__name__}, expected one value", ctx)
         # As on the command line, so that nothing else is refused or understood; but YAML has read 1:30:00 as seconds.
         if not isinstance(known[key].type, Duration):
-            items = [None if item is None else str(item).removesuffix(".0") for item in items]
+            items = [None if item is None else _typed(item) for item in items]
         values[key] = items if several and value is not None else items[0]
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 

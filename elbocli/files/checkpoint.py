@@ -146,7 +146,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
             if Path(name).name != name or (verify and digest(path / name) != known["sha256"]):
                 raise FormatError(f"{path / name}: damaged: its sha256 is not the one in meta.json")
             int(known.get("bytes", 0))
-        int(meta["step"]), int(meta["images"])
+        int(meta["step"]), int(meta["images"]), dict(meta["log_bytes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path}: not a whole checkpoint: {error}") from error
     return Checkpoint(path, meta)

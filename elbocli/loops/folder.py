@@ -20,9 +20,13 @@ from elbocli.loops.settings import Resolved, difference
 
 
 def _check(out: Path, resolved: Resolved) -> None:
-    """Raise UsageError unless the folder is empty or this run's; with the differences when it is another's."""
+    """Raise UsageError unless the folder is empty or this run's; with the differences when it is another's.
+
+    A run that got nowhere may go on with any settings: one that ran out of memory at once, with a smaller batch.
+    """
     if (out / "config.yaml").exists():
-        changed = difference(store.read_config(out), resolved.config())
+        before = store.read_config(out)
+        changed = difference(before, resolved.config()) if store.checkpoints(out) or _has_logged(out) else []
         if changed:
             raise UsageError(
                 f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
@@ -30,6 +34,10 @@ def _check(out: Path, resolved: Resolved) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
         raise UsageError(f"{out}: exists and is not a run; choose another -o")
+
+
+def _has_logged(out: Path) -> bool:
+    return (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 0
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from elbocli.errors import DataError, ElboError, Interrupted
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
+from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
 from elbocli.loops.folder import Status, claim
@@ -224,7 +225,8 @@ class _Training:
     def _heed_stop(self) -> None:
         """A file STOP was meant for this start: the next one shall not end by it."""
         if self.world.first:
-            (self.out / STOP).unlink(missing_ok=True)
+            with told(self.out / STOP, "delete"):
+                (self.out / STOP).unlink(missing_ok=True)
 
     def _state(self, state: str, message: str = "") -> None:
         if self.status is not None:

@@ -121,6 +121,23 @@ def test_another_setting_is_refused_with_the_difference(digits: Path, preset: Pa
         drain(digits, trained, small(digits, preset, lr=0.001))
 
 
+def test_a_run_that_got_nowhere_may_go_on_with_other_settings(digits: Path, preset: Path, tmp_path: Path) -> None:
+    """It ran out of memory, say: what has no line and no checkpoint is not to be kept from a smaller batch."""
+    out = tmp_path / "run"
+
+    def until(step: int, batch: int) -> None:
+        reports = train.run(Dataset(digits), out, small(digits, preset, batch=batch, steps=4, log_every=2))
+        while next(reports).done != step:
+            pass
+        reports.close()
+
+    until(0, batch=16)
+    until(2, batch=8)
+    assert read_config(out)["settings"]["batch"] == 8 and not list(out.glob("checkpoints/step-*"))
+    with pytest.raises(UsageError, match="--batch: the run has 8, asked for 4"):
+        until(0, batch=4)
+
+
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     digits: Path, preset: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,10 @@ man: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python tests/odd_inputs.py > docs/odd-images.md.new
 	mv docs/odd-images.md.new docs/odd-images.md
+	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
+	echo >> docs/ablation.md.new
+	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new
+	mv docs/ablation.md.new docs/ablation.md
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -56,9 +56,9 @@ def test_marginals_compare_like_with_like(ablation: ModuleType) -> None:
             rows.append(row(prediction, "cosine", seed, size * factor))
             rows.append(row(prediction, "edm", seed, size * factor * (1, 2, 4)[seed]))
     lines = dict(line.strip("| ").split(" | ", 1) for line in ablation.marginals(rows).splitlines())
-    assert lines["prediction v"] == "eps | 0.50 (0.50 to 0.50) | 12"
+    assert lines["prediction v"] == "eps | 0.50 (0.50 to 0.50) | 6"
     assert lines["schedule edm"].startswith("cosine | 2.00 (1.") and lines["sampler heun"] == "ddpm | 1.00 (1.00 to 1.00) | 12"
-    spread = np.std(np.log(np.repeat([1, 2, 4], 4)), ddof=1) / 12**0.5
+    spread = np.std(np.log(np.repeat([1, 2, 4], 2)), ddof=1) / 6**0.5
     assert f"({2 * np.exp(-2 * spread):.2f} to {2 * np.exp(2 * spread):.2f})" in lines["schedule edm"]
 
 
@@ -96,3 +96,12 @@ def test_cells_are_measured_once_by_elbos_own_commands(
     assert "weighting: schedule:cosine\n" in config and "steps: 2\n" in config
     monkeypatch.setattr(ablation, "elbo", None)
     ablation.work(tmp_path, todo, 2, 2)  # calls nothing
+
+
+def test_the_page_shows_what_was_measured(ablation: ModuleType) -> None:
+    """`make docs` writes it: nothing there is typed by hand."""
+    rows = ablation.gathered(SCRIPT.with_name("results.jsonl"))
+    assert {tuple(row[key] for key in ablation.Cell._fields) for row in rows} == set(ablation.cells(3))
+    assert len(rows) == len(ablation.cells(3)) and len({(row["steps"], row["machine"]) for row in rows}) == 1
+    page = (ROOT / "docs" / "ablation.md").read_text()
+    assert page.endswith(f"\n## Measured\n\n{ablation.summary(rows)}\n")

@@ -153,18 +153,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def marginals(rows: list[dict[str, Any]]) -> str:
-    """Markdown: what each choice makes of the distance, against the first of its kind, all else equal."""
+    """Markdown: what each choice makes of the distance, against the first of its kind, all else equal; ± 2 standard errors."""
     kinds = {"prediction": PREDICTIONS, "weighting": WEIGHTINGS, "schedule": SCHEDULES, "sampler": tuple(SAMPLERS)}
     found: dict[tuple[str, ...], float] = {}
     for row in rows:
         for sampler in SAMPLERS if "failed" not in row else ():
             key = (row["prediction"], row["weighting"], row["schedule"], sampler, str(row["seed"]))
             found[key] = np.log(row[sampler]["frechet"])
-    lines = [["choice", "against", "distance times", "pairs"], ["---"] * 4]
+    lines = [["choice", "against", "distance times", "pairs of trainings"], ["---"] * 4]
     for place, (kind, names) in enumerate(kinds.items()):
         for name in names[1:]:
             pairs = [(key, (*key[:place], names[0], *key[place + 1 :])) for key in found if key[place] == name]
-            ratios = [found[key] - found[other] for key, other in pairs if other in found]
+            of_training: dict[tuple[str, ...], list[float]] = {}  # two samplers of one network are no two witnesses
+            for key, other in pairs:
+                if other in found:
+                    of_training.setdefault((*key[:3], key[4]), []).append(found[key] - found[other])
+            ratios = [float(np.mean(each)) for each in of_training.values()]
             if len(ratios) > 1:
                 error = np.std(ratios, ddof=1) / len(ratios) ** 0.5
                 low, middle, high = np.exp(np.mean(ratios) + error * np.array([-2, 0, 2]))

@@ -350,7 +350,7 @@ def test_validation_is_drawn_beside_training(copy: Path) -> None:
     facts = gather(copy)
     drawn = pictures(facts)
     assert "validation at 0.5 ± 0.02" in drawn["training"][0].caption and "4.5 ± 0.04" in drawn["training"][1].caption
-    assert "Where validation lies above" in drawn["errors"][1].caption
+    assert "Validation is of the averaged weights" in drawn["errors"][1].caption
     assert not any("no validation" in sentence for sentence in facts.missing)
 
 

@@ -68,10 +68,10 @@ def test_what_can_not_be_saved_is_told_before_the_work(elbo: Elbo, digits: Path,
 
 
 def test_a_card_of_samples_whose_name_is_no_text(elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "s\udcff.npz").symlink_to(samples[0])
+    (tmp_path / "s\udcff.npy").symlink_to(samples[0])
     line = ("--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--card", "a.md")
-    check(elbo("eval", "s\udcff.npz", *line, cwd=tmp_path), 0, "")
-    assert "s\\udcff.npz" in (tmp_path / "a.md").read_text()
+    check(elbo("eval", "s\udcff.npy", *line, cwd=tmp_path), 0, "")
+    assert "s\\udcff.npy" in (tmp_path / "a.md").read_text()
 
 
 def test_help_names_every_metric_and_protocol(elbo: Elbo) -> None:

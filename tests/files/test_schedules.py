@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from elbocli.core.schedule import Table, make_schedule, parse_schedule
+from elbocli.core.schedule import NARROWEST, Table, make_schedule, parse_schedule
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files import schedules, yamls
 
@@ -34,6 +34,7 @@ def knots(draw):
     inner = sorted(draw(st.sets(st.integers(1, 10**6 - 1), max_size=30)))
     count = len(inner) + 2
     levels = sorted(draw(st.sets(st.integers(-(10**8), 10**8), min_size=count, max_size=count)), reverse=True)
+    assume(levels[0] - levels[-1] >= 2_100_000 * NARROWEST)
     return [(t / 10**6, lam / 2_100_000) for t, lam in zip([0, *inner, 10**6], levels, strict=True)]
 
 

@@ -54,8 +54,8 @@ class Replica:
     def changed(self) -> None:
         """The pieces' values were changed by other hands than the optimizer's."""
 
-    def whole(self, index: int, piece: Tensor) -> Tensor:
-        """The whole tensor that is shaped like parameter `index`."""
+    def whole(self, index: int, piece: Tensor) -> Tensor | None:
+        """The whole tensor that is shaped like parameter `index`, in the first process; it may be None in others."""
         return piece
 
     def part(self, index: int, whole: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
 
 from elbocli.loops.runtime import PRECISIONS
 from elbocli.loops.world import World
@@ -34,7 +33,7 @@ class Sharded:
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
-        self.shapes = [(parameter.shape, parameter.stride()) for parameter in network.parameters()]
+        self.shapes = [parameter.shape for parameter in network.parameters()]
         for unit in compiled(network.units()) if compile else network.units():
             fully_shard(unit, mesh=self.mesh, mp_policy=policy)
         fully_shard(network, mesh=self.mesh, mp_policy=policy)
@@ -61,10 +60,13 @@ class Sharded:
         """As Replica's. What is outside all units stays together after a forward that no backward follows."""
         self.network.reshard()  # type: ignore[operator]
 
-    def whole(self, index: int, piece: Tensor) -> Tensor:
+    def whole(self, index: int, piece: Tensor) -> Tensor | None:
         """As Replica's. Every process must ask."""
-        shape, stride = self.shapes[index]
-        return DTensor.from_local(piece, self.mesh, [Shard(0)], shape=shape, stride=stride).full_tensor()
+        count, *rest = self.shapes[index]
+        padded = piece.new_zeros(-(-count // self.world.size), *rest)  # only the last parts are shorter
+        padded[: len(piece)] = piece
+        parts = self.world.gathered(padded)
+        return torch.cat(parts)[:count] if parts else None
 
     def part(self, index: int, whole: Tensor) -> Tensor:
         """As Replica's."""

@@ -190,7 +190,10 @@ class Trainer:
         copies: list[Tensor | None] = []
         for index, tensor in enumerate(tensors):
             whole = self.spread.whole(index, tensor)
-            copies.append(torch.empty(whole.shape, dtype=whole.dtype).copy_(whole) if self.world.first else None)
+            if whole is None or not self.world.first:
+                copies.append(None)
+            else:
+                copies.append(torch.empty(whole.shape, dtype=whole.dtype).copy_(whole))
         return copies
 
     def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

@@ -74,7 +74,7 @@ class World:
         return box[0]
 
     def gathered(self, value: Tensor) -> list[Tensor]:
-        """What every process has, by rank, at the first; nothing at the others. Of one shape, on the host."""
+        """What every process has, by rank, at the first; nothing at the others. Of one shape."""
         if self.size == 1:
             return [value]
         found = [torch.empty_like(value) for _ in range(self.size)] if self.first else None

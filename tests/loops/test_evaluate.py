@@ -87,6 +87,7 @@ def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path:
         cuda=False,
         verbose=False,
         cache=False,
+        save_cpu_ram=True,
     )
     name = "inception-v3-compat"
     assert ours[f"frechet_distance[{name}]"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)

@@ -55,7 +55,7 @@ def lines(run: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", ["unet", pytest.param("uvit", marks=pytest.mark.slow)])
 def test_losses_do_not_depend_on_processes_or_how_they_share(family: str, digits: Path, tmp_path: Path) -> None:
     """With a batch that neither two parts nor four processes divide evenly."""
     preset = tmp_path / "preset.yaml"
@@ -120,7 +120,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
     assert sizes == {5: 2, 6: 2, 10: 1, 11: 1, 15: 2, 17: 2, 20: 4, 22: 4, 25: 2, 26: 2}
 
 
-@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp")])
+@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.slow)])
 def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, digits: Path, preset: Path, tmp_path: Path
 ) -> None:

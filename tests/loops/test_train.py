@@ -44,7 +44,10 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
 
 
-@pytest.mark.parametrize(("size", "parallel", "kills"), [(1, "ddp", 20), (2, "ddp", 8), (2, "fsdp", 3)])
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "ddp", 20), (2, "ddp", 8), (2, "fsdp", 3))]
+
+
+@pytest.mark.parametrize(("size", "parallel", "kills"), [(1, "ddp", 5), (2, "ddp", 2), *SLOW])
 def test_killed_at_random_moments_and_resumed_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, kills: int, digits: Path, preset: Path, tmp_path: Path
 ) -> None:

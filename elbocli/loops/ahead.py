@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Ahead(Generic[T]):
         self._pool.shutdown(cancel_futures=True)
         self._waiting.clear()
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

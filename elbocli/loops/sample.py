@@ -25,6 +25,7 @@ from elbocli.files.sample_writer import Plan, Sink, open_samples
 from elbocli.files.schedules import resolve_schedule
 from elbocli.loops.drawer import Drawer
 from elbocli.loops.examples import sent
+from elbocli.loops.noise import Noise
 from elbocli.loops.output import Output, latent_space, open_output
 from elbocli.loops.report import Report
 from elbocli.loops.rounds import Rounds, Watch
@@ -122,21 +123,13 @@ def draw(
     shape: (height, width, channels) of what the network draws, which `output` turns into pixels. look: called before
     each estimate, to raise something when there is a reason to leave: a batch may take minutes.
     """
-    height, width, channels = shape
-    draws = 0
-
-    def noise() -> Tensor:
-        nonlocal draws
-        draws += 1
-        eps = Stream(settings.seed, f"sample-{draws}").normal(indices, (height, width, channels))
-        return sent(eps, device).permute(0, 3, 1, 2)
 
     def watched(z: Tensor, logsnr: float) -> Tensor:
         if look is not None:
             look()
         return denoiser(z, logsnr)
 
-    with autocast(device, settings.precision):
+    with Noise(settings.seed, indices, shape, len(grid) - 1, device) as noise, autocast(device, settings.precision):
         x = walk(settings.sampler, settings.params, noise(), grid, watched, noise)
     return output.pixels(x)
 

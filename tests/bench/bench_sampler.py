@@ -22,11 +22,13 @@ from elbocli.core.draws import Stream
 from elbocli.core.prediction import Prediction
 from elbocli.core.sampler import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
+from elbocli.loops import noise
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, config_of, place
 from elbocli.nn.presets import load_preset
 
 STEPS, SHAPE = 20, (64, 3, 32, 32)
+CPU = torch.device("cpu")
 BOUND, NOISY_BOUND, SHARE = 0.5, 1.3, 0.02
 SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
     "ddim": {"DDIMScheduler": {"clip_sample": False}, "EulerDiscreteScheduler": {}},  # elbo doesn't clip either
@@ -51,7 +53,7 @@ class Same(torch.nn.Module):
 
 
 class Noise:
-    """Draws as `elbo sample` does, and counts."""
+    """The numbers that `elbo sample` draws, by this thread; and counts."""
 
     def __init__(self) -> None:
         self.draws = 0
@@ -62,7 +64,7 @@ class Noise:
         return Stream(0, f"sample-{self.draws}").normal(range(n), (height, width, channels)).permute(0, 3, 1, 2)
 
 
-def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Noise, steps: int = STEPS) -> int:
+def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[], torch.Tensor], steps: int = STEPS) -> int:
     """A walk; its evaluations."""
     denoiser = Denoiser(network, PREDICTION)
     grid = time_grid(parse_schedule(parse_sampler(spec).usual.grid, -12, 12, clip=True), steps)
@@ -136,7 +138,7 @@ def against_noise(spec: str, z: torch.Tensor) -> Row:
 
 
 def share(spec: str, z: torch.Tensor, network: torch.nn.Module) -> Row:
-    """ours: seconds of a walk outside the network, drawing noise included; peer: all of it."""
+    """ours: seconds of a walk outside the network, with noise as `elbo sample` draws it; peer: all of it."""
     inside = 0.0
 
     def timed(*given: Any) -> torch.Tensor:
@@ -151,7 +153,8 @@ def share(spec: str, z: torch.Tensor, network: torch.nn.Module) -> Row:
     pairs = []
     for _ in range(3):
         inside, start = 0.0, time.perf_counter()
-        ours(spec, z, wrapped, Noise(), steps=4)
+        with noise.Noise(0, range(len(z)), (*SHAPE[2:], SHAPE[1]), STEPS, CPU) as drawn:
+            ours(spec, z, wrapped, drawn, steps=STEPS)
         total = time.perf_counter() - start
         pairs.append((total - inside, total))
     mine, whole = (median(side) for side in zip(*pairs))

@@ -27,7 +27,7 @@ from elbocli.core.draws import Stream
 from elbocli.core.guidance import Guidance
 from elbocli.errors import DataError
 from elbocli.files.checkpoint import read_config
-from elbocli.loops import sample
+from elbocli.loops import noise, sample
 from elbocli.loops.runs import empty_network
 from elbocli.loops.world import World
 
@@ -66,7 +66,7 @@ def safe(job: dict[str, Any]) -> int:
 
 def work(world: World, job: dict[str, Any]) -> None:
     """As `elbo sample` does it."""
-    sample.Stream = Noted
+    noise.Stream = Noted
     if job.get("fails") == world.rank:
         whole, calls = sample.draw, []
 

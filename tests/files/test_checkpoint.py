@@ -141,6 +141,14 @@ def test_a_meta_that_lies_of_a_file_is_refused_unverified_too(tmp_path, known):
         store.read_checkpoint(path.parent, verify=False)
 
 
+@pytest.mark.parametrize("key", ["step", "images", "files", "log_bytes"])
+def test_a_meta_without_what_a_run_goes_on_with_is_refused(tmp_path, key):
+    path = save(tmp_path, 1) / "meta.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
+    with pytest.raises(FormatError, match=f"step-00000001: not a whole checkpoint: '{key}'"):
+        store.read_checkpoint(path.parent)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "1", '"x"', "null", '{"format": "elbo-checkpoint"}', "[" * 100_000])
 def test_a_meta_of_another_kind_is_refused(tmp_path, text):
     path = save(tmp_path, 1) / "meta.json"

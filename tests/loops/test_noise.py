@@ -44,6 +44,7 @@ def test_the_next_is_drawn_ahead_from_the_second_on(purposes: list[tuple[str, bo
         until = time.monotonic() + 10
         while len(purposes) < 3 and time.monotonic() < until:
             time.sleep(0.001)
+        assert len(purposes) == 3
         noise()
         time.sleep(0.05)
     assert purposes == [("sample-1", False), ("sample-2", False), ("sample-3", False)], "and none beyond the last step"

@@ -108,17 +108,17 @@ def test_weights_that_are_none_are_refused(tmp_path):
 
 def test_what_comes_after_a_step_is_dropped(tmp_path):
     assert snapshots.drop_after(tmp_path, 0) == []
-    for step in (10, 20, 30, 100):
+    for step in (10, 20_000_000, 30_000_000, 100_000_000):
         write(tmp_path, step)
     left = tmp_path / "snapshots/.step-00000040.77.tmp"
     left.mkdir()
     (left / "ema.safetensors").touch()
-    others = ["notes", "step-00000030-good", "step-copy"]
+    others = ["notes", "step-30000000-good", "step-copy"]
     for name in others:
         (tmp_path / "snapshots" / name).touch()
-    assert snapshots.drop_after(tmp_path, 20) == [30, 100]
-    assert names(tmp_path) == sorted(["step-00000010", "step-00000020", *others])
-    assert snapshots.drop_after(tmp_path, 20) == []
+    assert snapshots.drop_after(tmp_path, 20_000_000) == [30_000_000, 100_000_000]
+    assert names(tmp_path) == sorted(["step-00000010", "step-20000000", *others])
+    assert snapshots.drop_after(tmp_path, 20_000_000) == []
 
 
 def test_a_kill_at_any_moment_leaves_whole_snapshots(tmp_path, crashes):

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from elbocli import __version__
-from elbocli.cli.main import elbo
+from elbocli.main import elbo
 
 HERE = Path(__file__).parent
 DATE = "2026-11-24"

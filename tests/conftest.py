@@ -27,6 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["file_fixtures"]
 Result = subprocess.CompletedProcess[bytes]
 
 PRESET = """
@@ -180,7 +181,7 @@ def photos() -> np.ndarray:
 def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -> Callable[..., Path]:
     """pack_latents(folder, **options of LatentEncoder): a dataset of the photos' latents, in 3 classes."""
     from elbocli.files.dataset_writer import open_writer
-    from elbocli.loops.encode import LatentEncoder
+    from elbocli.prep.encode_latents import LatentEncoder
 
     def pack(folder: Path, **options: Any) -> Path:
         encoder = LatentEncoder(folder, 16, device="cpu", **options)

@@ -1,6 +1,6 @@
 """Odd and hostile inputs, each declared once: how it is made, and what comes of it.
 
-`python tests/odd_inputs.py` packs each and prints the table of docs/odd-images.md; tests/loops/test_odd_inputs.py
+`python tests/odd_inputs.py` packs each and prints the table of docs/odd-images.md; tests/prep/test_odd_inputs.py
 checks each against what is declared here.
 """
 
@@ -27,7 +27,7 @@ from PIL import Image, ImageCms
 
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
-from elbocli.loops import prep
+from elbocli.prep import pack as prep
 
 NOBODY = 65534
 BIDS = "; put it right, or add --on-error skip to go on without it", ", or add --on-error skip"

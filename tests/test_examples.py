@@ -11,7 +11,7 @@ import click
 import pytest
 import yaml
 
-from elbocli.cli.train import train
+from elbocli.train.command import train
 
 TRAIN = Path(__file__).parent.parent / "examples" / "train"
 SCRIPTS = sorted(TRAIN.iterdir())

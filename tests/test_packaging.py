@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from elbocli.cli.main import elbo
+from elbocli.main import elbo
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,7 +63,7 @@ def test_a_wheel_holds_the_package_its_presets_and_pages_and_no_tests(wheel: Pat
     assert not [name for name in names if "test" in name]
     for wanted in (
         "elbocli/nn/presets/imagenet64.yaml",
-        "elbocli/loops/page.html",
+        "elbocli/report/page.html",
         "data/share/man/man1/elbo-train.1",
         "data/share/man/man5/elbo-formats.5",
         "LICENSE",

@@ -36,8 +36,8 @@ def test_no_module_reaches_into_another(path: Path) -> None:
     [
         "from elbocli.files import yamls\nyamls._Loader",
         "from elbocli.files import yamls as y\ndef f():\n    return y._Loader()",
-        "import elbocli.files.yamls\nelbocli.files.yamls._Loader",
-        "def f():\n    import elbocli.files.yamls as y\n    y._Loader",
+        "import elbocli.files.strict_yaml\nelbocli.files.yamls._Loader",
+        "def f():\n    import elbocli.files.strict_yaml as y\n    y._Loader",
         "from elbocli.core.weighting import Weighting\nWeighting._peaks",
     ],
 )

@@ -16,7 +16,7 @@ import traceback
 from typing import Any
 
 import elbocli
-from elbocli.cli.main import main
+from elbocli.main import main
 
 
 def run(line: list[str], cwd: str, env: dict[str, str], streams: list[str]) -> None:

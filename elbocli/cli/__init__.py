@@ -1,1 +1,1 @@
-"""The command line: parse, call one loop, echo. Heavy imports wait until a command runs."""
+"""The command line's own: options that commands share, completion, progress bars."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
-from elbocli.core.objectives import FACTORS
+from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import LARGEST, Registry
 from elbocli.core.schedule import SCHEDULES

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from elbocli.core.foreign_loss import Objective, is_objective, parse_head, parse_objective
 from elbocli.core.logsnr import LIMIT
-from elbocli.core.objectives import Objective, is_objective, parse_head, parse_objective
+from elbocli.core.monotone import Function, float64, rising, slope
 from elbocli.core.registry import Registry, number, numbers, parse_spec, plain
 from elbocli.core.schedule import SCHEDULES, Schedule, parse_schedule
-from elbocli.core.shape import Function, float64, rising, slope
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files import yamls
+from elbocli.files import strict_yaml
 from elbocli.files.atomic import flush_folder, told, write_text, writing_folder
 from elbocli.files.retention import numbered, step_of
 
@@ -176,7 +176,7 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """config.yaml: everything that was resolved."""
-    write_text(run / "config.yaml", yamls.dump({"format": RUN_FORMAT, "version": 1, **config}))
+    write_text(run / "config.yaml", strict_yaml.dump({"format": RUN_FORMAT, "version": 1, **config}))
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not run.is_dir() or not path.exists():
         raise FormatError(f"{run}: not a run (no config.yaml inside); make one with 'elbo train -o {run}'")
-    return checked_config(yamls.read(path), path)
+    return checked_config(strict_yaml.read(path), path)
 
 
 def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -21,9 +21,7 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.encodings import ENCODINGS, RAW
-from elbocli.files.latents import LatentSpace, read_space
-from elbocli.files.payload import (
+from elbocli.files.dataset_block import (
     ENCODED,
     IMAGES,
     LATENTS,
@@ -35,6 +33,8 @@ from elbocli.files.payload import (
     open_block,
     plain,
 )
+from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.latents import LatentSpace, read_space
 
 FORMAT = "elbo-dataset"
 VERSION = 1

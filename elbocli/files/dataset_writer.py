@@ -19,8 +19,8 @@ import numpy as np
 from elbocli.errors import DataError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import DIGESTS, FORMAT, VERSION, contents_digest, payload_digest
-from elbocli.files.payload import SCAN_BYTES, Layout
-from elbocli.files.unfinished import Source, Unfinished, holding
+from elbocli.files.dataset_block import SCAN_BYTES, Layout
+from elbocli.files.resumable import Source, Unfinished, holding
 
 LIBVER = ("earliest", "v108")
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from elbocli.core.logsnr import LIMIT
-from elbocli.errors import FormatError
+from elbocli.errors import FormatError, UsageError
+from elbocli.files.atomic import told
 
 FORMAT = "elbo-losslog"
 MOST_BINS = 2000
@@ -149,3 +152,22 @@ class Reader:
             self.log.images = max(self.log.images, images)
             self.log.lines += 1
             self.log.batch = max(1, images // max(1, step))
+
+
+def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
+    """Add up runs, logs and streams. Raises FormatError."""
+    reader = Reader(since)
+    with ExitStack() as stack:
+        for source in sources:
+            if not isinstance(source, Path):
+                reader.read(source, "standard input")
+                continue
+            path = source / "losslog.jsonl" if source.is_dir() else source
+            if not path.exists():
+                what = "no losslog.jsonl inside; is it a run?" if source.is_dir() else "no such loss log"
+                raise FormatError(f"{source}: {what}")
+            with told(path, "read"):
+                reader.read(stack.enter_context(open(path, "rb")), str(path))
+    if reader.log is None:
+        raise UsageError("name a run, a loss log, or - for standard input")
+    return reader.log

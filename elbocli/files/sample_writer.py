@@ -25,9 +25,9 @@ from PIL import Image
 from elbocli import __version__
 from elbocli.errors import DataError, UsageError
 from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
+from elbocli.files.dataset_block import IMAGES, SCAN_BYTES, Layout, plain
 from elbocli.files.dataset_writer import DatasetWriter
-from elbocli.files.payload import IMAGES, SCAN_BYTES, Layout, plain
-from elbocli.files.unfinished import Unfinished, holding
+from elbocli.files.resumable import Unfinished, holding
 
 LARGEST_GRID = 10_000
 BLOCK = 4096

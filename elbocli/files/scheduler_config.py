@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
 from elbocli.core.schedule import Curve, FmOt
-from elbocli.core.steps import BETAS, Moved, Steps, logsnr_of_betas
 from elbocli.errors import FormatError, UsageError
 
 LARGEST_FILE = 16 << 20

@@ -12,9 +12,9 @@ from bench_train_step import packed, step_of
 from compare import Row
 
 from elbocli.files import checkpoint as store
-from elbocli.loops.saver import Saver
-from elbocli.loops.settings import resolve
-from elbocli.loops.trainer import Trainer
+from elbocli.run.settings import resolve
+from elbocli.train.saver import Saver
+from elbocli.train.trainer import Trainer
 
 ROUNDS = 15
 

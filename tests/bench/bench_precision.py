@@ -10,8 +10,8 @@ import torch
 from bench_train_step import packed, step_of
 from compare import Row, compare
 
-from elbocli.loops.settings import resolve
-from elbocli.loops.trainer import Trainer
+from elbocli.run.settings import resolve
+from elbocli.train.trainer import Trainer
 
 WAYS = ({"precision": "bf16"}, {"compile": True}, {"precision": "bf16", "compile": True})
 

@@ -21,8 +21,8 @@ import sklearn
 from compare import Row, compare
 from PIL import Image
 
-from elbocli.files.pixels import Decoding, square
-from elbocli.loops import prep
+from elbocli.images.decode import Decoding, square
+from elbocli.prep import pack
 
 COUNT, WIDTH, HEIGHT, SIZE, ROUNDS = 2000, 500, 375, 64, 5
 BOUND_ALONE, BOUND_LOOP = 1 / 0.9, 1 / 2.5
@@ -72,7 +72,7 @@ def rows() -> Iterator[Row]:
 
         def ours(**settings: object) -> None:
             options = {"size": SIZE, "overwrite": True, **settings}
-            for _ in prep.run(folder / "src", folder / "out.h5", prep.Settings(**options)):  # type: ignore[arg-type]
+            for _ in pack.run(folder / "src", folder / "out.h5", pack.Settings(**options)):  # type: ignore[arg-type]
                 pass
 
         def alone() -> None:

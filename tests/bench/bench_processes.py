@@ -24,8 +24,8 @@ def work(world):
     import torch
     torch.set_num_threads(int(threads))
     from elbocli.files.dataset import Dataset
-    from elbocli.loops.settings import resolve
-    from elbocli.loops.trainer import Trainer
+    from elbocli.run.settings import resolve
+    from elbocli.train.trainer import Trainer
     dataset = Dataset(Path(data))
     resolved = resolve({{"preset": preset, "batch": int(batch), "device": "cpu", "parallel": parallel}}, dataset)
     trainer = Trainer(resolved, dataset, world)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from compare import Row, compare
 
-from elbocli.files import payload
+from elbocli.files import dataset_block
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
-from elbocli.loops import merge
-from elbocli.loops.examples import Examples
-from elbocli.loops.settings import resolve
+from elbocli.merge import combine
+from elbocli.run.settings import resolve
+from elbocli.train.batches import Examples
 
 IMAGES, SHAPE, BATCH = 50_000, (64, 64, 3), 256
 BOUND, VIRTUAL_BOUND, PARTS = 1 / 0.8, 1.2, 4
@@ -27,7 +27,7 @@ BOUND, VIRTUAL_BOUND, PARTS = 1 / 0.8, 1.2, 4
 
 def write_rows(path: Path, rows: np.ndarray) -> Path:
     """An elbo-dataset of those images."""
-    with open_writer(path, payload.plain(SHAPE), len(rows), "noise") as writer:
+    with open_writer(path, dataset_block.plain(SHAPE), len(rows), "noise") as writer:
         for start in range(0, len(rows), 2500):
             writer.append(rows[start : start + 2500], start + 2500, {})
         names = {"class_names": ["noise"], "files": [""] * len(rows)}
@@ -42,7 +42,7 @@ def write(folder: Path) -> tuple[Dataset, np.ndarray, Dataset]:
     for start in range(0, IMAGES, 5000):
         plain[start : start + 5000] = rng.integers(0, 256, (5000, *SHAPE), np.uint8)
     parts = [write_rows(folder / f"{k}.h5", rows) for k, rows in enumerate(np.split(plain, PARTS))]
-    for _ in merge.run(parts, folder / "virtual.h5", merge.Settings(virtual=True)):
+    for _ in combine.run(parts, folder / "virtual.h5", combine.Settings(virtual=True)):
         pass
     whole = Dataset(write_rows(folder / "data.h5", plain))
     return whole, np.load(folder / "plain.npy", mmap_mode="r"), Dataset(folder / "virtual.h5")

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from compare import Row, Skipped, compare
 
-from elbocli.core.draws import Stream
 from elbocli.core.prediction import Prediction
-from elbocli.core.sampler import parse_sampler, time_grid, walk
+from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
-from elbocli.loops import noise
+from elbocli.core.streams import Stream
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, config_of, place
 from elbocli.nn.presets import load_preset
+from elbocli.sample import noise
 
 STEPS, SHAPE = 20, (64, 3, 32, 32)
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from compare import Row, compare
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from elbocli.files import payload
+from elbocli.files import dataset_block
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS, RAW, STORES
@@ -51,7 +51,7 @@ def crops(size: int, count: int) -> np.ndarray:
 def write(path: Path, images: np.ndarray, store: str) -> Dataset:
     """A dataset of those images, kept in that way."""
     size = images.shape[1]
-    layout = payload.plain((size, size, 3)) if store == RAW else payload.encoded(images[0].nbytes)
+    layout = dataset_block.plain((size, size, 3)) if store == RAW else dataset_block.encoded(images[0].nbytes)
     about: dict[str, Any] = {"num_classes": 1, "image_size": size}
     with open_writer(path, layout, len(images), store) as writer:
         if store == RAW:

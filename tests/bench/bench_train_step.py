@@ -17,11 +17,11 @@ from compare import Row, compare
 from PIL import Image
 
 from elbocli.files.dataset import Dataset
-from elbocli.loops import prep
-from elbocli.loops.settings import resolve
-from elbocli.loops.trainer import Trainer
 from elbocli.nn.networks import NetworkConfig, build, place
 from elbocli.nn.unet import UNetConfig
+from elbocli.prep import pack
+from elbocli.run.settings import resolve
+from elbocli.train.trainer import Trainer
 
 BOUND = 1.05
 SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attention=(16,))
@@ -37,7 +37,7 @@ def packed(folder: Path, size: int, channels: int, count: int = 500) -> Dataset:
         path = folder / f"src{size}" / str(i % 10) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (size, size, channels), np.uint8).squeeze()).save(path)
-    for _ in prep.run(folder / f"src{size}", out, prep.Settings(size=size, channels=channels)):
+    for _ in pack.run(folder / f"src{size}", out, pack.Settings(size=size, channels=channels)):
         pass
     return Dataset(out)
 

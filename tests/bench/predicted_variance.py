@@ -14,22 +14,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from elbocli.bound import estimate
+from elbocli.bound.measure import ALL, Probe, Settings
 from elbocli.core.adaptive import Moments, loss_variance
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.draws import T_SAMPLINGS, Stream, times
-from elbocli.core.objective import denoising_losses, step_coefficients
+from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule
+from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting, parse_weighting
-from elbocli.loops import bound
-from elbocli.loops.examples import normalised
-from elbocli.loops.probe import ALL, Probe, Settings
+from elbocli.train.batches import normalised
 
 SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA))
 
 
 def moments(run: Path, data: Path | None, draws: int) -> Moments:
     """Of the errors at the last checkpoint, from every image."""
-    loop = bound.run(Probe(run, data, Settings(images=ALL, draws=draws, seed=1), print))
+    loop = estimate.run(Probe(run, data, Settings(images=ALL, draws=draws, seed=1), print))
     try:
         while True:
             next(loop)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compare import Row, Skipped
 
-from elbocli.cli.main import share_cores
+from elbocli.main import share_cores
 
 NAMES = [path.stem.removeprefix("bench_") for path in sorted(Path(__file__).parent.glob("bench_*.py"))]
 LINE = "{:<58} {:>10} {:>10} {:>6} {:>6}  {}"

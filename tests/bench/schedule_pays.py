@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from elbocli.cli.main import share_cores
 from elbocli.core.adaptive import Moments, bin_edges, fit
-from elbocli.core.draws import Stream
-from elbocli.core.objective import denoising_losses, step_coefficients
+from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.streams import Stream
 from elbocli.files.dataset import Dataset
-from elbocli.loops import prep
-from elbocli.loops.settings import resolve
-from elbocli.loops.trainer import Trainer
+from elbocli.main import share_cores
+from elbocli.prep import pack as prep
+from elbocli.run.settings import resolve
+from elbocli.train.trainer import Trainer
 
 MAKE_DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "make_digits.py"
 REFERENCE = "cosine"

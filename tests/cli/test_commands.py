@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.cli.main import elbo as group
-from elbocli.cli.weights import REGISTRIES, weights
 from elbocli.core.weighting import WEIGHTINGS
 from elbocli.files.sample_writer import npy_header
+from elbocli.main import elbo as group
+from elbocli.weights.command import REGISTRIES, weights
 
 HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2")
 VERBS = [
@@ -72,7 +72,7 @@ def check(result: Any, code: int, *words: str) -> None:
     ],
 )
 def test_help_and_names_import_nothing_heavy(line: str) -> None:
-    code = f"import sys; from elbocli.cli.main import run; code = run({line.split()!r}); sys.exit(code or any(m in sys.modules for m in {HEAVY!r}) * 77)"
+    code = f"import sys; from elbocli.main import run; code = run({line.split()!r}); sys.exit(code or any(m in sys.modules for m in {HEAVY!r}) * 77)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout and not result.stderr

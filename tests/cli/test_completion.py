@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from elbocli.cli.completion import SHELLS
-from elbocli.cli.main import elbo as group
 from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.sampler import SAMPLERS
+from elbocli.core.samplers.walk import SAMPLERS
 from elbocli.core.schedule import SCHEDULES
 from elbocli.core.weighting import WEIGHTINGS
+from elbocli.main import elbo as group
 from elbocli.nn.presets import NAMES
 
 HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2")
 ASK = f"""
 import sys
-from elbocli.cli.main import main
+from elbocli.main import main
 try:
     main()
 except SystemExit as end:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elbocli.core.loss import denoising_losses, losses, step_coefficients
 from elbocli.core.multiscale import BASE, multiscale_error, shares, sizes
-from elbocli.core.objective import denoising_losses, losses, step_coefficients
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.core.adaptive import LONGEST, SHARE, BinSums, Moments, Online, bin_edges, fit
-from elbocli.core.draws import Stream, times
+from elbocli.core.streams import Stream, times
 from elbocli.core.weighting import parse_weighting
 
 BATCH, BINS, SCALE = 128, 100, 4.0

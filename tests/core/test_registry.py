@@ -89,7 +89,7 @@ def test_a_malformed_spec_is_refused(text):
 def test_listing_every_name_imports_neither_torch_nor_numpy():
     code = (
         "import sys\n"
-        "from elbocli.core import averages, criteria, guidance, logsnr, prediction, registry, sampler, schedule, weighting\n"
+        "from elbocli.core import averages; from elbocli.core import criteria; from elbocli.core import guidance; from elbocli.core import logsnr; from elbocli.core import prediction; from elbocli.core import registry; from elbocli.core.samplers import walk as sampler; from elbocli.core import schedule; from elbocli.core import weighting\n"
         "from elbocli.nn import extractors, presets\n"
         "assert list(weighting.WEIGHTINGS) and list(schedule.SCHEDULES) and list(sampler.SAMPLERS) and list(averages.AVERAGES) and presets.NAMES\n"
         "print({'torch', 'numpy', 'h5py', 'PIL'} & set(sys.modules))\n"

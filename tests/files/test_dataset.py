@@ -8,8 +8,8 @@ import pytest
 
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.dataset import Dataset, find_dataset, payload_digest
+from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
-from elbocli.files.payload import plain
 
 # Reading
 
@@ -392,7 +392,7 @@ DRIVER = """
 import random, time
 import numpy as np
 from elbocli.files.dataset_writer import open_writer
-from elbocli.files.payload import plain
+from elbocli.files.dataset_block import plain
 
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 SHAPE, N = (16, 16, 3), 700

@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from elbocli.files import payload
+from elbocli.files import dataset_block
+from elbocli.files.dataset_virtual import write_virtual
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
-from elbocli.files.virtual import write_virtual
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
 KINDS = ("raw", "png", "webp", "latents")
@@ -33,9 +33,9 @@ def folder(tmp_path: Path) -> Path:
     for kind in KINDS:
         rows = rows_of(kind)
         about: dict[str, Any] = {"num_classes": 3, "image_size": 8}
-        layouts = {"raw": payload.plain, "latents": payload.latents}
+        layouts = {"raw": dataset_block.plain, "latents": dataset_block.latents}
         if kind in ENCODINGS:
-            layout, about = payload.encoded(300), {**about, "store": kind, "channels": 3}
+            layout, about = dataset_block.encoded(300), {**about, "store": kind, "channels": 3}
         else:
             layout = layouts[kind](rows.shape[1:])  # type: ignore[arg-type]
         with open_writer(tmp_path / f"{kind}.h5", layout, 12, "test") as writer:
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     shutil.copy(tmp_path / "raw.h5", tmp_path / "copy.h5")
     parts = [(tmp_path / "raw.h5", 12), (tmp_path / "copy.h5", 12)]
     labels = {"labels": np.arange(24) % 3}
-    write_virtual(tmp_path / "virtual.h5", payload.plain((8, 8, 3)), parts, labels, {}, {"count": 24})
+    write_virtual(tmp_path / "virtual.h5", dataset_block.plain((8, 8, 3)), parts, labels, {}, {"count": 24})
     return tmp_path
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.objectives import FACTORS
-from elbocli.core.shape import likeness
+from elbocli.core.foreign_loss import FACTORS
+from elbocli.core.monotone import likeness
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import ElboError, FormatError
 from elbocli.files import scheduler_config
-from elbocli.files.schedules import file_in, resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import file_in, resolve_schedule, resolve_weighting
 
 BASE = {
     "_class_name": "DDPMScheduler",

@@ -8,10 +8,10 @@ import torch
 import elbocli.nn.presets as home
 from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.schedules import resolve_schedule
-from elbocli.loops.settings import ADAPTIVE
+from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of
 from elbocli.nn.presets import NAMES, choose_preset, load_preset
+from elbocli.run.settings import ADAPTIVE
 
 FOLDER = Path(home.__file__).parent
 

@@ -32,13 +32,13 @@ def load_preset(name: str) -> dict[str, Any]:
     chosen by itself; without `images` never. `data`: what it was made for, as COUNTS, with kind: latents where so.
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
-    from elbocli.files import yamls
+    from elbocli.files import strict_yaml
 
     if name in NAMES:
-        return yamls.load(resources.files(__name__).joinpath(f"{name}.yaml").read_text("utf-8"), f"preset {name}")
+        return strict_yaml.load(resources.files(__name__).joinpath(f"{name}.yaml").read_text("utf-8"), f"preset {name}")
     if not name.endswith((".yaml", ".yml")):
         raise UsageError(f"no preset is called {name!r}; known: {', '.join(NAMES)}, or a path ending in .yaml")
-    preset = yamls.read(Path(name))
+    preset = strict_yaml.read(Path(name))
     if set(preset) - {"about", "data", "network", "train"} or not {"network", "train"} <= set(preset):
         raise FormatError(
             f"{name}: a preset has the sections 'network' and 'train'; found {', '.join(preset) or 'none'}"

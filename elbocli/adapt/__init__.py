@@ -1,0 +1,1 @@
+"""`elbo adapt`: a schedule fitted to loss logs."""

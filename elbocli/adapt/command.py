@@ -1,0 +1,113 @@
+"""`elbo adapt`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.options import (
+    PATH,
+    STREAM,
+    Command,
+    Count,
+    Number,
+    common,
+    overwrite_option,
+    stdin_or_fail,
+    take_parameters,
+    weighting_options,
+)
+from elbocli.core.criteria import CRITERIA
+from elbocli.core.weighting import WEIGHTINGS
+
+
+@click.command(cls=Command)
+@click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
+@weighting_options("the log's own")
+@click.option(
+    "--criterion",
+    type=click.Choice(list(CRITERIA)),
+    default="loss",
+    show_default=True,
+    help="What the density follows: "
+    + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
+    + ".",
+)
+@click.option("--bins", type=Count(2, 2000), help="Merge the log's bins to this many.")
+@click.option(
+    "--floor",
+    type=Number(0, 1, above=True),
+    default=0.01,
+    show_default=True,
+    help="Least density, as a share of the uniform one, so that every level is sampled.",
+)
+@click.option("--since", type=Count(0), default=0, show_default=True, help="Use only intervals after this step.")
+@click.option("-o", "--out", type=PATH, default="-", show_default=True, help="Where the schedule goes.")
+@click.option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
+@click.option(
+    "--report",
+    is_flag=True,
+    help="Print what each schedule promises as one JSON object; the schedule itself only goes to the file of -o.",
+)
+@overwrite_option
+@common
+def adapt(
+    sources: tuple[Path, ...],
+    weighting: str | None,
+    shift: Any,
+    monotone: bool | None,
+    out: Path,
+    plot: Path | None,
+    report: bool,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Fit a noise schedule to the loss logs of runs, for any weighting.
+
+    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard
+    output; to standard error the predicted variance of the loss estimate under the log's own schedule, under
+    others, and under one fitted by each criterion. Low-discrepancy t is as in training, at the log's batch size.
+    """
+    from elbocli.adapt import fit_log as loop
+    from elbocli.cli.progress_bar import say
+    from elbocli.files.atomic import refuse_existing, write_text
+
+    params = take_parameters(WEIGHTINGS, options)
+    if shift == "auto":
+        raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
+    for path in (out, plot):
+        if path is not None and path != STREAM:
+            refuse_existing(path, overwrite)
+    if plot is not None:
+        from elbocli.cli.figure import check_suffix
+
+        check_suffix(plot)
+    inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
+    fitted = loop.run(
+        inputs, weighting=weighting, shift=shift or 0.0, monotone=bool(monotone), params=params, **options
+    )
+    say(
+        f"{fitted.weighting.spec}, {options['criterion']} criterion, {fitted.log.images} images in {fitted.log.lines} intervals"
+    )
+    say(
+        f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {fitted.log.batch}:"
+    )
+    say(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
+    for name, pair in fitted.variances.items():
+        ratio = fitted.ratios[name]
+        say(f"{name:>21}  {pair[0]:13.4g}  {ratio[0]:8.3g}  {pair[1]:17.4g}  {ratio[1]:8.3g}")
+    if plot is not None:
+        from elbocli.adapt.plot import plot_fit
+
+        shown = {"log's own": loop.OWN, "cosine": "cosine", "edm": "edm", "fitted": loop.FITTED + fitted.criterion}
+        densities = {label: fitted.candidates[name] for label, name in shown.items()}
+        plot_fit(fitted.moments, fitted.weighting, densities, plot)
+    if report:
+        click.echo(json.dumps(fitted.report(), indent=1, allow_nan=False))
+    elif out == STREAM:
+        click.echo(fitted.text, nl=False)
+    if out != STREAM:
+        write_text(out, fitted.text)

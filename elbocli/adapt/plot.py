@@ -1,0 +1,56 @@
+"""The picture of `elbo adapt`: measured errors, and the fitted density against others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli.cli.figure import COLORS, ERROR, POINTS, brief, check_suffix, draw_densities, finish, new_figure
+from elbocli.core.adaptive import Moments
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.weighting import Weighting
+from elbocli.errors import UsageError
+
+
+def plot_fit(
+    moments: Moments, weighting: Weighting, densities: dict[str, Callable[[Tensor], Tensor]], out: Path
+) -> None:
+    """Panels over λ: the measured ε error per dimension ± 2 standard errors; the share of the weighted loss that each
+    λ has, and the densities of several schedules, EDM's among them.
+
+    Raises UsageError for an unknown suffix.
+    """
+    check_suffix(out)
+    low, high = float(moments.edges[0]), float(moments.edges[-1])
+    at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
+    middle = 0.5 * (moments.edges[1:] + moments.edges[:-1])
+    sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
+    seen = moments.count > 1
+    mean = moments.mean[seen]
+    spread = 2 * moments.mean_se[seen]
+    axes["error"].fill_between(
+        middle[seen], (mean - spread).clamp(min=1e-12), mean + spread, color=COLORS[0], alpha=0.3, linewidth=0
+    )
+    axes["error"].plot(middle[seen], mean, color=COLORS[0], linewidth=1.5)
+    axes["error"].set_yscale("log")
+    axes["error"].set_ylabel(ERROR)
+    axes["error"].set_title("measured error, ± 2 standard errors")
+    share = weighting(middle) * moments.smoothed().mean
+    share = share / (share * moments.edges.diff()).sum()
+    axes["density"].fill_between(
+        middle, share, color="0.85", label=f"share of the loss, {brief(weighting.spec)}", step="mid"
+    )
+    draw_densities(axes["density"], densities | _edm(low, high, densities), at)
+    finish(sheet, axes, ["density"], low, high, out)
+
+
+def _edm(low: float, high: float, densities: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """EDM's density, unless it is there already or has nothing in the range."""
+    try:
+        return {} if "edm" in densities else {"edm": parse_schedule("edm", low, high).density}
+    except UsageError:
+        return {}

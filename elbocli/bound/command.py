@@ -1,0 +1,178 @@
+"""`elbo bound`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.options import (
+    PATH,
+    STREAM,
+    Command,
+    Count,
+    Named,
+    Number,
+    common,
+    device_options,
+    overwrite_option,
+    schedule_help,
+    weighting_help,
+    weights_options,
+)
+from elbocli.core.schedule import SCHEDULES
+from elbocli.core.weighting import WEIGHTINGS
+
+EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
+MODES = {
+    "": {"images", "draws", "batch", "target_se", "schedules", "curve", "plot", "log"},
+    "--check": {"check", "images", "draws", "batch", "weightings"},
+    "--gradient-variance": {"gradient_variance", "batches", "weightings", "schedules", "out"},
+}
+
+
+def _mode(ctx: click.Context) -> str:
+    """Which of the three questions is asked. Raises UsageError for an option of another one."""
+    given = {
+        name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    } - EVERY
+    asked = [mode for mode in MODES if mode and mode[2:].replace("-", "_") in given]
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(asked)} are two questions; ask one at a time", ctx)
+    mode = asked[0] if asked else ""
+    for parameter in ctx.command.params:
+        if parameter.name in given - MODES[mode]:
+            owners = " or ".join(other or "the plain bound" for other, own in MODES.items() if parameter.name in own)
+            raise click.UsageError(f"{parameter.opts[-1]} goes with {owners}", ctx)
+    return mode
+
+
+@click.command(cls=Command)
+@click.argument("run", type=PATH)
+@click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
+@click.option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
+@click.option(
+    "--gradient-variance",
+    is_flag=True,
+    help="Measure how much the training gradient varies, for each --weighting under each --schedule.",
+)
+@click.option("-n", "--images", type=Count(2, 10**9), help="How many images.  [default: 1000, or all with --target-se]")
+@click.option(
+    "--draws", type=Count(2, 10**6), default=16, show_default=True, help="Noise levels for each image, an even number."
+)
+@click.option(
+    "--target-se", type=Number(0, above=True), help="Draw until the standard error of the bits per dimension is below."
+)
+@click.option(
+    "--weighting",
+    "weightings",
+    type=Named(WEIGHTINGS),
+    multiple=True,
+    metavar="SPEC",
+    help=weighting_help("w(logsnr) to check or measure; may be repeated [the run's own]."),
+)
+@click.option(
+    "--schedule",
+    "schedules",
+    type=Named(SCHEDULES),
+    multiple=True,
+    metavar="SPEC",
+    help=schedule_help(
+        "Of the draws; with --gradient-variance those to compare, repeated [cosine, edm, uniform, and all fitted ones]. "
+        "fitted:CRITERION is fitted to the run's own log, fitted:gradient to gradients measured here."
+    ),
+)
+@click.option(
+    "--batches", type=Count(16, 10**6), default=64, show_default=True, help="Of gradients, for each schedule."
+)
+@click.option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
+@click.option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
+@click.option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
+@click.option("-o", "--out", type=PATH, help="Also the schedule with the least gradient variance, measured here.")
+@click.option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
+@click.option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where pixels are read.  [default: the run's]")
+@weights_options(None, "  [default: ema; model with --gradient-variance]")
+@click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of images and noise.")
+@click.option(
+    "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
+)
+@device_options
+@overwrite_option
+@common
+def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None:
+    """The variational bound of RUN on DATA.h5 (the run's own without it), in nats and bits per dimension, as JSON.
+
+    Prior, reconstruction (a softmax over the 256 levels) and diffusion terms, with standard errors: bpd_se is of
+    the dataset's mean, bpd_se_noise of the noise alone, bpd_se_population of the distribution's mean. With --check:
+    the weighted loss, and the same as an integral of bounds over the noise levels that the weighting implies, from
+    independent draws; exit status 0 when they agree within 4 standard errors, 1 when not.
+    """
+    from elbocli.bound.measure import ALL, Probe, Settings
+    from elbocli.cli.progress_bar import say, show
+    from elbocli.files.atomic import refuse_existing
+
+    mode = _mode(click.get_current_context())
+    outputs = {name: options.pop(name) for name in ("curve", "plot", "log", "out")}
+    for path in filter(None, outputs.values()):
+        if path == STREAM:
+            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
+        refuse_existing(path, overwrite)
+    keys = ("draws", "seed", "batch", "logsnr_min", "logsnr_max")
+    settings = Settings(
+        images=ALL if options["target_se"] and options["images"] is None else options["images"],
+        device=options["device"] or "auto",
+        precision=options["precision"] or "fp32",
+        weights=options["weights"] or ("model" if mode == "--gradient-variance" else "ema"),
+        average=options["average"],
+        **{key: options[key] for key in keys},
+    )
+    probe = Probe(run, data, settings, lambda text: say(text, "warning"))
+    if mode == "":
+        _bound(probe, options, outputs, show)
+    elif mode == "--check":
+        from elbocli.bound import theorem
+
+        result = show(theorem.run(probe, probe.weightings(options["weightings"])))
+        click.echo(json.dumps(result, indent=1))
+        click.get_current_context().exit(0 if result["agree"] else 1)
+    else:
+        _gradients(probe, options, outputs["out"], show)
+
+
+def _bound(probe: Any, options: dict[str, Any], outputs: dict[str, Path | None], show: Any) -> None:
+    from elbocli.bound import estimate as loop
+    from elbocli.files.atomic import write_text
+
+    if len(options["schedules"]) > 1:
+        raise click.UsageError("the bound is drawn under one --schedule", click.get_current_context())
+    if outputs["plot"]:
+        from elbocli.cli.figure import check_suffix
+
+        check_suffix(outputs["plot"])
+    found = show(loop.run(probe, "".join(options["schedules"]), options["target_se"]))
+    click.echo(json.dumps(found.result, indent=1))
+    if outputs["curve"]:
+        write_text(outputs["curve"], found.curve.tsv())
+    if outputs["log"]:
+        write_text(outputs["log"], loop.log_text(probe, found))
+    if outputs["plot"]:
+        from elbocli.bound.plot import plot_curve
+
+        plot_curve(found.curve, outputs["plot"])
+
+
+def _gradients(probe: Any, options: dict[str, Any], out: Path | None, show: Any) -> None:
+    from elbocli.bound import gradients as loop
+    from elbocli.bound.measure import MEASURED
+    from elbocli.files.atomic import write_text
+
+    weightings = probe.weightings(options["weightings"])
+    specs = list(options["schedules"]) or list(loop.DEFAULT)
+    if out and (len(weightings) > 1 or MEASURED not in specs):
+        raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", click.get_current_context())
+    result, text = show(loop.run(probe, weightings, specs, options["batches"]))
+    click.echo(json.dumps(result, indent=1))
+    if out:
+        write_text(out, text)

@@ -1,0 +1,180 @@
+"""How much the training gradient varies under a schedule: tr Cov / ‖mean‖², the thing a schedule is for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.bound.measure import MEASURED, Probe
+from elbocli.core.adaptive import Moments, bin_edges, fit
+from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.streams import Stream
+from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.errors import UsageError
+from elbocli.files.schedule_file import to_text
+from elbocli.run.settings import Resolved
+from elbocli.runtime.progress import Report
+from elbocli.train.losses import StepLosses
+
+GROUPS = 8
+BATCHES = 64
+BINS, PER_BIN = 40, 32
+DEFAULT = ("cosine", "edm", "uniform", "fitted:loss", "fitted:second-moment", "fitted:std", MEASURED)
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """Of batch gradients in groups: products [G, G] of the groups' sums, squares [G] summed, and batches per group."""
+
+    products: Tensor
+    squares: Tensor
+    per_group: int
+
+    def trace_and_norm(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """(tr Cov of a batch's gradient, ‖mean‖²), unbiased: the second from products of different batches only."""
+        count, squares = keep.sum() * self.per_group, keep @ self.squares
+        norm = (keep @ self.products @ keep - squares) / (count * (count - 1))
+        return squares / count - norm, norm
+
+
+def jackknife(value: Any) -> tuple[float, float]:
+    """(value of all groups, standard error by leaving out one at a time). value: a function of weights [G]."""
+    every = torch.ones(GROUPS, dtype=torch.float64)
+    without = torch.stack([value(every - row) for row in torch.eye(GROUPS, dtype=torch.float64)])
+    spread = (without - without.mean()).square().sum() * (GROUPS - 1) / GROUPS
+    return float(value(every)), float(spread.sqrt())
+
+
+def compare(sums: list[GroupSums], batch: int) -> list[dict[str, float]]:
+    """For each schedule tr Cov per image over ‖mean‖², and tr Cov over the smallest, with standard errors.
+
+    The mean gradient doesn't depend on the schedule, so its norm is taken where it is known best.
+    """
+    every = torch.ones(GROUPS, dtype=torch.float64)
+    best = min(sums, key=lambda s: float(s.trace_and_norm(every)[0]))
+    rows = []
+    for found in sums:
+        ratio, ratio_se = jackknife(
+            lambda keep, s=found: batch * s.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[1]
+        )
+        relative, relative_se = jackknife(
+            lambda keep, s=found: s.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[0]
+        )
+        rows.append({"ratio": ratio, "ratio_se": ratio_se, "relative": relative, "relative_se": relative_se})
+    return rows
+
+
+class Gradients:
+    """Gradients of a run's loss. The batch, time sampling, flips, label dropout and dropout are the run's own."""
+
+    def __init__(self, probe: Probe, batch: int | None = None):
+        settings, self.probe = probe.trained.settings, probe
+        # Not the noise that the run was trained on; and all images, as another seed would hold out others.
+        seed = Stream(probe.settings.seed, "gradient").seed(0)
+        batch, precision = batch or settings.batch, probe.settings.precision
+        self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
+        resolved = Resolved(self.settings, probe.trained.network.config, {}, {}, [])
+        self.losses = StepLosses(probe.dataset, resolved, probe.trained.prediction, probe.device)
+        self.network = probe.trained.network.requires_grad_(True).train()
+        self.parameters = list(self.network.parameters())
+
+    def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
+        """Of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
+        levels = self.losses.logsnr(step, schedule) if logsnr is None else logsnr
+        loss, _, _ = self.losses.at(self.network, step, weighting, schedule, levels)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
+
+
+def measure(gradients: Gradients, weighting: Weighting, schedule: Schedule, batches: int) -> Iterator[GroupSums | None]:
+    """None per batch, then the sums."""
+    sums = torch.zeros(GROUPS, sum(p.numel() for p in gradients.parameters), device=gradients.probe.device)
+    squares = torch.zeros(GROUPS, dtype=torch.float64)
+    for step in range(batches):
+        gradient = gradients.at(step, weighting, schedule)
+        sums[step % GROUPS] += gradient
+        squares[step % GROUPS] += float(gradient.double().square().sum())
+        yield None
+    yield GroupSums((sums @ sums.T).double().cpu(), squares, batches // GROUPS)
+
+
+def _norm(singles: Gradients, cell: int, edges: Tensor) -> float:
+    """Mean square of one image's gradient of ½‖ε−ε̂‖²/p, for p uniform and λ in one cell."""
+    probe = singles.probe
+    plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", probe.low, probe.high)
+    offset = Stream(probe.settings.seed, "gradient-norm").uniform(cell, 1)
+    part = torch.from_numpy((offset + np.arange(PER_BIN) / PER_BIN) % 1.0)
+    levels = edges[cell] + (edges[cell + 1] - edges[cell]) * part
+    total = 0.0
+    for k in range(PER_BIN):
+        gradient = singles.at(cell * PER_BIN + k, plain, uniform, levels[k : k + 1])
+        total += float(gradient.double().square().sum())
+    return total / PER_BIN
+
+
+def run(
+    probe: Probe, weightings: list[Weighting], specs: list[str], batches: int
+) -> Generator[Report, None, tuple[dict[str, Any], str]]:
+    """Measure every weighting under every schedule on the same images and noise.
+
+    Returns (the result as JSON, the text of the measured schedule of the last weighting, or ''). Raises ElboError.
+    """
+    if batches < 2 * GROUPS or batches % GROUPS:
+        raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
+    gradients, text = Gradients(probe), ""
+    total, done, rows = len(weightings) * len(specs) * batches, 0, []
+    yield Report(
+        0,
+        total,
+        "batch",
+        f"{probe.trained.path}: {batches} batches of {gradients.settings.batch} images for each schedule",
+    )
+    edges = bin_edges(probe.low, probe.high, BINS)
+    singles, norms = Gradients(probe, batch=1), list[float]()
+    while MEASURED in specs and len(norms) < BINS:
+        norms.append(_norm(singles, len(norms), edges))
+        yield Report(len(norms), BINS, "level")
+    for weighting in weightings:
+        schedules = []
+        for spec in specs:
+            if spec == MEASURED:
+                best = _least(edges, norms, weighting, probe.trained.settings.floor)
+                text = to_text(best, weighting=weighting.spec, criterion="gradient")
+            schedules.append(best if spec == MEASURED else probe.schedule(spec, weighting))
+        sums = []
+        for schedule in schedules:
+            for found in measure(gradients, weighting, schedule, batches):
+                if found is None:
+                    done += 1
+                    yield Report(done, total, "batch")
+                else:
+                    sums.append(found)
+        for schedule, row in zip(schedules, compare(sums, gradients.settings.batch)):
+            rows.append({"weighting": weighting.spec, "schedule": schedule.base, **row})
+            yield Report(message=_sentence(rows[-1]))
+    result = {
+        "gradient_variance": rows,
+        "batch": gradients.settings.batch,
+        "batches": batches,
+        "t_sampling": gradients.settings.t_sampling,
+        **probe.about(),
+    }
+    return result, text
+
+
+def _least(edges: Tensor, norms: list[float], weighting: Weighting, floor: float) -> Schedule:
+    """Under independent t the gradient's second moment is ∫ w² E‖∇‖²/p dλ, least for p ∝ w √E‖∇‖²."""
+    second = torch.tensor(norms, dtype=torch.float64)
+    moments = Moments(edges, torch.full_like(second, PER_BIN), second.sqrt(), second)
+    return fit(moments, weighting, "loss", floor, MEASURED)
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    return (
+        f"{row['weighting']} under {row['schedule']}: {row['relative']:.3f} ± {row['relative_se']:.3f} of the best; "
+        f"tr Cov / |mean|^2 {row['ratio']:.4g} ± {row['ratio_se']:.2g} per image"
+    )

@@ -1,0 +1,33 @@
+"""The picture of `elbo bound`: the error and the bound over λ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from elbocli.bound.estimate import Curve
+from elbocli.cli.figure import COLORS, ERROR, check_suffix, finish, new_figure
+
+
+def plot_curve(curve: Curve, out: Path) -> None:
+    """Panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors.
+
+    Raises UsageError for an unknown suffix.
+    """
+    check_suffix(out)
+    edges, seen = curve.moments.edges, curve.moments.count > 1
+    sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    rows = {
+        "error": (middle[seen], curve.moments.mean[seen], curve.moments.mean_se[seen]),
+        "bound": (edges[1:], curve.bound, curve.bound_se),
+    }
+    for name, (at, value, error) in rows.items():
+        low = (value - 2 * error).clamp(min=1e-12)
+        axes[name].fill_between(at, low, value + 2 * error, color=COLORS[0], alpha=0.3, linewidth=0)
+        axes[name].plot(at, value, color=COLORS[0], linewidth=1.5)
+    axes["error"].set_yscale("log")
+    axes["error"].set_ylabel(ERROR)
+    axes["error"].set_title("error, and bound on data as noisy as λ, ± 2 standard errors")
+    axes["bound"].set_ylabel(r"$L(\lambda; x)$ in nats")
+    axes["bound"].set_ylim(bottom=0)
+    finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)

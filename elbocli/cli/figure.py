@@ -1,0 +1,109 @@
+"""Figures over λ that several commands draw: one style, one axis, same input, same bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli.core.foreign_loss import FACTORS
+from elbocli.core.prediction import PREDICTIONS
+from elbocli.core.registry import plain
+from elbocli.core.schedule import SCHEDULES
+from elbocli.core.weighting import WEIGHTINGS
+from elbocli.errors import UsageError
+from elbocli.files.atomic import writing
+
+SUFFIXES = (".svg", ".png", ".pdf")
+# Okabe & Ito's colours without the yellow, which is too faint for a line, and with a brown; every line has a dash of
+# its own as well, so that it can be told without colour.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (7, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "elbo",
+    "font.size": 9,
+    "mathtext.fontset": "cm",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
+    "pdf.fonttype": 42,
+    "legend.fontsize": 8,
+    "legend.handlelength": 2.6,
+    "figure.dpi": 160,
+}
+POINTS = 1201
+FITTED = "fitted"
+ERROR = r"$\mathrm{E}\Vert\epsilon-\hat\epsilon\Vert^2/D$"
+LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \longrightarrow$  data"
+
+
+def check_suffix(out: Path) -> None:
+    """Raise UsageError for a picture format that isn't ours."""
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"{out}: unknown picture format {out.suffix!r}; use {', '.join(SUFFIXES)}")
+
+
+def brief(spec: str) -> str:
+    """A spec for a legend: without the parameters that have their defaults. `edm:monotone` → `edm (monotone)`."""
+
+    def short(found: re.Match[str]) -> str:
+        name, words = found.groups()
+        declared = [r[name] for r in (WEIGHTINGS, SCHEDULES, FACTORS) if name in r]
+        if name.endswith("-mse") and "=" in words:
+            declared.append(PREDICTIONS[name.removesuffix("-mse")])
+        if not declared:
+            return found[0]
+        defaults = {f"{key}={plain(value)}" for one in declared for key, value in one.params.items()}
+        kept = [word for word in words.split(",") if word not in defaults]
+        return name + (f" ({', '.join(kept)})" if kept else "")
+
+    return re.sub(r"([\w+-]+):([^:@]*)(?=@|$)", short, spec)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    dash = DASHES[index % len(DASHES)]
+    return {"color": COLORS[index % len(COLORS)], "linestyle": dash, "linewidth": 1.5}
+
+
+def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams.update(STYLE)
+    from matplotlib import pyplot
+
+    return pyplot.subplot_mosaic(layout, figsize=(width, height), layout="constrained")
+
+
+def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
+    """The axis of λ, the same in all panels and named under the last row; then the file."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes.values():
+        axis.set_xlim(low, high)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    for name in last:
+        axes[name].set_xlabel(LAMBDA)
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(out.suffix)
+    with writing(out) as file:
+        figure.savefig(file, format=out.suffix[1:], metadata=metadata)
+    pyplot.close(figure)
+
+
+def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
+    for index, (name, density) in enumerate(densities.items()):
+        value = density(at)
+        style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)
+        axis.plot(at, value.where(value > 0, torch.nan), label=name, **style)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel(r"$p(\lambda)$ of schedules")
+    axis.legend()

@@ -1,0 +1,45 @@
+"""A class for each image to be drawn, as `--classes` says it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from elbocli.core.streams import Stream
+from elbocli.errors import UsageError
+
+
+def choose_labels(
+    classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None
+) -> np.ndarray | None:
+    """A class per image: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length.
+
+    None when there are no classes. Raises UsageError for a class that isn't there, or a word that means two.
+    """
+    if num_classes < 1:
+        if classes not in ("balanced", "random"):
+            raise UsageError(f"--classes {classes}: the run is unconditional; leave it out")
+        return None
+    if classes == "balanced":
+        return np.arange(n) % num_classes
+    if classes == "random":
+        stream = Stream(seed, "sample-class")
+        return np.array([stream.at(i).integers(num_classes) for i in range(n)])
+    words = [word.strip() for word in classes.split(",")]
+    numbers = {word: _number(word, num_classes, names or []) for word in dict.fromkeys(words)}
+    return np.resize([numbers[word] for word in words], n)
+
+
+def _number(word: str, num_classes: int, names: list[str]) -> int:
+    """The class that a word means, by name or by number. Raises UsageError when there is none or more than one."""
+    found = {k for k, name in enumerate(names) if name == word}
+    if word.isdecimal() and int(word) < num_classes:
+        found.add(int(word))
+    if not found:
+        known = f"balanced, random, {'names, ' if names else ''}or numbers from 0 to {num_classes - 1}"
+        raise UsageError(f"--classes: no class {word!r}; expected {known}")
+    if len(found) > 1:
+        meanings = " and ".join(f"class {k}, named {names[k]!r}" for k in sorted(found))
+        digits = 1 + max((len(name) for name in names if name.isdecimal()), default=0)
+        plain = " or ".join(f"{k:0{digits}}" for k in sorted(found))
+        raise UsageError(f"--classes: {word!r} means {meanings}; write {plain}, which is no name")
+    return found.pop()

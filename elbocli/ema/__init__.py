@@ -1,0 +1,1 @@
+"""`elbo ema`: averages of the weights made after training."""

@@ -1,0 +1,38 @@
+"""`elbo ema`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from elbocli.cli.options import PATH, STREAM, Command, Count, Number, command_line, common, overwrite_option
+from elbocli.core.averages import MAX_STD
+
+
+@click.command(cls=Command)
+@click.argument("run", type=PATH)
+@click.option(
+    "--std",
+    type=Number(0, MAX_STD, above=True),
+    required=True,
+    help="Standard deviation of the weights' profile, as a share of the steps so far: 0.1 is mostly of the last third; "
+    "at most 0.288675, the plain mean.",
+)
+@click.option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
+@click.option("-o", "--out", type=PATH, required=True, metavar="FILE", help="Where the average goes (.safetensors).")
+@overwrite_option
+@common
+def ema(run: Path, std: float, at: int | None, out: Path, overwrite: bool) -> None:
+    """Make an average of RUN's weights after training: power:std=STD, from the snapshots of --snapshot-every.
+
+    FILE goes to 'elbo sample --ema' and 'elbo bound --ema'. Printed is a JSON object, of which residual tells how well
+    the snapshots can express the profile: 0 is exact, and there is a warning above 0.1.
+    """
+    from elbocli.cli.progress_bar import show
+    from elbocli.ema import post_hoc as loop
+
+    if out == STREAM:
+        raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
+    click.echo(json.dumps(show(loop.run(run, std, out, at, overwrite, command_line())), indent=1))

@@ -1,0 +1,140 @@
+"""Make an average of the weights after training, from the snapshots of others."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli import __version__
+from elbocli.core.averages import Average, gamma_of, parse_average
+from elbocli.core.posthoc import Profile, solve
+from elbocli.core.registry import plain
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import snapshots
+from elbocli.files.atomic import refuse_existing
+from elbocli.files.average_file import read_about, writing_average
+from elbocli.files.checkpoint import read_config
+from elbocli.files.snapshots import Layout, Snapshot
+from elbocli.run.open import empty_network
+from elbocli.run.settings import trained_as
+from elbocli.runtime.progress import Report
+
+WARN, REFUSE = 0.1, 0.5
+"""Residuals. For weights on a random walk the reconstruction is off by 3 % of its distance from the last weights at .09,
+and by 24 % at .3 (tests/core/test_posthoc.py)."""
+
+REMEDY = "take an std between those stored and .2, or train with a smaller --snapshot-every"
+
+Part = tuple[Snapshot, Average]
+
+
+def run(
+    path: Path, std: float, out: Path, at: int | None = None, overwrite: bool = False, command: str = ""
+) -> Generator[Report, None, dict[str, Any]]:
+    """Write the average power:std=STD of a run's weights at a step (the last snapshot's) to `out`; facts about it.
+
+    Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (no run, or
+    snapshots of another network).
+    """
+    refuse_existing(out, overwrite)
+    target = parse_average(f"power:std={plain(std)}")
+    config = read_config(path)
+    warnings: list[str] = []
+    found = snapshots.whole(path, warnings.append, at)
+    yield from (Report(message=text, level="warning") for text in warnings)
+    parts = [(snapshot, average) for snapshot in found for average in _stored(snapshot)]
+    if not parts:
+        raise DataError(
+            f"{path}: no snapshots of power averages{'' if at is None else f' up to step {at}'}; train with "
+            "--snapshot-every STEPS"
+        )
+    last = parts[-1][0]
+    if at is not None and last.step != at:
+        raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
+    layout = _layout(path, config, parts)
+    solution = solve([_profile(snapshot, average) for snapshot, average in parts], _profile(last, target))
+    if solution.residual > REFUSE:
+        raise DataError(
+            f"{path}: {target.spec} can't be made of {len(found)} snapshots up to step {last.step}: the nearest profile is "
+            f"off by {100 * solution.residual:.0f} %; {REMEDY}"
+        )
+    if solution.residual > WARN:
+        yield Report(
+            message=f"{target.spec} is hard to make of {len(found)} snapshots up to step {last.step}: its profile is off by "
+            f"{100 * solution.residual:.0f} %; {REMEDY}",
+            level="warning",
+        )
+    used = [(float(x), part) for x, part in zip(solution.coefficients, parts) if x]
+    about = {
+        "spec": target.spec,
+        "std": std,
+        "step": last.step,
+        "images": last.images,
+        "run": str(path),
+        "trained": trained_as(config),
+        "residual": solution.residual,
+        "coefficients": {f"{snapshot.path.name}/{average.name}": x for x, (snapshot, average) in used},
+        "elbo_version": __version__,
+        "command": command,
+    }
+    combined = _Combination(used)
+    for done in writing_average(out, layout, about, combined.tensor):
+        yield Report(done, len(layout), "tensor")
+    yield Report(
+        message=f"{out}: {len(layout)} tensors from {len(used)} averages in {len(found)} snapshots", level="detail"
+    )
+    return {
+        "average": str(out),
+        **{key: about[key] for key in ("spec", "std", "step", "images", "run", "residual")},
+        "snapshots": len({snapshot.step for _, (snapshot, _) in used}),
+        "first_snapshot": found[0].step,
+        "profiles": sorted({average.spec for _, (_, average) in used}),
+        "largest_coefficient": max(abs(x) for x, _ in used),
+        "sha256": read_about(out)["payload_sha256"],
+    }
+
+
+def _stored(snapshot: Snapshot) -> list[Average]:
+    """The averages of a snapshot that can be combined."""
+    return [average for average in map(parse_average, snapshot.names) if average.stored]
+
+
+def _profile(snapshot: Snapshot, average: Average) -> Profile:
+    return Profile(gamma_of(average.params["std"]), float(snapshot.step))
+
+
+def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> Layout:
+    """What tensors all parts have. Raises FormatError when one is of another network than the run's."""
+    network = empty_network(config, path / "config.yaml")
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    layout: Layout = {}
+    for snapshot, average in parts:
+        found = snapshot.layout(average.name)
+        layout = layout or found
+        if found != layout or {key: shape for key, (_, shape) in found.items()} != shapes:
+            raise FormatError(
+                f"{snapshot.path}: {average.name} is of another network than {path / 'config.yaml'}; "
+                "delete that snapshot, or name its own run"
+            )
+    return layout
+
+
+class _Combination:
+    """Σ x average, a tensor at a time. Sums are in float64; whole numbers are those of the last part."""
+
+    def __init__(self, used: list[tuple[float, Part]]):
+        self._files = [(x, snapshot.tensors(average.name)) for x, (snapshot, average) in used]
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor of the average, in the type that the snapshots have."""
+        last: Tensor = self._files[-1][1].get_tensor(key)
+        if not last.is_floating_point():
+            return last
+        total = torch.zeros(last.shape, dtype=torch.float64)
+        for x, file in self._files:
+            total.add_(file.get_tensor(key).double(), alpha=x)
+        return total.to(last.dtype)

@@ -1,0 +1,1 @@
+"""`elbo eval`: images scored against a reference."""

@@ -1,0 +1,158 @@
+"""`elbo eval`."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.options import (
+    PATH,
+    STREAM,
+    Command,
+    Count,
+    Joined,
+    command_line,
+    common,
+    overwrite_option,
+    stdin_or_fail,
+)
+from elbocli.core.metrics import METRICS, PRC_PROTOCOLS
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS
+
+OPTIONS = {option: name for name, metric in METRICS.items() for option in metric.facts["options"]}
+"""Of a metric alone, by their Python names."""
+
+
+class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A comma-separated list of metrics."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        chosen = tuple(dict.fromkeys(word.strip() for word in str(value).split(",") if word.strip()))
+        for word in chosen:
+            if word not in METRICS:
+                self.fail(f"no metric is called {word!r}; known: {', '.join(METRICS)}", param, ctx)
+        if not chosen:
+            self.fail(f"name at least one of {', '.join(METRICS)}", param, ctx)
+        return chosen
+
+
+@click.command("eval", cls=Joined)
+@click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
+@click.option(
+    "--ref",
+    type=PATH,
+    help="What to compare with: a dataset (.h5) or other images, features saved by --save-features, or statistics "
+    "(.npz; ADM's and EDM's too).",
+)
+@click.option(
+    "--metrics",
+    type=Metrics(),
+    default="fid,is",
+    show_default=True,
+    help="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
+)
+@click.option("--splits", type=Count(1, 10**6), default=10, show_default=True, help="Of the Inception score.")
+@click.option(
+    "--kid-subset-size", type=Count(2, 10**6), default=1000, show_default=True, help="Images in each subset of KID."
+)
+@click.option(
+    "--prc-protocol",
+    type=click.Choice(list(PRC_PROTOCOLS)),
+    default="torch-fidelity",
+    show_default=True,
+    help="Of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + ".",
+)
+@click.option(
+    "--fid-infinity",
+    is_flag=True,
+    help="Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100.",
+)
+@click.option(
+    "--extractor",
+    metavar="NAME|FILE.pt2",
+    help="; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
+    + "; or a torch.export program: uint8 NCHW to features, or (features, logits)."
+    + f"  [default: that of saved features, or {DEFAULT}]",
+)
+@click.option(
+    "--extractor-weights",
+    type=PATH,
+    help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
+)
+@click.option("--allow-mismatch", is_flag=True, help="Score against a reference that was made in another way; says so.")
+@click.option("--save-stats", type=PATH, help="Also save the samples' statistics, to be a --ref later.")
+@click.option(
+    "--save-features",
+    type=PATH,
+    metavar="FILE.safetensors",
+    help="Also save the samples' features, to be SAMPLES or a --ref later.",
+)
+@click.option(
+    "--card", type=PATH, metavar="FILE.md", help="Also the result as a page, with all that must stand beside it."
+)
+@click.option(
+    "--classes",
+    default="",
+    metavar="balanced|random|LIST",
+    help="The classes a stream was drawn with, for accuracy, as 'elbo sample' takes them; names only if --ref is a dataset "
+    "that has them.",
+)
+@click.option(
+    "--seed",
+    type=Count(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="The seed a stream was drawn with, for --classes random; and that of --fid-infinity's parts.",
+)
+@click.option("--batch", type=Count(1, 10**6), default=64, show_default=True, help="Images per call of the extractor.")
+@click.option("--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1, …  [default: cuda if there is one]")
+@overwrite_option
+@common
+def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, **options: Any) -> None:
+    """Score SAMPLES (a stream, .npy, .npz, .h5, a folder of images, or saved features) against a reference; one JSON object.
+
+    Only the published Inception network may call its number frechet_inception_distance; any other
+    extractor's is frechet_distance[NAME]. Several SAMPLES are repeats with other seeds: each number is their mean,
+    beside its standard deviation. Under torchrun, processes share the images, but for those of a stream.
+    """
+    from elbocli.cli.progress_bar import show
+    from elbocli.core.metrics import Options
+    from elbocli.evaluate import scoring as loop
+    from elbocli.evaluate.card import render
+    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.runtime.processes import joined
+
+    context = click.get_current_context()
+    for name, metric in OPTIONS.items():
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and metric not in options["metrics"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
+    targets = [path for path in (options["save_stats"], options["save_features"], card) if path is not None]
+    if len({path.absolute() for path in targets}) < len(targets):
+        raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
+    for path in targets:
+        if path == STREAM:
+            raise click.UsageError("standard output is for the JSON; name a file", context)
+        refuse_existing(path, overwrite)
+    if STREAM in samples and len(samples) > 1:
+        raise click.UsageError("a stream can't be one of several; name files", context)
+    sources: Any = samples
+    if samples in ((), (STREAM,)):  # which only the first process reads
+        sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
+    chosen = Options(seed=options.pop("seed"), **{name: options.pop(name) for name in OPTIONS})
+    device, extractor = options.pop("device"), options.pop("extractor") or ""
+    settings = loop.Settings(options=chosen, extractor=extractor, command=command_line(), **options)
+    with joined(device) as world:
+        result = show(loop.run(sources, ref, settings, world))
+    if world.first:
+        click.echo(json.dumps(result, indent=1, allow_nan=False))
+        if card is not None:
+            write_text(card, render(result))

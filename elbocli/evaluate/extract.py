@@ -1,0 +1,175 @@
+"""Images and references as they are opened to be scored, and their features, extracted by all processes together."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.core.metrics import Features
+from elbocli.core.metrics.feature_moments import StreamingMoments
+from elbocli.errors import DataError
+from elbocli.files.dataset import PREPROCESSING
+from elbocli.files.features import SUFFIX, SavedFeatures, read_features
+from elbocli.files.hashing import add_digests
+from elbocli.images.samples import SampleReader, drawn, read_samples
+from elbocli.nn.extractors import Extractor
+from elbocli.runtime.processes import World
+from elbocli.runtime.progress import Report
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of which features are wanted: a reader of them, or features that were saved.
+
+    alone: only the first process can read them, as they come through a pipe. about: the facts that go with their
+    features (n, preprocessing, …); with saved ones also extractor, weights_sha256 and images_sha256. labels: a class per
+    image, where the file says.
+    """
+
+    name: str
+    n: int
+    about: dict[str, Any]
+    reader: SampleReader | None = None
+    saved: SavedFeatures | None = None
+    alone: bool = False
+    labels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a source. features: None in all processes but the first. about: as a file of them says it."""
+
+    name: str
+    features: Features | None
+    about: dict[str, Any]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """values and logits, those that there are."""
+        held = {} if self.features is None else {"values": self.features.values, "logits": self.features.logits}
+        return {key: tensor for key, tensor in held.items() if tensor is not None}
+
+
+def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World) -> Source:
+    """Saved features, or images from a path or a binary stream, which only the first process reads.
+
+    Raises FormatError, DataError.
+    """
+    if isinstance(source, Path) and source.suffix == SUFFIX:
+        saved = read_features(source)
+        labels = None if saved.labels is None else saved.labels.numpy()
+        return Source(str(source), len(saved.features), saved.about, saved=saved, labels=labels)
+    streamed = not isinstance(source, Path)
+    with world.together():
+        reader = None if streamed and not world.first else stack.enter_context(read_samples(source))
+        made = {} if reader is None else _made(reader)
+    name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
+    attributes: dict[str, Any] = {} if reader is None else reader.about
+    how = {key: told[key] for told in (made, attributes) for key in PREPROCESSING if key in told}
+    size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
+    about: dict[str, Any] = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
+    if made:
+        about["made"] = made
+    return Source(name, shape[0], about, reader, alone=streamed, labels=None if reader is None else reader.labels)
+
+
+def _made(reader: SampleReader) -> dict[str, Any]:
+    """How samples were drawn, as a dataset says it in an attribute and an .npz at once; nothing of other images.
+
+    Raises FormatError.
+    """
+    return drawn(reader.about, reader.name) if "format" in reader.about else reader.about
+
+
+def described(source: Source, extractor: Extractor | None) -> dict[str, Any]:
+    """A source's `about` with the network that its features are of."""
+    if source.saved is not None or extractor is None:
+        return source.about
+    return {**source.about, "extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
+
+
+def see(
+    source: Source,
+    extractor: Extractor | None,
+    batch: int,
+    world: World,
+    keep: frozenset[str],
+    what: str,
+    check: Callable[[dict[str, Tensor]], None] = lambda found: None,
+) -> Generator[Report, None, Seen]:
+    """Features of a source. keep: `values`, `logits`, of every image, where there are any. what: for the progress bar.
+    check: raises an ElboError for a batch's values and logits that won't do, before all others are extracted.
+
+    Every process takes whole batches, so that the numbers don't depend on how many there are. Raises DataError.
+    """
+    if source.saved is not None or extractor is None:
+        seen = _saved(source)
+        check(seen.tensors)
+        return seen
+    own, digests = StreamingMoments(), []
+    held: dict[str, Tensor] = {}
+    filled = 0
+    sharers = 1 if source.alone else world.size
+    for start in range(0, source.n, batch * sharers):
+        begin = start + world.rank * batch
+        found = None
+        with world.together():
+            if world.rank < sharers and begin < source.n and source.reader is not None:
+                images = source.reader.at(begin, min(batch, source.n - begin))
+                digests += [_digest(begin + k, image) for k, image in enumerate(images)]
+                found = _extracted(images, extractor, world.device, source.name, begin)
+                check(found)
+                own.add(found["values"].numpy())
+        wanted = None if found is None else {key: tensor for key, tensor in found.items() if key in keep}
+        parts = world.all(wanted) if keep else []
+        for part in filter(None, parts if world.first else []):
+            rows = range(filled, filled + len(next(iter(part.values()))))
+            for key, tensor in part.items():
+                whole = held.setdefault(key, tensor.new_empty(source.n, *tensor.shape[1:]))
+                whole[rows.start : rows.stop] = tensor
+            filled = rows.stop
+        yield Report(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
+    moments = [part for part in world.all(own.moments() if own.n else None) if part is not None]
+    digest = add_digests(world.all(add_digests(digests)))
+    features = Features(sum(moments[1:], moments[0]), labels=source.labels, **held) if world.first else None
+    return Seen(source.name, features, {**described(source, extractor), "images_sha256": digest})
+
+
+def _saved(source: Source) -> Seen:
+    assert source.saved is not None
+    values, own = source.saved.features, StreamingMoments()
+    for part in values.split(own.ROWS):
+        own.add(part.numpy())
+    features = Features(own.moments(), values, source.saved.logits, source.labels)
+    return Seen(source.name, features, {**source.saved.about, "n": source.n})
+
+
+def _extracted(
+    images: np.ndarray, extractor: Extractor, device: torch.device, name: str, begin: int
+) -> dict[str, Tensor]:
+    """values [B, D], and logits [B, K] where there are any. Raises DataError when they are not finite."""
+    with torch.inference_mode():
+        features, logits = extractor(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+    found = {"values": features.cpu(), **({} if logits is None else {"logits": logits.cpu()})}
+    for tensor in found.values():
+        bad = (~tensor.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise DataError(
+                f"{name}: features of image {begin + bad[0]} are not finite; {extractor.name} doesn't suit these images"
+            )
+    return found
+
+
+def _digest(index: int, image: np.ndarray) -> str:
+    """sha256 of an image, its shape and its place: those of all images add up to a digest of them in their order."""
+    digest = hashlib.sha256(f"{index} {image.shape} ".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""What samples are scored against, and whether it was made as they were."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from elbocli.core.metrics import METRICS, REFERENCE_FEATURES, Features
+from elbocli.errors import UsageError
+from elbocli.evaluate.extract import Seen, Source, described, open_source, see
+from elbocli.files.checkpoint import digest
+from elbocli.files.statistics import Statistics, is_statistics, read_statistics
+from elbocli.images.samples import has_images
+from elbocli.nn.extractors import Extractor
+from elbocli.runtime.processes import World
+from elbocli.runtime.progress import Report
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images or features, statistics, or (as in ADM's files) statistics of all images beside some of the images.
+
+    sha256: of a file of statistics.
+    """
+
+    path: Path
+    source: Source | None
+    statistics: Statistics | None
+    sha256: str | None
+
+    @property
+    def sources(self) -> list[Source]:
+        """Its images or features, if it has any."""
+        return [] if self.source is None else [self.source]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of a dataset of several classes."""
+        return [] if self.source is None or self.source.reader is None else list(self.source.reader.class_names)
+
+    @property
+    def width(self) -> int | None:
+        """How many features an image has, where that is known beforehand."""
+        if self.statistics is not None:
+            return len(self.statistics.mu)
+        return None if self.source is None or self.source.saved is None else self.source.saved.features.shape[1]
+
+    def check(self, metrics: Sequence[str]) -> None:
+        """Raise UsageError when a metric needs features that it hasn't."""
+        for name in metrics:
+            if self.source is None and REFERENCE_FEATURES in METRICS[name].facts["needs"]:
+                raise UsageError(
+                    f"{self.path}: holds statistics only, and {name} needs the reference's images: name a dataset, or "
+                    "features saved by --save-features"
+                )
+
+    def fingerprint(self, extractor: Extractor | None) -> dict[str, Any]:
+        """How it was made, or will be, as far as is known."""
+        images = {} if self.source is None else fingerprint(described(self.source, extractor))
+        return {**images, **({} if self.statistics is None else fingerprint(self.statistics.about))}
+
+    def see(
+        self, extractor: Extractor | None, batch: int, world: World, features: bool
+    ) -> Generator[Report, None, Seen]:
+        """Its statistics; its features too, where they are needed."""
+        if self.source is None or (self.statistics is not None and not features):
+            assert self.statistics is not None
+            return Seen(str(self.path), Features(self.statistics), {**self.statistics.about, "sha256": self.sha256})
+        keep = frozenset(["values"] if features else [])
+        seen = yield from see(self.source, extractor, batch, world, keep, "reference")
+        if self.statistics is None or seen.features is None:
+            return seen
+        made = {"preprocessing": seen.about.get("preprocessing"), **self.statistics.about}
+        about = {**made, "sha256": self.sha256, "images": self.source.n}
+        return Seen(str(self.path), replace(seen.features, moments=self.statistics), about)
+
+
+def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Reference:
+    """A dataset or other images, saved features, or statistics. Raises FormatError."""
+    if not is_statistics(path):
+        return Reference(path, open_source(path, stack, world), None, None)
+    images = open_source(path, stack, world) if has_images(path) else None
+    return Reference(path, images, read_statistics(path), digest(path))
+
+
+def fingerprint(about: dict[str, Any]) -> dict[str, Any]:
+    """Of a file's `about`, what must be the same on both sides: size, channels, crop, filter, network and weights."""
+    made = about.get("preprocessing")
+    found = {**(made if isinstance(made, dict) else {}), **{key: about.get(key) for key in ("extractor", "weights_sha256")}}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
+    """Keys of fingerprints that both know and that differ, with both values."""
+    return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}

@@ -1,0 +1,201 @@
+"""A large file in the making, payload first and the rest last, so that a kill at any moment loses little.
+
+`OUT.partial` is locked and claimed on disk whole before the first row, so a full disk fails at once. Rows go to their
+final place; a journal beside it says how many are safe. Who knows the format adds the rest and gives the file its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
+from elbocli.files.dataset_block import Layout
+
+Source = str | dict[str, Any]
+"""What tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
+
+
+class Unfinished:
+    """Appends rows and remembers how far it got. Use it in `holding`.
+
+    offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand.
+    """
+
+    def __init__(self, out: Path, layout: Layout, offset: int, limit: int, source: Source, preallocate: bool = True):
+        self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
+        self.source, self.preallocate = source, preallocate
+        self.partial, self.journal, self._runs = (
+            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs")
+        )
+        self._handle = self._run_handle = -1
+        self.state: dict[str, Any] = {"source": source, "rows": 0, "bytes": 0, "done": 0, "notes": {}}
+
+    def start(self, afresh: bool) -> None:
+        """Open or make the file and claim the disk. afresh: one of another source doesn't count."""
+        with told(self.out):
+            for torn in self.out.parent.glob(f".{glob.escape(self.journal.name)}.*.tmp"):  # by a kill
+                torn.unlink()
+            if not self.partial.exists():
+                self.journal.unlink(missing_ok=True)
+            self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+        resuming = self.journal.exists()
+        if resuming:
+            try:
+                self.state = self._read_journal()
+            except ElboError:
+                if not afresh:
+                    raise
+                self.journal.unlink()
+                resuming = False
+        try:
+            with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
+                if self.preallocate:
+                    os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.layout.claim)
+                if not self.layout.row:
+                    self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
+                    os.ftruncate(self._run_handle, 8 * self.rows)
+        except DataError:
+            if not resuming:
+                self.discard()
+            raise
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for handle in (self._handle, self._run_handle):
+            if handle >= 0:
+                os.close(handle)
+        self._handle = self._run_handle = -1
+
+    def discard(self) -> None:
+        """Remove the unfinished file and its journal."""
+        for path in (self.partial, self.journal, self._runs):
+            path.unlink(missing_ok=True)
+
+    def _read_journal(self) -> dict[str, Any]:
+        restart = f"delete {self.partial.name} and {self.journal.name} to start again"
+        try:
+            state = json.loads(self.journal.read_text())
+            rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), state["source"]
+            if rows < 0 or done < 0 or size < 0 or not isinstance(state["notes"], dict):
+                raise ValueError("counts that can't be")
+            if source == self.source and rows > self.limit:
+                raise ValueError(f"{rows} rows of {self.limit}")
+            if source == self.source and self.layout.row and size != rows * self.layout.row_bytes:
+                raise ValueError(f"{size} bytes for {rows} rows")
+            if not self.layout.row and self._runs.stat().st_size < 8 * rows:
+                raise ValueError(f"{self._runs.name} is too short")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.journal}: not usable ({error}); {restart}") from error
+        if source != self.source:
+            raise self._other(source, restart)
+        if done > self.limit:
+            raise DataError(f"{self.journal}: {done} images done, but there are only {self.limit}; {restart}")
+        return dict(state)
+
+    def _other(self, source: Any, restart: str) -> ElboError:
+        if not isinstance(source, dict) or not isinstance(self.source, dict):
+            return DataError(
+                f"{self.partial}: an unfinished prep of another source or with other settings; finish that one, or {restart}"
+            )
+        lines = [
+            f"{key}: {source.get(key)} there, {self.source.get(key)} asked for"
+            for key in sorted({*source, *self.source})
+            if source.get(key) != self.source.get(key)
+        ]
+        return UsageError(
+            f"{self.partial}: unfinished, with other settings; repeat them to go on, choose another name, or add "
+            "--overwrite to start afresh:\n  " + "\n  ".join(lines)
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows that are safe on disk."""
+        return int(self.state["rows"])
+
+    def append(
+        self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]
+    ) -> None:
+        """Write rows and make them safe. done: how far the source was read; notes: kept beside it.
+
+        rows: arrays of the layout's row, or bytes of any length when it has none.
+        """
+        at, ends = int(self.state["bytes"]), []
+        with told(self.out):
+            for row in rows:
+                view = memoryview(row if isinstance(row, bytes) else np.ascontiguousarray(row)).cast("B")  # type: ignore[arg-type, unused-ignore]
+                self._seen(view)
+                while view:
+                    written = os.pwrite(self._handle, view, self.offset + at)
+                    view, at = view[written:], at + written
+                ends.append(at)
+            os.fdatasync(self._handle)
+            if self._run_handle >= 0:
+                os.pwrite(self._run_handle, np.array(ends, "<i8").tobytes(), 8 * self.rows)
+                os.fdatasync(self._run_handle)
+        self._remember(self.rows + len(ends), at, done, notes)
+
+    def _seen(self, row: memoryview) -> None:
+        """A row that is about to be written."""
+
+    def rewind(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
+        """Forget all but the first `rows` rows, of `size` bytes, as if the source had been read as far as `done`."""
+        self._remember(rows, size, done, notes)
+
+    def _remember(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
+        self.state = {"source": self.source, "rows": rows, "bytes": size, "done": done, "notes": notes}
+        write_json(self.journal, self.state)
+
+    def payload(self) -> np.ndarray:
+        """The rows as they lie on disk, as bytes."""
+        size = int(self.state["bytes"])
+        return np.memmap(self.partial, np.uint8, "r", self.offset, (size,)) if size else np.empty(0, np.uint8)
+
+    def name(self) -> None:
+        """The file is whole: give it its name."""
+        os.fsync(self._handle)
+        os.replace(self.partial, self.out)
+        flush_folder(self.out.parent)
+        self.journal.unlink(missing_ok=True)
+        self._runs.unlink(missing_ok=True)
+
+
+W = TypeVar("W", bound=Unfinished)
+
+
+@contextlib.contextmanager
+def holding(
+    out: Path, make: Callable[[], W], overwrite: bool = False, afresh: bool = False, wait: float = 0
+) -> Iterator[W]:
+    """What `make` makes, started, for this process alone. A name without suffix is a folder's.
+
+    overwrite: replace what is there. afresh: forget an unfinished one of another source. wait: seconds to wait for another
+    process to leave it. Raises DataError (another process, another source, a full disk), UsageError (an existing file,
+    without overwrite; other settings, without afresh).
+    """
+    lock = out.with_name(out.name + ".lock")
+    with locked(lock, str(out), wait):
+        try:
+            refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
+            writer = make()
+            try:
+                writer.start(afresh)
+                try:
+                    yield writer
+                except DataError:
+                    # Nothing is lost, and other settings may be tried at once.
+                    if not writer.rows:
+                        writer.discard()
+                    raise
+            finally:
+                writer.close()
+        finally:
+            lock.unlink(missing_ok=True)

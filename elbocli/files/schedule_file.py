@@ -1,0 +1,147 @@
+"""elbo-schedule: a fitted schedule as YAML, and the way from what a user types to a schedule or weighting.
+
+A schedule is a name, the path of a fitted schedule, or the path of a diffusers scheduler_config.json (which ends
+in .json). The latter is a weighting too: the loss of what its network predicts, under its own timesteps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from elbocli.core.foreign_loss import is_objective
+from elbocli.core.logsnr import LIMIT
+from elbocli.core.registry import number
+from elbocli.core.schedule import SCHEDULES, Curve, Schedule, Table, make_schedule, parse_schedule
+from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.errors import ElboError, FormatError
+from elbocli.files import strict_yaml
+from elbocli.files.scheduler_config import read_config
+
+FORMAT = "elbo-schedule"
+LARGEST_TABLE = 100_000
+CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
+
+
+def to_text(schedule: Schedule, **origin: Any) -> str:
+    """The YAML of a tabulated schedule; `origin` says how it was made."""
+    curve = schedule.curve
+    assert isinstance(curve, Table)
+    rows = "".join(
+        f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in zip(curve.time.tolist(), curve.level.tolist(), strict=True)
+    )
+    head = {
+        "format": FORMAT,
+        "version": 1,
+        "logsnr_min": schedule.logsnr_min,
+        "logsnr_max": schedule.logsnr_max,
+        **origin,
+    }
+    return strict_yaml.dump(head) + "knots:\n" + rows
+
+
+def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
+    """The curve in a schedule file and the rest of what it says. Raises FormatError."""
+    content = strict_yaml.read(path)
+    if content.get("format") != FORMAT:
+        raise FormatError(
+            f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}; make one with 'elbo adapt'"
+        )
+    if content.get("version") != 1:
+        raise FormatError(f"{path}: version {content.get('version')!r} is not known to this elbo; it reads version 1")
+    knots = content.get("knots")
+    if not isinstance(knots, list) or not 2 <= len(knots) <= LARGEST_TABLE:
+        raise FormatError(f"{path}: 'knots' must be a list of 2 to {LARGEST_TABLE} entries {{t, logsnr}}")
+    try:
+        pairs = [(float(knot["t"]), float(knot["logsnr"])) for knot in knots]
+        table = Table(pairs)
+    except (TypeError, KeyError, ValueError) as error:
+        raise FormatError(f"{path}: a knot is not {{t: NUMBER, logsnr: NUMBER}}") from error
+    except ElboError as error:
+        raise FormatError(f"{path}: {error}") from error
+    low, high = table.support
+    if max(abs(low), abs(high)) > LIMIT:
+        raise FormatError(f"{path}: logsnr {low:g} to {high:g} is outside -{LIMIT:g} to {LIMIT:g}")
+    return table, content
+
+
+def _is_declared(text: str) -> bool:
+    return text.partition(":")[0] in SCHEDULES
+
+
+def _read_curve(path: Path) -> Curve:
+    return read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
+
+
+def resolve_schedule(
+    text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
+) -> Schedule:
+    """`cosine`, `edm:mean=-0.4` or the path of a schedule file, truncated to [low, high].
+
+    None takes that end from the schedule; clip cuts the range to what it covers. size: of the images, for a declared
+    schedule that has such a parameter and isn't told. Raises ElboError.
+    """
+    if _is_declared(text):
+        return parse_schedule(text, low, high, clip=clip, size=size)
+    path, shift = Path(text), 0.0
+    if not path.exists() and ":shift=" in text:
+        name, _, words = text.rpartition(":shift=")
+        path, shift = Path(name), number(words, "shift")
+    if not path.exists():
+        if path.suffix or "/" in text:
+            raise FormatError(f"{text}: no such schedule file")
+        SCHEDULES.find(text.partition(":")[0])
+    return make_schedule(_read_curve(path), str(path), low, high, shift=shift, clip=clip)
+
+
+def resolve_weighting(
+    text: str,
+    *,
+    shift: float = 0.0,
+    monotone: bool = False,
+    given: dict[str, float] | None = None,
+    size: int | None = None,
+) -> Weighting:
+    """A weighting as the user wrote it; whatever names a schedule may name a file. size: as in resolve_schedule.
+
+    Raises ElboError.
+
+    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, where the file says what its network predicts.
+    """
+    config = None if _inner(text) else CONFIG.fullmatch(text.strip())
+    if config:
+        prediction, _ = read_config(Path(config["path"]))
+        words = config["words"]
+        text = f"{prediction}-mse{':' if words else ''}{words[1:]}@{config['path']}"
+    return parse_weighting(
+        text, shift=shift, monotone=monotone, given=given, schedule=partial(resolve_schedule, size=size)
+    )
+
+
+def _inner(text: str) -> str:
+    """The schedule that a weighting's spec names after `schedule:` or `@`, if it names one."""
+    if is_objective(text):
+        return text.partition("@")[2]
+    kind, _, rest = text.partition(":")
+    return rest if kind == "schedule" else ""
+
+
+def file_in(text: str) -> Path | None:
+    """The file that a schedule's or a weighting's spec names, if it names one."""
+    text = _inner(text) or text
+    path = Path(text.partition(":")[0].partition(",")[0])
+    return path if not _is_declared(text) and path.is_file() else None
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, so that a setting is what the file said, not what it is called."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity: null."""
+    return value if math.isfinite(value) else None

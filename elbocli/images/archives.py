@@ -1,0 +1,232 @@
+"""What lies in a folder, a tar (of tars) or a zip: every file's name and place, without reading the files.
+
+Names are paths with '/', cleaned of '.', '..' and leading slashes. Hidden files are left out. A tar inside a folder
+or a tar is opened where it lies, like a folder with its name without '.tar'. Folders have entries of their own, whose
+names end in '/', so that empty ones are known.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from elbocli.errors import DataError
+from elbocli.images.image_refs import UNPACKABLE, Nowhere, Place, Span, ZipEntry
+
+Entry = tuple[str, Place]
+Complain = Callable[[str], None]
+FOLDER = Nowhere("a folder")
+LONGEST_HEADER = 16 << 20
+LOCAL_HEADER_BYTES = 30
+DEEPEST = 3
+BROKEN = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, EOFError, MemoryError, RecursionError)
+PACKED = {
+    b"\x1f\x8b": "gzip -dk",
+    b"BZh": "bzip2 -dk",
+    b"\xfd7zXZ": "xz -dk",
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+    b"7z\xbc\xaf": "7z x",
+    b"Rar!": "unrar x",
+}
+
+
+def clean(name: str) -> str:
+    """A path of an archive without anything that leads elsewhere."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+
+
+def printable(name: str) -> str:
+    """A name for people: what would move their cursor, or is no text, as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+
+
+def hidden(name: str) -> bool:
+    """Whether any part of a path is hidden (begins with a dot), or is macOS's or Windows' own."""
+    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))
+
+
+def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
+    """Every file at any depth. A folder that contains itself through a link is entered once.
+
+    Raises DataError when a folder can't be listed.
+    """
+    waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
+    while waiting:
+        folder, prefix, above = waiting.pop()
+        try:
+            status = folder.stat()
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                continue
+            with os.scandir(folder) as entries:
+                found = [(entry.name, entry.path, _is_folder(entry)) for entry in entries if not hidden(entry.name)]
+        except OSError as error:
+            raise DataError(f"{error.filename or folder}: could not list: {error.strerror}") from error
+        for name, path, is_dir in found:
+            if is_dir:
+                yield f"{prefix}{name}/", FOLDER
+                waiting.append((Path(path), f"{prefix}{name}/", above | {here}))
+            elif name.endswith(".tar") and Path(path).is_file():
+                inside = f"{prefix}{name.removesuffix('.tar')}/"
+                yield inside, FOLDER
+                yield from list_tar(path, complain, prefix=inside)
+            else:
+                yield prefix + name, Span(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+class _Window:
+    """A stretch of a file as tarfile wants it. Refuses headers of absurd size instead of reading them."""
+
+    def __init__(self, handle: int, offset: int, size: int):
+        self.handle, self.offset, self.size, self.at = handle, offset, size, 0
+
+    def read(self, count: int) -> bytes:
+        if count > LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {count} bytes")
+        content = os.pread(self.handle, max(0, min(count, self.size - self.at)), self.offset + self.at)
+        self.at += len(content)
+        return content
+
+    def seek(self, at: int) -> int:
+        self.at = at
+        return at
+
+    def tell(self) -> int:
+        return self.at
+
+
+class _Tar:
+    """A tar that lies in a stretch of a file."""
+
+    def __init__(self, handle: int, path: str, offset: int, size: int):
+        self.handle, self.path, self.offset, self.size = handle, path, offset, size
+        self.end = 0
+
+    def members(self) -> Iterator[tarfile.TarInfo]:
+        """Its headers in order; `end` is then where they end."""
+        window = _Window(self.handle, self.offset, self.size)
+        with tarfile.open(fileobj=window, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
+            while (info := tar.next()) is not None:
+                if info.size < 0 or tar.offset <= info.offset:
+                    raise tarfile.ReadError(f"a file of {info.size} bytes")
+                tar.members.clear()
+                yield info
+            self.end = tar.offset
+
+    def span(self, info: tarfile.TarInfo) -> Span:
+        """Where a member's content lies."""
+        return Span(self.path, self.offset + info.offset_data, info.size)
+
+    def trouble(self) -> str:
+        """What is wrong with its end, after `members`."""
+        mark = os.pread(self.handle, max(0, min(tarfile.BLOCKSIZE, self.size - self.end)), self.offset + self.end)
+        if mark == bytes(tarfile.BLOCKSIZE):
+            return ""
+        return f"is damaged at byte {self.end} of {self.size}" if mark else "has no end mark and may be cut short"
+
+
+def list_tar(
+    path: str, complain: Complain, offset: int = 0, size: int = -1, prefix: str = "", depth: int = 0
+) -> Iterator[Entry]:
+    """The files of a tar, from its headers alone. complain: told when it can't be read, is damaged or ends early."""
+    shown = printable(f"{path}: {prefix.removesuffix('/')}" if prefix and depth else path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        complain(f"{shown}: can't be read: {error.strerror}; make it readable")
+        return
+    try:
+        tar = _Tar(handle, path, offset, os.fstat(handle).st_size - offset if size < 0 else size)
+        yield from _members(tar, complain, prefix, depth)
+        if trouble := tar.trouble():
+            complain(f"{shown}: the archive {trouble}; get it again")
+    except BROKEN as error:
+        complain(f"{shown}: the archive is damaged or ends early ({error}); get it again")
+    finally:
+        os.close(handle)
+
+
+def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator[Entry]:
+    links: list[tuple[str, str]] = []
+    for info in tar.members():
+        name = clean(info.name)
+        if not name or hidden(name):
+            continue
+        if info.isdir():
+            yield f"{prefix}{name}/", FOLDER
+        elif info.islnk():
+            links.append((name, clean(info.linkname)))
+        elif not info.isreg() or info.issparse():
+            what = "a link" if info.issym() else "a sparse file" if info.issparse() else "not a regular file"
+            yield prefix + name, Nowhere(f"{what}, in an archive")
+        elif name.endswith(".tar") and depth < DEEPEST:
+            inside, below = tar.span(info), f"{prefix}{name.removesuffix('.tar')}/"
+            yield below, FOLDER
+            yield from list_tar(tar.path, complain, inside.offset, inside.size, below, depth + 1)
+        else:
+            yield prefix + name, tar.span(info)
+    if links:
+        # Second names of files that came before: rare, so all names are looked through again rather than kept.
+        wanted = {target for _, target in links}
+        found = {clean(info.name): tar.span(info) for info in tar.members() if clean(info.name) in wanted and info.isreg()}
+        for name, target in links:
+            yield prefix + name, found.get(target, Nowhere(f"a link to {printable(target)}, which is not in the archive"))
+
+
+def list_zip(path: Path) -> Iterator[Entry]:
+    """The files of a zip. Raises DataError when it is damaged."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except UNPACKABLE as error:
+        raise DataError(f"{path}: a zip archive, but damaged or cut short ({error}); get it again") from error
+    overlapping = _overlapping(archive.infolist())
+    for info in archive.infolist():
+        name = clean(info.filename)
+        if not name or hidden(name):
+            continue
+        if info.is_dir():
+            yield f"{name}/", FOLDER
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            yield name, Nowhere("a link, in an archive")
+        elif id(info) in overlapping:
+            yield name, Nowhere("overlaps another entry of its archive, as only a bomb's does")
+        else:
+            yield name, ZipEntry(archive, info)
+
+
+def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
+    """Those that reach into the next. zipfile refuses them too, but only since Python 3.12."""
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    return {
+        id(info)
+        for info, after in pairwise(ordered)
+        if info.header_offset + LOCAL_HEADER_BYTES + info.compress_size > after.header_offset
+    }
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file begins like an uncompressed tar."""
+    try:
+        with open(path, "rb") as file:
+            tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except (tarfile.TarError, OSError):
+        return False
+    return True
+
+
+def unpacker(head: bytes) -> str | None:
+    """The program that unpacks a file that begins like this, when elbo can't read into it."""
+    return next((program for magic, program in PACKED.items() if head.startswith(magic)), None)

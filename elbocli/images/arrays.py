@@ -1,0 +1,103 @@
+"""Images that come as arrays: .npy, .npz (`arr_0`, labels in `arr_1`: ADM's batches), another elbo-dataset."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from elbocli.errors import FormatError
+from elbocli.files.dataset import Dataset
+from elbocli.images.image_refs import UNPACKABLE, DatasetRow, Pixels, Place, Unpacked, UnpackedRow
+from elbocli.images.samples import read_header, read_labels
+
+LOCAL_HEADER = struct.Struct("<26xHH")
+MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""How many bytes may come of one, by way of packing."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in their order, with a label each (or none), and names where the file has them.
+
+    in_order: whether they can only be read one after another.
+    """
+
+    places: Sequence[Place]
+    labels: list[int] | None
+    class_names: list[str]
+    files: list[str]
+    in_order: bool = False
+
+
+def open_npy(path: Path) -> Rows:
+    """Raises FormatError when it holds no images."""
+    with open(path, "rb") as file:
+        shape = read_header(file, str(path))
+        offset = file.tell()
+    row = int(np.prod(shape[1:]))
+    if path.stat().st_size < offset + shape[0] * row:
+        raise FormatError(f"{path}: cut short: {path.stat().st_size} bytes, expected {offset + shape[0] * row}")
+    return Rows([Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], None, [], _names(shape[0]))
+
+
+def open_npz(path: Path) -> Rows:
+    """Raises FormatError when it holds no images in `arr_0`, or is damaged."""
+    try:
+        return _open_npz(path)
+    except UNPACKABLE as error:
+        raise FormatError(f"{path}: damaged: {str(error)[:100] or type(error).__name__}; make or get it again") from error
+
+
+def _open_npz(path: Path) -> Rows:
+    archive = zipfile.ZipFile(path)
+    if "arr_0.npy" not in archive.namelist():
+        inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
+        raise FormatError(f"{path}: holds {inside}, but no images in arr_0; save them with numpy.savez(path, images, labels)")
+    info = archive.getinfo("arr_0.npy")
+    with archive.open(info) as member:
+        shape = read_header(member, str(path))
+        start = member.tell()
+    if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
+        raise FormatError(f"{path}: arr_0 announces {info.file_size} bytes, more than can be in it; make or get it again")
+    labels = read_labels(archive, str(path), shape[0])
+    known = None if labels is None else labels.tolist()
+    row = int(np.prod(shape[1:]))
+    if info.file_size < start + shape[0] * row:
+        raise FormatError(f"{path}: arr_0 is cut short: {info.file_size} bytes, expected {start + shape[0] * row}")
+    if info.compress_type != zipfile.ZIP_STORED:
+        rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
+        places: list[Place] = [UnpackedRow(rows, i) for i in range(shape[0])]
+        return Rows(places, known, [], _names(shape[0]), in_order=True)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+        offset = info.header_offset + LOCAL_HEADER.size + name + extra + start
+    return Rows([Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], known, [], _names(shape[0]))
+
+
+def open_dataset(path: Path) -> Rows:
+    """Raises FormatError when it is no dataset, or one of latents."""
+    data = Dataset(path)
+    files = data.strings("files")
+    names = data.class_names if len(data.class_names) == data.num_classes else []
+    places = [DatasetRow(data, i) for i in range(len(data))]
+    return Rows(places, data.labels.tolist(), names, files if len(files) == len(data) else _names(len(data)))
+
+
+def is_array(path: Path) -> bool:
+    """Whether a zip is an .npz."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            return "arr_0.npy" in names or (bool(names) and all("/" not in name and name.endswith(".npy") for name in names))
+    except UNPACKABLE:
+        return False
+
+
+def _names(count: int) -> list[str]:
+    return [str(i) for i in range(count)]

@@ -1,0 +1,230 @@
+"""One source as it lies: which files of it are images, in which order, and which class each has by itself.
+
+A folder, a tar or a zip may hold class folders or none, EDM's dataset.json, or webdataset's files beside each image;
+an array or a dataset has its own labels.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from elbocli.errors import DataError
+from elbocli.images import arrays
+from elbocli.images.archives import Entry, is_tar, list_folder, list_tar, list_zip, unpacker
+from elbocli.images.classes import some
+from elbocli.images.image_refs import Place, Span
+from elbocli.images.labels import Word, edm_labels, sidecar_labels
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
+"""What Pillow knows by name only, or not without another program."""
+OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
+Complain = Callable[[str], None]
+
+
+@dataclass
+class Found:
+    """What one source holds. words: classes it gives by itself, None for an image without one; classes: all of them.
+
+    numbers: classes as indices into `classes`, of a dataset. flat: no folders that are classes. captioned: files lie
+    beside the images that say no class.
+    """
+
+    prefix: str
+    names: list[str]
+    places: Sequence[Place]
+    words: Sequence[Word | None] | None
+    stem: str
+    classes: list[str] | None = None
+    numbers: list[int] | None = None
+    in_order: bool = False
+    flat: bool = False
+    captioned: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def find(root: Path, any_depth: bool, among: bool, complain: Complain, ours: Sequence[Path]) -> Found:
+    """What a source holds. any_depth: folders are not classes, because something else says the classes.
+
+    among: it is one of several. ours: files that are no images. complain: told of damaged archives.
+    Raises DataError and FormatError: nothing that can be packed.
+    """
+    if root.is_dir():
+        entries = _without(ours, list_folder(root, complain))
+        return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
+    try:
+        if not root.exists():
+            raise DataError(f"{root}: no such folder or file; expected images: a folder, tar, zip, .npz, .npy or dataset")
+        if not root.is_file():
+            raise DataError(f"{root}: not a regular file or folder")
+        with open(root, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise DataError(f"{root}: can't be read: {error.strerror}") from error
+    if head.startswith(HDF5_MAGIC):
+        return _rows(root, arrays.open_dataset(root))
+    if head.startswith(b"\x93NUMPY"):
+        return _rows(root, arrays.open_npy(root))
+    if head.startswith(b"PK"):
+        if arrays.is_array(root):
+            return _rows(root, arrays.open_npz(root))
+        return _files(list(list_zip(root)), f"{root}: ", root.stem, any_depth, among)
+    if is_tar(root):
+        return _files(list(list_tar(str(root), complain)), f"{root}: ", root.stem, any_depth, among)
+    program = unpacker(head)
+    if program is not None:
+        raise DataError(
+            f"{root}: is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
+            "then pack what comes out (images hardly get larger by it)"
+        )
+    if root.suffix == ".tar":
+        raise DataError(f"{root}: is called .tar, but begins like no tar: damaged, or something else; get it again")
+    raise DataError(f"{root}: is a file, but no tar, zip, .npz, .npy or dataset; expected these or a folder of images")
+
+
+def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
+    """Without --labels and --classes, and without datasets: OUT may lie in the folder that it is made of."""
+    own = {path.name: path for path in ours}
+
+    def is_ours(name: str, place: Place) -> bool:
+        if OWN.search(name):
+            return True
+        mine = own.get(name.rpartition("/")[2])
+        return mine is not None and isinstance(place, Span) and Path(place.path).resolve() == mine.resolve()
+
+    return [(name, place) for name, place in entries if not is_ours(name, place)]
+
+
+def _rows(root: Path, rows: arrays.Rows) -> Found:
+    names = rows.class_names
+    words: list[Word | None] | None = None
+    if rows.labels is not None:
+        words = [names[label] for label in rows.labels] if names else list(rows.labels)
+    numbers = rows.labels if names else None
+    return Found(f"{root}: ", rows.files, rows.places, words, root.stem, names or None, numbers, rows.in_order)
+
+
+def _order(name: str) -> bytes:
+    """Sorts paths by the bytes of their parts, files before folders. One short object: a million are held at once."""
+    folders, slash, last = os.fsencode(name).rpartition(b"/")
+    return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
+
+
+def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among: bool) -> Found:
+    folders = {name for name, _ in entries if name.endswith("/")}
+    entries = [entry for entry in entries if not entry[0].endswith("/")]
+    entries, folders, tops, alone = _descend(entries, folders)
+    # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
+    alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
+    prefix, stem = prefix + "".join(f"{top}/" for top in tops), tops[-1] if tops else stem
+    entries.sort(key=lambda entry: _order(entry[0]))
+    edm = next((place for name, place in entries if name == "dataset.json"), None)
+    if edm is not None:
+        entries = [entry for entry in entries if entry[0] != "dataset.json"]
+        names = [name for name, _ in entries]
+        words = edm_labels(edm, names, f"{prefix}dataset.json")
+        return Found(prefix, names, [place for _, place in entries], words or [stem] * len(names), stem)
+    indices, beside, captioned = sidecar_labels(entries, prefix)
+    entries = [entries[i] for i in indices]
+    notes: list[str] = []
+    if beside is None and not any_depth and not alone:
+        entries = _without_loose(entries, prefix, notes)
+    names = [name for name, _ in entries]
+    classes = {name.partition("/")[0] for name in names if "/" in name}
+    flat = alone or not classes
+    classes |= {name.partition("/")[0] for name in folders}
+    return Found(
+        prefix,
+        names,
+        [place for _, place in entries],
+        beside,
+        stem,
+        None if flat or beside is not None else sorted(classes, key=os.fsencode),
+        flat=flat,
+        captioned=captioned and beside is None,
+        notes=notes,
+    )
+
+
+def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[str], list[str], bool]:
+    """What holds only one folder is that folder: an archive made of one, or one class.
+
+    (its entries, folders, the folders left on the way, whether the last is a class by itself).
+    """
+    tops: list[str] = []
+    while entries:
+        found = {name.partition("/")[0] if "/" in name else "" for name, _ in entries}
+        found |= {name.partition("/")[0] for name in folders}
+        if len(found) > 1 or "" in found:
+            break
+        top = found.pop()
+        tops.append(top)
+        entries = [(name[len(top) + 1 :], place) for name, place in entries]
+        folders = {name[len(top) + 1 :] for name in folders} - {""}
+        loose = [name for name, _ in entries if "/" not in name]
+        if len(loose) == len(entries) or any(map(is_picture, loose)):
+            return entries, folders, tops, True
+    return entries, folders, tops, False
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name is one for an image."""
+    Image.init()
+    kind = Image.EXTENSION.get(Path(name).suffix.lower())
+    return kind in Image.OPEN and kind not in NO_PICTURES
+
+
+def _without_loose(entries: list[Entry], prefix: str, notes: list[str]) -> list[Entry]:
+    """Without papers that lie beside class folders. Raises DataError when there are images beside them."""
+    loose = [name for name, _ in entries if "/" not in name]
+    if not loose or len(loose) == len(entries):
+        return entries
+    pictures = [name for name in loose if is_picture(name)]
+    if pictures:
+        folder = next(name for name, _ in entries if "/" in name).partition("/")[0]
+        raise DataError(
+            f"{prefix.rstrip(': /')}: holds both class folders ({folder}, …) and loose images ({some(pictures)}); "
+            "move one kind away, or say by --labels which class each image has"
+        )
+    notes.append(left_out([prefix + name for name in loose], "not in a class folder"))
+    return [entry for entry in entries if "/" in entry[0]]
+
+
+def left_out(shown: list[str], why: str) -> str:
+    """A note on files that are not taken."""
+    return f"{shown[0]}{f' and {len(shown) - 1} more' if len(shown) > 1 else ''} left out: {why}"
+
+
+def named_among_others(part: Found) -> None:
+    """Among several sources, a flat one is a class folder (a class tar) or a shard: its name comes first."""
+    if part.words is None and part.classes is None:
+        part.classes = [part.stem]
+        part.words = [part.stem] * len(part.names)
+    if part.flat or not any("/" in name for name in part.names):
+        part.prefix = part.prefix.removesuffix(f"{part.stem}/")
+        part.names = [f"{part.stem}/{name}" for name in part.names]
+
+
+def words_of(part: Found) -> Sequence[Word | None]:
+    """The class of each image of a source."""
+    if part.numbers is not None and part.classes and len(set(part.classes)) < len(part.classes):
+        twice = next(name for name in part.classes if part.classes.count(name) > 1)
+        raise DataError(f"{part.prefix}two of its classes are called {twice!r}; pack it alone, without --classes")
+    if part.words is not None:
+        return part.words
+    if part.classes is None:
+        return [part.stem] * len(part.names)
+    return [name.partition("/")[0] for name in part.names]
+
+
+def without_images(found: list[Found], words: Sequence[Word]) -> set[str]:
+    """Classes without images, where the sources know of some."""
+    every = {name for part in found for name in part.classes or ()}
+    return every if set(words) <= every else set()

@@ -1,0 +1,168 @@
+"""Which class an image belongs to, as users' files say it: a class is a word (a folder's name) or a number.
+
+`--labels FILE`: lines of NAME CLASS, CSV with or without a heading, or one class a line in the order of the names
+(ILSVRC's ground-truth list). EDM's dataset.json; webdataset's files beside each image.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import operator
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import DataError
+from elbocli.images.image_refs import Place, read_bytes
+
+Word = str | int
+BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
+"""A class, and where in the image it is: Kaggle's PredictionString, Tiny ImageNet's annotations."""
+SIDECARS = (".cls", ".json", ".txt")
+JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
+
+
+def lines_of(path: Path) -> list[str]:
+    """A user's text file. Raises DataError when it isn't text, or empty."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: empty")
+    return lines
+
+
+def _word(text: str) -> Word:
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) < 10 else text
+
+
+def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
+    """(a class for each of the images' names, None where it has none; whether they are a bare list in their order).
+
+    A name in the file may be the whole path, the last part, or that without its suffix.
+    Raises DataError: a list's length is not that of the images, a name has two classes, no name is there.
+    """
+    lines = lines_of(path)
+    if not any(separator in line.strip() for line in lines for separator in ",\t "):
+        if len(lines) != len(names):
+            raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected one class for each, or lines of NAME CLASS")
+        return [_word(line) for line in lines], True
+    table: dict[str, Word] = {}
+    bases: dict[str, set[Word]] = {}
+    for key, text in _rows(path, lines):
+        boxes = BOXES.match(text)
+        word = _word(boxes[1] if boxes else text)
+        if table.setdefault(key, word) != word:
+            raise DataError(f"{path}: {key} has two classes, {table[key]} and {word}; give one line for each image")
+        bases.setdefault(key.rpartition("/")[2], set()).add(word)
+    # A longer path in the file than in the archive: enough, where the last part says which image is meant.
+    alone = {base: next(iter(words)) for base, words in bases.items() if len(words) == 1}
+    words = []
+    for name in names:
+        base = name.rpartition("/")[2]
+        stem = base.rpartition(".")[0]
+        word_of = (table.get(name), table.get(base), table.get(stem) if stem else None, alone.get(base))
+        words.append(next((word for word in word_of if word is not None), None))
+    if all(word is None for word in words):
+        raise DataError(
+            f"{path}: none of the {len(names)} images stands there, the first is {names[0]}; expected lines of NAME CLASS "
+            "(with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
+        )
+    return words, False
+
+
+def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
+    """(name, class) of each line."""
+    try:
+        if "," in lines[0]:
+            split = list(csv.reader(lines))
+        else:
+            split = [line.split("\t" if "\t" in line else None, 1) for line in lines]
+    except csv.Error as error:
+        raise DataError(f"{path}: not usable as CSV: {error}") from error
+    for row in split:
+        if len(row) >= 2:
+            yield row[0].strip().removeprefix("./"), row[1]
+
+
+def edm_labels(place: Place, names: Sequence[str], where: str) -> list[Word | None] | None:
+    """Classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
+
+    Raises DataError.
+    """
+    content = _json(place, where)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if labels is None:
+        return None
+    try:
+        table = {str(name): operator.index(label) for name, label in labels}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: 'labels' is not a list of [name, number]: {error}") from error
+    return [table.get(name) for name in names]
+
+
+def _json(place: Place, where: str) -> Any:
+    try:
+        content = place.read()
+        return json.loads(bytes(content))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not usable JSON: {str(error)[:100]}") from error
+
+
+def sample_key(name: str) -> tuple[str, str]:
+    """(path up to the first dot of the last part, the rest): webdataset's key and suffix."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return folder + slash + stem, dot + suffix
+
+
+def sidecar_labels(
+    entries: Sequence[tuple[str, Place]], where: str
+) -> tuple[list[int], list[Word | None] | None, bool]:
+    """(indices of the images among the entries, their classes, whether files lie beside them) of webdataset's samples.
+
+    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
+    None for an image without, and instead of the list when no image has one. Raises DataError.
+    """
+    sides: dict[str, dict[str, Place]] = {}
+    pictures = []
+    for index, (name, place) in enumerate(entries):
+        key, suffix = sample_key(name)
+        if suffix in SIDECARS:
+            sides.setdefault(key, {})[suffix] = place
+        else:
+            pictures.append((index, key))
+    if not any(key in sides for _, key in pictures):
+        return list(range(len(entries))), None, False
+    words = [_sidecar_word(sides.get(key, {}), f"{where}{key}") for _, key in pictures]
+    indices = [index for index, _ in pictures]
+    return indices, None if all(word is None for word in words) else words, True
+
+
+def _sidecar_word(sides: dict[str, Place], where: str) -> Word | None:
+    if ".cls" in sides:
+        try:
+            return _word(bytes(sides[".cls"].read()[:1000]).decode("utf-8", "replace"))
+        except DataError as error:
+            raise DataError(f"{where}.cls: {error}") from error
+    if ".json" in sides:
+        content = _json(sides[".json"], f"{where}.json")
+        for key in JSON_KEYS:
+            if isinstance(content, dict) and isinstance(content.get(key), (int, str)):
+                return _word(str(content[key]))
+    return None
+
+
+def utf8(name: str) -> str:
+    """A file name as text, bytes that are not UTF-8 shown as replacement characters; NUL too, which HDF5 can't hold."""
+    return os.fsencode(name).decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,251 @@
+"""Images in: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, as `sample_writer` writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.atomic import told
+from elbocli.files.dataset import Dataset
+from elbocli.images.decode import decode
+from elbocli.images.image_refs import read_bytes
+
+LARGEST_SIDE = 8192
+LARGEST_COUNT = 10**9
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
+
+class SampleReader:
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself.
+
+    class_names: of a dataset of several classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int, int, int],
+        labels: np.ndarray | None,
+        read: Callable[[int, int], np.ndarray],
+        about: dict[str, Any] | None = None,
+        class_names: Sequence[str] = (),
+    ):
+        self.class_names = class_names
+        self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
+
+    def at(self, start: int, count: int) -> np.ndarray:
+        """Images start to start + count, uint8 [count, H, W, C]; never before those asked for last.
+
+        Raises DataError when the stream ends early.
+        """
+        return self._read(start, count)
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """All images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
+        for start in range(0, self.shape[0], size):
+            yield self.at(start, min(size, self.shape[0] - start))
+
+
+def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
+    """The shape (N, H, W, C) that an NPY header announces. Raises FormatError when it isn't one of images."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except UNREADABLE as error:
+        raise FormatError(f"{name}: not an NPY stream of images ({error}); write one with 'elbo sample'") from error
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
+        raise FormatError(f"{name}: holds {dtype} {shape}, expected uint8 (N, H, W, 1 or 3) with N > 0, C order")
+    if shape[0] > LARGEST_COUNT or max(shape[1:3]) > LARGEST_SIDE:
+        raise FormatError(
+            f"{name}: announces {shape[0]} images of {shape[2]} x {shape[1]} pixels, more than can be meant"
+        )
+    return shape
+
+
+def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> SampleReader:
+    shape = read_header(file, name)
+    row = int(np.prod(shape[1:]))
+    position = 0
+
+    def read(start: int, count: int) -> np.ndarray:
+        nonlocal position
+        buffer = bytearray(count * row)
+        view, filled = memoryview(buffer), 0
+        if start != position:
+            file.seek((start - position) * row, os.SEEK_CUR)
+        position = start + count
+        while filled < len(buffer):
+            try:
+                got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
+            except (OSError, zlib.error, zipfile.BadZipFile) as error:
+                raise DataError(f"{name}: {error}") from error
+            if not got:
+                raise DataError(
+                    f"{name}: ended after {start + filled // row} of {shape[0]} images; its writer died or the file is cut short"
+                )
+            filled += got
+        return np.frombuffer(buffer, np.uint8).reshape(count, *shape[1:])
+
+    return SampleReader(name, shape, labels, read)
+
+
+def _png_folder(folder: Path) -> SampleReader:
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+    )
+    if not files:
+        raise DataError(f"{folder}: no images inside")
+
+    def pixels(path: Path) -> np.ndarray:
+        try:
+            array = np.asarray(decode(read_bytes(path), channels=0)[0])
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        return array[..., None] if array.ndim == 2 else array
+
+    def said(shape: tuple[int, ...]) -> str:
+        return f"{shape[1]} x {shape[0]} pixels in {'grey' if shape[2] == 1 else 'colour'}"
+
+    shape = pixels(files[0]).shape
+
+    def read(start: int, count: int) -> np.ndarray:
+        batch = []
+        for path in files[start : start + count]:
+            image = pixels(path)
+            if image.shape != shape:
+                raise DataError(
+                    f"{path}: {said(image.shape)}, but {files[0].name} has {said(shape)}; pack them alike with 'elbo prep'"
+                )
+            batch.append(image)
+        return np.stack(batch)
+
+    return SampleReader(str(folder), (len(files), *shape), None, read)
+
+
+def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
+    """The labels in `arr_1` of an .npz, int64 [count]; None when there are none. Raises FormatError."""
+    if "arr_1.npy" not in archive.namelist():
+        return None
+    try:
+        with archive.open("arr_1.npy") as member:
+            labels = np.lib.format.read_array(member, allow_pickle=False)
+    except UNREADABLE as error:
+        raise FormatError(f"{name}: arr_1 is not usable as labels: {error}") from error
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise FormatError(f"{name}: arr_1 is {labels.dtype} {labels.shape}, expected {count} integer labels")
+    return np.asarray(labels, np.int64)
+
+
+def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    """How the images of an .npz were made, as it says in `about`; empty when it doesn't. Raises FormatError."""
+    if "about.npy" not in archive.namelist():
+        return {}
+    try:
+        with archive.open("about.npy") as member:
+            about = str(np.lib.format.read_array(member, allow_pickle=False))
+    except UNREADABLE as error:
+        raise FormatError(f"{name}: about is not usable: {error}") from error
+    return _by_name(about, f"{name}: about")
+
+
+def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
+    """How the samples of a dataset were drawn, by its attribute `samples`; empty when it has none. Raises FormatError."""
+    return _by_name(attributes["samples"], f"{name}: its attribute samples") if "samples" in attributes else {}
+
+
+def _by_name(text: Any, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("expected settings by name")
+    except UNREADABLE as error:
+        raise FormatError(
+            f"{what} is not usable: {error}; draw these samples again, or merge their parts again"
+        ) from error
+    return found
+
+
+@contextlib.contextmanager
+def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
+    """Open images from a binary stream or a path, reading no more at a time than is asked for.
+
+    Raises FormatError or DataError: not images, of another type, cut short. Never unpickles.
+    """
+    if not isinstance(source, Path):
+        yield _stream(source, "standard input")
+    elif source.is_dir():
+        yield _png_folder(source)
+    elif source.suffix == ".h5":
+        data = Dataset(source)
+        several = data.num_classes > 1  # One class is no label: a dataset has it that has none.
+        yield SampleReader(
+            str(source),
+            data.shape,
+            data.labels if several else None,
+            lambda start, count: data.batch(np.arange(start, start + count)),
+            data.attributes,
+            data.class_names if several and len(data.class_names) == data.num_classes else (),
+        )
+    elif source.suffix == ".npz":
+        with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
+            reader = _stream(member, str(source))
+            reader.labels = read_labels(archive, str(source), reader.shape[0])
+            reader.about = read_about(archive, str(source))
+            yield reader
+    else:
+        with told(source, "read"), open(source, "rb") as file:
+            yield _stream(file, str(source))
+
+
+def has_images(path: Path) -> bool:
+    """Whether an npz holds `arr_0`."""
+    with _zip(path) as archive:
+        return "arr_0.npy" in archive.namelist()
+
+
+def _zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise FormatError(f"{path}: not an .npz archive ({error})") from error
+
+
+def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
+    try:
+        return archive.open("arr_0.npy")
+    except KeyError:
+        held = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))[:200]
+        raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0") from None
+    except (NotImplementedError, zipfile.BadZipFile, RuntimeError) as error:
+        raise FormatError(f"{path}: arr_0 can't be unpacked: {error}") from error
+
+
+def refuse_terminal(stream: IO[Any]) -> None:
+    """Raise UsageError when binary data would go onto a terminal."""
+    if os.isatty(stream.fileno()):
+        raise UsageError(
+            "standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5"
+        )

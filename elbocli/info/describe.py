@@ -1,0 +1,191 @@
+"""What a file of elbo's is and how it was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import DataError, FormatError
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics,
+    features or samples, told by content.
+
+    Raises FormatError when it is none of these, or damaged.
+    """
+    if path.is_dir():
+        return _folder(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise DataError(f"{path}: could not read: {error.strerror}") from error
+    if head.startswith(HDF5_MAGIC):
+        return _dataset(path)
+    if is_safetensors(path, head):
+        return _tensors(path)
+    if head.startswith(b"PK"):
+        return _npz(path)
+    if head.startswith(b"\x93NUMPY"):
+        return _samples(path)
+    if head.lstrip().startswith(b"{"):
+        return _losslog(path)
+    if b"format:" in head:
+        return _yaml(path)
+    raise FormatError(
+        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics, features, samples)"
+    )
+
+
+def _dataset(path: Path) -> dict[str, Any]:
+    from elbocli.files.dataset import Dataset
+
+    data = Dataset(path, latents=True)
+    kind = "samples" if "samples" in data.attributes else "dataset" if data.latent_space is None else "latents"
+    return {
+        "is": f"elbo-dataset ({kind})",
+        "images": len(data),
+        "store": "latents" if data.latent_space is not None else data.store,
+        "bytes_per_image": round(data.block.nbytes / len(data)),
+        **({"parts": len(data.block.parts)} if len(data.block.parts) > 1 else {}),
+        "size": data.image_size,
+        "channels": data.channels,
+        "classes": data.num_classes,
+        "bytes": path.stat().st_size,
+        **{
+            key: value
+            for key, value in data.attributes.items()
+            if key not in ("format", "count", "image_size", "num_classes")
+        },
+    }
+
+
+def is_safetensors(path: Path, head: bytes) -> bool:
+    """Whether a file that begins so is one of safetensors: the length of a JSON header, and a brace."""
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and length <= path.stat().st_size - 8
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    from elbocli.files.features import is_features
+
+    return _features(path) if is_features(path) else _average(path)
+
+
+def _average(path: Path) -> dict[str, Any]:
+    from elbocli.files.average_file import read_about
+
+    about = {key: value for key, value in read_about(path).items() if key != "coefficients"}
+    return {"is": "average of weights", "bytes": path.stat().st_size, **about}
+
+
+def _features(path: Path) -> dict[str, Any]:
+    from elbocli.files.features import read_features
+
+    saved = read_features(path)
+    held = [name for name in ("logits", "labels") if getattr(saved, name) is not None]
+    return {"is": "features of images", "features": saved.features.shape[1], "beside": ", ".join(held), **saved.about}
+
+
+def _snapshot(path: Path) -> dict[str, Any]:
+    from elbocli.files.snapshots import read
+
+    snapshot = read(path)
+    facts = {key: value for key, value in snapshot.meta.items() if key not in ("format", "files")}
+    return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    from elbocli.files import snapshots
+    from elbocli.files.checkpoint import latest, read_checkpoint, read_config
+    from elbocli.run.folder import read_status
+
+    if snapshots.is_snapshot(path):
+        return _snapshot(path)
+    if (path / "meta.json").exists():
+        checkpoint = read_checkpoint(path)
+        return {
+            "is": "checkpoint",
+            **{key: value for key, value in checkpoint.meta.items() if key not in ("format", "files", "log_bytes")},
+            "files": ", ".join(checkpoint.meta["files"]),
+        }
+    if not (path / "config.yaml").exists():
+        raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint or snapshot (meta.json)")
+    config = read_config(path)
+    damaged: list[str] = []
+    checkpoint_now = latest(path, damaged.append)
+    state = "unknown"
+    if (path / "status.json").exists():
+        try:
+            state = read_status(path)["state"]
+        except FormatError as error:
+            damaged.append(str(error))
+    return {
+        "is": "run",
+        "state": state,
+        "step": checkpoint_now.step if checkpoint_now else 0,
+        "snapshots": len(snapshots.folders(path)),
+        "elbo_version": config.get("elbo_version"),
+        **config["settings"],
+        "data": config["data"].get("path"),
+        "parameters_of": config["network"],
+        **({"damaged": damaged} if damaged else {}),
+    }
+
+
+def _npz(path: Path) -> dict[str, Any]:
+    from elbocli.files.statistics import is_statistics, read_statistics
+
+    if not is_statistics(path):
+        return _samples(path)
+    statistics = read_statistics(path)
+    return {"is": "reference statistics", "features": len(statistics.mu), **statistics.about}
+
+
+def _samples(path: Path) -> dict[str, Any]:
+    from elbocli.images.samples import read_samples
+
+    with read_samples(path) as reader:
+        n, height, width, channels = reader.shape
+        return {
+            "is": "samples",
+            "images": n,
+            "size": f"{height} x {width}",
+            "channels": channels,
+            "labels": reader.labels is not None,
+            **reader.about,
+        }
+
+
+def _losslog(path: Path) -> dict[str, Any]:
+    from elbocli.files.losslog import read_logs
+
+    log = read_logs([path])
+    about = {key: value for key, value in log.header.items() if key not in ("format", "version", "edges")}
+    return {
+        "is": "loss log",
+        "bins": log.sums.shape[1],
+        "logsnr": f"{float(log.edges[0]):g} to {float(log.edges[-1]):g}",
+        "intervals": log.lines,
+        "images": log.images,
+        "errors": int(log.sums[0].sum()),
+        **about,
+    }
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    from elbocli.files import strict_yaml
+    from elbocli.files.schedule_file import read_table
+
+    content = strict_yaml.read(path)
+    if content.get("format") == "elbo-run":
+        return {"is": "config of a run", **content.get("settings", {})}
+    _, content = read_table(path)
+    return {
+        "is": "schedule",
+        "knots": len(content["knots"]),
+        **{key: value for key, value in content.items() if key not in ("format", "knots")},
+    }

@@ -1,0 +1,180 @@
+"""Is a file still what was written? Everything in it is read and compared with its digests."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elbocli.errors import DataError, FormatError
+from elbocli.files import checkpoint as store
+from elbocli.files import snapshots
+from elbocli.files.atomic import told
+from elbocli.files.average_file import check
+from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_block import ENCODED
+from elbocli.info.describe import HDF5_MAGIC, describe, is_safetensors
+from elbocli.runtime.progress import Report
+
+BATCH = 64
+PATIENCE_S = 120.0
+Facts = dict[str, Any]
+
+
+def run(path: Path) -> Generator[Report, None, Facts]:
+    """Verify a file or folder that `describe` knows; what it says, what was verified, and what could not be.
+
+    Raises DataError or FormatError naming the file, what differs and what to do.
+    """
+    dataset = not path.is_dir() and _head(path) == HDF5_MAGIC
+    if dataset:
+        survive(path)
+    facts = describe(path)
+    if dataset:
+        return facts | (yield from _dataset(path))
+    if path.is_dir():
+        return facts | (yield from _folder(path))
+    if is_safetensors(path, _head(path, 16)):
+        check(path)
+        return {**facts, "verified": ["payload_sha256"]}
+    if _head(path).startswith((b"PK", b"\x93NUMPY")):
+        yield from _samples(path)
+    return {**facts, "verified": ["read whole; files of this kind hold no digest of their own"]}
+
+
+def _head(path: Path, length: int = len(HDF5_MAGIC)) -> bytes:
+    with told(path, "read"), open(path, "rb") as file:
+        return file.read(length)
+
+
+def survive(path: Path) -> None:
+    """Let another process read a dataset's header first: some damage makes HDF5 crash, or never end.
+
+    Raises DataError when it does.
+    """
+    code = "import sys; from elbocli.files.dataset import Dataset; Dataset(sys.argv[1], latents=True).contents_digest()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, timeout=PATIENCE_S, check=False
+        )
+        ended = done.returncode >= 0
+    except subprocess.TimeoutExpired:
+        ended = False
+    if not ended:
+        raise DataError(f"{path}: damaged: the HDF5 library itself fails on it; pack it again")
+
+
+def _dataset(path: Path) -> Generator[Report, None, Facts]:
+    data = Dataset(path, latents=True)
+    verified, unverified = [], []
+    promised = str(data.attributes.get("digests", "")).split()
+    for name in promised:
+        if name not in data.attributes:
+            raise DataError(f"{path}: damaged: its attribute {name} is gone; pack it again")
+    if "contents_sha256" not in data.attributes:
+        unverified.append("contents_sha256: not in this file, which an older elbo or another program wrote")
+    elif data.contents_digest() != data.attributes["contents_sha256"]:
+        raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
+    else:
+        verified.append("contents_sha256")
+    verified += _counts(path, data)
+    digest = hashlib.sha256()
+    done = 0
+    for rows in data.pieces():
+        for part in rows if isinstance(rows, list) else [rows]:
+            digest.update(np.ascontiguousarray(part).data)
+        done += len(rows)
+        yield Report(done, len(data), "img")
+    if "payload_sha256" not in data.attributes:
+        unverified.append("payload_sha256: not in this file, which another program wrote")
+    elif digest.hexdigest() != data.attributes["payload_sha256"]:
+        parts = ", or a part of it," if len(data.block.parts) > 1 else ""
+        raise DataError(f"{path}:{parts} damaged: its images are not what was written; pack it again")
+    else:
+        verified.append("payload_sha256")
+    if data.kind == ENCODED:
+        for done, rows in enumerate(data.batches(BATCH)):
+            yield Report(min((done + 1) * BATCH, len(data)), len(data), "img", values={"decoded": len(rows)})
+        verified += ["offsets", "every image decodes"]
+    for what in unverified:
+        yield Report(message=f"{path}: {what}", level="warning")
+    return {"verified": verified, **({"unverified": unverified} if unverified else {})}
+
+
+def _counts(path: Path, data: Dataset) -> list[str]:
+    """Raise DataError when numbers that must agree don't; their names."""
+    arrays, names = data.contents()
+    known = data.attributes
+    classes = int(known.get("num_classes", data.num_classes))
+    facts = {
+        "count": (known.get("count"), len(data)),
+        "labels": (max(int(data.labels.max()) + 1, classes), classes),
+        "class_names": (len(names["class_names"]) if "class_names" in names else None, classes),
+        "files": (len(names["files"]) if "files" in names else None, len(data)),
+        "image_size": (known.get("image_size"), data.image_size) if "latents" not in data.kind else (None, None),
+    }
+    if "class_counts" in arrays:
+        counted = np.bincount(data.labels, minlength=classes).tolist()
+        facts["class_counts"] = (arrays["class_counts"].tolist(), counted)
+    for name, (found, expected) in facts.items():
+        if found is not None and found != expected:
+            raise DataError(
+                f"{path}: damaged: {name} says {str(found)[:60]}, expected {str(expected)[:60]}; pack it again"
+            )
+    return [name for name, (found, _) in facts.items() if found is not None]
+
+
+def _folder(path: Path) -> Generator[Report, None, Facts]:
+    """A checkpoint, a snapshot, or all those of a run."""
+    if snapshots.is_snapshot(path):
+        checkpoints, kept = [], [path]
+    elif (path / "meta.json").exists():
+        checkpoints, kept = [path], []
+    else:
+        checkpoints, kept = store.checkpoints(path), snapshots.folders(path)
+    damaged: list[str] = []
+    files = 0
+    for index, folder in enumerate([*checkpoints, *kept]):
+        yield Report(index, len(checkpoints) + len(kept), "folder")
+        try:
+            files += len(_checkpoint(folder) if index < len(checkpoints) else _snapshot(folder))
+        except FormatError as error:
+            damaged.append(str(error))
+    total = " and ".join(
+        f"{len(found)} {what}" for found, what in ((checkpoints, "checkpoints"), (kept, "snapshots")) if found
+    )
+    if damaged:
+        more = f" (and {len(damaged) - 1} more of {total})" if damaged[1:] else ""
+        raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on without it")
+    return {"verified": [f"sha256 of {files} files in {total or 'no checkpoints'}"]}
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    checkpoint = store.read_checkpoint(folder)
+    if folder.name.startswith("step-") and folder.name != f"step-{checkpoint.step:08d}":
+        raise FormatError(f"{folder}: damaged: its meta.json is of step {checkpoint.step}")
+    return checkpoint.meta["files"]
+
+
+def _snapshot(folder: Path) -> dict[str, Any]:
+    snapshot = snapshots.read(folder)
+    snapshot.check()
+    return snapshot.meta["files"]
+
+
+def _samples(path: Path) -> Generator[Report, None, None]:
+    from elbocli.files.statistics import is_statistics
+    from elbocli.images.samples import read_samples
+
+    if path.suffix == ".npz" and is_statistics(path):
+        return
+    with read_samples(path) as reader:
+        done = 0
+        for rows in reader.batches(BATCH):
+            done += len(rows)
+            yield Report(done, reader.shape[0], "img")

@@ -1,1 +1,0 @@
-"""One module per verb: generators that yield frozen reports. They never print."""

@@ -1,0 +1,1 @@
+"""`elbo merge`: one dataset of several."""

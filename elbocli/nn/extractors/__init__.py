@@ -1,0 +1,159 @@
+"""Feature extractors for scoring, declared once by name. torch is imported only when one is made."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elbocli.core.registry import Registry
+from elbocli.errors import DataError, ElboError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+EXTRACTORS = Registry("extractor")
+DEFAULT = "inception-v3-compat"
+PUBLISHED_INCEPTION = "6726825d"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
+
+    channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared.
+    """
+
+    name: str
+    module: torch.nn.Module
+    weights_sha256: str
+    channels: int = 0
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
+        if self.channels == 3 and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        try:
+            out = self.module(images)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise DataError(
+                f"extractor {self.name}: can't take images {tuple(images.shape[1:])}: {' '.join(str(error).split())[:200]}"
+            ) from error
+        features, logits = (out if len(out) == 2 else (out[0], None)) if isinstance(out, (tuple, list)) else (out, None)
+        if features.dim() != 2 or len(features) != len(images) or (logits is not None and logits.dim() != 2):
+            raise FormatError(
+                f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D), or features and logits (B, K)"
+            )
+        return features.float(), None if logits is None else logits.float()
+
+
+def is_published(name: Any, weights_sha256: Any) -> bool:
+    """Whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
+    return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
+
+
+@EXTRACTORS.declare(
+    DEFAULT,
+    formula="Inception v3 as in the FID paper, 2048 features",
+    source="Heusel et al. 2017; torch-fidelity",
+)
+def inception(weights: Path | None) -> Extractor:
+    """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once).
+
+    Batch norm is folded, and channels come last in memory: features differ from torch-fidelity's by rounding.
+    """
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from elbocli.nn.extractors.fold import folded
+
+    path = weights or _published()
+    module, digest = _loaded(FeatureExtractorInceptionV3, "inception-v3-compat", ["2048", "logits_unbiased"], path)
+    module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Extractor("inception-v3-compat", module, digest, channels=3)
+
+
+@EXTRACTORS.declare(
+    "vgg16",
+    formula="VGG16, 4096 features",
+    source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
+)
+def vgg16(weights: Path | None) -> Extractor:
+    """Weights from a file of torchvision's."""
+    from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
+
+    if weights is None:
+        raise UsageError("vgg16 needs --extractor-weights FILE, torchvision's vgg16 for ImageNet")
+    module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], weights)
+    return Extractor("vgg16", module, digest, channels=3)
+
+
+def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
+    """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
+    import hashlib
+
+    from elbocli.files.checkpoint import load_tensors
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: could not read: {error.strerror}") from error
+    load_tensors(io.BytesIO(content), str(path))
+    try:
+        module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise FormatError(f"{path}: not weights of this {name} network: {why}") from error
+    return module, hashlib.sha256(content).hexdigest()
+
+
+def _published() -> Path:
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED_INCEPTION, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"the Inception weights could not be fetched ({error}); give them with --extractor-weights FILE "
+                f"({path.name}, from torch-fidelity's releases), or use --extractor elbo-tiny for a smoke run"
+            ) from error
+    return path
+
+
+@EXTRACTORS.declare(
+    "elbo-tiny",
+    formula="small random convolutions, 64 features",
+    source="fixed seed, no download: for tests and smoke runs, not for publication",
+)
+def tiny(weights: Path | None) -> Extractor:
+    """The same network on every machine."""
+    if weights is not None:
+        raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
+    from elbocli.nn.extractors.elbo_tiny import Tiny, weights_digest
+
+    module = Tiny()
+    return Extractor("elbo-tiny", module, weights_digest(module), channels=3)
+
+
+def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:
+    """A declared extractor, or the program in a .pt2 file, on a device. Raises ElboError."""
+    if name.endswith(".pt2"):
+        if weights is not None:
+            raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
+        from elbocli.files.checkpoint import digest
+        from elbocli.files.pt2_check import load_program
+
+        extractor = Extractor(Path(name).name, load_program(Path(name)), digest(Path(name)))
+    else:
+        try:
+            declared = EXTRACTORS.find(name)
+        except ElboError as error:
+            raise UsageError(f"{error}, or a path ending in .pt2") from None
+        extractor = declared.make(weights)
+    extractor.module.to(device)
+    return extractor

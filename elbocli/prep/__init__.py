@@ -1,0 +1,1 @@
+"""`elbo prep`: images packed into one elbo-dataset."""

@@ -1,0 +1,156 @@
+"""`elbo prep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.options import (
+    PATH,
+    Command,
+    Count,
+    Number,
+    command_line,
+    common,
+    device_options,
+    overwrite_option,
+)
+from elbocli.files.latents import CONVENTIONS
+
+CROP_HELP = (
+    "center: ADM's centre crop (BOX halving, bicubic, cut); edm: the middle square, then Lanczos; resize: Lanczos, "
+    "proportions lost; pad: Lanczos to the long side, with bars; none: images must already have the size."
+)
+
+
+class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """I/N, counting from 1."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        index, slash, count = str(value).partition("/")
+        if not slash or not index.isdecimal() or not count.isdecimal() or not 1 <= int(index) <= int(count) <= 10**6:
+            self.fail(f"{value!r} is not I/N with 1 <= I <= N, such as 2/4", param, ctx)
+        return int(index), int(count)
+
+
+@click.command(cls=Command)
+@click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
+@click.argument("out", type=PATH, metavar="OUT.h5")
+@click.option("--size", type=Count(1, 8192), default=64, show_default=True, help="Side of the square images in pixels.")
+@click.option(
+    "--crop",
+    type=click.Choice(["center", "edm", "resize", "pad", "none"]),
+    default="center",
+    show_default=True,
+    help=CROP_HELP,
+)
+@click.option(
+    "--channels", type=click.Choice(["1", "3"]), default="3", show_default=True, help="1 for grey images, 3 for RGB."
+)
+@click.option(
+    "--background",
+    metavar="COLOUR",
+    default="",
+    help="Lay transparent images on it, and pad with it: white, #8090a0, …  [default: drop alpha, pad white]",
+)
+@click.option("--auto-orient", is_flag=True, help="Turn photographs as their EXIF says; ADM's and EDM's tools don't.")
+@click.option(
+    "--fast-decode",
+    is_flag=True,
+    help="Decode large JPEGs at reduced scale: faster, but other pixels than anybody else's.",
+)
+@click.option(
+    "--store",
+    type=click.Choice(["raw", "png", "webp"]),
+    default="raw",
+    show_default=True,
+    help="Plain pixels, or encoded without loss: smaller, decoded while training.",
+)
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="Classes of the images: lines of NAME CLASS, CSV, or a class a line in the order of the names. Folders are "
+    "then no classes.",
+)
+@click.option(
+    "--classes",
+    type=PATH,
+    metavar="FILE",
+    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of others "
+    "are left out.",
+)
+@click.option(
+    "--subset",
+    type=(click.Choice(["train", "val"]), Number(0, 1, above=True)),
+    default=None,
+    metavar="train|val SHARE",
+    help="val: a share of each class (such as 0.1), always the same; train: all the others.",
+)
+@click.option("--shuffle-seed", type=Count(0, 2**63 - 1), default=None, help="Put the images in a random order.")
+@click.option("--limit", type=Count(), default=None, help="Take only the first N images.")
+@click.option("--shard", type=Shard(), default=None, help="Pack the I-th of N parts; 'elbo merge' joins them.")
+@click.option(
+    "--latents",
+    type=PATH,
+    metavar="DIR",
+    help="Store latents of a diffusers AutoencoderKL folder: mean and standard deviation of each.",
+)
+@click.option(
+    "--latent-convention",
+    type=click.Choice(list(CONVENTIONS)),
+    default="diffusers",
+    show_default=True,
+    help="How a network sees latents z. " + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values()) + ".",
+)
+@click.option("--mirror", is_flag=True, help="With --latents: also those of each mirrored image.")
+@device_options
+@click.option("--workers", type=Count(1, 1024), default=None, help="Threads.  [default: as many as cores]")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do with a file that is no usable image; skipped ones are listed in OUT.skipped.jsonl.",
+)
+@click.option("--no-preallocate", is_flag=True, help="Don't claim the disk beforehand, where the file system can't.")
+@overwrite_option
+@common
+def prep(
+    sources: tuple[Path, ...],
+    out: Path,
+    channels: str,
+    workers: int | None,
+    no_preallocate: bool,
+    device: str | None,
+    precision: str | None,
+    **options: Any,
+) -> None:
+    """Pack images into one dataset, OUT.h5.
+
+    SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
+    tars of either (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
+    images; or another dataset. Several are packed one after another. Anything Pillow reads is taken, nothing is
+    unpacked to disk. Killed at any moment, the same command goes on where it stopped.
+    """
+    if not sources:
+        raise click.UsageError(f"one name only, {out}; give the images and the dataset to write: elbo prep SRC... OUT.h5")
+    from elbocli.cli.progress_bar import show
+    from elbocli.prep import pack as loop
+
+    settings = loop.Settings(
+        channels=int(channels),
+        workers=workers or 0,
+        preallocate=not no_preallocate,
+        device=device or "auto",
+        precision=precision or "fp32",
+        command=command_line(),
+        **options,
+    )
+    show(loop.run(list(sources), out, settings))

@@ -1,0 +1,75 @@
+"""Images into latents, on the device, for packing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from elbocli.errors import DataError, UsageError
+from elbocli.files.dataset_block import Layout, latents
+from elbocli.files.latents import ATTRIBUTES
+from elbocli.nn.autoencoder import Autoencoder
+from elbocli.runtime.device import autocast, choose_device
+
+
+class LatentEncoder:
+    """Turns square RGB images of one size into rows of a dataset of latents: mean and deviation of the posterior.
+
+    layout: of the rows. batch: images to hand over at a time; the same groups give the same bytes. copies: rows of
+    an image, 2 with `mirror` (the second is of its mirror image). attributes: for the dataset. fingerprint:
+    everything that decides the rows, images excepted.
+    Raises UsageError (no diffusers, a size or channels that don't fit), FormatError and DataError (the folder).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        size: int,
+        convention: str = "diffusers",
+        *,
+        mirror: bool = False,
+        channels: int = 3,
+        device: str = "auto",
+        precision: str = "fp32",
+    ):
+        if channels != 3:
+            raise UsageError(f"latents are made of images of 3 channels, not {channels}; leave --channels out")
+        self.device, self.precision = choose_device(device), precision
+        self.autoencoder = Autoencoder(folder, self.device)
+        factor = self.autoencoder.factor
+        if size % factor:
+            raise UsageError(f"--size {size}: {folder} halves images to 1/{factor}; take a multiple of {factor}")
+        self.space = self.autoencoder.space(convention, size, mirror)
+        self.layout: Layout = latents((2 * self.autoencoder.channels, size // factor, size // factor))
+        self.batch = self.autoencoder.comfortable_batch(size)
+        self.copies = 2 if mirror else 1
+        versions = {f"{name}_version": version(name) for name in ("torch", "diffusers")}
+        self.attributes: dict[str, Any] = {**self.space.attributes(), "latent_precision": precision, **versions}
+        decides = {key: value for key, value in self.attributes.items() if key != ATTRIBUTES["autoencoder"]}
+        self.fingerprint: dict[str, Any] = {**decides, "batch": self.batch, "device": self.device.type}
+
+    def rows(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Images uint8 [H,W,3] → rows float16 [2C,h,w], `copies` for each image. Raises DataError when not finite."""
+        out: list[np.ndarray] = []
+        for start in range(0, len(pixels), self.batch):
+            straight = np.stack(pixels[start : start + self.batch])
+            copies = [straight, np.ascontiguousarray(straight[:, :, ::-1])][: self.copies]
+            moments = np.stack([self._moments(copy) for copy in copies], 1)
+            out += list(moments.reshape(-1, *self.layout.row))
+        return out
+
+    def _moments(self, pixels: np.ndarray) -> np.ndarray:
+        """Mean ‖ deviation, float16 [B,2C,h,w]."""
+        with autocast(self.device, self.precision):
+            moments = torch.cat(self.autoencoder.encode(pixels, self.space), 1)
+        half = moments.to(torch.float16).cpu()
+        if not bool(half.isfinite().all()):
+            raise DataError(
+                f"{self.autoencoder.folder}: gives latents that are not finite in float16; is it the right autoencoder?"
+            )
+        return half.numpy()

@@ -1,0 +1,392 @@
+"""Pack images into one elbo-dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL
+
+from elbocli import __version__
+from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.files import dataset_block
+from elbocli.files.atomic import refuse_existing, writing
+from elbocli.files.dataset_writer import DatasetWriter, open_writer
+from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.hashing import add_digests
+from elbocli.images.crops import CROPS
+from elbocli.images.decode import Decoding, square
+from elbocli.images.image_refs import will_need
+from elbocli.images.labels import utf8
+from elbocli.images.memory_budget import Room, return_freed
+from elbocli.images.sources import Source, choose, open_source
+from elbocli.runtime.progress import Report
+from elbocli.runtime.signals import Signals, catching_signals
+
+if TYPE_CHECKING:
+    from elbocli.prep.encode_latents import LatentEncoder
+
+SAFE_EVERY_S = 2.0
+SAFE_EVERY_BYTES = 16 << 20
+SUFFIX = ".h5"
+AHEAD, AHEAD_BYTES = 8, 128 << 20
+"""Images in flight: so many for each worker, and no more than so many bytes for all."""
+ADVISED = 1024
+"""Images that the kernel is told of beforehand: about a class of ImageNet, 0.1 GB."""
+LONG_LISTING_BYTES = 1 << 30
+_files = Room(128 << 20)
+"""Memory for the files' bytes; claimed before memory for their pixels, never the other way round."""
+SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to pack. workers: threads (Pillow decodes and resizes without the interpreter lock)."""
+
+    size: int = 64
+    crop: str = "center"
+    channels: int = 3
+    background: str = ""
+    auto_orient: bool = False
+    fast_decode: bool = False
+    store: str = RAW
+    labels: Path | None = None
+    classes: Path | None = None
+    subset: tuple[str, float] | None = None
+    shuffle_seed: int | None = None
+    limit: int | None = None
+    shard: tuple[int, int] | None = None
+    latents: Path | None = None
+    latent_convention: str = "diffusers"
+    mirror: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 0
+    on_error: str = "stop"
+    preallocate: bool = True
+    overwrite: bool = False
+    command: str = ""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How files become squares."""
+        return Decoding(self.size, self.channels, self.crop, self.background, self.auto_orient, self.fast_decode)
+
+    def about(self) -> dict[str, Any]:
+        """What of the settings decides the pixels, for the dataset's attributes."""
+        return {
+            "image_size": self.size,
+            "channels": self.channels,
+            "crop": self.crop,
+            "filter": CROPS[self.crop].filter,
+            "background": self.background or ("white" if self.crop == "pad" else "none"),
+            "auto_orient": self.auto_orient,
+            "fast_decode": self.fast_decode,
+            "store": self.store,
+            "shuffle_seed": "none" if self.shuffle_seed is None else self.shuffle_seed,
+            "subset": "none" if self.subset is None else f"{self.subset[0]} {self.subset[1]:g}",
+        }
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One image as it will be stored, or why it isn't one. size: bytes read."""
+
+    digest: str
+    size: int
+    row: np.ndarray | bytes | None
+    change: str
+    trouble: str
+
+
+def _pack(read: Callable[[], bytes | np.ndarray], weight: int, settings: Settings) -> _Packed:
+    with _files.claim(weight):
+        return _packed(read, settings)
+
+
+def _packed(read: Callable[[], bytes | np.ndarray], settings: Settings) -> _Packed:
+    digest, size = "", 0
+    try:
+        content = read()
+        raw = content if isinstance(content, bytes) else content.reshape(-1).data
+        digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
+        pixels, change = square(content, settings.decoding)
+        row = pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels)
+        return _Packed(digest, size, row, change, "")
+    except ElboError as error:
+        return _Packed(digest, size, None, "", str(error))
+
+
+def _already(read: Callable[[], bytes | np.ndarray]) -> Callable[[], bytes | np.ndarray]:
+    """What was read now, or its error, to be had later in another thread."""
+    try:
+        content = read()
+    except ElboError as error:
+        return partial(_raise, error)
+    return lambda: content
+
+
+def _raise(error: ElboError) -> bytes:
+    raise error
+
+
+def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packed]:
+    """Packed images in source order, at most a few per worker ahead."""
+    workers = settings.workers or os.cpu_count() or 1
+    heaviest = max(settings.size**2 * settings.channels, source.places[0].weight if source.in_order else 0)
+    ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // heaviest))
+    waiting: deque[Future[_Packed]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="elbo-prep") as pool:
+        try:
+            for index in range(start, len(source)):
+                if (index - start) % ADVISED == 0:
+                    will_need(source.places[index : index + ADVISED])
+                place = source.places[index]
+                read, weight = (_already(place.read), 0) if source.in_order else (place.read, place.weight)
+                waiting.append(pool.submit(_pack, read, weight, settings))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
+    """A digest of everything that decides the result, file contents excepted."""
+    about = {**settings.about(), "pillow": PIL.__version__}
+    if encoder is not None:
+        about["encoder"] = encoder.fingerprint
+    digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
+    for file, label in zip(source.files, source.labels, strict=True):
+        digest.update(os.fsencode(file) + b"\0%d\n" % label)
+    return digest.hexdigest()
+
+
+def _encoder(settings: Settings) -> LatentEncoder | None:
+    if settings.latents is None:
+        if settings.mirror:
+            raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
+        return None
+    if settings.channels != 3 or settings.store != RAW:
+        raise UsageError("--latents takes colour images and stores numbers; leave --channels and --store out")
+    from elbocli.prep.encode_latents import LatentEncoder
+
+    return LatentEncoder(
+        settings.latents,
+        settings.size,
+        convention=settings.latent_convention,
+        mirror=settings.mirror,
+        device=settings.device,
+        precision=settings.precision,
+    )
+
+
+def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.Layout:
+    if encoder is not None:
+        return encoder.layout
+    shape = (settings.size, settings.size, settings.channels)
+    if settings.store == RAW:
+        return dataset_block.plain(shape)
+    return dataset_block.encoded(int(np.prod(shape) * ENCODINGS[settings.store].claim))
+
+
+def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[Report]:
+    """Pack `sources` into `out`. Rerun after a kill to go on where it stopped.
+
+    Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
+    UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
+    """
+    _refuse_name(out, settings.overwrite)
+    return_freed()
+    settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
+    sources = [sources] if isinstance(sources, Path) else sources
+    if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
+        yield Report(message=f"{_named(sources)}: reading what is inside")
+    complaints: list[str] = []
+    complain = complaints.append if settings.on_error == "skip" else None
+    whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
+    encoder = _encoder(settings)
+    every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
+    source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
+    yield from _introduced(source, sources, settings, complaints)
+    shard_of = _fingerprint(every, settings, encoder)
+    fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
+    copies = 1 if encoder is None else encoder.copies
+    begun = time.monotonic()
+    layout, limit = _layout(settings, encoder), len(source) * copies
+    how = {"preallocate": settings.preallocate, "overwrite": settings.overwrite}
+    with catching_signals() as signals, open_writer(out, layout, limit, fingerprint, **how) as writer:
+        before = int(writer.state["done"])
+        yield from _fill(writer, source, settings, encoder, signals)
+        notes = writer.state["notes"]
+        skipped = {int(index): trouble for index, trouble in notes["skipped"].items()}
+        if writer.rows == 0:
+            raise DataError(f"{_named(sources)}: none of its {len(source)} files is a usable image")
+        kept = [index for index in range(len(source)) if index not in skipped for _ in range(copies)]
+        yield from _listed(out, source, skipped)
+        labels = np.array([source.labels[i] for i in kept], np.int64)
+        writer.finish(
+            {"labels": labels, "class_counts": np.bincount(labels, minlength=len(source.class_names)).astype(np.int64)},
+            {
+                "class_names": [utf8(name) for name in source.class_names],
+                "files": [utf8(source.files[i]) for i in kept],
+            },
+            {
+                "num_classes": len(source.class_names),
+                **settings.about(),
+                "elbo_version": __version__,
+                "pillow_version": PIL.__version__,
+                "source_sha256": notes["source_sha256"],
+                "skipped": len(skipped),
+                "changed": json.dumps(notes["changed"], sort_keys=True),
+                **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
+                **({} if encoder is None else encoder.attributes),
+                "command": settings.command,
+            },
+        )
+    yield from _summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
+
+
+def _refuse_name(out: Path, overwrite: bool) -> None:
+    if out.suffix != SUFFIX:
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the last argument")
+    refuse_existing(out, overwrite)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _named(sources: list[Path]) -> str:
+    return str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
+
+
+def _introduced(source: Source, sources: list[Path], settings: Settings, complaints: list[str]) -> Iterator[Report]:
+    size, channels = settings.size, settings.channels
+    yield Report(
+        0,
+        len(source),
+        "img",
+        f"{_named(sources)}: {_count(len(source), 'image', 'images')} in "
+        f"{_count(len(source.class_names), 'class', 'classes')} -> {size} x {size} x {channels}",
+    )
+    yield from (Report(message=text, level="warning") for text in complaints)
+    yield from (Report(message=text, level="warning") for text in source.notes)
+    if len(source.class_names) > 1 and set(source.class_names) <= SPLIT_NAMES:
+        yield Report(
+            message=f"the classes are called {', '.join(source.class_names)}: did you mean one of these folders?",
+            level="warning",
+        )
+
+
+def _listed(out: Path, source: Source, skipped: dict[int, str]) -> Iterator[Report]:
+    """What was skipped, in a file beside the dataset."""
+    sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
+    if not skipped:
+        sidecar.unlink(missing_ok=True)
+        return
+    with writing(sidecar, "w") as file:
+        for index, trouble in sorted(skipped.items()):
+            file.write(json.dumps({"file": utf8(source.files[index]), "trouble": trouble}) + "\n")
+    kinds = Counter(trouble.partition(":")[0] for trouble in skipped.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    yield Report(message=f"{len(skipped)} files skipped ({counts}), listed in {sidecar}", level="warning")
+
+
+def _summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds: float) -> Iterator[Report]:
+    changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
+    if changed:
+        yield Report(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
+    rate = f"{packed / seconds:.0f} images/s, " if packed else ""
+    size = out.stat().st_size
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    yield Report(message=f"{out}: {_count(rows, 'image', 'images')}, {shown}; {rate}{seconds:.1f} s")
+
+
+class _Notes:
+    """What a resumed prep must know of the images that are done."""
+
+    def __init__(self, saved: dict[str, Any]):
+        self.digest = str(saved.get("source_sha256", add_digests([])))
+        self.skipped: dict[str, str] = dict(saved.get("skipped", {}))
+        self.changed = Counter(saved.get("changed", {}))
+
+    def add(self, index: int, file: str, packed: _Packed) -> None:
+        """The digest is a sum, so that the parts of a source add up to it."""
+        one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).hexdigest()
+        self.digest = add_digests([self.digest, one])
+        if packed.trouble:
+            self.skipped[str(index)] = packed.trouble
+        if packed.change:
+            self.changed[packed.change] += 1
+
+    def saved(self) -> dict[str, Any]:
+        """As the journal keeps it."""
+        return {"source_sha256": self.digest, "skipped": self.skipped, "changed": dict(self.changed)}
+
+
+def _stopped(source: Source, index: int, trouble: str) -> DataError:
+    return DataError(f"{source.shown(index)}: {trouble}; put it right, or add --on-error skip to go on without it")
+
+
+def _fill(
+    writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
+) -> Iterator[Report]:
+    notes = _Notes(writer.state["notes"])
+    total, done = len(source), int(writer.state["done"])
+    if notes.skipped and settings.on_error == "stop":
+        raise _stopped(source, *next((int(index), trouble) for index, trouble in notes.skipped.items()))
+    if done:
+        yield Report(done, total, "img", f"going on after {_count(done, 'image', 'images')}")
+    rows: list[Any] = []
+    pending: list[Any] = []
+    begun, read = time.monotonic(), 0
+
+    def encode() -> None:
+        if encoder is not None and pending:
+            rows.extend(encoder.rows(pending))
+            pending.clear()
+
+    def save() -> None:
+        """A batch of latents is encoded whole, also after a resume, so that its numbers are the same."""
+        if not pending:
+            writer.append(rows, done, notes.saved())
+            rows.clear()
+
+    safe_at, held = begun, 0
+    for packed in _in_order(source, done, settings):
+        if packed.trouble and settings.on_error == "stop":
+            save()
+            raise _stopped(source, done, packed.trouble)
+        notes.add(done, source.files[done], packed)
+        if packed.row is not None:
+            (rows if encoder is None else pending).append(packed.row)
+            held += len(packed.row) if isinstance(packed.row, bytes) else packed.row.nbytes
+        done += 1
+        read += packed.size
+        if encoder is not None and len(pending) >= encoder.batch:
+            encode()
+        if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received:
+            save()
+            safe_at, held = time.monotonic(), 0
+        if signals.received and done < total:
+            raise signals.interrupted(
+                f"{writer.state['done']} of {total} images are safe in {writer.partial.name}; the same command goes on from there"
+            )
+        values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
+        yield Report(done, total, "img", values=values | ({"skipped": len(notes.skipped)} if notes.skipped else {}))
+    encode()
+    if done > int(writer.state["done"]) or not writer.state["notes"]:
+        save()

@@ -1,0 +1,1 @@
+"""`elbo report`: a run on one page."""

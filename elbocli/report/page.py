@@ -1,0 +1,82 @@
+"""A run on one page: HTML that needs nothing but itself. Strings from strangers are escaped by the template library.
+
+The page forbids itself scripts and any address (Content-Security-Policy), so that what slips through does nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from elbocli.report.gather import Facts
+from elbocli.report.plots import pictures
+from elbocli.report.thumbnails import Strip
+
+TEMPLATE = "page.html"
+LARGEST = 8 << 20
+"""Bytes, which no page exceeds: pictures are counted and of bounded size, curves have bounded numbers of points."""
+
+TWICE = ", ± {} (2 standard errors)"
+
+
+def render(facts: Facts) -> str:
+    """The page. Same facts, same text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {"number": number, "error": error, "source": source, "svg": Markup}
+    environment.filters |= filters
+    template = environment.get_template(TEMPLATE)
+    return template.render(facts=facts, pictures=pictures(facts), headline=_headline(facts))
+
+
+def number(value: Any) -> str:
+    """A number for people: 4 significant digits, whole ones with thousands apart; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u2009")
+    return _minus(f"{value:.4g}")
+
+
+def error(value: float) -> str:
+    """An error for people: 2 significant digits."""
+    return _minus(f"{value:.2g}")
+
+
+def _minus(text: str) -> str:
+    """2.3e-05 → 2.3e−5."""
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "\u2212")
+
+
+def source(strip: Strip) -> str:
+    """A row of pictures as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(strip.png).decode()
+
+
+def _headline(facts: Facts) -> list[tuple[str, str, str]]:
+    """The few numbers that come first: (what, value, detail)."""
+    found = []
+    if facts.last("loss") is not None:
+        found.append(("training loss", number(facts.last("loss")), "nats per dimension"))
+    for name, what, unit in (("val_loss", "validation loss", "nats per dimension"), ("val_bpd", "validation bound", "bits per dimension")):
+        value, se = facts.last(name), facts.last(f"{name}_se")
+        if value is not None:
+            found.append((what, number(value), unit + (TWICE.format(error(2 * se)) if se is not None else "")))
+    for result in facts.of_kind("bound")[-1:]:
+        *_, bits, se = result.rows[-1]
+        found.append(("variational bound", number(bits), "bits per dimension" + TWICE.format(error(2 * se))))
+    for result in facts.of_kind("scores")[-1:]:
+        for name, value, spread, kind, extractor in result.rows[:2]:
+            detail = f", ± {error(spread)} ({kind})" if spread is not None else ""
+            found.append((name.replace("_", " "), number(value), (extractor or result.path.name) + detail))
+    return found

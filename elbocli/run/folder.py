@@ -1,0 +1,88 @@
+"""The run folder while a process holds it: that it is this run's, and how the run stands."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import torch
+
+from elbocli import __version__
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import checkpoint as store
+from elbocli.files.atomic import locked, told, write_json
+from elbocli.run.settings import Resolved, difference
+
+PREVIEW_COUNT = 64
+"""Images in each preview: as many of every class as of any other, all of the same noise."""
+
+
+def _check(out: Path, resolved: Resolved) -> None:
+    """Raise UsageError unless the folder is empty or this run's; with the differences when it is another's.
+
+    A run that got nowhere may go on with any settings: one that ran out of memory at once, with a smaller batch.
+    """
+    if (out / "config.yaml").exists():
+        before = store.read_config(out)
+        changed = difference(before, resolved.config()) if store.checkpoints(out) or _has_logged(out) else []
+        if changed:
+            raise UsageError(
+                f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
+                + "\n  ".join(changed)
+            )
+    elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+        raise UsageError(f"{out}: exists and is not a run; choose another -o")
+
+
+def _has_logged(out: Path) -> bool:
+    return (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 0
+
+
+def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> None:
+    """Make the folder this process's alone until the stack ends, and this run's.
+
+    patience: seconds to wait for another process to leave it. about: how it is trained now, for config.yaml. Raises
+    UsageError when it holds something else, DataError when another process stays.
+    """
+    with told(out):
+        if out.exists():
+            _check(out, resolved)
+        out.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(locked(out / ".lock", str(out), patience))
+    _check(out, resolved)
+    store.clean(out)
+    versions = {"elbo_version": __version__, "torch_version": str(torch.__version__), "python_version": python_version()}
+    store.write_config(out, {**versions, **about, **resolved.config()})
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """status.json: state, step, steps, images, message, time (UTC, in words). Raises FormatError when it isn't known."""
+    path = run / "status.json"
+    try:
+        found = json.loads(path.read_text())
+        when = datetime.fromtimestamp(float(found["time"]), UTC).strftime("%Y-%m-%d %H:%M UTC")
+        numbers = {key: int(found[key]) for key in ("step", "steps", "images")}
+        return {"state": str(found["state"]), **numbers, "message": str(found.get("message", "")), "time": when}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise FormatError(f"{path}: how the run stands is not known: {error}") from error
+
+
+class Status:
+    """status.json: how the run stands, for scripts and schedulers. step, images: what is safe, from earlier starts too."""
+
+    def __init__(self, out: Path, steps: int):
+        self.path, self.steps, self.step, self.images = out / "status.json", steps, 0, 0
+        with suppress(FormatError):
+            before = read_status(out)
+            self.step, self.images = before["step"], before["images"]
+
+    def write(self, state: str, message: str = "") -> None:
+        """As well as can be: what keeps it from being written is told by whoever writes what matters."""
+        content = {"state": state, "step": self.step, "steps": self.steps, "images": self.images, "message": message}
+        with suppress(DataError):
+            write_json(self.path, {**content, "time": round(time.time(), 3)})

@@ -1,0 +1,171 @@
+"""A trained run, opened: what sampling and scoring start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli.core.adaptive import Online, bin_edges
+from elbocli.core.averages import parse_average
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import Schedule
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.average_file import load, read_about
+from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
+from elbocli.files.dataset import PREPROCESSING
+from elbocli.files.schedule_file import digest, file_in
+from elbocli.nn.blocks import Network
+from elbocli.nn.networks import build, config_of, place
+from elbocli.run.settings import Settings, run_settings, trained_as
+
+WEIGHTS = ("ema", "model")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A network with the weights of a checkpoint, or of a file made by 'elbo ema', in eval mode on its device.
+
+    path: of the run. about: which weights these are: weights, step, images_trained, weights_sha256, and for a file
+    weights_file. files: digests of the files that settings name.
+    """
+
+    path: Path
+    network: Network
+    prediction: Prediction
+    settings: Settings
+    data: dict[str, Any]
+    files: dict[str, str]
+    checkpoint: Checkpoint
+    about: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates that the weights have seen."""
+        return int(self.about["step"])
+
+    def schedule(self) -> Schedule:
+        """The one it was trained under; one that adapts, as it was at the checkpoint.
+
+        Raises FormatError when it can't be read, DataError when its file has changed since.
+        """
+        fixed = self.settings.schedule_object()
+        if fixed is None:
+            online = Online(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
+            try:
+                online.state.copy_(self.checkpoint.state()["online"])
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
+            return online.schedule(self.settings.weighting_object(), self.settings.floor)
+        file = file_in(self.settings.schedule)
+        if file is not None and self.files.get(str(file)) not in (None, digest(file)):
+            raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
+        return fixed
+
+
+def empty_network(config: dict[str, Any], where: Path) -> Network:
+    """The network of a run's config, without memory. Raises FormatError."""
+    try:
+        with torch.device("meta"):
+            return build(config_of(config["network"], where))
+    except RuntimeError as error:
+        raise FormatError(f"{where}: no network is so large: {' '.join(str(error).split())[:200]}") from error
+
+
+def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]:
+    """A run and its newest whole checkpoint; or, when `path` is a checkpoint, its run and that one.
+
+    Raises FormatError when it is neither, or the checkpoint is damaged; DataError when there is none yet.
+    """
+    if (path / "meta.json").exists():
+        run = path.resolve().parent.parent
+        if not (run / "config.yaml").exists():
+            raise FormatError(f"{path}: a checkpoint outside its run (no {run / 'config.yaml'}); put it back there")
+        return run, read_checkpoint(path)
+    read_config(path)
+    checkpoint = latest(path, warn)
+    if checkpoint is None:
+        raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
+    return path, checkpoint
+
+
+def open_run(
+    path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema", average: str = ""
+) -> TrainedRun:
+    """A run or checkpoint. weights: `ema` is the run's first average, `model` the last weights; average: another
+    one, by its name or spec, or by the path of a file that 'elbo ema' made.
+
+    Raises FormatError (no run; damaged; weights that don't fit), DataError (no checkpoint yet; another run's average),
+    UsageError (no such average).
+    """
+    run, checkpoint = find_run(path, warn)
+    config = read_config(run)
+    settings = run_settings(config["settings"], run / "config.yaml")
+    if average or weights == "ema":
+        tensors, about = _average(average or settings.ema[0], checkpoint, config)
+    else:
+        tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
+    about = {**_trained(settings, config), "step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about}
+    network = empty_network(config, run / "config.yaml")
+    try:
+        network.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise FormatError(
+            f"{about.get('weights_file', checkpoint.path)}: its weights don't fit {run / 'config.yaml'}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    network = place(network, device).eval().requires_grad_(False)
+    data, files = config["data"], config["files"]
+    return TrainedRun(run, network, settings.prediction_object(), settings, data, files, checkpoint, about)
+
+
+def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """What weights of a checkpoint are."""
+    return {"weights": name, "weights_sha256": checkpoint.meta["files"][f"{name}.safetensors"]["sha256"]}
+
+
+def _trained(settings: Settings, config: dict[str, Any]) -> dict[str, Any]:
+    """Of how the run was trained, what a score of its samples should have beside it."""
+    return {
+        "trained_weighting": settings.weighting,
+        "trained_schedule": settings.schedule,
+        "prediction": settings.prediction,
+        "trained_on": config["data"].get("payload_sha256"),
+        **{key: config["data"][key] for key in PREPROCESSING if key in config["data"]},
+    }
+
+
+def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an average and what they are."""
+    try:
+        names = parse_average(wanted).names
+    except UsageError:
+        names = ()
+    held = [name for name in names if name in checkpoint.names]
+    if held:
+        return checkpoint.weights(held[0]), _held(checkpoint, held[0])
+    file = Path(wanted)
+    if not file.is_file():
+        known = ", ".join(name for name in checkpoint.names if name.startswith("ema-")) or "none"
+        raise UsageError(
+            f"no average {wanted!r} in {checkpoint.path}, and no such file; averages there: {known}; "
+            "'elbo ema RUN -o FILE' makes others of snapshots"
+        )
+    made = read_about(file)
+    ours = trained_as(config)
+    for key, value in made["trained"].items():
+        if key in ours and value != ours[key]:
+            raise DataError(
+                f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
+            )
+    return load(file), {
+        "weights": parse_average(made["spec"]).name,
+        "step": made["step"],
+        "images_trained": made["images"],
+        "weights_file": str(file),
+        "weights_sha256": made["payload_sha256"],
+    }

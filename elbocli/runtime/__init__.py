@@ -1,0 +1,1 @@
+"""The machine: processes, device, signals, threads, and the progress that commands report."""

@@ -1,0 +1,201 @@
+"""The processes of a run: which one this is, and what all of them agree on. torchrun starts them; one needs nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from elbocli.errors import ElboError, PeerLost, UsageError
+from elbocli.runtime.device import choose_device
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others: rank 0 reads and checks a checkpoint while they do."""
+JOIN = timedelta(minutes=10)
+"""How long it waits for them to be there at all: imports over a network take their time."""
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class World:
+    """Process `rank` of `size`, with a device of its own. All methods must be called by every process alike.
+
+    Raises PeerLost, from any of them, when another process is gone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Rank 0, which alone speaks and writes."""
+        return self.rank == 0
+
+    def added(self, value: Tensor) -> Tensor:
+        """The sum over processes, in place, on the device the value is on."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def most(self, values: list[int]) -> list[int]:
+        """The largest of each over processes. Travels over the host, so that no device is waited for."""
+        if self.size == 1:
+            return values
+        together = torch.tensor(values)
+        dist.all_reduce(together, dist.ReduceOp.MAX)
+        return together.tolist()
+
+    def all(self, value: T) -> list[T]:
+        """What every process has, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def of_first(self, value: T) -> T:
+        """What rank 0 has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+        return box[0]
+
+    def gathered(self, value: Tensor) -> list[Tensor]:
+        """What every process has, by rank, at the first; nothing at the others. Of one shape."""
+        if self.size == 1:
+            return [value]
+        found = [torch.empty_like(value) for _ in range(self.size)] if self.first else None
+        dist.gather(value, found)
+        return found or []
+
+    def share(self, count: int) -> range:
+        """This process's part of `count` things: they differ by one at most."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """An ElboError in the block, in any process, ends all of them with the message of the first that failed."""
+        error: ElboError | None = None
+        try:
+            yield
+        except ElboError as caught:
+            error = caught
+        self.raise_first(error)
+
+    def raise_first(self, error: ElboError | None) -> None:
+        """As at the end of `together`."""
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        for rank, found in enumerate(self.all(None if error is None else (str(error), error.exit_code))):
+            if found is not None:
+                message, code = found
+                everywhere = ElboError(f"rank {rank}: {message}" if rank else message)
+                everywhere.exit_code = code
+                raise everywhere from error
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[World]:
+    """This process's World, from the environment that torchrun sets; alone without it.
+
+    Each process takes the CUDA device of its local rank unless another device was asked for.
+    Raises UsageError when there are too few, PeerLost when the others can't be reached.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if size == 1:
+        yield World(device=choose_device(device))
+        return
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        if chosen.index is not None:
+            raise UsageError(f"--device {device}: under torchrun each process takes its own; leave --device out")
+        here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > devices:
+            raise UsageError(
+                f"{here} processes on a machine with {devices} CUDA device{'s' if devices > 1 else ''}: each takes its own; "
+                f"start {devices} (--nproc-per-node), or --device cpu"
+            )
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    rank = int(os.environ["RANK"])
+    with telling_lost():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            store=_meeting(rank, size),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
+    try:
+        with telling_lost():
+            yield World(rank, size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _meeting(rank: int, size: int) -> Store:
+    """A store that these processes share, and none that torchrun had started before in their place.
+
+    torchrun keeps one store over restarts. A process that is faster than another would find there what the other's
+    predecessor has left, and wait for the dead. So rank 0 makes up a name for this meeting, and each of the others takes
+    it only from a roll on which it finds the name that it has given itself.
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == 0 and not hosted,
+        timeout=JOIN,
+    )
+    me, until = uuid.uuid4().hex, time.monotonic() + JOIN.total_seconds()
+    store.set(f"elbo/here/{rank}", me)
+    while time.monotonic() < until:
+        if rank == 0:
+            store.set("elbo/roll", " ".join([me, *(_read(store, f"elbo/here/{other}") for other in range(1, size))]))
+            if all(_read(store, f"elbo/agreed/{other}") == me for other in range(1, size)):
+                return PrefixStore(me, store)
+        else:
+            name, *present = _read(store, "elbo/roll").split(" ")
+            if len(present) == size - 1 and present[rank - 1] == me:
+                store.set(f"elbo/agreed/{rank}", name)
+                return PrefixStore(name, store)
+        time.sleep(POLL_S)
+    raise PeerLost(f"the other processes of this run were not there within {JOIN.total_seconds():.0f} s")
+
+
+def _read(store: Store, key: str) -> str:
+    """What is there, nothing if nothing is."""
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+@contextmanager
+def telling_lost() -> Iterator[None]:
+    """Turn what torch.distributed raises when a peer is gone into PeerLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise PeerLost(
+            "another process of this run has ended, or can't be reached; its own message, if any, says why; "
+            f"the same command goes on from what is saved ({' '.join(str(error).split())[:80]})"
+        ) from error

@@ -1,0 +1,1 @@
+"""`elbo sample`: images drawn from a run."""

@@ -1,0 +1,183 @@
+"""Images drawn by all processes at once, a batch each, and put in their order by the first; what ends it early."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from threading import Thread
+
+import torch
+from torch import Tensor
+
+from elbocli.errors import ElboError, ReaderGone
+from elbocli.files.sample_writer import Sink
+from elbocli.runtime.processes import World
+from elbocli.runtime.signals import Ending, interrupted
+
+POLL_S = 0.1
+
+
+class Leave(Exception):
+    """There is a reason to end, and no reason to finish what is being done."""
+
+
+class Watch:
+    """Remembers the first reason to end."""
+
+    def __init__(self, ending: Ending):
+        self._ending, self.reason = ending, 0
+
+    def look(self) -> None:
+        """Raise Leave when there is one."""
+        self.reason = self.reason or self._ending.reason()
+        if self.reason:
+            raise Leave
+
+
+class Aside:
+    """One job at a time in a thread, while this one goes on. The thread doesn't keep the process from ending: a write
+    into a pipe may never return. It is the thread that is waited for, not its result: one that still let go of its
+    tensors while the interpreter ends would abort the process.
+    """
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, job: Callable[[], None], look: Callable[[], None]) -> None:
+        """Do it when the one before is done. Raises what that raised, or what `look` raises meanwhile."""
+        self.finish(look)
+        self._thread = Thread(target=self._do, args=(job,), name="elbo-aside", daemon=True)
+        self._thread.start()
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self._error = error
+
+    def finish(self, look: Callable[[], None]) -> None:
+        """Wait for the job, looking now and then. Raises as `start`."""
+        while self._thread is not None:
+            self._thread.join(POLL_S)
+            if self._thread.is_alive():
+                look()
+            else:
+                self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def settle(self) -> None:
+        """Wait for the job, whatever comes of it."""
+        if self._thread is not None:
+            self._thread.join()
+
+
+def fetched(images: Tensor) -> Callable[[], Tensor]:
+    """Images on their way from the device; the call waits until they are there."""
+    if images.device.type != "cuda":
+        return images.cpu
+    host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
+    host.copy_(images, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record()
+
+    def arrived() -> Tensor:
+        there.synchronize()
+        return host
+
+    return arrived
+
+
+class Rounds:
+    """Images up to `n` in rounds: the process of rank r draws the r-th batch of a round, the first puts them all.
+
+    shape: (H, W, C). sink: the first process's. depth: rounds begun before one is waited for; 1 keeps a device busy.
+    """
+
+    def __init__(
+        self, world: World, watch: Watch, sink: Sink | None, shape: tuple[int, int, int], n: int, batch: int, depth: int
+    ):
+        self.world, self.watch, self.sink, self.shape = world, watch, sink, shape
+        self.n, self.batch, self.depth = n, batch, depth
+        self._begun: deque[Callable[[], Tensor]] = deque()
+        self._ready: Tensor | None = None
+        self._aside = Aside()
+
+    def run(self, start: int, draw: Callable[[range], Tensor]) -> Iterator[int]:
+        """Yields how many images are drawn, after each round. draw: uint8 [len(indices), H, W, C], on any device.
+
+        Raises Interrupted, PeerLost, BrokenPipeError, and an ElboError of any process in all of them.
+        """
+        together = self.batch * self.world.size
+        behind = self.depth * together
+        try:
+            for first in range(start, self.n + behind, together):
+                self._agreed(partial(self._work, first, draw))
+                if first - behind >= start:
+                    self._collect(first - behind)
+                    yield min(first - behind + together, self.n)
+            self._agreed(self._finish)
+        finally:
+            if self.sink is not None and self.sink.partial is not None:
+                self._aside.settle()
+
+    def _work(self, first: int, draw: Callable[[range], Tensor]) -> None:
+        """This process's part of the round whose images begin at `first`."""
+        self._put()
+        start = first + self.batch * self.world.rank
+        mine = range(min(start, self.n), min(start + self.batch, self.n))
+        self._begun.append(fetched(draw(mine) if mine else torch.empty((0, *self.shape), dtype=torch.uint8)))
+
+    def _collect(self, first: int) -> None:
+        """The whole round whose images begin at `first`, at the first process."""
+        images = self._begun.popleft()()
+        if self.world.size > 1:
+            padded = torch.zeros((self.batch, *self.shape), dtype=torch.uint8)
+            padded[: len(images)] = images
+            images = torch.cat(self.world.gathered(padded) or [padded])
+        self._ready = images[: self.n - first]
+
+    def _put(self) -> None:
+        if self.sink is not None and self._ready is not None:
+            put, rows = self.sink.put, self._ready.numpy()
+            self._aside.start(lambda: put(rows), self.watch.look)
+        self._ready = None
+
+    def _finish(self) -> None:
+        self._put()
+        self._aside.finish(self.watch.look)
+
+    def _agreed(self, work: Callable[[], None]) -> None:
+        """Do it in all processes, and end all of them if one can't or shall not go on."""
+        error: ElboError | None = None
+        gone: BrokenPipeError | None = None
+        try:
+            work()
+        except Leave:
+            pass
+        except ElboError as caught:
+            error = caught
+        except BrokenPipeError as caught_gone:
+            gone, error = caught_gone, ReaderGone()
+        reason, failed = self.world.most([self.watch.reason, int(error is not None)])
+        if failed:
+            try:
+                self.world.raise_first(error)
+            except ElboError as everywhere:
+                raise gone or everywhere from None
+        if reason:
+            raise self._ended(reason)
+
+    def _ended(self, reason: int) -> ElboError:
+        """Why it ends, and what is safe."""
+        if self.sink is None:
+            said = "ended"
+        elif self.sink.partial is None:
+            said = f"{self.sink.done} of {self.n} images were written; into a file (-o FILE) the same command would go on"
+        else:
+            self._aside.settle()
+            said = f"{self.sink.done} of {self.n} images are safe in {self.sink.partial.name}; the same command goes on from there"
+        return interrupted(reason, said)

@@ -1,0 +1,250 @@
+"""Draw images from a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli import __version__
+from elbocli.core.class_labels import choose_labels
+from elbocli.core.clipping import parse_clip
+from elbocli.core.guidance import Guidance
+from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.schedule import Schedule
+from elbocli.files.latents import LatentSpace
+from elbocli.files.sample_writer import Plan, Sink, open_samples
+from elbocli.files.schedule_file import resolve_schedule
+from elbocli.nn.denoiser import Denoiser
+from elbocli.run.open import TrainedRun, open_run
+from elbocli.runtime.device import autocast, choose_device, sent
+from elbocli.runtime.processes import World, telling_lost
+from elbocli.runtime.progress import Report
+from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
+from elbocli.sample.decode import Output, latent_space, open_output
+from elbocli.sample.distributed import Rounds, Watch
+from elbocli.sample.guided import Drawer
+from elbocli.sample.noise import Noise
+
+RUN = "run"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw. sampler, params: as parse_sampler takes them. steps 0 and schedule '' are the preset's, or the
+    sampler's usual ones; schedule RUN is the one that the run was trained under.
+
+    weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
+    itself. clip: as parse_clip takes it. autoencoder: folder of the one that decodes latents; None is the one they were
+    made with.
+    """
+
+    n: int = 64
+    sampler: str = "ddpm"
+    steps: int = 0
+    schedule: str = ""
+    guidance: Guidance = Guidance()
+    guide: Path | None = None
+    guide_average: str = ""
+    clip: str = "none"
+    classes: str = "balanced"
+    weights: str = "ema"
+    average: str = ""
+    seed: int = 0
+    batch: int = 64
+    device: str = "auto"
+    precision: str = "fp32"
+    compile: bool = False
+    autoencoder: Path | None = None
+    overwrite: bool = False
+    params: dict[str, float] = field(default_factory=dict)
+    command: str = ""
+
+
+
+
+
+
+@torch.inference_mode()
+def draw(
+    denoiser: Denoiser,
+    indices: range,
+    shape: tuple[int, int, int],
+    grid: list[float],
+    settings: Settings,
+    device: torch.device,
+    output: Output,
+    look: Callable[[], None] | None = None,
+) -> Tensor:
+    """Images [len(indices), H, W, C] uint8 on the device: image i depends on (seed, i) alone, whatever the batch.
+
+    shape: (height, width, channels) of what the network draws, which `output` turns into pixels. look: called before
+    each estimate, to raise something when there is a reason to leave: a batch may take minutes.
+    """
+
+    def watched(z: Tensor, logsnr: float) -> Tensor:
+        if look is not None:
+            look()
+        return denoiser(z, logsnr)
+
+    with Noise(settings.seed, indices, shape, len(grid) - 1, device) as noise, autocast(device, settings.precision):
+        x = walk(settings.sampler, settings.params, noise(), grid, watched, noise)
+    return output.pixels(x)
+
+
+def sampling_schedule(run: TrainedRun, settings: Settings) -> Schedule:
+    """What spaces the λ that the sampler visits, within the range that the run was trained on."""
+    low, high, size = run.settings.logsnr_min, run.settings.logsnr_max, run.network.config.image_size
+    if settings.schedule == RUN:
+        return run.schedule()
+    usual = parse_sampler(settings.sampler).usual.grid
+    return resolve_schedule(settings.schedule or usual, low, high, clip=True, size=size)
+
+
+def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
+    """The run. All processes open the checkpoint that the first has found: training may be going on."""
+    trained = None
+    with world.together():
+        if world.first:
+            trained = open_run(path, world.device, warn, weights, average)
+    found = world.of_first(path if trained is None else trained.checkpoint.path.resolve())
+    with world.together():
+        if trained is None:
+            trained = open_run(found, world.device, warn, weights, average)
+    assert trained is not None
+    return trained
+
+
+def _drawer(path: Path, settings: Settings, world: World, warn: Callable[[str], None]) -> Drawer:
+    """The run and its guide, which is the same checkpoint where only another average is named."""
+    trained, guide = _opened(path, world, warn, settings.weights, settings.average), None
+    if settings.guide is not None or settings.guide_average:
+        guide = _opened(settings.guide or trained.checkpoint.path, world, warn, "ema", settings.guide_average)
+    return Drawer(trained, settings.guidance, guide, parse_clip(settings.clip))
+
+
+def run(path: Path, target: Path | IO[bytes], settings: Settings, world: World | None = None) -> Iterator[Report]:
+    """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
+
+    Every process of the world runs this; the first alone writes. A file that an earlier run of the same settings left
+    unfinished is gone on with. Raises UsageError for settings that don't fit the run or that file, FormatError when it
+    is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost.
+    """
+    world = world or World(device=choose_device(settings.device))
+    with catching_signals() as signals, telling_lost():
+        ending = Ending(signals, None, 0, world.size > 1)
+        warnings: list[str] = []
+        drawer = _drawer(path, settings, world, warnings.append)
+        yield from (Report(message=text, level="warning") for text in warnings)
+        with world.together():
+            work = _Work(drawer, settings, world, ending)
+        yield from work.reports(target)
+
+
+class _Work:
+    """What is drawn, by whom, and how."""
+
+    def __init__(self, drawer: Drawer, settings: Settings, world: World, ending: Ending):
+        self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
+        trained, config = drawer.trained, drawer.trained.network.config
+        self.sampler = parse_sampler(settings.sampler, settings.params)
+        self.steps = settings.steps or self.sampler.usual.steps
+        self.schedule = sampling_schedule(trained, settings)
+        self.grid = time_grid(self.schedule, self.steps)
+        drawer.check(self.grid)
+        known = trained.data.get("class_names", [])
+        names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
+        self.labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
+        where = trained.path / "config.yaml"
+        self.output = open_output(trained.data, config, world.device, settings.autoencoder, where)
+        about = self._about(latent_space(trained.data, config, where))
+        seeds = np.arange(settings.n, dtype=np.int64)
+        self.plan = Plan((settings.n, *self.output.shape), self.labels, seeds, names, about)
+        self.watch = Watch(ending)
+        if settings.compile:
+            drawer.compile()
+        self.batch = min(settings.batch, -(-settings.n // world.size))
+
+    def _about(self, space: LatentSpace | None) -> dict[str, Any]:
+        """How the images are made: all that they depend on, and where it came from."""
+        settings, grid = self.settings, self.grid
+        return {
+            "run": str(self.drawer.trained.path),
+            **self.drawer.trained.about,
+            "sampler": self.sampler.spec,
+            "steps": self.steps,
+            "nfe": self.drawer.evaluations(settings.sampler, settings.params, grid),
+            "schedule": self.schedule.base,
+            "logsnr_min": grid[0],
+            "logsnr_max": grid[-2],
+            "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),
+            **self.drawer.about,
+            "classes": settings.classes,
+            "seed": settings.seed,
+            "precision": settings.precision,
+            **({} if space is None else space.attributes()),
+            "elbo_version": __version__,
+            "command": settings.command,
+        }
+
+    def draw(self, indices: range) -> Tensor:
+        """Images [len(indices), H, W, C] uint8, on the device. A compiled network always sees a whole batch."""
+        count, config = len(indices), self.drawer.trained.network.config
+        if self.settings.compile:
+            indices = range(indices.start, indices.start + self.batch)
+        labels = None
+        if self.labels is not None:
+            chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
+            labels = sent(torch.from_numpy(chosen).long(), self.world.device)
+        shape = (config.image_size, config.image_size, config.image_channels)
+        images = draw(
+            self.drawer.denoiser(labels), indices, shape, self.grid, self.settings, self.world.device, self.output, self.watch.look
+        )
+        return images[:count]
+
+    def reports(self, target: Path | IO[bytes]) -> Iterator[Report]:
+        """Draw, and tell."""
+        settings, world, n = self.settings, self.world, self.settings.n
+        with ExitStack() as stack:
+            sink: Sink | None = None
+            with world.together():
+                if world.first:
+                    wait = PATIENCE_S if world.size > 1 else 0
+                    sink = stack.enter_context(open_samples(target, self.plan, settings.overwrite, wait))
+            start = world.of_first(0 if sink is None else sink.done)
+            yield Report(start, n, "img", self._introduction(start))
+            depth = 1 if world.device.type == "cuda" else 0
+            rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
+            for done in rounds.run(start, self.draw):
+                yield Report(done, n, "img")
+            # The others need not wait for this: PNGs of many images may take an hour.
+            yield from self._finished(sink)
+        yield Report(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")
+
+    def _finished(self, sink: Sink | None) -> Iterator[Report]:
+        if sink is None:
+            return
+        for encoded in sink.finish():
+            yield Report(encoded, self.settings.n, "png")
+            reason = self.ending.reason()
+            if reason:
+                assert sink.partial is not None
+                raise interrupted(
+                    reason, f"all images are safe in {sink.partial.name}; the same command writes them as files"
+                )
+
+    def _introduction(self, start: int) -> str:
+        trained, grid = self.drawer.trained, self.grid
+        return (
+            f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {self.sampler.spec}, "
+            f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}"
+            + (f"; {self.world.size} processes" if self.world.size > 1 else "")
+            + (f"; going on after {start} images" if start else "")
+        )

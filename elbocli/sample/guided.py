@@ -1,0 +1,119 @@
+"""What draws images: a run's network, what guides it, and how its estimates are cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elbocli.core.clipping import Clip
+from elbocli.core.guidance import Guidance
+from elbocli.core.samplers.walk import walk
+from elbocli.errors import UsageError
+from elbocli.nn.denoiser import UNCLIPPED, Denoiser
+from elbocli.run.open import TrainedRun
+from elbocli.sample.decode import latent_space
+
+
+class Idle(nn.Module):
+    """A network that costs nothing."""
+
+    def forward(self, z: Tensor, *_: Any) -> Tensor:
+        """Its input."""
+        return z
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A run, perhaps guided: by another network, or (guide is None) by itself without classes."""
+
+    trained: TrainedRun
+    guidance: Guidance = Guidance()
+    guide: TrainedRun | None = None
+    clip: Clip = UNCLIPPED
+
+    def denoiser(self, labels: Tensor | None) -> Denoiser:
+        """D(z, λ) for images of these classes, with its count of evaluations at zero."""
+        guide = None if self.guide is None else Denoiser(self.guide.network, self.guide.prediction, labels=labels)
+        return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
+
+    def compile(self) -> None:
+        """torch.compile all networks. They must then always see as many images."""
+        for run in (self.trained, self.guide):
+            if run is not None:
+                run.network.compile(dynamic=False)
+
+    def evaluations(self, sampler: str, params: dict[str, float], grid: list[float]) -> int:
+        """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
+        idle: Any = Idle()
+        guide = None if self.guide is None else replace(self.guide, network=idle)
+        rehearsal = replace(self, trained=replace(self.trained, network=idle), guide=guide)
+        labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
+        denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
+        walk(sampler, params, z, grid, denoiser, lambda: z)
+        return denoiser.evaluations
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For the record: guidance, where it acts if not everywhere, the guide and its weights, clipping."""
+        ends = {"guidance_low": self.guidance.low, "guidance_high": self.guidance.high}
+        told: dict[str, Any] = {"guidance": self.guidance.scale}
+        told |= {end: at for end, at in ends.items() if math.isfinite(at)}
+        if self.guide is not None:
+            told |= {"guide": str(self.guide.path), **{f"guide_{key}": value for key, value in self.guide.about.items()}}
+        return {**told, "clip": self.clip.spec}
+
+    def check(self, grid: list[float]) -> None:
+        """Raise UsageError when the run, its guide, guidance, clipping and the levels to be visited don't go together."""
+        if self.clip.cuts and _space(self.trained) is not None:
+            raise UsageError(
+                f"--clip {self.clip.spec}: {self.trained.path} draws latents, which have no range to be cut to; leave it out"
+            )
+        if self.guide is not None:
+            self._check_guide(self.guide, grid)
+        elif self.guidance.scale != 1 and not self.trained.network.config.num_classes:
+            raise UsageError(
+                "guidance needs a class-conditional run; this one is unconditional, and only --guide can guide it"
+            )
+        elif self.guidance.scale != 1 and self.trained.settings.label_dropout == 0:
+            raise UsageError(
+                "guidance needs a run trained with --label-dropout above 0; this one never saw 'no class', and only "
+                "--guide can guide it"
+            )
+
+    def _check_guide(self, guide: TrainedRun, grid: list[float]) -> None:
+        if self.guidance.scale == 1:
+            raise UsageError("a guide does nothing at --guidance 1; try --guidance 2")
+        ours, theirs = (run.network.config for run in (self.trained, guide))
+        for what, mine, its in (
+            ("pixels", ours.image_size, theirs.image_size),
+            ("channels", ours.image_channels, theirs.image_channels),
+            ("classes", ours.num_classes, theirs.num_classes),
+            ("class names", self.trained.data.get("class_names", []), guide.data.get("class_names", [])),
+            ("latents", _space(self.trained), _space(guide)),
+        ):
+            if mine != its:
+                raise UsageError(
+                    f"--guide {guide.path}: has {_said(its)} {what}, {self.trained.path} has {_said(mine)}; "
+                    "a guide must know the same images and classes"
+                )
+        low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
+        beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
+        if beyond:
+            raise UsageError(
+                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, and would guide at {beyond[0]:.4g}; "
+                f"add --guidance-interval {low:g} {high:g}"
+            )
+
+
+def _space(run: TrainedRun) -> tuple[Any, ...] | None:
+    """What two runs of latents must share; None for pixels."""
+    space = latent_space(run.data, run.network.config, run.path / "config.yaml")
+    return None if space is None else (space.shift, space.scale, space.autoencoder_sha256)
+
+
+def _said(value: Any) -> str:
+    return "no" if value in (None, 0, []) else "other" if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,1 @@
+"""`elbo train`: a denoiser trained under any weighting and schedule, so that nothing is lost when it stops."""

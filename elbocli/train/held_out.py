@@ -1,0 +1,110 @@
+"""What a run is validated on: another dataset, or images of its own that it never trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elbocli.core.streams import Stream
+from elbocli.errors import UsageError
+from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_block import LATENTS
+from elbocli.run.settings import Settings
+
+LEAST = 2
+"""A standard error needs two images."""
+SAME_SPACE = ("convention", "shift", "scale", "autoencoder_sha256", "pixel_size")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows of a dataset, rising, [N] int64."""
+
+    dataset: Dataset
+    rows: np.ndarray
+
+
+def held_out(seed: int, count: int, n: int, together: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on [count − n], rows held out [n]) of `count`, both rising, int64.
+
+    together: so many neighbours stay on one side, such as an image and its mirror image. Raises UsageError when n is
+    no multiple of that, or leaves too little on either side.
+    """
+    if n % together:
+        raise UsageError(
+            f"--val-split {n}: the dataset holds {together} rows of each image (it and its mirror image), which must "
+            f"stay together; take {n + together - n % together}"
+        )
+    if not LEAST <= n < count:
+        raise UsageError(f"--val-split {n}: expected at least {LEAST}, and fewer than the dataset's {count} images")
+    chosen = Stream(seed, "held-out").permutation(0, count // together)[: n // together]
+    out = np.zeros((count // together, together), bool)
+    out[chosen] = True
+    rows = np.arange(count, dtype=np.int64)
+    return rows[~out.ravel()], rows[out.ravel()]
+
+
+def _split(settings: Settings, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    space = dataset.latent_space
+    return held_out(settings.seed, len(dataset), settings.val_split, 2 if space is not None and space.mirrored else 1)
+
+
+def training_rows(settings: Settings, dataset: Dataset) -> np.ndarray | None:
+    """Rows of the dataset that a run may train on; None for all. Raises UsageError."""
+    return _split(settings, dataset)[0] if settings.val_split else None
+
+
+def open_held_out(settings: Settings, dataset: Dataset, conditional: bool) -> HeldOut | None:
+    """What the settings hold out of training on `dataset`; None when nothing. conditional: whether classes matter.
+
+    Raises UsageError when the two don't go together, FormatError when --val is no dataset.
+    """
+    if settings.val_split:
+        found = HeldOut(dataset, _split(settings, dataset)[1])
+    elif settings.val:
+        found = HeldOut(other := Dataset(settings.val, latents=True), np.arange(len(other), dtype=np.int64))
+        _fits(other, dataset, conditional)
+    else:
+        return None
+    if 0 < settings.val_images < len(found.rows):
+        chosen = Stream(settings.seed, "val-images").permutation(0, len(found.rows))[: settings.val_images]
+        found = HeldOut(found.dataset, found.rows[np.sort(chosen)])
+    if len(found.rows) < LEAST:
+        raise UsageError(
+            f"{found.dataset.path}: {len(found.rows)} image to validate on; a standard error needs {LEAST}"
+        )
+    return found
+
+
+def _content(dataset: Dataset) -> str:
+    return "latents" if dataset.kind == LATENTS else "pixels"
+
+
+def _fits(held: Dataset, trained: Dataset, conditional: bool) -> None:
+    """Raise UsageError unless a network of the one can be asked about the other."""
+    digest = held.attributes.get("payload_sha256")
+    if digest is not None and digest == trained.attributes.get("payload_sha256"):
+        raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
+    facts = [
+        ("content", _content(held), _content(trained)),
+        ("size", held.image_size, trained.image_size),
+        ("channels", held.channels, trained.channels),
+    ]
+    ours, theirs = held.latent_space, trained.latent_space
+    if ours is not None and theirs is not None:
+        facts += [(f"latent {key}", getattr(ours, key), getattr(theirs, key)) for key in SAME_SPACE]
+    if conditional and held.class_names and trained.class_names:
+        facts += [("classes", len(held.class_names), len(trained.class_names))]
+        pairs = enumerate(zip(held.class_names, trained.class_names))
+        facts += [(f"class {number}", one, other) for number, (one, other) in pairs]
+    for what, found, expected in facts:
+        if found != expected:
+            raise UsageError(
+                f"--val {held.path}: its {what} is {found}, the training dataset's is {expected}; "
+                "pack it as that one was"
+            )
+    if conditional and held.num_classes > trained.num_classes:
+        raise UsageError(
+            f"--val {held.path}: has {held.num_classes} classes, the training dataset {trained.num_classes}"
+        )

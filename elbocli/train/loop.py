@@ -1,0 +1,234 @@
+"""Train a denoiser under any weighting and schedule, so that nothing is lost when it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import DataError, ElboError, Interrupted
+from elbocli.files import checkpoint as store
+from elbocli.files import snapshots
+from elbocli.files.atomic import told
+from elbocli.files.dataset import Dataset
+from elbocli.files.retention import due, kept, step_of
+from elbocli.nn.networks import count_parameters
+from elbocli.run.folder import Status, claim
+from elbocli.run.settings import Resolved
+from elbocli.runtime.device import allow_tf32, choose_device, name_of, precision_of
+from elbocli.runtime.processes import World, telling_lost
+from elbocli.runtime.progress import Report
+from elbocli.runtime.signals import ASKED, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
+from elbocli.train.checkpoint_hook import Hook
+from elbocli.train.recorder import Records
+from elbocli.train.saver import Saver
+from elbocli.train.trainer import Trainer
+
+
+def run(
+    dataset: Dataset, out: Path, resolved: Resolved, world: World | None = None, command: str = ""
+) -> Iterator[Report]:
+    """Train until `steps`, going on where an earlier run of the same settings stopped.
+
+    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError (another run is there),
+    NonFiniteError (exit 4), Interrupted after a checkpoint, DataError, PeerLost.
+    """
+    world = world or World(device=choose_device(resolved.settings.device))
+    allow_tf32(resolved.settings.tf32)
+    with ExitStack() as stack:
+        signals = stack.enter_context(catching_signals())
+        with world.together():
+            if world.first:
+                about = {"command": command, "processes": world.size, "device_name": name_of(world.device)}
+                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
+        status = Status(out, resolved.settings.steps) if world.first else None
+        saver = Saver()
+        try:
+            with telling_lost():
+                with world.together():
+                    trainer = Trainer(resolved, dataset, world)
+                yield from _Training(trainer, out, signals, status, saver, stack).reports()
+        except BaseException as error:
+            saver.close()
+            if status is not None:
+                ended = isinstance(error, (KeyboardInterrupt, GeneratorExit, Interrupted)) or signals.received
+                status.write("interrupted" if ended else "failed", str(error))
+            raise
+        saver.close()
+
+
+class _Training:
+    """One start of a run, from its last checkpoint to wherever it ends."""
+
+    def __init__(
+        self, trainer: Trainer, out: Path, signals: Signals, status: Status | None, saver: Saver, stack: ExitStack
+    ):
+        self.trainer, self.out, self.signals, self.status, self.saver = trainer, out, signals, status, saver
+        self.settings, self.world = trainer.settings, trainer.world
+        self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
+        self.messages: list[Report] = []
+        self.hook = stack.enter_context(Hook(self.settings.on_checkpoint if self.world.first else "", out, self._warn))
+        with self.world.together():
+            self.records = Records(trainer, out, self._restore(), self._warn)
+        stack.callback(self.records.close)
+        self.last_saved = trainer.steps_done if trainer.steps_done else -1
+
+    def _warn(self, text: str) -> None:
+        self.messages.append(Report(message=text, level="warning"))
+
+    def _said(self) -> Iterator[Report]:
+        for text in self.saver.warnings:
+            self._warn(text)
+        self.saver.warnings.clear()
+        while self.messages:  # one by one: other threads add some meanwhile
+            yield self.messages.pop(0)
+
+    def _restore(self) -> dict[str, int]:
+        """Go on from the newest whole checkpoint, if there is one; how long the logs were then."""
+        found = None
+        with self.world.together():
+            if self.world.first:
+                found = store.latest(self.out, self._warn)
+        found = self.world.of_first(found)
+        if found is not None:
+            self.trainer.restore(found)
+        if self.world.first:
+            snapshots.drop_after(self.out, self.trainer.steps_done)
+        return {} if found is None else found.meta["log_bytes"]
+
+    def _introduction(self) -> str:
+        trainer, settings, start, size = self.trainer, self.settings, self.trainer.steps_done, self.world.size
+        rising = trainer.weighting.rising(settings.logsnr_min, settings.logsnr_max)
+        parts = len(trainer.losses.parts)
+        shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
+        shared += f", each {settings.batch // size} images a step in {parts} parts" if parts > 1 else ""
+        return (
+            f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
+            f"{count_parameters(trainer.network):,} parameters, {trainer.device}{shared}, "
+            f"{precision_of(trainer.device, settings.precision)}; "
+            f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
+            f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
+        )
+
+    def reports(self) -> Iterator[Report]:
+        """Train, and tell."""
+        trainer, settings = self.trainer, self.settings
+        yield from self._said()
+        yield Report(trainer.steps_done, settings.steps, "step", self._introduction())
+        self._state("running")
+        trainer.rehearse()
+        while trainer.steps_done < settings.steps:
+            reason = self._agreed()
+            if reason:
+                yield from self._end(reason)
+                return
+            trainer.step()
+            step = trainer.steps_done
+            values = self.records.after(step)
+            every, last = settings.snapshot_every, step == settings.steps
+            if every and (step % every == 0 or last):
+                self._keep_averages()
+            if due(step, settings.save_every, settings.milestone_every) or last:
+                self._save()
+            yield Report(step, settings.steps, "step", values=values)
+            yield from self._said()
+        self._finish()
+        self._heed_stop()
+        self._state("done")
+        if self.hook.held():
+            yield Report(message="waiting for --on-checkpoint's command")
+        self.hook.finish(lambda: self.signals.received is not None)
+        yield from self._said()
+        yield Report(message=f"{self.out}: done, {trainer.steps_done} steps, {trainer.images} images")
+
+    def _agreed(self) -> int:
+        """Why to end now, if so, in all processes alike. Raises what went wrong in any of them."""
+        error = None
+        try:
+            self.saver.look()
+            self.trainer.prepare()
+        except ElboError as caught:
+            error = caught
+        reason, failed = self.world.most([self.ending.reason(), int(error is not None)])
+        if failed:
+            self.world.raise_first(error)
+        return reason
+
+    def _keep_averages(self) -> None:
+        """A snapshot of the averages that others can be made of, written while training goes on."""
+        trainer, out = self.trainer, self.out
+        trainer.check()
+        step, about, averages = trainer.steps_done, {"images": trainer.images}, trainer.copies(trainer.ema.stored)
+        with self.world.together():
+            if self.world.first:
+                self.saver.start(lambda: snapshots.write(out, step, averages, about))
+
+    def _save(self) -> None:
+        """A checkpoint of this moment, written while training goes on. Raises DataError after too many failures."""
+        if self.last_saved == self.trainer.steps_done:
+            return
+        self.trainer.check()
+        weights, state = self.trainer.snapshot()
+        with self.world.together():
+            if self.world.first:
+                self.saver.finish()
+                self._write(weights, state)
+        self.last_saved = self.trainer.steps_done
+
+    def _write(self, weights: Any, state: Any) -> None:
+        journal, status, hook, settings, out = self.records.journal, self.status, self.hook, self.settings, self.out
+        assert journal is not None and status is not None
+        step, images = self.trainer.steps_done, self.trainer.images
+        about = {"images": images, "seed": settings.seed, "world_size": self.world.size, "parallel": settings.parallel}
+
+        def write() -> None:
+            journal.sync()
+            path = store.save(out, step, weights, state, meta)
+            hook.start(path)
+            held = {step_of(path) for path in hook.held()}
+            # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
+            store.drop(
+                out, lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held)
+            )
+            status.step, status.images = step, images
+            status.write("running")
+            self.messages.append(Report(message=f"saved {path}", level="detail"))
+
+        try:
+            meta = {**about, "log_bytes": journal.flush()}
+        except DataError as error:
+            self.saver.failed(DataError(f"no checkpoint of step {step}: {error}"))
+        else:
+            self.saver.start(write)
+
+    def _finish(self) -> None:
+        """The last step is safe. Raises DataError when it can't be."""
+        self._save()
+        with self.world.together():
+            self.saver.settle()
+
+    def _end(self, reason: int) -> Iterator[Report]:
+        """Before the last step: save, say why. Raises Interrupted, unless it was asked for kindly."""
+        self._finish()
+        self.hook.stop()
+        yield from self._said()
+        saved = f"saved step {self.trainer.steps_done} of {self.settings.steps}; the same command goes on from there"
+        if reason not in (ASKED, TIME):
+            raise interrupted(reason, saved)
+        if reason == ASKED:
+            self._heed_stop()
+        ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
+        self._state("stopped", ended)
+        yield Report(message=f"{self.out}: {ended}")
+
+    def _heed_stop(self) -> None:
+        """A file STOP was meant for this start: the next one shall not end by it."""
+        if self.world.first:
+            with told(self.out / STOP, "delete"):
+                (self.out / STOP).unlink(missing_ok=True)
+
+    def _state(self, state: str, message: str = "") -> None:
+        if self.status is not None:
+            self.status.step, self.status.images = self.trainer.steps_done, self.trainer.images
+            self.status.write(state, message)

@@ -1,0 +1,100 @@
+"""How many images a process can see at once: found by trying, on devices whose memory can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from elbocli.errors import DataError
+from elbocli.nn.networks import NetworkConfig
+from elbocli.runtime.processes import World
+
+if TYPE_CHECKING:
+    from elbocli.train.replicated import Replica
+    from elbocli.train.sharded import Sharded
+
+MARGIN = 0.92
+"""Of what is free: allocators leave gaps."""
+
+
+def largest(used: Callable[[int], int], share: int, free: int) -> int:
+    """The most images, at most `share`, whose step fits into `free` bytes. used(n): bytes that a step of n needs
+    beyond what is there between steps; it raises torch.OutOfMemoryError when they are not there.
+
+    What n images need is taken as a line through 1 and 2 images, and then tried. Raises DataError when not even one fits.
+    """
+
+    def fits(count: int) -> bool:
+        with suppress(torch.OutOfMemoryError):
+            return used(count) <= free
+        return False
+
+    count = 0
+    with suppress(torch.OutOfMemoryError):
+        one, count = used(1), 1
+        two = used(min(2, share))
+        count = share if two <= one else min(share, 1 + int((MARGIN * free - one) / (two - one)))
+    while count > 0 and not fits(count):
+        count = count * 3 // 4
+    if count < 1:
+        raise DataError(
+            "not even one image at a time fits into the device's memory; try --activation-checkpointing, "
+            "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' says what fits where"
+        )
+    return count
+
+
+def agreed(used: Callable[[int], int], world: World) -> Callable[[int], int]:
+    """The same in every process: what that one needs which needs most; out of memory is one when any is.
+
+    So all try the same sizes, equally often: their passes need each other where the network is sharded.
+    """
+
+    def most(count: int) -> int:
+        needed, lacking = 0, 1
+        with suppress(torch.OutOfMemoryError):
+            needed, lacking = used(count), 0
+        needed, lacking = world.most([needed, lacking])
+        if lacking:
+            raise torch.OutOfMemoryError(f"{count} images at a time")
+        return needed
+
+    return most
+
+
+def passes(spread: Replica | Sharded, config: NetworkConfig, world: World, count: int, precision: torch.autocast) -> None:
+    """Two parts of a step with so many images in each: the second with the gradients of the first beside it."""
+    z = torch.zeros(count, config.image_channels, config.image_size, config.image_size, device=world.device)
+    z = z.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(count, dtype=torch.long, device=world.device) if config.num_classes else None
+    try:
+        for _ in range(2):
+            # Compiled code needs no more memory, and would be compiled anew for every count. Replicas exchange nothing.
+            with torch.compiler.set_stance("force_eager"), spread.accumulating(last=False), precision:
+                out: Tensor = spread.forward(z, torch.zeros(count, device=world.device), labels)
+                out.float().square().mean().backward()
+    finally:
+        spread.clear()
+
+
+def micro_batch(spread: Replica | Sharded, config: NetworkConfig, world: World, share: int, precision: torch.autocast) -> int:
+    """The part of a batch that fits in every process, on CUDA; elsewhere the whole share. Raises DataError."""
+    if world.device.type != "cuda":
+        return share
+    cuda = torch.cuda
+
+    def used(count: int) -> int:
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        passes(spread, config, world, count, precision)
+        cuda.synchronize()
+        return cuda.max_memory_allocated() - before
+
+    moments = 2 * sum(piece.numel() * piece.element_size() for piece in spread.pieces)
+    free = cuda.mem_get_info()[0] + cuda.memory_reserved() - cuda.memory_allocated() - moments
+    return largest(agreed(used, world), share, -world.most([-free])[0])

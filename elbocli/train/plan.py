@@ -1,0 +1,220 @@
+"""What a training run would be and cost, before it starts: `elbo train --dry-run`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from elbocli.core.adaptive import BINS
+from elbocli.errors import UsageError
+from elbocli.files.latents import ATTRIBUTES
+from elbocli.nn.networks import NetworkConfig, build, count_parameters
+from elbocli.run.settings import PARALLELS, Resolved
+from elbocli.runtime.device import PRECISIONS, choose_device
+from elbocli.train.memory import Rehearsal, rehearse
+
+FLOAT = 4
+SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
+MEMORIES_GB = (24, 40, 80, 141)
+"""Of devices for which the plan says what fits."""
+USABLE = 0.9
+"""Share of a device's memory that a plan fills: what kernels need for themselves and what lies between tensors is not in it."""
+SHARDS = 8
+"""Devices that the table shards over when the plan is for one."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a network: how many values each parameter has, by its first dimension, and how units share them out."""
+
+    shapes: list[torch.Size]
+    outside: int
+    largest_unit: int
+
+    @classmethod
+    def of(cls, config: NetworkConfig) -> Weights:
+        """Counted without memory. outside: values that are in no unit."""
+        with torch.device("meta"):
+            network = build(config)
+        units = [count_parameters(unit) for unit in network.units()]
+        shapes = [parameter.shape for parameter in network.parameters()]
+        return cls(shapes, count_parameters(network) - sum(units), max(units))
+
+    @property
+    def count(self) -> int:
+        """All values."""
+        return self.held(1)
+
+    def held(self, shards: int) -> int:
+        """Values in the process that holds most of them, when each parameter is cut along its first dimension."""
+        return sum(-(-shape[0] // shards) * math.prod(shape[1:]) if shape else 1 for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run is spread over devices: every one has the whole network (ddp), or a share of each weight (fsdp)."""
+
+    parallel: str
+    devices: int
+    recompute: bool
+
+    @property
+    def name(self) -> str:
+        """In the table of what fits."""
+        spread = f"{self.parallel}_over_{self.devices}" if self.parallel == "fsdp" else self.parallel
+        return spread + ("_checkpointed" if self.recompute else "")
+
+    @property
+    def shards(self) -> int:
+        """Parts that each weight is cut into."""
+        return self.devices if self.parallel == "fsdp" else 1
+
+
+class Plan:
+    """What each device needs for a run. devices: how many there are. Raises UsageError for more than images."""
+
+    def __init__(self, resolved: Resolved, devices: int):
+        if devices > resolved.settings.batch:
+            raise UsageError(
+                f"a batch of {resolved.settings.batch} images can't be shared by {devices} devices; raise --batch"
+            )
+        self.settings, self.network, self.devices = resolved.settings, resolved.network, devices
+        self.device = _device(resolved.settings.device)
+        self.share = -(-self.settings.batch // devices)
+        self.way = Way(self.settings.parallel, devices, self.settings.activation_checkpointing)
+        self._rehearsals: dict[tuple[bool, bool], Rehearsal] = {}
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Of the network."""
+        return Weights.of(self.network)
+
+    def rehearsal(self, recompute: bool, cuda: bool) -> Rehearsal:
+        """A step of it; made once."""
+        key = (recompute, cuda and self.settings.precision != "fp32")
+        if key not in self._rehearsals:
+            self._rehearsals[key] = rehearse(
+                self.network,
+                self.settings.precision,
+                recompute=key[0],
+                cuda=key[1],
+                multiscale=self.settings.multiscale,
+            )
+        return self._rehearsals[key]
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches per device and step: as even as can be. Automatic ones are the whole share."""
+        return -(-self.share // (self.settings.micro_batch or self.share))
+
+    @property
+    def micro_batch(self) -> int:
+        """Images in the largest of them."""
+        return -(-self.share // self.passes)
+
+    def standing(self, way: Way) -> dict[str, int]:
+        """Bytes per device that are there whatever the micro-batch."""
+        held, bytes_each = FLOAT * self.weights.held(way.shards), PRECISIONS[self.settings.precision].itemsize
+        gathered = 0
+        if way.shards > 1:
+            unit, outside = self.weights.largest_unit, self.weights.outside
+            gathered = bytes_each * (outside + 2 * unit) + (bytes_each + FLOAT) * unit
+        return {
+            "weights": held,
+            "gradients": held,
+            "optimizer": 2 * held,
+            "averages": len(self.settings.ema) * held,
+            "gathered": gathered,
+        }
+
+    def memory(self) -> dict[str, int]:
+        """Bytes per device by part, at the worst moment of a step."""
+        rehearsal = self.rehearsal(self.way.recompute, self.device == "cuda")
+        peak = rehearsal.peak(self.micro_batch, copying=self.way.shards == 1)
+        return {**self.standing(self.way), "copies": peak.copies, "activations": peak.activations}
+
+    def largest(self, way: Way, room: int) -> int | str:
+        """The largest micro-batch that fits into so many bytes of a CUDA device, or what doesn't."""
+        rehearsal, copying = self.rehearsal(way.recompute, cuda=True), way.shards == 1
+        share = -(-self.settings.batch // way.devices)
+        left = room - sum(self.standing(way).values())
+        images = min(share, rehearsal.most(left, copying))
+        return images or ("not one image" if left > 0 else "not the weights")
+
+    def fitting(self) -> dict[str, dict[str, int | str]]:
+        """The largest micro-batches by way and by memory."""
+        shards = self.devices if self.devices > 1 else SHARDS
+        ways = [
+            Way(parallel, shards if parallel == "fsdp" else self.devices, recompute)
+            for parallel in PARALLELS
+            for recompute in (False, True)
+        ]
+        return {way.name: {f"{gb}_GB": self.largest(way, int(USABLE * gb * 1e9)) for gb in MEMORIES_GB} for way in ways}
+
+    def compute(self, device_tflops: float | None) -> dict[str, float]:
+        """Operations, a multiply-add counting two; with what a device sustains, days."""
+        rehearsal = self.rehearsal(self.way.recompute, self.device == "cuda")
+        step = rehearsal.step_flops * self.settings.batch
+        run = step * self.settings.steps
+        days = {} if device_tflops is None else {"days": run / (device_tflops * 1e12 * self.devices) / 86400}
+        values = {
+            "forward_GFLOP_per_image": rehearsal.forward_flops / 1e9,
+            "training_GFLOP_per_image": rehearsal.step_flops / 1e9,
+            "step_TFLOP": step / 1e12,
+            "run_EFLOP": run / 1e18,
+            **days,
+        }
+        return {key: float(f"{value:.4g}") for key, value in values.items()}
+
+
+def _device(name: str) -> str:
+    """The kind of device. Plans for CUDA need none."""
+    return "cuda" if name.split(":")[0] == "cuda" else choose_device(name).type
+
+
+def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float | None = None) -> dict[str, Any]:
+    """Parameters, operations, memory per device and what fits, steps, images, λ range, weighting and its verdict.
+
+    images: in the dataset. device_tflops: what a device sustains, in 10^12 operations a second. Allocates nothing.
+    """
+    settings, network = resolved.settings, resolved.network
+    planned = Plan(resolved, devices)
+    memory = planned.memory()
+    return {
+        "preset": settings.preset,
+        "data": resolved.data.get("path"),
+        "data_images": images,
+        "network": {
+            "family": network.family,
+            "parameters": planned.weights.count,
+            "image_size": network.image_size,
+            "channels": network.image_channels,
+            "classes": network.num_classes,
+        },
+        **({"latents": {key: resolved.data[key] for key in SHOWN}} if SHOWN[0] in resolved.data else {}),
+        "weighting": settings.weighting,
+        "verdict": settings.weighting_object().verdict(settings.logsnr_min, settings.logsnr_max),
+        "schedule": settings.schedule,
+        "prediction": settings.prediction,
+        "logsnr": [settings.logsnr_min, settings.logsnr_max],
+        "loss_log_bins": BINS,
+        "steps": settings.steps,
+        "batch": settings.batch,
+        "images": settings.steps * settings.batch,
+        "epochs": round(settings.steps * settings.batch / images, 2),
+        "lr": settings.lr,
+        "precision": settings.precision,
+        "device": planned.device,
+        "devices": devices,
+        "parallel": settings.parallel,
+        "micro_batch": planned.micro_batch,
+        "micro_batches_per_step": planned.passes,
+        "activation_checkpointing": settings.activation_checkpointing,
+        "compute": planned.compute(device_tflops),
+        "memory_MB": {key: round(value / 1e6, 1) for key, value in [*memory.items(), ("total", sum(memory.values()))]},
+        "largest_micro_batch": planned.fitting(),
+    }

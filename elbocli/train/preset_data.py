@@ -1,0 +1,81 @@
+"""The data that a preset is made for, where a plan needs no more of a dataset than its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import DataError
+from elbocli.files.dataset import Dataset, find_dataset
+from elbocli.files.dataset_block import IMAGES, LATENTS
+from elbocli.nn.presets import load_preset
+
+
+@dataclass(frozen=True)
+class Intended:
+    """Stands where a Dataset would. path: which preset says so. image_size: side in pixels, or of the latents."""
+
+    path: str
+    kind: str
+    image_size: int
+    channels: int
+    num_classes: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def identity(self) -> dict[str, Any]:
+        """As a Dataset's, as far as it is known."""
+        return {
+            "path": self.path,
+            "count": self.count,
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "num_classes": self.num_classes,
+        }
+
+    def fits(self, dataset: Dataset) -> bool:
+        """Whether that dataset holds such images."""
+        return (self.kind == LATENTS, self.image_size, self.channels) == (
+            dataset.kind == LATENTS,
+            dataset.image_size,
+            dataset.channels,
+        )
+
+    def __str__(self) -> str:
+        what = "latents" if self.kind == LATENTS else "pixels"
+        return (
+            f"{self.count} images of {self.image_size} x {self.image_size} {what}, "
+            f"{self.channels} channels, {self.num_classes} classes"
+        )
+
+
+def intended(preset: str) -> Intended | None:
+    """What a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
+    data = load_preset(preset).get("data")
+    if data is None:
+        return None
+    counts = (data[key] for key in ("image_size", "channels", "classes", "images"))
+    return Intended(f"preset {preset}", data.get("kind", IMAGES), *counts)
+
+
+def planned_for(preset: str | None, folder: Path) -> tuple[Dataset | Intended, str]:
+    """(the data to plan for when none are named, why these): the only dataset in the folder, as in a run, if it fits.
+
+    Raises DataError when there is neither a dataset nor a preset that says what it is made for.
+    """
+    made_for = None if preset is None else intended(preset)
+    try:
+        found = Dataset(find_dataset(folder), latents=True)
+    except DataError as error:
+        if made_for is None:
+            raise
+        return made_for, f"{str(error).split(';')[0]}; planned for {made_for}, which {made_for.path} is made for"
+    if made_for is None or made_for.fits(found):
+        return found, f"dataset {found.path}, the only one here"
+    return made_for, (
+        f"planned for {made_for}, which {made_for.path} is made for, and not for {found.path}, the only dataset "
+        f"here, of {found.image_size} x {found.image_size} and {found.channels} channels; name it to plan for it"
+    )

@@ -1,0 +1,57 @@
+"""Pictures of what the average of the weights draws, while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from elbocli.core.class_labels import choose_labels
+from elbocli.core.samplers.walk import time_grid
+from elbocli.errors import ElboError
+from elbocli.files.schedule_file import resolve_schedule
+from elbocli.nn.denoiser import Denoiser
+from elbocli.run.folder import PREVIEW_COUNT
+from elbocli.sample.decode import Output, open_output
+from elbocli.sample.draw import Settings, draw
+from elbocli.train.trainer import Trainer
+
+PREVIEW = Settings(n=PREVIEW_COUNT, sampler="ddim", steps=32)
+
+
+def preview_output(trainer: Trainer, warn: Callable[[str], None]) -> Output | None:
+    """What turns drawings into pictures; None when none are wanted, or when it can't be, which `warn` is told."""
+    if not trainer.settings.preview_every:
+        return None
+    try:
+        return open_output(trainer.resolved.data, trainer.resolved.network, trainer.device)
+    except ElboError as error:
+        warn(f"no previews: {error}")
+        return None
+
+
+def preview(trainer: Trainer, output: Output) -> np.ndarray:
+    """64 images [64,H,W,C] uint8 from the average, the same noise every time. Processes share the work."""
+    network, world = trainer.resolved.network, trainer.world
+    labels = choose_labels("balanced", PREVIEW.n, network.num_classes, 0)
+    low, high = trainer.settings.logsnr_min, trainer.settings.logsnr_max
+    grid = time_grid(resolve_schedule("cosine", low, high), PREVIEW.steps)
+    settings = replace(PREVIEW, seed=trainer.settings.seed, precision=trainer.settings.precision)
+    # Every process evaluates the network as often as any other: where it is sharded, they need each other.
+    mine = world.share(PREVIEW.n) or range(1)
+    part = None if labels is None else torch.from_numpy(labels[mine.start : mine.stop]).to(trainer.device)
+    with trainer.averaged():
+        images = draw(
+            Denoiser(trainer.spread.forward, trainer.prediction, labels=part),
+            mine,
+            (network.image_size, network.image_size, network.image_channels),
+            grid,
+            settings,
+            trainer.device,
+            output,
+        )
+    images = images if world.share(PREVIEW.n) else images[:0]
+    found = world.all(images.cpu().numpy())
+    return np.concatenate(found)

@@ -1,0 +1,1 @@
+"""`elbo weights`: weightings listed, shown, checked, plotted."""

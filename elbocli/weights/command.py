@@ -1,0 +1,236 @@
+"""`elbo weights`: list, show, check, plot."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.options import CONTEXT, PATH, Command, Count, Named, Number, common, overwrite_option, schedule_help
+from elbocli.core.averages import AVERAGES
+from elbocli.core.clipping import CLIPS
+from elbocli.core.criteria import CRITERIA
+from elbocli.core.foreign_loss import FACTORS
+from elbocli.core.prediction import PREDICTIONS
+from elbocli.core.registry import Registry
+from elbocli.core.samplers.walk import SAMPLERS
+from elbocli.core.schedule import SCHEDULES
+from elbocli.core.weighting import WEIGHTINGS
+from elbocli.nn.extractors import EXTRACTORS
+
+REGISTRIES: dict[str, Registry] = {
+    "weightings": WEIGHTINGS,
+    "schedules": SCHEDULES,
+    "predictions": PREDICTIONS,
+    "factors": FACTORS,
+    "samplers": SAMPLERS,
+    "clips": CLIPS,
+    "criteria": CRITERIA,
+    "averages": AVERAGES,
+    "extractors": EXTRACTORS,
+}
+BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#"
+
+
+def _range_options(function: Any) -> Any:
+    click.option("--logsnr-max", "high", type=Number(-50, 50), default=15.0, show_default=True)(function)
+    click.option("--logsnr-min", "low", type=Number(-50, 50), default=-15.0, show_default=True)(function)
+    return function
+
+
+@click.group(context_settings=CONTEXT)
+def weights() -> None:
+    """Look at weightings: how much each noise level counts.
+
+    A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2, edm:monotone.
+
+    It may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction
+    (elbo weights list predictions), times a factor (list factors, or any weighting), with t drawn uniformly and
+    logsnr(t) by a schedule (list schedules, or a file): v-mse@cosine, x-mse:min-snr:5@linear-beta,
+    eps-mse:monotone@fitted.yaml. What stands left of @ is weighed, modifiers included; what stands right of it,
+    with its own shift=, draws t.
+
+    Or the path of a diffusers scheduler_config.json: the loss of what its network predicts under its timesteps. Or
+    schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
+    """
+
+
+@weights.command("list", cls=Command)
+@click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@common
+def list_(kind: str, as_json: bool) -> None:
+    """List what can be named: formula, parameters with defaults, whether monotone, source.
+
+    KIND is weightings (the default), schedules, predictions, factors, samplers, clips, criteria, averages or
+    extractors.
+    """
+    rows = [_row(declared) for declared in REGISTRIES[kind].values()]
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {**row, "parameters": dict(declared.params)}
+                    for row, declared in zip(rows, REGISTRIES[kind].values())
+                ],
+                indent=1,
+            )
+        )
+        return
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key.upper() for key in rows[0]}, *rows]:
+        click.echo("  ".join(f"{value!s:<{widths[key]}}" for key, value in row.items()).rstrip())
+
+
+def _row(declared: Any) -> dict[str, Any]:
+    monotone = {"monotone": "yes" if declared.monotone else "no"} if "monotone" in declared.facts else {}
+    parameters = declared.spec(declared.params).partition(":")[2] or "-"
+    presets = {"presets": ",".join(declared.facts["presets"]) or "-"} if "presets" in declared.facts else {}
+    return {
+        "name": declared.name,
+        "formula": declared.formula,
+        "parameters": parameters,
+        **monotone,
+        **presets,
+        "source": declared.source,
+    }
+
+
+@weights.command(cls=Command)
+@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, required=True, metavar="SPEC...")
+@click.option("--schedule", type=Named(SCHEDULES), metavar="SPEC", help=schedule_help("Also its t and density."))
+@_range_options
+@click.option("--points", type=Count(2, 10**6), default=61, show_default=True, help="Levels, evenly spaced.")
+@common
+def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, points: int) -> None:
+    """Print w(logsnr) as TSV: a column logsnr, then one per SPEC."""
+    import torch
+
+    from elbocli.core.schedule import check_range
+    from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+
+    check_range(low, high)
+    at = torch.linspace(low, high, points, dtype=torch.float64)
+    columns = {"logsnr": at, **{spec: resolve_weighting(spec)(at) for spec in specs}}
+    if schedule is not None:
+        chosen = resolve_schedule(schedule, low, high, clip=True)
+        columns |= {"t": chosen.t(at), "density": chosen.density(at)}
+    click.echo("\t".join(columns))
+    for row in zip(*(column.tolist() for column in columns.values())):
+        click.echo("\t".join(repr(value) for value in row))
+
+
+@weights.command(cls=Command)
+@click.argument("spec", type=Named(WEIGHTINGS))
+@click.option(
+    "--equals",
+    type=Named(WEIGHTINGS),
+    metavar="SPEC",
+    help="Also say whether this is the same weighting up to a constant.",
+)
+@click.option(
+    "--tolerance",
+    type=Number(0, 1, above=True),
+    default=1e-6,
+    show_default=True,
+    help="Largest relative deviation of the same weighting.",
+)
+@_range_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
+@common
+@click.pass_context
+def check(
+    ctx: click.Context, spec: str, equals: str | None, tolerance: float, low: float, high: float, as_json: bool
+) -> None:
+    """Say whether a weighting never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
+
+    Exit status 0 when it is so, 1 when not; the intervals on which it rises are named. With --equals, the exit
+    status is that comparison's: 0 when the two are the same up to a constant. The range is cut down to where the
+    weightings are not zero.
+    """
+    from elbocli.core.schedule import check_range
+    from elbocli.files.schedule_file import resolve_weighting
+
+    weighting, *others = [resolve_weighting(text) for text in (spec, equals) if text is not None]
+    low = max(low, *(w.support[0] for w in (weighting, *others)))
+    high = min(high, *(w.support[1] for w in (weighting, *others)))
+    check_range(low, high)
+    rising = weighting.rising(low, high)
+    verdict = {"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]}
+    sentences, good = [f"{weighting.spec}: {weighting.verdict(low, high)}"], not rising
+    for other in others:
+        comparison, sentence = _compare(weighting, other, low, high, tolerance)
+        verdict["equals"], good = comparison, comparison["same"]
+        sentences.append(sentence)
+    click.echo(json.dumps(verdict) if as_json else "\n".join(sentences))
+    ctx.exit(0 if good else 1)
+
+
+def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:
+    """The comparison for JSON, and as a sentence."""
+    from elbocli.core.monotone import likeness
+    from elbocli.files.schedule_file import finite
+
+    found = likeness(one, other, low, high)
+    same, off, at = found.deviation <= tolerance, found.deviation, round(found.logsnr, 6) + 0.0
+    comparison = {"weighting": other.spec, "same": same, "scale": found.scale, "deviation": finite(off), "logsnr": at}
+    if same:
+        end = f"are the same up to a constant, {found.scale:.6g} (largest deviation {off:.2g})"
+    elif math.isinf(off):
+        end = f"are not the same up to a constant: only one of them is zero at logsnr {at:g}"
+    else:
+        size = f"by {100 * off:.3g}%" if off < 1 else f"by a factor of {1 + off:.3g}"
+        end = f"are not the same up to a constant: at the best one, {found.scale:.6g}, they differ {size} at logsnr {at:g}"
+    return comparison, f"{one.spec} and {other.spec} {end}"
+
+
+@weights.command(cls=Command)
+@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, metavar="[SPEC]...")
+@click.option(
+    "--schedule",
+    "schedules",
+    type=Named(SCHEDULES),
+    multiple=True,
+    metavar="SPEC",
+    help=schedule_help("Also its density; may be repeated."),
+)
+@_range_options
+@click.option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
+@overwrite_option
+@common
+def plot(
+    specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None, overwrite: bool
+) -> None:
+    """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
+
+    Without a SPEC, all named weightings; without either, all named schedules too. Weightings that are the same up
+    to a constant share a line. p_w, over the largest w, is a distribution when w never rises; what is left of it at the
+    largest logsnr is a point mass.
+    """
+    from elbocli.core.schedule import check_range
+    from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+
+    check_range(low, high)
+    if not specs and out is not None:
+        schedules = schedules or tuple(SCHEDULES)
+    chosen = [resolve_weighting(spec) for spec in specs or WEIGHTINGS]
+    densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
+    if out is None:
+        from elbocli.core.weighting import Weighting
+        from elbocli.weights.plot import text_plot
+
+        blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
+        drawn = [*chosen, *(Weighting.of_schedule(schedule) for schedule in densities)]
+        for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
+            click.echo(line)
+        return
+    from elbocli.files.atomic import refuse_existing
+    from elbocli.weights.plot import plot_weights
+
+    refuse_existing(out, overwrite)
+    plot_weights(chosen, densities, low, high, out)

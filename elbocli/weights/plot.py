@@ -1,0 +1,189 @@
+"""Pictures: weightings over λ, a fitted schedule against others. Same input, same bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli.cli.figure import (
+    POINTS,
+    brief,
+    check_suffix,
+    draw_densities,
+    finish,
+    line_style,
+    new_figure,
+)
+from elbocli.core.monotone import likeness
+from elbocli.core.schedule import Schedule
+from elbocli.core.weighting import Weighting
+
+MANY = 6
+"""More weightings than this on one sheet are drawn in two columns: those whose loss is an ELBO, and the others."""
+STEEP = 20.0
+"""Weightings that grow by more than this from λ = 0 are drawn on a logarithmic scale: e^{−λ/2} would hide the rest."""
+SAME = 1e-9
+SHARE = 0.01
+"""A point mass of p_w smaller than this is not worth a word."""
+
+
+
+
+
+
+def labels(specs: Sequence[str]) -> list[str]:
+    """Legends of several specs: files by their names alone, unless two would then be called the same."""
+    full = [brief(spec) for spec in specs]
+    names = [re.sub(r"[^@:]*/", "", label) for label in full]
+    return [name if names.count(name) == full.count(label) else label for name, label in zip(names, full)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A weighting on a sheet: its values and p_w at each λ, both over its largest value; how it is drawn."""
+
+    label: str
+    value: Tensor
+    slope: Tensor
+    rises: bool
+    style: dict[str, Any]
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The least and the largest p_w."""
+        known = self.slope[~self.slope.isnan()]
+        return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+
+    @property
+    def last(self) -> float:
+        """The point mass of p_w at the largest λ that has a weight."""
+        return float(self.value[self.value > 0][-1:].sum())
+
+
+
+
+def _lines(weightings: Sequence[Weighting], at: Tensor) -> list[Line]:
+    """A line per weighting; those that are the same up to a constant share one."""
+    low, high = float(at[0]), float(at[-1])
+    alike: list[tuple[Weighting, list[str]]] = []
+    for weighting, label in zip(weightings, labels([w.spec for w in weightings])):
+        for other, names in alike:
+            if likeness(other, weighting, low, high, POINTS).deviation < SAME:
+                names += [label] if label not in names else []
+                break
+        else:
+            alike.append((weighting, [label]))
+    found = []
+    for index, (weighting, names) in enumerate(alike):
+        value = weighting(at)
+        top = float(value.max()) or 1.0
+        left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
+        rises = left < right and bool(weighting.rising(left, right))
+        slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
+        found.append(Line(" = ".join(names), value / top, slope, rises, line_style(index)))
+    return found
+
+
+
+
+
+
+def plot_weights(weightings: list[Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
+    """Panels over λ: w, p_w = −dw/dλ, and p of the schedules; many weightings in two columns, monotone ones left.
+
+    Raises UsageError for an unknown suffix.
+    """
+    check_suffix(out)
+    at = torch.linspace(low, high, POINTS, dtype=torch.float64)
+    lines = _lines(weightings, at)
+    columns = [[line for line in lines if line.rises == rises] for rises in (False, True)]
+    if len(lines) <= MANY or not all(columns):
+        columns = [lines]
+    rows = [[f"{row}{column}" for column in range(len(columns))] for row in ("w", "p")]
+    rows += [["density"] * len(columns)] if schedules else []
+    sheet, axes = new_figure(rows, 7.5 if len(columns) > 1 else 6.0, 2.4 * len(rows) + 0.3)
+    for column, chosen in enumerate(columns):
+        chosen = _restyled(chosen)
+        _draw_weightings(axes[f"w{column}"], chosen, at)
+        _draw_noise(axes[f"p{column}"], chosen, at)
+        if len(columns) > 1:
+            axes[f"w{column}"].set_title(("monotone: the loss is an ELBO", "not monotone")[column])
+    if schedules:
+        names = labels([schedule.base for schedule in schedules])
+        draw_densities(axes["density"], dict(zip(names, [s.density for s in schedules])), at)
+    finish(sheet, axes, rows[-1], low, high, out)
+
+
+def _restyled(lines: list[Line]) -> list[Line]:
+    return [replace(line, style=line_style(index)) for index, line in enumerate(lines)]
+
+
+def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
+    zero = int(at.abs().argmin())
+    steep = any(float(line.value[zero]) * STEEP < 1 for line in lines)
+    tallest = 1e4
+    for line in lines:
+        value = line.value / line.value[zero] if steep and line.value[zero] > 0 else line.value
+        tallest = max(tallest, float(value.max()))
+        axis.plot(at, value.where(value > 0, torch.nan) if steep else value, label=line.label, **line.style)
+    if steep:
+        axis.set_yscale("log")
+        axis.set_ylim(1e-4, tallest * 10 ** max(0, len(lines) - 4))  # room for the legend
+        axis.set_ylabel(r"$w(\lambda) / w(0)$")
+    else:
+        axis.set_ylabel(r"$w(\lambda) / \max w$")
+    axis.legend()
+
+
+def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
+    """p_w, the distribution of the noise added to the data; below zero, where w rises, it is none."""
+    for line in lines:
+        axis.plot(at, line.slope, **line.style)
+    handles = [
+        axis.plot([], [], label=rf"{line.last:.2g} at $\lambda_{{\max}}$: {line.label}", **line.style)[0]
+        for line in lines
+        if not line.rises and line.last > SHARE
+    ]
+    peaks = [peak for line in lines if (peak := line.extremes[1]) > 0]
+    if peaks:  # a spike, as of a kink, shall not flatten the others
+        axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
+    if any(line.rises for line in lines):
+        bottom = 1.15 * min(line.extremes[0] for line in lines)
+        handles.append(axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation"))
+        axis.set_ylim(bottom=bottom)
+    if handles:
+        axis.legend(handles=handles)
+    axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
+
+
+
+
+
+
+
+
+def text_plot(weightings: list[Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
+    """A row of block characters per weighting, w over λ scaled to its largest value."""
+    names = labels([weighting.spec for weighting in weightings])
+    margin = max(map(len, names))
+    wide = max(20, columns - margin - 2)
+    at = torch.linspace(low, high, wide, dtype=torch.float64)
+    rows = []
+    for name, weighting in zip(names, weightings):
+        share = weighting(at) / weighting(at).max()
+        rows.append(
+            f"{name:>{margin}}  "
+            + "".join(blocks[min(len(blocks) - 1, int(part * len(blocks)))] for part in share.tolist())
+        )
+    ends = f"{low:g}", f"{high:g}"
+    rows.append(" " * (margin + 2) + ends[0] + "logsnr".center(wide - len(ends[0]) - len(ends[1])) + ends[1])
+    return rows
+
+

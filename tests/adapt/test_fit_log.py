@@ -1,0 +1,178 @@
+"""Fitting schedules to logs."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elbocli.adapt import fit_log
+from elbocli.core.adaptive import bin_edges
+from elbocli.core.criteria import CRITERIA
+from elbocli.core.schedule import parse_schedule
+from elbocli.errors import FormatError, UsageError
+from elbocli.files import losslog
+from elbocli.files.schedule_file import resolve_schedule
+
+DEFAULTS: dict[str, Any] = {
+    "weighting": None,
+    "shift": 0.0,
+    "monotone": False,
+    "params": None,
+    "criterion": "loss",
+    "bins": None,
+    "floor": 0.01,
+    "since": 0,
+}
+
+
+def fit(*sources: Any, **settings: Any) -> fit_log.Fit:
+    return fit_log.run(list(sources), **{**DEFAULTS, **settings})
+
+
+def log_text(
+    schedule: str = "cosine", count: int = 200_000, seed: int = 0, low: float = -10.0, high: float = 10.0
+) -> str:
+    """A log of errors with mean sigmoid(λ/2) and standard deviation 0.3 of it, drawn under a schedule."""
+    draw = torch.Generator().manual_seed(seed)
+    edges = bin_edges(low, high)
+    lam = parse_schedule(schedule, low, high).logsnr(torch.rand(count, generator=draw, dtype=torch.float64))
+    error = (lam / 2).sigmoid() * (1 + 0.3 * torch.randn(count, generator=draw, dtype=torch.float64)).clamp(min=0)
+    cell = ((lam - low) / (high - low) * 100).long().clamp(0, 99)
+    sums = torch.zeros(3, 100, dtype=torch.float64).index_add_(
+        1, cell, torch.stack([torch.ones_like(error), error, error.square()])
+    )
+    return losslog.header(
+        edges, dimensions=64, weighting="sigmoid:bias=2", schedule=schedule, prediction="v"
+    ) + losslog.line(10, count, sums)
+
+
+def stream(text: str) -> io.BytesIO:
+    return io.BytesIO(text.encode())
+
+
+def test_the_density_follows_weighting_times_error() -> None:
+    fitted = fit(stream(log_text("uniform")), floor=1e-6)
+    at = torch.linspace(-8, 8, 33, dtype=torch.float64)
+    shape = (2 - at).sigmoid() * (at / 2).sigmoid()
+    ratio = fitted.schedule.density(at) / shape
+    assert float((ratio.max() / ratio.min()).log()) < 0.2
+
+
+def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tmp_path: Path) -> None:
+    fitted = fit(stream(log_text()), criterion="second-moment")
+    best = fitted.variances["fitted:second-moment"][0]
+    assert all(best <= independent * 1.002 for independent, _ in fitted.variances.values())
+    assert fitted.variances["own"] == fitted.variances["cosine"]
+    (tmp_path / "s.yaml").write_text(fitted.text)
+    again = resolve_schedule(str(tmp_path / "s.yaml"))
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    assert torch.equal(again.logsnr(t), fitted.schedule.logsnr(t))
+
+
+def test_concatenated_logs_add_up() -> None:
+    one, two = log_text(seed=1), log_text(seed=2)
+    both = fit(stream(one + two)).log
+    apart = fit(stream(one), stream(two)).log
+    assert torch.equal(both.sums, apart.sums) and both.sums[0].sum() == 400_000
+
+
+def test_any_weighting_can_be_fitted_from_one_log() -> None:
+    for spec in ("elbo", "edm:monotone", "schedule:cosine"):
+        fitted = fit(stream(log_text()), weighting=spec)
+        assert fitted.weighting.spec.partition(":")[0] == spec.partition(":")[0]
+    assert not torch.equal(
+        fit(stream(log_text()), weighting="elbo").schedule.logsnr(torch.tensor([0.5]).double()),
+        fit(stream(log_text()), weighting="fm-ot").schedule.logsnr(torch.tensor([0.5]).double()),
+    )
+
+
+def test_bins_merge_and_since_drops_early_intervals() -> None:
+    assert len(fit(stream(log_text()), bins=20).moments.mean) == 20
+    with pytest.raises(UsageError, match="100 bins"):
+        fit(stream(log_text()), bins=33)
+    with pytest.raises(Exception, match="no noise level"):
+        fit(stream(log_text()), since=10)
+
+
+def test_an_adaptive_runs_own_density_is_counted() -> None:
+    text = log_text("uniform").replace('"schedule": "uniform"', '"schedule": "adaptive"')
+    counted, known = fit(stream(text)), fit(stream(log_text("uniform")))
+    assert counted.variances["own"][0] == pytest.approx(known.variances["own"][0], rel=0.05)
+
+
+def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> None:
+    fitted = fit(stream(log_text()))
+    report = json.loads(json.dumps(fitted.report(), allow_nan=False))
+    assert {key: value for key, value in report.items() if key != "schedules"} == {
+        "weighting": "sigmoid:bias=2",
+        "criterion": "loss",
+        "images": 200_000,
+        "intervals": 1,
+        "batch": 20_000,
+        "logsnr_min": -10,
+        "logsnr_max": 10,
+        "bins": 100,
+    }
+    assert list(report["schedules"]) == ["own", "cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA)]
+    for kind, best in (("independent", "fitted:second-moment"), ("low_discrepancy", "fitted:std")):
+        rows = report["schedules"].values()
+        least = min(row[f"variance_{kind}"] for row in rows)
+        assert all(row[f"ratio_{kind}"] == pytest.approx(row[f"variance_{kind}"] / least) for row in rows)
+        assert report["schedules"][best][f"ratio_{kind}"] < 1.005
+        assert report["schedules"]["edm"][f"ratio_{kind}"] > 1.5
+
+
+def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit() -> None:
+    """An adaptive run that never visited some bins, and a range where EDM's schedule has nothing."""
+    text = log_text("uniform", low=30.0, high=50.0).replace('"schedule": "uniform"', '"schedule": "adaptive"')
+    head, line = text.splitlines()
+    row = json.loads(line)
+    row |= {key: [0] * 50 + row[key][50:] for key in ("count", "sum", "sumsq")}
+    report = fit(stream(f"{head}\n{json.dumps(row)}\n"), weighting="elbo").report()
+    json.dumps(report, allow_nan=False)
+    for name in ("own", "edm"):
+        assert set(report["schedules"][name].values()) == {None}
+    assert report["schedules"]["fitted:std"]["ratio_low_discrepancy"] == 1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "uniform"])
+def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors(schedule: str) -> None:
+    """By drawing again what the log was made of, in batches of 64 of either kind of t."""
+    text = log_text(schedule).replace('"step": 10,', f'"step": {200_000 // 64},')
+    fitted = fit(stream(text))
+    assert fitted.log.batch == 64
+    p, draw = parse_schedule(schedule, -10, 10), torch.Generator().manual_seed(9)
+    t = torch.rand(40_000, 64, generator=draw, dtype=torch.float64)
+    comb = (t[:, :1] + torch.arange(64) / 64) % 1
+    for times, predicted in zip((t, comb), fitted.variances["own"]):
+        lam = p.logsnr(times)
+        noise = (1 + 0.3 * torch.randn(lam.shape, generator=draw, dtype=torch.float64)).clamp(min=0)
+        loss = (fitted.weighting(lam) / p.density(lam) * (lam / 2).sigmoid() * noise).mean(1)
+        assert 64 * float(loss.var() / loss.mean().square()) == pytest.approx(predicted, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "empty"),
+        (lambda text: "hello\n", "line 1: not JSON"),
+        (lambda text: text.splitlines()[1], "no header"),
+        (lambda text: text.replace("elbo-losslog", "other"), "expected 'elbo-losslog'"),
+        (lambda text: text[:-40], "line 2: not JSON"),
+        (lambda text: text.replace('"sum":', '"som":'), "expected step, images, count, sum and sumsq"),
+        (lambda text: text + log_text(low=-9), "differ from the first log's"),
+        (lambda text: text.replace('"count": [', '"count": [-1, ', 1).replace(", 0.0]", "]", 0), "line 2"),
+    ],
+)
+def test_a_log_that_is_none_is_refused_with_its_line(change: Any, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        fit(stream(change(log_text())))
+
+
+def test_a_runs_log_is_found_and_its_counts_are_the_images(trained: Path) -> None:
+    log = fit(trained).log
+    assert log.images == int(log.sums[0].sum()) == 40 * 16
+    assert json.loads((trained / "losslog.jsonl").read_text().splitlines()[0])["dimensions"] == 64

@@ -1,0 +1,301 @@
+"""The bound of a run: the same whatever the schedule, honest about its error, and the theorem it rests on."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from elbocli.bound import estimate, gradients, theorem
+from elbocli.bound.measure import ALL, Probe, Settings
+from elbocli.core.adaptive import loss_variance
+from elbocli.core.elbo import prior, reconstruction
+from elbocli.core.weighting import parse_weighting
+from elbocli.errors import DataError, NonFiniteError, UsageError
+from elbocli.files.losslog import Reader
+from elbocli.runtime.progress import Report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def finish(loop: Any) -> Any:
+    """What a generator returns."""
+    try:
+        while True:
+            assert isinstance(next(loop), Report)
+    except StopIteration as end:
+        return end.value
+
+
+def probe(run: Path, data: Path | None = None, **settings: Any) -> Probe:
+    return Probe(run, data, Settings(**settings), lambda text: None)
+
+
+def bpd(run: Path, schedule: str = "", target_se: float | None = None, **settings: Any) -> dict[str, Any]:
+    return finish(estimate.run(probe(run, **settings), schedule, target_se)).result  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def long_run(trained: Path) -> float:
+    """The bound on all 300 images, from 160 noise levels each."""
+    return float(bpd(trained, images=ALL, draws=160, batch=2048, seed=999)["bpd"])
+
+
+def test_intervals_hold_the_long_run_value(trained: Path, long_run: float) -> None:
+    """40 seeds choose 60 of 300 images and 4 noise levels for each; 95 % intervals."""
+    found = [bpd(trained, images=60, draws=4, seed=seed) for seed in range(40)]
+    off = np.array([(f["bpd"] - long_run) / f["bpd_se"] for f in found])
+    assert int((np.abs(off) < 1.96).sum()) >= 36
+    assert 0.7 < off.std() < 1.4
+
+
+def test_intervals_of_the_noise_alone_are_honest_too(trained: Path, long_run: float) -> None:
+    found = [bpd(trained, images=ALL, draws=2, seed=seed) for seed in range(40)]
+    off = np.array([(f["bpd"] - long_run) / f["bpd_se"] for f in found])
+    assert int((np.abs(off) < 1.96).sum()) >= 36
+    assert all(f["bpd_se"] == f["bpd_se_noise"] <= f["bpd_se_population"] for f in found)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "cosine", "fitted:std"])
+def test_the_schedule_changes_the_error_only(trained: Path, long_run: float, schedule: str) -> None:
+    found = bpd(trained, schedule, images=ALL, draws=8)
+    assert abs(found["bpd"] - long_run) < 4 * found["bpd_se"]
+    assert found["schedule"] == schedule
+
+
+def test_the_batch_changes_nothing(trained: Path) -> None:
+    few, many = (bpd(trained, images=30, draws=6, batch=batch) for batch in (4, 512))
+    assert few["bpd"] == pytest.approx(many["bpd"], rel=1e-5)
+    assert few["bpd_se"] == pytest.approx(many["bpd_se"], rel=1e-3)
+
+
+def test_the_terms_add_up_to_the_bound(trained: Path) -> None:
+    found = bpd(trained, images=50)
+    for unit in ("nats", "bpd"):
+        parts = sum(found[name][unit] for name in ("prior", "reconstruction", "diffusion"))
+        assert parts == pytest.approx(found[unit], rel=1e-12)
+    assert found["bpd"] * 64 * np.log(2) == pytest.approx(found["nats"])
+
+
+def test_prior_and_reconstruction_are_exact(trained: Path, digits: Path) -> None:
+    with h5py.File(digits) as file:
+        pixels = torch.from_numpy(file["images"][()]).long()
+    found = bpd(trained, images=ALL, draws=2)
+    x = (pixels.double() / 127.5 - 1).permute(0, 3, 1, 2)
+    assert found["prior"]["nats"] == pytest.approx(float(prior(x, -10).mean()), rel=1e-6)
+    wanted = float(reconstruction(10.0)[pixels].flatten(1).sum(1).mean())
+    assert found["reconstruction"]["nats"] == pytest.approx(wanted, rel=1e-9)
+    assert found["prior"]["nats_se"] == found["reconstruction"]["nats_se"] == 0
+
+
+def test_the_curve_ends_at_the_bound_without_its_reconstruction(trained: Path) -> None:
+    found = finish(estimate.run(probe(trained, images=40)))
+    result, curve = found.result, found.curve
+    assert float(curve.bound[-1]) == pytest.approx(result["prior"]["nats"] + result["diffusion"]["nats"], rel=1e-12)
+    assert bool((curve.bound.diff() >= 0).all()) and bool((curve.bound_se >= 0).all())
+    lines = curve.tsv().splitlines()
+    assert lines[0].split("\t")[:3] == ["logsnr_low", "logsnr_high", "draws"] and len(lines) == 101
+    assert sum(float(line.split("\t")[2]) for line in lines[1:]) == 40 * 16
+
+
+def test_drawing_goes_on_until_the_error_is_small_enough(trained: Path) -> None:
+    """More images first, then more noise on all of them."""
+    rough = bpd(trained, images=ALL, draws=2)
+    some = bpd(trained, target_se=rough["bpd_se_population"] * 1.5, images=ALL, draws=2, batch=64)
+    assert some["n_images"] < 300 and some["bpd_se"] < rough["bpd_se_population"] * 1.5
+    fine = bpd(trained, target_se=rough["bpd_se"] / 2, images=ALL, draws=2)
+    assert fine["n_images"] == 300 and fine["draws_per_image"] >= 6
+    assert fine["bpd_se"] < rough["bpd_se"] / 2
+
+
+def test_the_errors_can_be_kept_as_a_loss_log(trained: Path) -> None:
+    asked = probe(trained, images=50)
+    found = finish(estimate.run(asked))
+    reader = Reader()
+    reader.read(estimate.log_text(asked, found).encode().splitlines(), "log")
+    assert reader.log is not None
+    assert torch.equal(reader.log.sums, found.sums) and float(found.sums[0].sum()) == 800
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "edm", "uniform", "fitted:loss", "fitted:std"])
+def test_the_variance_that_a_log_predicts_is_the_one_measured(trained: Path, schedule: str) -> None:
+    """From the errors of one seed, for independent t, against the losses of another seed under each schedule."""
+    asked = probe(trained, images=ALL, draws=24, batch=2048, seed=1)
+    known = finish(estimate.run(probe(trained, images=ALL, draws=24, batch=2048))).curve.moments
+    weighting = parse_weighting("sigmoid:bias=2")
+    chosen = asked.schedule(schedule, weighting)
+    loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(weighting, chosen, "variance")])
+    predicted, _ = loss_variance(known, weighting, chosen.density)
+    assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
+
+
+# What can't be asked
+
+
+def test_latents_are_refused_with_the_reason(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "latents.h5"
+    with h5py.File(path, "w") as file:
+        file["latents"] = np.zeros((4, 8, 2, 2), np.float16)
+        file["labels"] = np.zeros(4, np.int64)
+        file.attrs.update({"format": "elbo-dataset", "version": 1})
+    with pytest.raises(UsageError, match="latents have no levels"):
+        probe(trained, path)
+
+
+@pytest.mark.parametrize("draws", [0, 1, 5])
+def test_draws_come_in_two_halves(trained: Path, draws: int) -> None:
+    with pytest.raises(UsageError, match="even"):
+        probe(trained, draws=draws)
+
+
+def test_images_of_another_size_are_refused(trained: Path, digits_folder: Path, tmp_path: Path, elbo: Any) -> None:
+    path = tmp_path / "other.h5"
+    assert elbo("prep", digits_folder, path, "--size", 16, "--channels", 1).returncode == 0
+    with pytest.raises(UsageError, match="16 pixels, the run's have 8"):
+        probe(trained, path)
+
+
+def test_a_dataset_that_has_changed_is_not_taken_for_the_runs_own(trained: Path, tmp_path: Path) -> None:
+    text = (trained / "config.yaml").read_text()
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    digest = next(line for line in text.splitlines() if "payload_sha256" in line)
+    (copy / "config.yaml").write_text(text.replace(digest, digest[: digest.index(":")] + ": 'abc'"))
+    with pytest.raises(DataError, match="has changed"):
+        probe(copy)
+
+
+def test_a_network_that_fails_is_not_averaged(trained: Path) -> None:
+    asked = probe(trained, images=20)
+    for parameter in asked.trained.network.parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="not finite at logsnr"):
+        finish(estimate.run(asked))
+
+
+# The theorem on a user's network
+
+
+def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
+    specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
+    asked = probe(trained, images=ALL, draws=32, batch=1024)
+    found = finish(theorem.run(asked, [parse_weighting(spec) for spec in specs]))
+    assert found["agree"]
+    for check, spec in zip(found["checks"], specs, strict=True):
+        assert abs(check["difference_in_se"]) <= 4
+        assert 0 < check["left"]["relative_se"] < 0.01 and 0 < check["right"]["relative_se"] < 0.01
+        assert check["monotone"] == (spec != "edm")
+        assert ("p_w" in check) == ("augmented_elbo" in check) == check["monotone"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:
+    """p_w is all at λmax, and both sides are the bound's diffusion term."""
+    found = finish(theorem.run(probe(trained, images=ALL), [parse_weighting("elbo")]))["checks"][0]
+    assert found["p_w"]["at_logsnr_max"] == 1 and not any(found["p_w"]["mass"])
+    plain = bpd(trained, images=ALL)
+    wanted = plain["prior"]["nats"] + plain["diffusion"]["nats"]
+    assert abs(found["augmented_elbo"]["nats"] - wanted) < 5 * (found["augmented_elbo"]["se"] + plain["nats_se"])
+
+
+def test_the_sides_are_drawn_apart(trained: Path) -> None:
+    """No two sweeps share their noise; another purpose gives other noise levels and other errors."""
+    asked, purposes = probe(trained, images=20), []
+
+    def draws(weighting: Any, schedule: Any, purpose: str) -> Any:
+        purposes.append(purpose)
+        return Probe.draws(asked, weighting, schedule, purpose)
+
+    asked.draws = draws  # type: ignore[method-assign]
+    finish(theorem.run(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")]))
+    assert len(purposes) == len(set(purposes)) == 4
+    plain = parse_weighting("elbo")
+    one, other = (next(Probe.draws(asked, plain, asked.fitted(plain), purpose)) for purpose in purposes[:2])
+    assert float((one.logsnr == other.logsnr).double().mean()) < 0.01
+    assert float((one.error == other.error).double().mean()) < 0.01
+
+
+def test_a_loss_without_its_density_is_caught(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public mistake: no −dλ/dt in the training loss."""
+    from elbocli.core import loss as objective
+
+    whole = objective.weighted_loss
+    monkeypatch.setattr(objective, "weighted_loss", lambda error, log_w, log_p: whole(error, log_w, log_p * 0))
+    found = finish(theorem.run(probe(trained, images=100), [parse_weighting("sigmoid:bias=2")]))
+    assert not found["agree"] and abs(found["checks"][0]["difference_in_se"]) > 10
+
+
+# Gradients
+
+
+def test_the_jackknife_knows_the_spread_of_independent_gradients() -> None:
+    """Batch gradients N(μ, S): tr Cov / ‖μ‖² is known, and the stated errors are those of repetition."""
+    random = np.random.default_rng(0)
+    mean, scale = np.array([1.0, 0, -2.0, 0.5]), np.array([1.0, 2.0, 0.5, 1.5])
+    truth = float((scale**2).sum() / (mean**2).sum())
+
+    def measured() -> tuple[float, float]:
+        found = torch.from_numpy(mean + scale * random.normal(size=(64, 4)))
+        groups = torch.stack([found[k :: gradients.GROUPS].sum(0) for k in range(gradients.GROUPS)])
+        squares = torch.stack([found[k :: gradients.GROUPS].square().sum() for k in range(gradients.GROUPS)])
+        row = gradients.compare([gradients.GroupSums(groups @ groups.T, squares, 8)], 1)[0]
+        return row["ratio"], row["ratio_se"]
+
+    values = np.array([measured() for _ in range(400)])
+    assert values[:, 0].mean() == pytest.approx(truth, rel=0.02)
+    assert values[:, 1].mean() == pytest.approx(values[:, 0].std(), rel=0.15)
+
+
+def test_gradients_are_those_of_training(trained: Path) -> None:
+    """Their mean over independent batches doesn't depend on the schedule, nor on how a batch is cut."""
+    asked = probe(trained, weights="model")
+    steps = gradients.Gradients(asked)
+    w = parse_weighting("sigmoid:bias=2")
+    means = []
+    for spec in ("cosine", "fitted:loss"):
+        schedule = asked.schedule(spec, w)
+        means.append(torch.stack([steps.at(step, w, schedule) for step in range(160)]))
+    one, other = (m.mean(0) for m in means)
+    noise = sum(float(m.var(0).sum()) / len(m) for m in means) ** 0.5
+    assert float((one - other).norm()) < 1.5 * noise
+    assert float(one.norm()) > 3 * noise
+
+
+def test_gradients_are_of_all_images_whatever_the_run_held_out(trained: Path) -> None:
+    asked = probe(trained, weights="model")
+    held = replace(asked.trained, settings=replace(asked.trained.settings, val_split=len(asked.dataset)))
+    asked.trained = held
+    losses = gradients.Gradients(asked, batch=len(asked.dataset)).losses
+    assert sorted(losses.indices(0)) == list(range(len(asked.dataset)))
+
+
+def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "PER_BIN", 6)
+    specs = ["cosine", "uniform", "fitted:loss", "fitted:gradient"]
+    found, text = finish(
+        gradients.run(probe(trained, weights="model"), [parse_weighting("elbo")], specs, gradients.GROUPS * 3)
+    )
+    rows = {row["schedule"]: row for row in found["gradient_variance"]}
+    assert list(rows) == specs
+    assert min(row["relative"] for row in rows.values()) == 1
+    assert rows["cosine"]["relative"] > 2
+    assert "criterion: gradient" in text and text.count("logsnr:") == 41
+
+
+@pytest.mark.parametrize("batches", [8, 20])
+def test_too_few_batches_are_refused(trained: Path, batches: int) -> None:
+    with pytest.raises(UsageError, match="multiple of 8"):
+        finish(gradients.run(probe(trained), [parse_weighting("elbo")], ["cosine"], batches))

@@ -1,0 +1,118 @@
+"""What is said of a Fréchet distance's error holds, on features whose true distance is known."""
+
+import numpy as np
+import pytest
+
+from elbocli.core.metrics.feature_moments import Moments
+from elbocli.core.metrics.frechet import frechet_distance
+from elbocli.core.metrics.frechet_error import PARTS, extrapolate, influence, standard_error
+
+
+class World:
+    """Features of known mean and covariance, and a reference at a known distance.
+
+    decay: of the spread by dimension. skewed: log-normal rather than normal. apart: how far the reference is.
+    """
+
+    def __init__(self, width, decay=0.5, skewed=False, apart=0.3, seed=0):
+        self.random = random = np.random.default_rng(seed)
+        self.skewed = skewed
+        turn, _ = np.linalg.qr(random.standard_normal((width, width)))
+        self.mix = turn * np.arange(1, width + 1) ** -float(decay)
+        bent = np.eye(width) + apart * random.standard_normal((width, width)) / np.sqrt(width)
+        sigma = self.mix @ self.mix.T
+        self.truth = Moments(2, np.zeros(width), sigma)
+        offset = apart * self.mix @ random.standard_normal(width) / np.sqrt(width)
+        self.reference = Moments(2, offset, bent @ sigma @ bent.T)
+        self.distance = frechet_distance(self.truth, self.reference)
+
+    def draw(self, n):
+        z = self.random.standard_normal((n, len(self.mix)))
+        if self.skewed:
+            z = (np.exp(0.7 * z) - np.exp(0.245)) / np.sqrt((np.exp(0.49) - 1) * np.exp(0.49))
+        return z @ self.mix.T
+
+    def parts(self, features):
+        return [Moments.of(part) for part in np.array_split(features, PARTS)]
+
+    def plain(self, features):
+        return frechet_distance(Moments.of(features), self.reference)
+
+    def error(self, features):
+        return standard_error(features, Moments.of(features), self.reference)
+
+
+def weighted(features, weights, reference):
+    """The distance when images count with these weights; the covariance over n."""
+    weights = weights / weights.sum()
+    mu = weights @ features
+    centred = features - mu
+    return frechet_distance(Moments(2, mu, (centred * weights[:, None]).T @ centred), reference)
+
+
+@pytest.mark.parametrize("n", [60, 8], ids=["more images than features", "fewer"])
+def test_the_influence_is_the_derivative_by_an_images_weight(n):
+    world = World(12)
+    features = world.draw(n)
+    own = Moments.of(features)
+    found = influence(features, Moments(n, own.mu, own.scatter * (n - 1) / n), world.reference)
+    step = 1e-5
+    for index in (0, 3, n - 1):
+        more, less = np.ones(n), np.ones(n)
+        more[index] += step
+        less[index] -= step
+        slope = weighted(features, more, world.reference) - weighted(features, less, world.reference)
+        assert found[index] == pytest.approx(n * slope / (2 * step), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_the_standard_error_is_that_of_the_bootstrap_and_of_new_draws(skewed):
+    world = World(8, skewed=skewed)
+    features = world.draw(1000)
+    found = world.error(features)
+    again = [world.plain(features[world.random.integers(1000, size=1000)]) for _ in range(300)]
+    assert found == pytest.approx(np.std(again), rel=0.2)
+    fresh = [world.plain(world.draw(4000)) for _ in range(300)]
+    errors = [world.error(world.draw(4000)) for _ in range(30)]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(fresh), rel=0.2)
+
+
+@pytest.mark.parametrize("skewed", [False, True], ids=["normal", "skewed"])
+@pytest.mark.parametrize(
+    ("width", "n", "decay", "apart"),
+    [(16, 160, 0, 0.3), (32, 128, 0, 0.3), (32, 1000, 0.5, 0.3), (32, 64, 1, 0.3), (32, 500, 0.5, 0), (32, 500, 1, 1)],
+)
+def test_intervals_hold_the_true_distance(width, n, decay, apart, skewed):
+    """From two images a feature to thirty; also where the distance is zero, and its derivative vanishes."""
+    world = World(width, decay, skewed, apart)
+    held, wider = 0, []
+    for _ in range(100):
+        features = world.draw(n)
+        error = world.error(features)
+        low, high = extrapolate(world.parts(features), world.reference).interval(error)
+        held += low <= world.distance <= high
+        wider.append((high - low) / (2 * 1.96 * error))
+    assert held >= 90
+    assert 1 < np.mean(wider) < 2, "the width is the standard error's, and some for the curvature"
+
+
+@pytest.mark.parametrize(("width", "decay"), [(64, 0), (128, 0.5), (256, 0.5), pytest.param(512, 0.5, marks=pytest.mark.slow)])
+def test_extrapolated_from_a_thousand_it_is_less_biased_by_more_than_three(width, decay):
+    world = World(width, decay)
+    plain, beyond = [], []
+    for _ in range(8):
+        features = world.draw(1000)
+        plain.append(world.plain(features) - world.distance)
+        beyond.append(extrapolate(world.parts(features), world.reference).value - world.distance)
+    assert np.mean(plain) > 5 * np.std(plain) / np.sqrt(8), "no bias to speak of"
+    assert abs(np.mean(beyond)) < np.mean(plain) / 3
+
+
+def test_a_reference_of_equal_images_has_an_error_too():
+    """Its covariance is zero: the distance is ‖μ − μᵣ‖² + tr Σ, whose error needs no map."""
+    features = np.random.default_rng(5).normal(size=(400, 6))
+    flat = Moments(30, np.full(6, 0.5), np.zeros((6, 6)))
+    error = standard_error(features, Moments.of(features), flat)
+    c = features - features.mean(0)
+    wanted = 2 * c @ (features.mean(0) - 0.5) + (c**2).sum(1)
+    assert error == pytest.approx(wanted.std() / 20, rel=0.02)

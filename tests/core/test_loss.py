@@ -1,0 +1,155 @@
+"""The loss doesn't depend on the schedule, with the package's own code from t to the mean over a batch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elbocli.core.logsnr import alpha, sigma
+from elbocli.core.loss import losses, step_coefficients, weighted_loss
+from elbocli.core.prediction import PREDICTIONS, Prediction
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.weighting import parse_weighting
+
+LOW, HIGH = -8.0, 10.0
+SCHEDULES = ("cosine", "edm", "fm-ot", "linear-beta", "uniform")
+WEIGHTINGS = ("elbo", "sigmoid:bias=2", "edm-monotonic", "iddpm", "fm-ot")
+
+
+@pytest.fixture(scope="module")
+def integrate(panels, mixture):
+    """∫ dt over [0, 1] of the mean loss of the exact denoiser, by the code that training uses."""
+    x, eps, chance = mixture.quadrature(10)
+    edges = torch.linspace(HIGH, LOW, 31, dtype=torch.float64)
+
+    def run(weighting, schedule, prediction="v", spoil=None):
+        w, s, p = parse_weighting(weighting), parse_schedule(schedule, LOW, HIGH), Prediction.parse(prediction)
+        t, share = panels(s.t(edges).numpy())
+        lam = s.logsnr(torch.from_numpy(t)).repeat_interleave(len(x))
+        data, noise = (v.repeat(len(t)).view(-1, 1, 1, 1) for v in (x, eps))
+        z = (alpha(lam) * data.flatten() + sigma(lam) * noise.flatten()).view(-1, 1, 1, 1)
+        x_hat = mixture.denoise(z.flatten(), lam).view(-1, 1, 1, 1)
+        eps_hat = (z - alpha(lam).view(-1, 1, 1, 1) * x_hat) / sigma(lam).view(-1, 1, 1, 1)
+        out = p.target(x_hat, eps_hat, lam)
+        loss, error = losses(out.float(), data.float(), noise.float(), step_coefficients(lam, w, s, p))
+        if spoil is not None:
+            loss = spoil(loss, error, w, s, lam)
+        mean = loss.double().view(len(t), -1) @ chance
+        return float(mean @ torch.from_numpy(share))
+
+    return run
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_loss_is_the_same_under_every_schedule(integrate, weighting):
+    found = [integrate(weighting, schedule) for schedule in SCHEDULES]
+    assert found[0] > 1e-3
+    np.testing.assert_allclose(found, found[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", sorted(PREDICTIONS))
+def test_the_loss_is_the_same_for_every_prediction(integrate, prediction):
+    assert integrate("sigmoid:bias=2", "cosine", prediction) == pytest.approx(
+        integrate("sigmoid:bias=2", "uniform", "v"), rel=3e-5
+    )
+
+
+def test_the_loss_is_half_the_weighted_integral_over_logsnr(integrate, panels, mixture):
+    """½ ∫ w E‖ε−ε̂‖² dλ, with the error from its definition."""
+    at, share = panels(np.linspace(LOW, HIGH, 31))
+    x, eps, chance = mixture.quadrature(10)
+    total = 0.0
+    for lam, part in zip(at, share, strict=True):
+        a, s = math.sqrt(1 / (1 + math.exp(-lam))), math.sqrt(1 / (1 + math.exp(lam)))
+        eps_hat = (a * x + s * eps - a * mixture.denoise(a * x + s * eps, lam)) / s
+        total += part * 0.5 / (1 + math.exp(lam - 2)) * float(chance @ (eps - eps_hat) ** 2)
+    assert integrate("sigmoid:bias=2", "edm") == pytest.approx(total, rel=1e-6)
+
+
+def test_leaving_out_the_density_would_be_caught(integrate):
+    """The public mistake: w times the ε error at uniform t, without −dλ/dt."""
+
+    def undivided(loss, error, w, s, lam):
+        return 0.5 * w(lam) * error
+
+    found = [integrate("sigmoid:bias=2", schedule, spoil=undivided) for schedule in SCHEDULES]
+    assert max(found) / min(found) > 1.5
+
+
+def test_the_reported_error_is_that_of_the_noise_whatever_the_prediction(mixture):
+    generator = torch.Generator().manual_seed(0)
+    x, eps, off = torch.randn(3, 16, 3, 4, 4, generator=generator)
+    lam = torch.linspace(-6, 6, 16, dtype=torch.float64)
+    w, s = parse_weighting("sigmoid"), parse_schedule("cosine", -10, 10)
+    for name in PREDICTIONS:
+        p = Prediction(name)
+        out = p.target(x, eps, lam) + off
+        z = alpha(lam).view(-1, 1, 1, 1).float() * x + sigma(lam).view(-1, 1, 1, 1).float() * eps
+        wanted = (p.eps_hat(out.double(), z.double(), lam) - eps).square().mean((1, 2, 3))
+        loss, error = losses(out, x, eps, step_coefficients(lam, w, s, p))
+        np.testing.assert_allclose(error, wanted, rtol=2e-3)
+        np.testing.assert_allclose(loss, 0.5 * w(lam) / s.density(lam) * error, rtol=1e-5)
+
+
+MEAN_FACTOR = {  # m: the factor on the mean squared error in target space that gives the loss, for r = w/p
+    "eps": lambda lam: 1,
+    "x": lambda lam: math.exp(lam),
+    "v": lambda lam: 1 / (1 + math.exp(-lam)),
+    "u": lambda lam: 1 / (1 + math.exp(-lam / 2)) ** 2,
+    "edm": lambda lam: 0.25 / (math.exp(-lam) + 0.25),
+}
+
+
+@given(st.floats(-14.9, 14.9), st.sampled_from(sorted(MEAN_FACTOR)))
+def test_loss_factor_is_half_r_times_the_tables_m(lam, name):
+    at = torch.tensor([lam], dtype=torch.float64)
+    w, s = parse_weighting("edm-monotonic"), parse_schedule("cosine", -15, 15)
+    r = float(w(at) / s.density(at))
+    c = step_coefficients(at, w, s, Prediction(name))
+    assert float(c.loss_factor) == pytest.approx(0.5 * r * MEAN_FACTOR[name](lam), rel=1e-6)
+
+
+def test_coefficients_are_single_precision_and_shaped_for_images():
+    lam = torch.linspace(-15, 15, 5, dtype=torch.float64)
+    c = step_coefficients(lam, parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v"))
+    assert {tensor.dtype for tensor in c} == {torch.float32}
+    assert [tuple(tensor.shape) for tensor in c] == [(5, 1, 1, 1)] * 5 + [(5,)] * 3
+    assert all(bool(tensor.isfinite().all()) for tensor in c)
+    np.testing.assert_allclose(c.sigma.flatten(), sigma(lam), rtol=1e-7)
+
+
+@given(st.floats(-100, 100), st.floats(0.1, 10))
+def test_weighted_loss_is_half_w_over_p_times_the_error(log_ratio, error):
+    zero = torch.zeros(1, dtype=torch.float64)
+    found = weighted_loss(torch.tensor([error], dtype=torch.float64), zero + log_ratio, zero)
+    assert float(found) == pytest.approx(0.5 * math.exp(log_ratio) * error, rel=1e-12)
+
+
+def test_weighted_loss_survives_where_w_over_p_would_not():
+    half = torch.tensor([1e-7], dtype=torch.float64)
+    found = weighted_loss(half, torch.tensor([800.0], dtype=torch.float64), torch.tensor([790.0], dtype=torch.float64))
+    assert float(found) == pytest.approx(0.5e-7 * math.exp(10), rel=1e-12)
+
+
+def test_losses_are_computed_in_single_precision_under_autocast():
+    x, eps, out = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    lam = torch.tensor([-2.0, 3.0], dtype=torch.float64)
+    c = step_coefficients(lam, parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v"))
+    plain = losses(out.bfloat16(), x, eps, c)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = losses(out.bfloat16(), x, eps, c)
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(plain, mixed, strict=True))
+
+
+def test_the_logged_error_carries_no_gradient():
+    x = torch.zeros(1, 1, 2, 2)
+    out = torch.ones(1, 1, 2, 2, requires_grad=True)
+    c = step_coefficients(
+        torch.zeros(1, dtype=torch.float64), parse_weighting("elbo"), parse_schedule("cosine", -9, 9), Prediction("x")
+    )
+    loss, error = losses(out, x, x, c)
+    assert loss.requires_grad
+    assert not error.requires_grad

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from elbocli.core.streams import T_SAMPLINGS, Stream, times
+
+SEEDS = st.integers(0, 2**31)
+INDICES = st.integers(0, 2**62)
+
+
+@given(SEEDS, st.lists(INDICES, min_size=1, max_size=6), st.randoms())
+def test_an_images_noise_is_the_same_in_any_batch(seed, indices, random):
+    stream = Stream(seed, "noise")
+    together = stream.normal(indices, (2, 3))
+    order = list(range(len(indices)))
+    random.shuffle(order)
+    for row in order:
+        assert torch.equal(Stream(seed, "noise").normal([indices[row]], (2, 3))[0], together[row])
+        assert torch.equal(stream.normal([indices[row]], (2, 3))[0], together[row])
+
+
+@given(SEEDS, INDICES, st.integers(1, 9), st.integers(1, 9))
+def test_a_draw_does_not_depend_on_what_was_drawn_before(seed, index, odd, count):
+    used, new = Stream(seed, "t"), Stream(seed, "t")
+    used.at(index + 1).integers(7, size=odd, dtype=np.uint32)
+    used.at(index).random(odd, dtype=np.float32)
+    used.at(index).standard_normal(odd)
+    for stream in (used, new):
+        stream.drawn = (stream.uniform(index, count), stream.permutation(index, count), stream.seed(index))
+    for one, other in zip(used.drawn, new.drawn, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@given(SEEDS, INDICES, st.integers(1, 200))
+def test_a_permutation_holds_every_number_once(seed, index, count):
+    assert sorted(Stream(seed, "order").permutation(index, count).tolist()) == list(range(count))
+
+
+def test_permutations_of_different_epochs_and_seeds_differ():
+    drawn = {tuple(Stream(seed, "order").permutation(epoch, 50)) for seed in range(3) for epoch in range(3)}
+    assert len(drawn) == 9
+
+
+@given(SEEDS, st.integers(0, 10**9), st.integers(1, 500))
+def test_low_discrepancy_times_have_exactly_one_in_each_cell(seed, step, count):
+    t = times(Stream(seed, "t"), step, count)
+    assert t.dtype == torch.float64
+    assert bool(((t >= 0) & (t < 1)).all())
+    comb = np.sort(t.numpy())
+    assert sorted(np.floor((comb - comb[0]) * count + 0.5).astype(int).tolist()) == list(range(count))
+    assert comb[0] < 1 / count
+
+
+@given(st.sampled_from(T_SAMPLINGS), SEEDS, st.integers(0, 10**9))
+def test_times_of_a_step_are_always_the_same_and_of_another_step_not(sampling, seed, step):
+    stream = Stream(seed, "t")
+    first = times(stream, step, 16, sampling)
+    assert not torch.equal(times(stream, step + 1, 16, sampling), first)
+    assert torch.equal(times(stream, step, 16, sampling), first)
+
+
+@pytest.mark.parametrize("sampling", T_SAMPLINGS)
+def test_times_are_uniform(sampling):
+    stream = Stream(3, "t")
+    first = np.concatenate([times(stream, step, 1, sampling).numpy() for step in range(4000)])
+    assert stats.kstest(first, "uniform").pvalue > 1e-4
+    batch = np.array([times(stream, step, 8, sampling).numpy() for step in range(4000)])
+    assert all(stats.kstest(column, "uniform").pvalue > 1e-4 for column in batch.T)
+
+
+def test_independent_times_are_independent():
+    batch = np.array([times(Stream(3, "t"), step, 2, "independent").numpy() for step in range(4000)])
+    assert abs(np.corrcoef(batch.T)[0, 1]) < 5 / np.sqrt(4000)
+
+
+def test_normals_are_standard_normal():
+    noise = Stream(7, "noise").normal(range(200), (1000,)).numpy()
+    assert noise.dtype == np.float32
+    n = noise.size
+    assert abs(noise.mean()) < 5 / np.sqrt(n)
+    assert abs(noise.var() - 1) < 5 * np.sqrt(2 / n)
+    assert abs((noise**3).mean()) < 5 * np.sqrt(15 / n)
+    assert abs((noise**4).mean() - 3) < 5 * np.sqrt(96 / n)
+    assert stats.kstest(noise[::10].ravel(), "norm").pvalue > 1e-4
+    neighbours = np.corrcoef(noise)[np.triu_indices(200, 1)]
+    assert abs(neighbours).max() < 6 / np.sqrt(1000)
+
+
+def test_streams_of_another_seed_purpose_or_index_differ():
+    drawn = [
+        Stream(seed, purpose).normal([index], (64,)).numpy()[0]
+        for seed in (0, 1)
+        for purpose in ("noise", "dropout")
+        for index in (0, 1)
+    ]
+    shared = np.corrcoef(drawn)[np.triu_indices(8, 1)]
+    assert abs(shared).max() < 0.6
+    assert len({tuple(row) for row in drawn}) == 8
+
+
+def test_seed_and_purpose_are_told_apart():
+    assert Stream(1, "1:a").seed(0) != Stream(11, ":a").seed(0)
+
+
+@given(SEEDS, INDICES)
+def test_seeds_for_libraries_fit_in_63_bits(seed, index):
+    assert 0 <= Stream(seed, "init").seed(index) < 2**63
+
+
+def test_neighbouring_indices_never_share_numbers():
+    long = Stream(0, "noise").at(5).integers(1 << 63, size=20000)
+    other = Stream(0, "noise").at(6).integers(1 << 63, size=20000)
+    assert not set(long.tolist()) & set(other.tolist())

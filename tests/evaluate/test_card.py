@@ -1,0 +1,114 @@
+"""The score card: everything that is known stands in it, what is not known says so, and no text of a stranger's means anything."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import markdown
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elbocli.evaluate import scoring as evaluate
+from elbocli.evaluate.card import DRAWN, OPTIONAL, code, render, said
+from elbocli.evaluate.scoring import Settings
+from elbocli.files.dataset import Dataset
+
+MADE = {
+    "run": "runs/a", "step": 40, "weights": "ema-0.999", "weights_sha256": "ab" * 32, "images_trained": 640,
+    "trained_on": "cd" * 32, "crop": "center", "filter": "box, bicubic", "trained_weighting": "sigmoid:bias=2", "trained_schedule": "adaptive", "prediction": "v",
+    "sampler": "heun:s_churn=40", "schedule": "edm-sample:rho=7", "steps": 8, "nfe": 15, "guidance": 1.5,
+    "guidance_low": -2.0, "guidance_high": 4.0, "guide": "runs/b", "clip": "none", "classes": "balanced", "seed": 0,
+    "command": "elbo sample runs/a",
+}  # fmt: skip
+NASTY = ["<script>alert(1)</script>", "`</code><b>x", "``", "a | b", "[x](http://y)", "*a* _b_ # c\n# d", "![i](j)", "\\`<i>"]
+
+
+def result(reports: Any) -> dict[str, Any]:
+    while True:
+        try:
+            next(reports)
+        except StopIteration as end:
+            return json.loads(json.dumps(end.value))
+
+
+def scored(digits: Path, folder: Path, count: int = 1, **made: Any) -> dict[str, Any]:
+    paths = []
+    for seed in range(count):
+        paths.append(folder / f"{seed}.npz")
+        about = np.array(json.dumps({**MADE, **made, "seed": seed}))
+        np.savez(paths[-1], Dataset(digits).batch(np.arange(seed, 300, 3)), np.arange(100) % 10, about=about)
+    options = evaluate.Options(fid_infinity=True, kid_subset_size=50)
+    metrics = ("fid", "is", "kid", "prc", "accuracy")
+    settings = Settings(metrics=metrics, options=options, extractor="elbo-tiny", command="elbo eval 0.npz")
+    return result(evaluate.run(paths, digits, settings))
+
+
+def test_all_that_is_known_stands_in_it(digits: Path, tmp_path: Path) -> None:
+    found = scored(digits, tmp_path)
+    card = render(found)
+    assert "not known" not in card
+    for key, name in DRAWN.items():
+        assert f"- {name}: {said(MADE[key])}\n" in card
+    for fact in (found["samples_sha256"], found["ref_sha256"], found["extractor_sha256"], found["torch_version"]):
+        assert fact in card
+    assert "10, each with 10 to 10 images" in card and "elbo eval 0.npz" in card and "elbo sample runs/a" in card
+    number, error = (found[f"frechet_distance{part}[elbo-tiny]"] for part in ("", "_se"))
+    assert f"Fréchet distance by `elbo-tiny`: **{number:.5g}** ± {error:.5g} (standard error, n = 100); of infinitely" in card
+    assert "over 10 splits" in card and "over subsets of 50" in card and "FID" not in card
+
+
+def test_of_repeats_the_spread_and_every_file(digits: Path, tmp_path: Path) -> None:
+    found = scored(digits, tmp_path, 3)
+    card = render(found)
+    key = "frechet_distance{}[elbo-tiny]"
+    mean, spread = found[key.format("")], found[key.format("_sd")]
+    assert f"**{mean:.5g}** ± {spread:.5g} (mean and standard deviation of 3 repeats, n = 100)" in card
+    assert all(f"{k}.npz`, sha256" in card for k in range(3)) and "- seed: 0, 1, 2\n" in card and "- n: 100 each" in card
+    assert card.count("elbo sample runs/a") == 1 and "not known" not in card
+
+
+def test_what_is_not_known_says_so(digits: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", Dataset(digits).batch(np.arange(50)))
+    card = render(result(evaluate.run([tmp_path / "a.npy"], digits, Settings(extractor="elbo-tiny"))))
+    for key, name in DRAWN.items():
+        assert (f"- {name}: *not known*\n" in card) == (key not in OPTIONAL)
+    assert "- classes: *not known*" in card
+
+
+def test_a_mismatch_stands_among_the_numbers(digits: Path, tmp_path: Path) -> None:
+    card = render({**scored(digits, tmp_path), "mismatch": {"crop": ["center", "none"]}})
+    assert "compare with no others**: `crop` `center` against `none`" in card.partition("## Samples")[0]
+
+
+def test_any_result_of_json_is_a_card() -> None:
+    assert "not known" in render({})
+    assert "not known" in render({"made": None, "repeats": [{}, {"made": None}]})
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_strings_of_strangers_mean_nothing(text: str, digits: Path, tmp_path: Path) -> None:
+    found = scored(digits, tmp_path)
+    plain = markdown.markdown(render(found))
+    nasty = markdown.markdown(render({**found, "samples": text, "extractor": text, "command": text, "made": {**MADE, "run": text, text: text}}))
+    assert nasty.count("<li>") == plain.count("<li>") + 1
+    for tag in ("<script", "<b>", "<i>", "<a", "<em>a", "<img", "<h1>d"):
+        assert tag not in nasty, nasty
+    assert nasty.count("<code>") > plain.count("<code>") and nasty.count("<h2>") == plain.count("<h2>")
+
+
+@given(st.text())
+def test_a_code_span_ends_where_it_should(text: str) -> None:
+    """By CommonMark: at the next run of as many backticks as began it."""
+    span = code(text)
+    words = " ".join(text.split())
+    if not words:
+        assert span == "*not known*"
+        return
+    fence = span[: len(span) - len(span.lstrip("`"))]
+    inside = span[len(fence) : -len(fence)]
+    assert span.endswith(fence) and inside.strip(" ") == words.strip(" ") and "\n" not in inside
+    assert not inside.startswith("`") and not inside.endswith("`")
+    assert fence not in re.findall("`+", inside)

@@ -1,0 +1,91 @@
+"""Several processes share the images, and the numbers are one process's."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from elbocli.core.metrics import Options
+from elbocli.evaluate import scoring
+from elbocli.files.dataset import Dataset
+from elbocli.runtime.processes import ALONE, World
+
+GROUP = Path(__file__).parent
+METRICS = ("fid", "is", "kid", "prc")
+
+
+def scored(world: World, job: dict[str, Any]) -> dict[str, Any]:
+    """What a process gets of it; the first one's is saved."""
+    options = Options(kid_subset_size=50, fid_infinity=True)
+    outputs = {"save_features": Path(job["out"] + ".safetensors")} if world.size > 1 else {}
+    settings = scoring.Settings(metrics=METRICS, options=options, extractor="elbo-tiny", batch=7, **outputs)
+    samples: Any = Path(job["samples"])
+    if job["streamed"]:
+        samples = io.BytesIO(samples.read_bytes()) if world.first else io.BytesIO()
+    reports = scoring.run([samples], Path(job["ref"]), settings, world)
+    try:
+        while True:
+            next(reports)
+    except StopIteration as end:
+        if world.first:
+            Path(job["out"]).write_text(json.dumps(end.value))
+        return end.value
+
+
+CODE = f"""
+import json, sys
+sys.path.insert(0, {str(GROUP)!r})
+import group
+from test_evaluate_group import scored
+jobs = json.loads(sys.argv[1])
+print(json.dumps([group.forked(job["size"], lambda world: scored(world, job)) for job in jobs]))
+"""
+
+
+def in_groups(jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
+    """Exit codes by job and rank, and what was said."""
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, json.dumps(jobs)], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout), result.stderr
+
+
+def test_numbers_do_not_depend_on_processes(digits: Path, tmp_path: Path) -> None:
+    """100 images in batches of 7, which neither 2 nor 3 processes share evenly; from a file of each kind, and a stream."""
+    images = Dataset(digits).batch(np.arange(100))
+    np.save(tmp_path / "a.npy", images)
+    np.savez_compressed(tmp_path / "a.npz", images)
+    jobs = [
+        {"size": size, "samples": str(tmp_path / name), "streamed": streamed, "ref": str(digits), "out": str(tmp_path / f"{k}")}
+        for k, (size, name, streamed) in enumerate([(2, "a.npy", False), (3, "a.npz", False), (2, "a.npy", True)])
+    ]
+    codes, said = in_groups(jobs)
+    assert not any(any(ranks) for ranks in codes), said
+    alone = scored(ALONE, {**jobs[0], "size": 1, "out": str(tmp_path / "alone")})
+    for job in jobs:
+        found = json.loads(Path(job["out"]).read_text())
+        assert set(found) == set(alone)
+        for key in set(alone) - {"samples"}:
+            same = pytest.approx(alone[key], rel=1e-9) if isinstance(alone[key], float) else alone[key]
+            assert found[key] == same, key
+
+
+def test_an_error_of_any_process_ends_all_with_its_message(digits: Path, tmp_path: Path) -> None:
+    """The stream is cut short in the second process's part."""
+    whole = io.BytesIO()
+    np.save(whole, Dataset(digits).batch(np.arange(100)))
+    (tmp_path / "a.npy").write_bytes(whole.getvalue()[: -64 * 90])
+    job = {"samples": str(tmp_path / "a.npy"), "streamed": False, "ref": str(digits), "out": str(tmp_path / "out")}
+    codes, said = in_groups([{**job, "size": 2}])
+    assert codes == [[1, 1]] and said.count("rank 1: ") >= 1 and "a.npy: ended after" in said
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,125 @@
+"""Training in forked processes that find each other as torchrun's do, without the seconds that each start of one takes.
+
+python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?}; prints a
+JSON list of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets
+SIGUSR1; poison: [step, place in the batch] of an image that is NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import ElboError
+from elbocli.files.dataset import Dataset
+from elbocli.run import settings
+from elbocli.runtime.processes import World, joined
+from elbocli.train import loop
+from elbocli.train.batches import Examples
+
+
+def started(size: int, work: Callable[[World], Any]) -> list[int]:
+    """Process numbers of `size` processes that do `work`, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {
+                "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            os._exit(_ended(work))
+        children.append(child)
+    return children
+
+
+def ended(children: list[int], patience: float = math.inf) -> list[int]:
+    """Their exit codes, when all have ended; that of a signal is negative. Those that are left `patience` seconds after
+    the first has ended are killed.
+    """
+    codes: dict[int, int] = {}
+    until = math.inf
+    while len(codes) < len(children):
+        for child in set(children) - set(codes):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                until = min(until, time.monotonic() + patience)
+            elif time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[child] for child in children]
+
+
+def forked(size: int, work: Callable[[World], Any]) -> list[int]:
+    """Exit codes of `work` in `size` processes; those of ElboErrors, whose message is said on stderr."""
+    return ended(started(size, work))
+
+
+def _ended(work: Callable[[World], Any]) -> int:
+    try:
+        with joined("cpu") as world:
+            work(world)
+    except ElboError as error:
+        print(f"rank {os.environ['RANK']} says: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    return 0
+
+
+def poisoned(step: int, place: int) -> None:
+    """From here on, the image at a place of a step (from 1) is NaN in this process, if it is one of its own."""
+    whole = Examples.at
+
+    def at(self: Examples, index: int, which: int = 0) -> Any:
+        x, eps, labels = whole(self, index, which)
+        if index + 1 == step and place in self.parts[which]:
+            x[place - self.parts[which].start] = float("nan")
+        return x, eps, labels
+
+    Examples.at = at  # type: ignore[method-assign]
+
+
+def trained(
+    world: World,
+    data: str,
+    out: str,
+    options: dict[str, Any],
+    killed: int | None = None,
+    told: int | None = None,
+    poison: tuple[int, int] | None = None,
+) -> None:
+    """A run, as `elbo train` does it."""
+    if poison is not None:
+        poisoned(*poison)
+    dataset = Dataset(Path(data))
+    with world.together():
+        resolved = settings.resolve(options, dataset)
+    for report in loop.run(dataset, Path(out), resolved, world):
+        if report.done is not None and report.done == killed:
+            os._exit(0)
+        if report.done is not None and report.done == told and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+if __name__ == "__main__":
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    codes = []
+    for job in jobs:
+        size = job.pop("size")
+        codes.append(forked(size, lambda world, job=job: trained(world, **job)))
+    print(json.dumps(codes))

@@ -1,0 +1,121 @@
+"""What is found in folders and archives, and what is left out of them."""
+
+import gzip
+import io
+import lzma
+import subprocess
+import tarfile
+import zipfile
+
+import pytest
+
+from elbocli.errors import DataError
+from elbocli.images.archives import FOLDER, clean, hidden, list_folder, list_tar, list_zip
+from elbocli.images.sources import open_source
+
+
+def listed(entries):
+    return sorted(name for name, _ in entries)
+
+
+def never(trouble):
+    raise AssertionError(trouble)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "tree"
+    for name in ("a/1.png", "a/.2.png", "b c/é/2.png", ".git/x", "__MACOSX/a/._1.png", "a/Thumbs.db", "x.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    (root / "empty").mkdir()
+    return root
+
+
+WANTED = ["a/", "a/1.png", "b c/", "b c/é/", "b c/é/2.png", "empty/", "x.txt"]
+
+
+def test_a_folder_its_tar_and_its_zip_list_the_same(tree, tmp_path):
+    subprocess.run(["tar", "cf", tmp_path / "x.tar", "-C", tree, "."], check=True)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in tree.rglob("*"):
+            archive.write(path, path.relative_to(tree))
+    found = [list(list_folder(tree, never)), list(list_tar(str(tmp_path / "x.tar"), never)), list(list_zip(tmp_path / "x.zip"))]
+    for entries in found:
+        assert listed(entries) == WANTED
+        for name, place in entries:
+            assert place is FOLDER if name.endswith("/") else place.read() == name.encode()
+
+
+def add(tar, name, content=b"", **fields):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def test_a_tar_in_a_tar_is_a_folder_and_its_files_lie_in_the_outer_one(tmp_path):
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as tar:
+        add(tar, "1.png", b"one")
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        add(tar, "n01.tar", inner.getvalue())
+        add(tar, "deep/n02.tar", inner.getvalue())
+    places = dict(list_tar(str(tmp_path / "x.tar"), never))
+    assert sorted(places) == ["deep/n02/", "deep/n02/1.png", "n01/", "n01/1.png"]
+    for name in ("n01/1.png", "deep/n02/1.png"):
+        assert places[name].path == str(tmp_path / "x.tar") and places[name].read() == b"one"
+
+
+@pytest.mark.parametrize("style", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_every_style_of_tar_keeps_long_names(tmp_path, style):
+    name = "class/" + "x" * 90 + ".png"
+    if style != tarfile.USTAR_FORMAT:
+        name = "ü" * 60 + "/" + "é" * 120 + ".png"
+    with tarfile.open(tmp_path / "x.tar", "w", format=style) as tar:
+        add(tar, name, b"content")
+    ((found, place),) = list_tar(str(tmp_path / "x.tar"), never)
+    assert found == name and place.read() == b"content"
+
+
+def test_second_names_in_a_tar_are_files_and_links_are_not(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "./a/1.png", b"one")
+        add(tar, "a/2.png", type=tarfile.LNKTYPE, linkname="./a/1.png")
+        add(tar, "a/3.png", type=tarfile.SYMTYPE, linkname="1.png")
+        add(tar, "a/4.png", type=tarfile.LNKTYPE, linkname="gone.png")
+        add(tar, "a/5.png", type=tarfile.FIFOTYPE)
+    places = dict(list_tar(str(tmp_path / "x.tar"), never))
+    assert places["a/2.png"].read() == b"one"
+    for name, why in (("a/3.png", "a link"), ("a/4.png", "not in the archive"), ("a/5.png", "not a regular file")):
+        with pytest.raises(DataError, match=why):
+            places[name].read()
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"), [("./a/b", "a/b"), ("/a//b", "a/b"), ("../../a", "a"), ("a\\b.png", "a/b.png"), (".", "")]
+)
+def test_names_never_lead_elsewhere(name, cleaned):
+    assert clean(name) == cleaned
+
+
+def test_hidden_is_any_part():
+    assert hidden("a/.b/c") and hidden(".a") and hidden("__MACOSX/x") and not hidden("a.b/c..d")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack", "program"),
+    [(".tar.gz", gzip.compress, "gzip -dk"), (".tar.xz", lzma.compress, "xz -dk"), (".tar.zst", lambda _: b"\x28\xb5\x2f\xfd....", "zstd -d")],
+)
+def test_a_compressed_tar_is_refused_with_the_command_that_helps(tree, tmp_path, suffix, pack, program):
+    subprocess.run(["tar", "cf", tmp_path / "plain.tar", "-C", tree, "a", "b c"], check=True)
+    path = tmp_path / f"my images{suffix}"
+    path.write_bytes(pack((tmp_path / "plain.tar").read_bytes()))
+    with pytest.raises(DataError) as caught:
+        open_source(path)
+    command = f"{program} '{path}'"
+    assert f"with '{command}'" in str(caught.value)
+    if suffix == ".tar.gz":
+        subprocess.run(command, shell=True, check=True)
+        assert open_source(path.with_suffix("")).class_names == ["a", "b c"] and path.exists()

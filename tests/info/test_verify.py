@@ -1,0 +1,180 @@
+"""elbo info --verify: what is whole passes, a flipped bit is found wherever it lies."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from elbocli.errors import DataError, ElboError
+from elbocli.files import dataset_block
+from elbocli.files.dataset import contents_digest
+from elbocli.files.dataset_writer import open_writer
+from elbocli.files.encodings import ENCODINGS
+from elbocli.info import verify
+from elbocli.merge import combine
+
+FLIP = Path(__file__).with_name("flip_bits.py")
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    reports = verify.run(path)
+    try:
+        while True:
+            next(reports)
+    except StopIteration as end:
+        return end.value
+
+
+def pack(path: Path, kind: str = "raw", count: int = 12) -> Path:
+    rows = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    labels = np.arange(count) % 3
+    about: dict[str, Any] = {"num_classes": 3, "image_size": 8, "elbo_version": "0.1.0", "command": "elbo prep x y"}
+    if kind in ENCODINGS:
+        layout, about = dataset_block.encoded(300), {**about, "store": kind, "channels": 3}
+    else:
+        layout = dataset_block.plain((8, 8, 3))
+    with open_writer(path, layout, count, "test") as writer:
+        writer.append([ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows, count, {})
+        writer.finish(
+            {"labels": labels, "class_counts": np.bincount(labels)},
+            {"class_names": ["ant", "bee", "cat"], "files": [f"{i}.png" for i in range(count)]},
+            about,
+        )
+    return path
+
+
+def virtual(folder: Path) -> Path:
+    parts = [pack(folder / f"p{i}.h5", "png") for i in range(3)]
+    for _ in combine.run(parts, folder / "v.h5", combine.Settings(virtual=True)):
+        pass
+    return folder / "v.h5"
+
+
+@pytest.mark.parametrize("kind", ["raw", "png", "webp", "virtual"])
+def test_what_is_whole_passes(kind: str, tmp_path: Path) -> None:
+    facts = facts_of(virtual(tmp_path) if kind == "virtual" else pack(tmp_path / "a.h5", kind))
+    expected = {"contents_sha256", "payload_sha256", "count", "labels", "files", "class_counts", "image_size"}
+    decoded = {"offsets", "every image decodes"} if kind != "raw" else set()
+    assert expected | decoded <= set(facts["verified"]) and "unverified" not in facts
+    assert facts["store"] == ("png" if kind == "virtual" else kind) and facts.get("parts") == (
+        3 if kind == "virtual" else None
+    )
+    assert facts["bytes_per_image"] == 192 if kind == "raw" else facts["bytes_per_image"] > 100
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("raw", 31), ("webp", 37), ("virtual", 29)])
+def test_a_flipped_bit_is_found_or_changes_nothing(kind: str, stride: int, tmp_path: Path) -> None:
+    path = virtual(tmp_path) if kind == "virtual" else pack(tmp_path / "a.h5", kind)
+    done = subprocess.run([sys.executable, FLIP, path, str(stride)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["missed"] == 0 and result["found"] >= 100, result
+    assert result["dead"] <= 5, result
+
+
+@pytest.mark.parametrize("way", ["crash", "hang"])
+def test_where_hdf5_itself_would_crash_or_hang_it_is_said(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pack(tmp_path / "a.h5")
+    run = subprocess.run
+
+    def stubborn(line: list[str], **options: Any) -> Any:
+        does = "os.kill(os.getpid(), signal.SIGSEGV)" if way == "crash" else "signal.pause()"
+        return run([line[0], "-c", f"import os, signal; {does}"], **options)
+
+    monkeypatch.setattr(subprocess, "run", stubborn)
+    monkeypatch.setattr(verify, "PATIENCE_S", 1)
+    with pytest.raises(DataError, match=r"a\.h5: damaged: the HDF5 library itself fails"):
+        facts_of(path)
+
+
+def change(path: Path, name: str, value: Any, seal: bool = True) -> Path:
+    with h5py.File(path, "r+") as file:
+        if name in file:
+            del file[name]
+            file[name] = value
+        elif value is None:
+            del file.attrs[name]
+        else:
+            file.attrs[name] = value
+        if seal:
+            file.attrs["contents_sha256"] = contents_digest(file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("class_counts", [5, 3, 4], r"class_counts says \[5, 3, 4\], expected \[4, 4, 4\]"),
+        ("count", 13, "count says 13, expected 12"),
+        ("num_classes", 2, "labels says 3, expected 2"),
+        ("files", ["a"] * 11, "files says 11, expected 12"),
+        ("image_size", 9, "image_size says 9, expected 8"),
+        ("payload_sha256", None, "its attribute payload_sha256 is gone"),
+    ],
+)
+def test_numbers_that_disagree_are_found_even_under_a_right_digest(
+    name: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"a\.h5: damaged: {message}"):
+        facts_of(change(pack(tmp_path / "a.h5"), name, value))
+
+
+def test_an_image_that_does_not_decode_is_found_even_under_a_right_digest(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    image = ENCODINGS["png"].encode(np.zeros((8, 8, 3), np.uint8))
+    with open_writer(path, dataset_block.encoded(300), 3, "test") as writer:
+        writer.append([image, b"no image", image], 3, {})
+        about = {"num_classes": 1, "image_size": 8, "store": "png", "channels": 3}
+        writer.finish({"labels": np.zeros(3, np.int64)}, {"class_names": ["a"]}, about)
+    with pytest.raises(ElboError, match=r"a\.h5: damaged: row 1 is an image does not decode"):
+        facts_of(path)
+
+
+def test_an_older_file_is_verified_by_what_it_has(elbo: Callable[..., Any], tmp_path: Path) -> None:
+    path = change(change(pack(tmp_path / "a.h5"), "digests", None, False), "contents_sha256", None, False)
+    result = elbo("info", path, "--verify", "--json")
+    facts = json.loads(result.stdout)
+    assert result.returncode == 0 and "payload_sha256" in facts["verified"]
+    assert "contents_sha256: not in this file" in facts["unverified"][0] and b"warning" in result.stderr
+
+
+def test_a_part_of_a_virtual_one_is_read_too(tmp_path: Path) -> None:
+    path = virtual(tmp_path)
+    with h5py.File(tmp_path / "p1.h5", "r+") as file:
+        file["encoded"][-1] ^= 1
+    with pytest.raises(DataError, match=r"v\.h5:, or a part of it, damaged: its images"):
+        facts_of(path)
+    (tmp_path / "p2.h5").unlink()
+    with pytest.raises(ElboError, match=r"p2\.h5: no such file"):
+        facts_of(path)
+
+
+def test_runs_checkpoints_and_other_files(elbo: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    facts = facts_of(trained)
+    count = len(list((trained / "checkpoints").iterdir()))
+    assert facts["verified"] == [f"sha256 of {3 * count} files in {count} checkpoints"]
+    assert "read whole" in facts_of(trained / "losslog.jsonl")["verified"][0]
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    assert "read whole" in facts_of(tmp_path / "x.npy")["verified"][0]
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1])
+    with pytest.raises(DataError, match="ended after 2 of 3 images"):
+        facts_of(tmp_path / "x.npy")
+    newest = max((trained / "checkpoints").iterdir())
+    for name in ("state.pt", "model.safetensors"):
+        copy = tmp_path / name / newest.name
+        copy.mkdir(parents=True)
+        for file in newest.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 16
+        (copy / name).write_bytes(content)
+        result = elbo("info", copy, "--verify")
+        assert result.returncode == 1 and f"{name}: damaged".encode() in result.stderr and result.stdout == b""

@@ -1,0 +1,198 @@
+"""`elbo prep` as typed: its choices, what it says, and what it says to those who mistype it."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from elbocli.cli import progress_bar
+from elbocli.cli.options import Command
+from elbocli.errors import ElboError
+from elbocli.files.dataset import Dataset
+from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.images.crops import CROPS
+from elbocli.prep import pack
+from elbocli.prep.command import pack as command
+from elbocli.runtime.progress import Report
+
+Elbo = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def choices(name: str) -> list[str]:
+    (kind,) = (param.type for param in command.params if param.name == name)
+    assert isinstance(kind, click.Choice)
+    return list(kind.choices)
+
+
+def test_choices_are_what_is_declared() -> None:
+    assert choices("crop") == list(CROPS)
+    assert choices("store") == [RAW, *ENCODINGS]
+
+
+def test_help_names_each_crop() -> None:
+    (text,) = (param.help for param in command.params if param.name == "crop" and isinstance(param, click.Option))
+    assert text is not None and all(f"{name}: " in text for name in CROPS)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "complaint"),
+    [
+        ([], 2, "Missing argument 'OUT.h5'"),
+        (["digits"], 2, "one name only, digits; give the images and the dataset to write"),
+        (["digits", "out"], 2, "out: is not the name of a dataset; name one that ends in .h5"),
+        (["digits", "more"], 2, "more: is not the name of a dataset"),
+        (["nowhere", "a.h5"], 1, "nowhere: no such folder or file"),
+        (["digits", "no/where/a.h5"], 1, "no/where/a.h5: there is no folder no/where; make it first"),
+        (["text.txt", "a.h5"], 1, "text.txt: is a file, but no tar, zip"),
+        (["old.h5", "old.h5"], 2, "old.h5: already exists; choose another name or add --overwrite"),
+        (["digits", "a.h5", "--shard", "3/2"], 2, "'3/2' is not I/N"),
+        (["digits", "a.h5", "--subset", "val", "0"], 2, "0 is not above 0"),
+        (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv: can't be read: No such file"),
+        (["digits", "a.h5", "--size", "8", "--crop", "none", "--subset", "val", "0.001"], 1, "no images are left of 300"),
+    ],
+)
+def test_mistakes_are_told_what_to_do(
+    elbo: Elbo, digits_folder: Path, tmp_path: Path, args: list[str], code: int, complaint: str
+) -> None:
+    (tmp_path / "digits").symlink_to(digits_folder)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "old.h5").write_text("old")
+    result = elbo("prep", *args, cwd=tmp_path)
+    assert result.returncode == code and complaint in result.stderr.decode(), result.stderr
+    assert result.stdout == b"" and b"Traceback" not in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"digits", "more", "text.txt", "old.h5"}
+    assert (tmp_path / "old.h5").read_text() == "old"
+
+
+def test_several_sources_labels_classes_and_a_subset_from_the_command_line(
+    elbo: Elbo, digits_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text("3 three\n1 one\n")
+    folders = [digits_folder / "1", digits_folder / "3", digits_folder / "4"]
+    result = elbo(
+        "prep", *folders, "out.h5", "--size", 8, "--channels", 1, "--classes", "classes.txt", "--subset", "val", "0.25",
+        "--shuffle-seed", 1, "--workers", 2, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert b"of 1 classes that classes.txt doesn't list are left out (4)" in result.stderr
+    data = Dataset(tmp_path / "out.h5")
+    counts = [round(0.25 * len(list(folder.iterdir()))) for folder in (folders[1], folders[0])]
+    assert data.class_names == ["three", "one"] and [data.labels.tolist().count(k) for k in (0, 1)] == counts
+    assert data.attributes["subset"] == "val 0.25" and data.attributes["shuffle_seed"] == 1
+    assert data.attributes["command"].startswith("elbo prep")
+
+
+def test_a_folder_packed_into_itself_again_and_again(elbo: Elbo, digits_folder: Path, tmp_path: Path) -> None:
+    for path in sorted((digits_folder / "1").iterdir())[:4]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for name in ("a.h5", "b.h5"):
+        assert elbo("prep", ".", name, "--size", 8, cwd=tmp_path).returncode == 0
+    assert elbo("prep", ".", "a.h5", "--size", 8, "--overwrite", cwd=tmp_path).returncode == 0
+    assert len(Dataset(tmp_path / "a.h5")) == len(Dataset(tmp_path / "b.h5")) == 4
+    assert elbo("prep", "a.h5", "a.h5", "--size", 4, "--overwrite", cwd=tmp_path).returncode == 0
+    assert Dataset(tmp_path / "a.h5").shape == (4, 4, 4, 3)
+
+
+def messages(source: Path, out: Path, **settings: Any) -> list[str]:
+    return [r.message for r in pack.run(source, out, pack.Settings(size=8, **settings)) if r.message]
+
+
+def test_the_advice_on_a_bad_image_is_good(digits_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for index, path in enumerate(sorted((digits_folder / "1").iterdir())[:6]):
+        (source / f"{index}.png").write_bytes(path.read_bytes())
+    good = (source / "3.png").read_bytes()
+    for repair in (True, False):
+        (source / "3.png").write_text("not an image")
+        with pytest.raises(ElboError, match=r"3\.png: .*; put it right, or add --on-error skip to go on without it"):
+            messages(source, tmp_path / "a.h5")
+        if repair:
+            (source / "3.png").write_bytes(good)
+        said = messages(source, tmp_path / "a.h5", on_error="stop" if repair else "skip")
+        assert "going on after 3 images" in said
+        assert len(Dataset(tmp_path / "a.h5")) == 5 + repair
+        (tmp_path / "a.h5").unlink()
+    assert json.loads((tmp_path / "a.skipped.jsonl").read_text())["file"] == "3.png"
+
+
+def test_what_was_skipped_is_not_kept_by_a_prep_that_stops(digits_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for index, path in enumerate(sorted((digits_folder / "1").iterdir())[:6]):
+        (source / f"{index}.png").write_bytes(path.read_bytes() if index != 1 else b"bad")
+    reports = pack.run(source, tmp_path / "a.h5", pack.Settings(size=8, on_error="skip", workers=1))
+    prep_safe, pack.SAFE_EVERY_S = pack.SAFE_EVERY_S, 0.0
+    try:
+        while (report := next(reports)).done != 4:
+            assert report.done is None or report.done < 4
+        reports.close()  # type: ignore[attr-defined]
+    finally:
+        pack.SAFE_EVERY_S = prep_safe
+    with pytest.raises(ElboError, match=r"1\.png: not an image"):
+        messages(source, tmp_path / "a.h5")
+    assert len(messages(source, tmp_path / "a.h5", on_error="skip")) == 4
+
+
+def test_nothing_packed_leaves_nothing_behind(digits_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ElboError, match="8 x 8 pixels, but --crop none takes only those of --size 16"):
+        for _ in pack.run(digits_folder, tmp_path / "a.h5", pack.Settings(size=16, crop="none")):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    messages(digits_folder, tmp_path / "a.h5", crop="none")
+
+
+def test_folders_called_like_splits_are_warned_of(digits_folder: Path, tmp_path: Path) -> None:
+    for name, digit in (("train", 1), ("val", 2)):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        path = sorted((digits_folder / str(digit)).iterdir())[0]
+        (tmp_path / "src" / name / "1.png").write_bytes(path.read_bytes())
+    said = messages(tmp_path / "src", tmp_path / "a.h5")
+    assert said[0].endswith("2 images in 2 classes -> 8 x 8 x 3")
+    assert said[1] == "the classes are called train, val: did you mean one of these folders?"
+    assert messages(tmp_path / "src/val", tmp_path / "b.h5")[0].endswith("1 image in 1 class -> 8 x 8 x 3")
+
+
+# Progress
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: list[Report], step: float) -> list[str]:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: step * next(clock))
+    monkeypatch.setattr(Command, "path", "elbo prep")
+    monkeypatch.setattr(Command, "quiet", False)
+    progress_bar.show(iter_of(reports))
+    return capsys.readouterr().err.splitlines()
+
+
+def iter_of(reports: list[Report]) -> Any:
+    yield from reports
+
+
+def test_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = [Report(done, 1000, "img", values={"MB/s": 2.5}) for done in range(100, 400, 100)]
+    assert lines(monkeypatch, capsys, reports, 10.0) == [
+        "elbo prep: 100/1000 img MB/s=2.5",
+        "elbo prep: 200/1000 img, 10 img/s, 80 s left MB/s=2.5",
+        "elbo prep: 300/1000 img, 10 img/s, 70 s left MB/s=2.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("per_second", "left"), [(100, "90 s left"), (10, "15 min left"), (1, "2 h 30 min left"), (0.1, "25 h 0 min left")]
+)
+def test_time_left_is_for_people(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], per_second: float, left: str
+) -> None:
+    reports = [Report(0, 10_000, "img"), Report(1000, 10_000, "img")]
+    assert left in lines(monkeypatch, capsys, reports, 1000 / per_second)[-1]
+
+
+def test_what_has_no_total_has_no_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = lines(monkeypatch, capsys, [Report(0, None, "img"), Report(10, None, "img")], 10.0)
+    assert found[-1] == "elbo prep: 10 img, 1 img/s"

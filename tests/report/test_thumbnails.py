@@ -1,0 +1,101 @@
+"""Rows of pictures: the right ones, in order, of bounded size."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elbocli.errors import DataError
+from elbocli.report.thumbnails import (
+    CLASSES,
+    LARGEST_TILE,
+    ROW,
+    TIMES,
+    Strip,
+    by_class,
+    chosen_times,
+    read_by_class,
+    read_sheet,
+)
+
+
+def pixels(row: Strip) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(row.png)))
+
+
+def numbered(count: int, side: int = 4, channels: int = 1) -> np.ndarray:
+    """Image i is grey i."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, channels)).copy()
+
+
+@pytest.mark.parametrize("count", [0, 1, TIMES, TIMES + 1, 40, 1000])
+def test_the_first_and_the_last_preview_are_shown(count: int) -> None:
+    chosen = chosen_times(count)
+    assert chosen == sorted(set(chosen)) and len(chosen) <= TIMES
+    assert not count or (chosen[0], chosen[-1]) == (0, count - 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_is_cut_up_as_it_was_put_together(channels: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, 5, 5, channels), np.uint8)
+    rows = [np.concatenate(list(images[start : start + 8]), 1) for start in range(0, 64, 8)]
+    Image.fromarray(np.concatenate(rows).squeeze()).save(tmp_path / "a.png")
+    assert np.array_equal(read_sheet(tmp_path / "a.png"), np.broadcast_to(images, (64, 5, 5, 3)))
+
+
+def test_what_is_no_sheet_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (9, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    for name, words in (("a.png", "no sheet"), ("b.png", "b.png"), ("c.png", "c.png")):
+        with pytest.raises(DataError, match=words):
+            read_sheet(tmp_path / name)
+
+
+def test_each_class_has_its_first_images() -> None:
+    labels = np.arange(40) % 3
+    rows = by_class(numbered(40), labels, ["ant", "bee"])
+    assert [row.name for row in rows] == ["ant", "bee", "2"]
+    for number, row in enumerate(rows):
+        assert pixels(row)[0, ::4].tolist() == [number + 3 * i for i in range(ROW)]
+
+
+def test_without_classes_to_tell_apart_all_are_shown_in_order() -> None:
+    for labels in (None, np.zeros(20, np.int64)):
+        rows = by_class(numbered(20), labels, ["all"])
+        assert [row.count for row in rows] == [8, 8, 4] and not any(row.name for row in rows)
+        assert pixels(rows[2])[0, ::4].tolist() == [16, 17, 18, 19]
+
+
+def test_a_label_below_zero_is_no_class_from_the_end() -> None:
+    assert [row.name for row in by_class(numbered(4), np.array([-1, 0, -1, 0]), ["ant", "bee"])] == ["-1", "ant"]
+
+
+def test_of_many_classes_some_are_shown_from_the_first_to_the_last() -> None:
+    rows = by_class(numbered(200), np.arange(200) // 2, [f"class {i}" for i in range(100)])
+    assert len(rows) == CLASSES and (rows[0].name, rows[-1].name) == ("class 0", "class 99")
+
+
+def test_large_pictures_are_made_smaller() -> None:
+    (row,) = by_class(numbered(3, side=300, channels=3), None, [])
+    assert pixels(row).shape == (LARGEST_TILE, 3 * LARGEST_TILE, 3)
+
+
+@pytest.mark.parametrize("name", ["s.npz", "s.npy", "s"])
+def test_samples_are_read_from_any_file_of_them(name: str, tmp_path: Path) -> None:
+    images, labels = numbered(150, channels=3), np.arange(150) // 15
+    if name == "s.npz":
+        np.savez(tmp_path / name, arr_0=images, arr_1=labels)
+    elif name == "s.npy":
+        np.save(tmp_path / name, images)
+    else:
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{index:04d}.png")
+    rows = read_by_class(tmp_path / name, [f"n{i}" for i in range(10)])
+    if name == "s.npz":
+        assert [row.name for row in rows] == [f"n{i}" for i in range(10)]
+        assert pixels(rows[9])[0, ::4, 0].tolist() == list(range(135, 143))
+    else:
+        assert len(rows) == 8 and pixels(rows[7])[0, ::4, 0].tolist() == list(range(56, 64))

@@ -1,0 +1,297 @@
+"""--on-checkpoint: real commands, that fail, take long, ignore signals; and what holds a checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elbocli.runtime.processes import joined
+from elbocli.train import checkpoint_hook as hooks
+from elbocli.train.checkpoint_hook import Hook
+
+
+class Told(list[str]):
+    """Warnings."""
+
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def make(tmp_path: Path, told: Told) -> Iterator[Callable[[str], Hook]]:
+    """make(command): a hook of a run at tmp_path/run, ended at last."""
+    made: list[Hook] = []
+
+    def hook(command: str) -> Hook:
+        made.append(Hook(command, tmp_path / "run", told))
+        return made[-1]
+
+    yield hook
+    for each in made:
+        each.stop()
+
+
+def step(run: Path, number: int) -> Path:
+    path = run / "run" / "checkpoints" / f"step-{number:08d}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a dead one that nobody has collected doesn't."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_command_is_told_which_checkpoint_and_its_output_goes_to_stderr(
+    make: Callable[[str], Hook], tmp_path: Path, told: Told, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hook = Hook('echo "$ELBO_STEP $ELBO_RUN"; cd /; ls -d "$ELBO_CHECKPOINT"; cat', Path("run"), told)
+    step(tmp_path, 1200)
+    hook.start(Path("run/checkpoints/step-00001200"))
+    hook.finish()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == [f"1200 {tmp_path}/run", f"{tmp_path}/run/checkpoints/step-00001200"]
+    assert told == [] and hook.held() == set()
+
+
+def test_no_command_does_nothing(make: Callable[[str], Hook], tmp_path: Path) -> None:
+    hook = make("")
+    hook.start(step(tmp_path, 1))
+    assert hook.held() == set()
+    hook.finish()
+
+
+def test_training_goes_on_meanwhile_and_the_checkpoint_is_held(make: Callable[[str], Hook], tmp_path: Path) -> None:
+    hook, one, two = (
+        make("while [ ! -e go ]; do sleep .01; done; rm go".replace("go", f"{tmp_path}/go")),
+        step(tmp_path, 1),
+        step(tmp_path, 2),
+    )
+    before = time.monotonic()
+    hook.start(one)
+    hook.start(two)
+    assert time.monotonic() - before < 1
+    assert hook.held() == {one, two}
+    (tmp_path / "go").touch()
+    until(lambda: hook.held() == {two})
+    hook.start(step(tmp_path, 3))
+    assert hook.held() == {two, step(tmp_path, 3)}
+    for _ in range(2):
+        until(lambda: not (tmp_path / "go").exists())
+        (tmp_path / "go").touch()
+    until(lambda: not hook.held())
+
+
+def test_one_at_a_time_and_the_newest_that_waits_replaces_the_waiting(
+    make: Callable[[str], Hook], tmp_path: Path, told: Told
+) -> None:
+    hook = make(f"""cd {tmp_path}; mkdir busy || echo two at once >> log; echo $ELBO_STEP >> log
+        while [ ! -e go ]; do sleep .01; done; rmdir busy""")
+    hook.start(step(tmp_path, 1))
+    until(lambda: (tmp_path / "log").exists())
+    for number in (2, 3, 4):
+        hook.start(step(tmp_path, number))
+        assert hook.held() == {step(tmp_path, 1), step(tmp_path, number)}
+    (tmp_path / "go").touch()
+    hook.finish()
+    assert (tmp_path / "log").read_text().split() == ["1", "4"]
+    assert len(told) == 2
+    assert "step-00000002 is left out" in told[0] and "step-00000003 came" in told[0]
+    assert "step-00000003 is left out" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("exit 3", "exit code 3"), ("nowhere-to-be-found", "exit code 127"), ("kill -9 $$", "signal 9")],
+)
+def test_failure_is_a_warning_and_the_next_checkpoint_has_its_turn(
+    command: str, said: str, make: Callable[[str], Hook], tmp_path: Path, told: Told
+) -> None:
+    hook = make(f"echo x >> {tmp_path}/log; {command}")
+    for number in (1, 2):
+        hook.start(step(tmp_path, number))
+        hook.finish()
+    assert len(told) == 2 and (tmp_path / "log").read_text() == "x\nx\n"
+    assert f"step-00000002 ended with {said}: " in told[1] and command in told[1]
+
+
+def test_a_shell_that_is_not_there_is_a_warning(
+    make: Callable[[str], Hook], tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    hook = make("true")
+    hook.start(step(tmp_path, 1))
+    hook.finish()
+    assert told == ["--on-checkpoint: could not start the command for step-00000001: [Errno 12] Cannot allocate memory"]
+    assert not hook.held()
+
+
+def test_the_end_of_training_waits_unless_it_is_in_a_hurry(
+    make: Callable[[str], Hook], tmp_path: Path, told: Told
+) -> None:
+    hook = make(f"sleep .3; touch {tmp_path}/done-$ELBO_STEP")
+    hook.start(step(tmp_path, 1))
+    hook.start(step(tmp_path, 2))
+    hook.finish()
+    assert {path.name for path in tmp_path.glob("done-*")} >= {"done-2"} and not hook.held()
+    slow, before = make("sleep 60"), time.monotonic()
+    slow.start(step(tmp_path, 3))
+    slow.finish(hurry=lambda: time.monotonic() - before > 0.2)
+    assert slow.held() and time.monotonic() - before < 5
+
+
+def test_leaving_early_ends_the_command_and_what_it_started(
+    make: Callable[[str], Hook], tmp_path: Path, told: Told
+) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        make(f"sleep 60 & echo $! > {tmp_path}/pids; echo $$ >> {tmp_path}/pids; wait") as hook,
+    ):
+        hook.start(step(tmp_path, 1))
+        hook.start(step(tmp_path, 2))
+        until(lambda: (tmp_path / "pids").exists() and len((tmp_path / "pids").read_text().split()) == 2)
+        before = time.monotonic()
+        raise ZeroDivisionError
+    assert time.monotonic() - before < hooks.GRACE_S
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    until(lambda: not any(map(alive, pids)))
+    assert len(pids) == 2  # step 2 was never begun
+    assert told[-1].endswith("the command for step-00000001 was ended, as training has ended before it")
+    assert not any("exit" in text for text in told)
+    hook.start(step(tmp_path, 3))
+    assert not hook.held()
+
+
+def test_it_may_clean_up_before_it_ends_and_is_killed_when_it_will_not(
+    make: Callable[[str], Hook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polite = make(
+        f"trap 'sleep .2; touch {tmp_path}/cleaned; exit' TERM; touch {tmp_path}/on; while :; do sleep .01; done"
+    )
+    polite.start(step(tmp_path, 1))
+    until((tmp_path / "on").exists)
+    polite.stop()
+    assert (tmp_path / "cleaned").exists()
+    monkeypatch.setattr(hooks, "GRACE_S", 0.3)
+    deaf = make(f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep .01; done")
+    deaf.start(step(tmp_path, 2))
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    before = time.monotonic()
+    deaf.stop()
+    assert 0.3 <= time.monotonic() - before < 3
+    until(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+TORCHRUN = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "GROUP_RANK": "0",
+    "ROLE_RANK": "0",
+    "ROLE_NAME": "default",
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_WORLD_SIZE": "1",
+    "ROLE_WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29511",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_RESTART_COUNT": "0",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
+
+
+def test_under_torchrun_the_command_is_no_worker(
+    make: Callable[[str], Hook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    hook = make(f"env > {tmp_path}/env")
+    hook.start(step(tmp_path, 1))
+    hook.finish()
+    found = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert not set(TORCHRUN) & set(found)
+    assert found["CUDA_VISIBLE_DEVICES"] == "0,1" and found["PATH"] == os.environ["PATH"]
+    for name in TORCHRUN:
+        monkeypatch.delenv(name)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    with joined("cpu") as world:  # what elbo train itself would see in there
+        assert world.size == 1
+
+
+def test_torchrun_itself_sets_nothing_else(tmp_path: Path) -> None:
+    """A worker that torchrun has started, compared with the launcher's own environment."""
+    script = tmp_path / "show.py"
+    script.write_text(
+        "import os, sys\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
+        "from elbocli.train.checkpoint_hook import environment\n"
+        "print(*environment(Path('run'), Path('run/checkpoints/step-00000001')), 'were', *os.environ)"
+    )
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
+    root = str(Path(hooks.__file__).parents[2])
+    result = subprocess.run([*line, root], capture_output=True, text=True, timeout=120, check=True)
+    given, _, were = (part.split() for part in result.stdout.partition(" were "))
+    assert {"RANK", "WORLD_SIZE", "MASTER_PORT"} <= set(were)
+    harmless = {
+        "OMP_NUM_THREADS",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+        "LC_CTYPE",
+        "KMP_DUPLICATE_LIB_OK",
+        "KMP_INIT_AT_FORK",
+        "COLUMNS",
+        "LINES",
+    }
+    assert set(given) - set(os.environ) <= harmless | {"ELBO_CHECKPOINT", "ELBO_RUN", "ELBO_STEP"}
+
+
+PARENT = """
+import signal, sys, time
+from pathlib import Path
+from elbocli.train.checkpoint_hook import Hook
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with Hook(sys.argv[2], Path(sys.argv[1]) / "run", print) as hook:
+    hook.start(Path(sys.argv[1]) / "run/checkpoints/step-00000001")
+    while not (Path(sys.argv[1]) / "enough").exists():
+        time.sleep(0.01)
+"""
+
+
+def test_neither_ctrl_c_nor_input_at_the_terminal_reaches_it(tmp_path: Path) -> None:
+    """SIGINT to the whole process group, as a terminal sends it; the command would record it."""
+    command = f"cat; trap 'touch {tmp_path}/hit' INT; touch {tmp_path}/on; while :; do sleep .01; done"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, tmp_path, command], stdin=subprocess.PIPE, start_new_session=True
+    )
+    until((tmp_path / "on").exists, 30)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert not (tmp_path / "hit").exists()
+    (tmp_path / "enough").touch()
+    assert process.wait(timeout=20) == 0

@@ -1,0 +1,84 @@
+"""`elbo train --dry-run`: what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from elbocli.main import run
+
+PLAN = ["train", "--dry-run"]
+
+
+def test_a_preset_is_planned_without_a_dataset(elbo: Callable[..., Any], tmp_path: Path) -> None:
+    result = elbo(
+        *PLAN,
+        *("--preset", "digits-uvit", "--devices", 2, "--parallel", "fsdp", "--micro-batch", 5, "--batch", 32),
+        *("--precision", "bf16", "--device", "cuda", "--activation-checkpointing", "--device-tflops", 0.5),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    plan = yaml.safe_load(result.stdout)
+    assert plan["data"] == "preset digits-uvit" and plan["data_images"] == 1797
+    assert [plan[key] for key in ("device", "devices", "parallel", "micro_batch", "micro_batches_per_step")] == [
+        "cuda",
+        2,
+        "fsdp",
+        4,
+        4,
+    ]
+    assert plan["activation_checkpointing"] is True and plan["compute"]["days"] > 0
+    assert set(plan["memory_MB"]) == {
+        *("weights", "gradients", "optimizer", "averages", "gathered", "copies", "activations", "total")
+    }
+    assert b"no dataset here; planned for 1797 images of 8 x 8 pixels" in result.stderr
+    assert result.stderr.count(b"\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_under_torchrun_the_first_process_plans_for_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [*PLAN, "--preset", "digits-uvit"]
+    for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1"}.items():
+        monkeypatch.setenv(key, value)
+    assert run(line) == 0 and capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert run(line) == 0 and yaml.safe_load(capsys.readouterr().out)["devices"] == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        (PLAN, 1, "no dataset here; name one"),
+        ([*PLAN, "--preset", "imagenet1024"], 2, "no preset is called 'imagenet1024'"),
+        ([*PLAN, "--preset", "digits", "gone.h5"], 1, "gone.h5: no such dataset"),
+        (
+            [*PLAN, "--preset", "digits", "--batch", "4", "--devices", "5"],
+            2,
+            "a batch of 4 images can't be shared by 5",
+        ),
+        ([*PLAN, "--preset", "digits", "--batch", "4", "--micro-batch", "5"], 2, "micro-batch is 5"),
+        ([*PLAN, "--preset", "digits", "--devices", "0"], 2, "--devices"),
+        ([*PLAN, "--preset", "digits", "--parallel", "mpi"], 2, "--parallel"),
+        ([*PLAN, "--preset", "latents256", "--flip"], 2, "--flip: preset latents256 holds latents"),
+        (["train", "--devices", "2"], 2, "--devices and --device-tflops go with --dry-run"),
+        (["train", "--device-tflops", "2"], 2, "--devices and --device-tflops go with --dry-run"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(
+    line: list[str],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(line) == code
+    out, err = capsys.readouterr()
+    assert out == "" and words in err and "Traceback" not in err and list(tmp_path.iterdir()) == []

@@ -1,0 +1,597 @@
+"""Everything that happens to long runs, made to happen: what is said, what is kept, what goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from elbocli.errors import DataError, FormatError, Interrupted, NonFiniteError, UsageError
+from elbocli.files import checkpoint as store
+from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
+from elbocli.files.dataset import Dataset
+from elbocli.run import settings
+from elbocli.runtime.progress import Report
+from elbocli.runtime.signals import STOP, Ending, Signals, catching_signals
+from elbocli.train import loop
+from elbocli.train.batches import Examples
+from elbocli.train.journal import Journal
+from elbocli.train.trainer import Trainer
+
+
+def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
+    return settings.resolve({"preset": str(preset), **options}, Dataset(dataset))
+
+
+def reports(dataset: Path, out: Path, resolved: settings.Resolved) -> Iterator[Report]:
+    return loop.run(Dataset(dataset), out, resolved)
+
+
+def weights_of(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+
+
+def steps_of(run: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoints(run)]
+
+
+def status_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "status.json").read_text())
+
+
+# --- losses that are not finite ---
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Steps (from 1) in which the sixth image is NaN."""
+    steps: set[int] = set()
+    whole = Examples.at
+
+    def at(self: Examples, step: int, which: int = 0) -> Any:
+        x, eps, labels = whole(self, step, which)
+        if step + 1 in steps and 5 in self.parts[which]:
+            x[5 - self.parts[which].start] = math.nan
+        return x, eps, labels
+
+    monkeypatch.setattr(Examples, "at", at)
+    return steps
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_nan_at_a_step_is_named_with_its_logsnr_and_image_and_the_weights_are_those_before(
+    micro_batch: int, digits: Path, preset: Path, poisoned: set[int]
+) -> None:
+    resolved = small(digits, preset, micro_batch=micro_batch)
+    clean, sick = (Trainer(resolved, Dataset(digits)) for _ in range(2))
+    for _ in range(6):
+        clean.step()
+    poisoned.add(7)
+    for _ in range(10):
+        sick.step()
+    logsnr = float(sick.losses.logsnr(6, sick.schedule)[5])
+    image = sick.losses.indices(6)[5]
+    with pytest.raises(NonFiniteError) as caught:
+        sick.check()
+    said = str(caught.value)
+    assert f"step 7: loss nan at logsnr {logsnr:.4g} (image {image} of the dataset, 1 of 16 losses" in said
+    assert caught.value.exit_code == 4
+    for name, value in clean.live.items():
+        assert torch.equal(sick.live[name], value), name
+    for index, one in clean.optimizer.state_dict()["state"].items():
+        for key, value in one.items():
+            assert torch.equal(sick.optimizer.state_dict()["state"][index][key], value), key
+
+
+def test_a_run_that_meets_nan_ends_with_its_last_good_checkpoint(
+    digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
+) -> None:
+    resolved = small(digits, preset, steps=20, save_every=4, log_every=5, keep=9)
+    list(reports(digits, tmp_path / "good", resolved))
+    poisoned.add(11)
+    with pytest.raises(NonFiniteError, match=r"^step 11: "):
+        list(reports(digits, tmp_path / "bad", resolved))
+    assert steps_of(tmp_path / "bad") == [4, 8]
+    assert weights_of(checkpoints(tmp_path / "bad")[-1]) == weights_of(checkpoints(tmp_path / "good")[1])
+    assert status_of(tmp_path / "bad")["state"] == "failed"
+    assert "step 11" in status_of(tmp_path / "bad")["message"]
+    rows = [json.loads(line)["step"] for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [5, 10]
+    poisoned.clear()  # as with a lower lr: the same command goes on
+    list(reports(digits, tmp_path / "bad", resolved))
+    assert weights_of(checkpoints(tmp_path / "bad")[-1]) == weights_of(checkpoints(tmp_path / "good")[-1])
+
+
+def test_skipping_leaves_the_step_out_of_weights_and_logs(
+    digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
+) -> None:
+    resolved = small(digits, preset, steps=20, save_every=1, keep=99, on_nonfinite="skip", schedule="adaptive")
+    poisoned |= {3, 7, 8}
+    list(reports(digits, tmp_path / "run", resolved))
+    path = {read_checkpoint(found).step: found for found in checkpoints(tmp_path / "run")}
+    model = {step: (found / "model.safetensors").read_bytes() for step, found in path.items()}
+    for step in range(2, 21):
+        assert (model[step] == model[step - 1]) == (step in poisoned), step
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("skipped", 0) for row in rows] == [1, 3, 3, 3]
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+    log = [json.loads(line) for line in (tmp_path / "run" / "losslog.jsonl").read_text().splitlines()[1:]]
+    assert sum(sum(row["count"]) for row in log) == 20 * 16 - 3
+
+
+def test_too_many_skips_in_a_row_end_the_run(digits: Path, preset: Path, poisoned: set[int]) -> None:
+    trainer = Trainer(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
+    poisoned |= {2, 3, 4, 6, 7}
+    for _ in range(8):
+        trainer.step()
+    assert trainer.check() == 5
+    poisoned |= {9, 10, 11, 12}
+    for _ in range(4):
+        trainer.step()
+    with pytest.raises(NonFiniteError, match="more than --max-skips 3 steps in a row"):
+        trainer.check()
+
+
+def test_skips_before_the_last_look_are_not_held_against_a_run(digits: Path, preset: Path, poisoned: set[int]) -> None:
+    trainer = Trainer(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
+    poisoned |= {2, 3, 4, 6}
+    for _ in range(5):
+        trainer.step()
+    assert trainer.check() == 3
+    trainer.settings = replace(trainer.settings, max_skips=1)  # as a run that goes on with less patience
+    trainer.step()
+    assert trainer.check() == 4
+
+
+def test_a_run_that_skipped_its_last_step_goes_on_when_it_shall_stop_instead(
+    digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
+) -> None:
+    poisoned.add(4)
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=4, on_nonfinite="skip")))
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=5, keep=9)))
+    before, after = checkpoints(tmp_path / "run")
+    assert (before / "model.safetensors").read_bytes() != (after / "model.safetensors").read_bytes()
+
+
+def test_an_interval_without_a_single_update_has_no_mean(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Examples.at
+
+    def at(self: Examples, step: int, which: int = 0) -> Any:
+        x, eps, labels = whole(self, step, which)
+        return x * math.nan if step == 1 else x, eps, labels
+
+    monkeypatch.setattr(Examples, "at", at)
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, log_every=1, on_nonfinite="skip")))
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [row["loss"] is None for row in rows] == [False, True, False]
+    assert [rows[1][key] for key in ("eps_mse", "grad_norm", "skipped")] == [None, None, 1]
+
+
+def test_half_precision_halves_its_scale_instead_of_stopping(digits: Path, preset: Path) -> None:
+    trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
+    trainer.guard.scaled = True
+    trainer.guard.state[0] = 2.0**80  # times a gradient above 1 that overflows
+    first = {name: value.clone() for name, value in trainer.live.items()}
+    trainer.step()
+    assert trainer.check() == 0
+    assert float(trainer.guard.scale) == 2.0**79
+    while float(trainer.guard.scale) > 2.0**40 and all(torch.equal(first[k], v) for k, v in trainer.live.items()):
+        trainer.step()
+    assert not all(torch.equal(first[k], v) for k, v in trainer.live.items())
+    assert trainer.check() == 0
+
+
+def test_half_precision_does_not_halve_forever(digits: Path, preset: Path) -> None:
+    trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
+    trainer.guard.scaled = True
+    trainer.spread.pieces[0].register_hook(lambda gradient: gradient * math.nan)
+    for _ in range(17):
+        trainer.step()
+    assert trainer.check() == 0
+    assert float(trainer.guard.scale) == 2.0**-17
+    trainer.step()
+    with pytest.raises(NonFiniteError, match="gradient norm nan"):
+        trainer.check()
+
+
+def test_clipping_divides_the_gradient_down_to_its_bound(digits: Path, preset: Path) -> None:
+    moments = []
+    for clip in (0.0, 0.25):
+        trainer = Trainer(small(digits, preset, clip=clip), Dataset(digits))
+        trainer.step()
+        moments.append(torch.cat([s["exp_avg"].flatten() for s in trainer.optimizer.state_dict()["state"].values()]))
+    assert float(moments[0].norm()) > 0.1 * 0.25
+    torch.testing.assert_close(moments[1], moments[0] * (0.1 * 0.25 / moments[0].norm()), rtol=1e-4, atol=1e-9)
+
+
+# --- the device is not waited for ---
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values read, sizes that depend on values."""
+
+    OPS: ClassVar = {
+        torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default,
+        torch.ops.aten.masked_select.default, torch.ops.aten.unique_dim.default,
+    }  # fmt: skip
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        for name in ("tolist", "cpu", "numpy"):
+            patch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+
+    def _counted(self, method: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return method(*args, **kwargs)
+
+        return counted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in self.OPS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16", "schedule": "adaptive", "micro_batch": 6},
+        {"on_nonfinite": "skip", "ema": ("0.99", "power:std=.1", "halflife:images=100"), "flip": True, "multiscale": True},
+    ],
+)
+def test_no_step_waits_for_the_device_but_the_interval_does(
+    options: dict[str, Any], digits: Path, preset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(small(digits, preset, **options), Dataset(digits))
+    trainer.step()
+    with Waits(monkeypatch) as waits:
+        for _ in range(3):
+            trainer.prepare()
+            trainer.step()
+        assert waits.count == 0
+        trainer.interval()
+        assert waits.count > 0
+
+
+# --- disks ---
+
+
+def full(folder: Path) -> Path:
+    """A file that takes all the room there is."""
+    path = folder / "ballast"
+    with open(path, "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+    return path
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """32 MB of it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "none", folder], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_a_warning_until_there_is_room_again(
+    disk: Path, digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    options = {"steps": 40, "save_every": 5, "log_every": 2, "val_split": 20, "val_every": 160, "keep": 99}
+    resolved = small(digits, preset, preview_every=9, tensorboard=True, snapshot_every=8, **options)
+    list(reports(digits, tmp_path / "good", resolved))
+    warnings: list[str] = []
+    ballast = None
+    for report in reports(digits, disk / "run", resolved):
+        if report.level == "warning":
+            warnings.append(report.message)
+        if report.done == 17:
+            time.sleep(0.2)  # step 15 is safe
+            ballast = full(disk)
+        if report.done == 23:
+            time.sleep(0.2)
+            assert ballast is not None
+            ballast.unlink()
+    assert any("no checkpoint of step 20: " in text and "training goes on (1 of 3" in text for text in warnings)
+    assert sum("losslog.jsonl: could not write" in text and "kept for later" in text for text in warnings) == 1
+    assert all("No space left" in text or "no space left" in text for text in warnings), warnings
+    assert [step for step in range(5, 45, 5) if step not in steps_of(disk / "run")] == [20]
+    assert not list(disk.glob("run/**/.*tmp"))
+    assert weights_of(checkpoints(disk / "run")[-1]) == weights_of(checkpoints(tmp_path / "good")[-1])
+    for name in ("losslog.jsonl", "validation.jsonl"):
+        assert (disk / "run" / name).read_bytes() == (tmp_path / "good" / name).read_bytes()
+    assert status_of(disk / "run")["state"] == "done"
+
+
+def test_three_failed_checkpoints_in_a_row_end_the_run_and_the_earlier_are_whole(
+    disk: Path, digits: Path, preset: Path
+) -> None:
+    resolved = small(digits, preset, steps=60, save_every=5, keep=2)
+    said: list[str] = []
+    ballast = None
+    with pytest.raises(DataError, match="3 times in a row, so training ends; earlier checkpoints are whole"):
+        for report in reports(digits, disk / "run", resolved):
+            said.append(report.message)
+            if report.done == 12:
+                time.sleep(0.2)
+                ballast = full(disk)
+    assert sum("training goes on" in text for text in said) == 2
+    assert steps_of(disk / "run") == [5, 10]
+    for path in checkpoints(disk / "run"):
+        read_checkpoint(path)
+    assert not list(disk.glob("run/**/.*tmp"))
+    assert ballast is not None
+    ballast.unlink()
+    messages = [report.message for report in reports(digits, disk / "run", resolved) if report.message]
+    assert "going on after step 10" in messages[0]
+
+
+def test_logs_that_cant_be_written_at_the_last_step_fail_the_run(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Journal) -> dict[str, int]:
+        raise DataError("metrics.jsonl: could not write: No space left on device")
+
+    monkeypatch.setattr(Journal, "flush", full)
+    with pytest.raises(DataError, match=r"no checkpoint of step 3: metrics\.jsonl: could not write: No space left on device$"):
+        list(reports(digits, tmp_path / "run", small(digits, preset, steps=3)))
+    assert status_of(tmp_path / "run")["state"] == "failed" and status_of(tmp_path / "run")["step"] == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema-0.9.safetensors", "state.pt", "meta.json"])
+def test_a_flipped_bit_in_any_file_of_the_newest_checkpoint_is_named_and_the_one_before_used(
+    name: str, digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    resolved = small(digits, preset, steps=12, save_every=4, keep=3)
+    list(reports(digits, tmp_path / "run", resolved))
+    expected = weights_of(checkpoints(tmp_path / "run")[-1])
+    path = checkpoints(tmp_path / "run")[-1] / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    messages = [report.message for report in reports(digits, tmp_path / "run", resolved) if report.message]
+    assert str(path.parent) in messages[0] and "using the checkpoint before it" in messages[0]
+    assert name == "meta.json" or str(path) in messages[0]
+    assert "going on after step 8" in messages[1]
+    assert weights_of(checkpoints(tmp_path / "run")[-1]) == expected
+
+
+def test_damaged_checkpoints_of_later_steps_keep_no_whole_one_from_staying(
+    digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=6, save_every=2, keep=3)))
+    for path in checkpoints(tmp_path / "run")[1:]:
+        (path / "state.pt").write_bytes(b"")
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, keep=2)))
+    assert steps_of(tmp_path / "run") == [2, 3]
+    saved = latest(tmp_path / "run", pytest.fail)
+    assert saved is not None and saved.step == 3
+
+
+def test_when_no_checkpoint_is_whole_nothing_is_trained_over_them(digits: Path, preset: Path, tmp_path: Path) -> None:
+    resolved = small(digits, preset, steps=4, save_every=2)
+    list(reports(digits, tmp_path / "run", resolved))
+    for path in checkpoints(tmp_path / "run"):
+        (path / "state.pt").write_bytes(b"")
+    with pytest.raises(FormatError, match="every checkpoint is damaged"):
+        list(reports(digits, tmp_path / "run", resolved))
+    assert steps_of(tmp_path / "run") == [2, 4]
+
+
+def test_a_dataset_that_vanishes_while_training_is_missed_only_when_the_run_goes_on(
+    digits: Path, preset: Path, tmp_path: Path, elbo: Any
+) -> None:
+    data = tmp_path / "data.h5"
+    data.write_bytes(digits.read_bytes())
+    resolved = small(data, preset, steps=12, save_every=4)
+    for report in reports(data, tmp_path / "run", resolved):
+        if report.done == 3:
+            data.unlink()
+    assert steps_of(tmp_path / "run")[-1] == 12
+    result = elbo("train", data, "-o", tmp_path / "run", "--preset", preset, "--steps", 20)
+    assert result.returncode == 1
+    assert str(data).encode() in result.stderr and b"Traceback" not in result.stderr
+    assert steps_of(tmp_path / "run")[-1] == 12
+
+
+def test_other_data_under_the_same_name_is_refused(digits: Path, preset: Path, tmp_path: Path, elbo: Any) -> None:
+    data = tmp_path / "data.h5"
+    data.write_bytes(digits.read_bytes())
+    list(reports(data, tmp_path / "run", small(data, preset, steps=2)))
+    assert elbo("prep", digits, data, "--limit", 200, "--overwrite").returncode == 0
+    with pytest.raises(UsageError, match="data payload_sha256: the run has"):
+        list(reports(data, tmp_path / "run", small(data, preset, steps=4)))
+
+
+# --- ends that are asked for ---
+
+
+def test_a_file_stop_ends_the_run_well_and_is_gone(digits: Path, preset: Path, tmp_path: Path) -> None:
+    resolved = small(digits, preset, steps=100_000, save_every=100_000)
+    messages = []
+    for report in reports(digits, tmp_path / "run", resolved):
+        messages.append(report.message)
+        if report.done == 5:
+            (tmp_path / "run" / STOP).touch()
+        assert report.done is None or report.done < 50_000
+    status = status_of(tmp_path / "run")
+    assert status["state"] == "stopped" and status["step"] == steps_of(tmp_path / "run")[-1] >= 5
+    assert "ended by a file STOP" in messages[-1] and "the same command goes on" in messages[-1]
+    assert not (tmp_path / "run" / STOP).exists()
+    resolved = small(digits, preset, steps=status["step"] + 2, save_every=100_000)
+    assert f"going on after step {status['step']}" in next(reports(digits, tmp_path / "run", resolved)).message
+
+
+def test_a_file_stop_in_the_last_step_does_not_end_the_next_start(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elbocli.runtime.signals.LOOK_S", 0)
+    for report in reports(digits, tmp_path / "run", small(digits, preset, steps=2)):
+        if report.done == 2:
+            (tmp_path / "run" / STOP).touch()
+    assert status_of(tmp_path / "run")["state"] == "done"
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=4)))
+    assert status_of(tmp_path / "run")["state"] == "done" and steps_of(tmp_path / "run")[-1] == 4
+
+
+def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=2)))
+    before = status_of(tmp_path / "run")
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("elbocli.train.loop.Trainer", full)
+    with pytest.raises(Exception, match="memory"):
+        list(reports(digits, tmp_path / "run", small(digits, preset, steps=4)))
+    after = status_of(tmp_path / "run")
+    assert after["state"] == "failed" and (after["step"], after["images"]) == (2, before["images"])
+
+
+def test_a_time_limit_ends_the_run_well(digits: Path, preset: Path, tmp_path: Path, elbo: Any) -> None:
+    begun = time.monotonic()
+    result = elbo("train", digits, "-o", tmp_path / "run", "--preset", preset, "--steps", 10**6, "--time-limit", "2s")
+    assert result.returncode == 0, result.stderr
+    assert 2 < time.monotonic() - begun < 60
+    assert b"ended by its time limit; saved step" in result.stderr
+    assert result.stdout.decode() == f"{tmp_path / 'run'}\n"
+    assert status_of(tmp_path / "run")["state"] == "stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_save_and_end_with_their_code(
+    number: signal.Signals, digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    resolved = small(digits, preset, steps=1000, save_every=1000)
+    with pytest.raises(Interrupted, match=rf"^{number.name}: saved step 7 of 1000") as caught:
+        for report in reports(digits, tmp_path / "run", resolved):
+            if report.done == 7:
+                os.kill(os.getpid(), number)
+    assert caught.value.exit_code == 128 + number
+    assert steps_of(tmp_path / "run") == [7]
+    assert status_of(tmp_path / "run")["state"] == "interrupted"
+
+
+def test_a_second_ctrl_c_aborts_at_once_but_not_an_echo_of_the_first() -> None:
+    code = """
+import os, signal, time
+from elbocli.loops import signals
+with catching_signals() as caught:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(signals.GRACE_S + 0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(caught.received, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here", flush=True)
+""".replace(
+        "from elbocli.runtime import signals",
+        "from elbocli.runtime import signals\nfrom elbocli.runtime.signals import catching_signals",
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (130, "2\n"), result.stderr
+
+
+def test_a_launcher_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("elbocli.runtime.signals.LOOK_S", 0.0)
+    ending = Ending(Signals(), tmp_path, 0, True)
+    assert ending.reason() == 0
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert ending.reason() == 1003
+    assert Ending(Signals(), tmp_path, 0, False).reason() == 0
+
+
+# --- checkpoints beside training ---
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    whole = store.save
+
+    def slow(*args: Any) -> Path:
+        begun.set()
+        assert may_end.wait(60)
+        return whole(*args)
+
+    monkeypatch.setattr(store, "save", slow)
+    resolved = small(digits, preset, steps=12, save_every=4)
+    meanwhile = []
+    for report in reports(digits, tmp_path / "run", resolved):
+        if report.done is not None and begun.is_set() and not may_end.is_set():
+            meanwhile.append(report.done)
+            if report.done == 7:
+                may_end.set()
+    assert meanwhile[-3:] == [5, 6, 7]
+    monkeypatch.setattr(store, "save", whole)
+    list(reports(digits, tmp_path / "straight", resolved))
+    for one, other in zip(checkpoints(tmp_path / "run"), checkpoints(tmp_path / "straight"), strict=True):
+        assert weights_of(one) == weights_of(other), "what is written is of its moment, not of later steps"
+
+
+def test_milestones_and_what_a_command_uses_stay(digits: Path, preset: Path, tmp_path: Path) -> None:
+    resolved = small(digits, preset, steps=40, save_every=4, keep=2, milestone_every=10)
+    list(reports(digits, tmp_path / "run", resolved))
+    assert steps_of(tmp_path / "run") == [10, 20, 30, 36, 40]
+    options = {"on_checkpoint": f"cat > /dev/null; sleep 1; ls $ELBO_CHECKPOINT >> {tmp_path}/seen"}
+    resolved = small(digits, preset, steps=40, save_every=4, keep=1, **options)
+    list(reports(digits, tmp_path / "held", resolved))
+    assert (tmp_path / "seen").read_text().count("model.safetensors") >= 2
+    assert status_of(tmp_path / "held")["state"] == "done"
+
+
+def test_catching_signals_gives_the_handlers_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with catching_signals():
+        assert signal.getsignal(signal.SIGUSR1) is not before[2]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_logs_that_somebody_has_cut_or_removed_go_on_from_their_end(digits: Path, preset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    list(reports(digits, run, small(digits, preset, steps=4, log_every=1)))
+    (run / "losslog.jsonl").unlink()
+    first = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (run / "metrics.jsonl").write_bytes(first)
+    for steps in (6, 8):  # twice, as what the first leaves is what the second cuts
+        list(reports(digits, run, small(digits, preset, steps=steps, log_every=1)))
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()] == [1, 5, 6, 7, 8]
+    header, *rows = map(json.loads, (run / "losslog.jsonl").open())
+    assert "format" in header and [row["step"] for row in rows] == [5, 6, 7, 8]
+
+
+def test_the_newest_checkpoint_is_the_last_step(digits: Path, preset: Path, tmp_path: Path) -> None:
+    list(reports(digits, tmp_path / "run", small(digits, preset, steps=7, save_every=3, log_every=2)))
+    saved = latest(tmp_path / "run", pytest.fail)
+    assert saved is not None and saved.step == 7
+    assert saved.meta["log_bytes"]["metrics.jsonl"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size

@@ -1,0 +1,269 @@
+"""A plan against what really happens: memory and operations of a step, and what the parts add up to."""
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from elbocli.core.loss import StepCoefficients, denoising_losses
+from elbocli.errors import UsageError
+from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_block import LATENTS
+from elbocli.nn.networks import build, place
+from elbocli.nn.presets import NAMES
+from elbocli.nn.unet import UNetConfig
+from elbocli.nn.uvit import UViTConfig
+from elbocli.run import settings
+from elbocli.runtime.device import autocast
+from elbocli.train import memory as rehearsal
+from elbocli.train import plan, preset_data
+from elbocli.train.plan import Plan, Way, Weights
+
+rehearse = functools.cache(rehearsal.rehearse)
+HERE = Path(__file__).parent
+UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
+UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
+MINE = "digits-uvit"
+WIDE = """
+network: {family: uvit, patching: dwt-1, channels: 64, levels: [1, 2, 4, 16], blocks: 1, depth: 6, heads: 4,
+          embedding: 256, dropout: 0.2}
+train: {batch: 2, steps: 10}
+"""
+
+
+def one_pass(network, config, batch, precision):
+    """Forward and backward over a micro-batch, as training makes it."""
+    size = config.image_size
+    x = torch.zeros(batch, config.image_channels, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.int64) if config.num_classes else None
+    rows = torch.zeros(8, batch)
+    c = StepCoefficients(*rows[:5].view(5, -1, 1, 1, 1), *rows[5:])
+    with autocast(torch.device("cpu"), precision):
+        loss, _ = denoising_losses(network, x, torch.zeros_like(x), labels, c)
+    loss.mean().backward()
+
+
+def measured_peak(config, batch, precision, recompute):
+    """Bytes that the allocator gave out and didn't get back at the worst moment, beyond weights and gradients."""
+    network = place(build(config), torch.device("cpu"))
+    network.recompute = recompute
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    one_pass(network, config, batch, precision)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        one_pass(network, config, batch, precision)
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    assert now == 0 and len(events) > 100
+    return peak
+
+
+# --- a step ---
+
+
+@pytest.mark.parametrize(
+    ("config", "precision", "recompute"),
+    [(UNET, "fp32", False), (UVIT, "fp32", False), (UVIT, "fp32", True), (UNET, "bf16", False), (UVIT, "bf16", True)],
+    ids=lambda value: {True: "checkpointed", False: "kept"}.get(value, getattr(value, "family", value)),
+)
+def test_the_memory_of_a_pass_is_what_was_planned(config, precision, recompute):
+    rehearsal = rehearse(config, precision, recompute=recompute)
+    for batch in (8, 24):
+        planned = rehearsal.peak(batch)
+        measured = measured_peak(config, batch, precision, recompute)
+        print(f"{config.family} {precision} {batch} images: {planned}, measured {measured}")
+        assert planned.activations + planned.copies == pytest.approx(measured, rel=0.1)  # 0.2 is promised
+
+
+def test_weights_are_copied_into_a_lower_precision_and_only_there():
+    count = Weights.of(UVIT).count
+    assert rehearse(UVIT, "fp32").peak(8).copies == 0
+    copies = rehearse(UVIT, "bf16").peak(8).copies
+    assert 0.7 * 2 * count < copies < 2 * count  # not those of norms
+    assert rehearse(UVIT, "bf16").peak(8, copying=False).copies == 0
+
+
+def test_cuda_keeps_norms_in_float32_also_when_computed_again():
+    for recompute in (False, True):
+        here, there = (rehearse(UNET, "bf16", recompute=recompute, cuda=cuda).peak(64) for cuda in (False, True))
+        assert 1.2 * here.activations < there.activations < rehearse(UNET, "fp32").peak(64).activations
+
+
+@pytest.mark.parametrize("config", [UNET, UVIT], ids=lambda config: config.family)
+def test_operations_are_those_that_torch_counts(config):
+    size = config.image_size
+    with torch.device("meta"):
+        network = build(config)
+        inputs = torch.empty(2, 3, size, size), torch.empty(2), torch.zeros(2, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            network(*inputs)
+    rehearsal, again = rehearse(config, "fp32"), rehearse(config, "fp32", recompute=True)
+    assert rehearsal.forward_flops == again.forward_flops == counter.get_total_flops() / 2
+    assert 2.8 < rehearsal.step_flops / rehearsal.forward_flops < 3.2
+    assert 0.5 < (again.step_flops - rehearsal.step_flops) / rehearsal.forward_flops <= 1
+
+
+def test_the_most_that_fits_fits_and_no_more():
+    rehearsal = rehearse(UVIT, "bf16")
+    for copying in (True, False):
+        for images in (1, 2, 7, 100):
+            peak = rehearsal.peak(images, copying)
+            room = peak.activations + peak.copies
+            assert rehearsal.most(room, copying) == images
+            assert rehearsal.most(room - 1, copying) == images - 1
+    assert rehearsal.most(10) == rehearsal.most(-1) == 0
+
+
+# --- parts, per device ---
+
+
+def plan_of(preset=MINE, devices=1, **options):
+    return Plan(settings.resolve({"preset": preset, **options}, preset_data.intended(preset)), devices)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+def test_shards_are_as_torch_cuts_them(shards):
+    network = build(UVIT)
+    held = sum(parameter.chunk(shards)[0].numel() for parameter in network.parameters())
+    assert Weights.of(UVIT).held(shards) == held
+
+
+def test_sharding_divides_what_stays_and_gathers_what_passes():
+    alone, spread = plan_of(batch=64), plan_of(batch=64, devices=4, parallel="fsdp")
+    whole, parts = alone.memory(), spread.memory()
+    assert whole["weights"] == 4 * alone.weights.count and whole["optimizer"] == 2 * whole["weights"]
+    for key in ("weights", "gradients", "optimizer", "averages"):
+        assert parts[key] == pytest.approx(whole[key] / 4, rel=0.05), key
+    assert whole["gathered"] == 0 < 4 * spread.weights.largest_unit < parts["gathered"]
+    assert parts["activations"] < 0.3 * whole["activations"]
+    assert plan_of(batch=64, devices=4).memory()["weights"] == whole["weights"]  # ddp
+
+
+def test_parts_of_a_batch_share_out_their_gradients_at_once():
+    spread = plan_of(batch=64, devices=4, parallel="fsdp", micro_batch=5)
+    assert (spread.share, spread.passes, spread.micro_batch) == (16, 4, 4)
+    assert spread.memory()["gradients"] == spread.memory()["weights"]
+
+
+def test_what_fits_is_what_the_parts_add_up_to():
+    planned = plan_of(batch=4096, devices=2)
+    for way in (Way("ddp", 2, False), Way("ddp", 2, True), Way("fsdp", 2, False)):
+        room = 120_000_000
+        images = planned.largest(way, room)
+        assert isinstance(images, int) and 1 < images < 2048
+
+        standing, rehearsal = sum(planned.standing(way).values()), planned.rehearsal(way.recompute, cuda=True)
+        assert standing + rehearsal.peak(images).activations <= room
+        assert standing + rehearsal.peak(images + 1).activations > room
+    assert planned.largest(Way("ddp", 2, False), 10**12) == 2048
+    assert planned.largest(Way("ddp", 2, False), 10_000) == "not the weights"
+    standing = sum(planned.standing(Way("ddp", 2, False)).values())
+    assert planned.largest(Way("ddp", 2, False), standing + 1000) == "not one image"
+
+
+def test_averages_and_the_multiscale_loss_are_planned_for():
+    one, two = plan_of("small64", batch=64), plan_of("small64", batch=64, ema=("0.99", "0.999"), multiscale=True)
+    assert two.memory()["averages"] == 2 * one.memory()["averages"] == 2 * one.memory()["weights"]
+    assert len(two.rehearsal(False, False).fixed) > len(one.rehearsal(False, False).fixed)
+
+
+def test_more_devices_than_images_are_refused():
+    with pytest.raises(UsageError, match="a batch of 4 images can't be shared by 5 devices; raise --batch"):
+        plan_of(batch=4, devices=5)
+
+
+def test_the_whole_plan_is_plain_and_its_numbers_agree():
+    resolved = settings.resolve({"preset": MINE, "batch": 32}, preset_data.intended(MINE))
+    result = plan.plan(resolved, 1000, devices=2, device_tflops=2.0)
+    assert yaml.safe_load(yaml.safe_dump(result)) == result
+    parts = dict(result["memory_MB"])
+    assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=0.5)
+    assert list(result["largest_micro_batch"]) == ["ddp", "ddp_checkpointed", "fsdp_over_2", "fsdp_over_2_checkpointed"]
+    assert result["largest_micro_batch"]["ddp"]["24_GB"] == 16
+    compute = result["compute"]
+    run = compute["training_GFLOP_per_image"] * 1e9 * 32 * resolved.settings.steps
+    assert compute["run_EFLOP"] * 1e18 == pytest.approx(run, rel=1e-3)
+    assert compute["days"] == pytest.approx(run / (2 * 2e12) / 86400, rel=1e-3)
+
+
+# --- without a dataset ---
+
+
+def test_a_dataset_here_is_planned_for_if_it_fits(digits, tmp_path):
+    found, why = preset_data.planned_for("digits", tmp_path)
+    assert found.path == "preset digits" and why.startswith("no dataset here; planned for ")
+    (tmp_path / "a.h5").symlink_to(digits)
+    found, why = preset_data.planned_for("digits", tmp_path)
+    assert isinstance(found, Dataset) and why == f"dataset {tmp_path / 'a.h5'}, the only one here"
+    found, why = preset_data.planned_for("imagenet512", tmp_path)
+    assert len(found) == 1_281_167 and "and not for" in why and "a.h5" in why and "8 x 8" in why
+    assert isinstance(preset_data.planned_for(None, tmp_path)[0], Dataset)
+    (tmp_path / "b.h5").symlink_to(digits)
+    found, why = preset_data.planned_for("digits", tmp_path)
+    assert found.path == "preset digits" and why.startswith("2 datasets here")
+
+
+def test_latents_are_planned_without_an_autoencoder():
+    data = preset_data.intended("latents256")
+    assert data.kind == LATENTS and data.channels == 4
+    assert settings.resolve({"preset": "latents256"}, data).network.image_channels == 4
+    with pytest.raises(UsageError, match="--flip: preset latents256 holds latents"):
+        settings.resolve({"preset": "latents256", "flip": True}, data)
+
+
+# --- presets ---
+
+
+@pytest.mark.parametrize("name", ["imagenet128", "imagenet256", "imagenet512"])
+def test_the_papers_networks_have_two_billion_parameters(name):
+    data = preset_data.intended(name)
+    assert Weights.of(settings.resolve({"preset": name}, data).network).count == pytest.approx(2e9, rel=0.1)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != MINE)) for name in NAMES])
+def test_a_preset_is_planned_in_a_minute_and_4_gb(name, tmp_path):
+    line = [sys.executable, "-m", "elbocli", "train", "--preset", name, "--dry-run"]
+    start = time.monotonic()
+    with open(tmp_path / "plan.yaml", "wb") as out:
+        child = subprocess.Popen(line, cwd=tmp_path, stdout=out)
+        _, status, usage = os.wait4(child.pid, 0)
+    seconds, peak = time.monotonic() - start, usage.ru_maxrss * 1024
+    planned = yaml.safe_load((tmp_path / "plan.yaml").read_bytes())
+    print(f"{name}: {planned['network']['parameters']:,} parameters, {seconds:.1f} s, {peak / 1e6:.0f} MB")
+    assert status == 0 and seconds < 60 and peak < 4e9
+    assert planned["data"] == f"preset {name}"
+
+
+# --- two processes ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_gathered_for_sharded_weights_is_planned_for(precision, tmp_path):
+    """The process's own memory, in a pass with reduced gradients, against the plan's sum of its parts."""
+    preset = tmp_path / "wide.yaml"
+    preset.write_text(WIDE)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*line, HERE / "measure_sharded.py", precision, preset],
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr.decode()[-2000:]
+    planned, measured = map(int, result.stdout.split()[-2:])
+    print(f"{precision}: planned {planned}, measured {measured}")
+    assert planned == pytest.approx(measured, rel=0.2)

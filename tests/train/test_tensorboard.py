@@ -1,0 +1,124 @@
+"""What TensorBoard would show, read back by its own reader."""
+
+import io
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elbocli.errors import UsageError
+from elbocli.train.tensorboard import Board
+
+
+def read(run: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
+
+
+def steps(run: Path, tag: str = "train/loss") -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in read(run).Scalars(tag)]
+
+
+def test_numbers_are_shown_under_their_steps(tmp_path: Path) -> None:
+    board = Board(tmp_path, 0)
+    assert board.metrics(5, {"loss": 0.5, "lr": 1e-4, "images_per_s": 12, "note": "text", "bad": math.nan}) == ""
+    board.metrics(10, {"loss": 0.25, "val_bpd": 3.5, "val_images": 60})
+    board.close()
+    found = read(tmp_path)
+    tags = {"train/loss", "train/lr", "train/images_per_s", "val/bpd", "val/images"}
+    assert set(found.Tags()["scalars"]) == tags
+    assert steps(tmp_path) == [(5, 0.5), (10, 0.25)]
+    assert steps(tmp_path, "val/bpd") == [(10, 3.5)]
+    assert found.Scalars("train/lr")[0].value == pytest.approx(1e-4)
+
+
+def test_what_was_shown_is_safe_without_close(tmp_path: Path) -> None:
+    board = Board(tmp_path, 0)
+    board.metrics(1, {"loss": 1.0})
+    assert steps(tmp_path) == [(1, 1.0)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_one_sheet(channels: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, channels), np.uint8)
+    board = Board(tmp_path, 0)
+    assert board.images(7, images) == ""
+    (event,) = read(tmp_path).Images("samples")
+    sheet = np.asarray(Image.open(io.BytesIO(event.encoded_image_string))).reshape(16, 16, channels)
+    assert (event.step, event.width, event.height) == (7, 16, 16)
+    assert np.array_equal(sheet[:8, :8], images[0]) and np.array_equal(sheet[8:, 8:], images[3])
+
+
+def test_a_large_sheet_is_made_smaller(tmp_path: Path) -> None:
+    Board(tmp_path, 0).images(1, np.zeros((4, 600, 600, 3), np.uint8))
+    (event,) = read(tmp_path).Images("samples")
+    assert (event.width, event.height) == (1024, 1024)
+
+
+def test_a_run_that_goes_on_shows_no_step_twice(tmp_path: Path) -> None:
+    """Killed after step 30 with a checkpoint of step 20, then once more, then from the start."""
+    first = Board(tmp_path, 0)
+    for step in (10, 20, 30):
+        first.metrics(step, {"loss": 1.0})
+        first.images(step, np.zeros((1, 8, 8, 1), np.uint8))
+    second = Board(tmp_path, 20)
+    for step in (30, 40):
+        second.metrics(step, {"loss": 2.0})
+    assert steps(tmp_path) == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+    assert [event.step for event in read(tmp_path).Images("samples")] == [10, 20]
+    third = Board(tmp_path, 20)
+    third.metrics(30, {"loss": 3.0})
+    assert steps(tmp_path) == [(10, 1.0), (20, 1.0), (30, 3.0)]
+    anew = Board(tmp_path, 0)
+    anew.metrics(10, {"loss": 4.0})
+    assert steps(tmp_path) == [(10, 4.0)]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from elbocli.train.tensorboard import Board
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+board = Board(Path(sys.argv[1]), 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, limit[1]))  # in the middle of an event
+troubles = [board.metrics(step, {"loss": 1.0 / step, "lr": 1.0}) for step in range(1, 21)]
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+last = board.metrics(21, {"loss": 0.0})
+assert not troubles[0] and not last, (troubles, last)
+print(troubles[-1])
+"""
+
+
+def test_on_a_full_disk_events_wait_and_none_is_lost(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "could not write: " in result.stdout and "kept for later" in result.stdout
+    assert [step for step, _ in steps(tmp_path)] == list(range(1, 22))
+
+
+def test_without_tensorboard_the_extra_is_named(
+    elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UsageError, match=r"pip install 'elbocli\[tensorboard\]'"):
+        Board(tmp_path, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_is_refused_before_it_begins(
+    elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tensorboard.py").write_text("raise ImportError('not here')")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    result = elbo(
+        "train", digits, "--preset", preset, "--tensorboard", "-o", tmp_path / "run", env={"PYTHONPATH": path}
+    )
+    assert result.returncode == 2 and b"elbocli[tensorboard]" in result.stderr and not (tmp_path / "run").exists()

@@ -113,7 +113,9 @@ def run(args: list[str] | None = None) -> int:
         return fail(Command.path, str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # As torch and numpy say it, who need not be imported here; anything else is our bug.
-        if type(error).__name__ not in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError") and ALLOCATE not in str(error):
+        if type(error).__name__ not in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError") and ALLOCATE not in str(
+            error
+        ):
             raise
         what = " ".join(str(error).split())[:200] or "nothing more was said"
         return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)

@@ -70,7 +70,7 @@ EXAMPLES = {
         (
             "Hold 1000 images out, and score every checkpoint while training goes on.",
             "elbo train out.h5 --val-split 1000 --on-checkpoint \\\n"
-            "  'elbo sample -q \"$ELBO_CHECKPOINT\" -n 5000 | elbo eval -q --ref ref.npz > \"$ELBO_RUN/fid-$ELBO_STEP.json\"'",
+            '  \'elbo sample -q "$ELBO_CHECKPOINT" -n 5000 | elbo eval -q --ref ref.npz > "$ELBO_RUN/fid-$ELBO_STEP.json"\'',
         ),
         (
             "Three averages of the weights: by decay, by EDM's half-life in images, by EDM2's power function.",
@@ -208,8 +208,10 @@ EXAMPLES = {
         ("The objectives of the literature on one sheet.", "elbo weights plot -o weights.pdf"),
     ],
     "elbo completion": [
-        ("Complete command lines in this bash, and in every one to come.", 'eval "$(elbo completion bash)"\n'
-         "echo 'eval \"$(elbo completion bash)\"' >> ~/.bashrc"),
+        (
+            "Complete command lines in this bash, and in every one to come.",
+            'eval "$(elbo completion bash)"\necho \'eval "$(elbo completion bash)"\' >> ~/.bashrc',
+        ),
     ],
     "elbo info": [
         ("What is this file?", "elbo info out.h5\nelbo info run --json"),
@@ -221,7 +223,10 @@ EXIT = [
     ("1", "The input or the run failed; the message names the file, what was found and what to do."),
     ("2", "Wrong usage or configuration."),
     ("4", "The loss was not finite (train)."),
-    ("130, 138, 143", "Interrupted by SIGINT, SIGUSR1 or SIGTERM; train, prep, merge and sample save their work first."),
+    (
+        "130, 138, 143",
+        "Interrupted by SIGINT, SIGUSR1 or SIGTERM; train, prep, merge and sample save their work first.",
+    ),
     ("141", "The reader of the output went away."),
 ]
 ENVIRONMENT = [

@@ -90,9 +90,14 @@ def run_elbo(
         return zygote().run(line, cwd, environment, stdin, timeout)
     given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
     return subprocess.run(
-        [sys.executable, "-m", "elbocli", *line], cwd=cwd, env=environment, capture_output=True, timeout=timeout,
-        check=False, **given,
-    )  # fmt: skip
+        [sys.executable, "-m", "elbocli", *line],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+        **given,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -36,9 +36,17 @@ class Classifier(nn.Module):
 def row(prediction: str, schedule: str, seed: int, distance: float, **more: Any) -> dict[str, Any]:
     scores = {sampler: {"frechet": distance, "accuracy": 0.5} for sampler in ("ddpm", "heun")}
     return {
-        "prediction": prediction, "weighting": "elbo", "schedule": schedule, "seed": seed, "steps": 7, "bpd": 4.0,
-        "seconds": 1800, "machine": "a", **scores, **more,
-    }  # fmt: skip
+        "prediction": prediction,
+        "weighting": "elbo",
+        "schedule": schedule,
+        "seed": seed,
+        "steps": 7,
+        "bpd": 4.0,
+        "seconds": 1800,
+        "machine": "a",
+        **scores,
+        **more,
+    }
 
 
 def test_every_choice_is_tried_with_every_other(ablation: ModuleType) -> None:
@@ -57,17 +65,26 @@ def test_marginals_compare_like_with_like(ablation: ModuleType) -> None:
             rows.append(row(prediction, "edm", seed, size * factor * (1, 2, 4)[seed]))
     lines = dict(line.strip("| ").split(" | ", 1) for line in ablation.marginals(rows).splitlines())
     assert lines["prediction v"] == "eps | 0.50 (0.50 to 0.50) | 6"
-    assert lines["schedule edm"].startswith("cosine | 2.00 (1.") and lines["sampler heun"] == "ddpm | 1.00 (1.00 to 1.00) | 12"
+    assert (
+        lines["schedule edm"].startswith("cosine | 2.00 (1.")
+        and lines["sampler heun"] == "ddpm | 1.00 (1.00 to 1.00) | 12"
+    )
     spread = np.std(np.log(np.repeat([1, 2, 4], 2)), ddof=1) / 6**0.5
     assert f"({2 * np.exp(-2 * spread):.2f} to {2 * np.exp(2 * spread):.2f})" in lines["schedule edm"]
 
 
 def test_a_failure_is_a_result_and_spreads_are_of_the_others(ablation: ModuleType, tmp_path: Path) -> None:
-    rows = [row("v", "cosine", 0, 3.0), row("v", "cosine", 1, 5.0), row("v", "edm", 0, 1.0, failed="loss is not finite")]
+    rows = [
+        row("v", "cosine", 0, 3.0),
+        row("v", "cosine", 1, 5.0),
+        row("v", "edm", 0, 1.0, failed="loss is not finite"),
+    ]
     lines = ablation.table([*rows, row("v", "cosine", 2, 0.0, failed="x")]).splitlines()
     assert lines[2].startswith("| v | elbo | cosine (1 of 3 failed) | 4.00 ± 1.41 | 4.00 ± 1.41 | 50.00 ± 0.00 |")
     assert lines[3] == "| v | elbo | edm (1 of 1 failed) | failed | failed | failed | failed | failed |"
-    assert ablation.summary(rows).startswith("3 trainings of 7 steps, 1.5 hours of one core in all, on a.\n\n| prediction |")
+    assert ablation.summary(rows).startswith(
+        "3 trainings of 7 steps, 1.5 hours of one core in all, on a.\n\n| prediction |"
+    )
     ablation.picture(rows, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
@@ -78,9 +95,10 @@ def test_cells_are_measured_once_by_elbos_own_commands(
     for part in ("train", "test"):
         (tmp_path / f"{part}.h5").symlink_to(digits)
     exported = torch.export.export(
-        Classifier(), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),),
+        Classifier(),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),),
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 20)},),
-    )  # fmt: skip
+    )
     torch.export.save(exported, tmp_path / "classifier.pt2")
     monkeypatch.setattr(ablation, "SAMPLERS", {"ddpm": 2, "heun": 2})
     monkeypatch.setattr(ablation, "SAMPLES", 40)

@@ -23,14 +23,23 @@ from elbocli.files.checkpoint import checkpoints
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
-    r"-n \d{4,}": "-n 60", "step-00010000": "step-00000010", "node 8": "node 2", "every 5000": "every 2", "split 1000": "split 100",
-}  # fmt: skip
+    r"-n \d{4,}": "-n 60",
+    "step-00010000": "step-00000010",
+    "node 8": "node 2",
+    "every 5000": "every 2",
+    "split 1000": "split 100",
+}
 """All that is changed of them, and settings that the environment gives where they are silent."""
 ENVIRONMENT = {
-    "ELBO_DATA": "out.h5", "ELBO_TRAIN_STEPS": "20", "ELBO_TRAIN_SNAPSHOT_EVERY": "2", "ELBO_SAMPLE_STEPS": "2",
-    "ELBO_EVAL_EXTRACTOR": "elbo-tiny", "ELBO_EVAL_KID_SUBSET_SIZE": "40",
-    "ELBO_BOUND_N": "40", "OMP_NUM_THREADS": "1",
-}  # fmt: skip
+    "ELBO_DATA": "out.h5",
+    "ELBO_TRAIN_STEPS": "20",
+    "ELBO_TRAIN_SNAPSHOT_EVERY": "2",
+    "ELBO_SAMPLE_STEPS": "2",
+    "ELBO_EVAL_EXTRACTOR": "elbo-tiny",
+    "ELBO_EVAL_KID_SUBSET_SIZE": "40",
+    "ELBO_BOUND_N": "40",
+    "OMP_NUM_THREADS": "1",
+}
 WNIDS = ("n01440764", "n02119789", "n02100735")
 
 
@@ -41,7 +50,9 @@ def examples() -> list[Any]:
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     return [
-        pytest.param(code, id=f"{command.replace(' ', '-')}-{index}", marks=[] if command == "elbo sample" else pytest.mark.slow)
+        pytest.param(
+            code, id=f"{command.replace(' ', '-')}-{index}", marks=[] if command == "elbo sample" else pytest.mark.slow
+        )
         for command, listed in build.EXAMPLES.items()
         for index, (_, code) in enumerate(listed)
     ]
@@ -72,7 +83,9 @@ def tarred(path: Path, members: dict[str, bytes]) -> bytes:
 def lay_out_ilsvrc(folder: Path, pictures: list[bytes]) -> None:
     """Three classes of ImageNet as it is downloaded, as Kaggle has it, and as webdataset shards."""
     part = folder / "part.tar"
-    classes = {f"{w}.tar": tarred(part, {f"{w}_{k}.JPEG": pictures[3 * i + k] for k in range(3)}) for i, w in enumerate(WNIDS)}
+    classes = {
+        f"{w}.tar": tarred(part, {f"{w}_{k}.JPEG": pictures[3 * i + k] for k in range(3)}) for i, w in enumerate(WNIDS)
+    }
     tarred(folder / "ILSVRC2012_img_train.tar", classes)
     part.unlink()
     validation = [f"ILSVRC2012_val_{k + 1:08d}.JPEG" for k in range(3)]
@@ -102,7 +115,12 @@ def lay_out_ilsvrc(folder: Path, pictures: list[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def world(
-    elbo: Any, digits_folder: Path, digits: Path, preset: Path, photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+    elbo: Any,
+    digits_folder: Path,
+    digits: Path,
+    preset: Path,
+    photos: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """All that examples name."""
     folder = tmp_path_factory.mktemp("world") / "world"
@@ -118,13 +136,22 @@ def world(
     for name in ("one", "two"):
         shutil.copy(digits, folder / "shards" / f"{name}.h5")
     (folder / "scheduler").mkdir()
-    config = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4,
-              "beta_end": 0.02, "prediction_type": "epsilon"}  # fmt: skip
+    config = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "linear",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "prediction_type": "epsilon",
+    }
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     pictures = [path.read_bytes() for path in sorted(digits_folder.glob("*/*.png"))[:60:2]]
     lay_out_ilsvrc(folder, pictures)
-    out = torch.export.export(Classifier(), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),),
-                              dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))  # fmt: skip
+    out = torch.export.export(
+        Classifier(),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+    )
     torch.export.save(out, folder / "classifier.pt2")
     rng = np.random.default_rng(0)
     np.savez(folder / "VIRTUAL_imagenet64_labeled.npz", rng.integers(0, 256, (60, 8, 8, 1), np.uint8))
@@ -134,7 +161,9 @@ def world(
         ("sample", "run", "-n", 60, "-o", "samples.h5"),
         ("eval", "out.h5", "--metrics", "fid", "--save-stats", "ref.npz"),
     ):
-        result = elbo(*line, cwd=folder, env={key: value for key, value in ENVIRONMENT.items() if key.startswith("ELBO")})
+        result = elbo(
+            *line, cwd=folder, env={key: value for key, value in ENVIRONMENT.items() if key.startswith("ELBO")}
+        )
         assert result.returncode == 0, result.stderr
     for name in ("a", "b"):
         shutil.copytree(folder / "run", folder / name)
@@ -166,9 +195,14 @@ def test_an_example_runs(code: str, world: Path, tmp_path: Path, request: pytest
         environment["ELBO_EVAL_EXTRACTOR"] = "inception-v3-compat"
         environment["ELBO_EVAL_EXTRACTOR_WEIGHTS"] = str(request.getfixturevalue("inception_weights"))
     result = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=False,
+        ["bash", "-e", "-o", "pipefail", "-c", code],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
         timeout=300,
-    )  # fmt: skip
+    )
     assert "error: " not in result.stderr and "Traceback" not in result.stderr, result.stderr
     # Checks of a weighting tell by their exit code.
     assert result.returncode == 0 or "weights check" in code, result.stderr

@@ -32,7 +32,13 @@ def test_the_demo_learns_digits(tmp_path: Path) -> None:
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
     assert "\nsigmoid-cosine " in result.stdout
     report = (tmp_path / "demo" / "report.html").read_text()
-    for shown in ("Bound on held-out images", "frechet distance", "its loss is the ELBO", "agree", "elbo train train.h5"):
+    for shown in (
+        "Bound on held-out images",
+        "frechet distance",
+        "its loss is the ELBO",
+        "agree",
+        "elbo train train.h5",
+    ):
         assert shown in report
     # The paper's trade-off: the ELBO's own weighting has the better bound, the sigmoid the better images.
     bits = {

@@ -76,8 +76,6 @@ class Fit:
         }
 
 
-
-
 def _merged(log: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
     """(edges, sums) with neighbouring bins added up to `bins` of them."""
     count = log.sums.shape[1]

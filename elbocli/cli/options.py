@@ -165,7 +165,9 @@ class Place(click.Path):
             return super().shell_complete(ctx, param, incomplete)
         folder = Path(incomplete if incomplete.endswith("/") else os.path.dirname(incomplete))
         runs = [path for path in folder.glob("*/") if any((path / mark).exists() for mark in self.MARKS)]
-        names = [str(path) for path in sorted(runs) if str(path).startswith(incomplete) and quote(str(path)) == str(path)]
+        names = [
+            str(path) for path in sorted(runs) if str(path).startswith(incomplete) and quote(str(path)) == str(path)
+        ]
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
 
 

@@ -81,7 +81,14 @@ class Registry(dict[str, Declaration]):
 
         def enter(make: Callable[..., Any]) -> Callable[..., Any]:
             self[name] = Declaration(
-                name, make, formula, source, dict(params or {}), frozenset(positive), dict(within or {}), dict(facts or {})
+                name,
+                make,
+                formula,
+                source,
+                dict(params or {}),
+                frozenset(positive),
+                dict(within or {}),
+                dict(facts or {}),
             )
             return make
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 SCHEDULES = Registry("schedule")
 LEAST_SHARE = 1e-9
-NARROWEST = 1e-3  # of a range of logsnr: in less, the bins of an adaptive schedule are too near each other to be smoothed
+NARROWEST = (
+    1e-3  # of a range of logsnr: in less, the bins of an adaptive schedule are too near each other to be smoothed
+)
 
 
 class Curve(Protocol):

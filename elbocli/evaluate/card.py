@@ -99,7 +99,9 @@ def _numbers(result: dict[str, Any], count: int) -> list[str]:
         told = _spread(result, stem, bracket + rest, count)
         found.append(f"- {NAMED[stem]}{network}: **{said(value)}**{told}")
     if "mismatch" in result:
-        pairs = "; ".join(f"{code(key)} {said(pair[0])} against {said(pair[1])}" for key, pair in result["mismatch"].items())
+        pairs = "; ".join(
+            f"{code(key)} {said(pair[0])} against {said(pair[1])}" for key, pair in result["mismatch"].items()
+        )
         found.append(f"- **Made differently from the reference, so these compare with no others**: {pairs}")
     return found
 
@@ -146,7 +148,9 @@ def _drawn(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
     common = result.get("made") or {}
     each = [common if one is result else {**common, **(one.get("made") or {})} for one in repeats]
     keys = [key for key in DRAWN if key not in OPTIONAL or any(key in made for made in each)]
-    keys += [key for key in dict.fromkeys(key for made in each for key in made) if key not in DRAWN and key != "command"]
+    keys += [
+        key for key in dict.fromkeys(key for made in each for key in made) if key not in DRAWN and key != "command"
+    ]
     lines = []
     for key in keys:
         values = list(dict.fromkeys(said(made.get(key)) for made in each))
@@ -165,4 +169,7 @@ def _reference(result: dict[str, Any]) -> list[str]:
 
 def _commands(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
     drawn = [(one.get("made") or {}).get("command") or (result.get("made") or {}).get("command") for one in repeats]
-    return [*(f"- samples: {commands}" for commands in dict.fromkeys(map(said, drawn))), f"- scores: {said(result.get('command'))}"]
+    return [
+        *(f"- samples: {commands}" for commands in dict.fromkeys(map(said, drawn))),
+        f"- scores: {said(result.get('command'))}",
+    ]

@@ -107,7 +107,9 @@ def repeated(results: Sequence[tuple[Values, Facts]]) -> dict[str, Any]:
     shared |= {"mismatch": differing} if differing else {}
     made = [facts["made"] for _, facts in results]
     shared["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}
-    each = [{**values, **{k: v for k, v in facts.items() if k not in shared or k == "made"}} for values, facts in results]
+    each = [
+        {**values, **{k: v for k, v in facts.items() if k not in shared or k == "made"}} for values, facts in results
+    ]
     own = [{**one, "made": {k: v for k, v in one["made"].items() if k not in shared["made"]}} for one in each]
     return {**merged, **shared, "repeats": own}
 

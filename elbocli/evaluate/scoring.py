@@ -167,7 +167,9 @@ def _extractor(settings: Settings, sources: Sequence[Source], world: World) -> E
     with world.together():
         if any(source.saved is None for source in sources):
             if told and name not in told and not settings.extractor:
-                raise UsageError("; ".join(f"{of.name} is of {known}" for known, of in told.items()) + ": name it with --extractor")
+                raise UsageError(
+                    "; ".join(f"{of.name} is of {known}" for known, of in told.items()) + ": name it with --extractor"
+                )
             chosen = make_extractor(name, settings.extractor_weights, world.device)
     return chosen
 
@@ -251,7 +253,9 @@ def _classes_told(source: Source, extractor: Extractor | None, settings: Setting
     else:
         assert source.reader is not None
         _, height, width, channels = source.reader.shape
-        black = torch.zeros(min(settings.batch, source.n), channels, height, width, dtype=torch.uint8, device=world.device)
+        black = torch.zeros(
+            min(settings.batch, source.n), channels, height, width, dtype=torch.uint8, device=world.device
+        )
         with torch.inference_mode():
             logits = extractor(black)[1]
     return 0 if logits is None else logits.shape[1]
@@ -276,7 +280,9 @@ def _notes(results: Sequence[tuple[Values, Facts]], settings: Settings) -> Itera
     for values, facts in results:
         if "mismatch" in facts:
             keys = ", ".join(facts["mismatch"])
-            notes.append(f"{facts['samples']} and {facts['ref']} were made differently ({keys}): this compares with no others")
+            notes.append(
+                f"{facts['samples']} and {facts['ref']} were made differently ({keys}): this compares with no others"
+            )
         if any(value is None for value in values.values()):
             notes.append(f"{facts['samples']}: no interval for FID: it takes twice as many images as features")
     if differ := unlike(results):

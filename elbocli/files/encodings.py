@@ -32,7 +32,9 @@ class Encoding:
         try:
             with Image.open(io.BytesIO(content), formats=[self.name]) as image:
                 if image.size != (width, height):
-                    raise DataError(f"an image of {image.size[0]} x {image.size[1]} pixels, expected {width} x {height}")
+                    raise DataError(
+                        f"an image of {image.size[0]} x {image.size[1]} pixels, expected {width} x {height}"
+                    )
                 pixels = np.asarray(image)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise DataError(f"an image does not decode: {error}") from error

@@ -180,9 +180,14 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
     if links:
         # Second names of files that came before: rare, so all names are looked through again rather than kept.
         wanted = {target for _, target in links}
-        found = {clean(info.name): tar.span(info) for info in tar.members() if clean(info.name) in wanted and info.isreg()}
+        found = {
+            clean(info.name): tar.span(info) for info in tar.members() if clean(info.name) in wanted and info.isreg()
+        }
         for name, target in links:
-            yield prefix + name, found.get(target, Nowhere(f"a link to {printable(target)}, which is not in the archive"))
+            yield (
+                prefix + name,
+                found.get(target, Nowhere(f"a link to {printable(target)}, which is not in the archive")),
+            )
 
 
 def list_zip(path: Path) -> Iterator[Entry]:

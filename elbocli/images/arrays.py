@@ -50,20 +50,26 @@ def open_npz(path: Path) -> Rows:
     try:
         return _open_npz(path)
     except UNPACKABLE as error:
-        raise FormatError(f"{path}: damaged: {str(error)[:100] or type(error).__name__}; make or get it again") from error
+        raise FormatError(
+            f"{path}: damaged: {str(error)[:100] or type(error).__name__}; make or get it again"
+        ) from error
 
 
 def _open_npz(path: Path) -> Rows:
     archive = zipfile.ZipFile(path)
     if "arr_0.npy" not in archive.namelist():
         inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
-        raise FormatError(f"{path}: holds {inside}, but no images in arr_0; save them with numpy.savez(path, images, labels)")
+        raise FormatError(
+            f"{path}: holds {inside}, but no images in arr_0; save them with numpy.savez(path, images, labels)"
+        )
     info = archive.getinfo("arr_0.npy")
     with archive.open(info) as member:
         shape = read_header(member, str(path))
         start = member.tell()
     if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
-        raise FormatError(f"{path}: arr_0 announces {info.file_size} bytes, more than can be in it; make or get it again")
+        raise FormatError(
+            f"{path}: arr_0 announces {info.file_size} bytes, more than can be in it; make or get it again"
+        )
     labels = read_labels(archive, str(path), shape[0])
     known = None if labels is None else labels.tolist()
     row = int(np.prod(shape[1:]))
@@ -94,7 +100,9 @@ def is_array(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            return "arr_0.npy" in names or (bool(names) and all("/" not in name and name.endswith(".npy") for name in names))
+            return "arr_0.npy" in names or (
+                bool(names) and all("/" not in name and name.endswith(".npy") for name in names)
+            )
     except UNPACKABLE:
         return False
 

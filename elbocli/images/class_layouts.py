@@ -61,7 +61,9 @@ def find(root: Path, any_depth: bool, among: bool, complain: Complain, ours: Seq
         return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
     try:
         if not root.exists():
-            raise DataError(f"{root}: no such folder or file; expected images: a folder, tar, zip, .npz, .npy or dataset")
+            raise DataError(
+                f"{root}: no such folder or file; expected images: a folder, tar, zip, .npz, .npy or dataset"
+            )
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
         with open(root, "rb") as file:

@@ -74,7 +74,11 @@ def read_meta(path: Path) -> Classes:
 
     try:
         table = loadmat(path, squeeze_me=True)["synsets"].reshape(-1)
-        rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in table if row["num_children"] == 0]
+        rows = [
+            (int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"]))
+            for row in table
+            if row["num_children"] == 0
+        ]
     except Exception as error:  # scipy raises of everything for damaged files
         raise DataError(f"{path}: not the devkit's meta.mat ({' '.join(str(error).split())[:100]})") from error
     rows.sort()
@@ -120,7 +124,9 @@ def assign(
 def _note_empty(classes: Classes, used: set[str], notes: list[str]) -> None:
     empty = [key for key in classes.keys if key not in used]
     if empty and len(empty) < len(classes.keys):
-        notes.append(f"{classes.path}: {len(empty)} of its {len(classes.keys)} classes have no images here ({some(empty)})")
+        notes.append(
+            f"{classes.path}: {len(empty)} of its {len(classes.keys)} classes have no images here ({some(empty)})"
+        )
 
 
 def _numbered(
@@ -139,7 +145,9 @@ def _numbered(
             dropped: list[Word] = sorted(used - set(index))
             return [index.get(number, -1) for number in numbers], classes.names, dropped
     first = int(bare and min(numbers) > 0)
-    names = [str(number) for number in range(first, largest + 1)] if largest < max(1000, 10 * len(numbers)) + first else []
+    names = (
+        [str(number) for number in range(first, largest + 1)] if largest < max(1000, 10 * len(numbers)) + first else []
+    )
     if listed is not None:
         names = classes.names
         if largest - first >= len(names):

@@ -107,7 +107,8 @@ def _reduce_is_box() -> bool:
     noise = Image.fromarray(np.random.Generator(np.random.Philox(0)).integers(0, 256, (62, 64, 3), np.uint8))
     shapes = [noise.crop((0, 0, width, height)) for width in (63, 64) for height in (61, 62)]
     return all(
-        step.resize((step.size[0] // 2, step.size[1] // 2), BOX).tobytes() == _two_steps(step).tobytes() for step in shapes
+        step.resize((step.size[0] // 2, step.size[1] // 2), BOX).tobytes() == _two_steps(step).tobytes()
+        for step in shapes
     )
 
 

@@ -53,7 +53,9 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
-            raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected one class for each, or lines of NAME CLASS")
+            raise DataError(
+                f"{path}: {len(lines)} lines for {len(names)} images; expected one class for each, or lines of NAME CLASS"
+            )
         return [_word(line) for line in lines], True
     table: dict[str, Word] = {}
     bases: dict[str, set[Word]] = {}

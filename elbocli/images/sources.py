@@ -148,7 +148,9 @@ def _complete(source: Source, words: Sequence[Word | None], labels: Path | None)
             f"{source.shown(missing)}: no class{f' in {labels}' if labels else ''}, as {len(without) - 1} others have none, "
             f"but {len(known)} have one; give all of them one, or pack the two kinds apart"
         )
-    source.notes.append(left_out([source.shown(index) for index in without], "no image by its name, and without a class"))
+    source.notes.append(
+        left_out([source.shown(index) for index in without], "no image by its name, and without a class")
+    )
     return source.take([index for index, word in enumerate(words) if word is not None]), known
 
 

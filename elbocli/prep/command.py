@@ -140,7 +140,9 @@ def prep(
     unpacked to disk. Killed at any moment, the same command goes on where it stopped.
     """
     if not sources:
-        raise click.UsageError(f"one name only, {out}; give the images and the dataset to write: elbo prep SRC... OUT.h5")
+        raise click.UsageError(
+            f"one name only, {out}; give the images and the dataset to write: elbo prep SRC... OUT.h5"
+        )
     from elbocli.cli.progress_bar import show
     from elbocli.prep import pack as loop
 

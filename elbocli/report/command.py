@@ -16,7 +16,9 @@ from elbocli.cli.options import PATH, STREAM, Command, common, overwrite_option
 @click.option(
     "-o", "--out", type=PATH, default="-", show_default=True, help="Where the page goes; - is standard output."
 )
-@click.option("--samples", type=PATH, help="Images to show by class (.h5, .npz, .npy, a folder).  [default: the last preview]")
+@click.option(
+    "--samples", type=PATH, help="Images to show by class (.h5, .npz, .npy, a folder).  [default: the last preview]"
+)
 @click.option(
     "--scores",
     "results",
@@ -29,7 +31,9 @@ from elbocli.cli.options import PATH, STREAM, Command, common, overwrite_option
 )
 @overwrite_option
 @common
-def report(run: Path, out: Path, samples: Path | None, results: tuple[Path, ...], as_json: bool, overwrite: bool) -> None:
+def report(
+    run: Path, out: Path, samples: Path | None, results: tuple[Path, ...], as_json: bool, overwrite: bool
+) -> None:
     """Show RUN on one page of HTML, which needs nothing but itself: for a colleague, or for later.
 
     What was trained and whether its loss is an ELBO, losses and validation, the error by noise level and the noise

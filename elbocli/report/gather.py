@@ -124,7 +124,10 @@ class Facts:
             "validation_errors": _map(self.held_out),
             "previews": [strip.name for strip in self.previews],
             "samples": {"file": self.drawn_from, "classes": [strip.name for strip in self.drawn]},
-            **{kind: [{"file": str(r.path), **r.content} for r in self.of_kind(kind)] for kind in ("scores", "bound", "theorem")},
+            **{
+                kind: [{"file": str(r.path), **r.content} for r in self.of_kind(kind)]
+                for kind in ("scores", "bound", "theorem")
+            },
             "commands": [{"does": does, "command": line} for does, line in self.commands],
             "missing": self.missing,
         }

@@ -62,7 +62,9 @@ def _columns(rows: list[dict[str, float]]) -> dict[str, Numbers]:
         for name in names:
             values = [row[name] for row in group if name in row]
             last = name in ("step", "images") or name.startswith("val_")  # a mean of validations is none of them
-            found[name].append((values[-1] if last else sum(value / len(values) for value in values)) if values else None)
+            found[name].append(
+                (values[-1] if last else sum(value / len(values) for value in values)) if values else None
+            )
     return found
 
 

@@ -68,7 +68,10 @@ def _headline(facts: Facts) -> list[tuple[str, str, str]]:
     found = []
     if facts.last("loss") is not None:
         found.append(("training loss", number(facts.last("loss")), "nats per dimension"))
-    for name, what, unit in (("val_loss", "validation loss", "nats per dimension"), ("val_bpd", "validation bound", "bits per dimension")):
+    for name, what, unit in (
+        ("val_loss", "validation loss", "nats per dimension"),
+        ("val_bpd", "validation bound", "bits per dimension"),
+    ):
         value, se = facts.last(name), facts.last(f"{name}_se")
         if value is not None:
             found.append((what, number(value), unit + (TWICE.format(error(2 * se)) if se is not None else "")))

@@ -209,7 +209,9 @@ def _map(figure: Any, axis: Any, course: Course, values: Tensor, label: str, nor
     axis.grid(False)
     figure.subplots_adjust(right=BAR["right"])
     place = axis.get_position()
-    bar = figure.colorbar(shown, figure.add_axes((BAR["right"] + BAR["width"] / 2, place.y0, BAR["width"], place.height)))
+    bar = figure.colorbar(
+        shown, figure.add_axes((BAR["right"] + BAR["width"] / 2, place.y0, BAR["width"], place.height))
+    )
     bar.ax.grid(False)
     bar.solids.set_rasterized(True)
     bar.outline.set_visible(False)
@@ -227,9 +229,20 @@ def _errors(course: Course) -> Picture | None:
     if not len(seen):
         return None
     with _drawing("errors") as (figure, (axis,), svg):
-        _map(figure, axis, course, error.clamp(min=float(seen.min())), ERROR, LogNorm(float(seen.min()), float(seen.max())))
+        _map(
+            figure,
+            axis,
+            course,
+            error.clamp(min=float(seen.min())),
+            ERROR,
+            LogNorm(float(seen.min()), float(seen.max())),
+        )
         drawn = svg()
-    return Picture("Error by noise level, over time", f"The unweighted error of the network's ε̂ for each dimension, as it was last seen. {_fall(course)}".strip(), drawn)
+    return Picture(
+        "Error by noise level, over time",
+        f"The unweighted error of the network's ε̂ for each dimension, as it was last seen. {_fall(course)}".strip(),
+        drawn,
+    )
 
 
 def _fall(course: Course) -> str:
@@ -309,7 +322,9 @@ def _bits(facts: Facts) -> Picture | None:
         _over_images(axis)
         drawn = svg()
     words = f" Now {known[0]:.4g} ± {known[1]:.2g}." if known else ""
-    return Picture("Bound on held-out images", f"Bits per dimension, ± 2 standard errors over the images.{words}", drawn)
+    return Picture(
+        "Bound on held-out images", f"Bits per dimension, ± 2 standard errors over the images.{words}", drawn
+    )
 
 
 def _banded(axis: Any, facts: Facts, name: str, label: str) -> tuple[float, float] | None:

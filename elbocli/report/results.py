@@ -50,7 +50,11 @@ class Result:
     def drawn_by(self) -> list[str]:
         """Command lines that drew an eval's samples, of each repeat."""
         repeats = self.content.get("repeats")
-        made = [each.get("made") for each in [self.content, *(repeats if isinstance(repeats, list) else [])] if isinstance(each, dict)]
+        made = [
+            each.get("made")
+            for each in [self.content, *(repeats if isinstance(repeats, list) else [])]
+            if isinstance(each, dict)
+        ]
         told = [each.get("command") for each in made if isinstance(each, dict)]
         return [str(line) for lines in told for line in (lines if isinstance(lines, list) else [lines]) if line]
 
@@ -71,7 +75,9 @@ def _scores(content: dict[str, Any]) -> list[tuple[Any, ...]]:
         known = {end: _spread(name, end) + bracket + extractor for end in SPREADS}
         end = next((end for end, spread in known.items() if spread in values), "")
         spread = values[known[end]] if end else None
-        rows.append((name.removesuffix("_mean"), values[key], spread, SPREADS.get(end, ""), extractor.removesuffix("]")))
+        rows.append(
+            (name.removesuffix("_mean"), values[key], spread, SPREADS.get(end, ""), extractor.removesuffix("]"))
+        )
     return rows
 
 

@@ -37,7 +37,10 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
         return [*terms, _schedule_term("its schedule", schedule)]
     name, _, rest = spec.partition(":")
     if name == "schedule":
-        return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), _schedule_term("its schedule", rest)]
+        return [
+            Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"),
+            _schedule_term("its schedule", rest),
+        ]
     return [_term("weighting", spec, WEIGHTINGS.find(name))]
 
 

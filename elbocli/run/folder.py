@@ -56,7 +56,11 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
     stack.enter_context(locked(out / ".lock", str(out), patience))
     _check(out, resolved)
     store.clean(out)
-    versions = {"elbo_version": __version__, "torch_version": str(torch.__version__), "python_version": python_version()}
+    versions = {
+        "elbo_version": __version__,
+        "torch_version": str(torch.__version__),
+        "python_version": python_version(),
+    }
     store.write_config(out, {**versions, **about, **resolved.config()})
 
 

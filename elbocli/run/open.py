@@ -109,7 +109,12 @@ def open_run(
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
-    about = {**_trained(settings, config), "step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about}
+    about = {
+        **_trained(settings, config),
+        "step": checkpoint.step,
+        "images_trained": checkpoint.meta["images"],
+        **about,
+    }
     network = empty_network(config, run / "config.yaml")
     try:
         network.load_state_dict(tensors, assign=True)

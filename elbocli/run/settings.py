@@ -282,7 +282,9 @@ def _check(settings: Settings) -> None:
     if not 0 <= settings.label_dropout <= 1:
         raise UsageError(f"label-dropout is {settings.label_dropout:g}; it must be at least 0 and at most 1")
     if settings.val and settings.val_split:
-        raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
+        raise UsageError(
+            "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
+        )
     if not 0 <= settings.micro_batch <= settings.batch:
         raise UsageError(
             f"micro-batch is {settings.micro_batch}; it must be at least 0 (automatic) and at most the batch, {settings.batch}"

@@ -37,7 +37,8 @@ PRESETS = ", ".join(
 )
 GRIDS = sorted({declared.facts["usual"].grid for declared in SAMPLERS.values()})
 USUAL = "; ".join(
-    f"{grid} for {', '.join(each.name for each in SAMPLERS.values() if each.facts['usual'].grid == grid)}" for grid in GRIDS
+    f"{grid} for {', '.join(each.name for each in SAMPLERS.values() if each.facts['usual'].grid == grid)}"
+    for grid in GRIDS
 )
 
 

@@ -176,7 +176,9 @@ class Rounds:
         if self.sink is None:
             said = "ended"
         elif self.sink.partial is None:
-            said = f"{self.sink.done} of {self.n} images were written; into a file (-o FILE) the same command would go on"
+            said = (
+                f"{self.sink.done} of {self.n} images were written; into a file (-o FILE) the same command would go on"
+            )
         else:
             self._aside.settle()
             said = f"{self.sink.done} of {self.n} images are safe in {self.sink.partial.name}; the same command goes on from there"

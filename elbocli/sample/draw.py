@@ -68,10 +68,6 @@ class Settings:
     command: str = ""
 
 
-
-
-
-
 @torch.inference_mode()
 def draw(
     denoiser: Denoiser,
@@ -205,7 +201,14 @@ class _Work:
             labels = sent(torch.from_numpy(chosen).long(), self.world.device)
         shape = (config.image_size, config.image_size, config.image_channels)
         images = draw(
-            self.drawer.denoiser(labels), indices, shape, self.grid, self.settings, self.world.device, self.output, self.watch.look
+            self.drawer.denoiser(labels),
+            indices,
+            shape,
+            self.grid,
+            self.settings,
+            self.world.device,
+            self.output,
+            self.watch.look,
         )
         return images[:count]
 

@@ -28,10 +28,6 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
 
 
-
-
-
-
 class Fetched(NamedTuple):
     """What the host prepares of a part of a step's batch: rows of the dataset [n], what is stored of them
     [n, …], η of latents [n,C,h,w] or None, ε [n,H,W,C] or None.
@@ -64,9 +60,7 @@ class Examples:
     at a position depends on neither.
     """
 
-    def __init__(
-        self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None
-    ):
+    def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):
         settings = resolved.settings
         self.dataset, self.batch, self.flip, self.device = dataset, settings.batch, settings.flip, device
         self.conditional, self.drop = resolved.network.num_classes > 0, settings.label_dropout

@@ -66,7 +66,9 @@ def agreed(used: Callable[[int], int], world: World) -> Callable[[int], int]:
     return most
 
 
-def passes(spread: Replica | Sharded, config: NetworkConfig, world: World, count: int, precision: torch.autocast) -> None:
+def passes(
+    spread: Replica | Sharded, config: NetworkConfig, world: World, count: int, precision: torch.autocast
+) -> None:
     """Two parts of a step with so many images in each: the second with the gradients of the first beside it."""
     z = torch.zeros(count, config.image_channels, config.image_size, config.image_size, device=world.device)
     z = z.contiguous(memory_format=torch.channels_last)
@@ -81,7 +83,9 @@ def passes(spread: Replica | Sharded, config: NetworkConfig, world: World, count
         spread.clear()
 
 
-def micro_batch(spread: Replica | Sharded, config: NetworkConfig, world: World, share: int, precision: torch.autocast) -> int:
+def micro_batch(
+    spread: Replica | Sharded, config: NetworkConfig, world: World, share: int, precision: torch.autocast
+) -> int:
     """The part of a batch that fits in every process, on CUDA; elsewhere the whole share. Raises DataError."""
     if world.device.type != "cuda":
         return share

@@ -58,8 +58,14 @@ class Guard:
 
     @torch.no_grad()
     def update(
-        self, optimizer: torch.optim.Optimizer, gradients: list[Tensor], sharded: bool, loss: Tensor, logsnr: Tensor, step: int
-    ) -> Tensor:  # fmt: skip
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradients: list[Tensor],
+        sharded: bool,
+        loss: Tensor,
+        logsnr: Tensor,
+        step: int,
+    ) -> Tensor:
         """The optimizer's step, if it may be. loss, logsnr: [n] of this process's images, on the device;
         gradients: of `scale` times the mean loss, parts of them if sharded. Returns [the whole batch's summed loss, the
         gradient's norm, 1], or zeros if it was left out; float64.
@@ -102,10 +108,16 @@ class Guard:
             finite = loss.isfinite()
             place = loss.where(finite, torch.inf).argmax().view(1)
             step = torch.tensor(steps, dtype=torch.float64).to(loss.device, non_blocking=True).index_select(0, first)
-            record = torch.cat([
-                step, logsnr.index_select(0, place), place.double(), loss.index_select(0, place),
-                norms.index_select(0, first), (~finite).sum().double().view(1),
-            ])  # fmt: skip
+            record = torch.cat(
+                [
+                    step,
+                    logsnr.index_select(0, place),
+                    place.double(),
+                    loss.index_select(0, place),
+                    norms.index_select(0, first),
+                    (~finite).sum().double().view(1),
+                ]
+            )
             self._record = torch.where(bad.any() & (self._record[0] == 0), record, self._record)
 
     def look(self) -> tuple[Trouble | None, int, int]:

@@ -146,7 +146,9 @@ class Trainer:
         place = World(trouble.rank, self.world.size).share(self.settings.batch)[trouble.place]
         image = int(self.losses.indices(trouble.step - 1)[place])
         what = (
-            f"loss {trouble.loss:g}" if trouble.bad else f"gradient norm {trouble.norm:g}, largest loss {trouble.loss:g}"
+            f"loss {trouble.loss:g}"
+            if trouble.bad
+            else f"gradient norm {trouble.norm:g}, largest loss {trouble.loss:g}"
         )
         kept = (
             f"more than --max-skips {self.settings.max_skips} steps in a row were left out"
@@ -209,9 +211,11 @@ class Trainer:
         names = self.spread.names
         weights = self.copies({"model": self.live, **self.ema.named})
         state = self.optimizer.state_dict()
-        moments = {
-            key: self._whole([state["state"][i][key] for i in range(len(names))]) for key in ("exp_avg", "exp_avg_sq")
-        } if state["state"] else {}
+        moments = (
+            {key: self._whole([state["state"][i][key] for i in range(len(names))]) for key in ("exp_avg", "exp_avg_sq")}
+            if state["state"]
+            else {}
+        )
         optimizer = {
             "param_groups": state["param_groups"],
             "state": {

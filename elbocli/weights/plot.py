@@ -34,10 +34,6 @@ SHARE = 0.01
 """A point mass of p_w smaller than this is not worth a word."""
 
 
-
-
-
-
 def labels(specs: Sequence[str]) -> list[str]:
     """Legends of several specs: files by their names alone, unless two would then be called the same."""
     full = [brief(spec) for spec in specs]
@@ -67,8 +63,6 @@ class Line:
         return float(self.value[self.value > 0][-1:].sum())
 
 
-
-
 def _lines(weightings: Sequence[Weighting], at: Tensor) -> list[Line]:
     """A line per weighting; those that are the same up to a constant share one."""
     low, high = float(at[0]), float(at[-1])
@@ -89,10 +83,6 @@ def _lines(weightings: Sequence[Weighting], at: Tensor) -> list[Line]:
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
         found.append(Line(" = ".join(names), value / top, slope, rises, line_style(index)))
     return found
-
-
-
-
 
 
 def plot_weights(weightings: list[Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
@@ -163,12 +153,6 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
 
 
-
-
-
-
-
-
 def text_plot(weightings: list[Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
     """A row of block characters per weighting, w over λ scaled to its largest value."""
     names = labels([weighting.spec for weighting in weightings])
@@ -185,5 +169,3 @@ def text_plot(weightings: list[Weighting], low: float, high: float, columns: int
     ends = f"{low:g}", f"{high:g}"
     rows.append(" " * (margin + 2) + ends[0] + "logsnr".center(wide - len(ends[0]) - len(ends[1])) + ends[1])
     return rows
-
-

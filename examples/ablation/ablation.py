@@ -82,19 +82,58 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
     result: dict[str, Any] = dict(cell._asdict(), steps=steps, machine=machine())
     try:
         elbo(
-            "train", "-q", folder / "train.h5", "-o", run, "--preset", "digits", "--steps", steps, "--seed", cell.seed,
-            "--preview-every", 0, "--save-every", steps, "--keep", 1, *options,
-        )  # fmt: skip
+            "train",
+            "-q",
+            folder / "train.h5",
+            "-o",
+            run,
+            "--preset",
+            "digits",
+            "--steps",
+            steps,
+            "--seed",
+            cell.seed,
+            "--preview-every",
+            0,
+            "--save-every",
+            steps,
+            "--keep",
+            1,
+            *options,
+        )
         result["bpd"] = json.loads(elbo("bound", "-q", run, folder / "test.h5"))["bpd"]
         for sampler, count in SAMPLERS.items():
             images = elbo(
-                "sample", "-q", run, "-n", SAMPLES, "--sampler", sampler, "--steps", count, "--batch", 450,
-                "--seed", cell.seed,
-            )  # fmt: skip
-            scores = json.loads(elbo(
-                "eval", "-q", "-", "--ref", folder / "train.h5", "--extractor", folder / "classifier.pt2",
-                "--metrics", "fid,accuracy", "--classes", "balanced", feed=images,
-            ))  # fmt: skip
+                "sample",
+                "-q",
+                run,
+                "-n",
+                SAMPLES,
+                "--sampler",
+                sampler,
+                "--steps",
+                count,
+                "--batch",
+                450,
+                "--seed",
+                cell.seed,
+            )
+            scores = json.loads(
+                elbo(
+                    "eval",
+                    "-q",
+                    "-",
+                    "--ref",
+                    folder / "train.h5",
+                    "--extractor",
+                    folder / "classifier.pt2",
+                    "--metrics",
+                    "fid,accuracy",
+                    "--classes",
+                    "balanced",
+                    feed=images,
+                )
+            )
             distance = next(value for key, value in scores.items() if key.startswith("frechet_distance["))
             result[sampler] = {"frechet": distance, "accuracy": scores["accuracy"]}
     except subprocess.CalledProcessError as error:
@@ -109,7 +148,11 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
 
 def gathered(path: Path) -> list[dict[str, Any]]:
     """All results of a folder, or of the file that was made of one, in order."""
-    texts = [each.read_text() for each in (path / "results").glob("*.json")] if path.is_dir() else path.read_text().splitlines()
+    texts = (
+        [each.read_text() for each in (path / "results").glob("*.json")]
+        if path.is_dir()
+        else path.read_text().splitlines()
+    )
     found = [json.loads(text) for text in texts]
     order = [(PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting"), (SCHEDULES, "schedule")]
     return sorted(found, key=lambda row: [*(names.index(row[key]) for names, key in order), row["seed"]])
@@ -146,7 +189,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [["prediction", "weighting", "schedule", *titles], ["---"] * (3 + len(titles))]
     for key, seeds in grouped(rows).items():
         whole = [seed for seed in seeds if seed]
-        numbers = [spread([seed[t] for seed in whole], 3 if t == "bits/dim" else 2) if whole else "failed" for t in titles]
+        numbers = [
+            spread([seed[t] for seed in whole], 3 if t == "bits/dim" else 2) if whole else "failed" for t in titles
+        ]
         note = f" ({len(seeds) - len(whole)} of {len(seeds)} failed)" if len(whole) < len(seeds) else ""
         lines.append([*key[:2], key[2] + note, *numbers])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -196,9 +241,14 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                 if values:
                     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
                     axis.errorbar(
-                        place + shift, np.mean(values), deviation, fmt="o", capsize=3,
-                        color=f"C{SCHEDULES.index(schedule)}", label=schedule if place == 0 else None,
-                    )  # fmt: skip
+                        place + shift,
+                        np.mean(values),
+                        deviation,
+                        fmt="o",
+                        capsize=3,
+                        color=f"C{SCHEDULES.index(schedule)}",
+                        label=schedule if place == 0 else None,
+                    )
         axis.set_xticks(range(len(WEIGHTINGS)), WEIGHTINGS, rotation=30, ha="right")
         axis.grid(axis="y", alpha=0.3)
         if title != "bits/dim":
@@ -225,7 +275,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def machine() -> str:
     """The processor's name, as the system tells it."""
     cpu = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []  # fmt: skip
+    names = (
+        [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+        if cpu.exists()
+        else []
+    )
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 

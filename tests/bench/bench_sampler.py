@@ -64,7 +64,9 @@ class Noise:
         return Stream(0, f"sample-{self.draws}").normal(range(n), (height, width, channels)).permute(0, 3, 1, 2)
 
 
-def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[], torch.Tensor], steps: int = STEPS) -> int:
+def ours(
+    spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[], torch.Tensor], steps: int = STEPS
+) -> int:
     """A walk; its evaluations."""
     denoiser = Denoiser(network, PREDICTION)
     grid = time_grid(parse_schedule(parse_sampler(spec).usual.grid, -12, 12, clip=True), steps)

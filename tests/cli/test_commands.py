@@ -647,7 +647,8 @@ def test_too_little_memory_is_told(trained: Path) -> None:
     sample = ["-m", "elbocli", "sample", trained, "-n", "200000", "--batch", "200000", "--steps", "1"]
     result = subprocess.run(
         ["bash", "-c", line, "bash", sys.executable, *map(str, sample), "-o", str(trained.parent / "many.npy")],
-        capture_output=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+    )
     check(result, 1, "elbo sample: error: out of memory (", "smaller --batch")
     assert not (trained.parent / "many.npy").exists()

@@ -38,7 +38,12 @@ def offered(line: str, cwd: Path) -> list[str]:
     words = line.split(" ")
     question = {"_ELBO_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     result = subprocess.run(
-        [sys.executable, "-c", ASK], cwd=cwd, env={**os.environ, **question}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", ASK],
+        cwd=cwd,
+        env={**os.environ, **question},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
     return [line.removeprefix("plain,") for line in result.stdout.split()]
@@ -162,7 +167,13 @@ def test_fish_completes(here: Path, environment: dict[str, str]) -> None:
     lines = ["elbo weights check sigm", "elbo sample run-", "elbo train --preset digits-", "elbo report run-a --sc"]
     script = "elbo completion fish | source; " + "; ".join(f"complete -C '{line}'" for line in lines)
     result = subprocess.run(
-        ["fish", "--no-config", "-c", script], cwd=here, env=environment, capture_output=True, text=True, timeout=120, check=True
+        ["fish", "--no-config", "-c", script],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     found = [line.split("\t")[0] for line in result.stdout.splitlines()]
     assert found == ["sigmoid", "run-a", "run-b", "digits-uvit", "--scores"]

@@ -87,7 +87,9 @@ def test_packed_trained_and_sampled_by_the_commands(
     with h5py.File(tmp_path / "l.h5") as file:
         assert file["latents"].dtype == np.float16 and len(file["latents"]) == 2 * len(photos)
         assert file["files"][0] == file["files"][1] != file["files"][2]
-        assert file["labels"][:].tolist() == sorted(file["labels"][:]) and file["class_counts"][:].sum() == 2 * len(photos)
+        assert file["labels"][:].tolist() == sorted(file["labels"][:]) and file["class_counts"][:].sum() == 2 * len(
+            photos
+        )
     line = ["train", "l.h5", "--preset", preset, "--steps", 3, "--preview-every", 0]
     trained = elbo(*line, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr

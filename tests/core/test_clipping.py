@@ -46,7 +46,9 @@ def test_dynamic_of_the_largest_value_only_scales():
     np.testing.assert_allclose(found, x / x.abs().amax((1, 2, 3), keepdim=True), rtol=1e-12)
 
 
-@pytest.mark.parametrize("text", ["dynamic:percentile=0", "dynamic:percentile=101", "static:percentile=1", "hard", "none:1"])
+@pytest.mark.parametrize(
+    "text", ["dynamic:percentile=0", "dynamic:percentile=101", "static:percentile=1", "hard", "none:1"]
+)
 def test_nonsense_is_refused(text):
     with pytest.raises(UsageError):
         parse_clip(text)

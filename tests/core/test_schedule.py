@@ -245,10 +245,27 @@ def test_a_range_that_does_not_rise_within_the_limit_is_refused(low, high):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "cosin", "cosine:s=1", "cosine:shift", "cosine:shift=x", "edm:std=0", "edm:std=-1", "edm:mean=nan",
-     "edm:mean=1,mean=2", "iddpm:s=0", "linear-beta:beta_min=-1", "linear-beta:beta_min=30", "edm-sample:sigma_min=90",
-     "edm-sample:rho=0", "fm-ot:monotone", "cosine,shift=1", "interpolated:low=0", "interpolated:low=10,high=232"],
-)  # fmt: skip
+    [
+        "",
+        "cosin",
+        "cosine:s=1",
+        "cosine:shift",
+        "cosine:shift=x",
+        "edm:std=0",
+        "edm:std=-1",
+        "edm:mean=nan",
+        "edm:mean=1,mean=2",
+        "iddpm:s=0",
+        "linear-beta:beta_min=-1",
+        "linear-beta:beta_min=30",
+        "edm-sample:sigma_min=90",
+        "edm-sample:rho=0",
+        "fm-ot:monotone",
+        "cosine,shift=1",
+        "interpolated:low=0",
+        "interpolated:low=10,high=232",
+    ],
+)
 def test_a_bad_spec_is_refused(text):
     with pytest.raises(UsageError):
         parse_schedule(text)
@@ -355,9 +372,20 @@ def test_a_shifted_table_moves_with_its_ends(rows, shift):
 
 @pytest.mark.parametrize(
     "rows",
-    [[], [(0, 1)], [(0, 1), (1, 1)], [(0, 1), (1, 2)], [(0.1, 1), (1, 0)], [(0, 1), (0.9, 0)], [(0, 2), (0.5, 1), (0.5, 0.5), (1, 0)],
-     [(0, 2), (0.6, 1), (0.5, 0.5), (1, 0)], [(0, math.nan), (1, 0)], [(0, math.inf), (1, 0)], [(0, 1, 2), (1, 0, 2)]],
-)  # fmt: skip
+    [
+        [],
+        [(0, 1)],
+        [(0, 1), (1, 1)],
+        [(0, 1), (1, 2)],
+        [(0.1, 1), (1, 0)],
+        [(0, 1), (0.9, 0)],
+        [(0, 2), (0.5, 1), (0.5, 0.5), (1, 0)],
+        [(0, 2), (0.6, 1), (0.5, 0.5), (1, 0)],
+        [(0, math.nan), (1, 0)],
+        [(0, math.inf), (1, 0)],
+        [(0, 1, 2), (1, 0, 2)],
+    ],
+)
 def test_bad_knots_are_refused(rows):
     with pytest.raises(UsageError):
         Table(rows)

@@ -492,9 +492,22 @@ def test_shifts_in_text_and_options_add_up():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "sigmod", "sigmoid:bias", "sigmoid:bias=x", "sigmoid:bias=nan", "sigmoid:gamma=1", "edm:std=0", "min-snr:gamma=-1",
-     "schedule:", "schedule:nope", "schedule:cosine:bias=2", "ddpm:beta_min=30", "edm:shift=inf"],
-)  # fmt: skip
+    [
+        "",
+        "sigmod",
+        "sigmoid:bias",
+        "sigmoid:bias=x",
+        "sigmoid:bias=nan",
+        "sigmoid:gamma=1",
+        "edm:std=0",
+        "min-snr:gamma=-1",
+        "schedule:",
+        "schedule:nope",
+        "schedule:cosine:bias=2",
+        "ddpm:beta_min=30",
+        "edm:shift=inf",
+    ],
+)
 def test_a_bad_spec_is_refused(text):
     with pytest.raises(UsageError):
         parse_weighting(text)(LAMBDA)

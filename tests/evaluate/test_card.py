@@ -17,13 +17,40 @@ from elbocli.evaluate.scoring import Settings
 from elbocli.files.dataset import Dataset
 
 MADE = {
-    "run": "runs/a", "step": 40, "weights": "ema-0.999", "weights_sha256": "ab" * 32, "images_trained": 640,
-    "trained_on": "cd" * 32, "crop": "center", "filter": "box, bicubic", "trained_weighting": "sigmoid:bias=2", "trained_schedule": "adaptive", "prediction": "v",
-    "sampler": "heun:s_churn=40", "schedule": "edm-sample:rho=7", "steps": 8, "nfe": 15, "guidance": 1.5,
-    "guidance_low": -2.0, "guidance_high": 4.0, "guide": "runs/b", "clip": "none", "classes": "balanced", "seed": 0,
+    "run": "runs/a",
+    "step": 40,
+    "weights": "ema-0.999",
+    "weights_sha256": "ab" * 32,
+    "images_trained": 640,
+    "trained_on": "cd" * 32,
+    "crop": "center",
+    "filter": "box, bicubic",
+    "trained_weighting": "sigmoid:bias=2",
+    "trained_schedule": "adaptive",
+    "prediction": "v",
+    "sampler": "heun:s_churn=40",
+    "schedule": "edm-sample:rho=7",
+    "steps": 8,
+    "nfe": 15,
+    "guidance": 1.5,
+    "guidance_low": -2.0,
+    "guidance_high": 4.0,
+    "guide": "runs/b",
+    "clip": "none",
+    "classes": "balanced",
+    "seed": 0,
     "command": "elbo sample runs/a",
-}  # fmt: skip
-NASTY = ["<script>alert(1)</script>", "`</code><b>x", "``", "a | b", "[x](http://y)", "*a* _b_ # c\n# d", "![i](j)", "\\`<i>"]
+}
+NASTY = [
+    "<script>alert(1)</script>",
+    "`</code><b>x",
+    "``",
+    "a | b",
+    "[x](http://y)",
+    "*a* _b_ # c\n# d",
+    "![i](j)",
+    "\\`<i>",
+]
 
 
 def result(reports: Any) -> dict[str, Any]:
@@ -56,7 +83,10 @@ def test_all_that_is_known_stands_in_it(digits: Path, tmp_path: Path) -> None:
         assert fact in card
     assert "10, each with 10 to 10 images" in card and "elbo eval 0.npz" in card and "elbo sample runs/a" in card
     number, error = (found[f"frechet_distance{part}[elbo-tiny]"] for part in ("", "_se"))
-    assert f"Fréchet distance by `elbo-tiny`: **{number:.5g}** ± {error:.5g} (standard error, n = 100); of infinitely" in card
+    assert (
+        f"Fréchet distance by `elbo-tiny`: **{number:.5g}** ± {error:.5g} (standard error, n = 100); of infinitely"
+        in card
+    )
     assert "over 10 splits" in card and "over subsets of 50" in card and "FID" not in card
 
 
@@ -66,7 +96,9 @@ def test_of_repeats_the_spread_and_every_file(digits: Path, tmp_path: Path) -> N
     key = "frechet_distance{}[elbo-tiny]"
     mean, spread = found[key.format("")], found[key.format("_sd")]
     assert f"**{mean:.5g}** ± {spread:.5g} (mean and standard deviation of 3 repeats, n = 100)" in card
-    assert all(f"{k}.npz`, sha256" in card for k in range(3)) and "- seed: 0, 1, 2\n" in card and "- n: 100 each" in card
+    assert (
+        all(f"{k}.npz`, sha256" in card for k in range(3)) and "- seed: 0, 1, 2\n" in card and "- n: 100 each" in card
+    )
     assert card.count("elbo sample runs/a") == 1 and "not known" not in card
 
 
@@ -92,7 +124,11 @@ def test_any_result_of_json_is_a_card() -> None:
 def test_strings_of_strangers_mean_nothing(text: str, digits: Path, tmp_path: Path) -> None:
     found = scored(digits, tmp_path)
     plain = markdown.markdown(render(found))
-    nasty = markdown.markdown(render({**found, "samples": text, "extractor": text, "command": text, "made": {**MADE, "run": text, text: text}}))
+    nasty = markdown.markdown(
+        render(
+            {**found, "samples": text, "extractor": text, "command": text, "made": {**MADE, "run": text, text: text}}
+        )
+    )
     assert nasty.count("<li>") == plain.count("<li>") + 1
     for tag in ("<script", "<b>", "<i>", "<a", "<em>a", "<img", "<h1>d"):
         assert tag not in nasty, nasty

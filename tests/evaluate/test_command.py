@@ -41,7 +41,9 @@ def test_features_repeats_and_a_card(elbo: Elbo, digits: Path, samples: list[Pat
     both = elbo("eval", *samples, "--ref", "ref.safetensors", "--fid-infinity", "--card", "card.md", cwd=tmp_path)
     check(both, 0, "120 images, below 10000: FID is biased upwards")
     found = json.loads(both.stdout)
-    assert found["extractor"] == "elbo-tiny" and len(found["repeats"]) == 2 and "frechet_distance_sd[elbo-tiny]" in found
+    assert (
+        found["extractor"] == "elbo-tiny" and len(found["repeats"]) == 2 and "frechet_distance_sd[elbo-tiny]" in found
+    )
     card = (tmp_path / "card.md").read_text()
     assert card.startswith("# Score card\n") and "2 repeats" in card and f"eval {samples[0]}" in card
     check(elbo("eval", samples[0], "--ref", digits, *line, "--card", "card.md", cwd=tmp_path), 2, "already exists")
@@ -54,11 +56,19 @@ def test_mistakes_are_told(elbo: Elbo, digits: Path, samples: list[Path]) -> Non
     for metric, option in options.items():
         result = elbo("eval", samples[0], "--ref", digits, "--metrics", "accuracy", option)
         check(result, 2, f"{option.partition('=')[0]} goes with --metrics {metric}")
-    check(elbo("eval", samples[0], "--metrics", "fod"), 2, "no metric is called 'fod'; known: fid, is, kid, prc, accuracy")
-    check(elbo("eval", samples[0], "--ref", digits, "--metrics", "kid", "--extractor", "elbo-tiny"), 1, "kid needs at least 1000")
+    check(
+        elbo("eval", samples[0], "--metrics", "fod"), 2, "no metric is called 'fod'; known: fid, is, kid, prc, accuracy"
+    )
+    check(
+        elbo("eval", samples[0], "--ref", digits, "--metrics", "kid", "--extractor", "elbo-tiny"),
+        1,
+        "kid needs at least 1000",
+    )
 
 
-def test_what_can_not_be_saved_is_told_before_the_work(elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path) -> None:
+def test_what_can_not_be_saved_is_told_before_the_work(
+    elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path
+) -> None:
     line = ("eval", samples[0], "--ref", digits, "--extractor", "nosuch.pt2")
     for option, name in (("--save-stats", "x.npz"), ("--save-features", "x.safetensors"), ("--card", "x.md")):
         check(elbo(*line, option, tmp_path / "none" / name), 1, f"there is no folder {tmp_path / 'none'}")
@@ -88,9 +98,13 @@ def test_under_torchrun_the_same_object_comes_once(
     line = ["eval", "-" if streamed else samples[0], "--ref", digits, "--extractor", "elbo-tiny", "--batch", 16]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "elbocli"]
     result = subprocess.run(
-        [*torchrun, *map(str, line)], input=samples[0].read_bytes() if streamed else None, capture_output=True,
-        timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [*torchrun, *map(str, line)],
+        input=samples[0].read_bytes() if streamed else None,
+        capture_output=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count(b"below 10000") == 1
     alone = json.loads(elbo(*line[:1], samples[0], *line[2:]).stdout)

@@ -53,9 +53,13 @@ print(json.dumps([group.forked(job["size"], lambda world: scored(world, job)) fo
 def in_groups(jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
     """Exit codes by job and rank, and what was said."""
     result = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(jobs)], capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", CODE, json.dumps(jobs)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), result.stderr
 
@@ -66,7 +70,13 @@ def test_numbers_do_not_depend_on_processes(digits: Path, tmp_path: Path) -> Non
     np.save(tmp_path / "a.npy", images)
     np.savez_compressed(tmp_path / "a.npz", images)
     jobs = [
-        {"size": size, "samples": str(tmp_path / name), "streamed": streamed, "ref": str(digits), "out": str(tmp_path / f"{k}")}
+        {
+            "size": size,
+            "samples": str(tmp_path / name),
+            "streamed": streamed,
+            "ref": str(digits),
+            "out": str(tmp_path / f"{k}"),
+        }
         for k, (size, name, streamed) in enumerate([(2, "a.npy", False), (3, "a.npz", False), (2, "a.npy", True)])
     ]
     codes, said = in_groups(jobs)

@@ -279,7 +279,11 @@ def test_saved_features_stand_for_their_images(digits: Path, tmp_path: Path) -> 
     saved, other = tmp_path / "a.safetensors", tmp_path / "ref.safetensors"
     plain = score(images, digits, save_features=saved, **options)
     score(digits, None, metrics=("fid",), save_features=other)
-    assert plain["made"] == about and (plain["classes"], plain["fewest_of_a_class"], plain["most_of_a_class"]) == (10, 12, 12)
+    assert plain["made"] == about and (plain["classes"], plain["fewest_of_a_class"], plain["most_of_a_class"]) == (
+        10,
+        12,
+        12,
+    )
     again = score(saved, other, extractor="", **options)
     assert set(again) == set(plain)
     for key in set(plain) - {"samples", "ref"}:
@@ -330,7 +334,10 @@ def test_statistics_of_adm_and_edm_give_the_fid_of_their_images(layout: Any, dig
     ref = layout(tmp_path / "ref.npz", rgb, features_of(rgb))
     half = save_npy(tmp_path / "half.npy", rgb[:150] // 2)
     found = score(half, ref)
-    assert found[TINY] == pytest.approx(score(half, save_npy(tmp_path / "rgb.npy", rgb))[TINY], abs=1e-4) and found[TINY] > 1
+    assert (
+        found[TINY] == pytest.approx(score(half, save_npy(tmp_path / "rgb.npy", rgb))[TINY], abs=1e-4)
+        and found[TINY] > 1
+    )
     assert found["ref_sha256"] == hashlib.sha256(ref.read_bytes()).hexdigest()
 
 
@@ -355,7 +362,12 @@ def test_images_beside_statistics_serve_what_needs_features(digits: Path, tmp_pa
 def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Path) -> None:
     score(digits, None, tmp_path / "ref.npz", metrics=("fid",))
     statistics = read_statistics(tmp_path / "ref.npz")
-    assert statistics.about["preprocessing"] == {"image_size": 8, "channels": 1, "crop": "center", "filter": "box, bicubic"}
+    assert statistics.about["preprocessing"] == {
+        "image_size": 8,
+        "channels": 1,
+        "crop": "center",
+        "filter": "box, bicubic",
+    }
     other = {**statistics.about["preprocessing"], "crop": "none", "filter": "lanczos"}
     write_statistics(tmp_path / "ref.npz", replace(statistics, about={**statistics.about, "preprocessing": other}))
     with pytest.raises(DataError, match=r"crop is none, that of .* center; filter is lanczos, that of .* box, bicubic"):
@@ -365,7 +377,9 @@ def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Pat
     assert any(message.endswith("made differently (crop, filter): this compares with no others") for message in warned)
     allowed = score(digits, tmp_path / "ref.npz", allow_mismatch=True)
     assert allowed["mismatch"] == {"crop": ["center", "none"], "filter": ["box, bicubic", "lanczos"]}
-    assert "mismatch" not in score(save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(20))), tmp_path / "ref.npz")
+    assert "mismatch" not in score(
+        save_npy(tmp_path / "a.npy", Dataset(digits).batch(np.arange(20))), tmp_path / "ref.npz"
+    )
 
 
 @pytest.mark.parametrize("name", ["s.h5", "s.npz"])
@@ -414,9 +428,7 @@ def test_samples_of_a_long_list_of_classes_know_it_whole(trained: Path, tmp_path
     assert (made["classes"], made["command"]) == (classes, settings.command)
 
 
-def test_only_the_published_network_on_a_like_reference_has_the_published_names(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_only_the_published_network_on_a_like_reference_has_the_published_names(digits: Path, tmp_path: Path) -> None:
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     read = read_features(saved)
@@ -452,12 +464,16 @@ def test_too_few_images_are_refused_by_every_metric(digits: Path, tmp_path: Path
             if needed > 1:
                 few = save_npy(tmp_path / f"few-{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
                 pair = (few, many) if side == 0 else (many, few)
-                with pytest.raises(DataError, match=rf"{few.name}: {needed - 1} images; {name} needs at least {needed}"):
+                with pytest.raises(
+                    DataError, match=rf"{few.name}: {needed - 1} images; {name} needs at least {needed}"
+                ):
                     score(*pair, metrics=(name,), **options)
     with pytest.raises(DataError, match="19 images; fid needs at least 20"):
         score(save_npy(tmp_path / "19.npy", np.zeros((19, 8, 8, 1), np.uint8)), many, fid_infinity=True)
     with pytest.raises(DataError, match="one image is no distribution"):
-        score(save_npy(tmp_path / "1.npy", np.zeros((1, 8, 8, 1), np.uint8)), None, tmp_path / "s.npz", metrics=("fid",))
+        score(
+            save_npy(tmp_path / "1.npy", np.zeros((1, 8, 8, 1), np.uint8)), None, tmp_path / "s.npz", metrics=("fid",)
+        )
 
 
 def test_features_that_are_not_finite_name_the_image(
@@ -540,7 +556,9 @@ def test_of_repeats_the_mean_and_the_spread_are_told_never_the_best(digits: Path
     assert found[TINY] == pytest.approx(np.mean(column), rel=1e-12)
     assert found[SPREAD] == pytest.approx(np.std(column, ddof=1), rel=1e-12) and found[SPREAD] > 0
     assert [one[TINY] for one in found["repeats"]] == column
-    assert found["made"] == {"sampler": "heun"} and [one["made"] for one in found["repeats"]] == [{"seed": k} for k in range(3)]
+    assert found["made"] == {"sampler": "heun"} and [one["made"] for one in found["repeats"]] == [
+        {"seed": k} for k in range(3)
+    ]
     assert found["n_samples"] == 100 and "samples" not in found and found["repeats"][2]["samples"] == str(paths[2])
     assert "command" in found and "samples_sha256" in found["repeats"][0]
 
@@ -559,7 +577,9 @@ def test_what_are_no_repeats_is_refused_or_warned_of(digits: Path, tmp_path: Pat
     assert any("differ in more than the seed: steps" in message for message in warned)
     assert not any("seed" in r.message for r in evaluate.run(paths[:2], digits, settings))
     cropped = repeats(tmp_path, digits, crop=["center", "none", "center"])
-    with pytest.raises(DataError, match=r"1\.npz: crop is none, that of .*0\.npz center; such scores have no common mean"):
+    with pytest.raises(
+        DataError, match=r"1\.npz: crop is none, that of .*0\.npz center; such scores have no common mean"
+    ):
         score(cropped, digits, allow_mismatch=True)
 
 

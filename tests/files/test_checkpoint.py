@@ -122,10 +122,20 @@ def test_without_any_there_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": "other"}, {"version": 2}, {"files": None}, {"files": {"../../secret": {"sha256": "x"}}}, {"files": {"..": {"sha256": "x"}}},
-     {"step": "x"}, {"step": None}, {"images": None}, {"files": {"model.safetensors": {}}}, {"files": ["model.safetensors"]},
-     {"step": math.inf}],
-)  # fmt: skip
+    [
+        {"format": "other"},
+        {"version": 2},
+        {"files": None},
+        {"files": {"../../secret": {"sha256": "x"}}},
+        {"files": {"..": {"sha256": "x"}}},
+        {"step": "x"},
+        {"step": None},
+        {"images": None},
+        {"files": {"model.safetensors": {}}},
+        {"files": ["model.safetensors"]},
+        {"step": math.inf},
+    ],
+)
 def test_a_meta_that_lies_is_refused(tmp_path, change):
     path = save(tmp_path, 1) / "meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -297,7 +307,8 @@ def test_what_is_no_run_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": "elbo-dataset"}, {"version": 2}, {"settings": None}, {"network": []}, {"data": "x"}, {"files": None}]
+    "change",
+    [{"format": "elbo-dataset"}, {"version": 2}, {"settings": None}, {"network": []}, {"data": "x"}, {"files": None}],
 )
 def test_a_config_of_another_kind_is_refused(tmp_path, change):
     store.write_config(tmp_path, {**CONFIG, **change})

@@ -344,7 +344,9 @@ def test_a_damaged_journal_is_refused_by_name(tmp_path, images, text):
 
 def test_a_journal_without_its_rows_is_not_believed(tmp_path, images):
     path = tmp_path / "out.h5"
-    (tmp_path / "out.h5.partial.json").write_text(json.dumps({"source": "s", "rows": 6, "bytes": 1152, "done": 6, "notes": {}}))
+    (tmp_path / "out.h5.partial.json").write_text(
+        json.dumps({"source": "s", "rows": 6, "bytes": 1152, "done": 6, "notes": {}})
+    )
     write(path, images(12))
     np.testing.assert_array_equal(Dataset(path).batch(np.arange(12)), images(12))
 

@@ -70,12 +70,22 @@ GOOD = json.loads(losslog.line(10, 640, sums(0)))
 
 @pytest.mark.parametrize(
     ("line", "what"),
-    [("{", "not JSON"), ("", "not JSON"), ("[1]", "JSON object"), ("7", "JSON object"), ("\xff", "not JSON"), (json.dumps({**GOOD, "step": "x"}), "expected step"),
-     (json.dumps({k: v for k, v in GOOD.items() if k != "sumsq"}), "expected step"), (json.dumps({**GOOD, "count": [1, 2]}), "expected step"),
-     (json.dumps({**GOOD, "sum": [1.0, 2.0, 3.0, float("nan")]}), "finite"), (json.dumps({**GOOD, "sum": [-1, 1, 1, 1]}), "none negative"),
-     (json.dumps({**GOOD, "count": [1], "sum": [1], "sumsq": [1]}), "4 finite"), (json.dumps({**GOOD, "sum": "abcd"}), "expected step"),
-     (json.dumps({**GOOD, "images": None}), "expected step")],
-)  # fmt: skip
+    [
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("[1]", "JSON object"),
+        ("7", "JSON object"),
+        ("\xff", "not JSON"),
+        (json.dumps({**GOOD, "step": "x"}), "expected step"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "sumsq"}), "expected step"),
+        (json.dumps({**GOOD, "count": [1, 2]}), "expected step"),
+        (json.dumps({**GOOD, "sum": [1.0, 2.0, 3.0, float("nan")]}), "finite"),
+        (json.dumps({**GOOD, "sum": [-1, 1, 1, 1]}), "none negative"),
+        (json.dumps({**GOOD, "count": [1], "sum": [1], "sumsq": [1]}), "4 finite"),
+        (json.dumps({**GOOD, "sum": "abcd"}), "expected step"),
+        (json.dumps({**GOOD, "images": None}), "expected step"),
+    ],
+)
 def test_a_bad_line_is_refused_by_number(line, what):
     with pytest.raises(FormatError, match=f"log0: line 3: .*{what}"):
         read([*text([1]), line + "\n"])
@@ -96,9 +106,19 @@ def test_an_integer_beyond_float64_is_refused():
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"format": "elbo-run"}, "format is 'elbo-run'"), ({"version": 2}, "version 2"), ({"edges": None}, "edges"), ({"edges": [1]}, "edges"),
-     ({"edges": [1, "x"]}, "edges"), ({"edges": [1, 1, 2]}, "rise"), ({"edges": [1, 0]}, "rise"), ({"edges": [0, float("inf")]}, "finite"), ({"edges": [0, 1e9]}, "within"), ({"edges": [0, 10**400]}, "")],
-)  # fmt: skip
+    [
+        ({"format": "elbo-run"}, "format is 'elbo-run'"),
+        ({"version": 2}, "version 2"),
+        ({"edges": None}, "edges"),
+        ({"edges": [1]}, "edges"),
+        ({"edges": [1, "x"]}, "edges"),
+        ({"edges": [1, 1, 2]}, "rise"),
+        ({"edges": [1, 0]}, "rise"),
+        ({"edges": [0, float("inf")]}, "finite"),
+        ({"edges": [0, 1e9]}, "within"),
+        ({"edges": [0, 10**400]}, ""),
+    ],
+)
 def test_a_bad_header_is_refused(change, what):
     head = {**json.loads(text([])[0]), **change}
     with pytest.raises(FormatError, match=f"line 1: .*{what}"):

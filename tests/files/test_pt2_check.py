@@ -108,9 +108,23 @@ def test_a_size_that_is_code_is_refused_and_not_run(edited, bomb, command):
 
 @pytest.mark.parametrize(
     "expression",
-    ["Symbol('s0', positive=True, integer=True).__class__", "().__class__.__base__.__subclasses__()", "eval('1')", "lambda: 1", "Symbol('s0 or 1')", "[1]",
-     "exec", "s0.x", "open('x', 'w')", "Symbol(\"s0\")", "Integer(1)\n", "Function('f')(1)", "1 if True else 2", "Add(1, 2) + 1"],
-)  # fmt: skip
+    [
+        "Symbol('s0', positive=True, integer=True).__class__",
+        "().__class__.__base__.__subclasses__()",
+        "eval('1')",
+        "lambda: 1",
+        "Symbol('s0 or 1')",
+        "[1]",
+        "exec",
+        "s0.x",
+        "open('x', 'w')",
+        'Symbol("s0")',
+        "Integer(1)\n",
+        "Function('f')(1)",
+        "1 if True else 2",
+        "Add(1, 2) + 1",
+    ],
+)
 def test_a_size_that_is_more_than_sums_of_symbols_is_refused(edited, expression):
     with pytest.raises(FormatError, match="refused"):
         load_program(edited(lambda model: size(model, expression)))
@@ -124,9 +138,25 @@ def test_guards_that_are_code_are_dropped_and_not_run(edited, net, bomb, command
     assert bomb.went_off
 
 
-@pytest.mark.parametrize("target", ["torch.os.system", "torch.ops.os.system", "builtins.eval", "_operator.methodcaller", "os.system", "torch.load", "torch.hub.load",
-                                    "torch.ops.aten.from_file.default", "torch.ops.aten.save.default", "torch.ops.higher_order.map", "torch.ops.aten.add.Tensor.x",
-                                    "_operator.attrgetter", "math.__loader__", "torch.ops.aten.add.Tensor\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.os.system",
+        "torch.ops.os.system",
+        "builtins.eval",
+        "_operator.methodcaller",
+        "os.system",
+        "torch.load",
+        "torch.hub.load",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.save.default",
+        "torch.ops.higher_order.map",
+        "torch.ops.aten.add.Tensor.x",
+        "_operator.attrgetter",
+        "math.__loader__",
+        "torch.ops.aten.add.Tensor\n",
+    ],
+)
 def test_a_function_that_is_no_tensor_operation_is_refused_and_not_run(edited, bomb, command, target):
     boom = {
         "target": target,
@@ -154,8 +184,20 @@ def test_an_argument_that_is_a_function_is_refused(edited, bomb):
     assert not bomb.went_off
 
 
-@pytest.mark.parametrize("name", ["data/constants/custom_obj_0", "data/constants/opaque_obj_0", "data/constants/pickled", "data/weights/weight_0.pkl", "extra/code.py",
-                                  "data/aotinductor/model/model.so", "models/other.json", "../models/model.json", "data/sample_inputs/other.pt"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/constants/custom_obj_0",
+        "data/constants/opaque_obj_0",
+        "data/constants/pickled",
+        "data/weights/weight_0.pkl",
+        "extra/code.py",
+        "data/aotinductor/model/model.so",
+        "models/other.json",
+        "../models/model.json",
+        "data/sample_inputs/other.pt",
+    ],
+)
 def test_a_record_that_a_network_does_not_need_is_refused_and_not_run(edited, bomb, name):
     with pytest.raises(FormatError, match="refused"):
         load_program(edited(records={name: pickle.dumps(bomb)}))

@@ -59,7 +59,9 @@ def test_a_file_says_how_it_was_made(path):
 def test_a_file_is_a_schedule_wherever_a_name_is(path):
     found = schedule_file.resolve_schedule(str(path))
     assert torch.equal(found.logsnr(T), table().logsnr(T))
-    assert torch.equal(schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T))
+    assert torch.equal(
+        schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T)
+    )
 
 
 def test_a_file_is_truncated_shifted_and_clipped_like_a_name(path):
@@ -96,7 +98,9 @@ def test_a_modified_weighting_of_a_file_reads_back_from_its_spec(path, modifier)
 
 def test_a_files_monotone_weighting_never_rises_and_is_nowhere_below(path):
     lam = torch.linspace(-12, 12, 4801, dtype=torch.float64)
-    plain, monotone = (schedule_file.resolve_weighting(f"schedule:{path}", monotone=flag)(lam) for flag in (False, True))
+    plain, monotone = (
+        schedule_file.resolve_weighting(f"schedule:{path}", monotone=flag)(lam) for flag in (False, True)
+    )
     assert bool((monotone.diff() <= 0).all())
     assert bool((monotone >= plain).all())
 
@@ -108,12 +112,20 @@ def test_a_declared_weighting_resolves(text):
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"format": "elbo-run"}, "format is 'elbo-run'"), ({"format": None}, "format is None"), ({"version": 2}, "version 2"), ({"knots": []}, "knots"),
-     ({"knots": "x"}, "knots"), ({"knots": [1, 2]}, "a knot is not"), ({"knots": [{"t": 0}, {"t": 1}]}, "a knot is not"),
-     ({"knots": [{"t": 0, "logsnr": "x"}, {"t": 1, "logsnr": 0}]}, "a knot is not"),
-     ({"knots": [{"t": 0, "logsnr": math.nan}, {"t": 1, "logsnr": 0}]}, "finite"),
-     ({"knots": [{"t": 0, "logsnr": 0}, {"t": 1, "logsnr": 1}]}, "fall"), ({"knots": [{"t": 0, "logsnr": 60}, {"t": 1, "logsnr": 1}]}, "outside")],
-)  # fmt: skip
+    [
+        ({"format": "elbo-run"}, "format is 'elbo-run'"),
+        ({"format": None}, "format is None"),
+        ({"version": 2}, "version 2"),
+        ({"knots": []}, "knots"),
+        ({"knots": "x"}, "knots"),
+        ({"knots": [1, 2]}, "a knot is not"),
+        ({"knots": [{"t": 0}, {"t": 1}]}, "a knot is not"),
+        ({"knots": [{"t": 0, "logsnr": "x"}, {"t": 1, "logsnr": 0}]}, "a knot is not"),
+        ({"knots": [{"t": 0, "logsnr": math.nan}, {"t": 1, "logsnr": 0}]}, "finite"),
+        ({"knots": [{"t": 0, "logsnr": 0}, {"t": 1, "logsnr": 1}]}, "fall"),
+        ({"knots": [{"t": 0, "logsnr": 60}, {"t": 1, "logsnr": 1}]}, "outside"),
+    ],
+)
 def test_a_file_that_is_no_schedule_is_refused_by_name(path, change, what):
     content = strict_yaml.read(path)
     content.update(change)
@@ -155,7 +167,9 @@ def test_the_file_behind_a_spec_is_found(path):
 def test_a_file_named_like_a_schedule_does_not_hide_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("cosine").write_text(schedule_file.to_text(table()))
-    assert torch.equal(schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T))
+    assert torch.equal(
+        schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T)
+    )
     assert torch.equal(schedule_file.resolve_schedule("./cosine").logsnr(T), table().logsnr(T))
 
 

@@ -64,12 +64,21 @@ NAN_MU[1], INF_SIGMA[0, 3] = np.nan, np.inf
 
 @pytest.mark.parametrize(
     ("arrays", "what"),
-    [({"mu": NAN_MU, "sigma": SIGMA}, "NaN or infinity"), ({"mu": MU, "sigma": INF_SIGMA}, "NaN or infinity"), ({"mu": MU}, "expected an npz with mu and sigma"),
-     ({"mu": MU[:4], "sigma": SIGMA}, "expected floats"), ({"mu": SIGMA, "sigma": SIGMA}, "expected floats"), ({"mu": MU, "sigma": SIGMA[:4]}, "expected floats"),
-     ({"mu": np.arange(5), "sigma": SIGMA}, "expected floats"), ({"mu": MU.astype(complex), "sigma": SIGMA}, "expected floats"),
-     ({"mu": MU, "sigma": SIGMA + np.triu(np.ones((5, 5)), 1)}, "no covariance"), ({"mu": MU, "sigma": SIGMA - 99 * np.eye(5)}, "a variance is negative"),
-     ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "expected"), ({"mu": MU, "sigma": SIGMA, "about": np.array("{")}, "not usable")],
-)  # fmt: skip
+    [
+        ({"mu": NAN_MU, "sigma": SIGMA}, "NaN or infinity"),
+        ({"mu": MU, "sigma": INF_SIGMA}, "NaN or infinity"),
+        ({"mu": MU}, "expected an npz with mu and sigma"),
+        ({"mu": MU[:4], "sigma": SIGMA}, "expected floats"),
+        ({"mu": SIGMA, "sigma": SIGMA}, "expected floats"),
+        ({"mu": MU, "sigma": SIGMA[:4]}, "expected floats"),
+        ({"mu": np.arange(5), "sigma": SIGMA}, "expected floats"),
+        ({"mu": MU.astype(complex), "sigma": SIGMA}, "expected floats"),
+        ({"mu": MU, "sigma": SIGMA + np.triu(np.ones((5, 5)), 1)}, "no covariance"),
+        ({"mu": MU, "sigma": SIGMA - 99 * np.eye(5)}, "a variance is negative"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "expected"),
+        ({"mu": MU, "sigma": SIGMA, "about": np.array("{")}, "not usable"),
+    ],
+)
 def test_statistics_that_cannot_be_used_are_refused(tmp_path, arrays, what):
     np.savez(tmp_path / "ref.npz", **arrays)
     with pytest.raises(FormatError, match=rf"ref\.npz: .*{what}"):

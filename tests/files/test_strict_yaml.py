@@ -11,8 +11,17 @@ from elbocli.files import strict_yaml
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("1E5", 1e5), ("-2e3", -2e3), ("+1.5e-3", 1.5e-3), ("1.", 1.0), (".5", 0.5), ("1e+2", 100.0), ("6.02_2e23", 6.022e23)],
-)  # fmt: skip
+    [
+        ("1e-4", 1e-4),
+        ("1E5", 1e5),
+        ("-2e3", -2e3),
+        ("+1.5e-3", 1.5e-3),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("1e+2", 100.0),
+        ("6.02_2e23", 6.022e23),
+    ],
+)
 def test_numbers_with_an_exponent_are_floats(text, value):
     found = strict_yaml.load(f"lr: {text}", "x")["lr"]
     assert isinstance(found, float)
@@ -71,11 +80,24 @@ def test_keys_keep_their_order():
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("a: 1\na: 2", "'a' is given twice"), ("a: {b: 1, b: 2}", "'b' is given twice"), ("a: [{b: 1, b: 2}]", "'b' is given twice"),
-     ("1: a", "not text"), ("[a]: 1", "not usable"), ("a: [1", "not usable"), ("a: 1\n\tb: 2", "not usable"), ("a: *b", "not usable"),
-     ("- a", "expected 'key: value'"), ("a", "expected 'key: value'"), ("", "found NoneType"), ("a: \x00", "not usable"),
-     ("a: 1\n---\nb: 2", "not usable"), ("a: !!binary aGk=", "not usable"), ("a: !!set {b: null}", "not usable")],
-)  # fmt: skip
+    [
+        ("a: 1\na: 2", "'a' is given twice"),
+        ("a: {b: 1, b: 2}", "'b' is given twice"),
+        ("a: [{b: 1, b: 2}]", "'b' is given twice"),
+        ("1: a", "not text"),
+        ("[a]: 1", "not usable"),
+        ("a: [1", "not usable"),
+        ("a: 1\n\tb: 2", "not usable"),
+        ("a: *b", "not usable"),
+        ("- a", "expected 'key: value'"),
+        ("a", "expected 'key: value'"),
+        ("", "found NoneType"),
+        ("a: \x00", "not usable"),
+        ("a: 1\n---\nb: 2", "not usable"),
+        ("a: !!binary aGk=", "not usable"),
+        ("a: !!set {b: null}", "not usable"),
+    ],
+)
 def test_bad_yaml_is_refused_by_name(text, what):
     with pytest.raises(FormatError, match=f"^settings: .*{what}"):
         strict_yaml.load(text, "settings")
@@ -88,9 +110,15 @@ def test_the_line_of_a_duplicate_is_told():
 
 @pytest.mark.parametrize(
     "text",
-    ["a: !!python/object/apply:os.mkdir [{}]", "a: !!python/object/new:os.mkdir {{args: [{}]}}", "!!python/object/apply:os.mkdir [{}]",
-     "a: !!python/name:os.mkdir", "a: !!python/module:os", "a: !!python/object:elbocli.errors.ElboError {{}}"],
-)  # fmt: skip
+    [
+        "a: !!python/object/apply:os.mkdir [{}]",
+        "a: !!python/object/new:os.mkdir {{args: [{}]}}",
+        "!!python/object/apply:os.mkdir [{}]",
+        "a: !!python/name:os.mkdir",
+        "a: !!python/module:os",
+        "a: !!python/object:elbocli.errors.ElboError {{}}",
+    ],
+)
 def test_python_objects_are_refused_and_nothing_runs(text, tmp_path):
     with pytest.raises(FormatError):
         strict_yaml.load(text.format(tmp_path / "proof"), "x")

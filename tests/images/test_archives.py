@@ -40,7 +40,11 @@ def test_a_folder_its_tar_and_its_zip_list_the_same(tree, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for path in tree.rglob("*"):
             archive.write(path, path.relative_to(tree))
-    found = [list(list_folder(tree, never)), list(list_tar(str(tmp_path / "x.tar"), never)), list(list_zip(tmp_path / "x.zip"))]
+    found = [
+        list(list_folder(tree, never)),
+        list(list_tar(str(tmp_path / "x.tar"), never)),
+        list(list_zip(tmp_path / "x.zip")),
+    ]
     for entries in found:
         assert listed(entries) == WANTED
         for name, place in entries:
@@ -106,7 +110,11 @@ def test_hidden_is_any_part():
 
 @pytest.mark.parametrize(
     ("suffix", "pack", "program"),
-    [(".tar.gz", gzip.compress, "gzip -dk"), (".tar.xz", lzma.compress, "xz -dk"), (".tar.zst", lambda _: b"\x28\xb5\x2f\xfd....", "zstd -d")],
+    [
+        (".tar.gz", gzip.compress, "gzip -dk"),
+        (".tar.xz", lzma.compress, "xz -dk"),
+        (".tar.zst", lambda _: b"\x28\xb5\x2f\xfd....", "zstd -d"),
+    ],
 )
 def test_a_compressed_tar_is_refused_with_the_command_that_helps(tree, tmp_path, suffix, pack, program):
     subprocess.run(["tar", "cf", tmp_path / "plain.tar", "-C", tree, "a", "b c"], check=True)

@@ -72,7 +72,10 @@ def test_a_list_names_numbers_by_line_or_by_key(tmp_path, listed):
         return found.labels, found.class_names
 
     assert classes("hot dog\nhot pot\nice\n") == ([0, 2, 1], ["hot dog", "hot pot", "ice"])
-    assert classes("n00000003 tench\nn00000001 shark\nn00000002 ray, big\n") == ([0, 2, 1], ["tench", "shark", "ray, big"])
+    assert classes("n00000003 tench\nn00000001 shark\nn00000002 ray, big\n") == (
+        [0, 2, 1],
+        ["tench", "shark", "ray, big"],
+    )
     assert classes("2 two\n0 zero\n1 one\n") == ([1, 0, 2], ["two", "zero", "one"])
     assert classes("2\ttwo\n0\tzero\n") == ([1, 0], ["two", "zero"])
     with pytest.raises(DataError, match="2 classes, but an image has class 2"):
@@ -89,14 +92,30 @@ def test_a_dataset_whose_classes_share_a_name_keeps_them_apart(pack, tmp_path, l
 
 # ILSVRC
 
-WNIDS = {1: ("n02119789", "kit fox, Vulpes macrotis"), 2: ("n02100735", "English setter"), 3: ("n02012849", "crane"), 4: ("n03126707", "crane")}
+WNIDS = {
+    1: ("n02119789", "kit fox, Vulpes macrotis"),
+    2: ("n02100735", "English setter"),
+    3: ("n02012849", "crane"),
+    4: ("n03126707", "crane"),
+}
 
 
 @pytest.fixture
 def devkit(tmp_path):
     """data/ of a devkit with four classes: meta.mat as MATLAB lays it out, and a list for six images."""
-    fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images"]
-    rows = [(float(k), wnid, words, "a gloss", 0.0, np.zeros((0, 0)), 0.0, 1300.0) for k, (wnid, words) in WNIDS.items()]
+    fields = [
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    ]
+    rows = [
+        (float(k), wnid, words, "a gloss", 0.0, np.zeros((0, 0)), 0.0, 1300.0) for k, (wnid, words) in WNIDS.items()
+    ]
     rows.append((5.0, "n00001740", "entity", "that which is", 2.0, np.array([[1.0, 2.0]]), 19.0, 0.0))
     table = np.empty((len(rows), 1), dtype=[(name, object) for name in fields])
     for index, row in enumerate(rows):
@@ -138,17 +157,23 @@ def test_what_is_no_meta_mat_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("form", "order"),
-    [(form, order) for form in ("ground truth", "kaggle") for order in ("sorted", "meta.mat", "own")] + [("caffe", "sorted")],
+    [(form, order) for form in ("ground truth", "kaggle") for order in ("sorted", "meta.mat", "own")]
+    + [("caffe", "sorted")],
 )
 def test_training_and_validation_agree(training, validation, devkit, tmp_path, form, order):
     wnids = sorted(wnid for wnid, _ in WNIDS.values())
     classes = {"sorted": None, "meta.mat": devkit / "meta.mat", "own": tmp_path / "own.txt"}[order]
-    (tmp_path / "own.txt").write_text("".join(f"{wnid} name of {wnid}\n" for wnid in (wnids[2], wnids[0], wnids[3], wnids[1])))
+    (tmp_path / "own.txt").write_text(
+        "".join(f"{wnid} name of {wnid}\n" for wnid in (wnids[2], wnids[0], wnids[3], wnids[1]))
+    )
     labels = devkit / "truth.txt"
     names = sorted(path.name for path in validation.iterdir())
     if form == "kaggle":
         labels = tmp_path / "kaggle.csv"
-        rows = [f"{name.removesuffix('.JPEG')},{wnid} 1 2 3 4 {wnid} 5 6 7 8 \n" for name, wnid in zip(names, TRUTH, strict=True)]
+        rows = [
+            f"{name.removesuffix('.JPEG')},{wnid} 1 2 3 4 {wnid} 5 6 7 8 \n"
+            for name, wnid in zip(names, TRUTH, strict=True)
+        ]
         labels.write_text("ImageId,PredictionString\n" + "".join(rows[::-1]))
     elif form == "caffe":
         labels, classes = tmp_path / "val.txt", tmp_path / "synset_words.txt"

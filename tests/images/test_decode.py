@@ -113,11 +113,19 @@ def chunked_bomb(width, height):
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(b"", "empty"), (b"hello", "not an image"), (bytes(1000), "not an image"), (encoded(Image.fromarray(RGB))[:60], "does not decode"),
-     (encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "jpeg")[:700], "does not decode"), (encoded(Image.new("L", (1, 101))), "long and thin"),
-     (encoded(Image.new("L", (300, 2))), "long and thin"), (chunked_bomb(100_000, 100_000), "too many"), (chunked_bomb(20_000, 20_000), "too many"),
-     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image")],
-)  # fmt: skip
+    [
+        (b"", "empty"),
+        (b"hello", "not an image"),
+        (bytes(1000), "not an image"),
+        (encoded(Image.fromarray(RGB))[:60], "does not decode"),
+        (encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "jpeg")[:700], "does not decode"),
+        (encoded(Image.new("L", (1, 101))), "long and thin"),
+        (encoded(Image.new("L", (300, 2))), "long and thin"),
+        (chunked_bomb(100_000, 100_000), "too many"),
+        (chunked_bomb(20_000, 20_000), "too many"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    ],
+)
 def test_bad_images_are_refused(content, what):
     with pytest.raises(DataError, match=what):
         pixels.decode(content, 3)

@@ -128,18 +128,44 @@ def test_names_with_nul_can_be_stored(tmp_path):
 
     with open_writer(tmp_path / "a.h5", plain((8, 8, 3)), 1, "") as writer:
         writer.append(ROWS[:1], 1, {})
-        writer.finish({"labels": np.zeros(1, np.int64)}, {"files": [utf8("a\0b")], "class_names": ["x"]}, {"num_classes": 1})
+        writer.finish(
+            {"labels": np.zeros(1, np.int64)}, {"files": [utf8("a\0b")], "class_names": ["x"]}, {"num_classes": 1}
+        )
     (tmp_path / "a.h5").unlink()
 
 
 # Pixels
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "LA", "PA", "RGBX", "RGBa", "I;16", "I;16L", "I;16B", "I;16N"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "RGBA",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "LA",
+        "PA",
+        "RGBX",
+        "RGBa",
+        "I;16",
+        "I;16L",
+        "I;16B",
+        "I;16N",
+    ],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("background", ["", "white"])
 def test_every_mode_of_pillow_becomes_grey_or_colour_and_in_strips_the_same(mode, channels, background, monkeypatch):
-    image = Image.frombytes(mode, (16, 12), np.random.default_rng(0).bytes(16 * 12 * 8)[: len(Image.new(mode, (16, 12)).tobytes())])
+    image = Image.frombytes(
+        mode, (16, 12), np.random.default_rng(0).bytes(16 * 12 * 8)[: len(Image.new(mode, (16, 12)).tobytes())]
+    )
     if mode == "I":
         image = Image.fromarray(np.arange(192, dtype=np.int32).reshape(12, 16) * 341)
     how = pixels.Decoding(8, channels, background=background)

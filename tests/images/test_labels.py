@@ -29,7 +29,11 @@ def read(tmp_path):
     [
         ("490\n361\n171\n", [490, 361, 171], True),
         ("n02\r\nn01\r\n\r\nn03\r\n", ["n02", "n01", "n03"], True),
-        ("\ufeffILSVRC2012_val_00000002.JPEG 361\nILSVRC2012_val_00000001.JPEG 490\nILSVRC2012_val_00000003.JPEG 7\n", [490, 361, 7], False),
+        (
+            "\ufeffILSVRC2012_val_00000002.JPEG 361\nILSVRC2012_val_00000001.JPEG 490\nILSVRC2012_val_00000003.JPEG 7\n",
+            [490, 361, 7],
+            False,
+        ),
         (
             "ImageId,PredictionString\nILSVRC2012_val_00000003,n03 1 2 3 4 n03 9 9 9 9 \nILSVRC2012_val_00000001,n01 0 0 9 9 \n"
             "ILSVRC2012_val_00000002,n02 0 0 9 9 \n",
@@ -87,7 +91,11 @@ def test_labels_beat_folders_and_leave_papers_out(tmp_path):
     source = touch(tmp_path / "src", "x/1.png", "y/2.png", "3.png", "README.md")
     (source / "labels.csv").write_text("1.png,cat\n2.png,dog\n3.png,cat\n")
     found = open_source(source, labels=source / "labels.csv")
-    assert (found.files, found.labels, found.class_names) == (["3.png", "x/1.png", "y/2.png"], [0, 0, 1], ["cat", "dog"])
+    assert (found.files, found.labels, found.class_names) == (
+        ["3.png", "x/1.png", "y/2.png"],
+        [0, 0, 1],
+        ["cat", "dog"],
+    )
     assert any("README.md left out" in note for note in found.notes) and not any("labels.csv" in n for n in found.notes)
     touch(source, "4.png")
     with pytest.raises(DataError, match=r"4\.png: no class in .*labels\.csv"):
@@ -175,11 +183,19 @@ def shard(tmp_path):
         (({".cls": "3"}, {".cls": "0\n"}, {".cls": "3"}), [3, 0, 3], ["0", "1", "2", "3"]),
         (({".cls": "dog"}, {".cls": "cat"}, {".cls": "dog"}), [1, 0, 1], ["cat", "dog"]),
         (
-            ({".json": '{"caption": "a", "label": 1}'}, {".json": '{"label": 0, "class_name": "x"}'}, {".json": '{"cls": "1"}'}),
+            (
+                {".json": '{"caption": "a", "label": 1}'},
+                {".json": '{"label": 0, "class_name": "x"}'},
+                {".json": '{"cls": "1"}'},
+            ),
             [1, 0, 1],
             ["0", "1"],
         ),
-        (({".txt": "a dog", ".cls": "1"}, {".cls": "0", ".json": '{"label": 7}'}, {".cls": "1"}), [1, 0, 1], ["0", "1"]),
+        (
+            ({".txt": "a dog", ".cls": "1"}, {".cls": "0", ".json": '{"label": 7}'}, {".cls": "1"}),
+            [1, 0, 1],
+            ["0", "1"],
+        ),
     ],
     ids=["numbers", "words", "json", "captions-too"],
 )
@@ -187,7 +203,9 @@ def test_webdataset_shards_one_by_one_or_in_a_folder(shard, sides, labels, names
     paths = []
     for number, side in enumerate(sides):
         key = f"sample{number}"
-        paths.append(shard(f"train-{number:06d}", {f"{key}.jpg": "", **{key + end: text for end, text in side.items()}}))
+        paths.append(
+            shard(f"train-{number:06d}", {f"{key}.jpg": "", **{key + end: text for end, text in side.items()}})
+        )
     by_name, in_folder = open_source(paths), open_source(paths[0].parent)
     for source in (by_name, in_folder):
         assert (source.labels, source.class_names) == (labels, names)

@@ -217,11 +217,17 @@ def test_a_failure_half_way_leaves_no_target_and_is_gone_on_with(tmp_path, image
 @pytest.mark.parametrize("name", FILES)
 def test_fewer_images_than_announced_leave_no_target(tmp_path, images, name):
     rows = images(11)
-    with pytest.raises(DataError, match="4 images came, 11 were announced"), open_samples(tmp_path / name, plan(rows)) as sink:
+    with (
+        pytest.raises(DataError, match="4 images came, 11 were announced"),
+        open_samples(tmp_path / name, plan(rows)) as sink,
+    ):
         sink.put(rows[:4])
         list(sink.finish())
     assert not (tmp_path / name).exists()
-    with pytest.raises(DataError, match="standard output: 4 images came"), open_samples(io.BytesIO(), plan(rows)) as sink:
+    with (
+        pytest.raises(DataError, match="standard output: 4 images came"),
+        open_samples(io.BytesIO(), plan(rows)) as sink,
+    ):
         sink.put(rows[:4])
         list(sink.finish())
 
@@ -236,7 +242,10 @@ def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp
 
     before = {"seed": 3, "sampler": "ddim", "command": "elbo sample run"}
     assert half(before) == 4
-    with pytest.raises(UsageError, match=r"x.*\.partial: .* --overwrite to start afresh:\n  clip: None there, 1\.5 asked for\n  seed: 3 there, 4 asked for$"):
+    with pytest.raises(
+        UsageError,
+        match=r"x.*\.partial: .* --overwrite to start afresh:\n  clip: None there, 1\.5 asked for\n  seed: 3 there, 4 asked for$",
+    ):
         half({**before, "seed": 4, "clip": 1.5})
     with pytest.raises(UsageError, match=r"n: 11 there, 5 asked for"):
         half(before, n=5)
@@ -247,7 +256,10 @@ def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp
 @pytest.mark.parametrize("name", FILES)
 def test_a_full_disk_fails_before_the_first_image_and_leaves_nothing(small_disk, name):
     huge = Plan((3000, 32, 32, 3), None, np.arange(3000), [], {})
-    with pytest.raises(DataError, match=r"x.*: could not claim \d+ bytes: No space left"), open_samples(small_disk / name, huge):
+    with (
+        pytest.raises(DataError, match=r"x.*: could not claim \d+ bytes: No space left"),
+        open_samples(small_disk / name, huge),
+    ):
         pytest.fail("the disk is too small for this")
     assert os.listdir(small_disk) == []
 
@@ -283,7 +295,10 @@ def test_a_file_finished_while_its_lock_was_waited_for_is_refused(tmp_path, imag
         first.close()
 
     monkeypatch.setattr("elbocli.files.atomic.time.sleep", finish)
-    with pytest.raises(UsageError, match="already exists"), open_samples(tmp_path / name, plan(images(2), None), wait=60):
+    with (
+        pytest.raises(UsageError, match="already exists"),
+        open_samples(tmp_path / name, plan(images(2), None), wait=60),
+    ):
         pytest.fail("the block must not be entered")
     assert os.listdir(tmp_path) == [name]
 
@@ -355,10 +370,18 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, images, name):
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((3, 8, 8, 3)), np.zeros((3, 8, 8), "u1"), np.zeros((3, 8, 8, 4), "u1"), np.zeros((0, 8, 8, 3), "u1"), np.zeros((3, 3, 8, 8), "u1"),
-     np.asfortranarray(np.zeros((3, 8, 8, 3), "u1")), np.zeros((), "u1"), np.zeros((3, 8, 8, 3), "i1")],
+    [
+        np.zeros((3, 8, 8, 3)),
+        np.zeros((3, 8, 8), "u1"),
+        np.zeros((3, 8, 8, 4), "u1"),
+        np.zeros((0, 8, 8, 3), "u1"),
+        np.zeros((3, 3, 8, 8), "u1"),
+        np.asfortranarray(np.zeros((3, 8, 8, 3), "u1")),
+        np.zeros((), "u1"),
+        np.zeros((3, 8, 8, 3), "i1"),
+    ],
     ids=lambda a: f"{a.dtype}{a.shape}",
-)  # fmt: skip
+)
 def test_arrays_that_are_no_images_are_refused(array, npy):
     with pytest.raises(FormatError, match="expected uint8"):
         read(io.BytesIO(npy(array)))
@@ -371,9 +394,19 @@ def header(text):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"hello", b"\x93NUMPY", b"\x93NUMPY\x09\x00" + bytes(200), header("{'descr': '|u1'}"), header("(1, 2"), header("{'descr': '|u1', 'shape': ("),
-     header("__import__('os').getcwd()"), header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 8, 8, 3)}"), header("'''")],
-)  # fmt: skip
+    [
+        b"",
+        b"hello",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x09\x00" + bytes(200),
+        header("{'descr': '|u1'}"),
+        header("(1, 2"),
+        header("{'descr': '|u1', 'shape': ("),
+        header("__import__('os').getcwd()"),
+        header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 8, 8, 3)}"),
+        header("'''"),
+    ],
+)
 def test_a_bad_header_is_refused(content):
     with pytest.raises(FormatError, match="standard input"):
         read(io.BytesIO(content))
@@ -478,7 +511,9 @@ def test_the_first_image_of_other_channels_is_named_and_none_is_decoded_twice(
         picture(images(1, 8, channels)[0]).save(tmp_path / f"{k}.png")
     seen = []
     whole = samples.decode
-    monkeypatch.setattr(samples, "decode", lambda content, *how, **more: seen.append(content) or whole(content, *how, **more))
+    monkeypatch.setattr(
+        samples, "decode", lambda content, *how, **more: seen.append(content) or whole(content, *how, **more)
+    )
     with pytest.raises(DataError, match=rf"5\.png: 8 x 8 pixels in {told}; pack them alike with 'elbo prep'"):
         read(tmp_path, size=4)
     assert len(seen) == 1 + 6, "the first also beforehand"

@@ -131,7 +131,9 @@ def test_papers_beside_class_folders_are_left_out_and_said(tmp_path):
 
 def test_images_beside_class_folders_are_refused_unless_labels_say_more(tmp_path):
     touch(tmp_path / "src", "a/1.png", "b/2.png", "loose.JPEG")
-    with pytest.raises(DataError, match=r"src: holds both class folders \(a, …\) and loose images \(loose\.JPEG\).*--labels"):
+    with pytest.raises(
+        DataError, match=r"src: holds both class folders \(a, …\) and loose images \(loose\.JPEG\).*--labels"
+    ):
         open_source(tmp_path / "src")
     (tmp_path / "labels").write_text("1.png x\n2.png y\nloose x\n")
     assert open_source(tmp_path / "src", labels=tmp_path / "labels").labels == [0, 0, 1]

@@ -210,13 +210,21 @@ def described(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("virtual", [False, True])
 def test_samples_say_in_what_their_parts_differ_however_they_were_joined(virtual: bool, tmp_path: Path) -> None:
-    about = [{"seed": 3, "command": "elbo sample a, b"}, {"seed": 1, "command": "c"}, {"seed": 3, "steps": 4, "command": "c"}]
+    about = [
+        {"seed": 3, "command": "elbo sample a, b"},
+        {"seed": 1, "command": "c"},
+        {"seed": 3, "steps": 4, "command": "c"},
+    ]
     parts = [samples_of(tmp_path / f"{k}.h5", 7 * k, 7 * (k + 1), **each) for k, each in enumerate(about)]
     merged(tmp_path / "all.h5", parts, virtual=virtual)
     assert described(tmp_path / "all.h5") == {
-        "sampler": "ddim", "crop": "center", "latent_shift": [1, 2], "seed": [3, 1], "command": ["elbo sample a, b", "c"],
+        "sampler": "ddim",
+        "crop": "center",
+        "latent_shift": [1, 2],
+        "seed": [3, 1],
+        "command": ["elbo sample a, b", "c"],
         "steps": [None, 4],
-    }  # fmt: skip
+    }
     merged(tmp_path / "two.h5", parts[:2])
     merged(tmp_path / "three.h5", [tmp_path / "two.h5", parts[2]])
     assert described(tmp_path / "three.h5") == described(tmp_path / "all.h5")
@@ -225,14 +233,19 @@ def test_samples_say_in_what_their_parts_differ_however_they_were_joined(virtual
 
 
 @pytest.mark.parametrize(("key", "value"), [("crop", "none"), ("crop", None), ("filter", "lanczos")])
-def test_samples_of_runs_that_saw_images_made_otherwise_are_no_one_dataset(key: str, value: Any, tmp_path: Path) -> None:
+def test_samples_of_runs_that_saw_images_made_otherwise_are_no_one_dataset(
+    key: str, value: Any, tmp_path: Path
+) -> None:
     parts = [samples_of(tmp_path / "a.h5", 0, 5), samples_of(tmp_path / "b.h5", 5, 9, **{key: value})]
     with pytest.raises(DataError, match=rf"b\.h5: {key} is .*a\.h5; parts of one dataset are made in one way"):
         merged(tmp_path / "out.h5", parts)
 
 
 def test_a_part_whose_description_is_unreadable_is_named(tmp_path: Path) -> None:
-    parts = [samples_of(tmp_path / "a.h5", 0, 5), write(tmp_path / "b.h5", "raw", 5, 9, samples='{"seed": 3} + {"seed": 4}')]
+    parts = [
+        samples_of(tmp_path / "a.h5", 0, 5),
+        write(tmp_path / "b.h5", "raw", 5, 9, samples='{"seed": 3} + {"seed": 4}'),
+    ]
     with pytest.raises(FormatError, match=r"b\.h5: its attribute samples is not usable.*merge their parts again"):
         merged(tmp_path / "out.h5", parts)
 

@@ -106,11 +106,19 @@ def test_large_images_have_the_papers_settings(size):
     preset = load_preset(f"imagenet{size}")
     train, network = preset["train"], preset["network"]
     assert (train["weighting"], train["shift"], train["schedule"], train["prediction"]) == (
-        "edm-monotonic", "auto", "adaptive", "v",
-    )  # fmt: skip
+        "edm-monotonic",
+        "auto",
+        "adaptive",
+        "v",
+    )
     assert (train["steps"], train["batch"], train["lr"], train["warmup"], train["clip"], train["ema"]) == (
-        700_000, 1024, 1e-4, 10_000, 1.0, 0.9999,
-    )  # fmt: skip
+        700_000,
+        1024,
+        1e-4,
+        10_000,
+        1.0,
+        0.9999,
+    )
     assert (train["beta2"], train["adam_eps"]) == (0.99, 1e-12)
     assert (network["family"], network["dropout"]) == ("uvit", 0.2)
     assert network["patching"] == {128: "none", 256: "dwt-1", 512: "dwt-2"}[size]
@@ -119,13 +127,21 @@ def test_large_images_have_the_papers_settings(size):
 @pytest.mark.parametrize(
     ("size", "images", "latents", "name"),
     [
-        (8, 100, False, "digits"), (32, 50_000, False, "cifar"), (64, 1000, False, "small64"),
-        (64, 1_281_167, False, "imagenet64"), (128, 1_281_167, False, "imagenet128"),
-        (256, 1_281_167, False, "imagenet256"), (512, 1_281_167, False, "imagenet512"),
-        (32, 1_281_167, True, "latents256"), (64, 1_281_167, True, "latents512"), (64, 50_000, True, "latents512"),
-        (32, 1000, True, "cifar"), (64, 1000, True, "small64"), (8, 10**6, True, "digits"),
+        (8, 100, False, "digits"),
+        (32, 50_000, False, "cifar"),
+        (64, 1000, False, "small64"),
+        (64, 1_281_167, False, "imagenet64"),
+        (128, 1_281_167, False, "imagenet128"),
+        (256, 1_281_167, False, "imagenet256"),
+        (512, 1_281_167, False, "imagenet512"),
+        (32, 1_281_167, True, "latents256"),
+        (64, 1_281_167, True, "latents512"),
+        (64, 50_000, True, "latents512"),
+        (32, 1000, True, "cifar"),
+        (64, 1000, True, "small64"),
+        (8, 10**6, True, "digits"),
     ],
-)  # fmt: skip
+)
 def test_a_preset_is_chosen_by_size_and_count_and_kind(size, images, latents, name):
     assert choose_preset(size, images, latents) == name
 

@@ -177,7 +177,7 @@ def test_a_gradient_reaches_every_parameter(change):
         ({"embedding": 0}, "embedding 0"),
         ({"dropout": 1.0}, "below 1"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused(change, said):
     with pytest.raises(UsageError, match="network: ") as caught:
         changed(**change)

@@ -13,8 +13,13 @@ SIZES = pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 6), (4, 10), (
 @SIZES
 @pytest.mark.parametrize(
     ("dtype", "low", "high"),
-    [(torch.uint8, 0, 256), (torch.int16, -(2**13), 2**13), (torch.int32, -(2**28), 2**28), (torch.int64, -(2**40), 2**40)],
-)  # fmt: skip
+    [
+        (torch.uint8, 0, 256),
+        (torch.int16, -(2**13), 2**13),
+        (torch.int32, -(2**28), 2**28),
+        (torch.int64, -(2**40), 2**40),
+    ],
+)
 def test_integers_come_back_as_they_were(dtype, low, high, rows, columns):
     x = torch.randint(low, high, (3, 2, rows, columns), generator=torch.Generator().manual_seed(rows)).to(dtype)
     once = wavelet.bands(x)

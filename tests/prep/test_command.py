@@ -52,7 +52,11 @@ def test_help_names_each_crop() -> None:
         (["digits", "a.h5", "--shard", "3/2"], 2, "'3/2' is not I/N"),
         (["digits", "a.h5", "--subset", "val", "0"], 2, "0 is not above 0"),
         (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv: can't be read: No such file"),
-        (["digits", "a.h5", "--size", "8", "--crop", "none", "--subset", "val", "0.001"], 1, "no images are left of 300"),
+        (
+            ["digits", "a.h5", "--size", "8", "--crop", "none", "--subset", "val", "0.001"],
+            1,
+            "no images are left of 300",
+        ),
     ],
 )
 def test_mistakes_are_told_what_to_do(
@@ -75,9 +79,24 @@ def test_several_sources_labels_classes_and_a_subset_from_the_command_line(
     (tmp_path / "classes.txt").write_text("3 three\n1 one\n")
     folders = [digits_folder / "1", digits_folder / "3", digits_folder / "4"]
     result = elbo(
-        "prep", *folders, "out.h5", "--size", 8, "--channels", 1, "--classes", "classes.txt", "--subset", "val", "0.25",
-        "--shuffle-seed", 1, "--workers", 2, cwd=tmp_path,
-    )  # fmt: skip
+        "prep",
+        *folders,
+        "out.h5",
+        "--size",
+        8,
+        "--channels",
+        1,
+        "--classes",
+        "classes.txt",
+        "--subset",
+        "val",
+        "0.25",
+        "--shuffle-seed",
+        1,
+        "--workers",
+        2,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     assert b"of 1 classes that classes.txt doesn't list are left out (4)" in result.stderr
     data = Dataset(tmp_path / "out.h5")
@@ -161,7 +180,9 @@ def test_folders_called_like_splits_are_warned_of(digits_folder: Path, tmp_path:
 # Progress
 
 
-def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: list[Report], step: float) -> list[str]:
+def lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: list[Report], step: float
+) -> list[str]:
     clock = iter(range(10**6))
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: step * next(clock))
     monkeypatch.setattr(Command, "path", "elbo prep")

@@ -131,7 +131,15 @@ def expected(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def test_the_folder_itself(tree: Path, expected: dict[str, Any]) -> None:
     assert expected["classes"] == ["a", "b", "c d", "é"]
     assert expected["labels"] == [1, 1, 1, 2, 2, 3, 3]
-    assert expected["files"] == ["b/10.png", "b/2.png", "b/deep/er/1.png", "c d/x y.png", "c d/é.png", "é/0.png", "é/1.png"]
+    assert expected["files"] == [
+        "b/10.png",
+        "b/2.png",
+        "b/deep/er/1.png",
+        "c d/x y.png",
+        "c d/é.png",
+        "é/0.png",
+        "é/1.png",
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -191,9 +199,7 @@ def ilsvrc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_ilsvrc_is_packed_without_unpacking(
-    ilsvrc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ilsvrc_is_packed_without_unpacking(ilsvrc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.01)
@@ -210,7 +216,11 @@ def test_ilsvrc_is_packed_without_unpacking(
     assert 2 * CLASSES * 16 * 16 * 3 <= peak <= out.stat().st_size + 32_768
     assert data.class_names == [f"n{label:08d}" for label in range(CLASSES)]
     assert data.labels.tolist() == [label for label in range(CLASSES) for _ in range(2)]
-    assert data.strings("files")[:3] == ["n00000000/n00000000_0.JPEG", "n00000000/n00000000_1.JPEG", "n00000001/n00000001_0.JPEG"]
+    assert data.strings("files")[:3] == [
+        "n00000000/n00000000_0.JPEG",
+        "n00000000/n00000000_1.JPEG",
+        "n00000001/n00000001_0.JPEG",
+    ]
     for row, (label, k) in {0: (0, 0), 1: (0, 1), 1999: (999, 1)}.items():
         assert np.array_equal(data.batch(np.array([row]))[0], cropped(picture((label * 7 + k) % 50), 16))
 
@@ -262,7 +272,12 @@ def test_plain_h5py_reads_it(tree: Path, tmp_path: Path, store: str) -> None:
     with h5py.File(tmp_path / "x.h5", "r") as file:
         assert file.attrs["format"] == "elbo-dataset" and file.attrs["count"] == 7
         assert [name.decode() for name in file["class_names"][()]] == ["a", "b", "c d", "é"]
-        assert file["labels"][()].tolist() == [1, 1, 1, 2, 2, 3, 3] and file["class_counts"][()].tolist() == [0, 3, 2, 2]
+        assert file["labels"][()].tolist() == [1, 1, 1, 2, 2, 3, 3] and file["class_counts"][()].tolist() == [
+            0,
+            3,
+            2,
+            2,
+        ]
         assert all(not file[name].is_virtual and not file[name].external for name in file)
         if store == "raw":
             images = file["images"][()]

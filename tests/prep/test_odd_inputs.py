@@ -136,7 +136,15 @@ with ThreadPoolExecutor(8) as pool:
 """
 
 
-def measured(tmp_path: Path, image: Image.Image, kind: str, times: int = 2, background: str = "", crop: str = "center", **options: object) -> tuple[str, int]:
+def measured(
+    tmp_path: Path,
+    image: Image.Image,
+    kind: str,
+    times: int = 2,
+    background: str = "",
+    crop: str = "center",
+    **options: object,
+) -> tuple[str, int]:
     """(what was said, megabytes) of decoding a large image several times at once."""
     image.save(tmp_path / "large", kind, **options)  # type: ignore[arg-type]
     line = [sys.executable, "-c", MEASURE + PEAK, str(tmp_path / "large"), background, crop, str(times)]
@@ -150,8 +158,12 @@ LARGEST = (9459, 9459)
 @needs_proc
 @pytest.mark.parametrize(
     ("mode", "background", "crop", "said"),
-    [("RGBA", "white", "center", "alpha blended"), ("I;16", "", "edm", "16-bit scaled"), ("LA", "", "center", "alpha dropped")],
-)  # fmt: skip
+    [
+        ("RGBA", "white", "center", "alpha blended"),
+        ("I;16", "", "edm", "16-bit scaled"),
+        ("LA", "", "center", "alpha dropped"),
+    ],
+)
 def test_the_largest_images_decoded_at_once_take_less_than_a_gigabyte(
     tmp_path: Path, mode: str, background: str, crop: str, said: str
 ) -> None:

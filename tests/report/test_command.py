@@ -51,7 +51,15 @@ def run(elbo: Callable[..., Any], trained: Path, digits: Path, tmp_path_factory:
     config |= {"device_name": "x" * 300, "command": "elbo train " + "x" * 300}
     (copy / "config.yaml").write_text(strict_yaml.dump(config))
     (copy / "validation.jsonl").write_bytes((copy / "losslog.jsonl").read_bytes())
-    line = {"step": 40, "images": 640, "val_images": 9, "val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}
+    line = {
+        "step": 40,
+        "images": 640,
+        "val_images": 9,
+        "val_loss": 0.5,
+        "val_loss_se": 0.01,
+        "val_bpd": 4.5,
+        "val_bpd_se": 0.02,
+    }
     with open(copy / "metrics.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     assert elbo("sample", trained, "-n", 40, "--steps", 2, "-o", "s.h5", cwd=folder).returncode == 0
@@ -205,7 +213,12 @@ def test_a_browser_shows_all_of_it_without_errors(width: int, page: Path, tmp_pa
     assert light["height"] < (12_000 if width == 400 else 6_000)
     dark, console = browse(page, width, True, tmp_path)
     assert console == []
-    assert sum(map(int, re.findall(r"\d+", dark["paper"])[:3])) < 128 < 600 < sum(map(int, re.findall(r"\d+", light["paper"])[:3]))
+    assert (
+        sum(map(int, re.findall(r"\d+", dark["paper"])[:3]))
+        < 128
+        < 600
+        < sum(map(int, re.findall(r"\d+", light["paper"])[:3]))
+    )
     assert dark["ink"] != light["ink"] and dark["line"] != light["line"]
 
 

@@ -140,7 +140,9 @@ def test_damage_in_the_middle_and_other_bins_are_left_out_and_named(tmp_path: Pa
     log(tmp_path / "l", 3)
     header, *lines = (tmp_path / "l").read_text().splitlines()
     other = losslog.header(bin_edges(-5, 5, 3)).strip()
-    (tmp_path / "l").write_text("\n".join([header, lines[0], "rubbish", other, lines[1], lines[1], "[" * 99999, lines[2]]))
+    (tmp_path / "l").write_text(
+        "\n".join([header, lines[0], "rubbish", other, lines[1], lines[1], "[" * 99999, lines[2]])
+    )
     said: list[str] = []
     course = read_course(tmp_path / "l", said.append)
     assert course is not None and course.images == [10, 20, 30]

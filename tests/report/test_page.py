@@ -29,7 +29,9 @@ from elbocli.report.thumbnails import LARGEST_TILE
 
 ALERT = "<script>alert(1)</script>"
 HOSTILE = f"\"><img src=x onerror='alert(1)'>{ALERT}"
-BOUND = {key: {"nats": 1.0, "nats_se": 0.1, "bpd": 0.5, "bpd_se": 0.05} for key in ("prior", "reconstruction", "diffusion")}
+BOUND = {
+    key: {"nats": 1.0, "nats_se": 0.1, "bpd": 0.5, "bpd_se": 0.05} for key in ("prior", "reconstruction", "diffusion")
+}
 BOUND |= {"nats": 3.0, "nats_se": 0.1, "bpd": 1.5, "bpd_se": 0.05}  # type: ignore[dict-item]
 
 
@@ -101,7 +103,9 @@ def test_the_page_needs_nothing_but_itself(shown: tuple[Facts, str]) -> None:
     assert "default-src 'none'" in page and "@import" not in page
     names = [value for name, value in read.attributes if name == "id"]
     assert len(names) == len(set(names))
-    referred = {value[1:] for value in addresses if value and value[0] == "#"} | set(re.findall(r"url\(#([^)]+)\)", page))
+    referred = {value[1:] for value in addresses if value and value[0] == "#"} | set(
+        re.findall(r"url\(#([^)]+)\)", page)
+    )
     assert referred <= set(names)
 
 
@@ -126,7 +130,13 @@ def test_strings_of_strangers_are_shown_as_text(copy: Path, tmp_path: Path) -> N
     config["data"] |= {"class_names": names, "path": HOSTILE, "payload_sha256": HOSTILE}
     config["settings"] |= {"weighting": HOSTILE, "on_checkpoint": HOSTILE}
     (copy / "config.yaml").write_text(strict_yaml.dump(config))
-    scores = {f"frechet_{HOSTILE}[{HOSTILE}]": 1.0, HOSTILE: HOSTILE, "n_samples": 2, "extractor": HOSTILE, "command": HOSTILE}
+    scores = {
+        f"frechet_{HOSTILE}[{HOSTILE}]": 1.0,
+        HOSTILE: HOSTILE,
+        "n_samples": 2,
+        "extractor": HOSTILE,
+        "command": HOSTILE,
+    }
     (copy / "a.json").write_text(json.dumps(scores))
     (copy / "b.json").write_text(json.dumps({**BOUND, HOSTILE: HOSTILE}))
     sides = {side: {"nats": 1.0, "se": 0.1} for side in ("left", "right")}
@@ -154,7 +164,9 @@ def in_training(run: Path) -> None:
 
 def interrupted(run: Path) -> None:
     status = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**status, "state": "interrupted", "message": "SIGTERM; saved step 40"}))
+    (run / "status.json").write_text(
+        json.dumps({**status, "state": "interrupted", "message": "SIGTERM; saved step 40"})
+    )
 
 
 def just_begun(run: Path) -> None:
@@ -223,7 +235,13 @@ STATES: dict[Callable[[Path], None], list[str]] = {
     no_checkpoint: ["no checkpoint yet", "no previews yet"],
     in_training: ["metrics.jsonl: 1 damaged line", "losslog.jsonl: 1 damaged line"],
     interrupted: [],
-    just_begun: ["status.json", "metrics.jsonl: no numbers yet", "losslog.jsonl: no errors", "no checkpoint yet", "no previews"],
+    just_begun: [
+        "status.json",
+        "metrics.jsonl: no numbers yet",
+        "losslog.jsonl: no errors",
+        "no checkpoint yet",
+        "no previews",
+    ],
     empty_logs: ["metrics.jsonl: no numbers yet", "losslog.jsonl: empty", "validation.jsonl: no errors", "status.json"],
     header_only: ["losslog.jsonl: no errors by noise level yet", "validation.jsonl: no errors by noise level yet"],
     damaged: ["not a whole checkpoint", "step-00000020.png", "step-00000040.png", "status.json: how the run stands"],
@@ -279,7 +297,9 @@ def test_the_facts_are_json_and_the_same_as_on_the_page(trained: Path) -> None:
         assert errors["eps_mse"][-1][i] == pytest.approx(last["sum"][i] / last["count"][i], rel=1e-5)
 
 
-@pytest.mark.parametrize("spec", [*WEIGHTINGS, "edm:monotone", "v-mse@cosine", "x-mse:min-snr:5@linear-beta", "schedule:edm"])
+@pytest.mark.parametrize(
+    "spec", [*WEIGHTINGS, "edm:monotone", "v-mse@cosine", "x-mse:min-snr:5@linear-beta", "schedule:edm"]
+)
 def test_every_weighting_says_what_it_is_made_of_and_is_drawn(spec: str, copy: Path) -> None:
     weighting = parse_weighting(spec)
     just_begun(copy)
@@ -344,7 +364,15 @@ def test_multiscale_is_no_elbo(copy: Path) -> None:
 
 def test_validation_is_drawn_beside_training(copy: Path) -> None:
     (copy / "validation.jsonl").write_bytes((copy / "losslog.jsonl").read_bytes())
-    line = {"step": 40, "images": 640, "val_images": 9, "val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}
+    line = {
+        "step": 40,
+        "images": 640,
+        "val_images": 9,
+        "val_loss": 0.5,
+        "val_loss_se": 0.01,
+        "val_bpd": 4.5,
+        "val_bpd_se": 0.02,
+    }
     with open(copy / "metrics.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     facts = gather(copy)
@@ -363,7 +391,14 @@ def test_a_page_has_a_bound_that_a_long_run_with_noise_for_pictures_keeps(copy: 
         sheet.save(copy / "previews" / f"step-{step:08d}.png", compress_level=0)
     images = random.integers(0, 256, (160, 128, 128, 3), np.uint8)
     np.savez(tmp_path / "s.npz", arr_0=images, arr_1=np.arange(160) % 20)
-    row = {"loss": 0.123456789, "val_loss": 0.1, "val_loss_se": 0.01, "val_bpd": 4.2, "val_bpd_se": 0.01, "images_per_s": 1.0}
+    row = {
+        "loss": 0.123456789,
+        "val_loss": 0.1,
+        "val_loss_se": 0.01,
+        "val_bpd": 4.2,
+        "val_bpd_se": 0.01,
+        "images_per_s": 1.0,
+    }
     with open(copy / "metrics.jsonl", "w") as file:
         file.writelines(json.dumps({"step": i, "images": i, **row}) + "\n" for i in range(1, 20_000))
     edges = bin_edges(-10, 10)
@@ -380,7 +415,17 @@ def test_a_page_has_a_bound_that_a_long_run_with_noise_for_pictures_keeps(copy: 
 
 @pytest.mark.parametrize(
     ("value", "wanted"),
-    [(3, "3"), (1234567, "1\u2009234\u2009567"), (0.123456, "0.1235"), (-1.5, "\u22121.5"), (True, "True"), ("a", "a"), (None, "None"), (2.3e-5, "2.3e\u22125"), (1e20, "1e20")],
+    [
+        (3, "3"),
+        (1234567, "1\u2009234\u2009567"),
+        (0.123456, "0.1235"),
+        (-1.5, "\u22121.5"),
+        (True, "True"),
+        ("a", "a"),
+        (None, "None"),
+        (2.3e-5, "2.3e\u22125"),
+        (1e20, "1e20"),
+    ],
 )
 def test_numbers_for_people(value: Any, wanted: str) -> None:
     assert number(value) == wanted

@@ -50,7 +50,11 @@ def test_scores_are_told_from_what_is_said_about_them(tmp_path: Path) -> None:
 
 
 def test_the_spread_of_repeats_comes_before_others(tmp_path: Path) -> None:
-    ends = {"frechet_distance_se[a.pt2]": 0.1, "inception_score_mean_sd[a.pt2]": 0.3, "frechet_distance_infinity[a.pt2]": 1.0}
+    ends = {
+        "frechet_distance_se[a.pt2]": 0.1,
+        "inception_score_mean_sd[a.pt2]": 0.3,
+        "frechet_distance_infinity[a.pt2]": 1.0,
+    }
     ends |= {"frechet_distance_infinity_interval[a.pt2]": [0.5, 1.5]}  # type: ignore[dict-item]
     result = read_result(written(tmp_path / "a.json", SCORES | ends))
     spreads = {name: (spread, kind) for name, _, spread, kind, _ in result.rows}
@@ -66,22 +70,32 @@ def test_a_number_said_twice_is_shown_once(tmp_path: Path) -> None:
     twice = {"frechet_inception_distance": 3.0, "fid": 3.0, "n_samples": 9, "extractor": "x"}
     result = read_result(written(tmp_path / "a.json", twice))
     assert [row[0] for row in result.rows] == ["frechet_inception_distance"]
-    beyond = {"frechet_inception_distance_infinity": 2.0, "fid_infinity": 2.0, "fid_sd": 1.0, "frechet_inception_distance_sd": 1.0}
+    beyond = {
+        "frechet_inception_distance_infinity": 2.0,
+        "fid_infinity": 2.0,
+        "fid_sd": 1.0,
+        "frechet_inception_distance_sd": 1.0,
+    }
     rows = read_result(written(tmp_path / "a.json", twice | beyond)).rows
     assert [row[:3] for row in rows] == [
-        ("frechet_inception_distance", 3.0, 1.0), ("frechet_inception_distance_infinity", 2.0, None),
-    ]  # fmt: skip
+        ("frechet_inception_distance", 3.0, 1.0),
+        ("frechet_inception_distance_infinity", 2.0, None),
+    ]
     alone = {key: value for key, value in twice.items() if key != "frechet_inception_distance"}
     assert read_result(written(tmp_path / "a.json", alone)).rows[0][:2] == ("fid", 3.0)
 
 
 def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:
     repeats = [{"made": {"command": f"elbo sample --seed {k}"}} for k in range(2)]
-    found = read_result(written(tmp_path / "a.json", {**SCORES, "made": {"sampler": "ddim"}, "repeats": [*repeats, None, {"made": 1}]}))
+    found = read_result(
+        written(tmp_path / "a.json", {**SCORES, "made": {"sampler": "ddim"}, "repeats": [*repeats, None, {"made": 1}]})
+    )
     assert found.drawn_by == ["elbo sample --seed 0", "elbo sample --seed 1"]
     merged = read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": ["one", "other"]}}))
     assert merged.drawn_by == ["one", "other"]
-    assert read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": "c"}, "repeats": 3})).drawn_by == ["c"]
+    assert read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": "c"}, "repeats": 3})).drawn_by == [
+        "c"
+    ]
 
 
 def test_a_bound_ends_with_its_sum(tmp_path: Path) -> None:

@@ -64,11 +64,32 @@ def test_a_runs_own_settings_give_the_same_run_again(resolved):
 
 @pytest.mark.parametrize(
     "said",
-    ["shift: much", "shift: [1]", "bias: 2", "shift: nan", "lr: fast", "steps: 1.5", "flip: 1", "device: cpu",
-     "preset: digits", "precision: fp8", "t_sampling: even", "parallel: both", "on_nonfinite: go", "clip: -1.0",
-     "clip: .nan", "weight_decay: -1.0", "warmup: -1", "seed: -1", "preview_every: -1", "snapshot_every: -1",
-     "label_dropout: 5.0", "steps: 0", "val_split: -1"],
-)  # fmt: skip
+    [
+        "shift: much",
+        "shift: [1]",
+        "bias: 2",
+        "shift: nan",
+        "lr: fast",
+        "steps: 1.5",
+        "flip: 1",
+        "device: cpu",
+        "preset: digits",
+        "precision: fp8",
+        "t_sampling: even",
+        "parallel: both",
+        "on_nonfinite: go",
+        "clip: -1.0",
+        "clip: .nan",
+        "weight_decay: -1.0",
+        "warmup: -1",
+        "seed: -1",
+        "preview_every: -1",
+        "snapshot_every: -1",
+        "label_dropout: 5.0",
+        "steps: 0",
+        "val_split: -1",
+    ],
+)
 def test_what_a_preset_may_not_say_is_refused(resolved, said):
     with pytest.raises((FormatError, UsageError)):
         resolved(said)
@@ -103,19 +124,26 @@ def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
     assert resolved("", UVIT, conditional=False).network.num_classes == 0
 
 
-@pytest.mark.parametrize(("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 48), ("digits", 6), ("digits", 16), ("small64", 56)])
+@pytest.mark.parametrize(
+    ("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 48), ("digits", 6), ("digits", 16), ("small64", 56)]
+)
 def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size, digits, monkeypatch):
     """No size of the preset's is left without the attention that it has at the size it was made for."""
     data = Dataset(digits)
     monkeypatch.setattr(Dataset, "image_size", property(lambda self: size))
     found = resolve({"preset": preset}, data).network
     made_for = load_preset(preset)
-    own = config_of({**made_for["network"], "image_size": made_for["data"]["image_size"], "image_channels": 1, "num_classes": 10}, "")
+    own = config_of(
+        {**made_for["network"], "image_size": made_for["data"]["image_size"], "image_channels": 1, "num_classes": 10},
+        "",
+    )
     count = [sum(isinstance(part, Attention) for part in build(config).modules()) for config in (found, own)]
     assert count[0] == count[1] > 1
 
 
-@pytest.mark.parametrize("said", [{"weighting": 3}, {"logsnr_min": "low"}, {"prediction": None}, {"ema": None}, {"ema": []}])
+@pytest.mark.parametrize(
+    "said", [{"weighting": 3}, {"logsnr_min": "low"}, {"prediction": None}, {"ema": None}, {"ema": []}]
+)
 def test_a_runs_settings_of_another_kind_are_named_with_their_file(said):
     with pytest.raises(FormatError, match=rf"^run/config\.yaml: .*{next(iter(said))}"):
         run_settings({"lr": 1e-3, **said}, Path("run/config.yaml"))
@@ -139,7 +167,9 @@ def test_a_network_that_is_none_names_the_preset(resolved):
         resolved("", "network: {family: uvit, attention: [8]}\n")
 
 
-@pytest.mark.parametrize("said", [{"logsnr_min": "low"}, {"weighting": 3}, {"schedule": None}, {"ema": None}, {"lr": math.nan}, {"nope": 1}])
+@pytest.mark.parametrize(
+    "said", [{"logsnr_min": "low"}, {"weighting": 3}, {"schedule": None}, {"ema": None}, {"lr": math.nan}, {"nope": 1}]
+)
 def test_a_runs_config_with_a_setting_that_is_none_is_refused_by_name(said):
     with pytest.raises(FormatError, match=f"run/config.yaml: .*{next(iter(said))}"):
         run_settings(said, Path("run/config.yaml"))

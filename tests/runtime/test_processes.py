@@ -45,7 +45,12 @@ def test_who_is_started_anew_does_not_wait_for_the_dead(late: int) -> None:
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
+    for key, value in {
+        "TORCHELASTIC_RUN_ID": "test",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "4",
+        "LOCAL_RANK": "0",
+    }.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr("elbocli.runtime.processes.choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

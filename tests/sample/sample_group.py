@@ -53,7 +53,9 @@ class Noted(Stream):
         rows = super().normal(indices, shape)
         if self.purpose == "sample-1":
             log(drawn=[indices[0], len(indices)])
-        log(noise={f"{self.purpose} {i}": hashlib.sha256(row.numpy()).hexdigest()[:16] for i, row in zip(indices, rows)})
+        log(
+            noise={f"{self.purpose} {i}": hashlib.sha256(row.numpy()).hexdigest()[:16] for i, row in zip(indices, rows)}
+        )
         return rows
 
 

@@ -84,7 +84,9 @@ def test_a_word_that_means_two_classes_is_refused_with_both_and_how_to_write_the
     with pytest.raises(UsageError, match=both):
         choose_labels("0,2", 2, 12, 0, folders)
     assert choose_labels("002,004", 2, 12, 0, folders).tolist() == [2, 4]  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="'crane' means class 0, named 'crane' and class 2, named 'crane'; write 0 or 2"):
+    with pytest.raises(
+        UsageError, match="'crane' means class 0, named 'crane' and class 2, named 'crane'; write 0 or 2"
+    ):
         choose_labels("crane", 2, 3, 0, ["crane", "heron", "crane"])
 
 
@@ -147,7 +149,9 @@ def test_a_launcher_killed_while_pngs_are_made_is_told(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample_writer, "PNGS", 4)
-    with pytest.raises(PeerLost, match=r"the launcher of this run is gone; all images are safe in x\.partial; the same"):
+    with pytest.raises(
+        PeerLost, match=r"the launcher of this run is gone; all images are safe in x\.partial; the same"
+    ):
         for report in sample.run(trained, tmp_path / "x", Settings(n=12, steps=2)):
             if report.unit == "png":
                 monkeypatch.setattr(Ending, "reason", lambda _: ORPHAN)

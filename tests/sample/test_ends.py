@@ -57,9 +57,14 @@ def test_a_signal_leaves_what_was_drawn_and_other_settings_are_refused(
         return
     changed = (*line, "--seed", 1, "--steps", 2, "--classes", "3")
     check(
-        elbo(*changed, cwd=tmp_path), 2, "x.npz.partial: unfinished, with other settings", "--overwrite to start afresh",
-        "classes: balanced there, 3 asked for", "seed: 0 there, 1 asked for", "steps: 50 there, 2 asked for",
-    )  # fmt: skip
+        elbo(*changed, cwd=tmp_path),
+        2,
+        "x.npz.partial: unfinished, with other settings",
+        "--overwrite to start afresh",
+        "classes: balanced there, 3 asked for",
+        "seed: 0 there, 1 asked for",
+        "steps: 50 there, 2 asked for",
+    )
     check(elbo(*changed, "-n", 4, "--overwrite", cwd=tmp_path), 0, "4 images")
     with np.load(tmp_path / "x.npz") as made:
         assert made["arr_1"].tolist() == [3] * 4
@@ -95,7 +100,9 @@ def test_a_terminal_is_told_the_rate_and_the_time_left(trained: Path, tmp_path: 
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [*ELBO, "sample", str(trained), "-n", "40", *LONG, "-o", str(tmp_path / "x.npy")], stdout=subprocess.PIPE, stderr=child
+        [*ELBO, "sample", str(trained), "-n", "40", *LONG, "-o", str(tmp_path / "x.npy")],
+        stdout=subprocess.PIPE,
+        stderr=child,
     )
     os.close(child)
     seen = b""

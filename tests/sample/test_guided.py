@@ -104,9 +104,7 @@ def test_a_run_that_adapts_lends_the_schedule_it_had_at_the_checkpoint(
     digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     dataset, run = Dataset(digits), tmp_path / "run"
-    resolved = settings.resolve(
-        {"preset": str(preset), "steps": 20, "schedule": "adaptive", "device": "cpu"}, dataset
-    )
+    resolved = settings.resolve({"preset": str(preset), "steps": 20, "schedule": "adaptive", "device": "cpu"}, dataset)
     list(loop.run(dataset, run, resolved))
     opened, trainer = open_run(run, CPU, pytest.fail), Trainer(resolved, dataset)
     uniform = time_grid(trainer.schedule, 9)
@@ -118,7 +116,9 @@ def test_a_run_that_adapts_lends_the_schedule_it_had_at_the_checkpoint(
 
 def test_a_schedule_file_that_changed_since_training_is_refused(make: Make, tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
-    file.write_text(to_text(schedule_of_shares(bin_edges(-10, 10, 4), torch.tensor([0.1, 0.4, 0.3, 0.2]).double(), "x")))
+    file.write_text(
+        to_text(schedule_of_shares(bin_edges(-10, 10, 4), torch.tensor([0.1, 0.4, 0.3, 0.2]).double(), "x"))
+    )
     run = make(schedule=str(file))
     assert open_run(run, CPU, pytest.fail).schedule().base == str(file)
     file.write_text(file.read_text() + "\n")

@@ -31,7 +31,12 @@ def test_the_kth_call_depends_on_seed_k_and_index_alone() -> None:
     with Noise(3, INDICES, SHAPE, 3, CPU) as noise:
         found = [noise() for _ in range(4)]
     for k, eps in enumerate(found, 1):
-        assert torch.equal(eps, Stream(3, f"sample-{k}").normal(INDICES, SHAPE).permute(0, 3, 1, 2)) and eps.shape == (4, 3, 4, 6)
+        assert torch.equal(eps, Stream(3, f"sample-{k}").normal(INDICES, SHAPE).permute(0, 3, 1, 2)) and eps.shape == (
+            4,
+            3,
+            4,
+            6,
+        )
     assert noise.draws == 4
 
 

@@ -104,7 +104,9 @@ def test_a_signal_saves_and_the_same_again_goes_on(size: int, number: str, train
     found, said = came_to(tmp_path, trained, jobs)
     code = {"SIGINT": 130, "SIGTERM": 143}[number]
     assert [one["codes"] for one in found] == [[0] * size, [code] * size, [0] * size], said
-    assert f"rank 0 says: {number}: 20 of 61 images are safe in x.npz.partial; the same command goes on from there" in said
+    assert (
+        f"rank 0 says: {number}: 20 of 61 images are safe in x.npz.partial; the same command goes on from there" in said
+    )
     assert "going on after 20 images" in said
     assert found[2]["again"] == 0 and sum(count for _, count in found[2]["drawn"]) == 41
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()

@@ -227,9 +227,12 @@ class Waits(TorchDispatchMode):
     """Counts what makes the host wait for a device: values read, sizes that depend on values."""
 
     OPS: ClassVar = {
-        torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default,
-        torch.ops.aten.masked_select.default, torch.ops.aten.unique_dim.default,
-    }  # fmt: skip
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.equal.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten.unique_dim.default,
+    }
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -254,7 +257,12 @@ class Waits(TorchDispatchMode):
     [
         {},
         {"precision": "bf16", "schedule": "adaptive", "micro_batch": 6},
-        {"on_nonfinite": "skip", "ema": ("0.99", "power:std=.1", "halflife:images=100"), "flip": True, "multiscale": True},
+        {
+            "on_nonfinite": "skip",
+            "ema": ("0.99", "power:std=.1", "halflife:images=100"),
+            "flip": True,
+            "multiscale": True,
+        },
     ],
 )
 def test_no_step_waits_for_the_device_but_the_interval_does(
@@ -359,7 +367,9 @@ def test_logs_that_cant_be_written_at_the_last_step_fail_the_run(
         raise DataError("metrics.jsonl: could not write: No space left on device")
 
     monkeypatch.setattr(Journal, "flush", full)
-    with pytest.raises(DataError, match=r"no checkpoint of step 3: metrics\.jsonl: could not write: No space left on device$"):
+    with pytest.raises(
+        DataError, match=r"no checkpoint of step 3: metrics\.jsonl: could not write: No space left on device$"
+    ):
         list(reports(digits, tmp_path / "run", small(digits, preset, steps=3)))
     assert status_of(tmp_path / "run")["state"] == "failed" and status_of(tmp_path / "run")["step"] == 0
 

@@ -120,13 +120,20 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
     assert sizes == {5: 2, 6: 2, 10: 1, 11: 1, 15: 2, 17: 2, 20: 4, 22: 4, 25: 2, 26: 2}
 
 
-@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("size", "parallel"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.slow)]
+)
 def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     options = {
-        "preset": str(preset), "schedule": "adaptive", "log_every": 4, "save_every": 7, "steps": 21, "parallel": parallel
-    }  # fmt: skip
+        "preset": str(preset),
+        "schedule": "adaptive",
+        "log_every": 4,
+        "save_every": 7,
+        "steps": 21,
+        "parallel": parallel,
+    }
     job = {"size": size, "data": str(digits), "options": options}
     pieces = [{**job, "out": "pieces", "killed": step} for step in (9, 16, None)]
     succeeded(tmp_path, [{**job, "out": "whole"}, *pieces])

@@ -101,8 +101,13 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "loss", "nearer"),
-    [("digits", 8, 0.32, 0.05), ("digits-uvit", 8, 0.34, 0.05), ("small32-uvit", 32, 0.25, 0.25), ("small64", 64, 0.25, 0.6)],
-)  # fmt: skip
+    [
+        ("digits", 8, 0.32, 0.05),
+        ("digits-uvit", 8, 0.34, 0.05),
+        ("small32-uvit", 32, 0.25, 0.25),
+        ("small64", 64, 0.25, 0.6),
+    ],
+)
 def test_a_small_preset_learns_as_it_is(tmp_path, name, size, loss, nearer):
     """loss: below which the last tenth of training lies. nearer: distance to the data, as a share of the untrained's."""
     dataset = packed(tmp_path, size, 24)

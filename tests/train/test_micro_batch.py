@@ -31,7 +31,8 @@ def device(fixed: int, each: int, room: int, tried: list[int]):
 
 
 @pytest.mark.parametrize(
-    "fixed, each, share, fits", [(100, 10, 64, 64), (100, 10, 200, 82), (100, 500, 64, 1), (0, 920, 64, 1), (995, 0, 8, 8)]
+    "fixed, each, share, fits",
+    [(100, 10, 64, 64), (100, 10, 200, 82), (100, 500, 64, 1), (0, 920, 64, 1), (995, 0, 8, 8)],
 )
 def test_the_most_that_fit_are_found(fixed: int, each: int, share: int, fits: int) -> None:
     tried: list[int] = []

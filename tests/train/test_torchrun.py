@@ -35,9 +35,13 @@ class Launched:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *launcher]
         with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
             self.process = subprocess.Popen(
-                [*torchrun, *program, *map(str, line)], cwd=folder, stdout=out, stderr=err, env=ENVIRONMENT,
+                [*torchrun, *program, *map(str, line)],
+                cwd=folder,
+                stdout=out,
+                stderr=err,
+                env=ENVIRONMENT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def workers(self) -> list[int]:
         """Process numbers of the workers that there are now."""
@@ -278,7 +282,9 @@ def test_nobody_waits_for_the_scores_of_the_first_process(digits: Path, tmp_path
     assert len(json.loads((tmp_path / "out").read_text())["repeats"]) == 2
     launched = launch(*line, "is", patch=LEFT)
     assert launched.wait() == 1 and (tmp_path / "out").read_text() == ""
-    assert [text for text in launched.said.splitlines() if ": error: " in text] == ["elbo eval: error: the disk is on fire"]
+    assert [text for text in launched.said.splitlines() if ": error: " in text] == [
+        "elbo eval: error: the disk is on fire"
+    ]
 
 
 def test_samples_go_on_after_a_killed_launcher_and_are_those_of_one_process(

@@ -96,7 +96,9 @@ def test_intervals_hold_the_true_distance(width, n, decay, apart, skewed):
     assert 1 < np.mean(wider) < 2, "the width is the standard error's, and some for the curvature"
 
 
-@pytest.mark.parametrize(("width", "decay"), [(64, 0), (128, 0.5), (256, 0.5), pytest.param(512, 0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("width", "decay"), [(64, 0), (128, 0.5), (256, 0.5), pytest.param(512, 0.5, marks=pytest.mark.slow)]
+)
 def test_extrapolated_from_a_thousand_it_is_less_biased_by_more_than_three(width, decay):
     world = World(width, decay)
     plain, beyond = [], []

@@ -239,7 +239,18 @@ def test_the_same_noise_gives_the_same_data(mixture):
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("name", "params"), [("euler", {}), ("ddim", {"gamma": 0.5}), ("ddpm", {"eta": 1.0}), ("ddpm", {"gamma": 1.5}), ("ddpm", {"gamma": -0.1}), ("heun", {"s_noise": -1.0}), ("dpmpp-2m-sde", {"eta": 0.0})])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("euler", {}),
+        ("ddim", {"gamma": 0.5}),
+        ("ddpm", {"eta": 1.0}),
+        ("ddpm", {"gamma": 1.5}),
+        ("ddpm", {"gamma": -0.1}),
+        ("heun", {"s_noise": -1.0}),
+        ("dpmpp-2m-sde", {"eta": 0.0}),
+    ],
+)
 def test_an_unknown_sampler_or_parameter_is_refused(name, params):
     with pytest.raises(UsageError):
         walk(name, params, start_noise(2), time_grid(COSINE, 2), denoise_normal, no_noise)
@@ -287,7 +298,9 @@ def test_a_presets_parameters_are_its_samplers(sampler, preset):
     parse_schedule(chosen.grid)
 
 
-@pytest.mark.parametrize("text", ["heun:edm-imagenet", "ddim:edm-imagenet64", "heun:s_churn=1,edm-imagenet64", "heun:s_churn=x"])
+@pytest.mark.parametrize(
+    "text", ["heun:edm-imagenet", "ddim:edm-imagenet64", "heun:s_churn=1,edm-imagenet64", "heun:s_churn=x"]
+)
 def test_a_preset_that_is_not_there_is_refused(text):
     with pytest.raises(UsageError):
         parse_sampler(text)

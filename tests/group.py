@@ -24,7 +24,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.runtime.processes import World, joined
 from elbocli.train import loop
-from elbocli.train.batches import Examples
+from elbocli.train.batches import Batches
 
 
 def started(size: int, work: Callable[[World], Any]) -> list[int]:
@@ -87,15 +87,15 @@ def _ended(work: Callable[[World], Any]) -> int:
 
 def poisoned(step: int, place: int) -> None:
     """From here on, the image at a place of a step (from 1) is NaN in this process, if it is one of its own."""
-    whole = Examples.at
+    whole = Batches.at
 
-    def at(self: Examples, index: int, which: int = 0) -> Any:
+    def at(self: Batches, index: int, which: int = 0) -> Any:
         x, eps, labels = whole(self, index, which)
         if index + 1 == step and place in self.parts[which]:
             x[place - self.parts[which].start] = float("nan")
         return x, eps, labels
 
-    Examples.at = at  # type: ignore[method-assign]
+    Batches.at = at  # type: ignore[method-assign]
 
 
 def trained(

@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import Moments, fit, loss_variance
+from elbocli.core.adaptive import ErrorMoments, fit_schedule, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.core.weighting import Weighting
@@ -28,7 +28,7 @@ FITTED = "fitted:"
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedSchedule:
     """A fitted schedule, its file's text, the moments it came from, and what it and others promise.
 
     candidates: the density of each schedule by name: the log's own, the FIXED ones, and a fitted one per criterion.
@@ -37,7 +37,7 @@ class Fit:
 
     schedule: Schedule
     text: str
-    moments: Moments
+    moments: ErrorMoments
     weighting: Weighting
     criterion: str
     log: LossLog
@@ -116,17 +116,17 @@ def run(
     bins: int | None,
     floor: float,
     since: int,
-) -> Fit:
+) -> FittedSchedule:
     """Fit a schedule for a weighting (None: the log's own). Raises ElboError."""
     log = read_logs(sources, since)
     spec = weighting or str(log.header.get("weighting", "elbo"))
     w = resolve_weighting(spec, shift=shift, monotone=monotone, given=params)
     edges, sums = _merged(log, bins)
-    moments = Moments.of_sums(edges, sums)
-    schedule = fit(moments, w, criterion, floor)
+    moments = ErrorMoments.of_sums(edges, sums)
+    schedule = fit_schedule(moments, w, criterion, floor)
     candidates = {OWN: _own_density(log)}
     candidates |= {name: _fixed_density(name, schedule) for name in FIXED}
-    candidates |= {FITTED + name: fit(moments, w, name, floor).density for name in CRITERIA}
+    candidates |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in CRITERIA}
     variances = {name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()}
     origin: dict[str, Any] = {
         "weighting": w.spec,
@@ -135,7 +135,7 @@ def run(
         "source_sha256": _digest(log),
         "images": log.images,
     }
-    return Fit(schedule, to_text(schedule, **origin), moments, w, criterion, log, candidates, variances)
+    return FittedSchedule(schedule, to_text(schedule, **origin), moments, w, criterion, log, candidates, variances)
 
 
 def _digest(log: LossLog) -> str:

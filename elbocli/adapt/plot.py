@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from elbocli.cli.figure import COLORS, ERROR, POINTS, brief, check_suffix, draw_densities, finish, new_figure
-from elbocli.core.adaptive import Moments
+from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 
 
 def plot_fit(
-    moments: Moments, weighting: Weighting, densities: dict[str, Callable[[Tensor], Tensor]], out: Path
+    moments: ErrorMoments, weighting: Weighting, densities: dict[str, Callable[[Tensor], Tensor]], out: Path
 ) -> None:
     """Panels over λ: the measured ε error per dimension ± 2 standard errors; the share of the weighted loss that each
     λ has, and the densities of several schedules, EDM's among them.

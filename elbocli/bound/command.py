@@ -109,7 +109,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     the weighted loss, and the same as an integral of bounds over the noise levels that the weighting implies, from
     independent draws; exit status 0 when they agree within 4 standard errors, 1 when not.
     """
-    from elbocli.bound.measure import ALL, Probe, Settings
+    from elbocli.bound.measure import ALL, Measurement, MeasureSettings
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.atomic import refuse_existing
 
@@ -120,7 +120,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
             raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
         refuse_existing(path, overwrite)
     keys = ("draws", "seed", "batch", "logsnr_min", "logsnr_max")
-    settings = Settings(
+    settings = MeasureSettings(
         images=ALL if options["target_se"] and options["images"] is None else options["images"],
         device=options["device"] or "auto",
         precision=options["precision"] or "fp32",
@@ -128,7 +128,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         average=options["average"],
         **{key: options[key] for key in keys},
     )
-    probe = Probe(run, data, settings, lambda text: say(text, "warning"))
+    probe = Measurement(run, data, settings, lambda text: say(text, "warning"))
     if mode == "":
         _bound(probe, options, outputs, show)
     elif mode == "--check":

@@ -10,24 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import Draws, Probe
-from elbocli.core.adaptive import BinSums, Moments, bin_edges
+from elbocli.bound.measure import Draws, Measurement
+from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import bits_per_dimension, by_cell, prior, reconstruction
-from elbocli.core.paired import Estimate, PairedMoments
+from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files import losslog
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 ENOUGH = 64
 
 
 @dataclass(frozen=True)
-class Curve:
+class BoundCurve:
     """Per bin of λ: the error per dimension and L(t;x) in nats at its upper edge, each with a standard error."""
 
-    moments: Moments
+    moments: ErrorMoments
     bound: Tensor
     bound_se: Tensor
 
@@ -51,14 +51,14 @@ class Bound:
     """The result as JSON, the curve, and the sums of a loss log [3, bins]."""
 
     result: dict[str, Any]
-    curve: Curve
+    curve: BoundCurve
     sums: Tensor
 
 
 class Terms:
     """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ."""
 
-    def __init__(self, probe: Probe, schedule: Schedule):
+    def __init__(self, probe: Measurement, schedule: Schedule):
         self.probe, self.schedule = probe, schedule
         self.edges = bin_edges(probe.low, probe.high)
         self.decoder = reconstruction(probe.high)
@@ -75,13 +75,13 @@ class Terms:
         self.rounds[-1].add(pairs)
         self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.probe.dimensions)
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> PairedEstimate:
         """All rounds pooled; a round that has not seen every image yet is left out, unless it is the first."""
         whole = [r.estimate() for r in self.rounds if r.n == self.rounds[0].n and r.n > 1]
-        return Estimate.pooled(whole)
+        return PairedEstimate.pooled(whole)
 
 
-def run(probe: Probe, schedule: str = "", target_se: float | None = None) -> Generator[Report, None, Bound]:
+def run(probe: Measurement, schedule: str = "", target_se: float | None = None) -> Generator[Progress, None, Bound]:
     """Estimate the bound; returns a Bound.
 
     schedule: of the draws ('' is fitted to the run's own log); it changes the error, not the expectation.
@@ -98,7 +98,7 @@ def run(probe: Probe, schedule: str = "", target_se: float | None = None) -> Gen
     terms, total = Terms(probe, chosen), len(probe.rows)
     if total < 2:
         raise UsageError("a standard error needs at least two images")
-    yield Report(
+    yield Progress(
         0,
         total,
         "img",
@@ -111,7 +111,7 @@ def run(probe: Probe, schedule: str = "", target_se: float | None = None) -> Gen
             terms.add(drawn)
             done = terms.rounds[-1].n
             bpd, se = _bpd(terms, probe) if terms.rounds[0].n > 1 else (0.0, np.inf)
-            yield Report(done, total, "img", values={"bpd": bpd, "se": se})
+            yield Progress(done, total, "img", values={"bpd": bpd, "se": se})
             if target_se is not None and not turn and done >= ENOUGH and se < target_se:
                 return _result(terms, probe)
         if target_se is None or se < target_se:
@@ -119,13 +119,13 @@ def run(probe: Probe, schedule: str = "", target_se: float | None = None) -> Gen
         terms.rounds.append(PairedMoments())
 
 
-def _bpd(terms: Terms, probe: Probe) -> tuple[float, float]:
+def _bpd(terms: Terms, probe: Measurement) -> tuple[float, float]:
     estimate = terms.estimate()
     every = np.ones_like(estimate.mean) / (probe.dimensions * np.log(2))
     return estimate.value(every), estimate.se(every, len(probe.dataset))
 
 
-def _result(terms: Terms, probe: Probe) -> Bound:
+def _result(terms: Terms, probe: Measurement) -> Bound:
     estimate = terms.estimate()
     size, population = len(estimate.mean), len(probe.dataset)
     of = {
@@ -152,7 +152,7 @@ def _result(terms: Terms, probe: Probe) -> Bound:
     return Bound(result, _curve(terms, estimate, population), terms.sums.values)
 
 
-def _said(estimate: Estimate, of: np.ndarray, population: int, dimensions: int) -> dict[str, float]:
+def _said(estimate: PairedEstimate, of: np.ndarray, population: int, dimensions: int) -> dict[str, float]:
     nats, se = estimate.value(of), estimate.se(of, population)
     return {
         "nats": nats,
@@ -162,20 +162,20 @@ def _said(estimate: Estimate, of: np.ndarray, population: int, dimensions: int) 
     }
 
 
-def _curve(terms: Terms, estimate: Estimate, population: int) -> Curve:
+def _curve(terms: Terms, estimate: PairedEstimate, population: int) -> BoundCurve:
     size = len(estimate.mean)
     upto = [
         ((np.arange(size) == 0) | ((np.arange(size) > 1) & (np.arange(size) <= k))).astype(float)
         for k in range(2, size)
     ]
-    return Curve(
-        Moments.of_sums(terms.edges, terms.sums.values),
+    return BoundCurve(
+        ErrorMoments.of_sums(terms.edges, terms.sums.values),
         torch.tensor([estimate.value(of) for of in upto], dtype=torch.float64),
         torch.tensor([estimate.se(of, population) for of in upto], dtype=torch.float64),
     )
 
 
-def log_text(probe: Probe, found: Bound) -> str:
+def log_text(probe: Measurement, found: Bound) -> str:
     """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
     settings = probe.trained.settings
     header = losslog.header(

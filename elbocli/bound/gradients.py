@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import MEASURED, Probe
-from elbocli.core.adaptive import Moments, bin_edges, fit
+from elbocli.bound.measure import MEASURED, Measurement
+from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import to_text
 from elbocli.run.settings import Resolved
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 from elbocli.train.losses import StepLosses
 
 GROUPS = 8
@@ -72,7 +72,7 @@ def compare(sums: list[GroupSums], batch: int) -> list[dict[str, float]]:
 class Gradients:
     """Gradients of a run's loss. The batch, time sampling, flips, label dropout and dropout are the run's own."""
 
-    def __init__(self, probe: Probe, batch: int | None = None):
+    def __init__(self, probe: Measurement, batch: int | None = None):
         settings, self.probe = probe.trained.settings, probe
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(probe.settings.seed, "gradient").seed(0)
@@ -117,8 +117,8 @@ def _norm(singles: Gradients, cell: int, edges: Tensor) -> float:
 
 
 def run(
-    probe: Probe, weightings: list[Weighting], specs: list[str], batches: int
-) -> Generator[Report, None, tuple[dict[str, Any], str]]:
+    probe: Measurement, weightings: list[Weighting], specs: list[str], batches: int
+) -> Generator[Progress, None, tuple[dict[str, Any], str]]:
     """Measure every weighting under every schedule on the same images and noise.
 
     Returns (the result as JSON, the text of the measured schedule of the last weighting, or ''). Raises ElboError.
@@ -127,7 +127,7 @@ def run(
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
     gradients, text = Gradients(probe), ""
     total, done, rows = len(weightings) * len(specs) * batches, 0, []
-    yield Report(
+    yield Progress(
         0,
         total,
         "batch",
@@ -137,7 +137,7 @@ def run(
     singles, norms = Gradients(probe, batch=1), list[float]()
     while MEASURED in specs and len(norms) < BINS:
         norms.append(_norm(singles, len(norms), edges))
-        yield Report(len(norms), BINS, "level")
+        yield Progress(len(norms), BINS, "level")
     for weighting in weightings:
         schedules = []
         for spec in specs:
@@ -150,12 +150,12 @@ def run(
             for found in measure(gradients, weighting, schedule, batches):
                 if found is None:
                     done += 1
-                    yield Report(done, total, "batch")
+                    yield Progress(done, total, "batch")
                 else:
                     sums.append(found)
         for schedule, row in zip(schedules, compare(sums, gradients.settings.batch)):
             rows.append({"weighting": weighting.spec, "schedule": schedule.base, **row})
-            yield Report(message=_sentence(rows[-1]))
+            yield Progress(message=_sentence(rows[-1]))
     result = {
         "gradient_variance": rows,
         "batch": gradients.settings.batch,
@@ -169,8 +169,8 @@ def run(
 def _least(edges: Tensor, norms: list[float], weighting: Weighting, floor: float) -> Schedule:
     """Under independent t the gradient's second moment is ∫ w² E‖∇‖²/p dλ, least for p ∝ w √E‖∇‖²."""
     second = torch.tensor(norms, dtype=torch.float64)
-    moments = Moments(edges, torch.full_like(second, PER_BIN), second.sqrt(), second)
-    return fit(moments, weighting, "loss", floor, MEASURED)
+    moments = ErrorMoments(edges, torch.full_like(second, PER_BIN), second.sqrt(), second)
+    return fit_schedule(moments, weighting, "loss", floor, MEASURED)
 
 
 def _sentence(row: dict[str, Any]) -> str:

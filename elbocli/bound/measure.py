@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elbocli import __version__
-from elbocli.core.adaptive import Moments, fit
+from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -34,7 +34,7 @@ MEASURED = "fitted:gradient"
 
 
 @dataclass(frozen=True)
-class Settings:
+class MeasureSettings:
     """images: how many (None: DEFAULT_IMAGES, or all if fewer; ALL). draws: noise levels per image, an even number.
 
     weights, average: as open_run takes them. batch: network inputs at a time; None is 256, fewer for images larger than 32 pixels in colour.
@@ -70,10 +70,10 @@ class Draws(NamedTuple):
         return self.pixels.double() / 127.5 - 1
 
 
-class Probe:
+class Measurement:
     """A run, a dataset, and which of its images to ask about. Raises ElboError when they don't fit."""
 
-    def __init__(self, path: Path, data: Path | None, settings: Settings, warn: Callable[[str], None]):
+    def __init__(self, path: Path, data: Path | None, settings: MeasureSettings, warn: Callable[[str], None]):
         if settings.draws < 2 or settings.draws % 2:
             raise UsageError(
                 f"draws is {settings.draws}; it must be even, because two independent halves tell the error"
@@ -135,7 +135,7 @@ class Probe:
         try:
             log = read_logs([self.trained.path])
             if float(log.edges[0]) <= self.low and self.high <= float(log.edges[-1]):
-                schedule = fit(Moments.of_sums(log.edges, log.sums), weighting, criterion, floor)
+                schedule = fit_schedule(ErrorMoments.of_sums(log.edges, log.sums), weighting, criterion, floor)
                 return make_schedule(schedule.curve, f"fitted:{criterion}", self.low, self.high)
         except (DataError, FormatError):
             pass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elbocli.bound.estimate import Curve
+from elbocli.bound.estimate import BoundCurve
 from elbocli.cli.figure import COLORS, ERROR, check_suffix, finish, new_figure
 
 
-def plot_curve(curve: Curve, out: Path) -> None:
+def plot_curve(curve: BoundCurve, out: Path) -> None:
     """Panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors.
 
     Raises UsageError for an unknown suffix.

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import Draws, Probe
+from elbocli.bound.measure import Draws, Measurement
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented, prior
-from elbocli.core.paired import Estimate, PairedMoments
+from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 AGREE = 4.0
 SHARES = 10
 
 
-def run(probe: Probe, weightings: list[Weighting]) -> Generator[Report, None, dict[str, Any]]:
+def run(probe: Measurement, weightings: list[Weighting]) -> Generator[Progress, None, dict[str, Any]]:
     """Check the theorem for each weighting; returns the result as JSON. Raises ElboError."""
     if len(probe.rows) < 2:
         raise UsageError("a standard error needs at least two images")
@@ -38,23 +38,23 @@ def run(probe: Probe, weightings: list[Weighting]) -> Generator[Report, None, di
     shared = _mixture([probe.fitted(weighting) for weighting in [parse_weighting("elbo"), *weightings]])
     total, done = len(probe.rows) * (len(weightings) + 1), 0
     right = PairedMoments()
-    yield Report(
+    yield Progress(
         0, total, "img", f"{probe.trained.path}: {len(probe.rows)} images, {probe.settings.draws} draws a side"
     )
     for drawn in probe.draws(parse_weighting("elbo"), shared, "right"):
         right.add(_right(drawn, shared, measures, probe))
         done += len(drawn.pixels)
-        yield Report(done, total, "img")
+        yield Progress(done, total, "img")
     checks = []
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         left = PairedMoments()
         for drawn in probe.draws(weighting, probe.fitted(weighting), f"left-{index}"):
             left.add(drawn.loss.mean(2, keepdim=True))
             done += len(drawn.pixels)
-            yield Report(done, total, "img")
+            yield Progress(done, total, "img")
         check = _check(weighting, measure, left.estimate(), right.estimate(), index, probe)
         checks.append(check)
-        yield Report(message=_sentence(check))
+        yield Progress(message=_sentence(check))
     agree = all(check["agree"] for check in checks)
     return {
         "agree": agree,
@@ -73,7 +73,7 @@ def _mixture(schedules: list[Schedule]) -> Schedule:
     return schedule_of_shares(edges, share, "mixture")
 
 
-def _right(drawn: Draws, schedule: Schedule, measures: list[Augmented], probe: Probe) -> Tensor:
+def _right(drawn: Draws, schedule: Schedule, measures: list[Augmented], probe: Measurement) -> Tensor:
     """[c, 2, measures + 1]: for each measure how often L(·;x) under it holds the error at each λ; then L(λmin;x)."""
     part = 0.5 * drawn.error / schedule.density(drawn.logsnr) / drawn.error.shape[-1]
     columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
@@ -81,7 +81,12 @@ def _right(drawn: Draws, schedule: Schedule, measures: list[Augmented], probe: P
 
 
 def _check(
-    weighting: Weighting, measure: Augmented, left: Estimate, right: Estimate, index: int, probe: Probe
+    weighting: Weighting,
+    measure: Augmented,
+    left: PairedEstimate,
+    right: PairedEstimate,
+    index: int,
+    probe: Measurement,
 ) -> dict[str, Any]:
     one, of = np.ones(1), np.zeros(len(right.mean))
     of[index] = 1
@@ -118,7 +123,7 @@ def _check(
     }
 
 
-def _said(estimate: Estimate, of: np.ndarray) -> dict[str, float]:
+def _said(estimate: PairedEstimate, of: np.ndarray) -> dict[str, float]:
     value, se = estimate.value(of), estimate.noise_se(of)
     return {"nats": value, "se": se, "relative_se": se / abs(value) if value else 0.0}
 

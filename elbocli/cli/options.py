@@ -152,7 +152,7 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return found or [CompletionItem(incomplete, type="file")]
 
 
-class Place(click.Path):
+class RunPath(click.Path):
     """A path. Where a run is asked for, the shell completes the runs and checkpoints here, before other folders."""
 
     MARKS = ("config.yaml", "meta.json")
@@ -171,7 +171,7 @@ class Place(click.Path):
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
 
 
-PATH = Place(path_type=Path)
+PATH = RunPath(path_type=Path)
 COMPLETE = "_ELBO_COMPLETE"
 """The variable by which a shell asks how a command line may go on."""
 STREAM = Path("-")

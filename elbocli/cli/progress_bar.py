@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from elbocli.cli.options import Command
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 LINE_EVERY_S = 10.0
 
@@ -47,7 +47,7 @@ class _Lines:
         self.values: dict[str, Any] = {}
         self.begun, self.first, self.last = 0.0, 0, -1
 
-    def update(self, report: Report) -> None:
+    def update(self, report: Progress) -> None:
         assert report.done is not None
         now = time.monotonic()
         if self.last < 0 or report.done < self.last:
@@ -59,7 +59,7 @@ class _Lines:
             of = "" if report.total is None else f"/{report.total}"
             say(f"{report.done}{of} {report.unit}{self._pace(report, now)} {_pretty(self.values)}".rstrip())
 
-    def _pace(self, report: Report, now: float) -> str:
+    def _pace(self, report: Progress, now: float) -> str:
         assert report.done is not None
         if report.done <= self.first or now <= self.begun:
             return ""
@@ -77,7 +77,7 @@ class _Bar:
     def __init__(self) -> None:
         self.bar: Any = None
 
-    def update(self, report: Report) -> None:
+    def update(self, report: Progress) -> None:
         from tqdm import tqdm
 
         assert report.done is not None
@@ -105,7 +105,7 @@ class _Bar:
             self.bar = None
 
 
-def show(reports: Iterator[Report]) -> Any:
+def show(reports: Iterator[Progress]) -> Any:
     """Run a loop to its end, showing what it reports; what it returns."""
     shown: _Bar | _Lines = _Bar() if sys.stderr.isatty() else _Lines()
     try:

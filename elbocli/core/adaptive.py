@@ -81,7 +81,7 @@ class BinSums:
 
 
 @dataclass
-class Moments:
+class ErrorMoments:
     """First and second moment of the error per bin, and how many errors each bin has seen: [bins] each."""
 
     edges: Tensor
@@ -90,7 +90,7 @@ class Moments:
     second: Tensor
 
     @classmethod
-    def of_sums(cls, edges: Tensor, sums: Tensor) -> Moments:
+    def of_sums(cls, edges: Tensor, sums: Tensor) -> ErrorMoments:
         """From count, sum, sum of squares [3, bins]. Counts may be fractions: errors that fade from memory."""
         count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
@@ -111,7 +111,7 @@ class Moments:
         spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
         return spread.sqrt().where(self.count > 1, torch.nan)
 
-    def smoothed(self) -> Moments:
+    def smoothed(self) -> ErrorMoments:
         """Both moments smooth in λ: bins seen rarely or never lean on their neighbours. See core/smooth.py.
 
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
@@ -126,15 +126,17 @@ class Moments:
         typical = (beyond * spread).sum() / beyond.sum()
         spread = smooth(self.middle, spread, beyond / (2 + 6 * typical))
         mean = smooth(self.middle, self.mean, self.count / spread)
-        return Moments(self.edges, self.count, mean, mean.square() * (1 + spread))
+        return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
-    def filled(self) -> Moments:
+    def filled(self) -> ErrorMoments:
         """As measured, which has no bias, but smoothed where a bin was seen less than twice.
 
         Raises DataError when no bin was seen twice.
         """
         known, seen = self.smoothed(), self.seen
-        return Moments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
+        return ErrorMoments(
+            self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second)
+        )
 
 
 def _fine(edges: Tensor) -> Tensor:
@@ -151,8 +153,8 @@ def check_floor(floor: float) -> None:
         )
 
 
-def fit(
-    moments: Moments, weighting: Weighting, criterion: str = "loss", floor: float = 0.01, base: str = "fitted"
+def fit_schedule(
+    moments: ErrorMoments, weighting: Weighting, criterion: str = "loss", floor: float = 0.01, base: str = "fitted"
 ) -> Schedule:
     """The schedule whose density is proportional to weighting × criterion in each bin, nowhere below `floor` of uniform.
 
@@ -176,7 +178,7 @@ def fit(
 
 
 def loss_variance(
-    moments: Moments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
+    moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
     """Var/L² of the loss estimate per example under p(λ), for independent and for low-discrepancy t.
 
@@ -200,7 +202,7 @@ def loss_variance(
     return second / loss**2 - 1, spread / loss**2 + missed
 
 
-def _comb_variance(known: Moments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
+def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
     """batch × Var/L² of the mean of (w/p) E[e] over t = (offset + 0, 1, 2, …) / batch, the offset uniform in [0, 1)."""
     batch = min(batch, LARGEST_COMB)
     offsets = TIMES // batch
@@ -224,7 +226,7 @@ def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 @dataclass
-class Online:
+class AdaptiveSchedule:
     """Statistics that follow a network in training: an error counts for less the more images were seen after it.
 
     What is remembered grows with the run: at n images an error that is k images old has weight (1 − k/n)^(1/SHARE),
@@ -250,13 +252,13 @@ class Online:
         self.state[:3] = kept * self.state[:3] + sums
         self.state[3] += sums[0]
 
-    def moments(self) -> Moments:
+    def moments(self) -> ErrorMoments:
         """What is known now."""
-        return Moments.of_sums(self.edges, self.state[:3])
+        return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
         """The schedule to sample from now: uniform in λ until two errors have been seen somewhere."""
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
-        return fit(known, weighting, "loss", floor, "adaptive")
+        return fit_schedule(known, weighting, "loss", floor, "adaptive")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.registry import Registry
-from elbocli.core.schedule import Curve
+from elbocli.core.schedule import ScheduleCurve
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Steps:
 class Moved:
     """A curve moved by `by` in λ, as part of what it is."""
 
-    def __init__(self, curve: Curve, by: float):
+    def __init__(self, curve: ScheduleCurve, by: float):
         self.curve, self.by = curve, by
 
     def logsnr(self, t: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def p2(logsnr: Tensor, gamma: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Objective:
+class ForeignLoss:
     """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ)."""
 
     prediction: Prediction
@@ -102,7 +102,7 @@ class Head(NamedTuple):
     monotone: bool
 
 
-def is_objective(text: str) -> bool:
+def is_foreign_loss(text: str) -> bool:
     """Whether a weighting's spec is TARGET-mse…, not a name."""
     return HEAD.fullmatch(text.strip().partition("@")[0]) is not None
 
@@ -155,14 +155,14 @@ def parse_factor(
     return declared, declared.bind({**params, **(given or {})})
 
 
-def parse_objective(
+def parse_foreign_loss(
     head: Head, schedule: Schedule, others: Registry, given: dict[str, float] | None = None
-) -> Objective:
+) -> ForeignLoss:
     """The objective of a parsed head and a schedule. Raises UsageError."""
     if head.factor:
-        return Objective(head.prediction, *parse_factor(head.factor, others, given), schedule)
+        return ForeignLoss(head.prediction, *parse_factor(head.factor, others, given), schedule)
     if given:
         raise UsageError(
             f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
         )
-    return Objective(head.prediction, None, {}, schedule)
+    return ForeignLoss(head.prediction, None, {}, schedule)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from elbocli.core.metrics.feature_moments import StreamingMoments
+from elbocli.core.metrics.feature_moments import StreamingFeatureMoments
 
 
 class PairedMoments:
@@ -18,7 +18,7 @@ class PairedMoments:
     """
 
     def __init__(self) -> None:
-        self._means, self._noise = StreamingMoments(), 0.0
+        self._means, self._noise = StreamingFeatureMoments(), 0.0
 
     def add(self, pairs: Tensor) -> None:
         """pairs: [images, 2, C] float64."""
@@ -32,15 +32,15 @@ class PairedMoments:
         """Images so far."""
         return self._means.n
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> PairedEstimate:
         """What is known now. Needs two images."""
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
-        return Estimate(self.n, means.mu, means.sigma - noise, noise)
+        return PairedEstimate(self.n, means.mu, means.sigma - noise, noise)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PairedEstimate:
     """mean [C] over n images; between, noise: [C, C] covariance of one image's true value, and of its estimate."""
 
     n: int
@@ -49,12 +49,12 @@ class Estimate:
     noise: np.ndarray
 
     @staticmethod
-    def pooled(rounds: list[Estimate]) -> Estimate:
+    def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
         """Several rounds of draws on the same images."""
         mean, between, noise = (
             np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise")
         )
-        return Estimate(rounds[0].n, mean, between, noise / len(rounds))
+        return PairedEstimate(rounds[0].n, mean, between, noise / len(rounds))
 
     def value(self, of: np.ndarray) -> float:
         """The mean of a linear combination of the components. of: [C]."""

@@ -27,7 +27,7 @@ NARROWEST = (
 )
 
 
-class Curve(Protocol):
+class ScheduleCurve(Protocol):
     """A schedule before shift and truncation. `t` and `density` may continue beyond t ∈ [0, 1]."""
 
     def logsnr(self, t: Tensor) -> Tensor: ...
@@ -282,7 +282,7 @@ class Schedule:
     base: how to write the curve and its shift down.
     """
 
-    curve: Curve
+    curve: ScheduleCurve
     base: str
     logsnr_min: float
     logsnr_max: float
@@ -363,7 +363,7 @@ def check_range(low: float, high: float) -> None:
         raise UsageError(f"the logsnr range {low:g} to {high:g} is too narrow; it must be {NARROWEST:g} wide at least")
 
 
-def _support(curve: Curve, shift: float) -> tuple[float, float]:
+def _support(curve: ScheduleCurve, shift: float) -> tuple[float, float]:
     low, high = getattr(curve, "support", (-LIMIT - shift, LIMIT - shift))
     return max(low + shift, -LIMIT), min(high + shift, LIMIT)
 
@@ -373,7 +373,7 @@ def _with_shift(base: str, shift: float) -> str:
 
 
 def make_schedule(
-    curve: Curve, base: str, low: float | None, high: float | None, *, shift: float = 0.0, clip: bool = False
+    curve: ScheduleCurve, base: str, low: float | None, high: float | None, *, shift: float = 0.0, clip: bool = False
 ) -> Schedule:
     """A curve shifted and truncated; None takes that end from the curve.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from elbocli.core.foreign_loss import Objective, is_objective, parse_head, parse_objective
+from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_foreign_loss, parse_head
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.monotone import Function, float64, rising, slope
 from elbocli.core.registry import Registry, number, numbers, parse_spec, plain
@@ -235,7 +235,7 @@ class Weighting:
         self.support = (-LIMIT if monotone else max(low + shift, -LIMIT), min(high + shift, LIMIT))
 
     @classmethod
-    def of_objective(cls, objective: Objective, *, shift: float = 0.0, monotone: bool = False) -> Weighting:
+    def of_objective(cls, objective: ForeignLoss, *, shift: float = 0.0, monotone: bool = False) -> Weighting:
         """The weighting that an objective amounts to, at the scale of the objective."""
         self = cls.__new__(cls)
         self._set(objective, objective.head, shift, monotone, objective.schedule, f"@{objective.schedule.base}")
@@ -313,7 +313,7 @@ def parse_weighting(
     spec, for those that name one; without it only declared ones are known. Raises UsageError.
     """
     text = text.strip()
-    if is_objective(text) or text.partition(":")[0] == "schedule":
+    if is_foreign_loss(text) or text.partition(":")[0] == "schedule":
         return _parse_scheduled(text, shift, monotone, given, schedule or parse_schedule)
     spec = parse_spec(text, flags=["monotone"])
     params = dict(spec.params)
@@ -326,7 +326,7 @@ def _parse_scheduled(
     text: str, shift: float, monotone: bool, given: dict[str, float] | None, find: Callable[[str], Schedule]
 ) -> Weighting:
     """`schedule:S` or `TARGET-mse[:FACTOR]@S`. No schedule has a parameter called monotone, so it may also come last."""
-    kind = "@" if is_objective(text) else ":"
+    kind = "@" if is_foreign_loss(text) else ":"
     head, _, inner = text.partition(kind)
     if inner.endswith((",monotone", ":monotone")):
         inner, monotone = inner[: -len(",monotone")], True
@@ -334,7 +334,7 @@ def _parse_scheduled(
         raise UsageError(f"{text!r}: name a schedule after {head + kind!r}, for example {head}{kind}cosine")
     if kind == "@":
         parts = parse_head(head)
-        objective = parse_objective(parts, find(inner), WEIGHTINGS, given)
+        objective = parse_foreign_loss(parts, find(inner), WEIGHTINGS, given)
         return Weighting.of_objective(objective, shift=shift + parts.shift, monotone=monotone or parts.monotone)
     if given:
         raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")

@@ -18,10 +18,10 @@ from elbocli.files import snapshots
 from elbocli.files.atomic import refuse_existing
 from elbocli.files.average_file import read_about, writing_average
 from elbocli.files.checkpoint import read_config
-from elbocli.files.snapshots import Layout, Snapshot
+from elbocli.files.snapshots import Snapshot, SnapshotLayout
 from elbocli.run.open import empty_network
 from elbocli.run.settings import trained_as
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 WARN, REFUSE = 0.1, 0.5
 """Residuals. For weights on a random walk the reconstruction is off by 3 % of its distance from the last weights at .09,
@@ -34,7 +34,7 @@ Part = tuple[Snapshot, Average]
 
 def run(
     path: Path, std: float, out: Path, at: int | None = None, overwrite: bool = False, command: str = ""
-) -> Generator[Report, None, dict[str, Any]]:
+) -> Generator[Progress, None, dict[str, Any]]:
     """Write the average power:std=STD of a run's weights at a step (the last snapshot's) to `out`; facts about it.
 
     Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (no run, or
@@ -45,7 +45,7 @@ def run(
     config = read_config(path)
     warnings: list[str] = []
     found = snapshots.whole(path, warnings.append, at)
-    yield from (Report(message=text, level="warning") for text in warnings)
+    yield from (Progress(message=text, level="warning") for text in warnings)
     parts = [(snapshot, average) for snapshot in found for average in _stored(snapshot)]
     if not parts:
         raise DataError(
@@ -63,7 +63,7 @@ def run(
             f"off by {100 * solution.residual:.0f} %; {REMEDY}"
         )
     if solution.residual > WARN:
-        yield Report(
+        yield Progress(
             message=f"{target.spec} is hard to make of {len(found)} snapshots up to step {last.step}: its profile is off by "
             f"{100 * solution.residual:.0f} %; {REMEDY}",
             level="warning",
@@ -83,8 +83,8 @@ def run(
     }
     combined = _Combination(used)
     for done in writing_average(out, layout, about, combined.tensor):
-        yield Report(done, len(layout), "tensor")
-    yield Report(
+        yield Progress(done, len(layout), "tensor")
+    yield Progress(
         message=f"{out}: {len(layout)} tensors from {len(used)} averages in {len(found)} snapshots", level="detail"
     )
     return {
@@ -107,11 +107,11 @@ def _profile(snapshot: Snapshot, average: Average) -> Profile:
     return Profile(gamma_of(average.params["std"]), float(snapshot.step))
 
 
-def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> Layout:
+def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> SnapshotLayout:
     """What tensors all parts have. Raises FormatError when one is of another network than the run's."""
     network = empty_network(config, path / "config.yaml")
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    layout: Layout = {}
+    layout: SnapshotLayout = {}
     for snapshot, average in parts:
         found = snapshot.layout(average.name)
         layout = layout or found

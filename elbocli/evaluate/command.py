@@ -124,7 +124,7 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     beside its standard deviation. Under torchrun, processes share the images, but for those of a stream.
     """
     from elbocli.cli.progress_bar import show
-    from elbocli.core.metrics import Options
+    from elbocli.core.metrics import MetricOptions
     from elbocli.evaluate import scoring as loop
     from elbocli.evaluate.card import render
     from elbocli.files.atomic import refuse_existing, write_text
@@ -147,9 +147,9 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     sources: Any = samples
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
-    chosen = Options(seed=options.pop("seed"), **{name: options.pop(name) for name in OPTIONS})
+    chosen = MetricOptions(seed=options.pop("seed"), **{name: options.pop(name) for name in OPTIONS})
     device, extractor = options.pop("device"), options.pop("extractor") or ""
-    settings = loop.Settings(options=chosen, extractor=extractor, command=command_line(), **options)
+    settings = loop.EvalSettings(options=chosen, extractor=extractor, command=command_line(), **options)
     with joined(device) as world:
         result = show(loop.run(sources, ref, settings, world))
     if world.first:

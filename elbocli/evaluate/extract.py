@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.metrics import Features
-from elbocli.core.metrics.feature_moments import StreamingMoments
+from elbocli.core.metrics.feature_moments import StreamingFeatureMoments
 from elbocli.errors import DataError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features
@@ -22,11 +22,11 @@ from elbocli.files.hashing import add_digests
 from elbocli.images.samples import SampleReader, drawn, read_samples
 from elbocli.nn.extractors import Extractor
 from elbocli.runtime.processes import World
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureSource:
     """Images of which features are wanted: a reader of them, or features that were saved.
 
     alone: only the first process can read them, as they come through a pipe. about: the facts that go with their
@@ -58,7 +58,7 @@ class Seen:
         return {key: tensor for key, tensor in held.items() if tensor is not None}
 
 
-def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World) -> Source:
+def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World) -> FeatureSource:
     """Saved features, or images from a path or a binary stream, which only the first process reads.
 
     Raises FormatError, DataError.
@@ -66,7 +66,7 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     if isinstance(source, Path) and source.suffix == SUFFIX:
         saved = read_features(source)
         labels = None if saved.labels is None else saved.labels.numpy()
-        return Source(str(source), len(saved.features), saved.about, saved=saved, labels=labels)
+        return FeatureSource(str(source), len(saved.features), saved.about, saved=saved, labels=labels)
     streamed = not isinstance(source, Path)
     with world.together():
         reader = None if streamed and not world.first else stack.enter_context(read_samples(source))
@@ -78,7 +78,9 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
     about: dict[str, Any] = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
     if made:
         about["made"] = made
-    return Source(name, shape[0], about, reader, alone=streamed, labels=None if reader is None else reader.labels)
+    return FeatureSource(
+        name, shape[0], about, reader, alone=streamed, labels=None if reader is None else reader.labels
+    )
 
 
 def _made(reader: SampleReader) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _made(reader: SampleReader) -> dict[str, Any]:
     return drawn(reader.about, reader.name) if "format" in reader.about else reader.about
 
 
-def described(source: Source, extractor: Extractor | None) -> dict[str, Any]:
+def described(source: FeatureSource, extractor: Extractor | None) -> dict[str, Any]:
     """A source's `about` with the network that its features are of."""
     if source.saved is not None or extractor is None:
         return source.about
@@ -97,14 +99,14 @@ def described(source: Source, extractor: Extractor | None) -> dict[str, Any]:
 
 
 def see(
-    source: Source,
+    source: FeatureSource,
     extractor: Extractor | None,
     batch: int,
     world: World,
     keep: frozenset[str],
     what: str,
     check: Callable[[dict[str, Tensor]], None] = lambda found: None,
-) -> Generator[Report, None, Seen]:
+) -> Generator[Progress, None, Seen]:
     """Features of a source. keep: `values`, `logits`, of every image, where there are any. what: for the progress bar.
     check: raises an ElboError for a batch's values and logits that won't do, before all others are extracted.
 
@@ -114,7 +116,7 @@ def see(
         seen = _saved(source)
         check(seen.tensors)
         return seen
-    own, digests = StreamingMoments(), []
+    own, digests = StreamingFeatureMoments(), []
     held: dict[str, Tensor] = {}
     filled = 0
     sharers = 1 if source.alone else world.size
@@ -136,16 +138,16 @@ def see(
                 whole = held.setdefault(key, tensor.new_empty(source.n, *tensor.shape[1:]))
                 whole[rows.start : rows.stop] = tensor
             filled = rows.stop
-        yield Report(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
+        yield Progress(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
     moments = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     digest = add_digests(world.all(add_digests(digests)))
     features = Features(sum(moments[1:], moments[0]), labels=source.labels, **held) if world.first else None
     return Seen(source.name, features, {**described(source, extractor), "images_sha256": digest})
 
 
-def _saved(source: Source) -> Seen:
+def _saved(source: FeatureSource) -> Seen:
     assert source.saved is not None
-    values, own = source.saved.features, StreamingMoments()
+    values, own = source.saved.features, StreamingFeatureMoments()
     for part in values.split(own.ROWS):
         own.add(part.numpy())
     features = Features(own.moments(), values, source.saved.logits, source.labels)

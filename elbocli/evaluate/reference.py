@@ -10,13 +10,13 @@ from typing import Any
 
 from elbocli.core.metrics import METRICS, REFERENCE_FEATURES, Features
 from elbocli.errors import UsageError
-from elbocli.evaluate.extract import Seen, Source, described, open_source, see
+from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
 from elbocli.files.checkpoint import digest
 from elbocli.files.statistics import Statistics, is_statistics, read_statistics
 from elbocli.images.samples import has_images
 from elbocli.nn.extractors import Extractor
 from elbocli.runtime.processes import World
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Reference:
     """
 
     path: Path
-    source: Source | None
+    source: FeatureSource | None
     statistics: Statistics | None
     sha256: str | None
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[FeatureSource]:
         """Its images or features, if it has any."""
         return [] if self.source is None else [self.source]
 
@@ -64,7 +64,7 @@ class Reference:
 
     def see(
         self, extractor: Extractor | None, batch: int, world: World, features: bool
-    ) -> Generator[Report, None, Seen]:
+    ) -> Generator[Progress, None, Seen]:
         """Its statistics; its features too, where they are needed."""
         if self.source is None or (self.statistics is not None and not features):
             assert self.statistics is not None
@@ -81,8 +81,8 @@ class Reference:
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Reference:
     """A dataset or other images, saved features, or statistics. Raises FormatError."""
     if not is_statistics(path):
-        return Reference(path, open_source(path, stack, world), None, None)
-    images = open_source(path, stack, world) if has_images(path) else None
+        return Reference(path, open_feature_source(path, stack, world), None, None)
+    images = open_feature_source(path, stack, world) if has_images(path) else None
     return Reference(path, images, read_statistics(path), digest(path))
 
 

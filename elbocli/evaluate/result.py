@@ -10,7 +10,7 @@ import torch
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli import __version__
-from elbocli.core.metrics import METRICS, Features, Options
+from elbocli.core.metrics import METRICS, Features, MetricOptions
 from elbocli.errors import DataError
 from elbocli.evaluate.extract import Seen
 from elbocli.nn.extractors import is_published
@@ -26,7 +26,7 @@ EXPECTED_TO_DIFFER = {"seed", "command"}
 
 
 def scored(
-    seen: Seen, theirs: Seen | None, metrics: Sequence[str], options: Options, mismatched: bool
+    seen: Seen, theirs: Seen | None, metrics: Sequence[str], options: MetricOptions, mismatched: bool
 ) -> tuple[Values, Facts]:
     """Every metric, and the facts of both sides. mismatched: no number may have a published one's name.
 

@@ -19,11 +19,11 @@ from elbocli.core.metrics import (
     PRC_PROTOCOLS,
     REFERENCE,
     REFERENCE_FEATURES,
-    Options,
+    MetricOptions,
     least,
 )
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import Seen, Source, described, open_source, see
+from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
 from elbocli.evaluate.reference import Reference, fingerprint, mismatches, open_reference
 from elbocli.evaluate.result import Facts, Values, check_repeats, repeated, scored, unlike
 from elbocli.files.features import SUFFIX, SavedFeatures, write_features
@@ -31,11 +31,11 @@ from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, make_extractor
 from elbocli.runtime.device import allow_tf32
 from elbocli.runtime.processes import ALONE, World
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvalSettings:
     """What to compute. extractor '': that of saved features, else Inception. classes: a stream's labels.
 
     allow_mismatch: score although the reference was made in another way, and say so. command: for the record.
@@ -43,7 +43,7 @@ class Settings:
     """
 
     metrics: tuple[str, ...] = ("fid", "is")
-    options: Options = Options()
+    options: MetricOptions = MetricOptions()
     extractor: str = ""
     extractor_weights: Path | None = None
     batch: int = 64
@@ -65,8 +65,8 @@ class Settings:
 
 
 def run(
-    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: Settings, world: World = ALONE
-) -> Generator[Report, None, dict[str, Any]]:
+    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE
+) -> Generator[Progress, None, dict[str, Any]]:
     """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
 
     Several sources are repeats of one experiment: see `repeated`. Images are never held: memory is a batch, each source's
@@ -78,7 +78,7 @@ def run(
     theirs: Seen | None = None
     seen: list[Seen] = []
     with contextlib.ExitStack() as stack:
-        opened = [open_source(source, stack, world) for source in sources]
+        opened = [open_feature_source(source, stack, world) for source in sources]
         reference = None if ref is None else open_reference(ref, stack, world)
         settings = _possible(settings, opened, reference)
         extractor = _extractor(settings, [*opened, *([] if reference is None else reference.sources)], world)
@@ -111,7 +111,7 @@ def run(
     return combined
 
 
-def _possible(settings: Settings, sources: Sequence[Source], reference: Reference | None) -> Settings:
+def _possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference: Reference | None) -> EvalSettings:
     """The settings, without metrics that need a reference where only statistics or features are to be saved.
 
     Raises UsageError for what can't be had, DataError for too few images.
@@ -147,7 +147,7 @@ def _possible(settings: Settings, sources: Sequence[Source], reference: Referenc
     return settings
 
 
-def _check_count(source: Source, settings: Settings, side: int) -> None:
+def _check_count(source: FeatureSource, settings: EvalSettings, side: int) -> None:
     """Raise DataError when a metric needs more images of it. side: 0 of samples, 1 of the reference."""
     for name in settings.metrics:
         needed = least(METRICS[name], settings.options)[side]
@@ -156,7 +156,7 @@ def _check_count(source: Source, settings: Settings, side: int) -> None:
             raise DataError(f"{source.name}: {source.n} images; {name} needs at least {needed}{hint}")
 
 
-def _extractor(settings: Settings, sources: Sequence[Source], world: World) -> Extractor | None:
+def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
     """The network, if any images have to be seen: the one that saved features are of, unless another is asked for.
 
     A file that a features' file names is not opened: it may be a stranger's.
@@ -175,7 +175,7 @@ def _extractor(settings: Settings, sources: Sequence[Source], world: World) -> E
 
 
 def _checked(
-    source: Source, reference: Reference | None, extractor: Extractor | None, settings: Settings
+    source: FeatureSource, reference: Reference | None, extractor: Extractor | None, settings: EvalSettings
 ) -> dict[str, list[Any]]:
     """Where samples and reference were made differently. Raises DataError unless that is allowed, UsageError."""
     mine = fingerprint(described(source, extractor))
@@ -193,7 +193,7 @@ def _checked(
     return found
 
 
-def _check_alike(sources: Sequence[Source], extractor: Extractor | None) -> None:
+def _check_alike(sources: Sequence[FeatureSource], extractor: Extractor | None) -> None:
     """Raise DataError unless all were made in one way: other numbers have no common mean."""
     first = fingerprint(described(sources[0], extractor))
     for source in sources[1:]:
@@ -204,7 +204,7 @@ def _check_alike(sources: Sequence[Source], extractor: Extractor | None) -> None
 
 
 def _checker(
-    source: Source, reference: Reference | None, settings: Settings
+    source: FeatureSource, reference: Reference | None, settings: EvalSettings
 ) -> Callable[[dict[str, torch.Tensor]], None]:
     """What `see` should check of features: raises DataError or UsageError when they won't do."""
     width = None if reference is None else reference.width
@@ -224,8 +224,12 @@ def _checker(
 
 
 def _labelled(
-    source: Source, reference: Reference | None, extractor: Extractor | None, settings: Settings, world: World
-) -> Source:
+    source: FeatureSource,
+    reference: Reference | None,
+    extractor: Extractor | None,
+    settings: EvalSettings,
+    world: World,
+) -> FeatureSource:
     """With the labels that a stream was drawn with, if it says none. Before any features are extracted.
 
     Raises UsageError for a class that isn't there, DataError for one that the network doesn't tell.
@@ -246,7 +250,7 @@ def _labelled(
     return replace(source, labels=labels)
 
 
-def _classes_told(source: Source, extractor: Extractor | None, settings: Settings, world: World) -> int:
+def _classes_told(source: FeatureSource, extractor: Extractor | None, settings: EvalSettings, world: World) -> int:
     """How many classes the network's logits are of; 0 when it has none. It is shown a batch of black images."""
     if source.saved is not None or extractor is None:
         logits = None if source.saved is None else source.saved.logits
@@ -261,7 +265,7 @@ def _classes_told(source: Source, extractor: Extractor | None, settings: Setting
     return 0 if logits is None else logits.shape[1]
 
 
-def _save(seen: Seen, settings: Settings) -> None:
+def _save(seen: Seen, settings: EvalSettings) -> None:
     features = seen.features
     assert features is not None
     if settings.save_stats is not None:
@@ -271,7 +275,7 @@ def _save(seen: Seen, settings: Settings) -> None:
         write_features(settings.save_features, SavedFeatures(features.values, features.logits, labels, seen.about))
 
 
-def _notes(results: Sequence[tuple[Values, Facts]], settings: Settings) -> Iterator[Report]:
+def _notes(results: Sequence[tuple[Values, Facts]], settings: EvalSettings) -> Iterator[Progress]:
     """What people should know beside the numbers."""
     few = [METRICS[name].facts["few"] for name in settings.metrics if METRICS[name].facts["few"]]
     n, notes = results[0][1]["n_samples"], []
@@ -287,4 +291,4 @@ def _notes(results: Sequence[tuple[Values, Facts]], settings: Settings) -> Itera
             notes.append(f"{facts['samples']}: no interval for FID: it takes twice as many images as features")
     if differ := unlike(results):
         notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")
-    yield from (Report(message=note, level="warning") for note in notes)
+    yield from (Progress(message=note, level="warning") for note in notes)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told, writing
-from elbocli.files.snapshots import Layout
+from elbocli.files.snapshots import SnapshotLayout
 
 FORMAT = "elbo-ema"
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -28,7 +28,7 @@ CHUNK = 1 << 24
 
 
 def writing_average(
-    path: Path, layout: Layout, about: dict[str, Any], tensor: Callable[[str], Tensor]
+    path: Path, layout: SnapshotLayout, about: dict[str, Any], tensor: Callable[[str], Tensor]
 ) -> Iterator[int]:
     """Write a file of the tensors in `layout`, each asked for when its turn comes; how many are written, after each.
 

@@ -27,7 +27,7 @@ from elbocli.files.dataset_block import (
     LATENTS,
     SCAN_BYTES,
     Block,
-    Layout,
+    BlockLayout,
     encoded,
     latents,
     open_block,
@@ -250,7 +250,7 @@ class Dataset:
         return not self._member(self.kind, virtual=True).is_virtual and isinstance(self.block.parts[0], np.memmap)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> BlockLayout:
         """How the block lies on disk."""
         if self.kind == ENCODED:
             return encoded(-(-self.block.nbytes // len(self)))

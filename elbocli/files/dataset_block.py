@@ -21,7 +21,7 @@ SCAN_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """A block of rows of one shape, or (with row `()`) of runs of bytes of any length, told apart by `offsets`.
 
     name: of the dataset in HDF5. dtype: of its numbers. claim: bytes of disk to claim for each row beforehand.
@@ -38,19 +38,19 @@ class Layout:
         return int(np.prod(self.row, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
-def plain(row: tuple[int, int, int]) -> Layout:
+def plain(row: tuple[int, int, int]) -> BlockLayout:
     """Plain pixels, uint8 rows (H, W, C)."""
-    return Layout(IMAGES, "|u1", row, int(np.prod(row)))
+    return BlockLayout(IMAGES, "|u1", row, int(np.prod(row)))
 
 
-def encoded(claim: int) -> Layout:
+def encoded(claim: int) -> BlockLayout:
     """Encoded images."""
-    return Layout(ENCODED, "|u1", (), claim)
+    return BlockLayout(ENCODED, "|u1", (), claim)
 
 
-def latents(row: tuple[int, int, int]) -> Layout:
+def latents(row: tuple[int, int, int]) -> BlockLayout:
     """Mean and standard deviation of a latent's distribution, float16 rows (2C, H, W)."""
-    return Layout(LATENTS, "<f2", row, 2 * int(np.prod(row)))
+    return BlockLayout(LATENTS, "<f2", row, 2 * int(np.prod(row)))
 
 
 class Block:

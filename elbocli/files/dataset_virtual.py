@@ -12,7 +12,7 @@ import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import writing
-from elbocli.files.dataset_block import Layout
+from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.dataset_writer import add_contents, hdf5_told
 
 LIBVER = ("earliest", "v110")
@@ -31,7 +31,7 @@ def relative_name(part: Path, out: Path) -> str:
 
 def write_virtual(
     out: Path,
-    layout: Layout,
+    layout: BlockLayout,
     parts: Sequence[tuple[Path, int]],
     arrays: dict[str, np.ndarray],
     names: dict[str, list[str]],

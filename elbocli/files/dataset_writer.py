@@ -19,8 +19,8 @@ import numpy as np
 from elbocli.errors import DataError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import DIGESTS, FORMAT, VERSION, contents_digest, payload_digest
-from elbocli.files.dataset_block import SCAN_BYTES, Layout
-from elbocli.files.resumable import Source, Unfinished, holding
+from elbocli.files.dataset_block import SCAN_BYTES, BlockLayout
+from elbocli.files.resumable import Resumable, Source, holding
 
 LIBVER = ("earliest", "v108")
 
@@ -34,7 +34,7 @@ def hdf5_told() -> Iterator[None]:
         raise OSError(" ".join(str(error).split())[:160]) from error
 
 
-def _skeleton(path: Path, layout: Layout, shape: tuple[int, ...]) -> int:
+def _skeleton(path: Path, layout: BlockLayout, shape: tuple[int, ...]) -> int:
     """An HDF5 file with an unwritten block of that shape; the block's offset."""
     with hdf5_told(), h5py.File(path, "w", libver=LIBVER) as file:
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -46,10 +46,10 @@ def _skeleton(path: Path, layout: Layout, shape: tuple[int, ...]) -> int:
         return int(h5py.h5d.create(file.id, layout.name.encode(), kind, space, plan).get_offset())
 
 
-class DatasetWriter(Unfinished):
+class DatasetWriter(Resumable):
     """The rows of a dataset, then the rest of it. Use `open_writer`."""
 
-    def __init__(self, out: Path, layout: Layout, limit: int, source: Source, preallocate: bool):
+    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Source, preallocate: bool):
         self._head = out.with_name(out.name + ".partial.head")
         self._digest: Any = None
         with told(out):
@@ -129,7 +129,7 @@ def add_contents(
 
 
 def open_writer(
-    out: Path, layout: Layout, limit: int, source: Source, *, preallocate: bool = True, overwrite: bool = False
+    out: Path, layout: BlockLayout, limit: int, source: Source, *, preallocate: bool = True, overwrite: bool = False
 ) -> contextlib.AbstractContextManager[DatasetWriter]:
     """A writer for at most `limit` rows, going on where an unfinished one with the same `source` stopped.
 

@@ -18,19 +18,21 @@ import numpy as np
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
-from elbocli.files.dataset_block import Layout
+from elbocli.files.dataset_block import BlockLayout
 
 Source = str | dict[str, Any]
 """What tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
 
 
-class Unfinished:
+class Resumable:
     """Appends rows and remembers how far it got. Use it in `holding`.
 
     offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand.
     """
 
-    def __init__(self, out: Path, layout: Layout, offset: int, limit: int, source: Source, preallocate: bool = True):
+    def __init__(
+        self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Source, preallocate: bool = True
+    ):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
         self.source, self.preallocate = source, preallocate
         self.partial, self.journal, self._runs = (
@@ -168,7 +170,7 @@ class Unfinished:
         self._runs.unlink(missing_ok=True)
 
 
-W = TypeVar("W", bound=Unfinished)
+W = TypeVar("W", bound=Resumable)
 
 
 @contextlib.contextmanager

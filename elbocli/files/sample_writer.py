@@ -25,9 +25,9 @@ from PIL import Image
 from elbocli import __version__
 from elbocli.errors import DataError, UsageError
 from elbocli.files.atomic import refuse_existing, told, writing, writing_folder
-from elbocli.files.dataset_block import IMAGES, SCAN_BYTES, Layout, plain
+from elbocli.files.dataset_block import IMAGES, SCAN_BYTES, BlockLayout, plain
 from elbocli.files.dataset_writer import DatasetWriter
-from elbocli.files.resumable import Unfinished, holding
+from elbocli.files.resumable import Resumable, holding
 
 LARGEST_GRID = 10_000
 BLOCK = 4096
@@ -39,7 +39,7 @@ FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_v
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplesHeader:
     """What will be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how it was made.
 
     class_names: of all classes, where there are labels.
@@ -109,7 +109,9 @@ def write_grid(path: Path, images: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False, wait: float = 0) -> Iterator[Sink]:
+def open_samples(
+    target: Path | IO[bytes], plan: SamplesHeader, overwrite: bool = False, wait: float = 0
+) -> Iterator[Sink]:
     """Where the images go: a binary stream, or a path whose suffix says the format (none: a folder of PNGs).
 
     overwrite: replace what is there, and forget an unfinished file made with other settings. wait: seconds, for another
@@ -138,7 +140,7 @@ def open_samples(target: Path | IO[bytes], plan: Plan, overwrite: bool = False, 
 class _Stream:
     partial: Path | None = None
 
-    def __init__(self, file: IO[bytes], plan: Plan):
+    def __init__(self, file: IO[bytes], plan: SamplesHeader):
         self.done, self._plan = 0, plan
         file.flush()
         # Past the buffer, whose lock a thread would hold that waits for a reader when the process ends.
@@ -178,13 +180,13 @@ class _File:
             yield from self._file.seal()
 
 
-def _check_count(where: object, came: int, plan: Plan) -> None:
+def _check_count(where: object, came: int, plan: SamplesHeader) -> None:
     if came != plan.shape[0]:
         raise DataError(f"{where}: {came} images came, {plan.shape[0]} were announced")
 
 
-class _Npy(Unfinished):
-    def __init__(self, out: Path, plan: Plan):
+class _Npy(Resumable):
+    def __init__(self, out: Path, plan: SamplesHeader):
         self.plan, self._header = plan, npy_header(plan.shape)
         super().__init__(out, plain(plan.shape[1:]), len(self._header), plan.shape[0], plan.source)
 
@@ -216,13 +218,13 @@ class _Around(io.RawIOBase):
         return self._at
 
 
-class _Npz(Unfinished):
-    def __init__(self, out: Path, plan: Plan):
+class _Npz(Resumable):
+    def __init__(self, out: Path, plan: SamplesHeader):
         self.plan = plan
         start = io.BytesIO()
         with zipfile.ZipFile(start, "w") as archive, self._images(archive):
             offset = start.tell()
-        layout = Layout(IMAGES, "|u1", plan.shape[1:], int(np.prod(plan.shape[1:])) + 8)
+        layout = BlockLayout(IMAGES, "|u1", plan.shape[1:], int(np.prod(plan.shape[1:])) + 8)
         super().__init__(out, layout, offset, plan.shape[0], plan.source)
 
     @contextlib.contextmanager
@@ -254,7 +256,7 @@ class _Npz(Unfinished):
 
 
 class _H5(DatasetWriter):
-    def __init__(self, out: Path, plan: Plan):
+    def __init__(self, out: Path, plan: SamplesHeader):
         self.plan = plan
         super().__init__(out, plain(plan.shape[1:]), plan.shape[0], plan.source, True)
 
@@ -278,16 +280,16 @@ class _H5(DatasetWriter):
         yield from ()
 
 
-class _Pictures(Unfinished):
+class _Pictures(Resumable):
     """Rows that become PNGs when all are there. The disk that these will take is claimed too."""
 
-    def __init__(self, out: Path, plan: Plan):
+    def __init__(self, out: Path, plan: SamplesHeader):
         self.plan = plan
         _, height, width, channels = plan.shape
         row = height * (width * channels + 1)
         # What deflate can't make smaller it keeps, with 5 bytes for each 16 KiB, and PNG adds 12 for each 64 KiB.
         png = -(-(row + row // 1000 + 200) // BLOCK) * BLOCK
-        layout = Layout(IMAGES, "|u1", plan.shape[1:], height * width * channels + png)
+        layout = BlockLayout(IMAGES, "|u1", plan.shape[1:], height * width * channels + png)
         super().__init__(out, layout, 0, plan.shape[0], plan.source)
 
     def images(self) -> np.ndarray:
@@ -322,4 +324,10 @@ class _Folder(_Pictures):
         self.discard()
 
 
-KINDS: dict[str, Callable[[Path, Plan], Any]] = {".npy": _Npy, ".npz": _Npz, ".h5": _H5, ".png": _Grid, "": _Folder}
+KINDS: dict[str, Callable[[Path, SamplesHeader], Any]] = {
+    ".npy": _Npy,
+    ".npz": _Npz,
+    ".h5": _H5,
+    ".png": _Grid,
+    "": _Folder,
+}

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elbocli.core.foreign_loss import is_objective
+from elbocli.core.foreign_loss import is_foreign_loss
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.registry import number
-from elbocli.core.schedule import SCHEDULES, Curve, Schedule, Table, make_schedule, parse_schedule
+from elbocli.core.schedule import SCHEDULES, Schedule, ScheduleCurve, Table, make_schedule, parse_schedule
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import ElboError, FormatError
 from elbocli.files import strict_yaml
@@ -73,7 +73,7 @@ def _is_declared(text: str) -> bool:
     return text.partition(":")[0] in SCHEDULES
 
 
-def _read_curve(path: Path) -> Curve:
+def _read_curve(path: Path) -> ScheduleCurve:
     return read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
 
 
@@ -124,7 +124,7 @@ def resolve_weighting(
 
 def _inner(text: str) -> str:
     """The schedule that a weighting's spec names after `schedule:` or `@`, if it names one."""
-    if is_objective(text):
+    if is_foreign_loss(text):
         return text.partition("@")[2]
     kind, _, rest = text.partition(":")
     return rest if kind == "schedule" else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
-from elbocli.core.schedule import Curve, FmOt
+from elbocli.core.schedule import FmOt, ScheduleCurve
 from elbocli.errors import FormatError, UsageError
 
 LARGEST_FILE = 16 << 20
@@ -40,7 +40,7 @@ def load(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_config(path: Path) -> tuple[str, Curve]:
+def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     """(prediction, curve) of a scheduler's configuration. Raises FormatError, which says what to change."""
     config = load(path)
     kind = str(config.get("prediction_type", "flow_prediction" if _is_flow(config) else "epsilon"))
@@ -61,7 +61,7 @@ def _is_flow(config: dict[str, Any]) -> bool:
     return str(config.get("_class_name", "")).startswith("FlowMatch") or config.get("use_flow_sigmas") is True
 
 
-def _flow(path: Path, config: dict[str, Any]) -> Curve:
+def _flow(path: Path, config: dict[str, Any]) -> ScheduleCurve:
     """t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s."""
     if config.get("use_dynamic_shifting") is True:
         raise FormatError(

@@ -25,7 +25,7 @@ from elbocli.files.retention import numbered, step_of
 FORMAT = "elbo-snapshot"
 FOLDER = "snapshots"
 SUFFIX = ".safetensors"
-Layout = dict[str, tuple[str, tuple[int, ...]]]
+SnapshotLayout = dict[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor → its type as safetensors calls it (F32) and its shape."""
 
 
@@ -68,12 +68,12 @@ class Snapshot:
         except (OSError, SafetensorError) as error:
             raise FormatError(f"{path}: not usable weights: {error}") from error
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> SnapshotLayout:
         """What tensors an average has. Raises FormatError."""
         return layout_of(self.tensors(name))
 
 
-def layout_of(file: Any) -> Layout:
+def layout_of(file: Any) -> SnapshotLayout:
     """The layout of an open safetensors file."""
     parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
     return {key: (str(part.get_dtype()), tuple(part.get_shape())) for key, part in parts.items()}

@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.images.image_refs import UNPACKABLE, Nowhere, Place, Span, ZipEntry
+from elbocli.images.image_refs import UNPACKABLE, ImageRef, Nowhere, Span, ZipEntry
 
-Entry = tuple[str, Place]
+Entry = tuple[str, ImageRef]
 Complain = Callable[[str], None]
 FOLDER = Nowhere("a folder")
 LONGEST_HEADER = 16 << 20

@@ -12,7 +12,7 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.images.image_refs import UNPACKABLE, DatasetRow, Pixels, Place, Unpacked, UnpackedRow
+from elbocli.images.image_refs import UNPACKABLE, DatasetRow, ImageRef, Pixels, Unpacked, UnpackedRow
 from elbocli.images.samples import read_header, read_labels
 
 LOCAL_HEADER = struct.Struct("<26xHH")
@@ -27,7 +27,7 @@ class Rows:
     in_order: whether they can only be read one after another.
     """
 
-    places: Sequence[Place]
+    places: Sequence[ImageRef]
     labels: list[int] | None
     class_names: list[str]
     files: list[str]
@@ -77,7 +77,7 @@ def _open_npz(path: Path) -> Rows:
         raise FormatError(f"{path}: arr_0 is cut short: {info.file_size} bytes, expected {start + shape[0] * row}")
     if info.compress_type != zipfile.ZIP_STORED:
         rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
-        places: list[Place] = [UnpackedRow(rows, i) for i in range(shape[0])]
+        places: list[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
         return Rows(places, known, [], _names(shape[0]), in_order=True)
     with open(path, "rb") as file:
         file.seek(info.header_offset)

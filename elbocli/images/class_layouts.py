@@ -19,7 +19,7 @@ from elbocli.errors import DataError
 from elbocli.images import arrays
 from elbocli.images.archives import Entry, is_tar, list_folder, list_tar, list_zip, unpacker
 from elbocli.images.classes import some
-from elbocli.images.image_refs import Place, Span
+from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -39,7 +39,7 @@ class Found:
 
     prefix: str
     names: list[str]
-    places: Sequence[Place]
+    places: Sequence[ImageRef]
     words: Sequence[Word | None] | None
     stem: str
     classes: list[str] | None = None
@@ -95,7 +95,7 @@ def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
     """Without --labels and --classes, and without datasets: OUT may lie in the folder that it is made of."""
     own = {path.name: path for path in ours}
 
-    def is_ours(name: str, place: Place) -> bool:
+    def is_ours(name: str, place: ImageRef) -> bool:
         if OWN.search(name):
             return True
         mine = own.get(name.rpartition("/")[2])

@@ -46,7 +46,7 @@ UNPACKABLE = (
 TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
 
 
-class Place(Protocol):
+class ImageRef(Protocol):
     """Where one image lies."""
 
     def read(self) -> bytes | np.ndarray:
@@ -111,7 +111,7 @@ class Span:
             return 0
 
 
-def will_need(places: Sequence[Place]) -> None:
+def will_need(places: Sequence[ImageRef]) -> None:
     """Tell the kernel that these places come next: it reads the stretch of an archive in which they lie in one go.
 
     They are packed in the order of their names, an archive may have them in another: so it is still read from front

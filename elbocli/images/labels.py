@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import DataError
-from elbocli.images.image_refs import Place, read_bytes
+from elbocli.images.image_refs import ImageRef, read_bytes
 
 Word = str | int
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
@@ -95,7 +95,7 @@ def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
             yield row[0].strip().removeprefix("./"), row[1]
 
 
-def edm_labels(place: Place, names: Sequence[str], where: str) -> list[Word | None] | None:
+def edm_labels(place: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
     """Classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
 
     Raises DataError.
@@ -111,7 +111,7 @@ def edm_labels(place: Place, names: Sequence[str], where: str) -> list[Word | No
     return [table.get(name) for name in names]
 
 
-def _json(place: Place, where: str) -> Any:
+def _json(place: ImageRef, where: str) -> Any:
     try:
         content = place.read()
         return json.loads(bytes(content))
@@ -129,14 +129,14 @@ def sample_key(name: str) -> tuple[str, str]:
 
 
 def sidecar_labels(
-    entries: Sequence[tuple[str, Place]], where: str
+    entries: Sequence[tuple[str, ImageRef]], where: str
 ) -> tuple[list[int], list[Word | None] | None, bool]:
     """(indices of the images among the entries, their classes, whether files lie beside them) of webdataset's samples.
 
     A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
     None for an image without, and instead of the list when no image has one. Raises DataError.
     """
-    sides: dict[str, dict[str, Place]] = {}
+    sides: dict[str, dict[str, ImageRef]] = {}
     pictures = []
     for index, (name, place) in enumerate(entries):
         key, suffix = sample_key(name)
@@ -151,7 +151,7 @@ def sidecar_labels(
     return indices, None if all(word is None for word in words) else words, True
 
 
-def _sidecar_word(sides: dict[str, Place], where: str) -> Word | None:
+def _sidecar_word(sides: dict[str, ImageRef], where: str) -> Word | None:
     if ".cls" in sides:
         try:
             return _word(bytes(sides[".cls"].read()[:1000]).decode("utf-8", "replace"))

@@ -27,7 +27,7 @@ from elbocli.images.class_layouts import (
     words_of,
 )
 from elbocli.images.classes import assign, by_meta, is_meta, read_meta, some
-from elbocli.images.image_refs import Place
+from elbocli.images.image_refs import ImageRef
 from elbocli.images.labels import Word, read_labels_file
 
 SPLITS = ("train", "val")
@@ -44,7 +44,7 @@ class Source:
     files: list[str]
     labels: list[int]
     class_names: list[str]
-    places: Sequence[Place]
+    places: Sequence[ImageRef]
     prefixes: list[str]
     owners: Sequence[int]
     in_order: bool = False

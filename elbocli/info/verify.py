@@ -19,14 +19,14 @@ from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.info.describe import HDF5_MAGIC, describe, is_safetensors
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 BATCH = 64
 PATIENCE_S = 120.0
 Facts = dict[str, Any]
 
 
-def run(path: Path) -> Generator[Report, None, Facts]:
+def run(path: Path) -> Generator[Progress, None, Facts]:
     """Verify a file or folder that `describe` knows; what it says, what was verified, and what could not be.
 
     Raises DataError or FormatError naming the file, what differs and what to do.
@@ -69,7 +69,7 @@ def survive(path: Path) -> None:
         raise DataError(f"{path}: damaged: the HDF5 library itself fails on it; pack it again")
 
 
-def _dataset(path: Path) -> Generator[Report, None, Facts]:
+def _dataset(path: Path) -> Generator[Progress, None, Facts]:
     data = Dataset(path, latents=True)
     verified, unverified = [], []
     promised = str(data.attributes.get("digests", "")).split()
@@ -89,7 +89,7 @@ def _dataset(path: Path) -> Generator[Report, None, Facts]:
         for part in rows if isinstance(rows, list) else [rows]:
             digest.update(np.ascontiguousarray(part).data)
         done += len(rows)
-        yield Report(done, len(data), "img")
+        yield Progress(done, len(data), "img")
     if "payload_sha256" not in data.attributes:
         unverified.append("payload_sha256: not in this file, which another program wrote")
     elif digest.hexdigest() != data.attributes["payload_sha256"]:
@@ -99,10 +99,10 @@ def _dataset(path: Path) -> Generator[Report, None, Facts]:
         verified.append("payload_sha256")
     if data.kind == ENCODED:
         for done, rows in enumerate(data.batches(BATCH)):
-            yield Report(min((done + 1) * BATCH, len(data)), len(data), "img", values={"decoded": len(rows)})
+            yield Progress(min((done + 1) * BATCH, len(data)), len(data), "img", values={"decoded": len(rows)})
         verified += ["offsets", "every image decodes"]
     for what in unverified:
-        yield Report(message=f"{path}: {what}", level="warning")
+        yield Progress(message=f"{path}: {what}", level="warning")
     return {"verified": verified, **({"unverified": unverified} if unverified else {})}
 
 
@@ -129,7 +129,7 @@ def _counts(path: Path, data: Dataset) -> list[str]:
     return [name for name, (found, _) in facts.items() if found is not None]
 
 
-def _folder(path: Path) -> Generator[Report, None, Facts]:
+def _folder(path: Path) -> Generator[Progress, None, Facts]:
     """A checkpoint, a snapshot, or all those of a run."""
     if snapshots.is_snapshot(path):
         checkpoints, kept = [], [path]
@@ -140,7 +140,7 @@ def _folder(path: Path) -> Generator[Report, None, Facts]:
     damaged: list[str] = []
     files = 0
     for index, folder in enumerate([*checkpoints, *kept]):
-        yield Report(index, len(checkpoints) + len(kept), "folder")
+        yield Progress(index, len(checkpoints) + len(kept), "folder")
         try:
             files += len(_checkpoint(folder) if index < len(checkpoints) else _snapshot(folder))
         except FormatError as error:
@@ -167,7 +167,7 @@ def _snapshot(folder: Path) -> dict[str, Any]:
     return snapshot.meta["files"]
 
 
-def _samples(path: Path) -> Generator[Report, None, None]:
+def _samples(path: Path) -> Generator[Progress, None, None]:
     from elbocli.files.statistics import is_statistics
     from elbocli.images.samples import read_samples
 
@@ -177,4 +177,4 @@ def _samples(path: Path) -> Generator[Report, None, None]:
         done = 0
         for rows in reader.batches(BATCH):
             done += len(rows)
-            yield Report(done, reader.shape[0], "img")
+            yield Progress(done, reader.shape[0], "img")

@@ -16,12 +16,12 @@ import numpy as np
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import refuse_existing
 from elbocli.files.dataset import PREPROCESSING, Dataset
-from elbocli.files.dataset_block import ENCODED, Layout
+from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.dataset_virtual import relative_name, write_virtual
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.hashing import add_digests
 from elbocli.images.samples import drawn
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
 
 SUFFIX = ".h5"
@@ -61,7 +61,7 @@ class _Part:
     path: Path
     kind: str
     store: str
-    layout: Layout
+    layout: BlockLayout
     count: int
     length: int
     whole: bool
@@ -246,7 +246,7 @@ def _opened(paths: Sequence[Path], out: Path) -> list[_Part]:
     return [_part(path) for path in paths]
 
 
-def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Report]:
+def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Progress]:
     """Merge the datasets `paths` into `out`. Rerun after a kill to go on where it stopped.
 
     Raises UsageError: `out` exists, a part twice, a part out of reach of a virtual dataset; DataError: parts that don't
@@ -258,14 +258,14 @@ def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Report
     parts, message = _in_order(_opened(paths, out))
     _refuse_strangers(parts)
     total = sum(part.count for part in parts)
-    yield Report(0, total, "img", f"{message}: {total} images")
+    yield Progress(0, total, "img", f"{message}: {total} images")
     for part in parts:
         if "payload_sha256" not in part.attributes:
-            yield Report(message=f"{part.path}: has no payload_sha256, taken as it is", level="warning")
+            yield Progress(message=f"{part.path}: has no payload_sha256, taken as it is", level="warning")
     for key in ("elbo_version", "pillow_version"):
         found = {str(part.attributes.get(key)) for part in parts}
         if len(found) > 1:
-            yield Report(message=f"parts differ in {key}: {', '.join(sorted(found))}", level="warning")
+            yield Progress(message=f"parts differ in {key}: {', '.join(sorted(found))}", level="warning")
     arrays, names = _joined_contents(parts)
     attributes = _joined_attributes(parts, settings.command)
     if settings.virtual:
@@ -273,7 +273,7 @@ def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Report
             yield from _refer(out, parts, arrays, names, attributes, signals)
     else:
         claim = -(-sum(part.length for part in parts) // total) if parts[0].kind == ENCODED else parts[0].layout.claim
-        layout = Layout(parts[0].layout.name, parts[0].layout.dtype, parts[0].layout.row, claim)
+        layout = BlockLayout(parts[0].layout.name, parts[0].layout.dtype, parts[0].layout.row, claim)
         with (
             catching_signals() as signals,
             open_writer(out, layout, total, _fingerprint(parts), overwrite=settings.overwrite) as writer,
@@ -282,7 +282,7 @@ def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Report
             # The writer adds its own, from where the rows came to lie.
             arrays.pop("offsets" if parts[0].kind == ENCODED else "", None)
             writer.finish(arrays, names, attributes)
-    yield Report(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
+    yield Progress(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def _fingerprint(parts: Sequence[_Part]) -> str:
@@ -302,7 +302,7 @@ def _checked(part: _Part) -> Iterator[list[np.ndarray] | np.ndarray]:
         raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
 
 
-def _copy(writer: DatasetWriter, parts: Sequence[_Part], signals: Signals) -> Iterator[Report]:
+def _copy(writer: DatasetWriter, parts: Sequence[_Part], signals: Signals) -> Iterator[Progress]:
     total = sum(part.count for part in parts)
     # What was copied of a part that wasn't checked to its end doesn't count: the part may have been replaced since.
     notes = writer.state["notes"]
@@ -310,12 +310,12 @@ def _copy(writer: DatasetWriter, parts: Sequence[_Part], signals: Signals) -> It
     if writer.rows != safe[1]:
         writer.rewind(safe[1], safe[2], safe[1], notes)
     if safe[0]:
-        yield Report(safe[1], total, "img", f"going on after {safe[0]} parts")
+        yield Progress(safe[1], total, "img", f"going on after {safe[0]} parts")
     for index, part in enumerate(parts[safe[0] :], start=safe[0] + 1):
         try:
             for rows in _checked(part):
                 writer.append(rows, writer.rows + len(rows), notes)
-                yield Report(writer.rows, total, "img")
+                yield Progress(writer.rows, total, "img")
                 if signals.received:
                     safe_in = f"{safe[0]} of {len(parts)} parts are safe in {writer.partial.name}"
                     raise signals.interrupted(f"{safe_in}; the same command goes on from there")
@@ -334,7 +334,7 @@ def _refer(
     names: dict[str, list[str]],
     attributes: dict[str, Any],
     signals: Signals,
-) -> Iterator[Report]:
+) -> Iterator[Progress]:
     for part in parts:
         relative_name(part.path, out)
         if not part.whole:
@@ -345,7 +345,7 @@ def _refer(
             for run in rows if isinstance(rows, list) else [rows]:
                 digest.update(np.ascontiguousarray(run).data)
             done += len(rows)
-            yield Report(done, total, "img")
+            yield Progress(done, total, "img")
             if signals.received:
                 raise signals.interrupted(f"{out}: nothing was written")
     about = {**attributes, "count": total, "payload_sha256": digest.hexdigest()}

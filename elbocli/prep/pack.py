@@ -30,7 +30,7 @@ from elbocli.images.image_refs import will_need
 from elbocli.images.labels import utf8
 from elbocli.images.memory_budget import Room, return_freed
 from elbocli.images.sources import Source, choose, open_source
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _encoder(settings: Settings) -> LatentEncoder | None:
     )
 
 
-def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.Layout:
+def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.BlockLayout:
     if encoder is not None:
         return encoder.layout
     shape = (settings.size, settings.size, settings.channels)
@@ -202,7 +202,7 @@ def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.
     return dataset_block.encoded(int(np.prod(shape) * ENCODINGS[settings.store].claim))
 
 
-def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[Report]:
+def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[Progress]:
     """Pack `sources` into `out`. Rerun after a kill to go on where it stopped.
 
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
@@ -213,7 +213,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[R
     settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
-        yield Report(message=f"{_named(sources)}: reading what is inside")
+        yield Progress(message=f"{_named(sources)}: reading what is inside")
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else None
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
@@ -273,25 +273,25 @@ def _named(sources: list[Path]) -> str:
     return str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
 
 
-def _introduced(source: Source, sources: list[Path], settings: Settings, complaints: list[str]) -> Iterator[Report]:
+def _introduced(source: Source, sources: list[Path], settings: Settings, complaints: list[str]) -> Iterator[Progress]:
     size, channels = settings.size, settings.channels
-    yield Report(
+    yield Progress(
         0,
         len(source),
         "img",
         f"{_named(sources)}: {_count(len(source), 'image', 'images')} in "
         f"{_count(len(source.class_names), 'class', 'classes')} -> {size} x {size} x {channels}",
     )
-    yield from (Report(message=text, level="warning") for text in complaints)
-    yield from (Report(message=text, level="warning") for text in source.notes)
+    yield from (Progress(message=text, level="warning") for text in complaints)
+    yield from (Progress(message=text, level="warning") for text in source.notes)
     if len(source.class_names) > 1 and set(source.class_names) <= SPLIT_NAMES:
-        yield Report(
+        yield Progress(
             message=f"the classes are called {', '.join(source.class_names)}: did you mean one of these folders?",
             level="warning",
         )
 
 
-def _listed(out: Path, source: Source, skipped: dict[int, str]) -> Iterator[Report]:
+def _listed(out: Path, source: Source, skipped: dict[int, str]) -> Iterator[Progress]:
     """What was skipped, in a file beside the dataset."""
     sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
     if not skipped:
@@ -302,17 +302,17 @@ def _listed(out: Path, source: Source, skipped: dict[int, str]) -> Iterator[Repo
             file.write(json.dumps({"file": utf8(source.files[index]), "trouble": trouble}) + "\n")
     kinds = Counter(trouble.partition(":")[0] for trouble in skipped.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    yield Report(message=f"{len(skipped)} files skipped ({counts}), listed in {sidecar}", level="warning")
+    yield Progress(message=f"{len(skipped)} files skipped ({counts}), listed in {sidecar}", level="warning")
 
 
-def _summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds: float) -> Iterator[Report]:
+def _summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds: float) -> Iterator[Progress]:
     changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
-        yield Report(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
+        yield Progress(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
     rate = f"{packed / seconds:.0f} images/s, " if packed else ""
     size = out.stat().st_size
     shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-    yield Report(message=f"{out}: {_count(rows, 'image', 'images')}, {shown}; {rate}{seconds:.1f} s")
+    yield Progress(message=f"{out}: {_count(rows, 'image', 'images')}, {shown}; {rate}{seconds:.1f} s")
 
 
 class _Notes:
@@ -343,13 +343,13 @@ def _stopped(source: Source, index: int, trouble: str) -> DataError:
 
 def _fill(
     writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
-) -> Iterator[Report]:
+) -> Iterator[Progress]:
     notes = _Notes(writer.state["notes"])
     total, done = len(source), int(writer.state["done"])
     if notes.skipped and settings.on_error == "stop":
         raise _stopped(source, *next((int(index), trouble) for index, trouble in notes.skipped.items()))
     if done:
-        yield Report(done, total, "img", f"going on after {_count(done, 'image', 'images')}")
+        yield Progress(done, total, "img", f"going on after {_count(done, 'image', 'images')}")
     rows: list[Any] = []
     pending: list[Any] = []
     begun, read = time.monotonic(), 0
@@ -386,7 +386,7 @@ def _fill(
                 f"{writer.state['done']} of {total} images are safe in {writer.partial.name}; the same command goes on from there"
             )
         values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
-        yield Report(done, total, "img", values=values | ({"skipped": len(notes.skipped)} if notes.skipped else {}))
+        yield Progress(done, total, "img", values=values | ({"skipped": len(notes.skipped)} if notes.skipped else {}))
     encode()
     if done > int(writer.state["done"]) or not writer.state["notes"]:
         save()

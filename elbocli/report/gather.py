@@ -22,13 +22,13 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
 from elbocli.report import thumbnails as strips
-from elbocli.report.log_history import Course, Numbers, curve, read_course, read_curves
+from elbocli.report.log_history import LogHistory, Numbers, curve, read_curves, read_log_history
 from elbocli.report.results import Result, read_result, results_in
 from elbocli.report.terms import Term, prediction_term, schedule_term, weighting_terms
-from elbocli.report.thumbnails import Strip
+from elbocli.report.thumbnails import Thumbnails
 from elbocli.run.folder import read_status
 from elbocli.run.open import empty_network
-from elbocli.run.settings import Settings, run_settings
+from elbocli.run.settings import TrainSettings, run_settings
 
 T = TypeVar("T")
 DIGITS = 6
@@ -37,7 +37,7 @@ MULTISCALE = "; but errors are seen at several resolutions at once (--multiscale
 
 
 @dataclass(frozen=True)
-class Objective:
+class ObjectiveFacts:
     """What was trained: weighting and schedule (None: it adapts) on logsnr low to high, and whether that is an ELBO.
 
     rising: where the weighting rises.
@@ -53,7 +53,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """A run as its folder shows it. None, or empty, is what isn't there; `missing` says so in sentences.
 
     status: state, step, steps, images, message, time (UTC). course, held_out: errors of training and validation.
@@ -62,16 +62,16 @@ class Facts:
 
     run: str
     status: dict[str, Any]
-    settings: Settings
+    settings: TrainSettings
     data: dict[str, Any]
     network: dict[str, Any]
     environment: dict[str, Any]
-    objective: Objective | None
+    objective: ObjectiveFacts | None
     curves: dict[str, Numbers]
-    course: Course | None
-    held_out: Course | None
-    previews: list[Strip]
-    drawn: list[Strip]
+    course: LogHistory | None
+    held_out: LogHistory | None
+    previews: list[Thumbnails]
+    drawn: list[Thumbnails]
     drawn_from: str
     results: list[Result]
     commands: list[tuple[str, str]]
@@ -142,7 +142,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _map(course: Course | None) -> dict[str, Any] | None:
+def _map(course: LogHistory | None) -> dict[str, Any] | None:
     if course is None:
         return None
 
@@ -174,14 +174,14 @@ class _Gatherer:
             self.missing.append(str(error))
             return default
 
-    def objective(self) -> Objective:
+    def objective(self) -> ObjectiveFacts:
         s = self.settings
         weighting, schedule = s.weighting_object(), s.schedule_object()
         low, high = max(s.logsnr_min, weighting.support[0]), min(s.logsnr_max, weighting.support[1])
         terms = [*weighting_terms(weighting), schedule_term(s, schedule), prediction_term(s)]
         rising = weighting.rising(low, high)
         verdict = weighting.verdict(low, high) + (MULTISCALE if s.multiscale else "")
-        return Objective(weighting, schedule, s.logsnr_min, s.logsnr_max, rising, verdict, terms)
+        return ObjectiveFacts(weighting, schedule, s.logsnr_min, s.logsnr_max, rising, verdict, terms)
 
     def network(self) -> dict[str, Any]:
         return {"parameters": count_parameters(empty_network(self.config, self.run / "config.yaml"))}
@@ -214,9 +214,9 @@ class _Gatherer:
         """The run's previews, the oldest first."""
         return sorted(self.run.glob("previews/step-*.png"))
 
-    def previews(self) -> list[Strip]:
+    def previews(self) -> list[Thumbnails]:
         """The same pictures of the same noise, at several times."""
-        sheets, found = self.sheets(), list[Strip]()
+        sheets, found = self.sheets(), list[Thumbnails]()
         if not sheets:
             self.missing.append(f"{self.run}: no previews yet")
         for index in strips.chosen_times(len(sheets)):
@@ -224,10 +224,10 @@ class _Gatherer:
             images = self.ask(partial(strips.read_sheet, path), None)
             if images is not None:
                 step = path.stem.removeprefix("step-").lstrip("0") or "0"
-                found.append(strips.strip(step, list(images[: strips.ROW])))
+                found.append(strips.thumbnails_of(step, list(images[: strips.ROW])))
         return found
 
-    def drawn(self, samples: Path | None) -> tuple[list[Strip], str]:
+    def drawn(self, samples: Path | None) -> tuple[list[Thumbnails], str]:
         """Samples by class: of a file, whose faults are raised, or of the last preview."""
         if samples is not None:
             return strips.read_by_class(samples, self.class_names()), str(samples)
@@ -240,7 +240,7 @@ class _Gatherer:
         return [], ""
 
 
-def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> Facts:
+def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
     """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval' or 'elbo bound',
     besides those in the run's folder.
 
@@ -259,7 +259,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     for kind, how in (("scores", "elbo eval"), ("bound", "elbo bound")):
         if not any(result.kind == kind for result in found):
             it.missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
-    return Facts(
+    return RunFacts(
         run=it.name,
         status=it.ask(lambda: read_status(run), {}),
         settings=it.settings,
@@ -268,8 +268,10 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         environment=_environment(it, curves),
         objective=it.ask(it.objective, None),
         curves=curves,
-        course=it.ask(lambda: read_course(run / "losslog.jsonl", it.missing.append), None),
-        held_out=it.ask(lambda: read_course(run / "validation.jsonl", it.missing.append), None) if validates else None,
+        course=it.ask(lambda: read_log_history(run / "losslog.jsonl", it.missing.append), None),
+        held_out=it.ask(lambda: read_log_history(run / "validation.jsonl", it.missing.append), None)
+        if validates
+        else None,
         previews=it.previews(),
         drawn=drawn,
         drawn_from=drawn_from,

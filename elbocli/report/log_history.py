@@ -77,7 +77,7 @@ def curve(columns: dict[str, Numbers], name: str) -> tuple[list[float], list[flo
 
 
 @dataclass
-class Course:
+class LogHistory:
     """How the error at each λ went over a run: intervals of images, and the sums [3, bins] in each.
 
     edges: of the bins of λ. images: where each interval ends. about: the log's header.
@@ -120,18 +120,18 @@ class Course:
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if at > start]).sum(0)
 
 
-def read_course(path: Path, missing: Callable[[str], None]) -> Course | None:
+def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory | None:
     """A loss log over time; None, and told to `missing`, when there is nothing in it."""
     if not path.exists():
         missing(f"{path}: no errors by noise level yet")
         return None
     damaged: list[FormatError] = []
-    found: list[Course] = []
+    found: list[LogHistory] = []
 
     def seen(interval: Interval) -> None:
         if not found:
             assert reader.log is not None
-            found.append(Course(reader.log.edges, about=reader.log.header))
+            found.append(LogHistory(reader.log.edges, about=reader.log.header))
         found[0].add(interval.images, interval.sums)
 
     reader = Reader(seen=seen, damaged=damaged.append)

@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from elbocli.report.gather import Facts
+from elbocli.report.gather import RunFacts
 from elbocli.report.plots import pictures
-from elbocli.report.thumbnails import Strip
+from elbocli.report.thumbnails import Thumbnails
 
 TEMPLATE = "page.html"
 LARGEST = 8 << 20
@@ -24,7 +24,7 @@ LARGEST = 8 << 20
 TWICE = ", ± {} (2 standard errors)"
 
 
-def render(facts: Facts) -> str:
+def render(facts: RunFacts) -> str:
     """The page. Same facts, same text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -58,12 +58,12 @@ def _minus(text: str) -> str:
     return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "\u2212")
 
 
-def source(strip: Strip) -> str:
+def source(strip: Thumbnails) -> str:
     """A row of pictures as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(strip.png).decode()
 
 
-def _headline(facts: Facts) -> list[tuple[str, str, str]]:
+def _headline(facts: RunFacts) -> list[tuple[str, str, str]]:
     """The few numbers that come first: (what, value, detail)."""
     found = []
     if facts.last("loss") is not None:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from elbocli.cli.figure import STYLE, brief
-from elbocli.core.adaptive import Moments
-from elbocli.report.gather import Facts, Objective
-from elbocli.report.log_history import Course, curve
+from elbocli.core.adaptive import ErrorMoments
+from elbocli.report.gather import ObjectiveFacts, RunFacts
+from elbocli.report.log_history import LogHistory, curve
 
 WIDTH = 4.8
 """Inches of a drawing that a telephone shows at about its own size."""
@@ -68,7 +68,7 @@ class Picture:
     svg: str
 
 
-def pictures(facts: Facts) -> dict[str, list[Picture]]:
+def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
     """The drawings by the section of the page that they belong to; those that there is nothing for are left out."""
     objective, course = facts.objective, facts.course
     found: dict[str, list[Picture | None]] = {
@@ -136,7 +136,7 @@ def _over_levels(axis: Any, low: float, high: float) -> None:
     axis.set_xlabel(LEVEL)
 
 
-def _weighting(objective: Objective) -> Picture:
+def _weighting(objective: ObjectiveFacts) -> Picture:
     """w, and p_w = −dw/dλ, each over the largest w."""
     w, low, high = objective.weighting, objective.low, objective.high
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
@@ -164,7 +164,7 @@ def _weighting(objective: Objective) -> Picture:
     return Picture(f"Weighting {brief(w.spec)}", caption.strip(), drawn)
 
 
-def _schedule(objective: Objective, course: Course | None) -> Picture | None:
+def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture | None:
     """p(λ) of a fixed schedule, beside what was drawn; of one that adapts, over time."""
     if objective.schedule is None:
         return None if course is None else _adapted(course)
@@ -172,7 +172,7 @@ def _schedule(objective: Objective, course: Course | None) -> Picture | None:
     density = objective.schedule.density(at)
     with _drawing("schedule") as (_, (axis,), svg):
         if course is not None:
-            sums = Course(course.edges, [1], [course.late(1.0)])
+            sums = LogHistory(course.edges, [1], [course.late(1.0)])
             axis.stairs(sums.density[0], course.edges, fill=True, color=TWO, alpha=0.3, label="drawn", linewidth=0)
         axis.plot(at, density.where(density > 0, torch.nan), color=ONE, label="p(λ)")
         axis.set_ylabel("density")
@@ -184,9 +184,9 @@ def _schedule(objective: Objective, course: Course | None) -> Picture | None:
     return Picture(f"Schedule {brief(objective.schedule.base)}", caption, drawn)
 
 
-def _adapted(course: Course) -> Picture:
+def _adapted(course: LogHistory) -> Picture:
     """The density that was drawn, over time."""
-    late = Course(course.edges, [1], [course.late(LATE)]).density[0]
+    late = LogHistory(course.edges, [1], [course.late(LATE)]).density[0]
     share = (late * course.edges.diff()).cumsum(0)
     middle = 0.5 * (course.edges[1:] + course.edges[:-1])
     low, high = (float(middle[int((share < part).sum().clamp(max=len(middle) - 1))]) for part in (0.25, 0.75))
@@ -200,7 +200,7 @@ def _adapted(course: Course) -> Picture:
     return Picture("Schedule, adaptive", caption, drawn)
 
 
-def _map(figure: Any, axis: Any, course: Course, values: Tensor, label: str, norm: Any) -> None:
+def _map(figure: Any, axis: Any, course: LogHistory, values: Tensor, label: str, norm: Any) -> None:
     """values [intervals, bins] as colours over images and λ."""
     images = torch.tensor([0, *course.images], dtype=torch.float64)
     seen = values[values.isfinite()]
@@ -220,7 +220,7 @@ def _map(figure: Any, axis: Any, course: Course, values: Tensor, label: str, nor
     _over_images(axis)
 
 
-def _errors(course: Course) -> Picture | None:
+def _errors(course: LogHistory) -> Picture | None:
     """The error at each noise level over time."""
     from matplotlib.colors import LogNorm
 
@@ -245,7 +245,7 @@ def _errors(course: Course) -> Picture | None:
     )
 
 
-def _fall(course: Course) -> str:
+def _fall(course: LogHistory) -> str:
     """Where the error fell most, in words."""
     middle = 0.5 * (course.edges[1:] + course.edges[:-1])
     first, last = _beginning(course), course.late(LATE)
@@ -259,13 +259,13 @@ def _fall(course: Course) -> str:
     return f"Since the first tenth of the run it fell most at λ = {_plain(float(middle[best]))}, to {1 / float(ratio[best]):.0%}."
 
 
-def _beginning(course: Course) -> Tensor:
+def _beginning(course: LogHistory) -> Tensor:
     """The sums [3, bins] of the first EARLY of the images, of one interval at least."""
     until = max(course.images[-1] * EARLY, course.images[0])
     return torch.stack([sums for at, sums in zip(course.images, course.sums) if at <= until]).sum(0)
 
 
-def _profiles(course: Course, held_out: Course | None) -> Picture:
+def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture:
     """The error at each noise level: at first, at last, and of images held out."""
     lines = [("training, first tenth", MUTED, ":", course.edges, _beginning(course))]
     lines += [("training, last fifth", ONE, "-", course.edges, course.late(LATE))]
@@ -273,7 +273,7 @@ def _profiles(course: Course, held_out: Course | None) -> Picture:
         lines += [("validation, last", TWO, "--", held_out.edges, held_out.sums[-1])]
     with _drawing("profiles") as (_, (axis,), svg):
         for label, color, dash, edges, sums in lines:
-            moments = Moments.of_sums(edges, sums)
+            moments = ErrorMoments.of_sums(edges, sums)
             seen = (moments.count > 1) & (moments.mean > 0)
             mean, spread = moments.mean[seen], 2 * moments.mean_se[seen]
             axis.plot(moments.middle[seen], mean, color=color, linestyle=dash, label=label)
@@ -292,7 +292,7 @@ def _profiles(course: Course, held_out: Course | None) -> Picture:
     return Picture("Error by noise level, now", "With ± 2 standard errors." + (held if held_out else ""), drawn)
 
 
-def _loss(facts: Facts) -> Picture | None:
+def _loss(facts: RunFacts) -> Picture | None:
     """The weighted loss, of training and of images held out."""
     at, loss = curve(facts.curves, "loss")
     if not loss:
@@ -310,7 +310,7 @@ def _loss(facts: Facts) -> Picture | None:
     return Picture("Weighted loss", f"The loss that training minimises. {words}", drawn)
 
 
-def _bits(facts: Facts) -> Picture | None:
+def _bits(facts: RunFacts) -> Picture | None:
     """Bits per dimension of images held out."""
     _, bits = curve(facts.curves, "val_bpd")
     if not bits:
@@ -327,7 +327,7 @@ def _bits(facts: Facts) -> Picture | None:
     )
 
 
-def _banded(axis: Any, facts: Facts, name: str, label: str) -> tuple[float, float] | None:
+def _banded(axis: Any, facts: RunFacts, name: str, label: str) -> tuple[float, float] | None:
     """A curve with ± 2 standard errors; its last value with them."""
     at, values = curve(facts.curves, name)
     _, errors = curve(facts.curves, f"{name}_se")

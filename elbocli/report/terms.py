@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.foreign_loss import is_objective, parse_factor, parse_head
+from elbocli.core.foreign_loss import is_foreign_loss, parse_factor, parse_head
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import SCHEDULES, Schedule
 from elbocli.core.weighting import WEIGHTINGS, Weighting
-from elbocli.run.settings import ADAPTIVE, Settings
+from elbocli.run.settings import ADAPTIVE, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Term:
 def weighting_terms(weighting: Weighting) -> list[Term]:
     """A weighting; for one that is written as a loss, its parts. Raises UsageError."""
     spec = weighting.spec
-    if is_objective(spec):
+    if is_foreign_loss(spec):
         head, _, schedule = spec.partition("@")
         parts = parse_head(head)
         terms = [
@@ -44,7 +44,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
     return [_term("weighting", spec, WEIGHTINGS.find(name))]
 
 
-def schedule_term(settings: Settings, schedule: Schedule | None) -> Term:
+def schedule_term(settings: TrainSettings, schedule: Schedule | None) -> Term:
     """The schedule that draws the noise levels. schedule: None when it adapts."""
     if schedule is None:
         loss = CRITERIA["loss"]
@@ -52,7 +52,7 @@ def schedule_term(settings: Settings, schedule: Schedule | None) -> Term:
     return _schedule_term("schedule", settings.schedule)
 
 
-def prediction_term(settings: Settings) -> Term:
+def prediction_term(settings: TrainSettings) -> Term:
     """What the network outputs. Raises UsageError."""
     return _term("prediction", settings.prediction, settings.prediction_object().declared)
 

@@ -28,7 +28,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Strip:
+class Thumbnails:
     """A row of pictures, PNG, and what stands beside it. tile: the side of one in pixels, as stored."""
 
     name: str
@@ -37,13 +37,13 @@ class Strip:
     tile: int
 
 
-def strip(name: str, images: Sequence[np.ndarray]) -> Strip:
+def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
     """images: [H, W, C] uint8 each, of one size."""
     small = [_reduced(image) for image in images]
     buffer = io.BytesIO()
     row = np.concatenate(small, 1)
     Image.fromarray(row[..., 0] if row.shape[2] == 1 else row).save(buffer, "png", optimize=True)
-    return Strip(name, buffer.getvalue(), len(images), small[0].shape[0])
+    return Thumbnails(name, buffer.getvalue(), len(images), small[0].shape[0])
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:
@@ -82,20 +82,20 @@ def preview_labels(num_classes: int) -> np.ndarray | None:
     return choose_labels("balanced", PREVIEW_COUNT, num_classes, 0)
 
 
-def by_class(images: np.ndarray, labels: np.ndarray | None, names: list[str]) -> list[Strip]:
+def by_class(images: np.ndarray, labels: np.ndarray | None, names: list[str]) -> list[Thumbnails]:
     """A strip for each class, or for each ROW images when there are no labels."""
     labels = _told_apart(labels)
     wanted = _wanted(labels, len(images))
-    return [strip(_name(key, labels, names), [images[i] for i in rows]) for key, rows in wanted.items()]
+    return [thumbnails_of(_name(key, labels, names), [images[i] for i in rows]) for key, rows in wanted.items()]
 
 
-def read_by_class(path: Path, names: list[str]) -> list[Strip]:
+def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
     """The same of a file of samples, of which no more is read than it takes. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         labels = _told_apart(reader.labels)
         wanted = _wanted(labels, reader.shape[0])
         images = _pick(reader, {i for rows in wanted.values() for i in rows})
-    return [strip(_name(key, labels, names), [images[i] for i in rows]) for key, rows in wanted.items()]
+    return [thumbnails_of(_name(key, labels, names), [images[i] for i in rows]) for key, rows in wanted.items()]
 
 
 def _told_apart(labels: np.ndarray | None) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import Online, bin_edges
+from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
 from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
@@ -21,7 +21,7 @@ from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.schedule_file import digest, file_in
 from elbocli.nn.blocks import Network
 from elbocli.nn.networks import build, config_of, place
-from elbocli.run.settings import Settings, run_settings, trained_as
+from elbocli.run.settings import TrainSettings, run_settings, trained_as
 
 WEIGHTS = ("ema", "model")
 
@@ -37,7 +37,7 @@ class TrainedRun:
     path: Path
     network: Network
     prediction: Prediction
-    settings: Settings
+    settings: TrainSettings
     data: dict[str, Any]
     files: dict[str, str]
     checkpoint: Checkpoint
@@ -55,7 +55,7 @@ class TrainedRun:
         """
         fixed = self.settings.schedule_object()
         if fixed is None:
-            online = Online(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
+            online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
             try:
                 online.state.copy_(self.checkpoint.state()["online"])
             except (KeyError, TypeError, RuntimeError) as error:
@@ -133,7 +133,7 @@ def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return {"weights": name, "weights_sha256": checkpoint.meta["files"][f"{name}.safetensors"]["sha256"]}
 
 
-def _trained(settings: Settings, config: dict[str, Any]) -> dict[str, Any]:
+def _trained(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
     """Of how the run was trained, what a score of its samples should have beside it."""
     return {
         "trained_weighting": settings.weighting,

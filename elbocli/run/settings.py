@@ -32,7 +32,7 @@ WRITTEN: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list, str,
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """Names are those of the options of `elbo train`. FREE ones may change when a run goes on.
 
     milestone_every: steps; 0 is no milestones. time_limit: seconds of one start of the run; 0 is no limit.
@@ -127,8 +127,8 @@ STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
 SNAPSHOTS = 20
 """In a whole run, when --snapshot-every isn't given."""
-NAMES = tuple(field.name for field in fields(Settings))
-OLD: dict[str, dict[str, Any]] = {"settings": asdict(Settings()), "network": {"family": "unet"}}
+NAMES = tuple(field.name for field in fields(TrainSettings))
+OLD: dict[str, dict[str, Any]] = {"settings": asdict(TrainSettings()), "network": {"family": "unet"}}
 """What runs of earlier versions were without saying so."""
 IN_PRESETS = (*(name for name in NAMES if name not in ("preset", "device")), "shift")
 """What a preset may say: settings, but not which preset it is nor where it runs; and a shift, which goes into its weighting."""
@@ -138,7 +138,7 @@ IN_PRESETS = (*(name for name in NAMES if name not in ("preset", "device")), "sh
 class Resolved:
     """Settings, the network's config, the dataset's identity, and digests of files that settings name."""
 
-    settings: Settings
+    settings: TrainSettings
     network: NetworkConfig
     data: dict[str, Any]
     files: dict[str, str]
@@ -206,7 +206,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
             "leave it out, and pack both with 'elbo prep --mirror'"
         )
-    spec, size = values.get("weighting", Settings.weighting), dataset.image_size
+    spec, size = values.get("weighting", TrainSettings.weighting), dataset.image_size
     weighting = resolve_weighting(
         spec, shift=shift, monotone=given.get("monotone", False), given=given.get("params"), size=size
     )
@@ -214,7 +214,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     values |= _range(values, given, notes, size)
     values |= _averages(values)
     try:
-        settings = Settings(**values)
+        settings = TrainSettings(**values)
     except TypeError as error:
         raise FormatError(f"preset {name}: {error}") from error
     _check(settings)
@@ -226,7 +226,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
 def _check_kinds(written: dict[str, Any], where: object) -> None:
     """Raise FormatError for a setting in a file that isn't of its field's kind, or no finite number."""
     for key in set(written) & set(NAMES):
-        kind, value = type(getattr(Settings, key)), written[key]
+        kind, value = type(getattr(TrainSettings, key)), written[key]
         if type(value) not in WRITTEN.get(kind, (kind,)) or (isinstance(value, float) and not math.isfinite(value)):
             raise FormatError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
 
@@ -242,8 +242,8 @@ def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]
 
 def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str], size: int) -> dict[str, Any]:
     """The λ range and the schedule's full name. A schedule file brings its own range unless one is given."""
-    low, high = values.get("logsnr_min", Settings.logsnr_min), values.get("logsnr_max", Settings.logsnr_max)
-    spec = values.get("schedule", Settings.schedule)
+    low, high = values.get("logsnr_min", TrainSettings.logsnr_min), values.get("logsnr_max", TrainSettings.logsnr_max)
+    spec = values.get("schedule", TrainSettings.schedule)
     if spec == ADAPTIVE:
         check_range(low, high)
         return {"schedule": spec, "logsnr_min": float(low), "logsnr_max": float(high)}
@@ -257,17 +257,17 @@ def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str], size
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
     """The averages and how often snapshots are kept: power profiles bring snapshots, and snapshots power profiles."""
-    specs = canonical(values.get("ema", Settings.ema))
+    specs = canonical(values.get("ema", TrainSettings.ema))
     every = values.get("snapshot_every")
     if every and not any(parse_average(spec).stored for spec in specs):
         specs += STORED
     if every is None:
         stored = any(parse_average(spec).stored for spec in specs)
-        every = -(-int(values.get("steps", Settings.steps)) // SNAPSHOTS) if stored else 0
+        every = -(-int(values.get("steps", TrainSettings.steps)) // SNAPSHOTS) if stored else 0
     return {"ema": specs, "snapshot_every": every}
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: TrainSettings) -> None:
     for name in AT_LEAST_ONE:
         if getattr(settings, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
@@ -337,10 +337,10 @@ def trained_as(config: dict[str, Any]) -> dict[str, Any]:
     return {**{key: settings.get(key) for key in IDENTITY}, "payload_sha256": config["data"].get("payload_sha256")}
 
 
-def run_settings(section: dict[str, Any], where: Path) -> Settings:
+def run_settings(section: dict[str, Any], where: Path) -> TrainSettings:
     """The settings section of a run's config. Raises FormatError."""
     _check_kinds(section, where)
     try:
-        return Settings(**section)
+        return TrainSettings(**section)
     except (TypeError, UsageError) as error:
         raise FormatError(f"{where}: section 'settings' is not a run's: {error}") from error

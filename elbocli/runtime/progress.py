@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Report:
+class Progress:
     """Progress (`done` of `total` `unit`s), a message for people, or both; `values` for the bar's end."""
 
     done: int | None = None

@@ -163,7 +163,7 @@ def sample(
     parse_sampler(options["sampler"], params)
     parse_clip(options["clip"])
     guided = Guidance(guidance, *(guidance_interval or ()))
-    settings = loop.Settings(
+    settings = loop.SampleSettings(
         guidance=guided,
         params=params,
         device=device or "auto",

@@ -17,7 +17,7 @@ from elbocli.nn.networks import NetworkConfig
 
 
 @dataclass(frozen=True)
-class Output:
+class Decoder:
     """shape: (H, W, C) of the images. pixels: what the network draws [B,c,h,w] → uint8 [B,H,W,C], on its device."""
 
     shape: tuple[int, int, int]
@@ -37,13 +37,13 @@ def latent_space(data: dict[str, Any], network: NetworkConfig, where: object) ->
     return read_space(data, network.image_channels, where)
 
 
-def open_output(
+def open_decoder(
     data: dict[str, Any],
     network: NetworkConfig,
     device: torch.device,
     autoencoder: Path | None = None,
     where: object = "config.yaml",
-) -> Output:
+) -> Decoder:
     """The output of a run. data: of its config. autoencoder: its folder, instead of the recorded one.
 
     Raises UsageError (not there, diffusers is missing), DataError (other weights), FormatError (doesn't fit).
@@ -52,7 +52,7 @@ def open_output(
     if space is None:
         if autoencoder is not None:
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
-        return Output((network.image_size, network.image_size, network.image_channels), to_pixels)
+        return Decoder((network.image_size, network.image_size, network.image_channels), to_pixels)
     folder = autoencoder or _recorded(space, Path(str(data.get("path"))))
     model = Autoencoder(folder, device)
     if model.sha256 != space.autoencoder_sha256:
@@ -70,7 +70,7 @@ def open_output(
     def decode(x: Tensor) -> Tensor:
         return torch.cat([model.decode(part, space) for part in x.split(batch)])
 
-    return Output((space.pixel_size, space.pixel_size, 3), decode)
+    return Decoder((space.pixel_size, space.pixel_size, 3), decode)
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:

@@ -20,24 +20,24 @@ from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule
 from elbocli.files.latents import LatentSpace
-from elbocli.files.sample_writer import Plan, Sink, open_samples
+from elbocli.files.sample_writer import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import autocast, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
-from elbocli.sample.decode import Output, latent_space, open_output
+from elbocli.sample.decode import Decoder, latent_space, open_decoder
 from elbocli.sample.distributed import Rounds, Watch
-from elbocli.sample.guided import Drawer
+from elbocli.sample.guided import GuidedRun
 from elbocli.sample.noise import Noise
 
 RUN = "run"
 
 
 @dataclass(frozen=True)
-class Settings:
+class SampleSettings:
     """How to draw. sampler, params: as parse_sampler takes them. steps 0 and schedule '' are the preset's, or the
     sampler's usual ones; schedule RUN is the one that the run was trained under.
 
@@ -74,9 +74,9 @@ def draw(
     indices: range,
     shape: tuple[int, int, int],
     grid: list[float],
-    settings: Settings,
+    settings: SampleSettings,
     device: torch.device,
-    output: Output,
+    output: Decoder,
     look: Callable[[], None] | None = None,
 ) -> Tensor:
     """Images [len(indices), H, W, C] uint8 on the device: image i depends on (seed, i) alone, whatever the batch.
@@ -95,7 +95,7 @@ def draw(
     return output.pixels(x)
 
 
-def sampling_schedule(run: TrainedRun, settings: Settings) -> Schedule:
+def sampling_schedule(run: TrainedRun, settings: SampleSettings) -> Schedule:
     """What spaces the λ that the sampler visits, within the range that the run was trained on."""
     low, high, size = run.settings.logsnr_min, run.settings.logsnr_max, run.network.config.image_size
     if settings.schedule == RUN:
@@ -118,15 +118,17 @@ def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str,
     return trained
 
 
-def _drawer(path: Path, settings: Settings, world: World, warn: Callable[[str], None]) -> Drawer:
+def _drawer(path: Path, settings: SampleSettings, world: World, warn: Callable[[str], None]) -> GuidedRun:
     """The run and its guide, which is the same checkpoint where only another average is named."""
     trained, guide = _opened(path, world, warn, settings.weights, settings.average), None
     if settings.guide is not None or settings.guide_average:
         guide = _opened(settings.guide or trained.checkpoint.path, world, warn, "ema", settings.guide_average)
-    return Drawer(trained, settings.guidance, guide, parse_clip(settings.clip))
+    return GuidedRun(trained, settings.guidance, guide, parse_clip(settings.clip))
 
 
-def run(path: Path, target: Path | IO[bytes], settings: Settings, world: World | None = None) -> Iterator[Report]:
+def run(
+    path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None
+) -> Iterator[Progress]:
     """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
 
     Every process of the world runs this; the first alone writes. A file that an earlier run of the same settings left
@@ -138,7 +140,7 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings, world: World |
         ending = Ending(signals, None, 0, world.size > 1)
         warnings: list[str] = []
         drawer = _drawer(path, settings, world, warnings.append)
-        yield from (Report(message=text, level="warning") for text in warnings)
+        yield from (Progress(message=text, level="warning") for text in warnings)
         with world.together():
             work = _Work(drawer, settings, world, ending)
         yield from work.reports(target)
@@ -147,7 +149,7 @@ def run(path: Path, target: Path | IO[bytes], settings: Settings, world: World |
 class _Work:
     """What is drawn, by whom, and how."""
 
-    def __init__(self, drawer: Drawer, settings: Settings, world: World, ending: Ending):
+    def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
         trained, config = drawer.trained, drawer.trained.network.config
         self.sampler = parse_sampler(settings.sampler, settings.params)
@@ -159,10 +161,10 @@ class _Work:
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
         where = trained.path / "config.yaml"
-        self.output = open_output(trained.data, config, world.device, settings.autoencoder, where)
+        self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where)
         about = self._about(latent_space(trained.data, config, where))
         seeds = np.arange(settings.n, dtype=np.int64)
-        self.plan = Plan((settings.n, *self.output.shape), self.labels, seeds, names, about)
+        self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about)
         self.watch = Watch(ending)
         if settings.compile:
             drawer.compile()
@@ -212,7 +214,7 @@ class _Work:
         )
         return images[:count]
 
-    def reports(self, target: Path | IO[bytes]) -> Iterator[Report]:
+    def reports(self, target: Path | IO[bytes]) -> Iterator[Progress]:
         """Draw, and tell."""
         settings, world, n = self.settings, self.world, self.settings.n
         with ExitStack() as stack:
@@ -222,20 +224,20 @@ class _Work:
                     wait = PATIENCE_S if world.size > 1 else 0
                     sink = stack.enter_context(open_samples(target, self.plan, settings.overwrite, wait))
             start = world.of_first(0 if sink is None else sink.done)
-            yield Report(start, n, "img", self._introduction(start))
+            yield Progress(start, n, "img", self._introduction(start))
             depth = 1 if world.device.type == "cuda" else 0
             rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
             for done in rounds.run(start, self.draw):
-                yield Report(done, n, "img")
+                yield Progress(done, n, "img")
             # The others need not wait for this: PNGs of many images may take an hour.
             yield from self._finished(sink)
-        yield Report(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")
+        yield Progress(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")
 
-    def _finished(self, sink: Sink | None) -> Iterator[Report]:
+    def _finished(self, sink: Sink | None) -> Iterator[Progress]:
         if sink is None:
             return
         for encoded in sink.finish():
-            yield Report(encoded, self.settings.n, "png")
+            yield Progress(encoded, self.settings.n, "png")
             reason = self.ending.reason()
             if reason:
                 assert sink.partial is not None

@@ -27,7 +27,7 @@ class Idle(nn.Module):
 
 
 @dataclass(frozen=True)
-class Drawer:
+class GuidedRun:
     """A run, perhaps guided: by another network, or (guide is None) by itself without classes."""
 
     trained: TrainedRun

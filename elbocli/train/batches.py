@@ -53,7 +53,7 @@ class Posterior:
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class Examples:
+class Batches:
     """Images, labels and noise of any step: the order is a permutation of (seed, epoch), the place a counter.
 
     parts: the positions in a step's batch that this process works on, in as many goes as there are ranges. What is

@@ -37,7 +37,7 @@ def environment(run: Path, checkpoint: Path) -> dict[str, str]:
     }
 
 
-class Hook:
+class CheckpointHook:
     """Runs `sh -c command` after each checkpoint, one at a time, in a thread; '' runs nothing.
 
     A checkpoint that comes while the command is busy waits; a newer one takes its place. The command has a session of
@@ -57,7 +57,7 @@ class Hook:
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def __enter__(self) -> Hook:
+    def __enter__(self) -> CheckpointHook:
         return self
 
     def __exit__(

@@ -10,7 +10,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
-from elbocli.run.settings import Settings
+from elbocli.run.settings import TrainSettings
 
 LEAST = 2
 """A standard error needs two images."""
@@ -45,17 +45,17 @@ def held_out(seed: int, count: int, n: int, together: int = 1) -> tuple[np.ndarr
     return rows[~out.ravel()], rows[out.ravel()]
 
 
-def _split(settings: Settings, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _split(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     space = dataset.latent_space
     return held_out(settings.seed, len(dataset), settings.val_split, 2 if space is not None and space.mirrored else 1)
 
 
-def training_rows(settings: Settings, dataset: Dataset) -> np.ndarray | None:
+def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
     """Rows of the dataset that a run may train on; None for all. Raises UsageError."""
     return _split(settings, dataset)[0] if settings.val_split else None
 
 
-def open_held_out(settings: Settings, dataset: Dataset, conditional: bool) -> HeldOut | None:
+def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> HeldOut | None:
     """What the settings hold out of training on `dataset`; None when nothing. conditional: whether classes matter.
 
     Raises UsageError when the two don't go together, FormatError when --val is no dataset.

@@ -18,17 +18,17 @@ from elbocli.run.folder import Status, claim
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import allow_tf32, choose_device, name_of, precision_of
 from elbocli.runtime.processes import World, telling_lost
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import ASKED, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
-from elbocli.train.checkpoint_hook import Hook
-from elbocli.train.recorder import Records
+from elbocli.train.checkpoint_hook import CheckpointHook
+from elbocli.train.recorder import Recorder
 from elbocli.train.saver import Saver
 from elbocli.train.trainer import Trainer
 
 
 def run(
     dataset: Dataset, out: Path, resolved: Resolved, world: World | None = None, command: str = ""
-) -> Iterator[Report]:
+) -> Iterator[Progress]:
     """Train until `steps`, going on where an earlier run of the same settings stopped.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError (another run is there),
@@ -67,17 +67,19 @@ class _Training:
         self.trainer, self.out, self.signals, self.status, self.saver = trainer, out, signals, status, saver
         self.settings, self.world = trainer.settings, trainer.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
-        self.messages: list[Report] = []
-        self.hook = stack.enter_context(Hook(self.settings.on_checkpoint if self.world.first else "", out, self._warn))
+        self.messages: list[Progress] = []
+        self.hook = stack.enter_context(
+            CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
+        )
         with self.world.together():
-            self.records = Records(trainer, out, self._restore(), self._warn)
+            self.records = Recorder(trainer, out, self._restore(), self._warn)
         stack.callback(self.records.close)
         self.last_saved = trainer.steps_done if trainer.steps_done else -1
 
     def _warn(self, text: str) -> None:
-        self.messages.append(Report(message=text, level="warning"))
+        self.messages.append(Progress(message=text, level="warning"))
 
-    def _said(self) -> Iterator[Report]:
+    def _said(self) -> Iterator[Progress]:
         for text in self.saver.warnings:
             self._warn(text)
         self.saver.warnings.clear()
@@ -111,11 +113,11 @@ class _Training:
             f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
         )
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self) -> Iterator[Progress]:
         """Train, and tell."""
         trainer, settings = self.trainer, self.settings
         yield from self._said()
-        yield Report(trainer.steps_done, settings.steps, "step", self._introduction())
+        yield Progress(trainer.steps_done, settings.steps, "step", self._introduction())
         self._state("running")
         trainer.rehearse()
         while trainer.steps_done < settings.steps:
@@ -131,16 +133,16 @@ class _Training:
                 self._keep_averages()
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
-            yield Report(step, settings.steps, "step", values=values)
+            yield Progress(step, settings.steps, "step", values=values)
             yield from self._said()
         self._finish()
         self._heed_stop()
         self._state("done")
         if self.hook.held():
-            yield Report(message="waiting for --on-checkpoint's command")
+            yield Progress(message="waiting for --on-checkpoint's command")
         self.hook.finish(lambda: self.signals.received is not None)
         yield from self._said()
-        yield Report(message=f"{self.out}: done, {trainer.steps_done} steps, {trainer.images} images")
+        yield Progress(message=f"{self.out}: done, {trainer.steps_done} steps, {trainer.images} images")
 
     def _agreed(self) -> int:
         """Why to end now, if so, in all processes alike. Raises what went wrong in any of them."""
@@ -193,7 +195,7 @@ class _Training:
             )
             status.step, status.images = step, images
             status.write("running")
-            self.messages.append(Report(message=f"saved {path}", level="detail"))
+            self.messages.append(Progress(message=f"saved {path}", level="detail"))
 
         try:
             meta = {**about, "log_bytes": journal.flush()}
@@ -208,7 +210,7 @@ class _Training:
         with self.world.together():
             self.saver.settle()
 
-    def _end(self, reason: int) -> Iterator[Report]:
+    def _end(self, reason: int) -> Iterator[Progress]:
         """Before the last step: save, say why. Raises Interrupted, unless it was asked for kindly."""
         self._finish()
         self.hook.stop()
@@ -220,7 +222,7 @@ class _Training:
             self._heed_stop()
         ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
         self._state("stopped", ended)
-        yield Report(message=f"{self.out}: {ended}")
+        yield Progress(message=f"{self.out}: {ended}")
 
     def _heed_stop(self) -> None:
         """A file STOP was meant for this start: the next one shall not end by it."""

@@ -14,7 +14,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import autocast, seed_dropout
-from elbocli.train.batches import Examples
+from elbocli.train.batches import Batches
 
 
 class StepLosses:
@@ -34,7 +34,7 @@ class StepLosses:
     ):
         self.settings, self.device, self.prediction = resolved.settings, device, prediction
         self.dropout = resolved.network.dropout > 0
-        self.examples = Examples(dataset, resolved, device, parts)
+        self.examples = Batches(dataset, resolved, device, parts)
         self._t, self._dropout = (Stream(self.settings.seed, name) for name in ("t", "dropout"))
 
     @property

@@ -44,7 +44,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class StepMemory:
     """Forward and backward over a micro-batch, whatever its size: all that is measured is linear in it.
 
     forward_flops, step_flops: per image, a multiply-add counts two; step_flops include what is computed again.
@@ -74,9 +74,9 @@ class Rehearsal:
         return max(0, int((spare[grows] // self.per_image[grows]).min()))
 
 
-def rehearse(
+def measure_step(
     config: NetworkConfig, precision: str, *, recompute: bool = False, cuda: bool = False, multiscale: bool = False
-) -> Rehearsal:
+) -> StepMemory:
     """One pass over a micro-batch as training makes it, for gradients that are there already.
 
     recompute: with activation checkpointing. cuda: as autocast does it there. multiscale: of the loss.
@@ -97,7 +97,7 @@ def rehearse(
             forward = ledger.flops
             loss.mean().backward()
     per_image, fixed, copies = torch.tensor(ledger.history, dtype=torch.int64).unbind(1)
-    return Rehearsal(forward // batch, ledger.flops // batch, per_image, fixed, copies)
+    return StepMemory(forward // batch, ledger.flops // batch, per_image, fixed, copies)
 
 
 def _placed(network: nn.Module) -> list[Tensor]:

@@ -15,7 +15,7 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.networks import NetworkConfig, build, count_parameters
 from elbocli.run.settings import PARALLELS, Resolved
 from elbocli.runtime.device import PRECISIONS, choose_device
-from elbocli.train.memory import Rehearsal, rehearse
+from elbocli.train.memory import StepMemory, measure_step
 
 FLOAT = 4
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
@@ -86,18 +86,18 @@ class Plan:
         self.device = _device(resolved.settings.device)
         self.share = -(-self.settings.batch // devices)
         self.way = Way(self.settings.parallel, devices, self.settings.activation_checkpointing)
-        self._rehearsals: dict[tuple[bool, bool], Rehearsal] = {}
+        self._rehearsals: dict[tuple[bool, bool], StepMemory] = {}
 
     @cached_property
     def weights(self) -> Weights:
         """Of the network."""
         return Weights.of(self.network)
 
-    def rehearsal(self, recompute: bool, cuda: bool) -> Rehearsal:
+    def rehearsal(self, recompute: bool, cuda: bool) -> StepMemory:
         """A step of it; made once."""
         key = (recompute, cuda and self.settings.precision != "fp32")
         if key not in self._rehearsals:
-            self._rehearsals[key] = rehearse(
+            self._rehearsals[key] = measure_step(
                 self.network,
                 self.settings.precision,
                 recompute=key[0],

@@ -13,7 +13,7 @@ from elbocli.nn.presets import load_preset
 
 
 @dataclass(frozen=True)
-class Intended:
+class PresetData:
     """Stands where a Dataset would. path: which preset says so. image_size: side in pixels, or of the latents."""
 
     path: str
@@ -52,21 +52,21 @@ class Intended:
         )
 
 
-def intended(preset: str) -> Intended | None:
+def preset_data(preset: str) -> PresetData | None:
     """What a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
     data = load_preset(preset).get("data")
     if data is None:
         return None
     counts = (data[key] for key in ("image_size", "channels", "classes", "images"))
-    return Intended(f"preset {preset}", data.get("kind", IMAGES), *counts)
+    return PresetData(f"preset {preset}", data.get("kind", IMAGES), *counts)
 
 
-def planned_for(preset: str | None, folder: Path) -> tuple[Dataset | Intended, str]:
+def planned_for(preset: str | None, folder: Path) -> tuple[Dataset | PresetData, str]:
     """(the data to plan for when none are named, why these): the only dataset in the folder, as in a run, if it fits.
 
     Raises DataError when there is neither a dataset nor a preset that says what it is made for.
     """
-    made_for = None if preset is None else intended(preset)
+    made_for = None if preset is None else preset_data(preset)
     try:
         found = Dataset(find_dataset(folder), latents=True)
     except DataError as error:

@@ -14,25 +14,25 @@ from elbocli.errors import ElboError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.folder import PREVIEW_COUNT
-from elbocli.sample.decode import Output, open_output
-from elbocli.sample.draw import Settings, draw
+from elbocli.sample.decode import Decoder, open_decoder
+from elbocli.sample.draw import SampleSettings, draw
 from elbocli.train.trainer import Trainer
 
-PREVIEW = Settings(n=PREVIEW_COUNT, sampler="ddim", steps=32)
+PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler="ddim", steps=32)
 
 
-def preview_output(trainer: Trainer, warn: Callable[[str], None]) -> Output | None:
+def preview_output(trainer: Trainer, warn: Callable[[str], None]) -> Decoder | None:
     """What turns drawings into pictures; None when none are wanted, or when it can't be, which `warn` is told."""
     if not trainer.settings.preview_every:
         return None
     try:
-        return open_output(trainer.resolved.data, trainer.resolved.network, trainer.device)
+        return open_decoder(trainer.resolved.data, trainer.resolved.network, trainer.device)
     except ElboError as error:
         warn(f"no previews: {error}")
         return None
 
 
-def preview(trainer: Trainer, output: Output) -> np.ndarray:
+def preview(trainer: Trainer, output: Decoder) -> np.ndarray:
     """64 images [64,H,W,C] uint8 from the average, the same noise every time. Processes share the work."""
     network, world = trainer.resolved.network, trainer.world
     labels = choose_labels("balanced", PREVIEW.n, network.num_classes, 0)

@@ -16,12 +16,12 @@ from elbocli.files.schedule_file import finite
 from elbocli.train.held_out import open_held_out
 from elbocli.train.journal import Journal
 from elbocli.train.preview import preview, preview_output
-from elbocli.train.tensorboard import Board
+from elbocli.train.tensorboard import TensorBoardWriter
 from elbocli.train.trainer import Trainer
 from elbocli.train.validate import Validation
 
 
-class Records:
+class Recorder:
     """metrics.jsonl, losslog.jsonl, validation.jsonl, previews/ and tensorboard/.
 
     Every process measures; the first writes. What can't be written is told to `warn`, and kept for later where it would
@@ -35,7 +35,9 @@ class Records:
         held = open_held_out(settings, trainer.dataset, network.num_classes > 0)
         self.validation = Validation(held, trainer.resolved, trainer.device) if held else None
         self.journal = Journal(out, lengths) if trainer.world.first else None
-        self.board = Board(out, trainer.steps_done) if settings.tensorboard and trainer.world.first else None
+        self.board = (
+            TensorBoardWriter(out, trainer.steps_done) if settings.tensorboard and trainer.world.first else None
+        )
         if self.journal is not None:
             if not self.journal.lengths["losslog.jsonl"]:
                 self._note("losslog.jsonl", self._header())

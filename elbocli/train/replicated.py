@@ -63,7 +63,7 @@ class Replica:
         return whole
 
 
-def spread(network: Network, world: World, parallel: str, compile: bool, precision: str) -> Replica | Sharded:
+def distribute(network: Network, world: World, parallel: str, compile: bool, precision: str) -> Replica | Sharded:
     """A network on the CPU, over the processes there are. parallel: `ddp` or `fsdp`, the same thing for one process."""
     if parallel == "fsdp" and world.size > 1:
         from elbocli.train.sharded import Sharded

@@ -36,7 +36,7 @@ def require() -> None:
         ) from error
 
 
-class Board:
+class TensorBoardWriter:
     """The events of one start of a run that goes on after `step`, in a file of its own.
 
     Readers forget what earlier files say of later steps, so that none is shown twice. What can't be written now, as on

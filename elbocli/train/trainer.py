@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import BinSums, Online, bin_edges
+from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import FormatError, NonFiniteError, UsageError
@@ -25,7 +25,7 @@ from elbocli.runtime.processes import World
 from elbocli.train.losses import StepLosses
 from elbocli.train.micro_batch import micro_batch
 from elbocli.train.nonfinite import Guard, Trouble
-from elbocli.train.replicated import spread
+from elbocli.train.replicated import distribute
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
@@ -55,7 +55,7 @@ class Trainer:
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
-        self.spread = spread(network, world, settings.parallel, settings.compile, settings.precision)
+        self.spread = distribute(network, world, settings.parallel, settings.compile, settings.precision)
         self.optimizer = torch.optim.AdamW(
             self.spread.pieces,
             settings.lr,
@@ -78,8 +78,8 @@ class Trainer:
         self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         fixed = settings.schedule_object()
-        self.online = Online(self.edges) if fixed is None else None
-        self.schedule: Schedule = fixed or Online(self.edges).schedule(self.weighting, settings.floor)
+        self.online = AdaptiveSchedule(self.edges) if fixed is None else None
+        self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
         self.steps_done = 0
 
     @property

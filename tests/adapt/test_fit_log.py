@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def fit(*sources: Any, **settings: Any) -> fit_log.Fit:
+def fit(*sources: Any, **settings: Any) -> fit_log.FittedSchedule:
     return fit_log.run(list(sources), **{**DEFAULTS, **settings})
 
 

@@ -19,7 +19,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.merge import combine
 from elbocli.run.settings import resolve
-from elbocli.train.batches import Examples
+from elbocli.train.batches import Batches
 
 IMAGES, SHAPE, BATCH = 50_000, (64, 64, 3), 256
 BOUND, VIRTUAL_BOUND, PARTS = 1 / 0.8, 1.2, 4
@@ -52,7 +52,7 @@ def rows() -> Iterator[Row]:
     """Gathered and normalised on both sides; gathered on both sides; ours normalised against theirs only gathered."""
     with tempfile.TemporaryDirectory() as temporary:
         dataset, plain, virtual = write(Path(temporary))
-        examples = Examples(dataset, resolve({"batch": BATCH, "device": "cpu"}, dataset), torch.device("cpu"))
+        examples = Batches(dataset, resolve({"batch": BATCH, "device": "cpu"}, dataset), torch.device("cpu"))
         rng = np.random.default_rng(1)
         steps = count()
 

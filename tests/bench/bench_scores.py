@@ -17,7 +17,7 @@ from scipy.linalg import sqrtm
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from elbocli.core.metrics.feature_moments import Moments
+from elbocli.core.metrics.feature_moments import FeatureMoments
 from elbocli.core.metrics.frechet import frechet_distance
 from elbocli.nn.extractors import make_extractor
 
@@ -27,22 +27,22 @@ from inception import random_weights
 BOUND_INCEPTION, BOUND_FRECHET, BATCH, FEATURES = 1 / 1.3, 1 / 5, 32, 2048
 
 
-def by_scipy(a: Moments, b: Moments) -> float:
+def by_scipy(a: FeatureMoments, b: FeatureMoments) -> float:
     """With the root of the product, as most programs have it."""
     root = np.trace(sqrtm(a.sigma @ b.sigma)).real
     return float((a.mu - b.mu) @ (a.mu - b.mu) + np.trace(a.sigma) + np.trace(b.sigma) - 2 * root)
 
 
-def by_torch_fidelity(a: Moments, b: Moments) -> float:
+def by_torch_fidelity(a: FeatureMoments, b: FeatureMoments) -> float:
     """With the eigenvalues of the product."""
     pair = [{"mu": m.mu, "sigma": m.sigma} for m in (a, b)]
     return float(fid_statistics_to_metric(*pair, verbose=False)["frechet_inception_distance"])
 
 
-def drawn(n: int, seed: int) -> Moments:
+def drawn(n: int, seed: int) -> FeatureMoments:
     """Of n vectors whose spread falls by dimension."""
     draws = np.random.default_rng(seed).standard_normal((n, FEATURES))
-    return Moments.of(draws * np.arange(1, FEATURES + 1) ** -0.5 + 0.01 * seed)
+    return FeatureMoments.of(draws * np.arange(1, FEATURES + 1) ** -0.5 + 0.01 * seed)
 
 
 def inception(weights: Path) -> Row:

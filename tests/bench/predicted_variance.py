@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, Probe, Settings
-from elbocli.core.adaptive import Moments, loss_variance
+from elbocli.bound.measure import ALL, Measurement, MeasureSettings
+from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule
@@ -27,9 +27,9 @@ from elbocli.train.batches import normalised
 SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA))
 
 
-def moments(run: Path, data: Path | None, draws: int) -> Moments:
+def moments(run: Path, data: Path | None, draws: int) -> ErrorMoments:
     """Of the errors at the last checkpoint, from every image."""
-    loop = estimate.run(Probe(run, data, Settings(images=ALL, draws=draws, seed=1), print))
+    loop = estimate.run(Measurement(run, data, MeasureSettings(images=ALL, draws=draws, seed=1), print))
     try:
         while True:
             next(loop)
@@ -39,7 +39,7 @@ def moments(run: Path, data: Path | None, draws: int) -> Moments:
 
 @torch.inference_mode()
 def measured(
-    probe: Probe, weighting: Weighting, schedule: Schedule, sampling: str, batch: int, batches: int
+    probe: Measurement, weighting: Weighting, schedule: Schedule, sampling: str, batch: int, batches: int
 ) -> tuple[float, float]:
     """(batch × Var/L² of a batch's mean loss, its standard error), over batches of random images."""
     t, rows, noise = (Stream(2, f"measured-{name}-{sampling}") for name in ("t", "rows", "noise"))
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--batches", type=int, default=400)
     options = parser.parse_args()
-    probe = Probe(options.run, options.data, Settings(), print)
+    probe = Measurement(options.run, options.data, MeasureSettings(), print)
     known = moments(options.run, options.data, options.draws)
     line = "{:<16} {:<22} {:<16} {:>9} {:>9} {:>8} {:>6}"
     print(line.format("weighting", "schedule", "t", "predicted", "measured", "± s.e.", "ratio"))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from elbocli.core.adaptive import Moments, bin_edges, fit
+from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.streams import Stream
 from elbocli.files.dataset import Dataset
@@ -60,8 +60,8 @@ class Validation:
         self.batch, settings, count = batch, trainer.settings, draws * len(dataset)
         edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
         mean = (0.25 * (edges[1:] + edges[:-1])).sigmoid()
-        guess = Moments(edges, torch.full_like(mean, 1e12), mean, 2 * mean.square())
-        self.schedule = fit(guess, trainer.weighting)
+        guess = ErrorMoments(edges, torch.full_like(mean, 1e12), mean, 2 * mean.square())
+        self.schedule = fit_schedule(guess, trainer.weighting)
         t = torch.from_numpy((Stream(0, "validation order").permutation(0, count) + 0.5) / count)
         self.logsnr = self.schedule.logsnr(t)
         rows = np.tile(np.arange(len(dataset)), draws)

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from elbocli.bound import estimate, gradients, theorem
-from elbocli.bound.measure import ALL, Probe, Settings
+from elbocli.bound.measure import ALL, Measurement, MeasureSettings
 from elbocli.core.adaptive import loss_variance
 from elbocli.core.elbo import prior, reconstruction
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, NonFiniteError, UsageError
 from elbocli.files.losslog import Reader
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,13 +35,13 @@ def finish(loop: Any) -> Any:
     """What a generator returns."""
     try:
         while True:
-            assert isinstance(next(loop), Report)
+            assert isinstance(next(loop), Progress)
     except StopIteration as end:
         return end.value
 
 
-def probe(run: Path, data: Path | None = None, **settings: Any) -> Probe:
-    return Probe(run, data, Settings(**settings), lambda text: None)
+def probe(run: Path, data: Path | None = None, **settings: Any) -> Measurement:
+    return Measurement(run, data, MeasureSettings(**settings), lambda text: None)
 
 
 def bpd(run: Path, schedule: str = "", target_se: float | None = None, **settings: Any) -> dict[str, Any]:
@@ -217,13 +217,13 @@ def test_the_sides_are_drawn_apart(trained: Path) -> None:
 
     def draws(weighting: Any, schedule: Any, purpose: str) -> Any:
         purposes.append(purpose)
-        return Probe.draws(asked, weighting, schedule, purpose)
+        return Measurement.draws(asked, weighting, schedule, purpose)
 
     asked.draws = draws  # type: ignore[method-assign]
     finish(theorem.run(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")]))
     assert len(purposes) == len(set(purposes)) == 4
     plain = parse_weighting("elbo")
-    one, other = (next(Probe.draws(asked, plain, asked.fitted(plain), purpose)) for purpose in purposes[:2])
+    one, other = (next(Measurement.draws(asked, plain, asked.fitted(plain), purpose)) for purpose in purposes[:2])
     assert float((one.logsnr == other.logsnr).double().mean()) < 0.01
     assert float((one.error == other.error).double().mean()) < 0.01
 

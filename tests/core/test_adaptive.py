@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.core.adaptive import WAITING, BinSums, Moments, Online, bin_edges, fit, loss_variance
+from elbocli.core.adaptive import (
+    WAITING,
+    AdaptiveSchedule,
+    BinSums,
+    ErrorMoments,
+    bin_edges,
+    fit_schedule,
+    loss_variance,
+)
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Table, parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -24,7 +32,7 @@ def sums_of(mean, spread, count=1e18):
 
 
 def moments_of(mean, spread, count=1e18):
-    return Moments.of_sums(EDGES, sums_of(mean, spread, count))
+    return ErrorMoments.of_sums(EDGES, sums_of(mean, spread, count))
 
 
 def average(weighting, edges):
@@ -79,7 +87,7 @@ def test_taking_the_sums_starts_again_from_zero():
 
 @given(positive, st.floats(0.001, 1))
 def test_the_density_is_weight_times_error_over_a_floor_of_uniform(mean, floor):
-    schedule = fit(moments_of(mean, mean), W, "loss", floor)
+    schedule = fit_schedule(moments_of(mean, mean), W, "loss", floor)
     mass = average(W, EDGES) * mean * EDGES.diff()
     above = (mass / mass.sum() - floor / 28).clamp(min=0)
     wanted = (floor / 28 + (1 - floor) * above / above.sum()) * 2
@@ -95,7 +103,7 @@ def test_criteria_are_the_mean_the_root_of_the_second_moment_and_the_deviation(m
     assert set(wanted) == set(CRITERIA)
     for name, score in wanted.items():
         mass = average(W, EDGES) * score
-        found = fit(moments_of(mean, spread), W, name, 1e-9).density(MIDDLE)
+        found = fit_schedule(moments_of(mean, spread), W, name, 1e-9).density(MIDDLE)
         np.testing.assert_allclose(found, mass / mass.sum() * 2, rtol=3e-4)
 
 
@@ -104,7 +112,9 @@ def test_criteria_are_the_mean_the_root_of_the_second_moment_and_the_deviation(m
 def test_each_criterion_has_the_least_variance_of_its_kind(mean, spread):
     moments = moments_of(mean, spread)
     plain = parse_weighting("elbo")
-    variance = {name: loss_variance(moments, plain, fit(moments, plain, name, 1e-9).density) for name in CRITERIA}
+    variance = {
+        name: loss_variance(moments, plain, fit_schedule(moments, plain, name, 1e-9).density) for name in CRITERIA
+    }
     assert variance["second-moment"][0] <= min(v[0] for v in variance.values()) * (1 + 1e-9) + 1e-12
     assert variance["std"][1] <= min(v[1] for v in variance.values()) * (1 + 1e-9)
 
@@ -113,7 +123,7 @@ def test_each_criterion_has_the_least_variance_of_its_kind(mean, spread):
 def test_under_the_papers_density_low_discrepancy_gains_nothing(mean):
     moments = moments_of(mean, mean)
     plain = parse_weighting("elbo")
-    independent, comb = loss_variance(moments, plain, fit(moments, plain, "loss", 1e-9).density)
+    independent, comb = loss_variance(moments, plain, fit_schedule(moments, plain, "loss", 1e-9).density)
     assert comb == pytest.approx(independent, rel=1e-6)
 
 
@@ -121,7 +131,7 @@ def test_one_log_serves_every_weighting():
     mean = (-MIDDLE / 4).exp()
     for text in ("elbo", "fm-ot", "edm-monotonic", "iddpm"):
         w = parse_weighting(text)
-        ratio = fit(moments_of(mean, mean), w, floor=1e-9).density(MIDDLE) / (average(w, EDGES) * mean)
+        ratio = fit_schedule(moments_of(mean, mean), w, floor=1e-9).density(MIDDLE) / (average(w, EDGES) * mean)
         assert float(ratio.max() / ratio.min()) == pytest.approx(1, rel=2e-3)
 
 
@@ -130,7 +140,7 @@ def test_bins_never_seen_are_interpolated_from_their_neighbours():
     sums = sums_of(mean, mean, 1000.0)
     for gap in ([5, 6, 7], [13], [20, 21]):
         sums[:, gap] = 0
-    for known in (Moments.of_sums(EDGES, sums).filled(), Moments.of_sums(EDGES, sums).smoothed()):
+    for known in (ErrorMoments.of_sums(EDGES, sums).filled(), ErrorMoments.of_sums(EDGES, sums).smoothed()):
         np.testing.assert_allclose(known.mean, mean, rtol=0.03)
         np.testing.assert_allclose(known.second, 2 * mean.square(), rtol=0.06)
 
@@ -138,13 +148,13 @@ def test_bins_never_seen_are_interpolated_from_their_neighbours():
 def test_bins_beyond_the_last_one_seen_take_its_value():
     sums = sums_of(MIDDLE * 0 + 2, MIDDLE * 0 + 1)
     sums[:, :4] = sums[:, -3:] = 0
-    assert Moments.of_sums(EDGES, sums).filled().mean.tolist() == pytest.approx([2] * 28)
+    assert ErrorMoments.of_sums(EDGES, sums).filled().mean.tolist() == pytest.approx([2] * 28)
 
 
 def test_a_bin_seen_once_is_not_trusted():
     sums = sums_of(MIDDLE * 0 + 2, MIDDLE * 0 + 1, 1000.0)
     sums[:, 9] = torch.tensor([1.0, 6.0, 36.0])
-    assert float(Moments.of_sums(EDGES, sums).filled().mean[9]) == pytest.approx(2, rel=0.01)
+    assert float(ErrorMoments.of_sums(EDGES, sums).filled().mean[9]) == pytest.approx(2, rel=0.01)
 
 
 def test_filling_leaves_the_bins_that_were_seen():
@@ -160,7 +170,7 @@ def test_smoothing_brings_a_short_log_nearer_to_the_truth():
     error = torch.from_numpy(random.gamma(2, size=(60, 28, count))) / 2 * truth[:, None]
     off = []
     for draw in error:
-        measured = Moments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
+        measured = ErrorMoments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
         off.append([(known.mean / truth - 1).numpy() for known in (measured, measured.smoothed())])
     alone, smooth = np.square(off).mean((0, 2))
     assert smooth < alone / 3
@@ -169,23 +179,23 @@ def test_smoothing_brings_a_short_log_nearer_to_the_truth():
 
 def test_an_empty_log_is_refused():
     with pytest.raises(DataError, match="train longer"):
-        fit(Moments.of_sums(EDGES, torch.zeros(3, 28, dtype=torch.float64)), W)
+        fit_schedule(ErrorMoments.of_sums(EDGES, torch.zeros(3, 28, dtype=torch.float64)), W)
 
 
 @pytest.mark.parametrize("floor", [0, -0.1, 1.1, math.nan, 1e-14])
 def test_a_floor_outside_its_range_is_refused(floor):
     with pytest.raises(UsageError, match="floor"):
-        fit(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), W, floor=floor)
+        fit_schedule(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), W, floor=floor)
 
 
 def test_an_unknown_criterion_is_refused():
     with pytest.raises(UsageError, match="no criterion"):
-        fit(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), W, "variance")
+        fit_schedule(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), W, "variance")
 
 
 def test_a_weighting_of_zero_everywhere_is_refused():
     with pytest.raises(DataError, match="zero or not finite"):
-        fit(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), parse_weighting("edm:mean=-200,std=0.1"))
+        fit_schedule(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), parse_weighting("edm:mean=-200,std=0.1"))
 
 
 # Predicted variance against sampling
@@ -199,7 +209,7 @@ def test_predicted_variance_has_no_bias_from_short_logs():
     error = torch.from_numpy(random.gamma(4, size=(150, 28, count))) / 4 * truth[:, None]
     found = []
     for draw in error:
-        measured = Moments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
+        measured = ErrorMoments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
         loss = loss_of(truth) / loss_of(measured.mean)
         found.append(loss_variance(measured, W, p)[1] / loss**2)
     assert np.mean(found) == pytest.approx(wanted, rel=0.04)
@@ -228,7 +238,7 @@ def test_predicted_variance_is_that_of_samples(schedule, batch):
     random = np.random.default_rng(5)
     mean, spread = (0.3 * torch.sin(MIDDLE)).exp(), 0.5 + 0.2 * torch.cos(MIDDLE)
     moments = moments_of(mean, spread)
-    s = fit(moments, W, schedule) if schedule in CRITERIA else parse_schedule(schedule, -6, 8)
+    s = fit_schedule(moments, W, schedule) if schedule in CRITERIA else parse_schedule(schedule, -6, 8)
     independent, comb = loss_variance(moments, W, s.density, batch)
     loss = 0.5 * float((average(W, EDGES) * mean * EDGES.diff()).sum())
 
@@ -255,15 +265,15 @@ def some_sums(random):
 
 
 def test_online_samples_uniformly_until_it_knows_something():
-    schedule = Online(EDGES).schedule(W, 0.01)
+    schedule = AdaptiveSchedule(EDGES).schedule(W, 0.01)
     np.testing.assert_allclose(schedule.density(MIDDLE), 1 / 14, rtol=1e-12)
 
 
 def test_online_and_offline_fit_the_same_schedule():
     sums = some_sums(np.random.default_rng(2))
-    online = Online(EDGES)
+    online = AdaptiveSchedule(EDGES)
     online.update(sums)
-    offline = fit(Moments.of_sums(EDGES, sums), W, "loss", 0.02).curve
+    offline = fit_schedule(ErrorMoments.of_sums(EDGES, sums), W, "loss", 0.02).curve
     found = online.schedule(W, 0.02).curve
     assert isinstance(found, Table)
     assert torch.equal(found.time, offline.time)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
-from elbocli.core.foreign_loss import Objective
+from elbocli.core.foreign_loss import ForeignLoss
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.monotone import slope
 from elbocli.core.prediction import Prediction
@@ -116,7 +116,7 @@ def test_the_sum_over_timesteps_is_the_integral(name, panels):
 def test_the_weighted_loss_is_the_loss_over_timesteps(name, target, panels):
     """½∫ w g over a cell is the mean of the target's error under the cubic t, whose share is 1/T: a bound by extremes."""
     schedule = make_schedule(Steps(steps(name)), "steps", None, None)
-    w = Weighting.of_objective(Objective(Prediction(target), None, {}, schedule))
+    w = Weighting.of_objective(ForeignLoss(Prediction(target), None, {}, schedule))
     error = {"eps": lambda lam: lam * 0 + 1, "x": lambda lam: np.exp(-lam), "v": lambda lam: 1 + np.exp(-lam)}[target]
     edges = steps(name).numpy()[::-1]
     at, width = panels(edges, 8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import optimize, special
 
-from elbocli.core.foreign_loss import FACTORS, is_objective
+from elbocli.core.foreign_loss import FACTORS, is_foreign_loss
 from elbocli.core.monotone import likeness
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import WEIGHTINGS, parse_weighting
@@ -287,9 +287,9 @@ def test_options_give_a_factors_parameters():
 
 def test_an_objective_is_told_from_a_name_and_from_a_path():
     for text in ("eps-mse", "v-mse@cosine", "edm-mse:snr@cosine", "no-mse@x"):
-        assert is_objective(text)
+        assert is_foreign_loss(text)
     for text in ("edm", "schedule:x-mse@y", "runs/x-mse@y/s.json", "x-mse.json", "min-snr:gamma=5"):
-        assert not is_objective(text)
+        assert not is_foreign_loss(text)
 
 
 @pytest.mark.parametrize(

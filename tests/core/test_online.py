@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.adaptive import LONGEST, SHARE, BinSums, Moments, Online, bin_edges, fit
+from elbocli.core.adaptive import LONGEST, SHARE, AdaptiveSchedule, BinSums, ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.streams import Stream, times
 from elbocli.core.weighting import parse_weighting
 
@@ -112,7 +112,7 @@ class Simulation:
 
     def ours(self, steps, marks=(), every=100):
         """Distances of `Online`, refitted as the trainer does."""
-        self.online = online = Online(bin_edges(self.low, self.high, BINS))
+        self.online = online = AdaptiveSchedule(bin_edges(self.low, self.high, BINS))
         schedule, found = online.schedule(self.w, FLOOR), {}
         sums = BinSums(self.low, self.high, BINS)
         for step in range(steps):
@@ -191,7 +191,7 @@ def test_one_batch_is_enough_to_be_nearer_than_uniform():
 
 
 def test_two_errors_are_taken_for_the_level_and_the_weighting_for_the_shape():
-    online = Online(bin_edges(-10, 10))
+    online = AdaptiveSchedule(bin_edges(-10, 10))
     sums = torch.zeros(3, BINS, dtype=torch.float64)
     sums[:, 40] = torch.tensor([2.0, 14.0, 100.0])
     online.update(sums)
@@ -201,7 +201,7 @@ def test_two_errors_are_taken_for_the_level_and_the_weighting_for_the_shape():
 
 
 def test_no_start_value_lingers():
-    online = Online(bin_edges(-10, 10))
+    online = AdaptiveSchedule(bin_edges(-10, 10))
     first, then = torch.ones(3, BINS, dtype=torch.float64), torch.ones(3, BINS, dtype=torch.float64) * 5
     online.update(first)
     assert torch.equal(online.moments().mean, torch.ones(BINS, dtype=torch.float64))
@@ -217,7 +217,7 @@ def test_no_start_value_lingers():
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=20))
 def test_how_often_it_is_updated_does_not_change_what_is_remembered(counts):
     one = torch.ones(3, 4, dtype=torch.float64)
-    often, once = Online(bin_edges(-1, 1, 4)), Online(bin_edges(-1, 1, 4))
+    often, once = AdaptiveSchedule(bin_edges(-1, 1, 4)), AdaptiveSchedule(bin_edges(-1, 1, 4))
     for online in (often, once):
         online.update(1000 * one)
     for count in counts:
@@ -229,7 +229,7 @@ def test_how_often_it_is_updated_does_not_change_what_is_remembered(counts):
 
 @given(st.integers(0, 10**9), st.integers(1, 10**6))
 def test_at_any_age_a_change_is_forgotten_as_fast_as_by_the_plain_method(before, after):
-    online = Online(bin_edges(-1, 1, 2))
+    online = AdaptiveSchedule(bin_edges(-1, 1, 2))
     old, new = torch.full((3, 2), before / 2, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64)
     new[0] = after / 2
     online.update(old)
@@ -240,7 +240,7 @@ def test_at_any_age_a_change_is_forgotten_as_fast_as_by_the_plain_method(before,
 
 
 def test_a_visit_without_errors_changes_nothing():
-    online = Online(bin_edges(-1, 1, 4))
+    online = AdaptiveSchedule(bin_edges(-1, 1, 4))
     online.update(torch.ones(3, 4, dtype=torch.float64))
     before = online.state.clone()
     online.update(torch.zeros(3, 4, dtype=torch.float64))
@@ -264,7 +264,7 @@ def test_rarely_visited_bins_are_told_by_their_neighbours():
 
 
 def test_a_bin_never_visited_does_not_stop_it():
-    online, random = Online(bin_edges(-10, 10)), np.random.default_rng(0)
+    online, random = AdaptiveSchedule(bin_edges(-10, 10)), np.random.default_rng(0)
     for _ in range(50):
         count = torch.from_numpy(random.integers(0, 3, BINS).astype(float))
         count[:30] = 0
@@ -292,7 +292,7 @@ def fitted(mass, floor):
     mass = torch.tensor(mass, dtype=torch.float64) + 1e-9
     edges = bin_edges(-5, 5, 10)
     count = torch.full_like(mass, 1e18)
-    schedule = fit(Moments(edges, count, mass, 2 * mass.square()), parse_weighting("elbo"), "loss", floor)
+    schedule = fit_schedule(ErrorMoments(edges, count, mass, 2 * mass.square()), parse_weighting("elbo"), "loss", floor)
     return shares(schedule, edges), (mass / mass.sum()).numpy()
 
 
@@ -321,7 +321,7 @@ def test_a_saved_state_goes_on_bit_for_bit():
     straight, file = simulation.online, io.BytesIO()
     torch.save({"online": straight.state}, file)
     file.seek(0)
-    again = Online(straight.edges)
+    again = AdaptiveSchedule(straight.edges)
     again.state.copy_(torch.load(file, weights_only=True)["online"])
     random = np.random.default_rng(0)
     for _ in range(20):

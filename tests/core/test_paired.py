@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.paired import Estimate, PairedMoments
+from elbocli.core.paired import PairedEstimate, PairedMoments
 
 BETWEEN = np.array([[1.0, 0.3], [0.3, 0.5]])
 NOISE = np.array([[0.4, -0.2], [-0.2, 0.9]])
@@ -65,7 +65,7 @@ def test_rounds_on_the_same_images_share_what_the_images_add():
     random = np.random.default_rng(4)
     population = random.multivariate_normal([3, -1], BETWEEN, 5000)
     rounds = [estimated(random, 5000, population) for _ in range(4)]
-    pooled = Estimate.pooled(rounds)
+    pooled = PairedEstimate.pooled(rounds)
     assert pooled.value(ONE) == pytest.approx(np.mean([r.value(ONE) for r in rounds]), rel=1e-12)
     np.testing.assert_allclose(pooled.noise, NOISE / 4, atol=0.02)
     np.testing.assert_allclose(pooled.between, np.cov(population.T), atol=0.06)

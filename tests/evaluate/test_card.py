@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elbocli.evaluate import scoring as evaluate
 from elbocli.evaluate.card import DRAWN, OPTIONAL, code, render, said
-from elbocli.evaluate.scoring import Settings
+from elbocli.evaluate.scoring import EvalSettings
 from elbocli.files.dataset import Dataset
 
 MADE = {
@@ -69,7 +69,7 @@ def scored(digits: Path, folder: Path, count: int = 1, **made: Any) -> dict[str,
         np.savez(paths[-1], Dataset(digits).batch(np.arange(seed, 300, 3)), np.arange(100) % 10, about=about)
     options = evaluate.Options(fid_infinity=True, kid_subset_size=50)
     metrics = ("fid", "is", "kid", "prc", "accuracy")
-    settings = Settings(metrics=metrics, options=options, extractor="elbo-tiny", command="elbo eval 0.npz")
+    settings = EvalSettings(metrics=metrics, options=options, extractor="elbo-tiny", command="elbo eval 0.npz")
     return result(evaluate.run(paths, digits, settings))
 
 
@@ -104,7 +104,7 @@ def test_of_repeats_the_spread_and_every_file(digits: Path, tmp_path: Path) -> N
 
 def test_what_is_not_known_says_so(digits: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", Dataset(digits).batch(np.arange(50)))
-    card = render(result(evaluate.run([tmp_path / "a.npy"], digits, Settings(extractor="elbo-tiny"))))
+    card = render(result(evaluate.run([tmp_path / "a.npy"], digits, EvalSettings(extractor="elbo-tiny"))))
     for key, name in DRAWN.items():
         assert (f"- {name}: *not known*\n" in card) == (key not in OPTIONAL)
     assert "- classes: *not known*" in card

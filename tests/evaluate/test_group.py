@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elbocli.core.metrics import Options
+from elbocli.core.metrics import MetricOptions
 from elbocli.evaluate import scoring
 from elbocli.files.dataset import Dataset
 from elbocli.runtime.processes import ALONE, World
@@ -24,9 +24,9 @@ METRICS = ("fid", "is", "kid", "prc")
 
 def scored(world: World, job: dict[str, Any]) -> dict[str, Any]:
     """What a process gets of it; the first one's is saved."""
-    options = Options(kid_subset_size=50, fid_infinity=True)
+    options = MetricOptions(kid_subset_size=50, fid_infinity=True)
     outputs = {"save_features": Path(job["out"] + ".safetensors")} if world.size > 1 else {}
-    settings = scoring.Settings(metrics=METRICS, options=options, extractor="elbo-tiny", batch=7, **outputs)
+    settings = scoring.EvalSettings(metrics=METRICS, options=options, extractor="elbo-tiny", batch=7, **outputs)
     samples: Any = Path(job["samples"])
     if job["streamed"]:
         samples = io.BytesIO(samples.read_bytes()) if world.first else io.BytesIO()

@@ -16,12 +16,12 @@ import torch
 import torch_fidelity
 from PIL import Image
 
-from elbocli.core.metrics import METRICS, Options, least
+from elbocli.core.metrics import METRICS, MetricOptions, least
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate import extract as features
 from elbocli.evaluate import scoring as evaluate
 from elbocli.evaluate.card import render
-from elbocli.evaluate.scoring import Settings
+from elbocli.evaluate.scoring import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.sample_writer import npy_header
@@ -44,8 +44,10 @@ def result(reports: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
 
 def score(samples: Any, ref: Path | None, save: Path | None = None, **settings: Any) -> dict[str, Any]:
     """Of one or several. Options of metrics are told from other settings by their names."""
-    options = {key: settings.pop(key) for key in list(settings) if key in Options.__dataclass_fields__}
-    chosen = Settings(**{"extractor": "elbo-tiny", "save_stats": save, "options": Options(**options), **settings})
+    options = {key: settings.pop(key) for key in list(settings) if key in MetricOptions.__dataclass_fields__}
+    chosen = EvalSettings(
+        **{"extractor": "elbo-tiny", "save_stats": save, "options": MetricOptions(**options), **settings}
+    )
     return result(evaluate.run(samples if isinstance(samples, list) else [samples], ref, chosen))
 
 
@@ -172,7 +174,7 @@ def test_samples_of_a_run_without_classes_have_no_accuracy(
 ) -> None:
     line = ("train", "-q", digits, "-o", tmp_path / "run", "--preset", preset, "--steps", 2, "--unconditional")
     assert elbo(*line).returncode == 0
-    list(sample.run(tmp_path / "run", tmp_path / name, sample.Settings(n=12, steps=2)))
+    list(sample.run(tmp_path / "run", tmp_path / name, sample.SampleSettings(n=12, steps=2)))
     with pytest.raises(UsageError, match=rf"{name}: accuracy needs labels: samples of several classes"):
         score(tmp_path / name, digits, metrics=("accuracy",))
     assert "classes" not in score(tmp_path / name, digits, metrics=("is",))
@@ -372,7 +374,7 @@ def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Pat
     write_statistics(tmp_path / "ref.npz", replace(statistics, about={**statistics.about, "preprocessing": other}))
     with pytest.raises(DataError, match=r"crop is none, that of .* center; filter is lanczos, that of .* box, bicubic"):
         score(digits, tmp_path / "ref.npz")
-    settings = Settings(metrics=("fid",), extractor="elbo-tiny", allow_mismatch=True)
+    settings = EvalSettings(metrics=("fid",), extractor="elbo-tiny", allow_mismatch=True)
     warned = [report.message for report in evaluate.run([digits], tmp_path / "ref.npz", settings)]
     assert any(message.endswith("made differently (crop, filter): this compares with no others") for message in warned)
     allowed = score(digits, tmp_path / "ref.npz", allow_mismatch=True)
@@ -398,7 +400,7 @@ def test_merged_samples_know_how_all_of_them_were_drawn(
     trained: Path, digits: Path, digits_folder: Path, tmp_path: Path, elbo: Any
 ) -> None:
     for seed in (4, 2):
-        settings = sample.Settings(n=12, steps=2, seed=seed, command=f"elbo sample --seed {seed}")
+        settings = sample.SampleSettings(n=12, steps=2, seed=seed, command=f"elbo sample --seed {seed}")
         list(sample.run(trained, tmp_path / f"{seed}.h5", settings))
     assert elbo("merge", "-q", tmp_path / "s.h5", tmp_path / "4.h5", tmp_path / "2.h5").returncode == 0
     found = score(tmp_path / "s.h5", digits)
@@ -422,7 +424,7 @@ def test_samples_whose_description_is_unreadable_are_refused(text: str, digits: 
 
 def test_samples_of_a_long_list_of_classes_know_it_whole(trained: Path, tmp_path: Path) -> None:
     classes = ",".join(str(k % 10) for k in range(40_000))
-    settings = sample.Settings(n=12, steps=2, classes=classes, command=f"elbo sample --classes {classes}")
+    settings = sample.SampleSettings(n=12, steps=2, classes=classes, command=f"elbo sample --classes {classes}")
     list(sample.run(trained, tmp_path / "s.h5", settings))
     made = score(tmp_path / "s.h5", None, metrics=("accuracy",))["made"]
     assert (made["classes"], made["command"]) == (classes, settings.command)
@@ -460,7 +462,7 @@ def test_too_few_images_are_refused_by_every_metric(digits: Path, tmp_path: Path
     many = save_npy(tmp_path / "many.npy", Dataset(digits).batch(np.arange(60)))
     options = {"kid_subset_size": 50, "splits": 4}
     for name, metric in METRICS.items():
-        for side, needed in enumerate(least(metric, Options(**options))):
+        for side, needed in enumerate(least(metric, MetricOptions(**options))):
             if needed > 1:
                 few = save_npy(tmp_path / f"few-{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
                 pair = (few, many) if side == 0 else (many, few)
@@ -527,7 +529,9 @@ def test_a_network_without_logits_has_no_inception_score(
 
 def test_few_images_are_warned_of_and_why(digits: Path) -> None:
     def warned(metrics: tuple[str, ...], **options: Any) -> str:
-        settings = Settings(metrics=metrics, extractor="elbo-tiny", options=Options(kid_subset_size=50, **options))
+        settings = EvalSettings(
+            metrics=metrics, extractor="elbo-tiny", options=MetricOptions(kid_subset_size=50, **options)
+        )
         return " ".join(r.message for r in evaluate.run([digits], digits, settings) if r.level == "warning")
 
     assert "300 images, below 10000: FID is biased upwards" in warned(("fid",))
@@ -572,7 +576,7 @@ def test_what_are_no_repeats_is_refused_or_warned_of(digits: Path, tmp_path: Pat
         score([paths[0], fewer], digits)
     with pytest.raises(UsageError, match="can hold one set of samples"):
         score(paths, digits, tmp_path / "s.npz")
-    settings = Settings(extractor="elbo-tiny")
+    settings = EvalSettings(extractor="elbo-tiny")
     warned = [r.message for r in evaluate.run(paths, digits, settings) if r.level == "warning"]
     assert any("differ in more than the seed: steps" in message for message in warned)
     assert not any("seed" in r.message for r in evaluate.run(paths[:2], digits, settings))

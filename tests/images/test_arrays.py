@@ -5,7 +5,7 @@ import pytest
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.sample_writer import Plan, open_samples
+from elbocli.files.sample_writer import SamplesHeader, open_samples
 from elbocli.images.sources import choose, open_source
 from elbocli.prep import pack as prep
 
@@ -123,7 +123,7 @@ def test_two_datasets_share_their_classes_by_name(pack, tmp_path, rows):
 
 
 def test_samples_are_a_source(tmp_path, rows):
-    plan = Plan(rows.shape, np.array(LABELS), np.arange(7), ["ant", "bee", "cat"], {"command": "elbo sample"})
+    plan = SamplesHeader(rows.shape, np.array(LABELS), np.arange(7), ["ant", "bee", "cat"], {"command": "elbo sample"})
     for name in ("x.h5", "x.npz"):
         with open_samples(tmp_path / name, plan) as sink:
             sink.put(rows)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.sample_writer import Plan, grid, npy_header, open_samples, picture
+from elbocli.files.sample_writer import SamplesHeader, grid, npy_header, open_samples, picture
 from elbocli.images import samples
 from elbocli.images.samples import read_samples, refuse_terminal
 
@@ -20,7 +20,7 @@ LABELS = np.arange(11) % 3
 
 
 def plan(rows, labels=LABELS):
-    return Plan(
+    return SamplesHeader(
         rows.shape, labels, np.arange(len(rows)), ["ant", "bee", "cat"], {"command": "elbo sample run", "seed": 3}
     )
 
@@ -236,7 +236,7 @@ def test_fewer_images_than_announced_leave_no_target(tmp_path, images, name):
 def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp_path, images, name):
     def half(about, overwrite=False, n=11):
         rows = images(n)
-        with open_samples(tmp_path / name, Plan(rows.shape, None, np.arange(n), [], about), overwrite) as sink:
+        with open_samples(tmp_path / name, SamplesHeader(rows.shape, None, np.arange(n), [], about), overwrite) as sink:
             sink.put(rows[sink.done : sink.done + 4])
             return sink.done
 
@@ -255,7 +255,7 @@ def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_full_disk_fails_before_the_first_image_and_leaves_nothing(small_disk, name):
-    huge = Plan((3000, 32, 32, 3), None, np.arange(3000), [], {})
+    huge = SamplesHeader((3000, 32, 32, 3), None, np.arange(3000), [], {})
     with (
         pytest.raises(DataError, match=r"x.*: could not claim \d+ bytes: No space left"),
         open_samples(small_disk / name, huge),
@@ -331,7 +331,7 @@ def test_an_unknown_suffix_is_refused(tmp_path, images):
 
 
 def test_a_grid_of_too_many_is_refused(tmp_path):
-    huge = Plan((10_001, 4, 4, 3), None, np.arange(10_001), [], {})
+    huge = SamplesHeader((10_001, 4, 4, 3), None, np.arange(10_001), [], {})
     with pytest.raises(UsageError, match="not a picture"), open_samples(tmp_path / "x.png", huge):
         pass
 

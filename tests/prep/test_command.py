@@ -17,7 +17,7 @@ from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.images.crops import CROPS
 from elbocli.prep import pack
 from elbocli.prep.command import pack as command
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 
 Elbo = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -181,7 +181,7 @@ def test_folders_called_like_splits_are_warned_of(digits_folder: Path, tmp_path:
 
 
 def lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: list[Report], step: float
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: list[Progress], step: float
 ) -> list[str]:
     clock = iter(range(10**6))
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: step * next(clock))
@@ -191,12 +191,12 @@ def lines(
     return capsys.readouterr().err.splitlines()
 
 
-def iter_of(reports: list[Report]) -> Any:
+def iter_of(reports: list[Progress]) -> Any:
     yield from reports
 
 
 def test_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    reports = [Report(done, 1000, "img", values={"MB/s": 2.5}) for done in range(100, 400, 100)]
+    reports = [Progress(done, 1000, "img", values={"MB/s": 2.5}) for done in range(100, 400, 100)]
     assert lines(monkeypatch, capsys, reports, 10.0) == [
         "elbo prep: 100/1000 img MB/s=2.5",
         "elbo prep: 200/1000 img, 10 img/s, 80 s left MB/s=2.5",
@@ -210,10 +210,10 @@ def test_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_time_left_is_for_people(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], per_second: float, left: str
 ) -> None:
-    reports = [Report(0, 10_000, "img"), Report(1000, 10_000, "img")]
+    reports = [Progress(0, 10_000, "img"), Progress(1000, 10_000, "img")]
     assert left in lines(monkeypatch, capsys, reports, 1000 / per_second)[-1]
 
 
 def test_what_has_no_total_has_no_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = lines(monkeypatch, capsys, [Report(0, None, "img"), Report(10, None, "img")], 10.0)
+    found = lines(monkeypatch, capsys, [Progress(0, None, "img"), Progress(10, None, "img")], 10.0)
     assert found[-1] == "elbo prep: 10 img, 1 img/s"

@@ -12,11 +12,11 @@ import torch
 import yaml
 from PIL import Image
 
-from elbocli.bound.measure import Probe
-from elbocli.bound.measure import Settings as ProbeSettings
+from elbocli.bound.measure import Measurement
+from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.guidance import Guidance
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.scoring import Settings as EvalSettings
+from elbocli.evaluate.scoring import MeasureSettings as EvalSettings
 from elbocli.evaluate.scoring import run as evaluate
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
@@ -27,7 +27,7 @@ from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.run import settings
 from elbocli.sample import draw
 from elbocli.train import loop, plan
-from elbocli.train.batches import Examples
+from elbocli.train.batches import Batches
 
 CPU = torch.device("cpu")
 Run = Callable[..., Any]
@@ -42,7 +42,7 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 
 
 def drawn(run: Path, out: Path, **options: Any) -> np.ndarray:
-    list(draw.run(run, out, draw.Settings(**{"n": 6, "steps": 4, "sampler": "ddim", **options})))
+    list(draw.run(run, out, draw.SampleSettings(**{"n": 6, "steps": 4, "sampler": "ddim", **options})))
     return np.load(out)
 
 
@@ -121,7 +121,7 @@ def test_draws_have_the_posteriors_mean_and_deviation(
     data = Dataset(path, latents=True)
     space = data.latent_space
     assert space is not None and space.input == CONVENTIONS[convention].facts["input"]
-    examples = Examples(data, small(path, preset, batch=48, label_dropout=0.0), CPU)
+    examples = Batches(data, small(path, preset, batch=48, label_dropout=0.0), CPU)
     moments = data.batch(np.arange(48)).astype(np.float64)
     shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.shift, space.scale))
     standard = []
@@ -140,7 +140,7 @@ def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents: P
     data = Dataset(latents, latents=True)
 
     def seen(batch: int, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        examples = Examples(data, small(latents, preset, batch=batch, seed=seed), CPU)
+        examples = Batches(data, small(latents, preset, batch=batch, seed=seed), CPU)
         rows = np.concatenate([examples.indices(step) for step in range(steps)])
         return rows, np.concatenate([examples.at(step)[0].numpy() for step in range(steps)])
 
@@ -150,7 +150,7 @@ def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents: P
     assert not (x[first] == x[second]).all(axis=(1, 2, 3)).any()
     assert np.array_equal(x, seen(32, 3)[1]), "the place in the run decides, not the batch"
     assert not np.array_equal(x, seen(16, 6, seed=1)[1])
-    alone = Examples(data, small(latents, preset, batch=16), CPU).at(4)[0]
+    alone = Batches(data, small(latents, preset, batch=16), CPU).at(4)[0]
     assert np.array_equal(alone, x[64:80]), "a step needs none before it"
 
 
@@ -316,4 +316,4 @@ def test_scores_and_bounds_need_pixels(latents: Path, run: Path, trained: Path, 
         list(evaluate([digits], latents, EvalSettings(extractor="elbo-tiny")))
     for path, data in ((run, None), (run, digits), (trained, latents)):
         with pytest.raises(UsageError, match="latents have no levels"):
-            Probe(path, data, ProbeSettings(device="cpu"), print)
+            Measurement(path, data, ProbeSettings(device="cpu"), print)

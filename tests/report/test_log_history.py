@@ -10,7 +10,7 @@ import torch
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError
 from elbocli.files import losslog
-from elbocli.report.log_history import CELLS, POINTS, Course, curve, read_course, read_curves
+from elbocli.report.log_history import CELLS, POINTS, LogHistory, curve, read_curves, read_log_history
 
 EDGES = bin_edges(-5, 5, 4)
 
@@ -91,7 +91,7 @@ def test_a_number_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2 * CELLS - 1, 2 * CELLS, 7 * CELLS + 5])
 def test_a_long_log_is_added_up_and_loses_nothing(count: int, tmp_path: Path) -> None:
     draws = log(tmp_path / "l", count)
-    course = read_course(tmp_path / "l", pytest.fail)
+    course = read_log_history(tmp_path / "l", pytest.fail)
     assert course is not None and len(course.images) <= 2 * CELLS
     assert course.images[-1] == 10 * count
     torch.testing.assert_close(course.late(1.0), torch.stack(draws).sum(0))
@@ -101,13 +101,13 @@ def test_a_long_log_is_added_up_and_loses_nothing(count: int, tmp_path: Path) ->
 
 def test_the_late_part_is_of_the_last_images(tmp_path: Path) -> None:
     draws = log(tmp_path / "l", 10)
-    course = read_course(tmp_path / "l", pytest.fail)
+    course = read_log_history(tmp_path / "l", pytest.fail)
     assert course is not None
     torch.testing.assert_close(course.late(0.2), draws[8] + draws[9])
 
 
 def test_densities_integrate_to_one_and_errors_are_carried_on() -> None:
-    course = Course(EDGES)
+    course = LogHistory(EDGES)
     course.add(10, torch.tensor([[2, 0, 1, 1], [4, 0, 3, 5], [8, 0, 9, 25]], dtype=torch.float64))
     course.add(20, torch.tensor([[0, 0, 1, 3], [0, 0, 2, 6], [0, 0, 4, 12]], dtype=torch.float64))
     torch.testing.assert_close((course.density * EDGES.diff()).sum(1), torch.ones(2, dtype=torch.float64))
@@ -116,7 +116,7 @@ def test_densities_integrate_to_one_and_errors_are_carried_on() -> None:
 
 
 def test_an_interval_that_goes_back_is_refused() -> None:
-    course = Course(EDGES)
+    course = LogHistory(EDGES)
     course.add(10, torch.zeros(3, 4))
     with pytest.raises(FormatError, match="not after"):
         course.add(10, torch.zeros(3, 4))
@@ -128,7 +128,7 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(cut: int, tmp_path: Path) -> N
     text = (tmp_path / "l").read_bytes()[:cut]
     (tmp_path / "l").write_bytes(text)
     said: list[str] = []
-    course = read_course(tmp_path / "l", said.append)
+    course = read_log_history(tmp_path / "l", said.append)
     whole = max(0, sum(line.endswith(b"}") for line in text.splitlines()) - 1)
     assert (course is None) == (whole == 0)
     assert any("no errors by noise level yet" in each for each in said) == (whole == 0)
@@ -144,6 +144,6 @@ def test_damage_in_the_middle_and_other_bins_are_left_out_and_named(tmp_path: Pa
         "\n".join([header, lines[0], "rubbish", other, lines[1], lines[1], "[" * 99999, lines[2]])
     )
     said: list[str] = []
-    course = read_course(tmp_path / "l", said.append)
+    course = read_log_history(tmp_path / "l", said.append)
     assert course is not None and course.images == [10, 20, 30]
     assert len(said) == 1 and "4 damaged lines, left out" in said[0] and "line 3" in said[0]

@@ -20,7 +20,7 @@ from elbocli.core.weighting import WEIGHTINGS, parse_weighting
 from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog, strict_yaml
 from elbocli.info.describe import describe
-from elbocli.report.gather import Facts, gather
+from elbocli.report.gather import RunFacts, gather
 from elbocli.report.log_history import CELLS, POINTS
 from elbocli.report.page import LARGEST, error, number, render
 from elbocli.report.plots import INKS, pictures
@@ -67,13 +67,13 @@ def change(run: Path, section: str, **values: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def shown(trained: Path) -> tuple[Facts, str]:
+def shown(trained: Path) -> tuple[RunFacts, str]:
     """A finished run and its page."""
     facts = gather(trained)
     return facts, render(facts)
 
 
-def test_a_finished_run_says_everything(trained: Path, shown: tuple[Facts, str]) -> None:
+def test_a_finished_run_says_everything(trained: Path, shown: tuple[RunFacts, str]) -> None:
     facts, page = shown
     read = Reader(page)
     assert "40 of 40 steps saved, 640 images" in " ".join(read.text.split())
@@ -90,11 +90,11 @@ def test_a_finished_run_says_everything(trained: Path, shown: tuple[Facts, str])
     assert all(f"<li>{part}" in page for part in (f"{trained}: no validation", f"{trained}: no result of"))
 
 
-def test_the_page_is_the_same_bytes_every_time(trained: Path, shown: tuple[Facts, str]) -> None:
+def test_the_page_is_the_same_bytes_every_time(trained: Path, shown: tuple[RunFacts, str]) -> None:
     assert render(gather(trained)) == shown[1]
 
 
-def test_the_page_needs_nothing_but_itself(shown: tuple[Facts, str]) -> None:
+def test_the_page_needs_nothing_but_itself(shown: tuple[RunFacts, str]) -> None:
     page = shown[1]
     read = Reader(page)
     addresses = [value for name, value in read.attributes if name in ("src", "href", "xlink:href", "action", "srcset")]
@@ -109,7 +109,7 @@ def test_the_page_needs_nothing_but_itself(shown: tuple[Facts, str]) -> None:
     assert referred <= set(names)
 
 
-def test_drawings_have_the_pages_colours_and_text_that_is_text(shown: tuple[Facts, str]) -> None:
+def test_drawings_have_the_pages_colours_and_text_that_is_text(shown: tuple[RunFacts, str]) -> None:
     facts, page = shown
     drawn = [picture.svg for section in pictures(facts).values() for picture in section]
     assert all("var(--ink)" in svg and "<text" in svg and "<!--" not in svg for svg in drawn)

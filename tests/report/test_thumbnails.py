@@ -13,7 +13,7 @@ from elbocli.report.thumbnails import (
     LARGEST_TILE,
     ROW,
     TIMES,
-    Strip,
+    Thumbnails,
     by_class,
     chosen_times,
     read_by_class,
@@ -21,7 +21,7 @@ from elbocli.report.thumbnails import (
 )
 
 
-def pixels(row: Strip) -> np.ndarray:
+def pixels(row: Thumbnails) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(row.png)))
 
 

@@ -109,7 +109,7 @@ def test_batches_and_losses_are_the_same_bits_from_every_store_ahead_or_not(
 
     def seen(dataset: Dataset) -> tuple[list[Any], list[float]]:
         resolved = settings(dataset, preset)
-        examples = module.Examples(dataset, resolved, torch.device("cpu"))
+        examples = module.Batches(dataset, resolved, torch.device("cpu"))
         batches = [examples.at(step) for step in order]
         trainer = Trainer(resolved, dataset)
         losses = []

@@ -20,7 +20,7 @@ from elbocli.files.schedule_file import to_text
 from elbocli.run import settings
 from elbocli.run.open import open_run
 from elbocli.sample import draw as sample
-from elbocli.sample.draw import Settings
+from elbocli.sample.draw import SampleSettings
 from elbocli.train import loop
 from elbocli.train.trainer import Trainer
 
@@ -30,7 +30,9 @@ Make = Callable[..., Path]
 
 def drawn(run: Path, out: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any], str]:
     """Images, what they say of themselves, and the last message."""
-    reports = list(sample.run(run, out, Settings(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how})))
+    reports = list(
+        sample.run(run, out, SampleSettings(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how}))
+    )
     with h5py.File(out) as file:
         return file["images"][()], json.loads(str(file.attrs["samples"])), reports[-1].message
 

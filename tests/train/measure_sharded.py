@@ -14,7 +14,7 @@ from elbocli.nn.networks import build
 from elbocli.run import settings
 from elbocli.runtime.device import PRECISIONS, autocast
 from elbocli.train.plan import Plan
-from elbocli.train.preset_data import Intended
+from elbocli.train.preset_data import PresetData
 
 
 def memory(line: str) -> int:
@@ -34,7 +34,7 @@ def one_pass(network: torch.nn.Module, precision: str) -> None:
 
 def main(precision: str, preset: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(minutes=1))
-    data = Intended("here", "images", 32, 3, 10, 100)
+    data = PresetData("here", "images", 32, 3, 10, 100)
     options = {"preset": str(preset), "parallel": "fsdp", "precision": precision}
     planned = Plan(settings.resolve(options, data), dist.get_world_size())
     network = build(planned.network)

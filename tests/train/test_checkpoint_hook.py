@@ -13,7 +13,7 @@ import pytest
 
 from elbocli.runtime.processes import joined
 from elbocli.train import checkpoint_hook as hooks
-from elbocli.train.checkpoint_hook import Hook
+from elbocli.train.checkpoint_hook import CheckpointHook
 
 
 class Told(list[str]):
@@ -29,12 +29,12 @@ def told() -> Told:
 
 
 @pytest.fixture
-def make(tmp_path: Path, told: Told) -> Iterator[Callable[[str], Hook]]:
+def make(tmp_path: Path, told: Told) -> Iterator[Callable[[str], CheckpointHook]]:
     """make(command): a hook of a run at tmp_path/run, ended at last."""
-    made: list[Hook] = []
+    made: list[CheckpointHook] = []
 
-    def hook(command: str) -> Hook:
-        made.append(Hook(command, tmp_path / "run", told))
+    def hook(command: str) -> CheckpointHook:
+        made.append(CheckpointHook(command, tmp_path / "run", told))
         return made[-1]
 
     yield hook
@@ -64,10 +64,14 @@ def alive(pid: int) -> bool:
 
 
 def test_the_command_is_told_which_checkpoint_and_its_output_goes_to_stderr(
-    make: Callable[[str], Hook], tmp_path: Path, told: Told, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+    make: Callable[[str], CheckpointHook],
+    tmp_path: Path,
+    told: Told,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: Any,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hook = Hook('echo "$ELBO_STEP $ELBO_RUN"; cd /; ls -d "$ELBO_CHECKPOINT"; cat', Path("run"), told)
+    hook = CheckpointHook('echo "$ELBO_STEP $ELBO_RUN"; cd /; ls -d "$ELBO_CHECKPOINT"; cat', Path("run"), told)
     step(tmp_path, 1200)
     hook.start(Path("run/checkpoints/step-00001200"))
     hook.finish()
@@ -77,14 +81,16 @@ def test_the_command_is_told_which_checkpoint_and_its_output_goes_to_stderr(
     assert told == [] and hook.held() == set()
 
 
-def test_no_command_does_nothing(make: Callable[[str], Hook], tmp_path: Path) -> None:
+def test_no_command_does_nothing(make: Callable[[str], CheckpointHook], tmp_path: Path) -> None:
     hook = make("")
     hook.start(step(tmp_path, 1))
     assert hook.held() == set()
     hook.finish()
 
 
-def test_training_goes_on_meanwhile_and_the_checkpoint_is_held(make: Callable[[str], Hook], tmp_path: Path) -> None:
+def test_training_goes_on_meanwhile_and_the_checkpoint_is_held(
+    make: Callable[[str], CheckpointHook], tmp_path: Path
+) -> None:
     hook, one, two = (
         make("while [ ! -e go ]; do sleep .01; done; rm go".replace("go", f"{tmp_path}/go")),
         step(tmp_path, 1),
@@ -106,7 +112,7 @@ def test_training_goes_on_meanwhile_and_the_checkpoint_is_held(make: Callable[[s
 
 
 def test_one_at_a_time_and_the_newest_that_waits_replaces_the_waiting(
-    make: Callable[[str], Hook], tmp_path: Path, told: Told
+    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
 ) -> None:
     hook = make(f"""cd {tmp_path}; mkdir busy || echo two at once >> log; echo $ELBO_STEP >> log
         while [ ! -e go ]; do sleep .01; done; rmdir busy""")
@@ -128,7 +134,7 @@ def test_one_at_a_time_and_the_newest_that_waits_replaces_the_waiting(
     [("exit 3", "exit code 3"), ("nowhere-to-be-found", "exit code 127"), ("kill -9 $$", "signal 9")],
 )
 def test_failure_is_a_warning_and_the_next_checkpoint_has_its_turn(
-    command: str, said: str, make: Callable[[str], Hook], tmp_path: Path, told: Told
+    command: str, said: str, make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
 ) -> None:
     hook = make(f"echo x >> {tmp_path}/log; {command}")
     for number in (1, 2):
@@ -139,7 +145,7 @@ def test_failure_is_a_warning_and_the_next_checkpoint_has_its_turn(
 
 
 def test_a_shell_that_is_not_there_is_a_warning(
-    make: Callable[[str], Hook], tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
@@ -153,7 +159,7 @@ def test_a_shell_that_is_not_there_is_a_warning(
 
 
 def test_the_end_of_training_waits_unless_it_is_in_a_hurry(
-    make: Callable[[str], Hook], tmp_path: Path, told: Told
+    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
 ) -> None:
     hook = make(f"sleep .3; touch {tmp_path}/done-$ELBO_STEP")
     hook.start(step(tmp_path, 1))
@@ -167,7 +173,7 @@ def test_the_end_of_training_waits_unless_it_is_in_a_hurry(
 
 
 def test_leaving_early_ends_the_command_and_what_it_started(
-    make: Callable[[str], Hook], tmp_path: Path, told: Told
+    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
 ) -> None:
     with (
         pytest.raises(ZeroDivisionError),
@@ -189,7 +195,7 @@ def test_leaving_early_ends_the_command_and_what_it_started(
 
 
 def test_it_may_clean_up_before_it_ends_and_is_killed_when_it_will_not(
-    make: Callable[[str], Hook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[str], CheckpointHook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     polite = make(
         f"trap 'sleep .2; touch {tmp_path}/cleaned; exit' TERM; touch {tmp_path}/on; while :; do sleep .01; done"
@@ -227,7 +233,7 @@ TORCHRUN = {
 
 
 def test_under_torchrun_the_command_is_no_worker(
-    make: Callable[[str], Hook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[str], CheckpointHook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)

@@ -53,7 +53,7 @@ def test_samples_agree_with_the_cpus(trained: Path, tmp_path: Path) -> None:
             draw.run(
                 trained,
                 tmp_path / f"{device}.npy",
-                draw.Settings(n=16, steps=8, batch=5, sampler="ddim", device=device),
+                draw.SampleSettings(n=16, steps=8, batch=5, sampler="ddim", device=device),
             )
         )
     cpu, cuda = (np.load(tmp_path / f"{device}.npy").astype(int) for device in ("cpu", "cuda"))

@@ -24,10 +24,10 @@ from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
-from elbocli.runtime.progress import Report
+from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import STOP, Ending, Signals, catching_signals
 from elbocli.train import loop
-from elbocli.train.batches import Examples
+from elbocli.train.batches import Batches
 from elbocli.train.journal import Journal
 from elbocli.train.trainer import Trainer
 
@@ -36,7 +36,7 @@ def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
     return settings.resolve({"preset": str(preset), **options}, Dataset(dataset))
 
 
-def reports(dataset: Path, out: Path, resolved: settings.Resolved) -> Iterator[Report]:
+def reports(dataset: Path, out: Path, resolved: settings.Resolved) -> Iterator[Progress]:
     return loop.run(Dataset(dataset), out, resolved)
 
 
@@ -59,15 +59,15 @@ def status_of(run: Path) -> dict[str, Any]:
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Steps (from 1) in which the sixth image is NaN."""
     steps: set[int] = set()
-    whole = Examples.at
+    whole = Batches.at
 
-    def at(self: Examples, step: int, which: int = 0) -> Any:
+    def at(self: Batches, step: int, which: int = 0) -> Any:
         x, eps, labels = whole(self, step, which)
         if step + 1 in steps and 5 in self.parts[which]:
             x[5 - self.parts[which].start] = math.nan
         return x, eps, labels
 
-    monkeypatch.setattr(Examples, "at", at)
+    monkeypatch.setattr(Batches, "at", at)
     return steps
 
 
@@ -169,13 +169,13 @@ def test_a_run_that_skipped_its_last_step_goes_on_when_it_shall_stop_instead(
 def test_an_interval_without_a_single_update_has_no_mean(
     digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Examples.at
+    whole = Batches.at
 
-    def at(self: Examples, step: int, which: int = 0) -> Any:
+    def at(self: Batches, step: int, which: int = 0) -> Any:
         x, eps, labels = whole(self, step, which)
         return x * math.nan if step == 1 else x, eps, labels
 
-    monkeypatch.setattr(Examples, "at", at)
+    monkeypatch.setattr(Batches, "at", at)
     list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, log_every=1, on_nonfinite="skip")))
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]

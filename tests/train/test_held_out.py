@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.run.settings import Settings
+from elbocli.run.settings import TrainSettings
 from elbocli.train.held_out import held_out, open_held_out, training_rows
 
 
@@ -46,12 +46,12 @@ def test_a_split_that_leaves_nothing_or_parts_pairs_is_refused(count: int, n: in
 
 
 def test_training_and_validation_take_the_two_sides_of_one_split(digits: Path) -> None:
-    data, settings = Dataset(digits), Settings(val_split=60, seed=5)
+    data, settings = Dataset(digits), TrainSettings(val_split=60, seed=5)
     held, rows = open_held_out(settings, data, True), training_rows(settings, data)
     assert held is not None and rows is not None and held.dataset is data
     assert sorted([*held.rows, *rows]) == list(range(300))
-    assert training_rows(Settings(), data) is None and open_held_out(Settings(), data, True) is None
-    fewer = open_held_out(Settings(val_split=60, seed=5, val_images=20), data, True)
+    assert training_rows(TrainSettings(), data) is None and open_held_out(TrainSettings(), data, True) is None
+    fewer = open_held_out(TrainSettings(val_split=60, seed=5, val_images=20), data, True)
     assert fewer is not None and len(set(fewer.rows)) == 20 and set(fewer.rows) <= set(held.rows)
 
 
@@ -59,10 +59,10 @@ def test_an_image_is_not_trained_on_while_its_mirror_image_is_held_out(
     autoencoder: Path, pack_latents: Callable[..., Path]
 ) -> None:
     data = Dataset(pack_latents(autoencoder, mirror=True), latents=True)
-    held = open_held_out(Settings(val_split=10), data, True)
+    held = open_held_out(TrainSettings(val_split=10), data, True)
     assert held is not None and set(held.rows[::2] % 2) == {0} and (np.diff(held.rows)[::2] == 1).all()
     with pytest.raises(UsageError, match="take 12"):
-        training_rows(Settings(val_split=11), data)
+        training_rows(TrainSettings(val_split=11), data)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def changed(elbo: Callable[..., Any], digits: Path, digits_folder: Path, tmp_pat
 
 
 def test_a_dataset_packed_likewise_is_taken(changed: Callable[..., Path], digits: Path) -> None:
-    held = open_held_out(Settings(val=str(changed())), Dataset(digits), True)
+    held = open_held_out(TrainSettings(val=str(changed())), Dataset(digits), True)
     assert held is not None and np.array_equal(held.rows, np.arange(50))
 
 
@@ -100,7 +100,7 @@ def test_a_dataset_packed_likewise_is_taken(changed: Callable[..., Path], digits
 def test_another_kind_of_dataset_is_refused_with_the_difference(
     options: tuple[Any, ...], names: list[str] | None, said: str, changed: Callable[..., Path], digits: Path
 ) -> None:
-    settings = Settings(val=str(changed(*options, names=names)))
+    settings = TrainSettings(val=str(changed(*options, names=names)))
     with pytest.raises(UsageError, match=rf"--val \S+other\.h5: {said}"):
         open_held_out(settings, Dataset(digits), True)
     if names:
@@ -111,14 +111,14 @@ def test_the_training_images_and_latents_of_others_are_refused(
     digits: Path, latents: Path, make_autoencoder: Callable[..., Path], pack_latents: Callable[..., Path]
 ) -> None:
     with pytest.raises(UsageError, match=r"the very images to train on.*--val-split"):
-        open_held_out(Settings(val=str(digits)), Dataset(digits), True)
+        open_held_out(TrainSettings(val=str(digits)), Dataset(digits), True)
     with pytest.raises(UsageError, match="its content is latents, the training dataset's is pixels"):
-        open_held_out(Settings(val=str(latents)), Dataset(digits), True)
+        open_held_out(TrainSettings(val=str(latents)), Dataset(digits), True)
     other = pack_latents(make_autoencoder(seed=1))
     with pytest.raises(UsageError, match="its latent autoencoder_sha256 is"):
-        open_held_out(Settings(val=str(other)), Dataset(latents, latents=True), True)
+        open_held_out(TrainSettings(val=str(other)), Dataset(latents, latents=True), True)
 
 
 def test_one_image_is_too_few(changed: Callable[..., Path], digits: Path) -> None:
     with pytest.raises(UsageError, match="1 image to validate on"):
-        open_held_out(Settings(val=str(changed()), val_images=1), Dataset(digits), True)
+        open_held_out(TrainSettings(val=str(changed()), val_images=1), Dataset(digits), True)

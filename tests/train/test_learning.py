@@ -17,8 +17,8 @@ from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors.elbo_tiny import Tiny
 from elbocli.prep import pack
 from elbocli.run.settings import resolve
-from elbocli.sample.decode import open_output
-from elbocli.sample.draw import Settings as SampleSettings
+from elbocli.sample.decode import open_decoder
+from elbocli.sample.draw import SampleSettings as SampleSettings
 from elbocli.sample.draw import draw
 from elbocli.train.trainer import Trainer
 
@@ -91,7 +91,7 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
     how = SampleSettings(n=count, sampler="ddim", steps=32)
     grid = time_grid(parse_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
     labels = torch.from_numpy(choose_labels("balanced", count, config.num_classes, 0)).long()
-    output = open_output(trainer.resolved.data, config, CPU)
+    output = open_decoder(trainer.resolved.data, config, CPU)
     shape = (config.image_size, config.image_size, config.image_channels)
     images = draw(Denoiser(network, trainer.prediction, labels=labels), range(count), shape, grid, how, CPU, output)
     network.train()

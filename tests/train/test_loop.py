@@ -20,7 +20,7 @@ from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.train import loop
-from elbocli.train.batches import Examples
+from elbocli.train.batches import Batches
 from elbocli.train.trainer import Trainer
 
 KILLER = Path(__file__).parent / "kill_and_resume.py"
@@ -191,7 +191,7 @@ def test_one_interval_of_the_log_sums_what_every_example_gave(digits: Path, pres
 
 
 def test_every_image_is_seen_once_an_epoch(digits: Path, preset: Path) -> None:
-    examples = Examples(Dataset(digits), small(digits, preset, batch=64), torch.device("cpu"))
+    examples = Batches(Dataset(digits), small(digits, preset, batch=64), torch.device("cpu"))
     seen = np.concatenate([examples.indices(step) for step in range(75)])
     for epoch in range(16):
         assert sorted(seen[epoch * 300 : (epoch + 1) * 300]) == list(range(300))
@@ -200,8 +200,8 @@ def test_every_image_is_seen_once_an_epoch(digits: Path, preset: Path) -> None:
 
 def test_label_dropout_and_flip_touch_their_share(digits: Path, preset: Path) -> None:
     data = Dataset(digits)
-    plain = Examples(data, small(digits, preset, batch=256, label_dropout=0.0), torch.device("cpu"))
-    dropped = Examples(data, small(digits, preset, batch=256, label_dropout=0.25, flip=True), torch.device("cpu"))
+    plain = Batches(data, small(digits, preset, batch=256, label_dropout=0.0), torch.device("cpu"))
+    dropped = Batches(data, small(digits, preset, batch=256, label_dropout=0.25, flip=True), torch.device("cpu"))
     share, turned = [], []
     for step in range(8):
         (x, _, labels), (y, _, some) = plain.at(step), dropped.at(step)
@@ -218,7 +218,7 @@ def test_label_dropout_and_flip_touch_their_share(digits: Path, preset: Path) ->
 
 def test_pixels_arrive_in_minus_one_to_one(digits: Path, preset: Path) -> None:
     data = Dataset(digits)
-    examples = Examples(data, small(digits, preset), torch.device("cpu"))
+    examples = Batches(data, small(digits, preset), torch.device("cpu"))
     x, _, _ = examples.at(0)
     expected = data.batch(examples.indices(0)).transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
     np.testing.assert_allclose(x.numpy(), expected, atol=1e-6)

@@ -27,7 +27,7 @@ from elbocli.train import memory as rehearsal
 from elbocli.train import plan, preset_data
 from elbocli.train.plan import Plan, Way, Weights
 
-rehearse = functools.cache(rehearsal.rehearse)
+rehearse = functools.cache(rehearsal.measure_step)
 HERE = Path(__file__).parent
 UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
@@ -129,7 +129,7 @@ def test_the_most_that_fits_fits_and_no_more():
 
 
 def plan_of(preset=MINE, devices=1, **options):
-    return Plan(settings.resolve({"preset": preset, **options}, preset_data.intended(preset)), devices)
+    return Plan(settings.resolve({"preset": preset, **options}, preset_data.preset_data(preset)), devices)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
@@ -184,7 +184,7 @@ def test_more_devices_than_images_are_refused():
 
 
 def test_the_whole_plan_is_plain_and_its_numbers_agree():
-    resolved = settings.resolve({"preset": MINE, "batch": 32}, preset_data.intended(MINE))
+    resolved = settings.resolve({"preset": MINE, "batch": 32}, preset_data.preset_data(MINE))
     result = plan.plan(resolved, 1000, devices=2, device_tflops=2.0)
     assert yaml.safe_load(yaml.safe_dump(result)) == result
     parts = dict(result["memory_MB"])
@@ -215,7 +215,7 @@ def test_a_dataset_here_is_planned_for_if_it_fits(digits, tmp_path):
 
 
 def test_latents_are_planned_without_an_autoencoder():
-    data = preset_data.intended("latents256")
+    data = preset_data.preset_data("latents256")
     assert data.kind == LATENTS and data.channels == 4
     assert settings.resolve({"preset": "latents256"}, data).network.image_channels == 4
     with pytest.raises(UsageError, match="--flip: preset latents256 holds latents"):
@@ -227,7 +227,7 @@ def test_latents_are_planned_without_an_autoencoder():
 
 @pytest.mark.parametrize("name", ["imagenet128", "imagenet256", "imagenet512"])
 def test_the_papers_networks_have_two_billion_parameters(name):
-    data = preset_data.intended(name)
+    data = preset_data.preset_data(name)
     assert Weights.of(settings.resolve({"preset": name}, data).network).count == pytest.approx(2e9, rel=0.1)
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from elbocli.errors import UsageError
-from elbocli.train.tensorboard import Board
+from elbocli.train.tensorboard import TensorBoardWriter
 
 
 def read(run: Path) -> Any:
@@ -28,7 +28,7 @@ def steps(run: Path, tag: str = "train/loss") -> list[tuple[int, float]]:
 
 
 def test_numbers_are_shown_under_their_steps(tmp_path: Path) -> None:
-    board = Board(tmp_path, 0)
+    board = TensorBoardWriter(tmp_path, 0)
     assert board.metrics(5, {"loss": 0.5, "lr": 1e-4, "images_per_s": 12, "note": "text", "bad": math.nan}) == ""
     board.metrics(10, {"loss": 0.25, "val_bpd": 3.5, "val_images": 60})
     board.close()
@@ -41,7 +41,7 @@ def test_numbers_are_shown_under_their_steps(tmp_path: Path) -> None:
 
 
 def test_what_was_shown_is_safe_without_close(tmp_path: Path) -> None:
-    board = Board(tmp_path, 0)
+    board = TensorBoardWriter(tmp_path, 0)
     board.metrics(1, {"loss": 1.0})
     assert steps(tmp_path) == [(1, 1.0)]
 
@@ -49,7 +49,7 @@ def test_what_was_shown_is_safe_without_close(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_one_sheet(channels: int, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, channels), np.uint8)
-    board = Board(tmp_path, 0)
+    board = TensorBoardWriter(tmp_path, 0)
     assert board.images(7, images) == ""
     (event,) = read(tmp_path).Images("samples")
     sheet = np.asarray(Image.open(io.BytesIO(event.encoded_image_string))).reshape(16, 16, channels)
@@ -58,26 +58,26 @@ def test_images_are_one_sheet(channels: int, tmp_path: Path) -> None:
 
 
 def test_a_large_sheet_is_made_smaller(tmp_path: Path) -> None:
-    Board(tmp_path, 0).images(1, np.zeros((4, 600, 600, 3), np.uint8))
+    TensorBoardWriter(tmp_path, 0).images(1, np.zeros((4, 600, 600, 3), np.uint8))
     (event,) = read(tmp_path).Images("samples")
     assert (event.width, event.height) == (1024, 1024)
 
 
 def test_a_run_that_goes_on_shows_no_step_twice(tmp_path: Path) -> None:
     """Killed after step 30 with a checkpoint of step 20, then once more, then from the start."""
-    first = Board(tmp_path, 0)
+    first = TensorBoardWriter(tmp_path, 0)
     for step in (10, 20, 30):
         first.metrics(step, {"loss": 1.0})
         first.images(step, np.zeros((1, 8, 8, 1), np.uint8))
-    second = Board(tmp_path, 20)
+    second = TensorBoardWriter(tmp_path, 20)
     for step in (30, 40):
         second.metrics(step, {"loss": 2.0})
     assert steps(tmp_path) == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
     assert [event.step for event in read(tmp_path).Images("samples")] == [10, 20]
-    third = Board(tmp_path, 20)
+    third = TensorBoardWriter(tmp_path, 20)
     third.metrics(30, {"loss": 3.0})
     assert steps(tmp_path) == [(10, 1.0), (20, 1.0), (30, 3.0)]
-    anew = Board(tmp_path, 0)
+    anew = TensorBoardWriter(tmp_path, 0)
     anew.metrics(10, {"loss": 4.0})
     assert steps(tmp_path) == [(10, 4.0)]
 
@@ -109,7 +109,7 @@ def test_without_tensorboard_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UsageError, match=r"pip install 'elbocli\[tensorboard\]'"):
-        Board(tmp_path, 0)
+        TensorBoardWriter(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, Probe
-from elbocli.bound.measure import Settings as ProbeSettings
+from elbocli.bound.measure import ALL, Measurement
+from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.prediction import Prediction
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
@@ -20,7 +20,7 @@ from elbocli.files.losslog import read_logs
 from elbocli.info import describe as info
 from elbocli.run import settings
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.train.batches import Examples
+from elbocli.train.batches import Batches
 from elbocli.train.held_out import HeldOut, open_held_out
 from elbocli.train.losses import StepLosses
 from elbocli.train.validate import DRAWS, Validation
@@ -136,7 +136,7 @@ def test_what_the_noise_alone_gives_is_known(make: Callable[..., Validation]) ->
 
 def test_bits_per_dimension_are_those_of_the_bound(make: Callable[..., Validation], run: TrainedRun) -> None:
     """Against the same images at 48 noise levels each."""
-    probe = Probe(run.path, None, ProbeSettings(images=ALL, draws=48, batch=2048), print)
+    probe = Measurement(run.path, None, ProbeSettings(images=ALL, draws=48, batch=2048), print)
     loop = estimate.run(probe)
     try:
         while True:
@@ -223,7 +223,7 @@ def test_latents_have_a_loss_and_no_bits(latents: Path, preset: Path) -> None:
     torch.testing.assert_close(sum(parts), asked.partial(nothing), rtol=1e-6, atol=0)
     found = asked.finish(parts[0] + parts[1])
     assert set(found) == {"val_images", "val_loss", "val_loss_se"} and found["val_images"] == 10
-    training = Examples(data, resolved, CPU)
+    training = Batches(data, resolved, CPU)
     assert training.at(0)[0].shape[1:] == (4, 8, 8) and found["val_loss"] > 0
 
 

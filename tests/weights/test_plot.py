@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from elbocli.core.adaptive import Moments, bin_edges, fit
+from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import SCHEDULES, parse_schedule
 from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
 from elbocli.errors import UsageError
@@ -100,13 +100,13 @@ def measured():
     mean = (middle - 1).sigmoid()
     count = (200 * (-middle.abs() / 4).exp()).floor()
     count[7] = 0
-    return Moments(edges, count, mean, 1.5 * mean.square())
+    return ErrorMoments(edges, count, mean, 1.5 * mean.square())
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_a_fit_is_drawn_against_cosine_and_edm(suffix, measured, tmp_path):
     w = parse_weighting("sigmoid:bias=2")
-    densities = {"cosine": parse_schedule("cosine", -10, 10).density, "fitted": fit(measured, w).density}
+    densities = {"cosine": parse_schedule("cosine", -10, 10).density, "fitted": fit_schedule(measured, w).density}
     for name in "ab":
         plot_fit(measured, w, densities, tmp_path / f"{name}.{suffix}")
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
@@ -118,7 +118,7 @@ def test_a_fit_is_drawn_against_cosine_and_edm(suffix, measured, tmp_path):
 def test_a_fit_where_edm_has_nothing_is_drawn_without_it(tmp_path):
     edges = bin_edges(-45, -35, 10)
     ones = torch.ones(10, dtype=torch.float64)
-    plot_fit(Moments(edges, 9 * ones, ones, 2 * ones), parse_weighting("elbo"), {}, tmp_path / "a.svg")
+    plot_fit(ErrorMoments(edges, 9 * ones, ones, 2 * ones), parse_weighting("elbo"), {}, tmp_path / "a.svg")
     assert "edm" not in texts(tmp_path / "a.svg")
 
 

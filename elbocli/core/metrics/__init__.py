@@ -26,7 +26,7 @@ LOGITS, LABELS, REFERENCE, REFERENCE_FEATURES = "logits", "labels", "reference",
 
 
 @dataclass(frozen=True)
-class Options:
+class MetricOptions:
     """Of the metrics that have some. seed: of what is dealt at random to extrapolate, and of a stream's random labels."""
 
     splits: int = 10
@@ -67,7 +67,7 @@ PRC_PROTOCOLS = {
 }
 
 
-def least(metric: Declaration, options: Options) -> tuple[int, int]:
+def least(metric: Declaration, options: MetricOptions) -> tuple[int, int]:
     """How many images a metric needs, of the samples and of the reference."""
     samples, reference = metric.facts["least"](options)
     return samples, reference
@@ -90,9 +90,9 @@ def least(metric: Declaration, options: Options) -> tuple[int, int]:
         "few": "FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
     },
 )
-def fid(samples: Features, reference: Features, options: Options) -> dict[str, Any]:
+def fid(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Any]:
     """Also extrapolated to infinitely many images, with an interval when there are twice as many images as features."""
-    from elbocli.core.metrics.feature_moments import Moments
+    from elbocli.core.metrics.feature_moments import FeatureMoments
     from elbocli.core.metrics.frechet import frechet_distance
     from elbocli.core.metrics.frechet_error import PARTS, extrapolate, standard_error
     from elbocli.core.streams import Stream
@@ -107,7 +107,7 @@ def fid(samples: Features, reference: Features, options: Options) -> dict[str, A
     }
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
-        parts = [Moments.of(values[order[k::PARTS]]) for k in range(PARTS)]
+        parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
         beyond = extrapolate(parts, theirs)
         found["frechet_inception_distance_infinity"] = beyond.value
         interval = list(beyond.interval(error)) if n >= 2 * width else None
@@ -130,7 +130,7 @@ def fid(samples: Features, reference: Features, options: Options) -> dict[str, A
         "few": "the Inception score is biased downwards",
     },
 )
-def inception_score(samples: Features, reference: Features | None, options: Options) -> dict[str, Any]:
+def inception_score(samples: Features, reference: Features | None, options: MetricOptions) -> dict[str, Any]:
     """By torch-fidelity."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -152,7 +152,7 @@ def inception_score(samples: Features, reference: Features | None, options: Opti
         "few": "",
     },
 )
-def kid(samples: Features, reference: Features, options: Options) -> dict[str, Any]:
+def kid(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Any]:
     """By torch-fidelity."""
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -172,7 +172,7 @@ def kid(samples: Features, reference: Features, options: Options) -> dict[str, A
         "few": "precision and recall depend on n and on the reference's, so compare them at the same only",
     },
 )
-def precision_recall(samples: Features, reference: Features, options: Options) -> dict[str, Any]:
+def precision_recall(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Any]:
     """By torch-fidelity, in parts: 50,000 images take some hundred MB instead of 10 GB."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -198,7 +198,7 @@ def precision_recall(samples: Features, reference: Features, options: Options) -
         "few": "",
     },
 )
-def accuracy(samples: Features, reference: Features | None, options: Options) -> dict[str, Any]:
+def accuracy(samples: Features, reference: Features | None, options: MetricOptions) -> dict[str, Any]:
     """Of class-conditional samples."""
     from torch import as_tensor
 

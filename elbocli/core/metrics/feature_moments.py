@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Moments:
+class FeatureMoments:
     """Of n vectors: their mean [D] and the sum of outer products about it [D, D], float64.
 
     Those of two sets add up to those of both, and a part can be taken out again.
@@ -19,7 +19,7 @@ class Moments:
     scatter: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray) -> Moments:
+    def of(cls, features: np.ndarray) -> FeatureMoments:
         """features: [N, D], N > 0."""
         features = features.astype(np.float64)
         mu = features.mean(0)
@@ -31,20 +31,20 @@ class Moments:
         """The covariance over n − 1 [D, D]. Needs two vectors."""
         return self.scatter / (self.n - 1)
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: FeatureMoments) -> FeatureMoments:
         n, apart = self.n + other.n, other.mu - self.mu
         between = np.outer(apart, apart * (self.n * other.n / n))
-        return Moments(n, self.mu + apart * (other.n / n), self.scatter + other.scatter + between)
+        return FeatureMoments(n, self.mu + apart * (other.n / n), self.scatter + other.scatter + between)
 
-    def __sub__(self, part: Moments) -> Moments:
+    def __sub__(self, part: FeatureMoments) -> FeatureMoments:
         n = self.n - part.n
         mu = self.mu + (self.mu - part.mu) * (part.n / n)
         apart = part.mu - mu
         between = np.outer(apart, apart * (n * part.n / self.n))
-        return Moments(n, mu, self.scatter - part.scatter - between)
+        return FeatureMoments(n, mu, self.scatter - part.scatter - between)
 
 
-class StreamingMoments:
+class StreamingFeatureMoments:
     """Sums of features and their outer products about the first batch's mean, float64.
 
     About that mean, not zero, so that nothing cancels when features are far from the origin. Outer products are added
@@ -75,9 +75,9 @@ class StreamingMoments:
         self._outer += centred.T @ centred
         self._waiting = []
 
-    def moments(self) -> Moments:
+    def moments(self) -> FeatureMoments:
         """Of all vectors so far. Needs one."""
         if self._waiting:
             self._take()
         mean = self._sum / self.n
-        return Moments(self.n, self._origin + mean, self._outer - self.n * np.outer(mean, mean))
+        return FeatureMoments(self.n, self._origin + mean, self._outer - self.n * np.outer(mean, mean))

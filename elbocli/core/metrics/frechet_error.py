@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elbocli.core.metrics.feature_moments import Moments
+from elbocli.core.metrics.feature_moments import FeatureMoments
 from elbocli.core.metrics.frechet import Gaussian, frechet_distance, root
 
 PARTS = 10
@@ -62,7 +62,7 @@ class Extrapolated:
         return self.value - half, self.value + half
 
 
-def extrapolate(parts: Sequence[Moments], reference: Gaussian) -> Extrapolated:
+def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> Extrapolated:
     """To infinitely many samples, from the moments of PARTS equal parts of them, dealt at random.
 
     The bias of the distance is a/N + b/N² + …. The line in 1/N through the distance of all and the mean distance of all
@@ -76,7 +76,7 @@ def extrapolate(parts: Sequence[Moments], reference: Gaussian) -> Extrapolated:
     half = sum(parts[1:middle], parts[0])
     at_all = frechet_distance(whole, reference)
 
-    def line(without: Sequence[Moments]) -> float:
+    def line(without: Sequence[FeatureMoments]) -> float:
         groups = len(without)
         less = [frechet_distance(whole - part, reference) for part in without]
         return groups * at_all - (groups - 1) * float(np.mean(less))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = Registry("sampler")
 Denoise = Callable[["Tensor", float], "Tensor"]
-Noise = Callable[[], "Tensor"]
+DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
 
 
@@ -43,7 +43,7 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Preset:
+class SamplerPreset:
     """How a sampler is walked: over how many steps, on the grid of which schedule, with which parameters set."""
 
     grid: str
@@ -60,12 +60,12 @@ def sampler(
     grid: str,
     positive: Any = (),
     within: Mapping[str, tuple[float, float]] | None = None,
-    presets: Mapping[str, Preset] | None = None,
+    presets: Mapping[str, SamplerPreset] | None = None,
     **params: float,
 ) -> Callable[..., Any]:
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
     """
-    facts = {"usual": Preset(grid), "presets": dict(presets or {})}
+    facts = {"usual": SamplerPreset(grid), "presets": dict(presets or {})}
     return SAMPLERS.declare(name, params, formula=formula, source=source, positive=positive, within=within, facts=facts)

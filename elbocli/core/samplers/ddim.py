@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elbocli.core.samplers import Denoise, Move, Noise, sampler
+from elbocli.core.samplers import Denoise, DrawNoise, Move, sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine")
-def ddim(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: Noise) -> tuple[Tensor, Tensor]:
+def ddim(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> tuple[Tensor, Tensor]:
     """α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ: first order."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     x_hat = denoise(z, move.now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from elbocli.core.samplers import Denoise, Move, Noise, sampler
+from elbocli.core.samplers import Denoise, DrawNoise, Move, sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     gamma=0.2,
 )
 def ddpm(
-    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: Noise, gamma: float
+    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, gamma: float
 ) -> tuple[Tensor, Tensor]:
     """A draw from q(z' | z, x̂), whose variance is c σ'² (small), or from one with c σ² (large), c = 1 − e^{λ−λ'}.
 

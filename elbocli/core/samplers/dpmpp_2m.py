@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from elbocli.core.samplers import Denoise, Move, Noise, sampler
+from elbocli.core.samplers import Denoise, DrawNoise, Move, sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ def advance(z: Tensor, x_hat: Tensor, last: Tensor | None, move: Move, eta: floa
     source="Lu et al. 2022: DPM-Solver++(2M)",
     grid="edm-sample",
 )
-def dpmpp_2m(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: Noise) -> tuple[Tensor, Tensor]:
+def dpmpp_2m(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> tuple[Tensor, Tensor]:
     """Second order at one evaluation a step."""
     x_hat = denoise(z, move.now)
     return advance(z, x_hat, last, move), x_hat

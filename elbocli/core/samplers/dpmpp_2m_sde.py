@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from elbocli.core.samplers import Denoise, Move, Noise, sampler
+from elbocli.core.samplers import Denoise, DrawNoise, Move, sampler
 from elbocli.core.samplers.dpmpp_2m import advance
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     eta=1.0,
 )
 def dpmpp_2m_sde(
-    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: Noise, eta: float
+    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, eta: float
 ) -> tuple[Tensor, Tensor]:
     """eta: how much noise; 1 is the reverse of diffusion; towards 0 it becomes dpmpp-2m.
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.samplers import Denoise, Move, Noise, Preset, sampler
+from elbocli.core.samplers import Denoise, DrawNoise, Move, SamplerPreset, sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     source="Karras et al. 2022, algorithm 2",
     grid="edm-sample",
     presets={
-        "edm-imagenet64": Preset(
+        "edm-imagenet64": SamplerPreset(
             "edm-sample:rho=7,sigma_min=0.002,sigma_max=80",
             256,
             {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003},
@@ -36,7 +36,7 @@ def heun(
     last: Tensor | None,
     move: Move,
     denoise: Denoise,
-    noise: Noise,
+    noise: DrawNoise,
     s_churn: float,
     s_min: float,
     s_max: float,

@@ -10,9 +10,9 @@ from elbocli.core.registry import Declaration, numbers, parse_spec
 from elbocli.core.samplers import (
     SAMPLERS,
     Denoise,
+    DrawNoise,
     Move,
-    Noise,
-    Preset,
+    SamplerPreset,
     ddim,
     ddpm,
     dpmpp_2m,
@@ -37,7 +37,7 @@ class Sampler:
 
     declared: Declaration
     params: dict[str, float]
-    usual: Preset
+    usual: SamplerPreset
 
     @property
     def spec(self) -> str:
@@ -72,7 +72,9 @@ def time_grid(schedule: Schedule, steps: int) -> list[float]:
     return [*schedule.logsnr(t).tolist(), math.inf]
 
 
-def walk(spec: str, given: dict[str, float], z: Tensor, grid: list[float], denoise: Denoise, noise: Noise) -> Tensor:
+def walk(
+    spec: str, given: dict[str, float], z: Tensor, grid: list[float], denoise: Denoise, noise: DrawNoise
+) -> Tensor:
     """From noise z at grid[0] to data at grid[-1], by a sampler as parse_sampler takes it. Raises UsageError."""
     sampler = parse_sampler(spec, given)
     last = None

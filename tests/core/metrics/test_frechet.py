@@ -6,7 +6,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.metrics.feature_moments import Moments
+from elbocli.core.metrics.feature_moments import FeatureMoments
 from elbocli.core.metrics.frechet import frechet_distance, root
 
 
@@ -14,7 +14,7 @@ def drawn(n, width, seed=0, decay=0.5):
     """Moments of n vectors whose spread falls by dimension."""
     random = np.random.default_rng(seed)
     mixed = random.standard_normal((width, width)) * np.arange(1, width + 1) ** -float(decay)
-    return Moments.of(random.standard_normal((n, width)) @ mixed.T + random.standard_normal(width))
+    return FeatureMoments.of(random.standard_normal((n, width)) @ mixed.T + random.standard_normal(width))
 
 
 def by_scipy(a, b):
@@ -37,14 +37,14 @@ def test_commuting_covariances_have_a_closed_form(width, seed):
     random = np.random.default_rng(seed)
     turn, _ = np.linalg.qr(random.standard_normal((width, width)))
     one, two = random.uniform(0, 3, (2, width)) * (random.random((2, width)) < 0.8)
-    first, second = (Moments(2, random.standard_normal(width), turn * spread @ turn.T) for spread in (one, two))
+    first, second = (FeatureMoments(2, random.standard_normal(width), turn * spread @ turn.T) for spread in (one, two))
     exact = np.sum((first.mu - second.mu) ** 2) + np.sum((np.sqrt(one) - np.sqrt(two)) ** 2)
     assert frechet_distance(first, second) == pytest.approx(exact, rel=1e-9, abs=1e-6)
 
 
 def test_it_is_symmetric_and_quadratic_in_scale():
     a, b = drawn(100, 20, 1), drawn(15, 20, 2)
-    thrice = [Moments(x.n, 3 * x.mu, 9 * x.scatter) for x in (a, b)]
+    thrice = [FeatureMoments(x.n, 3 * x.mu, 9 * x.scatter) for x in (a, b)]
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-10)
     assert frechet_distance(*thrice) == pytest.approx(9 * frechet_distance(a, b), rel=1e-10)
 
@@ -56,7 +56,7 @@ def test_nothing_is_far_from_itself(n):
 
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_features_that_never_change_are_a_point():
-    still = Moments.of(np.ones((5, 3)))
+    still = FeatureMoments.of(np.ones((5, 3)))
     assert frechet_distance(still, still) == 0
     assert frechet_distance(still, drawn(50, 3)) == pytest.approx(by_scipy(still, drawn(50, 3)), rel=1e-9)
 

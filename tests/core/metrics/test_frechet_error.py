@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elbocli.core.metrics.feature_moments import Moments
+from elbocli.core.metrics.feature_moments import FeatureMoments
 from elbocli.core.metrics.frechet import frechet_distance
 from elbocli.core.metrics.frechet_error import PARTS, extrapolate, influence, standard_error
 
@@ -21,9 +21,9 @@ class World:
         self.mix = turn * np.arange(1, width + 1) ** -float(decay)
         bent = np.eye(width) + apart * random.standard_normal((width, width)) / np.sqrt(width)
         sigma = self.mix @ self.mix.T
-        self.truth = Moments(2, np.zeros(width), sigma)
+        self.truth = FeatureMoments(2, np.zeros(width), sigma)
         offset = apart * self.mix @ random.standard_normal(width) / np.sqrt(width)
-        self.reference = Moments(2, offset, bent @ sigma @ bent.T)
+        self.reference = FeatureMoments(2, offset, bent @ sigma @ bent.T)
         self.distance = frechet_distance(self.truth, self.reference)
 
     def draw(self, n):
@@ -33,13 +33,13 @@ class World:
         return z @ self.mix.T
 
     def parts(self, features):
-        return [Moments.of(part) for part in np.array_split(features, PARTS)]
+        return [FeatureMoments.of(part) for part in np.array_split(features, PARTS)]
 
     def plain(self, features):
-        return frechet_distance(Moments.of(features), self.reference)
+        return frechet_distance(FeatureMoments.of(features), self.reference)
 
     def error(self, features):
-        return standard_error(features, Moments.of(features), self.reference)
+        return standard_error(features, FeatureMoments.of(features), self.reference)
 
 
 def weighted(features, weights, reference):
@@ -47,15 +47,15 @@ def weighted(features, weights, reference):
     weights = weights / weights.sum()
     mu = weights @ features
     centred = features - mu
-    return frechet_distance(Moments(2, mu, (centred * weights[:, None]).T @ centred), reference)
+    return frechet_distance(FeatureMoments(2, mu, (centred * weights[:, None]).T @ centred), reference)
 
 
 @pytest.mark.parametrize("n", [60, 8], ids=["more images than features", "fewer"])
 def test_the_influence_is_the_derivative_by_an_images_weight(n):
     world = World(12)
     features = world.draw(n)
-    own = Moments.of(features)
-    found = influence(features, Moments(n, own.mu, own.scatter * (n - 1) / n), world.reference)
+    own = FeatureMoments.of(features)
+    found = influence(features, FeatureMoments(n, own.mu, own.scatter * (n - 1) / n), world.reference)
     step = 1e-5
     for index in (0, 3, n - 1):
         more, less = np.ones(n), np.ones(n)
@@ -113,8 +113,8 @@ def test_extrapolated_from_a_thousand_it_is_less_biased_by_more_than_three(width
 def test_a_reference_of_equal_images_has_an_error_too():
     """Its covariance is zero: the distance is ‖μ − μᵣ‖² + tr Σ, whose error needs no map."""
     features = np.random.default_rng(5).normal(size=(400, 6))
-    flat = Moments(30, np.full(6, 0.5), np.zeros((6, 6)))
-    error = standard_error(features, Moments.of(features), flat)
+    flat = FeatureMoments(30, np.full(6, 0.5), np.zeros((6, 6)))
+    error = standard_error(features, FeatureMoments.of(features), flat)
     c = features - features.mean(0)
     wanted = 2 * c @ (features.mean(0) - 0.5) + (c**2).sum(1)
     assert error == pytest.approx(wanted.std() / 20, rel=0.02)

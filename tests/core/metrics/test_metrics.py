@@ -11,17 +11,17 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from elbocli.core import metrics
-from elbocli.core.metrics import METRICS, PRC_PROTOCOLS, Features, Options, PrcProtocol, least
-from elbocli.core.metrics.feature_moments import Moments
+from elbocli.core.metrics import METRICS, PRC_PROTOCOLS, Features, MetricOptions, PrcProtocol, least
+from elbocli.core.metrics.feature_moments import FeatureMoments
 
-SMALL = Options(splits=3, kid_subset_size=40, fid_infinity=True)
+SMALL = MetricOptions(splits=3, kid_subset_size=40, fid_infinity=True)
 
 
 def drawn(n, seed=0, width=6, shift=0.0):
     """Of n images: features, logits of 5 classes, labels."""
     torch.manual_seed(seed)
     values = torch.randn(n, width) + shift
-    moments = Moments.of(values.numpy())
+    moments = FeatureMoments.of(values.numpy())
     return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5)
 
 
@@ -39,7 +39,7 @@ def test_a_metric_gives_finite_numbers_of_just_enough_images_and_names_them_all(
 @pytest.mark.parametrize("name", ["fid", "is", "kid", "prc"])
 def test_with_one_image_less_there_is_nothing_to_be_had(name):
     """So that what is refused had to be."""
-    options = Options(splits=3, kid_subset_size=40)
+    options = MetricOptions(splits=3, kid_subset_size=40)
     own, other = least(METRICS[name], options)
     try:
         found = METRICS[name].make(drawn(own - 1), drawn(max(other - 1, 2), 1), options)
@@ -51,8 +51,8 @@ def test_with_one_image_less_there_is_nothing_to_be_had(name):
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_kid_precision_and_recall_are_torch_fidelitys(shift):
     a, b = drawn(1300, 1, 12), drawn(1100, 2, 12, shift)
-    kid = METRICS["kid"].make(a, b, Options())
-    prc = METRICS["prc"].make(a, b, Options())
+    kid = METRICS["kid"].make(a, b, MetricOptions())
+    prc = METRICS["prc"].make(a, b, MetricOptions())
     theirs = {
         **kid_features_to_metric(a.values, b.values, verbose=False),
         **prc_features_to_metric(a.values, b.values, verbose=False),
@@ -66,13 +66,13 @@ def test_kid_precision_and_recall_are_torch_fidelitys(shift):
 def test_the_inception_score_takes_its_splits():
     a = drawn(100)
     for splits in (1, 7):
-        found = METRICS["is"].make(a, None, Options(splits=splits))
+        found = METRICS["is"].make(a, None, MetricOptions(splits=splits))
         assert found == isc_features_to_metric(a.logits, splits)
 
 
 def test_accuracy_is_the_share_of_labels_that_the_logits_tell():
-    features = Features(Moments.of(np.zeros((4, 1))), None, torch.eye(4), np.array([0, 1, 2, 0]))
-    assert METRICS["accuracy"].make(features, None, Options()) == {"accuracy": 0.75}
+    features = Features(FeatureMoments.of(np.zeros((4, 1))), None, torch.eye(4), np.array([0, 1, 2, 0]))
+    assert METRICS["accuracy"].make(features, None, MetricOptions()) == {"accuracy": 0.75}
 
 
 def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch):
@@ -80,15 +80,15 @@ def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch)
     assert (PRC_PROTOCOLS["adm"].k, PRC_PROTOCOLS["adm"].most) == (3, 10_000)
     monkeypatch.setitem(metrics.PRC_PROTOCOLS, "adm", PrcProtocol("", most=10))
     a, b = drawn(50), drawn(40, 1)
-    found = METRICS["prc"].make(a, b, Options(prc_protocol="adm"))
-    assert found == METRICS["prc"].make(a, Features(b.moments, b.values[::4]), Options())
-    assert found != METRICS["prc"].make(a, b, Options())
+    found = METRICS["prc"].make(a, b, MetricOptions(prc_protocol="adm"))
+    assert found == METRICS["prc"].make(a, Features(b.moments, b.values[::4]), MetricOptions())
+    assert found != METRICS["prc"].make(a, b, MetricOptions())
 
 
 def test_an_interval_takes_twice_as_many_images_as_features():
     key = "frechet_inception_distance_infinity"
     for n, held in ((30, True), (23, False)):
-        found = METRICS["fid"].make(drawn(n, width=12), drawn(50, 1, 12), Options(fid_infinity=True))
+        found = METRICS["fid"].make(drawn(n, width=12), drawn(50, 1, 12), MetricOptions(fid_infinity=True))
         assert (found[f"{key}_interval"] is not None) == held
         if held:
             low, high = found[f"{key}_interval"]

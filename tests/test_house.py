@@ -1,0 +1,191 @@
+"""The rules of the house: imports point down, doors between commands are few, private names stay at home, commands
+import what is heavy only when they run, and only the command line knows click and prints.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "elbocli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+COMMANDS = {"prep", "merge", "train", "adapt", "ema", "sample", "evaluate", "bound", "report", "weights", "info"}
+BELOW = {
+    "errors": set(),
+    "core": {"errors"},
+    "runtime": {"errors"},
+    "files": {"errors", "core", "runtime"},
+    "images": {"errors", "core", "runtime", "files"},
+    "nn": {"errors", "core", "runtime", "files"},
+    "run": {"errors", "core", "runtime", "files", "images", "nn"},
+    "cli": {"errors", "core", "runtime", "files", "nn"},
+    **{command: {"errors", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS},
+}
+"""What each room may import besides itself: only what lies below it."""
+DOORS = {
+    ("train", "sample.draw"): "previews are drawn as `elbo sample` draws",
+    ("train", "sample.decode"): "previews of latents are decoded as `elbo sample` decodes",
+    ("bound", "train.losses"): "gradients are those of the training loss",
+    ("bound", "train.batches"): "images are normalised as in training",
+    ("report", "evaluate.result"): "the page reads what `elbo eval` found",
+    ("report", "bound.result"): "the page reads what `elbo bound` found",
+}
+"""Which module of another subcommand a subcommand's package may import, and why."""
+HEAVY = {"torch", "numpy", "scipy", "matplotlib", "h5py", "PIL", "yaml", "safetensors", "torch_fidelity", "jinja2"}
+SPEAKING = {"cli", "main"}
+"""Rooms that know click and may print, besides every command.py."""
+
+
+def room_of(path: str) -> str:
+    """The package, or the module of the top floor, that a file belongs to."""
+    return path.split("/")[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> list[tuple[str, str]]:
+    """(module, name) of every import, however deep; name is '' for a plain import."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import hides the floor"
+            found += [(node.module or "", alias.name) for alias in node.names]
+    return found
+
+
+def outside_functions(tree: ast.Module) -> ast.Module:
+    """What runs when the module is imported; annotations' imports (TYPE_CHECKING) are left out."""
+    kept = [
+        node
+        for node in tree.body
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    return ast.Module(kept, [])
+
+
+def reached(tree: ast.AST) -> list[str]:
+    """Every `module._name` whose module is one of elbo's, by whatever name it was imported."""
+    own = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "elbocli":
+            own |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            own |= {alias.asname or "elbocli" for alias in node.names if alias.name.split(".")[0] == "elbocli"}
+    return [
+        f"{ast.unparse(node.value)}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and ast.unparse(node.value).split(".")[0] in own
+    ]
+
+
+def broken_rules(path: str, source: str) -> list[str]:
+    """What in a module, at `path` within the package, breaks a rule of the house."""
+    tree, room, found = ast.parse(source), room_of(path), []
+    speaks = room in SPEAKING or path.endswith("/command.py")
+    for module, name in imports(tree):
+        if module.split(".")[0] == "click" and not speaks:
+            found.append("only the command line knows click")
+        if module.split(".")[0] != "elbocli":
+            continue
+        target = [*module.split(".")[1:], name] if name else module.split(".")[1:]
+        if name.startswith("_") and not name.startswith("__"):
+            found.append(f"{name} is private to {module}")
+        if target[-1] == "command" or (len(target) > 1 and target[1] == "command"):
+            if room != "main":
+                found.append(f"nobody imports a command: {module}")
+        elif room in BELOW and target[0] in BELOW and target[0] not in (room, *BELOW[room]):
+            if target[0] not in COMMANDS or room not in COMMANDS:
+                found.append(f"{module} is not below {room}")
+            elif (room, ".".join(target[:2])) not in DOORS:
+                found.append(f"no door leads from {room} to {module}")
+    if path.endswith("/command.py"):
+        heavy = {module.split(".")[0] for module, _ in imports(outside_functions(tree))} & HEAVY
+        found += [f"{module} is imported before the command runs" for module in sorted(heavy)]
+    if not speaks:
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        found += ["only the command line speaks" for call in calls if ast.unparse(call.func) == "print"]
+    return found + [f"{name} is reached into" for name in reached(tree)]
+
+
+def undocumented(source: str) -> list[str]:
+    """Public functions and classes without a docstring; one that a decorator declares says its own."""
+    tree = ast.parse(source)
+    lacking = [] if ast.get_docstring(tree) else ["the module"]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            declares = any(isinstance(d, ast.Call) and ".declare" not in ast.unparse(d) for d in node.decorator_list)
+            declared = declares or any(".declare(" in ast.unparse(d) for d in node.decorator_list)
+            if not ast.get_docstring(node) and not declared:
+                lacking.append(node.name)
+    return lacking
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_keeps_the_rules(path: Path) -> None:
+    source = path.read_text()
+    assert broken_rules(path.relative_to(PACKAGE).as_posix(), source) == []
+    assert undocumented(source) == []
+    assert len(source.splitlines()) <= 300, "a file does one thing"
+
+
+def test_every_room_is_known_and_every_door_is_used() -> None:
+    rooms = {room_of(path.relative_to(PACKAGE).as_posix()) for path in MODULES}
+    assert rooms == {*BELOW, "main", "__init__", "__main__"}
+    used = set()
+    for path in MODULES:
+        room = room_of(path.relative_to(PACKAGE).as_posix())
+        for module, name in imports(ast.parse(path.read_text())):
+            used.add((room, ".".join([*module.split(".")[1:], name][:2])))
+    assert set(DOORS) <= used
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("core/loss.py", "from elbocli.files import strict_yaml"),
+        ("core/loss.py", "import elbocli.nn.unet"),
+        ("core/loss.py", "def f():\n    from elbocli.runtime.device import sent"),
+        ("files/dataset.py", "from elbocli.images.decode import decode"),
+        ("run/open.py", "from elbocli.train.loop import run"),
+        ("train/loop.py", "from elbocli.bound.theorem import run"),
+        ("train/loop.py", "from elbocli.bound import theorem"),
+        ("report/page.py", "from elbocli.evaluate import command"),
+        ("report/page.py", "from elbocli.evaluate.command import evaluate"),
+        ("core/loss.py", "import click"),
+        ("core/loss.py", "print(1)"),
+        ("train/command.py", "import torch"),
+        ("train/command.py", "if True:\n    from numpy import array"),
+        ("core/loss.py", "from elbocli.core.monotone import _rising"),
+        ("core/loss.py", "from elbocli.files import strict_yaml as y\ndef f():\n    return y._Loader()"),
+        ("core/loss.py", "import elbocli.core.streams\nelbocli.core.streams._seed"),
+        ("core/loss.py", "def f():\n    import elbocli.core.streams as s\n    s._seed"),
+        ("core/loss.py", "from elbocli.core.weighting import Weighting\nWeighting._peaks"),
+    ],
+)
+def test_each_rule_notices_who_breaks_it(path: str, source: str) -> None:
+    assert broken_rules(path, source) != []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("train/preview.py", "from elbocli.sample.draw import draw"),
+        ("train/command.py", "def train():\n    import torch"),
+        ("train/command.py", "import click\nprint(1)"),
+        ("core/loss.py", "import torch\ntorch._C"),
+        ("core/loss.py", "class A:\n    def f(self):\n        return self._x"),
+    ],
+)
+def test_the_rules_let_others_be(path: str, source: str) -> None:
+    assert broken_rules(path, source) == []
+
+
+@pytest.mark.parametrize("source", ["x = 1", '"""A."""\ndef f(): pass', '"""A."""\nclass C: pass'])
+def test_a_missing_docstring_is_noticed(source: str) -> None:
+    assert undocumented(source) != []

@@ -177,12 +177,12 @@ COMPLETE = "_ELBO_COMPLETE"
 STREAM = Path("-")
 
 
-def names(registry: Registry) -> str:
+def names(registry: Registry[Any]) -> str:
     """All names, for help."""
     return ", ".join(registry)
 
 
-def with_params(registry: Registry) -> str:
+def with_params(registry: Registry[Any]) -> str:
     """All names with their parameters and defaults, for help."""
     return ", ".join(declared.spec(declared.params) for declared in registry.values())
 
@@ -194,7 +194,7 @@ def common(function: F) -> F:
     return function
 
 
-def parameters_of(registry: Registry) -> dict[str, list[str]]:
+def parameters_of(registry: Registry[Any]) -> dict[str, list[str]]:
     """Every parameter of any declaration, with the names that have it."""
     found: dict[str, list[str]] = {}
     for declared in registry.values():
@@ -203,7 +203,7 @@ def parameters_of(registry: Registry) -> dict[str, list[str]]:
     return found
 
 
-def parameter_options(registry: Registry) -> Callable[[F], F]:
+def parameter_options(registry: Registry[Any]) -> Callable[[F], F]:
     """An option per parameter of anything in the registry: `--weighting sigmoid --bias 2`."""
 
     def decorate(function: F) -> F:
@@ -217,7 +217,7 @@ def parameter_options(registry: Registry) -> Callable[[F], F]:
     return decorate
 
 
-def take_parameters(registry: Registry, options: dict[str, Any]) -> dict[str, float]:
+def take_parameters(registry: Registry[Any], options: dict[str, Any]) -> dict[str, float]:
     """Remove the registry's parameters from the options; those that were given."""
     values = {key: options.pop(key) for key in parameters_of(registry)}
     return {key: value for key, value in values.items() if value is not None}

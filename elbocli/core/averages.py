@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec, plain
 from elbocli.errors import UsageError
 
-AVERAGES = Registry("average")
+
+@dataclass(frozen=True)
+class AverageTraits:
+    """bare: written by its one number alone. stored: others can be made of its snapshots after training."""
+
+    bare: bool = False
+    stored: bool = False
+
+
+AVERAGES: Registry[AverageTraits] = Registry("average")
 Beta = Callable[[int, float, float], float]
 """(step from 1, images seen, images of this update) → β in [0, 1)."""
 PREFIX = "ema-"
@@ -27,7 +37,7 @@ MOST_IMAGES = 1e15
     {"beta": 0.9999},
     formula="min(beta, (1 + n)/(10 + n)) at update n",
     source="common since TensorFlow's ExponentialMovingAverage",
-    facts={"bare": True},
+    traits=AverageTraits(bare=True),
 )
 def decay(beta: float) -> Beta:
     """A constant β, smaller while the average is young. A bare number means this one."""
@@ -60,7 +70,7 @@ def halflife(images: float, ramp: float) -> Beta:
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
     positive=["std"],
-    facts={"stored": True},
+    traits=AverageTraits(stored=True),
 )
 def power(std: float) -> Beta:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
@@ -89,14 +99,14 @@ def gamma_of(std: float) -> float:
 class Average:
     """An average with its parameters bound. beta: its `Beta`. Raises UsageError when a parameter is out of range."""
 
-    def __init__(self, declared: Declaration, params: dict[str, float]):
+    def __init__(self, declared: Declaration[AverageTraits], params: dict[str, float]):
         self.declared, self.params = declared, declared.bind(params)
         self.beta: Beta = declared.make(**self.params)
 
     @property
     def spec(self) -> str:
         """How a user writes it: `0.9999`, `power:std=0.05`."""
-        if self.declared.facts.get("bare"):
+        if self.declared.traits.bare:
             return plain(next(iter(self.params.values())))
         return self.declared.spec(self.params)
 
@@ -104,21 +114,21 @@ class Average:
     def name(self) -> str:
         """Of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
         (_, first), *others = self.params.items()
-        words = [] if self.declared.facts.get("bare") else [self.declared.name]
+        words = [] if self.declared.traits.bare else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
         return PREFIX + "-".join(words)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The name, and the one that version 0.1.0 wrote, which kept six digits."""
-        if self.declared.facts.get("bare"):
+        if self.declared.traits.bare:
             return tuple(dict.fromkeys((self.name, f"{PREFIX}{self.params['beta']:g}")))
         return (self.name,)
 
     @property
     def stored(self) -> bool:
         """Whether snapshots of it can be combined into other averages."""
-        return bool(self.declared.facts.get("stored"))
+        return self.declared.traits.stored
 
 
 def _short(value: float) -> str:
@@ -144,7 +154,7 @@ def parse_average(text: str | float) -> Average:
     except ValueError:
         spec = parse_spec(words)
         return Average(AVERAGES.find(spec.name), numbers(spec.params, MOST_IMAGES))
-    bare = next(declared for declared in AVERAGES.values() if declared.facts.get("bare"))
+    bare = next(declared for declared in AVERAGES.values() if declared.traits.bare)
     (key,) = bare.params
     return Average(bare, {key: number(words, bare.name)})
 
@@ -152,7 +162,7 @@ def parse_average(text: str | float) -> Average:
 def _of_name(name: str) -> Average:
     words = name.removeprefix(PREFIX).split("-")
     if words[0] not in AVERAGES:
-        words = [next(key for key, declared in AVERAGES.items() if declared.facts.get("bare")), *words]
+        words = [next(key for key, declared in AVERAGES.items() if declared.traits.bare), *words]
     declared = AVERAGES[words[0]]
     keys = list(declared.params)
     if words[2::2] != keys[1:] or len(words) != 2 * len(keys):

@@ -12,7 +12,7 @@ from elbocli.core.registry import Registry, numbers, parse_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLIPS = Registry("clip")
+CLIPS: Registry[None] = Registry("clip")
 Function = Callable[["Tensor"], "Tensor"]
 
 

@@ -9,7 +9,7 @@ from elbocli.core.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-CRITERIA = Registry("criterion")
+CRITERIA: Registry[None] = Registry("criterion")
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")

@@ -18,7 +18,7 @@ from elbocli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-BETAS = Registry("beta schedule")
+BETAS: Registry[None] = Registry("beta schedule")
 
 
 def betas(name: str, *, formula: str, source: str) -> Callable[..., Any]:

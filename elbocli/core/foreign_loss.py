@@ -20,7 +20,15 @@ from elbocli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FACTORS = Registry("factor")
+
+@dataclass(frozen=True)
+class FactorTraits:
+    """on: the target whose error F multiplies whatever the network's is; "" is the network's own."""
+
+    on: str = ""
+
+
+FACTORS: Registry[FactorTraits] = Registry("factor")
 HEAD = re.compile(r"(?P<target>[\w-]+)-mse(?::(?P<words>.*))?")
 
 
@@ -32,7 +40,7 @@ def factor(
     on: the target whose error F multiplies whatever the network's is, where the authors give F for each target
     so that the loss is the same.
     """
-    return FACTORS.declare(name, params, formula=formula, source=source, positive=positive, facts={"on": on})
+    return FACTORS.declare(name, params, formula=formula, source=source, positive=positive, traits=FactorTraits(on))
 
 
 @factor("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
@@ -72,7 +80,7 @@ class ForeignLoss:
     """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ)."""
 
     prediction: Prediction
-    factor: Declaration | None
+    factor: Declaration[Any] | None
     params: dict[str, float]
     schedule: Schedule
 
@@ -88,7 +96,8 @@ class ForeignLoss:
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
-            weighed = Prediction(self.factor.facts["on"]) if self.factor.facts.get("on") else weighed
+            traits = self.factor.traits
+            weighed = Prediction(traits.on) if isinstance(traits, FactorTraits) and traits.on else weighed
             value = value * self.factor.make(logsnr, **self.params)
         return value / weighed.coefficients(logsnr).eps_factor
 
@@ -138,14 +147,14 @@ def parse_head(text: str) -> Head:
 
 
 def parse_factor(
-    text: str, others: Registry, given: dict[str, float] | None = None
-) -> tuple[Declaration, dict[str, float]]:
+    text: str, others: Registry[Any], given: dict[str, float] | None = None
+) -> tuple[Declaration[Any], dict[str, float]]:
     """A factor with its parameters bound: `snr`, `min-snr:5`, `min-snr:gamma=5`, or a weighting's by name.
 
     others: declared weightings, any of which may be a factor. given: parameters from options, over those in the
     text. Raises UsageError.
     """
-    known = Registry("factor")
+    known: Registry[Any] = Registry("factor")
     known.update({**FACTORS, **{key: value for key, value in others.items() if key not in FACTORS}})
     name, _, words = text.partition(":")
     declared = known.find(name)
@@ -156,7 +165,7 @@ def parse_factor(
 
 
 def parse_foreign_loss(
-    head: Head, schedule: Schedule, others: Registry, given: dict[str, float] | None = None
+    head: Head, schedule: Schedule, others: Registry[Any], given: dict[str, float] | None = None
 ) -> ForeignLoss:
     """The objective of a parsed head and a schedule. Raises UsageError."""
     if head.factor:

@@ -17,7 +17,7 @@ from elbocli.core.registry import Registry, numbers, parse_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREDICTIONS = Registry("prediction")
+PREDICTIONS: Registry[None] = Registry("prediction")
 
 
 def prediction(name: str, *, formula: str, source: str, positive: Any = (), **params: float) -> Callable[..., Any]:

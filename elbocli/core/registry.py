@@ -6,16 +6,21 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Declaration:
-    """One named thing: how to make it, how to write it down, and where it comes from."""
+class Declaration(Generic[T]):
+    """One named thing: how to make it, how to write it down, and where it comes from.
+
+    traits: what only things of its kind have, as the dataclass that the kind's registry names; None where there is
+    nothing.
+    """
 
     name: str
     make: Callable[..., Any]
@@ -24,12 +29,7 @@ class Declaration:
     params: dict[str, float]
     positive: frozenset[str]
     within: dict[str, tuple[float, float]]
-    facts: dict[str, Any]
-
-    @property
-    def monotone(self) -> bool:
-        """Whether a weighting is claimed never to increase in logsnr; a test holds the claim."""
-        return bool(self.facts["monotone"])
+    traits: T
 
     def bind(self, given: dict[str, float]) -> dict[str, float]:
         """All parameters, the given ones over the defaults. Raises UsageError for an unknown or bad one."""
@@ -56,8 +56,8 @@ def plain(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-class Registry(dict[str, Declaration]):
-    """All declarations of one kind, by name."""
+class Registry(dict[str, Declaration[T]], Generic[T]):
+    """All declarations of one kind, by name. T: the dataclass of their traits."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -72,12 +72,15 @@ class Registry(dict[str, Declaration]):
         source: str = "",
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
-        facts: Mapping[str, Any] | None = None,
+        traits: T = None,  # type: ignore[assignment]
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that enters a function or class under `name`; `params` are its defaults.
 
-        positive: those that must be above 0. within: the least and the most that others may be.
+        positive: those that must be above 0. within: the least and the most that others may be. Raises UsageError when
+        the name is taken.
         """
+        if name in self:
+            raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 
         def enter(make: Callable[..., Any]) -> Callable[..., Any]:
             self[name] = Declaration(
@@ -88,13 +91,13 @@ class Registry(dict[str, Declaration]):
                 dict(params or {}),
                 frozenset(positive),
                 dict(within or {}),
-                dict(facts or {}),
+                traits,
             )
             return make
 
         return enter
 
-    def find(self, name: str) -> Declaration:
+    def find(self, name: str) -> Declaration[T]:
         """The declaration of that name. Raises UsageError, with the nearest names, when there is none."""
         if name in self:
             return self[name]

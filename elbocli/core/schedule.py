@@ -20,7 +20,7 @@ from elbocli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEDULES = Registry("schedule")
+SCHEDULES: Registry[None] = Registry("schedule")
 LEAST_SHARE = 1e-9
 NARROWEST = (
     1e-3  # of a range of logsnr: in less, the bins of an adaptive schedule are too near each other to be smoothed

@@ -1,7 +1,7 @@
 """w(λ), the weight of each noise level relative to the ε loss: declared once each, by name.
 
 L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. Only the shape of w matters to an optimum, so constants are left out;
-`const` in the facts is (the objective as its authors write it) / L_w.
+A trait `const` is (the objective as its authors write it) / L_w.
 Tensor methods and plain maths only: listing the names must not import torch.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,16 @@ from elbocli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTINGS = Registry("weighting")
+
+@dataclass(frozen=True)
+class WeightingTraits:
+    """monotone: whether w is claimed never to increase in λ. const: (the objective as its authors write it) / L_w, as text."""
+
+    monotone: bool
+    const: str = ""
+
+
+WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
 PAPER = "arXiv:2303.00848"
 
 
@@ -30,8 +40,8 @@ def weighting(
     name: str, *, formula: str, monotone: bool, source: str, const: str = "", positive: Any = (), **params: float
 ) -> Callable[..., Any]:
     """Declare w(λ): a function of a float64 tensor and the parameters named here with their defaults."""
-    facts = {"monotone": monotone, "const": const}
-    return WEIGHTINGS.declare(name, params, formula=formula, source=source, positive=positive, facts=facts)
+    traits = WeightingTraits(monotone, const)
+    return WEIGHTINGS.declare(name, params, formula=formula, source=source, positive=positive, traits=traits)
 
 
 def _sech(x: Tensor) -> Tensor:

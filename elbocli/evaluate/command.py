@@ -23,7 +23,7 @@ from elbocli.cli.options import (
 from elbocli.core.metrics import METRICS, PRC_PROTOCOLS
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
-OPTIONS = {option: name for name, metric in METRICS.items() for option in metric.facts["options"]}
+OPTIONS = {option: name for name, metric in METRICS.items() for option in metric.traits.options}
 """Of a metric alone, by their Python names."""
 
 

@@ -51,7 +51,7 @@ class Reference:
     def check(self, metrics: Sequence[str]) -> None:
         """Raise UsageError when a metric needs features that it hasn't."""
         for name in metrics:
-            if self.source is None and REFERENCE_FEATURES in METRICS[name].facts["needs"]:
+            if self.source is None and REFERENCE_FEATURES in METRICS[name].traits.needs:
                 raise UsageError(
                     f"{self.path}: holds statistics only, and {name} needs the reference's images: name a dataset, or "
                     "features saved by --save-features"

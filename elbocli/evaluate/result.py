@@ -43,11 +43,11 @@ def scored(
     published = is_published(network, seen.about.get("weights_sha256")) and not mismatched
     values: Values = {}
     for name in metrics:
-        keys = METRICS[name].facts["keys"]
+        keys = METRICS[name].traits.keys
         found = METRICS[name].make(seen.features, reference, options)
         values |= {key if published else keys[key].format(network): value for key, value in found.items()}
     values |= {key.replace(LONG, "fid"): value for key, value in values.items() if key.startswith(LONG)}
-    given = {key: getattr(options, key) for name in metrics for key in METRICS[name].facts["options"]}
+    given = {key: getattr(options, key) for name in metrics for key in METRICS[name].traits.options}
     used = {key: value for key, value in given.items() if not isinstance(value, bool)}
     return values, {**_facts(seen, theirs), **used, **_versions()}
 

@@ -61,7 +61,7 @@ class EvalSettings:
 
     def needing(self, what: str) -> list[str]:
         """Its metrics that need that."""
-        return [name for name in self.metrics if what in METRICS[name].facts["needs"]]
+        return [name for name in self.metrics if what in METRICS[name].traits.needs]
 
 
 def run(
@@ -277,7 +277,7 @@ def _save(seen: Seen, settings: EvalSettings) -> None:
 
 def _notes(results: Sequence[tuple[Values, Facts]], settings: EvalSettings) -> Iterator[Progress]:
     """What people should know beside the numbers."""
-    few = [METRICS[name].facts["few"] for name in settings.metrics if METRICS[name].facts["few"]]
+    few = [METRICS[name].traits.few for name in settings.metrics if METRICS[name].traits.few]
     n, notes = results[0][1]["n_samples"], []
     if n < ENOUGH and few:
         notes.append(f"{results[0][1]['samples']}: {n} images, below {ENOUGH}: {'; '.join(few)}")

@@ -15,7 +15,15 @@ from typing import Any
 from elbocli.core.registry import Registry
 from elbocli.errors import FormatError, UsageError
 
-CONVENTIONS = Registry("latent convention")
+
+@dataclass(frozen=True)
+class ConventionTraits:
+    """input: the range of pixels that the autoencoder was trained on, one of INPUTS."""
+
+    input: str
+
+
+CONVENTIONS: Registry[ConventionTraits] = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """(divisor, offset) of each range: a level p of 0 to 255 goes in as p / divisor + offset."""
 
@@ -30,7 +38,7 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     "diffusers",
     formula="pixels in [-1,1], x0 = (z - shift) scale with the autoencoder's own shift and scaling factor",
     source="DiT, SiT, the pipelines of diffusers",
-    facts={"input": "[-1,1]"},
+    traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel; where config.json has latents_mean and latents_std, these too."""
@@ -49,7 +57,7 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     "edm2",
     formula="pixels in [0,1], each of Stable Diffusion's 4 channels whitened to standard deviation 0.5",
     source="Karras et al. 2024 (EDM2), constants for ImageNet-512",
-    facts={"input": "[0,1]"},
+    traits=ConventionTraits("[0,1]"),
 )
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel."""

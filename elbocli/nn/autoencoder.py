@@ -51,7 +51,7 @@ class Autoencoder:
             shift, scale = declared.make(self.config, self.channels)
         except FormatError as error:
             raise FormatError(f"{self.folder / CONFIG}: {error}") from None
-        facts = (declared.facts["input"], str(self.folder), self.sha256, pixel_size, mirrored)
+        facts = (declared.traits.input, str(self.folder), self.sha256, pixel_size, mirrored)
         return LatentSpace(convention, shift, scale, *facts)
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.foreign_loss import is_foreign_loss, parse_factor, parse_head
@@ -65,5 +66,5 @@ def _schedule_term(what: str, spec: str) -> Term:
     return Term(what, spec, "a table of t and logsnr", "a file")
 
 
-def _term(what: str, spec: str, declared: Declaration) -> Term:
+def _term(what: str, spec: str, declared: Declaration[Any]) -> Term:
     return Term(what, spec, declared.formula, declared.source)

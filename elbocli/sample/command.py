@@ -33,11 +33,11 @@ from elbocli.core.schedule import SCHEDULES
 PRESETS = ", ".join(
     f"{declared.name}:{name} ({preset.steps} steps)"
     for declared in SAMPLERS.values()
-    for name, preset in declared.facts["presets"].items()
+    for name, preset in declared.traits.presets.items()
 )
-GRIDS = sorted({declared.facts["usual"].grid for declared in SAMPLERS.values()})
+GRIDS = sorted({declared.traits.usual.grid for declared in SAMPLERS.values()})
 USUAL = "; ".join(
-    f"{grid} for {', '.join(each.name for each in SAMPLERS.values() if each.facts['usual'].grid == grid)}"
+    f"{grid} for {', '.join(each.name for each in SAMPLERS.values() if each.traits.usual.grid == grid)}"
     for grid in GRIDS
 )
 

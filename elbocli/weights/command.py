@@ -18,12 +18,13 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import Registry
+from elbocli.core.samplers import SamplerTraits
 from elbocli.core.samplers.walk import SAMPLERS
 from elbocli.core.schedule import SCHEDULES
-from elbocli.core.weighting import WEIGHTINGS
+from elbocli.core.weighting import WEIGHTINGS, WeightingTraits
 from elbocli.nn.extractors import EXTRACTORS
 
-REGISTRIES: dict[str, Registry] = {
+REGISTRIES: dict[str, Registry[Any]] = {
     "weightings": WEIGHTINGS,
     "schedules": SCHEDULES,
     "predictions": PREDICTIONS,
@@ -88,9 +89,10 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 def _row(declared: Any) -> dict[str, Any]:
-    monotone = {"monotone": "yes" if declared.monotone else "no"} if "monotone" in declared.facts else {}
+    traits = declared.traits
+    monotone = {"monotone": "yes" if traits.monotone else "no"} if isinstance(traits, WeightingTraits) else {}
     parameters = declared.spec(declared.params).partition(":")[2] or "-"
-    presets = {"presets": ",".join(declared.facts["presets"]) or "-"} if "presets" in declared.facts else {}
+    presets = {"presets": ",".join(traits.presets) or "-"} if isinstance(traits, SamplerTraits) else {}
     return {
         "name": declared.name,
         "formula": declared.formula,

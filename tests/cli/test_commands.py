@@ -503,8 +503,8 @@ def test_what_is_no_run_is_told(elbo: Callable[..., Any], digits: Path, tmp_path
 def test_weights_check_tells_by_its_exit_code(name: str, elbo: Callable[..., Any]) -> None:
     result = elbo("weights", "check", name, "--json")
     verdict = json.loads(result.stdout)
-    assert result.returncode == (0 if WEIGHTINGS[name].monotone else 1)
-    assert verdict["monotone"] is WEIGHTINGS[name].monotone
+    assert result.returncode == (0 if WEIGHTINGS[name].traits.monotone else 1)
+    assert verdict["monotone"] is WEIGHTINGS[name].traits.monotone
 
 
 def test_weights_check_shows_the_public_trap(elbo: Callable[..., Any]) -> None:

@@ -221,7 +221,7 @@ NAMED = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_weighting_is_its_objective_at_the_declared_scale(name):
-    declared = WEIGHTINGS[name].facts["const"].replace("^", "**")
+    declared = WEIGHTINGS[name].traits.const.replace("^", "**")
     const = eval(declared, {"pi": np.pi, **WEIGHTINGS[name].params})
     found = parse_weighting(NAMED[name])(LAMBDA)
     np.testing.assert_allclose(found, const * parse_weighting(name)(LAMBDA), rtol=1e-12)

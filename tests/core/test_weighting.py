@@ -18,8 +18,8 @@ from elbocli.errors import UsageError
 GRID = np.linspace(-15, 15, 3001)
 LAMBDA = torch.from_numpy(GRID)
 NAMES = sorted(WEIGHTINGS)
-MONOTONE = [name for name in NAMES if WEIGHTINGS[name].monotone]
-PEAKED = [name for name in NAMES if not WEIGHTINGS[name].monotone]
+MONOTONE = [name for name in NAMES if WEIGHTINGS[name].traits.monotone]
+PEAKED = [name for name in NAMES if not WEIGHTINGS[name].traits.monotone]
 
 
 def sech(x):
@@ -198,10 +198,10 @@ def test_sd3_follows_from_its_objective():
     np.testing.assert_allclose(2 * Weighting("sd3")(LAMBDA).numpy(), 2 * density * FACTOR["u"](GRID), rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if WEIGHTINGS[name].facts["const"]])
+@pytest.mark.parametrize("name", [name for name in NAMES if WEIGHTINGS[name].traits.const])
 def test_declared_constant_is_the_objectives(name):
     known = {name: entry[3] for name, entry in OBJECTIVE.items()} | {"elbo": 1, "edm": 8, "sd3": 2}
-    declared = eval(WEIGHTINGS[name].facts["const"].replace("^", "**"), {"pi": math.pi, **WEIGHTINGS[name].params})
+    declared = eval(WEIGHTINGS[name].traits.const.replace("^", "**"), {"pi": math.pi, **WEIGHTINGS[name].params})
     assert declared == pytest.approx(known[name], rel=1e-15)
 
 
@@ -275,8 +275,8 @@ def test_edm_monotonics_integral_is_edms_right_of_the_peak_and_flat_left_of_it(i
 def test_claimed_monotonicity_holds(name):
     w = Weighting(name)
     steepest = np.diff(w(LAMBDA).numpy()).max()
-    assert (steepest <= 0) == WEIGHTINGS[name].monotone
-    assert (w.rising(-15, 15) == []) == WEIGHTINGS[name].monotone
+    assert (steepest <= 0) == WEIGHTINGS[name].traits.monotone
+    assert (w.rising(-15, 15) == []) == WEIGHTINGS[name].traits.monotone
 
 
 @settings(max_examples=20)

@@ -52,7 +52,7 @@ def test_features_repeats_and_a_card(elbo: Elbo, digits: Path, samples: list[Pat
 def test_mistakes_are_told(elbo: Elbo, digits: Path, samples: list[Path]) -> None:
     check(elbo("eval", samples[0], "-", "--ref", digits), 2, "a stream can't be one of several")
     options = {"fid": "--fid-infinity", "is": "--splits=3", "kid": "--kid-subset-size=9", "prc": "--prc-protocol=adm"}
-    assert set(options) == {name for name, metric in METRICS.items() if metric.facts["options"]}
+    assert set(options) == {name for name, metric in METRICS.items() if metric.traits.options}
     for metric, option in options.items():
         result = elbo("eval", samples[0], "--ref", digits, "--metrics", "accuracy", option)
         check(result, 2, f"{option.partition('=')[0]} goes with --metrics {metric}")

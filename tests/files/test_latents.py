@@ -62,7 +62,7 @@ def test_latents_without_their_attributes_are_no_dataset_to_train_on(latents: Pa
 
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_every_convention_names_a_known_range_of_pixels(name: str) -> None:
-    assert CONVENTIONS[name].facts["input"] in INPUTS
+    assert CONVENTIONS[name].traits.input in INPUTS
 
 
 def test_the_conventions_are_those_of_their_sources() -> None:

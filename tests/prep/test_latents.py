@@ -120,7 +120,7 @@ def test_draws_have_the_posteriors_mean_and_deviation(
     path = pack_latents(autoencoder, convention=convention)
     data = Dataset(path, latents=True)
     space = data.latent_space
-    assert space is not None and space.input == CONVENTIONS[convention].facts["input"]
+    assert space is not None and space.input == CONVENTIONS[convention].traits.input
     examples = Batches(data, small(path, preset, batch=48, label_dropout=0.0), CPU)
     moments = data.batch(np.arange(48)).astype(np.float64)
     shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.shift, space.scale))

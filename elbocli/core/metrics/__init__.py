@@ -5,6 +5,7 @@ torch, numpy and torch-fidelity are imported only where they compute.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
 
     from elbocli.core.metrics.frechet import Gaussian
 
-METRICS = Registry("metric")
-"""Facts of each: `least` (images of samples and reference that it needs), `needs` (of logits, labels, reference, its features), `keys`
-(torch-fidelity's names, each with the name it has when the network isn't the published Inception; {} is the network),
-`options` (those of Options that are its own), `few` (what few images do to it)."""
 ENOUGH = 10_000
 """Images below which a score is said to be of few."""
 LOGITS, LABELS, REFERENCE, REFERENCE_FEATURES = "logits", "labels", "reference", "the reference's features"
@@ -34,6 +31,25 @@ class MetricOptions:
     prc_protocol: str = "torch-fidelity"
     fid_infinity: bool = False
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class MetricTraits:
+    """What a metric needs and how its numbers are called.
+
+    least: images of samples and of the reference that it needs. needs: of LOGITS, LABELS, REFERENCE, REFERENCE_FEATURES.
+    keys: torch-fidelity's names, each with the name it has when the network isn't the published Inception; {} is the
+    network. options: those of MetricOptions that are its own. few: what few images do to it.
+    """
+
+    least: Callable[[MetricOptions], tuple[int, int]]
+    needs: Set[str]
+    keys: Mapping[str, str]
+    options: tuple[str, ...] = ()
+    few: str = ""
+
+
+METRICS: Registry[MetricTraits] = Registry("metric")
 
 
 @dataclass(frozen=True)
@@ -67,9 +83,9 @@ PRC_PROTOCOLS = {
 }
 
 
-def least(metric: Declaration, options: MetricOptions) -> tuple[int, int]:
+def least(metric: Declaration[MetricTraits], options: MetricOptions) -> tuple[int, int]:
     """How many images a metric needs, of the samples and of the reference."""
-    samples, reference = metric.facts["least"](options)
+    samples, reference = metric.traits.least(options)
     return samples, reference
 
 
@@ -77,18 +93,18 @@ def least(metric: Declaration, options: MetricOptions) -> tuple[int, int]:
     "fid",
     formula="Fréchet distance of the features, with its standard error",
     source="Heusel et al. 2017",
-    facts={
-        "least": lambda options: (20 if options.fid_infinity else 2, 2),
-        "needs": {REFERENCE},
-        "keys": {
+    traits=MetricTraits(
+        least=lambda options: (20 if options.fid_infinity else 2, 2),
+        needs={REFERENCE},
+        keys={
             "frechet_inception_distance": "frechet_distance[{}]",
             "frechet_inception_distance_se": "frechet_distance_se[{}]",
             "frechet_inception_distance_infinity": "frechet_distance_infinity[{}]",
             "frechet_inception_distance_infinity_interval": "frechet_distance_infinity_interval[{}]",
         },
-        "options": ("fid_infinity",),
-        "few": "FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
-    },
+        options=("fid_infinity",),
+        few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
+    ),
 )
 def fid(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Any]:
     """Also extrapolated to infinitely many images, with an interval when there are twice as many images as features."""
@@ -119,16 +135,16 @@ def fid(samples: Features, reference: Features, options: MetricOptions) -> dict[
     "is",
     formula="Inception score, mean and spread over --splits",
     source="Salimans et al. 2016",
-    facts={
-        "least": lambda options: (options.splits, 0),
-        "needs": {LOGITS},
-        "keys": {
+    traits=MetricTraits(
+        least=lambda options: (options.splits, 0),
+        needs={LOGITS},
+        keys={
             "inception_score_mean": "inception_score_mean[{}]",
             "inception_score_std": "inception_score_std[{}]",
         },
-        "options": ("splits",),
-        "few": "the Inception score is biased downwards",
-    },
+        options=("splits",),
+        few="the Inception score is biased downwards",
+    ),
 )
 def inception_score(samples: Features, reference: Features | None, options: MetricOptions) -> dict[str, Any]:
     """By torch-fidelity."""
@@ -141,16 +157,16 @@ def inception_score(samples: Features, reference: Features | None, options: Metr
     "kid",
     formula="kernel distance (MMD²) of the features, unbiased, mean and spread over 100 subsets",
     source="Bińkowski et al. 2018",
-    facts={
-        "least": lambda options: (options.kid_subset_size,) * 2,
-        "needs": {REFERENCE, REFERENCE_FEATURES},
-        "keys": {
+    traits=MetricTraits(
+        least=lambda options: (options.kid_subset_size,) * 2,
+        needs={REFERENCE, REFERENCE_FEATURES},
+        keys={
             "kernel_inception_distance_mean": "kernel_distance_mean[{}]",
             "kernel_inception_distance_std": "kernel_distance_std[{}]",
         },
-        "options": ("kid_subset_size",),
-        "few": "",
-    },
+        options=("kid_subset_size",),
+        few="",
+    ),
 )
 def kid(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Any]:
     """By torch-fidelity."""
@@ -164,13 +180,13 @@ def kid(samples: Features, reference: Features, options: MetricOptions) -> dict[
     "prc",
     formula="precision and recall: images within reach of the other side's neighbours",
     source="Kynkäänniemi et al. 2019",
-    facts={
-        "least": lambda options: (PRC_PROTOCOLS[options.prc_protocol].k + 1,) * 2,
-        "needs": {REFERENCE, REFERENCE_FEATURES},
-        "keys": {key: f"{key}[{{}}]" for key in ("precision", "recall", "f_score")},
-        "options": ("prc_protocol",),
-        "few": "precision and recall depend on n and on the reference's, so compare them at the same only",
-    },
+    traits=MetricTraits(
+        least=lambda options: (PRC_PROTOCOLS[options.prc_protocol].k + 1,) * 2,
+        needs={REFERENCE, REFERENCE_FEATURES},
+        keys={key: f"{key}[{{}}]" for key in ("precision", "recall", "f_score")},
+        options=("prc_protocol",),
+        few="precision and recall depend on n and on the reference's, so compare them at the same only",
+    ),
 )
 def precision_recall(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Any]:
     """By torch-fidelity, in parts: 50,000 images take some hundred MB instead of 10 GB."""
@@ -190,13 +206,13 @@ def precision_recall(samples: Features, reference: Features, options: MetricOpti
     "accuracy",
     formula="share of images whose class the logits tell",
     source="",
-    facts={
-        "least": lambda options: (1, 0),
-        "needs": {LOGITS, LABELS},
-        "keys": {"accuracy": "accuracy"},
-        "options": (),
-        "few": "",
-    },
+    traits=MetricTraits(
+        least=lambda options: (1, 0),
+        needs={LOGITS, LABELS},
+        keys={"accuracy": "accuracy"},
+        options=(),
+        few="",
+    ),
 )
 def accuracy(samples: Features, reference: Features | None, options: MetricOptions) -> dict[str, Any]:
     """Of class-conditional samples."""

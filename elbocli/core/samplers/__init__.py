@@ -17,7 +17,6 @@ from elbocli.core.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLERS = Registry("sampler")
 Denoise = Callable[["Tensor", float], "Tensor"]
 DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
@@ -52,6 +51,17 @@ class SamplerPreset:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class SamplerTraits:
+    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name."""
+
+    usual: SamplerPreset
+    presets: Mapping[str, SamplerPreset]
+
+
+SAMPLERS: Registry[SamplerTraits] = Registry("sampler")
+
+
 def sampler(
     name: str,
     *,
@@ -67,5 +77,7 @@ def sampler(
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
     """
-    facts = {"usual": SamplerPreset(grid), "presets": dict(presets or {})}
-    return SAMPLERS.declare(name, params, formula=formula, source=source, positive=positive, within=within, facts=facts)
+    traits = SamplerTraits(SamplerPreset(grid), dict(presets or {}))
+    return SAMPLERS.declare(
+        name, params, formula=formula, source=source, positive=positive, within=within, traits=traits
+    )

@@ -13,6 +13,7 @@ from elbocli.core.samplers import (
     DrawNoise,
     Move,
     SamplerPreset,
+    SamplerTraits,
     ddim,
     ddpm,
     dpmpp_2m,
@@ -35,7 +36,7 @@ MODULES = (ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun)
 class Sampler:
     """A declared step with all its parameters; usual: how it is walked where nothing else is asked for."""
 
-    declared: Declaration
+    declared: Declaration[SamplerTraits]
     params: dict[str, float]
     usual: SamplerPreset
 
@@ -54,7 +55,7 @@ def parse_sampler(text: str, given: dict[str, float] | None = None) -> Sampler:
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)
     first, _, rest = words.partition(",")
-    usual, presets = declared.facts["usual"], declared.facts["presets"]
+    usual, presets = declared.traits.usual, declared.traits.presets
     if first and "=" not in first:
         if first not in presets:
             known = ", ".join(f"{name}:{preset}" for preset in presets) or "none"

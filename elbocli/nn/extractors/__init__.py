@@ -13,7 +13,7 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 if TYPE_CHECKING:
     import torch
 
-EXTRACTORS = Registry("extractor")
+EXTRACTORS: Registry[None] = Registry("extractor")
 DEFAULT = "inception-v3-compat"
 PUBLISHED_INCEPTION = "6726825d"
 

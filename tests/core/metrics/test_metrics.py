@@ -29,10 +29,10 @@ def drawn(n, seed=0, width=6, shift=0.0):
 def test_a_metric_gives_finite_numbers_of_just_enough_images_and_names_them_all(metric):
     own, other = least(metric, SMALL)
     found = metric.make(drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), SMALL)
-    assert set(found) == set(metric.facts["keys"])
+    assert set(found) == set(metric.traits.keys)
     numbers = [value for value in found.values() if isinstance(value, float)]
     assert numbers and np.isfinite(numbers).all()
-    assert all("{}" in name for name in metric.facts["keys"].values()) or metric.name == "accuracy"
+    assert all("{}" in name for name in metric.traits.keys.values()) or metric.name == "accuracy"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -289,10 +289,10 @@ def test_what_is_said_besides_a_preset_counts_more():
     assert parse_sampler("heun").usual.steps != 256
 
 
-@pytest.mark.parametrize(("sampler", "preset"), [(s.name, p) for s in SAMPLERS.values() for p in s.facts["presets"]])
+@pytest.mark.parametrize(("sampler", "preset"), [(s.name, p) for s in SAMPLERS.values() for p in s.traits.presets])
 def test_a_presets_parameters_are_its_samplers(sampler, preset):
     declared = SAMPLERS[sampler]
-    chosen = declared.facts["presets"][preset]
+    chosen = declared.traits.presets[preset]
     assert parse_sampler(f"{sampler}:{preset}").params == {**declared.params, **chosen.params}
     assert set(chosen.params) <= set(declared.params)
     parse_schedule(chosen.grid)

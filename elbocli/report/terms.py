@@ -10,7 +10,8 @@ from elbocli.core.foreign_loss import is_foreign_loss, parse_factor, parse_head
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import SCHEDULES, Schedule
 from elbocli.core.weighting import WEIGHTINGS, Weighting
-from elbocli.run.settings import ADAPTIVE, TrainSettings
+from elbocli.run.objective import Objective
+from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def schedule_term(settings: TrainSettings, schedule: Schedule | None) -> Term:
     return _schedule_term("schedule", settings.schedule)
 
 
-def prediction_term(settings: TrainSettings) -> Term:
+def prediction_term(objective: Objective) -> Term:
     """What the network outputs. Raises UsageError."""
-    return _term("prediction", settings.prediction, settings.prediction_object().declared)
+    return _term("prediction", objective.settings.prediction, objective.prediction.declared)
 
 
 def _schedule_term(what: str, spec: str) -> Term:

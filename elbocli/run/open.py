@@ -21,7 +21,9 @@ from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.schedule_file import digest, file_in
 from elbocli.nn.blocks import Network
 from elbocli.nn.networks import build, config_of, place
-from elbocli.run.settings import TrainSettings, run_settings, trained_as
+from elbocli.run.objective import Objective
+from elbocli.run.settings import run_settings, trained_as
+from elbocli.run.train_settings import TrainSettings
 
 WEIGHTS = ("ema", "model")
 
@@ -36,7 +38,7 @@ class TrainedRun:
 
     path: Path
     network: Network
-    prediction: Prediction
+    objective: Objective
     settings: TrainSettings
     data: dict[str, Any]
     files: dict[str, str]
@@ -48,19 +50,24 @@ class TrainedRun:
         """Optimizer updates that the weights have seen."""
         return int(self.about["step"])
 
+    @property
+    def prediction(self) -> Prediction:
+        """What the network outputs."""
+        return self.objective.prediction
+
     def schedule(self) -> Schedule:
         """The one it was trained under; one that adapts, as it was at the checkpoint.
 
         Raises FormatError when it can't be read, DataError when its file has changed since.
         """
-        fixed = self.settings.schedule_object()
+        fixed = self.objective.schedule
         if fixed is None:
             online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
             try:
                 online.state.copy_(self.checkpoint.state()["online"])
             except (KeyError, TypeError, RuntimeError) as error:
                 raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
-            return online.schedule(self.settings.weighting_object(), self.settings.floor)
+            return online.schedule(self.objective.weighting, self.settings.floor)
         file = file_in(self.settings.schedule)
         if file is not None and self.files.get(str(file)) not in (None, digest(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
@@ -124,8 +131,9 @@ def open_run(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    data, files = config["data"], config["files"]
-    return TrainedRun(run, network, settings.prediction_object(), settings, data, files, checkpoint, about)
+    objective = Objective(settings)
+    objective.prediction  # noqa: B018 - a wrong one is told here
+    return TrainedRun(run, network, objective, settings, config["data"], config["files"], checkpoint, about)
 
 
 def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -147,12 +155,11 @@ def _trained(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
 def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of an average and what they are."""
     try:
-        names = parse_average(wanted).names
+        name = parse_average(wanted).name
     except UsageError:
-        names = ()
-    held = [name for name in names if name in checkpoint.names]
-    if held:
-        return checkpoint.weights(held[0]), _held(checkpoint, held[0])
+        name = ""
+    if name in checkpoint.names:
+        return checkpoint.weights(name), _held(checkpoint, name)
     file = Path(wanted)
     if not file.is_file():
         known = ", ".join(name for name in checkpoint.names if name.startswith("ema-")) or "none"

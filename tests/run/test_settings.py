@@ -149,17 +149,6 @@ def test_a_runs_settings_of_another_kind_are_named_with_their_file(said):
         run_settings({"lr": 1e-3, **said}, Path("run/config.yaml"))
 
 
-def test_a_run_of_an_earlier_version_goes_on(resolved):
-    now = resolved("").config()
-    before = {**now, "network": dict(now["network"]), "settings": dict(now["settings"])}
-    del before["network"]["family"], before["settings"]["beta2"], before["settings"]["adam_eps"]
-    assert difference(before, now) == []
-    assert config_of(before["network"], "here") == resolved("").network
-    other = resolved("", UVIT, beta2=0.99).config()
-    assert any("network family: the run has unet" in line for line in difference(before, other))
-    assert any("--beta2: the run has 0.999, asked for 0.99" in line for line in difference(before, other))
-
-
 def test_a_network_that_is_none_names_the_preset(resolved):
     with pytest.raises(FormatError, match=r"preset\.yaml: network family 'gan'.*unet, uvit"):
         resolved("", "network: {family: gan}\n")

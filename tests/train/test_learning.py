@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sample_settings import sample_settings
 from scipy import linalg
 from sklearn.datasets import load_digits, load_sample_image
 
@@ -88,7 +89,7 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
     """Drawn by the network as it is, in eval mode."""
     network, settings = trainer.network.eval(), trainer.settings
     config = network.config
-    how = SampleSettings(n=count, sampler="ddim", steps=32)
+    how = sample_settings(n=count, sampler="ddim", steps=32)
     grid = time_grid(parse_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
     labels = torch.from_numpy(choose_labels("balanced", count, config.num_classes, 0)).long()
     output = open_decoder(trainer.resolved.data, config, CPU)

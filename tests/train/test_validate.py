@@ -157,8 +157,8 @@ def test_the_weighted_loss_is_what_training_would_say_of_these_images(
     options = {"preset": str(preset), "weighting": weighting, "batch": 300, "label_dropout": 0.0, "dropout": 0.0}
     data = Dataset(digits)
     resolved = settings.resolve(options, data)
-    steps, w = StepLosses(data, resolved, Prediction.parse("v"), CPU), resolved.settings.weighting_object()
-    s = resolved.settings.schedule_object()
+    steps, w = StepLosses(data, resolved, Prediction.parse("v"), CPU), resolved.objective.weighting
+    s = resolved.objective.schedule
     assert s is not None
     with torch.no_grad():
         means = [float(steps.at(run.network, k, w, s, steps.logsnr(k, s))[0].mean()) for k in range(20)]

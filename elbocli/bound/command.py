@@ -28,7 +28,7 @@ GROUPS = {
 
 
 def _mode(ctx: click.Context) -> str:
-    """Which of the three questions is asked. Raises UsageError for an option of another one."""
+    """The one of the three questions that is asked. Raises UsageError for an option of another one."""
     given = {
         name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     } - EVERY

@@ -70,5 +70,5 @@ class Joined(Command):
 
 
 def launched() -> int:
-    """How many processes torchrun has started for this run; 1 without it."""
+    """Number of processes that torchrun has started for this run; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1

@@ -18,19 +18,19 @@ SCHEDULE = Named("elbocli.core.schedule.SCHEDULES")
 
 
 def common(function: F) -> F:
-    """-q and -v."""
+    """Add -q and -v."""
     click.option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
     return function
 
 
 def overwrite_option(function: F) -> F:
-    """--overwrite."""
+    """Add --overwrite."""
     return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
 
 
 def weights_options(default: str | None, note: str) -> Callable[[F], F]:
-    """--weights and --ema: which weights of a run. default: of --weights; note: what else its help says."""
+    """Add --weights and --ema, which say the weights of a run. default: of --weights; note: what else its help says."""
 
     def decorate(function: F) -> F:
         click.option(
@@ -62,7 +62,7 @@ def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 
 def device_options(function: F) -> F:
-    """--device and --precision."""
+    """Add --device and --precision."""
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),

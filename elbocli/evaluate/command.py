@@ -16,7 +16,7 @@ from elbocli.core.metrics import METRICS, PRC_PROTOCOLS
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
 OPTIONS = {option: name for name, metric in METRICS.items() for option in metric.traits.options}
-"""Of a metric alone, by their Python names."""
+"""Options of one metric alone, by their Python names."""
 GROUPS = {
     "Scores": ("ref", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),

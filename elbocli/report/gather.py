@@ -117,7 +117,7 @@ class RunFacts:
                 "logsnr": [told.low, told.high],
                 "terms": [asdict(term) for term in told.terms],
             },
-            "settings": asdict(self.settings),
+            "settings": self.settings.stored(),
             "data": self.data,
             "network": self.network,
             "environment": self.environment,

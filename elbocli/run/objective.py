@@ -1,4 +1,4 @@
-"""What a run's settings name, parsed: the weighting, the schedule, the prediction, the averages."""
+"""The things that a run's settings name, parsed: weighting, schedule, prediction, averages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 
 class Objective:
-    """Each part is parsed once, when it is first asked for: a file that only one of them needs may be gone.
+    """Weighting, schedule, prediction and averages of a run.
 
-    parsed: parts that are known already, by their names here. Raises ElboError where a part is asked for.
+    Weighting and schedule are parsed when they are first asked for, because their file may be gone when only another
+    part is needed; they raise ElboError then. parsed: the two, where they are known already. prediction: what the
+    network outputs. Raises UsageError for a prediction that is none.
     """
 
     def __init__(self, settings: TrainSettings, **parsed: Weighting | Schedule | None):
-        self.settings = settings
+        self.settings, self.prediction = settings, Prediction.parse(settings.prediction)
         vars(self).update(parsed)  # where a cached property looks first
 
     @cached_property
@@ -34,11 +36,6 @@ class Objective:
         return None if s.schedule == ADAPTIVE else resolve_schedule(s.schedule, s.logsnr_min, s.logsnr_max)
 
     @cached_property
-    def prediction(self) -> Prediction:
-        """The network's output."""
-        return Prediction.parse(self.settings.prediction)
-
-    @cached_property
     def averages(self) -> tuple[Average, ...]:
-        """Of the weights, the first being the one that previews, sample and bound use."""
+        """Averages of the weights. The first is the one that previews, sample and bound use."""
         return tuple(parse_average(spec) for spec in self.settings.ema)

@@ -52,7 +52,7 @@ class TrainedRun:
 
     @property
     def prediction(self) -> Prediction:
-        """What the network outputs."""
+        """The meaning of the network's output."""
         return self.objective.prediction
 
     def schedule(self) -> Schedule:
@@ -131,18 +131,16 @@ def open_run(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    objective = Objective(settings)
-    objective.prediction  # noqa: B018 - a wrong one is told here
-    return TrainedRun(run, network, objective, settings, config["data"], config["files"], checkpoint, about)
+    return TrainedRun(run, network, Objective(settings), settings, config["data"], config["files"], checkpoint, about)
 
 
 def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """What weights of a checkpoint are."""
+    """Name and digest of weights of a checkpoint."""
     return {"weights": name, "weights_sha256": checkpoint.meta["files"][f"{name}.safetensors"]["sha256"]}
 
 
 def _trained(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
-    """Of how the run was trained, what a score of its samples should have beside it."""
+    """Facts of the training that a score of its samples should have beside it."""
     return {
         "trained_weighting": settings.weighting,
         "trained_schedule": settings.schedule,

@@ -1,4 +1,4 @@
-"""What there is to say of a setting, once, so that its option, its check, its help and its page follow from it."""
+"""The declaration of a setting, from which its option, its checks, its help and its page follow."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "tuple[str, ...]": (list, str, int, float),
 }
-"""How a file may write the values of a kind."""
+"""Types by which a file may write the values of a kind."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What there is to say of a setting besides its name, kind and default.
+    """Declaration of a setting, besides its name, kind and default.
 
     group: its heading. help: a line or two; more: what its page adds. shown: its default as the help says it, None as it is,
     "" where presets say it. low, high: bounds; above: low itself is too little. choices: all that it may be. names: the
@@ -54,14 +54,16 @@ class Setting:
         """Raise UsageError for a value out of bounds, or none of the choices."""
         wanted = ""
         if self.choices and value not in self.choices:
-            wanted = f"one of {', '.join(self.choices)}"
+            wanted = f"be one of {', '.join(self.choices)}"
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            if not self.low <= value or (self.above and value == self.low):
-                wanted = f"{'above' if self.above else 'at least'} {self.low:g}"
+            if self.above and not value > self.low:
+                wanted = f"be above {self.low:g}"
+            elif not value >= self.low:
+                wanted = f"be at least {self.low:g}" if self.low else "not be negative"
             elif not value <= self.high:
-                wanted = f"at most {self.high:g}"
+                wanted = f"be at most {self.high:g}"
         if wanted:
-            raise UsageError(f"{name.replace('_', '-')} is {value!r}; it must be {wanted}")
+            raise UsageError(f"{name.replace('_', '-')} is {value!r}; it must {wanted}")
 
 
 def setting(default: Any, group: str, help: str, **said: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,11 @@ from elbocli.run.setting_type import KINDS
 from elbocli.run.train_settings import ADAPTIVE, KIND, SETTINGS, TrainSettings
 
 PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
-"""What of the dataset may be elsewhere or unsaid when a run goes on: digests say whether it is the same."""
+"""Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
 SNAPSHOTS = 20
-"""In a whole run, when --snapshot-every isn't given."""
+"""Snapshots in a whole run, when --snapshot-every isn't given."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,13 @@ class Resolved:
     objective: Objective
 
     def config(self) -> dict[str, Any]:
-        """What config.yaml says."""
-        stored = {key: value for key, value in asdict(self.settings).items() if SETTINGS[key].stored}
-        settings = {**stored, "ema": list(self.settings.ema)}
+        """Content of config.yaml."""
         network = section_of(self.network)
-        return {"settings": settings, "network": network, "data": self.data, "files": self.files}
+        return {"settings": self.settings.stored(), "network": network, "data": self.data, "files": self.files}
 
 
 class Data(Protocol):
-    """What settings depend on: a Dataset, or what stands for one in a plan."""
+    """Facts that settings depend on, of a Dataset or of what stands for one in a plan."""
 
     @property
     def path(self) -> Path | str:
@@ -68,7 +66,7 @@ class Data(Protocol):
 
     @property
     def channels(self) -> int:
-        """Of the images, or of the latents."""
+        """Channels of the images, or of the latents."""
 
     @property
     def num_classes(self) -> int:
@@ -77,7 +75,7 @@ class Data(Protocol):
     def __len__(self) -> int: ...
 
     def identity(self) -> dict[str, Any]:
-        """What a run must find again when it resumes."""
+        """Facts that a run must find again when it resumes."""
 
 
 def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
@@ -98,7 +96,7 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     _check_kinds(train, f"preset {name}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
-    values: dict[str, Any] = {**asdict(TrainSettings()), "snapshot_every": None, **train, **stored, "preset": name}
+    values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **train, **stored, "preset": name}
     if dataset.kind == LATENTS and values["flip"]:
         raise UsageError(
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
@@ -111,7 +109,6 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
     settings = TrainSettings(**{**values, "weighting": weighting.spec, **_averages(values)})
     objective = Objective(settings, weighting=weighting, schedule=schedule)
-    objective.prediction  # noqa: B018 - a wrong one is told here
     network = _network(preset, given, dataset, name)
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
 
@@ -194,7 +191,7 @@ def _network(preset: dict[str, Any], given: dict[str, Any], dataset: Data, name:
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a resumed run would change that it may not: a line each."""
+    """Changes that a resumed run may not make: a line each."""
     lines = []
     may_change = {"settings": [key for key, setting in SETTINGS.items() if setting.free], "data": PLACES}
     for section in ("settings", "network", "data", "files"):
@@ -211,7 +208,7 @@ IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr"
 
 
 def trained_as(config: dict[str, Any]) -> dict[str, Any]:
-    """What tells a run from others, from its config: for files made of its weights."""
+    """Facts of a run's config that tell it from others: for files made of its weights."""
     settings = config["settings"]
     return {**{key: settings.get(key) for key in IDENTITY}, "payload_sha256": config["data"].get("payload_sha256")}
 

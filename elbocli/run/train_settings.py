@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
@@ -24,7 +25,7 @@ VALIDATION = "Validation"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """All that decides how a run is trained; names are those of the options.
+    """Settings that decide how a run is trained; names are those of the options.
 
     Those that aren't stored refine others, and are None once settings are resolved. time_limit: seconds of one start
     of the run. Raises UsageError for a value out of bounds, and for values that don't go together.
@@ -285,6 +286,11 @@ class TrainSettings:
             raise UsageError(
                 f"micro-batch is {self.micro_batch}; it must be at least 0 (automatic) and at most the batch, {self.batch}"
             )
+
+    def stored(self) -> dict[str, Any]:
+        """Settings by name as config.yaml says them."""
+        values = {name: getattr(self, name) for name, declared in SETTINGS.items() if declared.stored}
+        return {**values, "ema": list(self.ema)}
 
 
 SETTINGS: dict[str, Setting] = {each.name: each.metadata["setting"] for each in fields(TrainSettings)}

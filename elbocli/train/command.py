@@ -136,7 +136,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
 
 
 def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:
-    """--dry-run: in the first process alone, for as many as there are."""
+    """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
     from elbocli.files import strict_yaml
     from elbocli.files.dataset import Dataset

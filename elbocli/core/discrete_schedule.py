@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.registry import Registry
-from elbocli.core.schedule import ScheduleCurve
+from elbocli.core.schedule_curves import ScheduleCurve
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from elbocli.cli.options import (
 from elbocli.core.clipping import CLIPS, parse_clip
 from elbocli.core.samplers import STEPS
 from elbocli.core.samplers.walk import SAMPLERS, parse_sampler
-from elbocli.core.schedule import SCHEDULES
+from elbocli.core.schedule_curves import SCHEDULES
 
 PRESETS = ", ".join(
     f"{declared.name}:{name} ({preset.steps} steps)"

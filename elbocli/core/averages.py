@@ -6,17 +6,14 @@ Every β depends on the counters alone, so that an average goes on from a checkp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec, plain
 from elbocli.errors import UsageError
 
 
-@dataclass(frozen=True)
-class AverageTraits:
+class AverageTraits(NamedTuple):
     """bare: written by its one number alone. stored: others can be made of its snapshots after training."""
 
     bare: bool = False
@@ -32,12 +29,33 @@ MAX_STD = 1 / math.sqrt(12)
 MOST_IMAGES = 1e15
 
 
-@AVERAGES.declare(
+def average(
+    name: str,
+    *,
+    formula: str,
+    source: str,
+    bare: bool = False,
+    stored: bool = False,
+    positive: Iterable[str] = (),
+    within: Mapping[str, tuple[float, float]] | None = None,
+    **params: float,
+) -> Callable[..., Any]:
+    """Declare a function from the parameters named here, with their defaults, to a `Beta`. The first names its file.
+
+    bare, stored: as in AverageTraits. Raises UsageError when the name is taken.
+    """
+    traits = AverageTraits(bare, stored)
+    return AVERAGES.declare(
+        name, params, formula=formula, source=source, positive=positive, within=within, traits=traits
+    )
+
+
+@average(
     "decay",
-    {"beta": 0.9999},
     formula="min(beta, (1 + n)/(10 + n)) at update n",
     source="common since TensorFlow's ExponentialMovingAverage",
-    traits=AverageTraits(bare=True),
+    bare=True,
+    beta=0.9999,
 )
 def decay(beta: float) -> Beta:
     """A constant β, smaller while the average is young. A bare number means this one."""
@@ -46,13 +64,14 @@ def decay(beta: float) -> Beta:
     return lambda step, images, batch: min(beta, (1 + step) / (10 + step))
 
 
-@AVERAGES.declare(
+@average(
     "halflife",
-    {"images": 50e6, "ramp": 0.05},
     formula="2^(-batch/h), h = min(images, ramp seen)",
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
+    images=50e6,
+    ramp=0.05,
 )
 def halflife(images: float, ramp: float) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
@@ -64,13 +83,13 @@ def halflife(images: float, ramp: float) -> Beta:
     return beta
 
 
-@AVERAGES.declare(
+@average(
     "power",
-    {"std": 0.05},
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
+    stored=True,
     positive=["std"],
-    traits=AverageTraits(stored=True),
+    std=0.05,
 )
 def power(std: float) -> Beta:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
@@ -112,18 +131,11 @@ class Average:
 
     @property
     def name(self) -> str:
-        """Of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
+        """Name of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
         (_, first), *others = self.params.items()
         words = [] if self.declared.traits.bare else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
         return PREFIX + "-".join(words)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The name, and the one that version 0.1.0 wrote, which kept six digits."""
-        if self.declared.traits.bare:
-            return tuple(dict.fromkeys((self.name, f"{PREFIX}{self.params['beta']:g}")))
-        return (self.name,)
 
     @property
     def stored(self) -> bool:
@@ -133,11 +145,15 @@ class Average:
 
 def _short(value: float) -> str:
     """Decimal digits without an exponent or a sign, so that '-' can divide words; from a million on in millions."""
+    from decimal import Decimal  # it takes a millisecond to import
+
     exact = Decimal(repr(value))
     return f"{exact.scaleb(-6).normalize():f}M" if value >= 1e6 else f"{exact.normalize():f}"
 
 
 def _long(text: str) -> float:
+    from decimal import Decimal
+
     try:
         return float(Decimal(text[:-1]).scaleb(6) if text.endswith("M") else Decimal(text))
     except ArithmeticError:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec
-from elbocli.core.schedule import Schedule
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from elbocli.core.schedule import Schedule
 
-@dataclass(frozen=True)
-class FactorTraits:
+
+class FactorTraits(NamedTuple):
     """on: the target whose error F multiplies whatever the network's is; "" is the network's own."""
 
     on: str = ""

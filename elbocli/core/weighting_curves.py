@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import NonIncreasing
 from elbocli.core.registry import Registry
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class WeightingTraits:
+class WeightingTraits(NamedTuple):
     """monotone: whether w is claimed never to increase in λ. const: (the objective as its authors write it) / L_w, as text."""
 
     monotone: bool

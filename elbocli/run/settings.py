@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +23,7 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedule_file import digest, resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
-from elbocli.nn.presets import choose_preset, load_preset
-from elbocli.nn.unet import UNetConfig
+from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.runtime.device import PRECISIONS
 
 ADAPTIVE = "adaptive"
@@ -195,7 +194,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
         what = "latents a side" if dataset.kind == LATENTS else "pixels"
         notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
-    train = dict(preset["train"])
+    train = dict(preset.train)
     unknown = [key for key in train if key not in IN_PRESETS]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(IN_PRESETS)}")
@@ -220,7 +219,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
     except TypeError as error:
         raise FormatError(f"preset {name}: {error}") from error
     _check(settings)
-    network = _network(preset, given, dataset, str(name))
+    network = _network(preset, given, dataset)
     files = {str(each.file): digest(each.file) for each in (schedule, weighting) if each and each.file}
     return Resolved(settings, network, dataset.identity(), files, notes)
 
@@ -302,17 +301,13 @@ def _check(settings: TrainSettings) -> None:
     settings.prediction_object()
 
 
-def _network(preset: dict[str, Any], given: dict[str, Any], dataset: Data, name: str) -> NetworkConfig:
-    """The preset's network for this dataset. Its attention stays as many halvings down as at the size that it was made for."""
-    size = dataset.image_size
+def _network(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkConfig:
+    """The preset's network for this dataset."""
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
-    section = {**preset["network"], **({"dropout": given["dropout"]} if "dropout" in given else {})}
-    fits = {"image_size": size, "image_channels": dataset.channels, "num_classes": classes}
-    config = config_of({**section, **fits}, f"preset {name}")
-    if not isinstance(config, UNetConfig):
-        return config
-    made_for = preset.get("data", {}).get("image_size", size)
-    return replace(config, attention=tuple(side * size // made_for for side in config.attention))
+    section = {**preset.network, **({"dropout": given["dropout"]} if "dropout" in given else {})}
+    made_for = preset.data.image_size if preset.data else dataset.image_size
+    fits = {"image_size": made_for, "image_channels": dataset.channels, "num_classes": classes}
+    return config_of({**section, **fits}, f"preset {preset.name}").for_size(dataset.image_size)
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

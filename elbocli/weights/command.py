@@ -18,8 +18,7 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import Registry
-from elbocli.core.samplers import SamplerTraits
-from elbocli.core.samplers.walk import SAMPLERS
+from elbocli.core.samplers import SAMPLERS, SamplerTraits
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
 from elbocli.nn.extractors import EXTRACTORS

@@ -18,9 +18,9 @@ from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.nn.networks import build, place
+from elbocli.nn.networks.unet import UNetConfig
+from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
-from elbocli.nn.unet import UNetConfig
-from elbocli.nn.uvit import UViTConfig
 from elbocli.run import settings
 from elbocli.runtime.device import autocast
 from elbocli.train import memory as rehearsal
@@ -100,7 +100,7 @@ def test_cuda_keeps_norms_in_float32_also_when_computed_again():
         assert 1.2 * here.activations < there.activations < rehearse(UNET, "fp32").peak(64).activations
 
 
-@pytest.mark.parametrize("config", [UNET, UVIT], ids=lambda config: config.family)
+@pytest.mark.parametrize("config", [UNET, UVIT], ids=["unet", "uvit"])
 def test_operations_are_those_that_torch_counts(config):
     size = config.image_size
     with torch.device("meta"):

@@ -5,13 +5,15 @@ import re
 import pytest
 import torch
 
+from elbocli.adapt.plot import plot_fit
+from elbocli.cli.figure import brief
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
-from elbocli.weights.plot import brief, labels, plot_fit, plot_weights, text_plot
+from elbocli.weights.plot import labels, plot_weights, text_plot
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ Beta = Callable[[int, float, float], float]
 """(step from 1, images seen, images of this update) → β in [0, 1)."""
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
-"""Of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
+"""Relative std of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
 MOST_IMAGES = 1e15
 
 
@@ -124,7 +124,7 @@ class Average:
 
     @property
     def spec(self) -> str:
-        """How a user writes it: `0.9999`, `power:std=0.05`."""
+        """Text that a user writes: `0.9999`, `power:std=0.05`."""
         if self.declared.traits.bare:
             return plain(next(iter(self.params.values())))
         return self.declared.spec(self.params)
@@ -139,7 +139,7 @@ class Average:
 
     @property
     def stored(self) -> bool:
-        """Whether snapshots of it can be combined into other averages."""
+        """Tell whether snapshots of it can be combined into other averages."""
         return self.declared.traits.stored
 
 

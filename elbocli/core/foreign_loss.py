@@ -8,8 +8,7 @@ Written TARGET-mse[:FACTOR]@SCHEDULE: what is left of '@' says what is weighed, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.prediction import Prediction
@@ -33,7 +32,7 @@ FACTORS: Registry[FactorTraits] = Registry("factor")
 
 
 def factor(
-    name: str, *, formula: str, source: str, on: str = "", positive: Any = (), **params: float
+    name: str, *, formula: str, source: str, on: str = "", positive: Iterable[str] = (), **params: float
 ) -> Callable[..., Any]:
     """Declare F(λ), which multiplies the squared error of the target.
 
@@ -75,8 +74,7 @@ def p2(logsnr: Tensor, gamma: float) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """F(λ) with all its parameters: a declared factor, or any declared weighting."""
 
     declared: Declaration[Any]
@@ -84,7 +82,7 @@ class Factor:
 
     @property
     def spec(self) -> str:
-        """How to write it."""
+        """Text that means the same again."""
         return self.declared.spec(self.params)
 
     @property
@@ -94,8 +92,7 @@ class Factor:
         return Prediction(traits.on) if isinstance(traits, FactorTraits) and traits.on else None
 
 
-@dataclass(frozen=True)
-class ForeignLoss:
+class ForeignLoss(NamedTuple):
     """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ)."""
 
     prediction: Prediction
@@ -104,14 +101,14 @@ class ForeignLoss:
 
     @property
     def head(self) -> str:
-        """What stands left of '@', with every parameter."""
+        """Text left of '@', with every parameter."""
         own = self.prediction.spec.partition(":")[2]
         words = ",".join(filter(None, [own, self.factor.spec if self.factor else ""]))
         return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
 
     @property
     def tail(self) -> str:
-        """What stands right of it, and the sign."""
+        """Text from '@' on."""
         return f"@{self.schedule.base}"
 
     def __call__(self, logsnr: Tensor) -> Tensor:
@@ -134,7 +131,7 @@ class Head(NamedTuple):
 
 
 def is_foreign_loss(text: str) -> bool:
-    """Whether a weighting's spec is TARGET-mse…, not a name."""
+    """Tell whether a weighting's spec is TARGET-mse…, not a name."""
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 

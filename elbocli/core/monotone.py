@@ -87,7 +87,7 @@ class NonIncreasing:
 
 
 class Likeness(NamedTuple):
-    """How near f is to scale · g: the largest relative deviation under the best scale, and the λ where it is."""
+    """Comparison of f with scale · g: the largest relative deviation under the best scale, and the λ where it is."""
 
     scale: float
     deviation: float

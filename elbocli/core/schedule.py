@@ -95,7 +95,7 @@ class Schedule:
 
     @property
     def base(self) -> str:
-        """How to write the curve and its shift down, so that they mean the same again."""
+        """Text of the curve and its shift that means the same again."""
         if not self.shift:
             return self.name
         return f"{self.name}{',' if ':' in self.name else ':'}shift={plain(self.shift)}"

@@ -7,7 +7,7 @@ Tensor methods and plain maths only at import: listing the names must not import
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from elbocli.core.logsnr import logsnr_of
@@ -31,7 +31,9 @@ class ScheduleCurve(Protocol):
     def density(self, logsnr: Tensor) -> Tensor: ...
 
 
-def schedule(name: str, *, formula: str, source: str, positive: Any = (), **params: float) -> Callable[..., Any]:
+def schedule(
+    name: str, *, formula: str, source: str, positive: Iterable[str] = (), **params: float
+) -> Callable[..., Any]:
     """Declare a ScheduleCurve: a class made from the parameters named here with their defaults.
 
     positive: names of those that must be above 0. Raises UsageError when the name is taken.
@@ -67,7 +69,7 @@ class Cosine:
     s=0.008,
 )
 class Iddpm:
-    """With θ the angle and θ₀ its value at t = 0: ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀."""
+    """ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, with θ the angle and θ₀ its value at t = 0."""
 
     def __init__(self, s: float):
         self.rate = math.pi / 2 / (1 + s)
@@ -189,7 +191,7 @@ class LinearBeta:
     size=64.0,
 )
 class Interpolated:
-    """With u = −2 log tan(πt/2) and k = 2 log(low/high): λ = u + start + k t. It falls as long as k < 2π."""
+    """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
 
     def __init__(self, low: float, high: float, size: float):
         self.start, self.rise = 2 * math.log(high / size), 2 * math.log(low / high)

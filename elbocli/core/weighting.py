@@ -1,6 +1,6 @@
 """A weighting w(λ): one that is declared, or the one that a loss or a schedule amounts to; shifted, held monotone, named.
 
-L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ (arXiv:2303.00848, eq. 6). The declared ones are in core/weighting_curves.py.
+L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ (Kingma & Gao 2023, arXiv:2303.00848, sec. 3). The declared ones are in core/weighting_curves.py.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ScheduleDensity:
 
     @property
     def head(self) -> str:
-        """How the schedule is written, as a weighting."""
+        """Text of the schedule, as a weighting."""
         return f"schedule:{self.schedule.base}"
 
     def __call__(self, logsnr: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Weighting:
 
     @property
     def spec(self) -> str:
-        """How to write this weighting so that it means the same again."""
+        """Text that means the same weighting again."""
         words = [f"shift={plain(self.shift)}"] if self.shift else []
         words += ["monotone"] if self.monotone else []
         joint = "," if ":" in self.curve.head else ":"
@@ -147,7 +147,7 @@ class Weighting:
         return rising(self, low, high)
 
     def verdict(self, low: float, high: float) -> str:
-        """Whether L_w is an ELBO on [low, high], in words."""
+        """Say in words whether L_w is an ELBO on [low, high]."""
         intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in self.rising(low, high))
         if intervals:
             return f"rises for logsnr {intervals}: its loss is not an ELBO"

@@ -8,7 +8,7 @@ Tensor methods and plain maths only: listing the names must not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +32,14 @@ PAPER = "arXiv:2303.00848"
 
 
 def weighting(
-    name: str, *, formula: str, monotone: bool, source: str, const: str = "", positive: Any = (), **params: float
+    name: str,
+    *,
+    formula: str,
+    monotone: bool,
+    source: str,
+    const: str = "",
+    positive: Iterable[str] = (),
+    **params: float,
 ) -> Callable[..., Any]:
     """Declare w(λ): a function of a float64 tensor of any shape, and of the parameters named here with their defaults.
 

@@ -27,7 +27,7 @@ CONVENTIONS: Registry[ConventionTraits] = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """(divisor, offset) of each range: a level p of 0 to 255 goes in as p / divisor + offset."""
 LEVELS = ("round", "truncate")
-"""How a decoded pixel becomes a level: the nearest one, or the next below, which is half a level darker on average."""
+"""Ways from a decoded pixel to a level: the nearest one, or the next below, which is half a level darker on average."""
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
@@ -103,7 +103,7 @@ class LatentSpace:
 
     @property
     def levels(self) -> str:
-        """How decoded pixels become whole levels, one of LEVELS."""
+        """Way in which decoded pixels become whole levels, one of LEVELS."""
         return CONVENTIONS[self.convention].traits.levels
 
     def attributes(self) -> dict[str, Any]:

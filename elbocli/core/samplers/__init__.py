@@ -7,7 +7,7 @@ Coefficients are Python floats in double precision; only z and x̂ are tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
@@ -44,7 +44,7 @@ class Move(NamedTuple):
 
 
 class SamplerPreset(NamedTuple):
-    """How a sampler is walked: over how many steps, on the grid of which schedule, with which parameters set."""
+    """A way to walk a sampler: on the grid of which schedule, over how many steps, with which parameters set."""
 
     grid: str
     steps: int = STEPS
@@ -68,7 +68,7 @@ def sampler(
     formula: str,
     source: str,
     grid: str,
-    positive: Any = (),
+    positive: Iterable[str] = (),
     within: Mapping[str, tuple[float, float]] | None = None,
     presets: Mapping[str, SamplerPreset] | None = None,
     **params: float,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.registry import Declaration, numbers, parse_spec
 from elbocli.core.samplers import SAMPLERS, Denoise, DrawNoise, Move, SamplerPreset, SamplerTraits
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from elbocli.core.schedule import Schedule
 
 
-@dataclass(frozen=True)
-class Sampler:
+class Sampler(NamedTuple):
     """A declared step with all its parameters; usual: how it is walked where nothing else is asked for."""
 
     declared: Declaration[SamplerTraits]
@@ -26,7 +24,7 @@ class Sampler:
 
     @property
     def spec(self) -> str:
-        """How to write it so that it means the same again."""
+        """Text that means the same again."""
         return self.declared.spec(self.params)
 
 

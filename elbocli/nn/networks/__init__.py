@@ -25,7 +25,7 @@ from elbocli.errors import FormatError, UsageError
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What every network is told. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
+    """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
 
     A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
     dropout may be left unused. Raises UsageError for sizes that can't be.
@@ -129,7 +129,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value from a file is what a config's field is declared to be."""
+    """Tell whether a value from a file is what a config's field is declared to be."""
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(each, get_args(kind)[0]) for each in value)
     return type(value) is kind or (kind is float and type(value) is int)

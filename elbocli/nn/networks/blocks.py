@@ -22,7 +22,7 @@ MIN_GROUP = 4
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of at least 4 channels."""
+    """Group norm of at most 32 groups, of at least 4 channels each."""
     return nn.GroupNorm(math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels), channels)
 
 
@@ -59,7 +59,7 @@ class LevelsConfig(NetworkConfig):
 
     @property
     def halvings(self) -> int:
-        """How often the image is halved on the way down."""
+        """Number of times that the image is halved on the way down."""
         return len(self.levels) - 1
 
 
@@ -90,7 +90,7 @@ class LinearCode(nn.Module):
 
 
 def _embedding(count: int, width: int) -> nn.Embedding:
-    """As torch begins one. It would have meta tensors drawn by Python code that takes 2 s to import."""
+    """An embedding that begins as torch's own, which has meta tensors drawn by Python code that takes 2 s to import."""
     weight = torch.empty(count, width)
     return nn.Embedding.from_pretrained(weight if weight.is_meta else weight.normal_(), freeze=False)
 

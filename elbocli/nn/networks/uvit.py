@@ -55,7 +55,7 @@ class UViTConfig(LevelsConfig):
 
     @property
     def halvings(self) -> int:
-        """How often the image is halved on the way to the transformer."""
+        """Number of times that the image is halved on the way to the transformer."""
         return PATCHINGS[self.patching] + len(self.levels) - 1
 
 

@@ -23,7 +23,7 @@ NAMES = tuple(sorted((path.stem for path in FOLDER.glob("*.yaml")), key=_by_numb
 
 
 class Suits(NamedTuple):
-    """What a preset is chosen for by itself: sizes from the least to the most, and that many images or more.
+    """Data that a preset is chosen for by itself: sizes from the least to the most, and that many images or more.
 
     pixels: sides, of latents where `latents`. images: None is never.
     """

@@ -3,14 +3,15 @@
 A network is a module (z, logsnr, labels) → out:
 z [B, C, H, W], the noised images as their prediction scales them, H = W = image_size and C = image_channels;
 logsnr [B], their λ, float; labels [B] int64, the class of each, −1 for none, or None where no image has one;
-out [B, C, H, W], what its run's prediction says. An image's output may depend on no other image of the batch.
+out [B, C, H, W], what its run's prediction says, and no view of another tensor, which sharding would warn of.
+An image's output may depend on no other image of the batch.
 It is built from a config, a frozen dataclass that says all about it: NetworkConfig with fields of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -136,9 +137,11 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
-    """A section `network` that config_of reads back."""
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    return {"family": declaration_of(config).name, **values}
+    """A section `network` that config_of reads back, in the order of the config's constructor."""
+    names = [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only))]
+    values = {name: getattr(config, name) for name in names}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {"family": declaration_of(config).name, **plain}
 
 
 def count_parameters(module: nn.Module) -> int:

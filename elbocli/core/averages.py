@@ -6,7 +6,7 @@ Every β depends on the counters alone, so that an average goes on from a checkp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec, plain
@@ -29,33 +29,12 @@ MAX_STD = 1 / math.sqrt(12)
 MOST_IMAGES = 1e15
 
 
-def average(
-    name: str,
-    *,
-    formula: str,
-    source: str,
-    bare: bool = False,
-    stored: bool = False,
-    positive: Iterable[str] = (),
-    within: Mapping[str, tuple[float, float]] | None = None,
-    **params: float,
-) -> Callable[..., Any]:
-    """Declare a function from the parameters named here, with their defaults, to a `Beta`. The first names its file.
-
-    bare, stored: as in AverageTraits. Raises UsageError when the name is taken.
-    """
-    traits = AverageTraits(bare, stored)
-    return AVERAGES.declare(
-        name, params, formula=formula, source=source, positive=positive, within=within, traits=traits
-    )
-
-
-@average(
+@AVERAGES.declare(
     "decay",
+    {"beta": 0.9999},
     formula="min(beta, (1 + n)/(10 + n)) at update n",
     source="common since TensorFlow's ExponentialMovingAverage",
-    bare=True,
-    beta=0.9999,
+    traits=AverageTraits(bare=True),
 )
 def decay(beta: float) -> Beta:
     """A constant β, smaller while the average is young. A bare number means this one."""
@@ -64,14 +43,14 @@ def decay(beta: float) -> Beta:
     return lambda step, images, batch: min(beta, (1 + step) / (10 + step))
 
 
-@average(
+@AVERAGES.declare(
     "halflife",
+    {"images": 50e6, "ramp": 0.05},
     formula="2^(-batch/h), h = min(images, ramp seen)",
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
-    images=50e6,
-    ramp=0.05,
+    traits=AverageTraits(),
 )
 def halflife(images: float, ramp: float) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
@@ -83,13 +62,13 @@ def halflife(images: float, ramp: float) -> Beta:
     return beta
 
 
-@average(
+@AVERAGES.declare(
     "power",
+    {"std": 0.05},
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
-    stored=True,
     positive=["std"],
-    std=0.05,
+    traits=AverageTraits(stored=True),
 )
 def power(std: float) -> Beta:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""

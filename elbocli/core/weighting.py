@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_head
 from elbocli.core.logsnr import LIMIT
@@ -22,21 +22,6 @@ from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class WeightingCurve(Protocol):
-    """w(λ) before shift and monotone. It is written `head`, then those two, then `tail`.
-
-    schedule: the one that it was made of, outside whose support w is zero; None for all others.
-    """
-
-    @property
-    def head(self) -> str: ...
-    @property
-    def tail(self) -> str: ...
-    @property
-    def schedule(self) -> Schedule | None: ...
-    def __call__(self, logsnr: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +64,10 @@ class ScheduleDensity:
         density, (low, high) = self.schedule.untruncated_density, self.schedule.support
         peaks = [end for _, end in rising(density, low, high)]
         return float(density(float64([low, high, *peaks])).max())
+
+
+WeightingCurve = DeclaredCurve | ScheduleDensity | ForeignLoss
+"""w(λ) before shift and monotone. It is written `head`, then those two, then `tail`; `schedule` is what it is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +118,7 @@ class Weighting:
 
     @cached_property
     def _function(self) -> Function:
-        return NonIncreasing(self.curve) if self.monotone else self.curve
+        return NonIncreasing(self.curve.__call__) if self.monotone else self.curve.__call__
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self._function(logsnr - self.shift)

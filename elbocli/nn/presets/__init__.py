@@ -10,7 +10,6 @@ from elbocli.errors import FormatError, UsageError
 
 FOLDER = Path(__file__).parent
 LATENTS = "latents"
-KEYS = {"pixels", "images", "kind"}
 COUNTS = ("image_size", "channels", "classes", "images")
 
 
@@ -46,7 +45,8 @@ class MadeFor(NamedTuple):
 class Preset(NamedTuple):
     """name: as it was asked for. network: a section as config_of takes it; train: settings by name, and `shift`.
 
-    What network and train hold is checked by those who know it. data: None where it isn't said.
+    What network and train hold is checked by those who know it. about: None for a user's own, which is never chosen by
+    itself. data: None where it isn't said.
     """
 
     name: str
@@ -73,26 +73,11 @@ def load_preset(name: str) -> Preset:
     for section, content in found.items():
         if not isinstance(content, dict):
             raise FormatError(f"{name}: section {section!r} is {content!r}, expected settings")
-    about, data = found.get("about"), found.get("data")
-    return Preset(
-        name,
-        found["network"],
-        found["train"],
-        None if about is None else _suits(about, name),
-        None if data is None else _made_for(data, name),
-    )
-
-
-def _suits(about: dict[str, Any], name: str) -> Suits:
-    pixels, images, kind = about.get("pixels"), about.get("images"), about.get("kind", LATENTS)
-    pair = isinstance(pixels, list) and len(pixels) == 2 and all(type(side) is int for side in pixels)
-    counted = images is None or (type(images) is int and images >= 0)
-    if not pair or not 0 < pixels[0] <= pixels[1] or not counted or kind != LATENTS or set(about) - KEYS:  # type: ignore[index]
-        raise FormatError(
-            f"{name}: section 'about' is {about}; it must have pixels: [least, most], perhaps images: the least number "
-            f"of them, and kind: {LATENTS} only for latents"
-        )
-    return Suits((pixels[0], pixels[1]), images, "kind" in about)  # type: ignore[index]
+    data, suits = found.get("data"), None
+    if name in NAMES:
+        about = found["about"]
+        suits = Suits(tuple(about["pixels"]), about.get("images"), "kind" in about)
+    return Preset(name, found["network"], found["train"], suits, None if data is None else _made_for(data, name))
 
 
 def _made_for(data: dict[str, Any], name: str) -> MadeFor:

@@ -119,13 +119,6 @@ class Average:
         return PREFIX + "-".join(words)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The name, and the one that version 0.1.0 wrote, which kept six digits."""
-        if self.declared.traits.bare:
-            return tuple(dict.fromkeys((self.name, f"{PREFIX}{self.params['beta']:g}")))
-        return (self.name,)
-
-    @property
     def stored(self) -> bool:
         """Whether snapshots of it can be combined into other averages."""
         return self.declared.traits.stored

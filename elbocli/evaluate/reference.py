@@ -11,7 +11,7 @@ from typing import Any
 from elbocli.core.metrics import METRICS, REFERENCE_FEATURES, Features
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
-from elbocli.files.checkpoint import digest
+from elbocli.files.hashing import file_sha256
 from elbocli.files.statistics import Statistics, is_statistics, read_statistics
 from elbocli.images.samples import has_images
 from elbocli.nn.extractors import Extractor
@@ -83,7 +83,7 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Ref
     if not is_statistics(path):
         return Reference(path, open_feature_source(path, stack, world), None, None)
     images = open_feature_source(path, stack, world) if has_images(path) else None
-    return Reference(path, images, read_statistics(path), digest(path))
+    return Reference(path, images, read_statistics(path), file_sha256(path))
 
 
 def fingerprint(about: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from elbocli.errors import FormatError
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
+BLOCKS = {IMAGES, ENCODED, LATENTS}
 SCAN_BYTES = 16 << 20
 
 

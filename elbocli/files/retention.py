@@ -23,13 +23,18 @@ def kept(steps: Collection[int], keep: int, milestone_every: int, held: Collecti
     return {step for step in steps if step in newest or _milestone(step, milestone_every) or step in held}
 
 
+def folder_name(step: int) -> str:
+    """The name of a checkpoint or snapshot, `step-00001000`."""
+    return f"{PREFIX}{step:08d}"
+
+
 def step_of(checkpoint: Path) -> int:
     """The step in a checkpoint's name, `step-00001000`."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def numbered(folder: Path) -> list[Path]:
-    """What in a folder has such a name, by step: a copy that somebody called `step-00001000-good` has none."""
+    """Paths in a folder that have such a name, by step; a copy that somebody called `step-00001000-good` has none."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=step_of)
 

@@ -234,7 +234,7 @@ class _Npz(Resumable):
             yield member
 
     def seal(self) -> Iterator[int]:
-        rows, labels = self.payload(), self.plan.labels
+        rows, labels = self.block(), self.plan.labels
         around = _Around(self._handle, self.offset, self.offset + len(rows))
         with zipfile.ZipFile(around, "w") as archive:
             with self._images(archive) as member:
@@ -295,7 +295,7 @@ class _Pictures(Resumable):
     def images(self) -> np.ndarray:
         """[N, H, W, C]; the rest of what was claimed is given back."""
         os.ftruncate(self._handle, int(self.state["bytes"]))
-        return self.payload().reshape(self.plan.shape)
+        return self.block().reshape(self.plan.shape)
 
 
 class _Grid(_Pictures):

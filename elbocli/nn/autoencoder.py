@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
-from elbocli.files.checkpoint import digest
+from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 
 CLASS = "AutoencoderKL"
@@ -35,7 +35,7 @@ class Autoencoder:
         _check_config(folder)
         weights = _weights(folder)
         with told(weights, "read"):
-            self.sha256 = digest(weights)
+            self.sha256 = file_sha256(weights)
         self.model = _load(folder).to(device).eval().requires_grad_(False)
         self.config: dict[str, Any] = dict(self.model.config)
         self.channels = int(self.config["latent_channels"])

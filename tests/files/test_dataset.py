@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.files.dataset import Dataset, find_dataset, payload_digest
+from elbocli.files.dataset import Dataset, find_dataset
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
+from elbocli.files.hashing import rows_sha256
 
 # Reading
 
@@ -66,8 +67,8 @@ def test_a_disk_too_full_for_an_attribute_is_said(small_disk, images):
 
 def test_the_digest_is_of_the_pixels_and_matches_the_attribute(pack):
     data = Dataset(pack())
-    assert data.payload_digest() == data.attributes["payload_sha256"]
-    assert data.payload_digest() == payload_digest(iter([data.batch(np.arange(5)), data.batch(np.arange(5, 12))]))
+    assert rows_sha256(data.pieces()) == data.attributes["payload_sha256"]
+    assert rows_sha256([data.batch(np.arange(5)), data.batch(np.arange(5, 12))]) == data.attributes["payload_sha256"]
 
 
 def test_one_changed_pixel_changes_the_digest(pack):
@@ -75,7 +76,7 @@ def test_one_changed_pixel_changes_the_digest(pack):
     with h5py.File(path, "r+") as file:
         file["images"][3, 2, 1, 0] ^= 1
     data = Dataset(path)
-    assert data.payload_digest() != data.attributes["payload_sha256"]
+    assert rows_sha256(data.pieces()) != data.attributes["payload_sha256"]
 
 
 def foreign(path, images, **options):

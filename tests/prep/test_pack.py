@@ -13,6 +13,7 @@ from PIL import Image
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.hashing import rows_sha256
 from elbocli.prep import pack as prep
 
 
@@ -29,7 +30,7 @@ def test_images_labels_and_names_are_those_of_the_folders(digits_folder: Path, t
     assert data.labels.tolist() == [int(path.parent.name) for path in files]
     expected = np.stack([np.asarray(Image.open(path)) for path in files])[..., None]
     assert np.array_equal(data.batch(np.arange(300)), expected)
-    assert data.payload_digest() == data.attributes["payload_sha256"]
+    assert rows_sha256(data.pieces()) == data.attributes["payload_sha256"]
 
 
 def test_workers_change_nothing(digits_folder: Path, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def decay(beta: float) -> Beta:
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
+    traits=AverageTraits(),
 )
 def halflife(images: float, ramp: float) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""

@@ -27,7 +27,7 @@ class Rows:
     in_order: whether they can only be read one after another.
     """
 
-    places: Sequence[ImageRef]
+    refs: Sequence[ImageRef]
     labels: list[int] | None
     class_names: list[str]
     files: list[str]
@@ -77,8 +77,8 @@ def _open_npz(path: Path) -> Rows:
         raise FormatError(f"{path}: arr_0 is cut short: {info.file_size} bytes, expected {start + shape[0] * row}")
     if info.compress_type != zipfile.ZIP_STORED:
         rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
-        places: list[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
-        return Rows(places, known, [], _names(shape[0]), in_order=True)
+        refs: list[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
+        return Rows(refs, known, [], _names(shape[0]), in_order=True)
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
@@ -91,8 +91,8 @@ def open_dataset(path: Path) -> Rows:
     data = Dataset(path)
     files = data.strings("files")
     names = data.class_names if len(data.class_names) == data.num_classes else []
-    places = [DatasetRow(data, i) for i in range(len(data))]
-    return Rows(places, data.labels.tolist(), names, files if len(files) == len(data) else _names(len(data)))
+    refs = [DatasetRow(data, i) for i in range(len(data))]
+    return Rows(refs, data.labels.tolist(), names, files if len(files) == len(data) else _names(len(data)))
 
 
 def is_array(path: Path) -> bool:

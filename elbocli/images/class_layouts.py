@@ -39,7 +39,7 @@ class Found:
 
     prefix: str
     names: list[str]
-    places: Sequence[ImageRef]
+    refs: Sequence[ImageRef]
     words: Sequence[Word | None] | None
     stem: str
     classes: list[str] | None = None
@@ -95,13 +95,13 @@ def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
     """Without --labels and --classes, and without datasets: OUT may lie in the folder that it is made of."""
     own = {path.name: path for path in ours}
 
-    def is_ours(name: str, place: ImageRef) -> bool:
+    def is_ours(name: str, ref: ImageRef) -> bool:
         if OWN.search(name):
             return True
         mine = own.get(name.rpartition("/")[2])
-        return mine is not None and isinstance(place, Span) and Path(place.path).resolve() == mine.resolve()
+        return mine is not None and isinstance(ref, Span) and Path(ref.path).resolve() == mine.resolve()
 
-    return [(name, place) for name, place in entries if not is_ours(name, place)]
+    return [(name, ref) for name, ref in entries if not is_ours(name, ref)]
 
 
 def _rows(root: Path, rows: arrays.Rows) -> Found:
@@ -110,7 +110,7 @@ def _rows(root: Path, rows: arrays.Rows) -> Found:
     if rows.labels is not None:
         words = [names[label] for label in rows.labels] if names else list(rows.labels)
     numbers = rows.labels if names else None
-    return Found(f"{root}: ", rows.files, rows.places, words, root.stem, names or None, numbers, rows.in_order)
+    return Found(f"{root}: ", rows.files, rows.refs, words, root.stem, names or None, numbers, rows.in_order)
 
 
 def _order(name: str) -> bytes:
@@ -127,12 +127,12 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
     prefix, stem = prefix + "".join(f"{top}/" for top in tops), tops[-1] if tops else stem
     entries.sort(key=lambda entry: _order(entry[0]))
-    edm = next((place for name, place in entries if name == "dataset.json"), None)
+    edm = next((ref for name, ref in entries if name == "dataset.json"), None)
     if edm is not None:
         entries = [entry for entry in entries if entry[0] != "dataset.json"]
         names = [name for name, _ in entries]
         words = edm_labels(edm, names, f"{prefix}dataset.json")
-        return Found(prefix, names, [place for _, place in entries], words or [stem] * len(names), stem)
+        return Found(prefix, names, [ref for _, ref in entries], words or [stem] * len(names), stem)
     indices, beside, captioned = sidecar_labels(entries, prefix)
     entries = [entries[i] for i in indices]
     notes: list[str] = []
@@ -145,7 +145,7 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     return Found(
         prefix,
         names,
-        [place for _, place in entries],
+        [ref for _, ref in entries],
         beside,
         stem,
         None if flat or beside is not None else sorted(classes, key=os.fsencode),
@@ -168,7 +168,7 @@ def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[
             break
         top = found.pop()
         tops.append(top)
-        entries = [(name[len(top) + 1 :], place) for name, place in entries]
+        entries = [(name[len(top) + 1 :], ref) for name, ref in entries]
         folders = {name[len(top) + 1 :] for name in folders} - {""}
         loose = [name for name, _ in entries if "/" not in name]
         if len(loose) == len(entries) or any(map(is_picture, loose)):

@@ -34,7 +34,7 @@ _room = Room(LARGEST_DECODED)
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodeOptions:
     """How images become squares. background: a colour that transparency is laid on and that pads; '' drops alpha.
 
     auto_orient: turn as EXIF says. fast: decode JPEG at reduced scale, which changes pixels.
@@ -71,19 +71,19 @@ def open_image(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=_formats())
 
 
-def decode(content: bytes, channels: int, how: Decoding | None = None) -> tuple[Image.Image, str]:
+def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> tuple[Image.Image, str]:
     """(image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped'). Raises DataError.
 
     channels: 0 for as many as the file has, 1 when it is grey.
     16-bit grey is scaled by 1/257. Of an animation it is the first frame. Transparency is dropped, and EXIF's
     orientation ignored, as in ADM, unless `how` says otherwise.
     """
-    with _decoded(content, how or Decoding(0, channels)) as found:
+    with _decoded(content, how or DecodeOptions(0, channels)) as found:
         return found
 
 
 @contextlib.contextmanager
-def _decoded(content: bytes, how: Decoding) -> Iterator[tuple[Image.Image, str]]:
+def _decoded(content: bytes, how: DecodeOptions) -> Iterator[tuple[Image.Image, str]]:
     """As `decode`, for a block during which the memory counts as taken."""
     if not content:
         raise DataError("empty file")
@@ -113,7 +113,7 @@ def _decoded(content: bytes, how: Decoding) -> Iterator[tuple[Image.Image, str]]
         raise DataError(f"does not decode: {str(error)[:120] or type(error).__name__}") from error
 
 
-def _needed(image: Image.Image, how: Decoding) -> int:
+def _needed(image: Image.Image, how: DecodeOptions) -> int:
     """Bytes that decoding an opened image takes. Raises DataError when that, or the shape, is beyond reason."""
     needed = _memory(image.format or "", image.size)
     if how.fast and image.format == "JPEG":
@@ -154,7 +154,7 @@ def _unknown(content: bytes) -> str:
     return "not an image that Pillow knows"
 
 
-def _plain(image: Image.Image, how: Decoding) -> tuple[Image.Image, list[str]]:
+def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, list[str]]:
     """(in the target's mode, what that changed). Some rows at a time: whole images in between would not fit."""
     mode = image.mode
     target = MODES[how.channels or (1 if mode in GREY else 3)]
@@ -198,7 +198,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).clip(0, 255).astype(np.uint8))
 
 
-def square(content: bytes | np.ndarray, how: Decoding) -> tuple[np.ndarray, str]:
+def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray, str]:
     """(pixels [size, size, channels] uint8, what had to be changed), from a file or from pixels [H, W, C].
 
     Raises DataError.
@@ -212,6 +212,6 @@ def square(content: bytes | np.ndarray, how: Decoding) -> tuple[np.ndarray, str]
         return _cut(image if channels == how.channels else image.convert(MODES[how.channels]), how), ""
 
 
-def _cut(image: Image.Image, how: Decoding) -> np.ndarray:
+def _cut(image: Image.Image, how: DecodeOptions) -> np.ndarray:
     pixels = np.asarray(CROPS[how.crop].cut(image, how.size, how.colour))
     return pixels[..., None] if pixels.ndim == 2 else pixels

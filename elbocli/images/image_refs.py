@@ -1,6 +1,6 @@
 """Where the bytes of one image lie: a file, a stretch of an archive, an entry of a zip, a row of an array.
 
-Each place has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
+Each ref has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
 DataError for what can't be read. Nothing is ever extracted to disk.
 """
 
@@ -111,18 +111,18 @@ class Span:
             return 0
 
 
-def will_need(places: Sequence[ImageRef]) -> None:
-    """Tell the kernel that these places come next: it reads the stretch of an archive in which they lie in one go.
+def will_need(refs: Sequence[ImageRef]) -> None:
+    """Tell the kernel that these refs come next: it reads the stretch of an archive in which they lie in one go.
 
     They are packed in the order of their names, an archive may have them in another: so it is still read from front
     to back, once, some thousand files at a time.
     """
     stretches: dict[str, tuple[int, int, int]] = {}
-    for place in places:
-        if isinstance(place, Span) and place.size >= 0:
-            low, high, total = stretches.get(place.path, (place.offset, 0, 0))
-            end = place.offset + place.size
-            stretches[place.path] = min(low, place.offset), max(high, end), total + place.size
+    for ref in refs:
+        if isinstance(ref, Span) and ref.size >= 0:
+            low, high, total = stretches.get(ref.path, (ref.offset, 0, 0))
+            end = ref.offset + ref.size
+            stretches[ref.path] = min(low, ref.offset), max(high, end), total + ref.size
     for path, (low, high, total) in stretches.items():
         if high - low > DENSE * total + (1 << 20):
             continue

@@ -95,12 +95,12 @@ def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
             yield row[0].strip().removeprefix("./"), row[1]
 
 
-def edm_labels(place: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
+def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
     """Classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
 
     Raises DataError.
     """
-    content = _json(place, where)
+    content = _json(ref, where)
     labels = content.get("labels") if isinstance(content, dict) else None
     if labels is None:
         return None
@@ -111,9 +111,9 @@ def edm_labels(place: ImageRef, names: Sequence[str], where: str) -> list[Word |
     return [table.get(name) for name in names]
 
 
-def _json(place: ImageRef, where: str) -> Any:
+def _json(ref: ImageRef, where: str) -> Any:
     try:
-        content = place.read()
+        content = ref.read()
         return json.loads(bytes(content))
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
@@ -138,10 +138,10 @@ def sidecar_labels(
     """
     sides: dict[str, dict[str, ImageRef]] = {}
     pictures = []
-    for index, (name, place) in enumerate(entries):
+    for index, (name, ref) in enumerate(entries):
         key, suffix = sample_key(name)
         if suffix in SIDECARS:
-            sides.setdefault(key, {})[suffix] = place
+            sides.setdefault(key, {})[suffix] = ref
         else:
             pictures.append((index, key))
     if not any(key in sides for _, key in pictures):

@@ -37,14 +37,14 @@ SPLITS = ("train", "val")
 class Source:
     """Images in a fixed order. files: paths below their source; labels: an index into class_names for each.
 
-    prefixes, owners: how a message names image i: prefixes[owners[i]] + files[i]. in_order: whether places can only
+    prefixes, owners: how a message names image i: prefixes[owners[i]] + files[i]. in_order: whether refs can only
     be read one after another. notes: what a person should know of how the classes were found.
     """
 
     files: list[str]
     labels: list[int]
     class_names: list[str]
-    places: Sequence[ImageRef]
+    refs: Sequence[ImageRef]
     prefixes: list[str]
     owners: Sequence[int]
     in_order: bool = False
@@ -67,7 +67,7 @@ class Source:
             self,
             files=[self.files[i] for i in chosen],
             labels=[self.labels[i] for i in chosen],
-            places=[self.places[i] for i in chosen],
+            refs=[self.refs[i] for i in chosen],
             owners=[self.owners[i] for i in chosen],
         )
 
@@ -97,7 +97,7 @@ def open_source(
         names,
         [-1] * len(names),
         [],
-        [place for part in found for place in part.places],
+        [ref for part in found for ref in part.refs],
         [part.prefix for part in found],
         [owner for owner, part in enumerate(found) for _ in part.names],
         any(part.in_order for part in found),

@@ -12,8 +12,10 @@ from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.grid import grid, picture
 from elbocli.files.hashing import rows_sha256
-from elbocli.files.sample_writer import SamplesHeader, grid, npy_header, open_samples, picture
+from elbocli.files.sample_writers import SamplesHeader, open_samples
+from elbocli.files.sample_writers.header import npy_header
 from elbocli.images import samples
 from elbocli.images.samples import read_samples, refuse_terminal
 

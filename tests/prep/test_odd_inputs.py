@@ -126,7 +126,7 @@ from elbocli.images import decode as pixels
 from elbocli.images import memory_budget as memory
 memory.return_freed()
 content = Path(sys.argv[1]).read_bytes()
-how = pixels.Decoding(64, background=sys.argv[2], crop=sys.argv[3])
+how = pixels.DecodeOptions(64, background=sys.argv[2], crop=sys.argv[3])
 def one(_):
     try:
         return pixels.square(content, how)[1]

@@ -1,0 +1,46 @@
+"""What is known of samples before the first is drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
+"""Keys of `about` that may change before a killed writer's file is gone on with."""
+
+
+@dataclass(frozen=True)
+class SamplesHeader:
+    """What will be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how it was made.
+
+    class_names: of all classes, where there are labels.
+    """
+
+    shape: tuple[int, int, int, int]
+    labels: np.ndarray | None
+    seeds: np.ndarray
+    class_names: list[str]
+    about: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Everything that the images depend on, which must be the same to go on with an unfinished file."""
+        n, height, width, channels = self.shape
+        facts = {**self.about, "n": n, "size": f"{height} x {width} x {channels}"}
+        return {key: str(value) for key, value in facts.items() if key not in FREE}
+
+    @property
+    def about_json(self) -> str:
+        """`about` as text."""
+        return json.dumps(self.about, default=str)
+
+
+def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    """The NPY v1 header of a C-ordered array."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()

@@ -1,7 +1,7 @@
 """What `elbo prep` packs: the images of one or several sources in a fixed order, each with a class.
 
-A source is a folder, a tar (of tars), a zip, an array file or another dataset. Files are in the byte order of their
-paths, whatever order an archive has them in, so that a folder and an archive of it are the same source.
+A source is a folder, a tar (of tars), a zip, an array file or another dataset. In every folder files come before folders,
+both in the byte order of their names, so that a folder and any archive of it are the same source.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from elbocli.errors import DataError, UsageError
 from elbocli.images.archives import printable
 from elbocli.images.class_layouts import (
     Complain,
-    Found,
-    find,
+    Listing,
     is_picture,
     left_out,
+    list_source,
     named_among_others,
     without_images,
     words_of,
@@ -86,7 +86,7 @@ def open_source(
     """
     roots = [roots] if isinstance(roots, Path) else list(roots)
     ours = [path for path in (labels, classes) if path is not None]
-    found = [find(root, labels is not None, len(roots) > 1, complain or _stop, ours) for root in roots]
+    found = [list_source(root, labels is not None, len(roots) > 1, complain or _stop, ours) for root in roots]
     if len(found) > 1:
         for part in found:
             named_among_others(part)
@@ -114,7 +114,7 @@ def open_source(
 
 
 def _classified(
-    source: Source, words: list[Word], found: list[Found], labels: Path | None, classes: Path | None, bare: bool
+    source: Source, words: list[Word], found: list[Listing], labels: Path | None, classes: Path | None, bare: bool
 ) -> Source:
     """With labels from the images' words for their classes, without those whose class isn't listed."""
     notes = source.notes

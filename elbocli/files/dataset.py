@@ -35,7 +35,7 @@ from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
 
 PREPROCESSING = ("crop", "filter")
-"""Attributes that say how images were made of those that they come from, where the size doesn't."""
+"""Attributes that say how images were made of their originals, besides the size."""
 LARGEST_SIDE = 8192
 
 
@@ -61,7 +61,7 @@ class Dataset(DatasetFile):
             )
 
     def _shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
-        """(N, H, W, C) of what comes out."""
+        """Check the block; return the shape (N, H, W, C) of its images. Raises FormatError."""
         if self.kind == ENCODED:
             return self._encoded_shape(member)
         n, *row = member.shape if member.ndim == 4 else (0, 0, 0, 0)
@@ -97,7 +97,7 @@ class Dataset(DatasetFile):
 
     @property
     def store(self) -> str:
-        """How the images are kept: raw, or the name of an encoding."""
+        """The way in which images are kept: raw, or the name of an encoding."""
         return str(self.attributes["store"]) if self.kind == ENCODED else RAW
 
     @property
@@ -112,7 +112,7 @@ class Dataset(DatasetFile):
 
     @property
     def latent_space(self) -> LatentSpace | None:
-        """What its latents are; None for pixels. Raises FormatError when its attributes don't say."""
+        """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
         return read_space(self.attributes, self.channels, self.path) if self.kind == LATENTS else None
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
@@ -140,12 +140,12 @@ class Dataset(DatasetFile):
         return out
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All rows in order."""
+        """Yield all rows in order, `size` at a time. Raises FormatError when they are damaged."""
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
     def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
-        """The block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
+        """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
         if self.kind != ENCODED:
             yield from self.block.scan()
             return
@@ -163,14 +163,14 @@ class Dataset(DatasetFile):
 
     @property
     def layout(self) -> BlockLayout:
-        """How the block lies on disk."""
+        """The layout of the block on disk."""
         if self.kind == ENCODED:
             return encoded(-(-self.block.nbytes // len(self)))
         height, width, channels = self.shape[1:]
         return latents((2 * channels, height, width)) if self.kind == LATENTS else plain((height, width, channels))
 
     def identity(self) -> dict[str, Any]:
-        """What a run must find again when it resumes."""
+        """Facts that a run must find again when it resumes."""
         space = self.latent_space
         return {
             "path": str(self.path),
@@ -192,7 +192,7 @@ def _decoders() -> ThreadPoolExecutor:
 
 
 def find_dataset(folder: Path) -> Path:
-    """The only elbo-dataset in a folder. Raises DataError, listing them, when there is none or more than one."""
+    """Find the only elbo-dataset in a folder. Raises DataError when there is none, or more than one."""
     found = []
     for path in sorted(folder.glob("*.h5")):
         try:

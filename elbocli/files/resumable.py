@@ -25,7 +25,7 @@ Identity = str | dict[str, Any]
 
 
 class Resumable:
-    """Appends rows and remembers how far it got. Use it in `holding`.
+    """Appends rows, and remembers how many. Use it in `holding`.
 
     offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand.
     """

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are written, which of them stay, and what they are called."""
+"""Rules and names: when a checkpoint is due, which of them stay, and what their folders are called."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def due(step: int, save_every: int, milestone_every: int) -> bool:
 
 
 def kept(steps: Collection[int], keep: int, milestone_every: int, held: Collection[int]) -> set[int]:
-    """The steps whose checkpoints stay: the newest `keep`, milestones, and those that somebody holds.
+    """Choose the steps whose checkpoints stay: the newest `keep`, milestones, and those in use.
 
-    steps: of all checkpoints there are. milestone_every: multiples of it are milestones; 0 is none. held: steps whose
-    checkpoints are in use now; those that there are none of are ignored.
+    steps: those of all checkpoints. milestone_every: multiples of it are milestones; 0 is none. held: steps whose
+    checkpoints are in use now.
     """
     newest = sorted(steps)[len(steps) - min(keep, len(steps)) :]
     return {step for step in steps if step in newest or _milestone(step, milestone_every) or step in held}

@@ -17,7 +17,7 @@ from elbocli.images.samples import read_header, read_labels
 
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
-"""How many bytes may come of one, by way of packing."""
+"""The most bytes that one packed byte can become, by way of packing."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ArrayImages:
 
 
 def open_npy(path: Path) -> ArrayImages:
-    """Raises FormatError when it holds no images."""
+    """Open a .npy. Raises FormatError when it holds no images."""
     with open(path, "rb") as file:
         shape = read_header(file, str(path))
         offset = file.tell()
@@ -48,7 +48,7 @@ def open_npy(path: Path) -> ArrayImages:
 
 
 def open_npz(path: Path) -> ArrayImages:
-    """Raises FormatError when it holds no images in `arr_0`, or is damaged."""
+    """Open an .npz. Raises FormatError when it holds no images in `arr_0`, or is damaged."""
     try:
         return _open_npz(path)
     except UNPACKABLE as error:
@@ -91,7 +91,7 @@ def _open_npz(path: Path) -> ArrayImages:
 
 
 def open_dataset(path: Path) -> ArrayImages:
-    """Raises FormatError when it is no dataset, or one of latents."""
+    """Open a dataset. Raises FormatError when it is none, or one of latents."""
     data = Dataset(path)
     files = data.strings("files")
     names = data.class_names if len(data.class_names) == data.num_classes else []

@@ -28,7 +28,7 @@ SUFFIX = ".h5"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to merge. virtual: refer to the parts instead of copying them."""
+    """Settings of a merge. virtual: refer to the parts instead of copying them."""
 
     virtual: bool = False
     overwrite: bool = False
@@ -36,7 +36,7 @@ class Settings:
 
 
 def _joined_contents(parts: Sequence[Part]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Arrays with a value per image one after the other, counts per class summed, others once."""
+    """Join arrays with a value per image, sum counts per class, and keep others once. Raises DataError when they differ."""
     arrays: dict[str, np.ndarray] = {}
     names: dict[str, list[str]] = {}
     first = parts[0]

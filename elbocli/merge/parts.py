@@ -61,20 +61,20 @@ class Part:
 
     @property
     def shard(self) -> tuple[int, int] | None:
-        """(I, N) of shard I/N, or None."""
+        """The numbers (I, N) of shard I/N, or None."""
         match = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", str(self.attributes.get("shard", "")))
         return (int(match[1]), int(match[2])) if match and "shard_of" in self.attributes else None
 
     @property
     def changed(self) -> Counter[str]:
-        """How many images were changed while decoding, by kind. Raises FormatError."""
+        """Number of images that were changed while decoding, by kind. Raises FormatError."""
         try:
             return Counter({str(kind): int(count) for kind, count in json.loads(self.attributes["changed"]).items()})
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise FormatError(f"{self.path}: its attribute changed is no JSON of counts; pack it again") from error
 
     def rows(self) -> Iterator[list[np.ndarray] | np.ndarray]:
-        """The rows, a few at a time. Raises DataError after the last when they are not what was written."""
+        """Yield the rows, a few at a time. Raises DataError after the last when they are not what was written."""
         digest = hashlib.sha256()
         for rows in Dataset(self.path, latents=True).pieces():
             add_rows(digest, rows)
@@ -155,7 +155,7 @@ def _short(value: Any) -> str:
 
 
 def in_order(parts: Sequence[Part]) -> tuple[list[Part], str]:
-    """The parts in their order, and a message on it. Raises DataError when shards are missing or foreign."""
+    """Put the parts in order. Returns them and a message on it. Raises DataError when shards are missing or foreign."""
     without = [part.path for part in parts if part.shard is None]
     if len(without) == len(parts):
         return list(parts), "parts without shard numbers, joined in the order given"

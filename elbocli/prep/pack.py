@@ -43,7 +43,7 @@ LONG_LISTING_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Settings:
-    """How to pack. workers: threads (Pillow decodes and resizes without the interpreter lock)."""
+    """Settings of a prep. workers: threads (Pillow decodes and resizes without the interpreter lock)."""
 
     size: int = 64
     crop: str = "center"
@@ -71,7 +71,7 @@ class Settings:
 
     @property
     def decode_options(self) -> DecodeOptions:
-        """How files become squares."""
+        """Settings that decide how files become squares."""
         return DecodeOptions(self.size, self.channels, self.crop, self.background, self.auto_orient, self.fast_decode)
 
     def about(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Settings:
 
 
 def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
-    """A digest of everything that decides the result, file contents excepted."""
+    """Digest everything that decides the result, file contents excepted."""
     about = {**settings.about(), "pillow": PIL.__version__}
     if encoder is not None:
         about["encoder"] = encoder.fingerprint
@@ -237,7 +237,7 @@ def _fill(
             pending.clear()
 
     def save() -> None:
-        """A batch of latents is encoded whole, also after a resume, so that its numbers are the same."""
+        """Make rows safe, unless a batch of latents is incomplete: it is encoded whole, so that its numbers are the same."""
         if not pending:
             writer.append(rows, done, notes.saved())
             rows.clear()

@@ -1,4 +1,4 @@
-"""What is known of samples before the first is drawn."""
+"""Facts about samples that are known before the first is drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_v
 
 @dataclass(frozen=True)
 class SamplesHeader:
-    """What will be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how it was made.
+    """Samples to be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how they are made.
 
     class_names: of all classes, where there are labels.
     """

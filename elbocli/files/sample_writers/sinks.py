@@ -20,7 +20,7 @@ class Sink(Protocol):
 
     @property
     def done(self) -> int:
-        """How many images are safe; for a stream, how many are written."""
+        """Number of images that are safe; for a stream, that are written."""
 
     def put(self, batch: np.ndarray) -> None:
         """Write the images that follow. Raises DataError when the disk is full."""

@@ -61,7 +61,6 @@ def read_statistics(path: Path) -> Statistics:
         KeyError,
         EOFError,
         SyntaxError,
-        NotImplementedError,
         RuntimeError,
         zlib.error,
         zipfile.BadZipFile,

@@ -19,23 +19,20 @@ from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.hashing import add_rows
 from elbocli.images.samples import drawn
 
-OWN = (
-    "format",
-    "version",
-    "count",
-    "digests",
-    "payload_sha256",
-    "contents_sha256",
-    "source_sha256",
-    "skipped",
-    "changed",
-    "shard",
-    "shard_of",
-    "command",
-    "samples",
-    "elbo_version",
-    "pillow_version",
-)
+OWN = {
+    *(
+        "format",
+        "version",
+        "count",
+        "digests",
+        "payload_sha256",
+        "contents_sha256",
+        "source_sha256",
+        "skipped",
+        "changed",
+    ),
+    *("shard", "shard_of", "command", "samples", "elbo_version", "pillow_version"),
+}
 """Attributes in which parts of one dataset may differ; all others say how it was made."""
 
 
@@ -90,19 +87,9 @@ def open_part(path: Path) -> Part:
     if known is not None and data.contents_digest() != known:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     arrays, names = data.contents()
-    return Part(
-        path,
-        data.kind,
-        data.store,
-        data.layout,
-        len(data),
-        sum(map(len, data.block.parts)),
-        data.self_contained,
-        data.attributes,
-        drawn(data.attributes, str(path)),
-        arrays,
-        names,
-    )
+    length, how = sum(map(len, data.block.parts)), drawn(data.attributes, str(path))
+    block = (data.kind, data.store, data.layout, len(data), length, data.self_contained)
+    return Part(path, *block, data.attributes, how, arrays, names)
 
 
 def open_parts(paths: Sequence[Path], out: Path) -> list[Part]:
@@ -125,13 +112,8 @@ def refuse_strangers(parts: Sequence[Part]) -> None:
         described = {key: part.drawn[key] for key in PREPROCESSING if key in part.drawn}
         described |= {key: value for key, value in part.attributes.items() if key not in OWN}
         row = list(part.layout.row) if part.kind != ENCODED else None
-        return {
-            "kind": part.kind,
-            "row": row,
-            **described,
-            "store": part.store,
-            "class_names": part.names.get("class_names", []),
-        }
+        classes = part.names.get("class_names", [])
+        return {"kind": part.kind, "row": row, **described, "store": part.store, "class_names": classes}
 
     first = making(parts[0])
     for part in parts[1:]:

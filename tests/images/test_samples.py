@@ -15,7 +15,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.grid import grid, picture
 from elbocli.files.hashing import rows_sha256
 from elbocli.files.sample_writers import SamplesHeader, open_samples
-from elbocli.files.sample_writers.header import npy_header
+from elbocli.files.sample_writers.npy import npy_header
 from elbocli.images import samples
 from elbocli.images.samples import read_samples, refuse_terminal
 

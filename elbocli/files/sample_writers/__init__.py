@@ -7,7 +7,7 @@ rows that a killed writer goes on with (see `resumable`); what is not rows comes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,21 +16,15 @@ from elbocli.files.atomic import refuse_existing, told
 from elbocli.files.resumable import holding
 from elbocli.files.sample_writers.h5 import H5
 from elbocli.files.sample_writers.header import SamplesHeader
-from elbocli.files.sample_writers.npy import Npy
+from elbocli.files.sample_writers.npy import Npy, StreamSink
 from elbocli.files.sample_writers.npz import Npz
 from elbocli.files.sample_writers.pictures import Folder, Grid
-from elbocli.files.sample_writers.sinks import FileSink, Sink, StreamSink
+from elbocli.files.sample_writers.sinks import FileSink, Sink
 
 __all__ = ["SamplesHeader", "Sink", "open_samples"]
 
 LARGEST_GRID = 10_000
-WRITERS: dict[str, Callable[[Path, SamplesHeader], Any]] = {
-    ".npy": Npy,
-    ".npz": Npz,
-    ".h5": H5,
-    ".png": Grid,
-    "": Folder,
-}
+WRITERS: dict[str, Any] = {".npy": Npy, ".npz": Npz, ".h5": H5, ".png": Grid, "": Folder}
 """By suffix."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ class H5(DatasetWriter):
         self.header = header
         super().__init__(out, plain(header.shape[1:]), header.shape[0], header.identity, True)
 
-    def seal(self) -> Iterator[int]:
+    def seal(self) -> None:
         """Add labels, seeds and attributes, and give the file its name."""
         header = self.header
         # A dataset must have labels: of one class, they tell nothing.
@@ -38,4 +37,3 @@ class H5(DatasetWriter):
                 "samples": header.about_json,
             },
         )
-        yield from ()

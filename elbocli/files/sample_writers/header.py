@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -37,10 +36,3 @@ class SamplesHeader:
     def about_json(self) -> str:
         """`about` as text."""
         return json.dumps(self.about, default=str)
-
-
-def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
-    """The NPY v1 header of a C-ordered array."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
-    return buffer.getvalue()

@@ -15,7 +15,8 @@ import numpy as np
 from elbocli.errors import DataError
 from elbocli.files.dataset_block import IMAGES, SCAN_BYTES, BlockLayout
 from elbocli.files.resumable import Resumable
-from elbocli.files.sample_writers.header import SamplesHeader, npy_header
+from elbocli.files.sample_writers.header import SamplesHeader
+from elbocli.files.sample_writers.npy import npy_header
 
 
 class _Around(io.RawIOBase):
@@ -56,7 +57,7 @@ class Npz(Resumable):
             member.write(npy_header(self.header.shape))
             yield member
 
-    def seal(self) -> Iterator[int]:
+    def seal(self) -> None:
         """Write the archive around the rows and give the file its name."""
         rows, labels = self.block(), self.header.labels
         around = _Around(self._handle, self.offset, self.offset + len(rows))
@@ -76,4 +77,3 @@ class Npz(Resumable):
                     archive.writestr(zipfile.ZipInfo(name), content.getvalue())
         os.ftruncate(self._handle, around.tell())
         self.name()
-        yield from ()

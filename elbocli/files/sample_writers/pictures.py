@@ -43,11 +43,10 @@ class _Pictures(Resumable):
 class Grid(_Pictures):
     """One PNG that shows them all."""
 
-    def seal(self) -> Iterator[int]:
+    def seal(self) -> None:
         """Encode the grid under its name."""
         write_grid(self.out, self.images())
         self.discard()
-        yield from ()
 
 
 class Folder(_Pictures):

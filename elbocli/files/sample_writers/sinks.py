@@ -1,16 +1,16 @@
-"""Where samples go batch by batch: a stream, or a file in the making."""
+"""The one way in which samples are handed over, batch by batch, whatever becomes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.atomic import told
-from elbocli.files.sample_writers.header import SamplesHeader, npy_header
+from elbocli.files.sample_writers.header import SamplesHeader
 
 
 class Sink(Protocol):
@@ -32,37 +32,8 @@ class Sink(Protocol):
         """
 
 
-class StreamSink:
-    """Writes NPY to a binary stream."""
-
-    partial: Path | None = None
-
-    def __init__(self, file: IO[bytes], header: SamplesHeader):
-        self.done, self._header = 0, header
-        file.flush()
-        # Past the buffer, whose lock a thread would hold that waits for a reader when the process ends.
-        self._file: Any = getattr(file, "raw", file)
-        self._write(npy_header(header.shape))
-
-    def _write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        with told(Path("standard output")):
-            while view:
-                view = view[self._file.write(view) :]
-
-    def put(self, batch: np.ndarray) -> None:
-        """See Sink."""
-        self._write(np.ascontiguousarray(batch).data)
-        self.done += len(batch)
-
-    def finish(self) -> Iterator[int]:
-        """See Sink."""
-        _check_count("standard output", self.done, self._header)
-        yield from ()
-
-
 class FileSink:
-    """Writes by one of the writers of files."""
+    """Writes a file by one of the writers; `seal` of a writer adds what is not rows, and names the file."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -79,11 +50,12 @@ class FileSink:
 
     def finish(self) -> Iterator[int]:
         """See Sink."""
-        _check_count(self._file.out, self.done, self._file.header)
+        check_count(self._file.out, self.done, self._file.header)
         with told(self._file.out):
-            yield from self._file.seal()
+            yield from self._file.seal() or ()
 
 
-def _check_count(where: object, came: int, header: SamplesHeader) -> None:
+def check_count(where: object, came: int, header: SamplesHeader) -> None:
+    """Raise DataError when not as many images came as the header says."""
     if came != header.shape[0]:
         raise DataError(f"{where}: {came} images came, {header.shape[0]} were announced")

@@ -161,8 +161,8 @@ LARGEST = (9459, 9459)
     ("mode", "background", "crop", "said"),
     [
         ("RGBA", "white", "center", "alpha blended"),
-        ("I;16", "", "edm", "16-bit scaled"),
-        ("LA", "", "center", "alpha dropped"),
+        pytest.param("I;16", "", "edm", "16-bit scaled", marks=pytest.mark.slow),
+        pytest.param("LA", "", "center", "alpha dropped", marks=pytest.mark.slow),
     ],
 )
 def test_the_largest_images_decoded_at_once_take_less_than_a_gigabyte(

@@ -78,7 +78,7 @@ def _dataset(path: Path) -> Generator[Progress, None, Facts]:
         if name not in data.attributes:
             raise DataError(f"{path}: damaged: its attribute {name} is gone; pack it again")
     if "contents_sha256" not in data.attributes:
-        unverified.append("contents_sha256: not in this file, which an older elbo or another program wrote")
+        unverified.append("contents_sha256: not in this file, which another program wrote")
     elif data.contents_digest() != data.attributes["contents_sha256"]:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     else:

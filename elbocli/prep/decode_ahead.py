@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -55,15 +54,12 @@ def _pack(read: Read, weight: int, how: DecodeOptions, store: str) -> Packed:
 
 def _already(read: Read) -> Read:
     """Read now, and return a function that gives what was read, or raises its error, in another thread."""
+    done: Future[bytes | np.ndarray] = Future()
     try:
-        content = read()
+        done.set_result(read())
     except ElboError as error:
-        return partial(_raise, error)
-    return lambda: content
-
-
-def _raise(error: ElboError) -> bytes:
-    raise error
+        done.set_exception(error)
+    return done.result
 
 
 def packed_in_order(source: Source, start: int, how: DecodeOptions, store: str, workers: int = 0) -> Iterator[Packed]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from elbocli.errors import UsageError
 from elbocli.files.atomic import refuse_existing, told
 from elbocli.files.resumable import holding
@@ -19,13 +21,41 @@ from elbocli.files.sample_writers.header import SamplesHeader
 from elbocli.files.sample_writers.npy import Npy, StreamSink
 from elbocli.files.sample_writers.npz import Npz
 from elbocli.files.sample_writers.pictures import Folder, Grid
-from elbocli.files.sample_writers.sinks import FileSink, Sink
 
 __all__ = ["SamplesHeader", "Sink", "open_samples"]
 
 LARGEST_GRID = 10_000
 WRITERS: dict[str, Any] = {".npy": Npy, ".npz": Npz, ".h5": H5, ".png": Grid, "": Folder}
 """By suffix."""
+
+
+class FileSink:
+    """Writes to a file in the making, `partial`. Its `seal` adds what is not rows, and names it."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.partial: Path | None = file.partial
+
+    @property
+    def done(self) -> int:
+        """Number of images that are safe."""
+        return int(self._file.rows)
+
+    def put(self, batch: np.ndarray) -> None:
+        """Make the next images safe, uint8 [b, H, W, C]. Raises DataError when the disk is full."""
+        self._file.append(batch, self.done + len(batch), {})
+
+    def finish(self) -> Iterator[int]:
+        """Give the file its name. Yields how many images are encoded, where that takes long.
+
+        Raises DataError when fewer came than the header says.
+        """
+        self._file.header.check_count(self._file.out, self.done)
+        with told(self._file.out):
+            yield from self._file.seal() or ()
+
+
+Sink = StreamSink | FileSink
 
 
 @contextlib.contextmanager

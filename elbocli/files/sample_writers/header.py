@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from elbocli.errors import DataError
+
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
 """Keys of `about` that may change before a killed writer's file is gone on with."""
 
@@ -36,3 +38,8 @@ class SamplesHeader:
     def about_json(self) -> str:
         """`about` as text."""
         return json.dumps(self.about, default=str)
+
+    def check_count(self, where: object, came: int) -> None:
+        """Raise DataError when not as many images came as were announced."""
+        if came != self.shape[0]:
+            raise DataError(f"{where}: {came} images came, {self.shape[0]} were announced")

@@ -14,7 +14,6 @@ from elbocli.files.atomic import told
 from elbocli.files.dataset_block import plain
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
-from elbocli.files.sample_writers.sinks import check_count
 
 
 def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
@@ -39,7 +38,7 @@ class Npy(Resumable):
 
 
 class StreamSink:
-    """Writes NPY to a binary stream."""
+    """Writes to a binary stream. done: number of images written."""
 
     partial: Path | None = None
 
@@ -57,11 +56,11 @@ class StreamSink:
                 view = view[self._file.write(view) :]
 
     def put(self, batch: np.ndarray) -> None:
-        """See Sink."""
+        """Write the next images, uint8 [b, H, W, C]. Raises DataError when that fails."""
         self._write(np.ascontiguousarray(batch).data)
         self.done += len(batch)
 
     def finish(self) -> Iterator[int]:
-        """See Sink."""
-        check_count("standard output", self.done, self._header)
+        """Raise DataError when fewer images came than the header says."""
+        self._header.check_count("standard output", self.done)
         yield from ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL import Image
 from elbocli.errors import DataError
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays
-from elbocli.images.archives import Entry, is_tar, list_folder, list_tar, list_zip, unpacker
+from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip, unpacker
 from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
@@ -27,7 +27,6 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
 """Formats that Pillow knows by name only, or reads by another program."""
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
-Complain = Callable[[str], None]
 
 
 @dataclass

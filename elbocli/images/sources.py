@@ -15,9 +15,8 @@ import numpy as np
 
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, UsageError
-from elbocli.images.archives import printable
+from elbocli.images.archives import Complain, printable
 from elbocli.images.class_layouts import (
-    Complain,
     Listing,
     is_picture,
     left_out,

@@ -6,7 +6,6 @@ in .json). The latter is a weighting too: the loss of what its network predicts,
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from functools import partial
@@ -118,11 +117,6 @@ def resolve_weighting(
     return parse_weighting(
         text, shift=shift, monotone=monotone, given=given, schedule=partial(resolve_schedule, size=size)
     )
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, so that a setting is what the file said, not what it is called."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def finite(value: float) -> float | None:

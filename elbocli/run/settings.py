@@ -20,8 +20,9 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.dataset_block import LATENTS
+from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.schedule_file import digest, resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.runtime.device import PRECISIONS
@@ -220,7 +221,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
         raise FormatError(f"preset {name}: {error}") from error
     _check(settings)
     network = _network(preset, given, dataset)
-    files = {str(each.file): digest(each.file) for each in (schedule, weighting) if each and each.file}
+    files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting) if each and each.file}
     return Resolved(settings, network, dataset.identity(), files, notes)
 
 

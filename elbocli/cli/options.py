@@ -13,8 +13,8 @@ from elbocli.cli.types import Named
 from elbocli.run.setting_type import PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
-WEIGHTING = Named("elbocli.core.weighting.WEIGHTINGS")
-SCHEDULE = Named("elbocli.core.schedule.SCHEDULES")
+WEIGHTING = Named("elbocli.core.weighting_curves.WEIGHTINGS")
+SCHEDULE = Named("elbocli.core.schedule_curves.SCHEDULES")
 
 
 def common(function: F) -> F:

@@ -181,7 +181,7 @@ class _Gatherer:
         objective = Objective(s)
         weighting, schedule = objective.weighting, objective.schedule
         low, high = max(s.logsnr_min, weighting.support[0]), min(s.logsnr_max, weighting.support[1])
-        terms = [*weighting_terms(weighting), schedule_term(s, schedule), prediction_term(objective)]
+        terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
         rising = weighting.rising(low, high)
         verdict = weighting.verdict(low, high) + (MULTISCALE if s.multiscale else "")
         return ObjectiveFacts(weighting, schedule, s.logsnr_min, s.logsnr_max, rising, verdict, terms)

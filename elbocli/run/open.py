@@ -18,9 +18,8 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
-from elbocli.files.schedule_file import digest, file_in
-from elbocli.nn.blocks import Network
-from elbocli.nn.networks import build, config_of, place
+from elbocli.files.hashing import file_sha256
+from elbocli.nn.networks import Network, build, config_of, place
 from elbocli.run.objective import Objective
 from elbocli.run.settings import run_settings, trained_as
 from elbocli.run.train_settings import TrainSettings
@@ -68,8 +67,8 @@ class TrainedRun:
             except (KeyError, TypeError, RuntimeError) as error:
                 raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
             return online.schedule(self.objective.weighting, self.settings.floor)
-        file = file_in(self.settings.schedule)
-        if file is not None and self.files.get(str(file)) not in (None, digest(file)):
+        file = fixed.file
+        if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
         return fixed
 

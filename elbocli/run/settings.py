@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,14 +12,15 @@ from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, check_range
+from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.dataset_block import LATENTS
+from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.schedule_file import digest, file_in, resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
-from elbocli.nn.presets import choose_preset, load_preset
-from elbocli.nn.unet import UNetConfig
+from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.setting_type import KINDS
 from elbocli.run.train_settings import ADAPTIVE, KIND, SETTINGS, TrainSettings
@@ -87,8 +88,8 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     notes: list[str] = []
     name = str(given["preset"]) if "preset" in given else _choose(dataset, notes)
     preset = load_preset(name)
-    _check_data(preset, name, dataset)
-    train = dict(preset["train"])
+    _check_data(preset, dataset)
+    train = dict(preset.train)
     known = [key for key, setting in SETTINGS.items() if setting.in_presets]
     unknown = [key for key in train if key not in known]
     if unknown:
@@ -106,10 +107,10 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     bias = {"bias": given["bias"]} if "bias" in given else None
     weighting = resolve_weighting(spec, shift=shift, monotone=monotone, given=bias, size=size)
     schedule = _schedule(values, given, notes, size)
-    files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
+    files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting) if each and each.file}
     settings = TrainSettings(**{**values, "weighting": weighting.spec, **_averages(values)})
     objective = Objective(settings, weighting=weighting, schedule=schedule)
-    network = _network(preset, given, dataset, name)
+    network = _network(preset, given, dataset)
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
 
 
@@ -121,12 +122,12 @@ def _choose(dataset: Data, notes: list[str]) -> str:
     return name
 
 
-def _check_data(preset: dict[str, Any], name: str, dataset: Data) -> None:
+def _check_data(preset: Preset, dataset: Data) -> None:
     """Raise UsageError for a preset of latents on pixels, of which one image would fill a device's memory."""
-    made_for = {**preset.get("about", {}), **preset.get("data", {})}
-    if made_for.get("kind") == LATENTS and dataset.kind != LATENTS:
+    latents = any(said.latents for said in (preset.about, preset.data) if said)
+    if latents and dataset.kind != LATENTS:
         raise UsageError(
-            f"--preset {name} is for latents, and {dataset.path} holds pixels; leave it out, or pack latents with "
+            f"--preset {preset.name} is for latents, and {dataset.path} holds pixels; leave it out, or pack latents with "
             "'elbo prep --latents'"
         )
 
@@ -155,7 +156,7 @@ def _schedule(values: dict[str, Any], given: dict[str, Any], notes: list[str], s
     if spec == ADAPTIVE:
         check_range(low, high)
     else:
-        if file_in(spec) is not None and "logsnr_min" not in given and "logsnr_max" not in given:
+        if spec.partition(":")[0] not in SCHEDULES and "logsnr_min" not in given and "logsnr_max" not in given:
             schedule = resolve_schedule(spec)
             low, high = schedule.logsnr_min, schedule.logsnr_max
             notes.append(f"logsnr from {low:g} to {high:g}, as in {spec}")
@@ -177,17 +178,13 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
     return {"ema": specs, "snapshot_every": every}
 
 
-def _network(preset: dict[str, Any], given: dict[str, Any], dataset: Data, name: str) -> NetworkConfig:
-    """The preset's network for this dataset. Its attention stays as many halvings down as at the size that it was made for."""
-    size = dataset.image_size
+def _network(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkConfig:
+    """The preset's network for this dataset."""
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
-    section = {**preset["network"], **({"dropout": given["dropout"]} if "dropout" in given else {})}
-    fits = {"image_size": size, "image_channels": dataset.channels, "num_classes": classes}
-    config = config_of({**section, **fits}, f"preset {name}")
-    if not isinstance(config, UNetConfig):
-        return config
-    made_for = preset.get("data", {}).get("image_size", size)
-    return replace(config, attention=tuple(side * size // made_for for side in config.attention))
+    section = {**preset.network, **({"dropout": given["dropout"]} if "dropout" in given else {})}
+    made_for = preset.data.image_size if preset.data else dataset.image_size
+    fits = {"image_size": made_for, "image_channels": dataset.channels, "num_classes": classes}
+    return config_of({**section, **fits}, f"preset {preset.name}").for_size(dataset.image_size)
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -69,7 +69,7 @@ class TrainSettings:
         more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
         "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
         "diffusers scheduler_config.json.",
-        names="elbocli.core.weighting.WEIGHTINGS",
+        names="elbocli.core.weighting_curves.WEIGHTINGS",
         metavar="SPEC",
     )
     bias: float | None = setting(
@@ -119,7 +119,7 @@ class TrainSettings:
         more="FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
         "unless given.",
         shown="",
-        names="elbocli.core.schedule.SCHEDULES",
+        names="elbocli.core.schedule_curves.SCHEDULES",
         words=(ADAPTIVE,),
         metavar="SPEC",
     )

@@ -26,7 +26,7 @@ GROUPS = {
 @click.option("-n", "--n", "n", type=Count(1, 10**9), default=64, show_default=True, help="How many images.")
 @click.option(
     "--sampler",
-    type=Named("elbocli.core.samplers.walk.SAMPLERS"),
+    type=Named("elbocli.core.samplers.SAMPLERS"),
     metavar="SPEC",
     default="ddpm",
     show_default=True,

@@ -20,7 +20,7 @@ from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule
 from elbocli.files.latents import LatentSpace
-from elbocli.files.sample_writer import SamplesHeader, Sink, open_samples
+from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
@@ -42,8 +42,7 @@ class SampleSettings:
     under.
 
     weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
-    itself. autoencoder: folder of the one that decodes latents; None is the one they were
-    made with.
+    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with.
     """
 
     n: int = 64
@@ -90,7 +89,7 @@ def draw(
         return denoiser(z, logsnr)
 
     with Noise(settings.seed, indices, shape, len(grid) - 1, device) as noise, autocast(device, settings.precision):
-        x = walk(settings.sampler.spec, {}, noise(), grid, watched, noise)
+        x = walk(settings.sampler, noise(), grid, watched, noise)
     return output.pixels(x)
 
 

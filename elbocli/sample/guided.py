@@ -53,7 +53,7 @@ class GuidedRun:
         rehearsal = replace(self, trained=replace(self.trained, network=idle), guide=guide)
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
-        walk(sampler.spec, {}, z, grid, denoiser, lambda: z)
+        walk(sampler, z, grid, denoiser, lambda: z)
         return denoiser.evaluations
 
     @property

@@ -16,11 +16,11 @@ from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option
 from elbocli.cli.types import PATH, Count, Number, imported
 
 REGISTRIES = {
-    "weightings": "elbocli.core.weighting.WEIGHTINGS",
-    "schedules": "elbocli.core.schedule.SCHEDULES",
+    "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
+    "schedules": "elbocli.core.schedule_curves.SCHEDULES",
     "predictions": "elbocli.core.prediction.PREDICTIONS",
     "factors": "elbocli.core.foreign_loss.FACTORS",
-    "samplers": "elbocli.core.samplers.walk.SAMPLERS",
+    "samplers": "elbocli.core.samplers.SAMPLERS",
     "clips": "elbocli.core.clipping.CLIPS",
     "criteria": "elbocli.core.criteria.CRITERIA",
     "averages": "elbocli.core.averages.AVERAGES",
@@ -76,7 +76,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 def _row(declared: Any) -> dict[str, Any]:
     from elbocli.core.samplers import SamplerTraits
-    from elbocli.core.weighting import WeightingTraits
+    from elbocli.core.weighting_curves import WeightingTraits
 
     traits = declared.traits
     monotone = {"monotone": "yes" if traits.monotone else "no"} if isinstance(traits, WeightingTraits) else {}
@@ -203,8 +203,10 @@ def plot(
     to a constant share a line. p_w, over the largest w, is a distribution when w never rises; what is left of it at the
     largest logsnr is a point mass.
     """
-    from elbocli.core.schedule import SCHEDULES, check_range
-    from elbocli.core.weighting import WEIGHTINGS, Weighting
+    from elbocli.core.schedule import check_range
+    from elbocli.core.schedule_curves import SCHEDULES
+    from elbocli.core.weighting import ScheduleDensity, Weighting
+    from elbocli.core.weighting_curves import WEIGHTINGS
     from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 
     check_range(low, high)
@@ -216,7 +218,7 @@ def plot(
         from elbocli.weights.plot import text_plot
 
         blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
-        drawn = [*chosen, *(Weighting.of_schedule(schedule) for schedule in densities)]
+        drawn = [*chosen, *(Weighting(ScheduleDensity(schedule)) for schedule in densities)]
         for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
             click.echo(line)
         return

@@ -119,7 +119,7 @@ def test_a_parameter_of_a_weighting_shadows_no_option(digits: Path, tmp_path: Pa
     """Such as `lr`, of one that is declared before the command is."""
     code = f"""
 import sys
-from elbocli.core.weighting import weighting
+from elbocli.core.weighting_curves import weighting
 
 @weighting("mine", formula="lr", monotone=True, source="this test", lr=1.0)
 def mine(logsnr, lr):

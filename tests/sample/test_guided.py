@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from sample_settings import sample_settings
+from typed_settings import typed
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.guidance import Guidance
@@ -30,9 +30,7 @@ Make = Callable[..., Path]
 
 def drawn(run: Path, out: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any], str]:
     """Images, what they say of themselves, and the last message."""
-    reports = list(
-        sample.run(run, out, sample_settings(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how}))
-    )
+    reports = list(sample.run(run, out, typed(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how})))
     with h5py.File(out) as file:
         return file["images"][()], json.loads(str(file.attrs["samples"])), reports[-1].message
 
@@ -72,7 +70,7 @@ def weak(make: Make) -> Path:
 def test_samples_say_how_often_networks_were_called(
     how: dict[str, Any], calls: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elbocli.nn.unet import UNet
+    from elbocli.nn.networks.unet import UNet
 
     seen, forward = [], UNet.forward
     monkeypatch.setattr(UNet, "forward", lambda *given: seen.append(1) or forward(*given))

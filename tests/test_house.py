@@ -20,7 +20,7 @@ BELOW = {
     "images": {"errors", "core", "runtime", "files"},
     "nn": {"errors", "core", "runtime", "files"},
     "run": {"errors", "core", "runtime", "files", "images", "nn"},
-    "cli": {"errors", "core", "runtime", "files", "nn"},
+    "cli": {"errors", "core", "runtime", "files", "nn", "run"},
     **{command: {"errors", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS},
 }
 """What each room may import besides itself: only what lies below it."""

@@ -78,7 +78,7 @@ class Gradients:
         seed = Stream(probe.settings.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch, probe.settings.precision
         self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
-        resolved = Resolved(self.settings, probe.trained.network.config, {}, {}, [])
+        resolved = Resolved(self.settings, probe.trained.network.config, {}, {}, [], probe.trained.objective)
         self.losses = StepLosses(probe.dataset, resolved, probe.trained.prediction, probe.device)
         self.network = probe.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())

@@ -27,8 +27,10 @@ from elbocli.report.results import Result, read_result, results_in
 from elbocli.report.terms import Term, prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import Thumbnails
 from elbocli.run.folder import read_status
+from elbocli.run.objective import Objective
 from elbocli.run.open import empty_network
-from elbocli.run.settings import TrainSettings, run_settings
+from elbocli.run.settings import run_settings
+from elbocli.run.train_settings import TrainSettings
 
 T = TypeVar("T")
 DIGITS = 6
@@ -115,7 +117,7 @@ class RunFacts:
                 "logsnr": [told.low, told.high],
                 "terms": [asdict(term) for term in told.terms],
             },
-            "settings": asdict(self.settings),
+            "settings": self.settings.stored(),
             "data": self.data,
             "network": self.network,
             "environment": self.environment,
@@ -176,9 +178,10 @@ class _Gatherer:
 
     def objective(self) -> ObjectiveFacts:
         s = self.settings
-        weighting, schedule = s.weighting_object(), s.schedule_object()
+        objective = Objective(s)
+        weighting, schedule = objective.weighting, objective.schedule
         low, high = max(s.logsnr_min, weighting.support[0]), min(s.logsnr_max, weighting.support[1])
-        terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(s)]
+        terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
         rising = weighting.rising(low, high)
         verdict = weighting.verdict(low, high) + (MULTISCALE if s.multiscale else "")
         return ObjectiveFacts(weighting, schedule, s.logsnr_min, s.logsnr_max, rising, verdict, terms)

@@ -10,7 +10,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
-from elbocli.run.settings import TrainSettings
+from elbocli.run.train_settings import TrainSettings
 
 LEAST = 2
 """A standard error needs two images."""

@@ -13,7 +13,8 @@ from elbocli.core.adaptive import BINS
 from elbocli.errors import UsageError
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.networks import NetworkConfig, build, count_parameters, declaration_of
-from elbocli.run.settings import PARALLELS, Resolved
+from elbocli.run.settings import Resolved
+from elbocli.run.train_settings import PARALLELS
 from elbocli.runtime.device import PRECISIONS, choose_device
 from elbocli.train.memory import StepMemory, measure_step
 
@@ -197,7 +198,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
         },
         **({"latents": {key: resolved.data[key] for key in SHOWN}} if SHOWN[0] in resolved.data else {}),
         "weighting": settings.weighting,
-        "verdict": settings.weighting_object().verdict(settings.logsnr_min, settings.logsnr_max),
+        "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
         "schedule": settings.schedule,
         "prediction": settings.prediction,
         "logsnr": [settings.logsnr_min, settings.logsnr_max],

@@ -65,9 +65,9 @@ class Trainer:
             fused=True,
         )
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
-        self.ema = Averages(settings.ema, self.live)
+        self.ema = Averages(resolved.objective.averages, self.live)
         self.guard = Guard(world, settings.clip, settings.on_nonfinite == "skip", settings.precision == "fp16")
-        self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
+        self.weighting, self.prediction = resolved.objective.weighting, resolved.objective.prediction
         share = math.ceil(settings.batch / world.size)
         precision = autocast(self.device, settings.precision)
         most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, precision)
@@ -77,7 +77,7 @@ class Trainer:
         self.edges = bin_edges(low, high)
         self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
-        fixed = settings.schedule_object()
+        fixed = resolved.objective.schedule
         self.online = AdaptiveSchedule(self.edges) if fixed is None else None
         self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
         self.steps_done = 0

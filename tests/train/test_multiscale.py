@@ -29,7 +29,7 @@ def test_the_loss_of_training_and_validation_changes_and_the_error_does_not(
     for multiscale in (False, True):
         options = {"preset": str(preset), "multiscale": multiscale, "prediction": "eps", "val_split": 8}
         resolved = settings.resolve(options, data)
-        w, s = resolved.settings.weighting_object(), resolved.settings.schedule_object()
+        w, s = resolved.objective.weighting, resolved.objective.schedule
         held = open_held_out(resolved.settings, data, True)
         assert s is not None and held is not None
         steps = StepLosses(data, resolved, Prediction("eps"), cpu)

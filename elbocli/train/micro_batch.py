@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from elbocli.errors import DataError
+from elbocli.errors import DataError, UsageError
 from elbocli.nn.networks import NetworkConfig
 from elbocli.runtime.processes import World
 
@@ -19,6 +21,22 @@ if TYPE_CHECKING:
 
 MARGIN = 0.92
 """Of what is free: allocators leave gaps."""
+
+
+def split(world: World, batch: int, most: int) -> list[range]:
+    """Places in a batch that this process works on, in as many parts as in any other, none above `most`.
+
+    Raises UsageError when there are more processes than images.
+    """
+    parts = math.ceil(math.ceil(batch / world.size) / most)
+    mine = world.share(batch)
+    if batch // world.size < parts:
+        raise UsageError(
+            f"a batch of {batch} images can't be shared by {world.size} processes in {parts} parts each; "
+            "raise --batch or --micro-batch, or start fewer"
+        )
+    cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def largest(used: Callable[[int], int], share: int, free: int) -> int:

@@ -14,7 +14,7 @@ from compare import Row
 from elbocli.files import checkpoint as store
 from elbocli.run.settings import resolve
 from elbocli.train.saver import Saver
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 ROUNDS = 15
 
@@ -34,10 +34,10 @@ def rows() -> Iterator[Row]:
             ("U-Net, small64", {"preset": "small64", "batch": 32}),
             ("U-ViT, small32-uvit", {"preset": "small32-uvit", "batch": 32}),
         ):
-            trainer, saver = Trainer(resolve({**options, "device": "cpu"}, dataset), dataset), Saver()
+            trainer, saver = TrainState(resolve({**options, "device": "cpu"}, dataset), dataset), Saver()
             step = step_of(trainer)
 
-            def save(trainer: Trainer = trainer, saver: Saver = saver) -> None:
+            def save(trainer: TrainState = trainer, saver: Saver = saver) -> None:
                 weights, state = trainer.snapshot()
                 about, done = {"images": 0, "log_bytes": {}}, trainer.steps_done
                 saver.start(lambda: store.save(Path(temporary) / "run", done, weights, state, about))

@@ -25,14 +25,15 @@ def work(world):
     torch.set_num_threads(int(threads))
     from elbocli.files.dataset import Dataset
     from elbocli.run.settings import resolve
-    from elbocli.train.trainer import Trainer
+    from elbocli.train.state import TrainState
+from elbocli.train.step import update
     dataset = Dataset(Path(data))
     resolved = resolve({{"preset": preset, "batch": int(batch), "device": "cpu", "parallel": parallel}}, dataset)
-    trainer = Trainer(resolved, dataset, world)
+    trainer = TrainState(resolved, dataset, world)
     def step():
-        trainer.prepare()
+        trainer.batches.ready(trainer.steps_done)
         world.most([0, 0])
-        trainer.step()
+        update(trainer)
     for _ in range(10):
         step()
     begun = time.perf_counter()

@@ -31,7 +31,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.main import share_cores
 from elbocli.prep import pack as prep
 from elbocli.run.settings import resolve
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 MAKE_DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "make_digits.py"
 REFERENCE = "cosine"
@@ -56,7 +57,7 @@ class Validation:
     fitted to errors that go like sigmoid(λ/2). Importance weights make up for it.
     """
 
-    def __init__(self, dataset: Dataset, trainer: Trainer, draws: int, batch: int = 512):
+    def __init__(self, dataset: Dataset, trainer: TrainState, draws: int, batch: int = 512):
         self.batch, settings, count = batch, trainer.settings, draws * len(dataset)
         edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
         mean = (0.25 * (edges[1:] + edges[:-1])).sigmoid()
@@ -67,10 +68,10 @@ class Validation:
         rows = np.tile(np.arange(len(dataset)), draws)
         self.x = torch.from_numpy(dataset.batch(rows)).permute(0, 3, 1, 2).float() / 127.5 - 1
         self.eps = Stream(0, "validation noise").normal(range(count), self.x.shape[1:])
-        self.labels = torch.from_numpy(dataset.labels[rows]) if trainer.losses.examples.conditional else None
+        self.labels = torch.from_numpy(dataset.labels[rows]) if trainer.batches.conditional else None
 
     @torch.no_grad()
-    def loss(self, trainer: Trainer) -> float:
+    def loss(self, trainer: TrainState) -> float:
         """Nats per dimension."""
         network, total = trainer.network.eval(), 0.0
 
@@ -89,11 +90,11 @@ class Validation:
 def train(data: Path, settings: dict[str, Any], every: int, draws: int, say: Callable[[str], None]) -> Curve:
     """(step, validation loss) every `every` steps, the first after none; as `elbo train` trains."""
     dataset = Dataset(data / "train.h5")
-    trainer = Trainer(resolve(settings, dataset), dataset)
+    trainer = TrainState(resolve(settings, dataset), dataset)
     validation = Validation(Dataset(data / "test.h5"), trainer, draws)
     curve, begin = [(0, validation.loss(trainer))], time.monotonic()
     while trainer.steps_done < settings["steps"]:
-        trainer.step()
+        update(trainer)
         if trainer.steps_done % trainer.settings.log_every == 0:
             trainer.interval()
         if trainer.steps_done % every == 0 or trainer.steps_done == settings["steps"]:

@@ -16,9 +16,10 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
 from elbocli.run.settings import resolve
-from elbocli.runtime.prefetch import Ahead
+from elbocli.runtime.background import Ahead
 from elbocli.train import batches as module
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 
 def threads() -> int:
@@ -111,10 +112,10 @@ def test_batches_and_losses_are_the_same_bits_from_every_store_ahead_or_not(
         resolved = settings(dataset, preset)
         examples = module.Batches(dataset, resolved, torch.device("cpu"))
         batches = [examples.at(step) for step in order]
-        trainer = Trainer(resolved, dataset)
+        trainer = TrainState(resolved, dataset)
         losses = []
         for _ in range(5):
-            trainer.step()
+            update(trainer)
             losses.append(float(trainer.totals[0]))
         return batches, losses
 

@@ -22,7 +22,7 @@ from elbocli.run.open import open_run
 from elbocli.sample import draw as sample
 from elbocli.sample.draw import SampleSettings
 from elbocli.train import loop
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 CPU = torch.device("cpu")
 Make = Callable[..., Path]
@@ -108,7 +108,7 @@ def test_a_run_that_adapts_lends_the_schedule_it_had_at_the_checkpoint(
     dataset, run = Dataset(digits), tmp_path / "run"
     resolved = settings.resolve({"preset": str(preset), "steps": 20, "schedule": "adaptive", "device": "cpu"}, dataset)
     list(loop.run(dataset, run, resolved))
-    opened, trainer = open_run(run, CPU, pytest.fail), Trainer(resolved, dataset)
+    opened, trainer = open_run(run, CPU, pytest.fail), TrainState(resolved, dataset)
     uniform = time_grid(trainer.schedule, 9)
     trainer.restore(opened.checkpoint)
     assert time_grid(opened.schedule(), 9) == time_grid(trainer.schedule, 9) != uniform

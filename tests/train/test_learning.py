@@ -20,7 +20,8 @@ from elbocli.run.settings import resolve
 from elbocli.sample.decode import open_decoder
 from elbocli.sample.draw import SampleSettings as SampleSettings
 from elbocli.sample.draw import draw
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 CPU = torch.device("cpu")
 
@@ -48,11 +49,11 @@ def packed(folder: Path, size: int, stride: int) -> Dataset:
     return Dataset(folder / "data.h5")
 
 
-def losses(trainer: Trainer, steps: int, interval: int) -> list[float]:
+def losses(trainer: TrainState, steps: int, interval: int) -> list[float]:
     """The mean loss of each interval of a training."""
     found = []
     for step in range(1, steps + 1):
-        trainer.step()
+        update(trainer)
         if step % interval == 0:
             found.append(trainer.interval()[1])
     return found
@@ -65,7 +66,7 @@ def test_a_uvit_behind_two_wavelet_levels_learns_photographs(tmp_path):
         "train: {logsnr_min: -12, logsnr_max: 12, batch: 16, lr: 3.0e-3, warmup: 10, ema: 0.99}\n"
     )
     dataset = packed(tmp_path, 32, 64)
-    trainer = Trainer(resolve({"preset": str(preset), "device": "cpu"}, dataset), dataset)
+    trainer = TrainState(resolve({"preset": str(preset), "device": "cpu"}, dataset), dataset)
     first, *_, last = losses(trainer, 150, 25)
     assert first > 0.8
     assert last < 0.62
@@ -84,7 +85,7 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.square(a - b).sum() + np.trace(s + t) - 2 * root.real.sum())
 
 
-def samples(trainer: Trainer, count: int) -> np.ndarray:
+def samples(trainer: TrainState, count: int) -> np.ndarray:
     """Drawn by the network as it is, in eval mode."""
     network, settings = trainer.network.eval(), trainer.settings
     config = network.config
@@ -111,7 +112,7 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
 def test_a_small_preset_learns_as_it_is(tmp_path, name, size, loss, nearer):
     """loss: below which the last tenth of training lies. nearer: distance to the data, as a share of the untrained's."""
     dataset = packed(tmp_path, size, 24)
-    trainer = Trainer(resolve({"preset": name, "device": "cpu"}, dataset), dataset)
+    trainer = TrainState(resolve({"preset": name, "device": "cpu"}, dataset), dataset)
     real = dataset.batch(np.arange(len(dataset)))
     before = frechet(samples(trainer, 200), real)
     steps = trainer.settings.steps

@@ -21,7 +21,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.train import loop
 from elbocli.train.batches import Batches
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 KILLER = Path(__file__).parent / "kill_and_resume.py"
 
@@ -110,12 +111,12 @@ def test_stopping_between_log_lines_changes_nothing(digits: Path, preset: Path, 
 
 def test_what_is_to_be_saved_is_not_touched_by_later_steps(digits: Path, preset: Path) -> None:
     """It is written by a thread, while training goes on."""
-    trainer = Trainer(small(digits, preset, schedule="adaptive", on_nonfinite="skip"), Dataset(digits))
-    trainer.step()
+    trainer = TrainState(small(digits, preset, schedule="adaptive", on_nonfinite="skip"), Dataset(digits))
+    update(trainer)
     taken = trainer.snapshot()
     before = pickle.dumps(taken)
     for _ in range(2):
-        trainer.step()
+        update(trainer)
         trainer.interval()
     assert pickle.dumps(taken) == before
 
@@ -166,13 +167,13 @@ def test_a_folder_that_is_no_run_is_left_alone(digits: Path, preset: Path, tmp_p
 
 
 def test_a_loss_that_is_not_finite_names_its_logsnr_and_image_before_the_update(digits: Path, preset: Path) -> None:
-    trainer = Trainer(small(digits, preset), Dataset(digits))
-    trainer.step()
+    trainer = TrainState(small(digits, preset), Dataset(digits))
+    update(trainer)
     with torch.no_grad():
         trainer.network.last.bias.fill_(3e38)
     before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
     for _ in range(3):
-        trainer.step()
+        update(trainer)
     with pytest.raises(NonFiniteError, match=r"step 2: loss (inf|nan) at logsnr -?\d") as caught:
         trainer.check()
     assert caught.value.exit_code == 4
@@ -181,10 +182,10 @@ def test_a_loss_that_is_not_finite_names_its_logsnr_and_image_before_the_update(
 
 
 def test_one_interval_of_the_log_sums_what_every_example_gave(digits: Path, preset: Path) -> None:
-    trainer = Trainer(small(digits, preset), Dataset(digits))
+    trainer = TrainState(small(digits, preset), Dataset(digits))
     for _ in range(5):
-        trainer.step()
-    sums, loss, norm = trainer.interval()
+        update(trainer)
+    sums, loss, norm, _ = trainer.interval()
     assert int(sums[0].sum()) == 5 * 16
     assert loss > 0 and norm > 0
     assert trainer.interval()[0].sum() == 0
@@ -225,10 +226,10 @@ def test_pixels_arrive_in_minus_one_to_one(digits: Path, preset: Path) -> None:
 
 
 def test_an_adaptive_schedule_moves_towards_weighting_times_error(digits: Path, preset: Path) -> None:
-    trainer = Trainer(small(digits, preset, schedule="adaptive", batch=64, log_every=5), Dataset(digits))
+    trainer = TrainState(small(digits, preset, schedule="adaptive", batch=64, log_every=5), Dataset(digits))
     start = trainer.schedule
     for step in range(60):
-        trainer.step()
+        update(trainer)
         if step % 5 == 4:
             trainer.interval()
     assert trainer.online is not None
@@ -273,16 +274,16 @@ def test_the_same_weighting_on_two_schedules_learns_the_same_error_at_every_logs
             {"preset": "digits", "weighting": "edm-monotonic", "schedule": schedule, "steps": 800, "preview_every": 0},
             Dataset(digits),
         )
-        trainer = Trainer(resolved, Dataset(digits))
+        trainer = TrainState(resolved, Dataset(digits))
         for _ in range(800):
-            trainer.step()
+            update(trainer)
         trainer.network.load_state_dict(trainer.ema[0].tensors)
         curves.append(error_curve(trainer))
     ratio = np.array(curves[0]) / np.array(curves[1])
     assert np.all(np.abs(np.log(ratio)) < 0.15), ratio
 
 
-def error_curve(trainer: Trainer) -> list[float]:
+def error_curve(trainer: TrainState) -> list[float]:
     """ε error at seven λ, the same draws for every trainer."""
     curve = []
     data = trainer.dataset

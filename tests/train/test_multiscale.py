@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from elbocli.train.losses import StepLosses
 
 from elbocli.core.multiscale import multiscale_error
 from elbocli.core.prediction import Prediction
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.train.held_out import open_held_out
-from elbocli.train.losses import StepLosses
 from elbocli.train.validate import BITS, LOSS, Validation
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from elbocli.train.losses import StepLosses
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import ALL, Measurement
@@ -22,7 +23,6 @@ from elbocli.run import settings
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.train.batches import Batches
 from elbocli.train.held_out import HeldOut, open_held_out
-from elbocli.train.losses import StepLosses
 from elbocli.train.validate import DRAWS, Validation
 
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ def rows() -> Iterator[Row]:
         presets = [("imagenet64", 64)] if cuda else [("small64", 32), ("small32-uvit", 32)]
         for preset, batch in presets:
 
-            def trainer(preset: str = preset, batch: int = batch, **way: object) -> TrainState:
+            def state(preset: str = preset, batch: int = batch, **way: object) -> TrainState:
                 return TrainState(
                     resolve({"preset": preset, "batch": batch, "device": device, **way}, dataset), dataset
                 )
@@ -35,7 +35,7 @@ def rows() -> Iterator[Row]:
                 step = step_of(one)
                 return (lambda: (step(), torch.cuda.synchronize())) if cuda else step
 
-            plain = job(trainer())
+            plain = job(state())
             for way in WAYS:
                 name = f"{where}, {preset}: {' '.join(map(str, way.values())).replace('True', 'compiled')} / fp32"
-                yield compare(name, job(trainer(**way)), plain, None, rounds=20)  # type: ignore[arg-type]
+                yield compare(name, job(state(**way)), plain, None, rounds=20)  # type: ignore[arg-type]

@@ -26,14 +26,14 @@ def work(world):
     from elbocli.files.dataset import Dataset
     from elbocli.run.settings import resolve
     from elbocli.train.state import TrainState
-from elbocli.train.step import update
+    from elbocli.train.step import update
     dataset = Dataset(Path(data))
     resolved = resolve({{"preset": preset, "batch": int(batch), "device": "cpu", "parallel": parallel}}, dataset)
-    trainer = TrainState(resolved, dataset, world)
+    state = TrainState(resolved, dataset, world)
     def step():
-        trainer.batches.ready(trainer.steps_done)
+        state.batches.ready(state.steps_done)
         world.most([0, 0])
-        update(trainer)
+        update(state)
     for _ in range(10):
         step()
     begun = time.perf_counter()

@@ -65,13 +65,13 @@ class Bare:
         self.optimizer.zero_grad()
 
 
-def step_of(trainer: TrainState) -> Callable[[], None]:
+def step_of(state: TrainState) -> Callable[[], None]:
     """All that the loop does for a step between two lines of the log."""
 
     def step() -> None:
-        trainer.batches.ready(trainer.steps_done)
-        trainer.world.most([0, 0])
-        update(trainer)
+        state.batches.ready(state.steps_done)
+        state.world.most([0, 0])
+        update(state)
 
     return step
 
@@ -89,8 +89,6 @@ def rows() -> Iterator[Row]:
             resolved: Any = resolve({**options, "device": "cpu"}, dataset)
             if options["preset"] == "cifar":
                 resolved = replace(resolved, network=SMALL32)
-            trainer = TrainState(resolved, dataset)
+            state = TrainState(resolved, dataset)
             bare = Bare(dataset, resolved.network, resolved.settings.batch)
-            yield compare(
-                f"train step, {name} / bare loop", step_of(trainer), bare.step, BOUND, rounds=rounds, warm_up=8
-            )
+            yield compare(f"train step, {name} / bare loop", step_of(state), bare.step, BOUND, rounds=rounds, warm_up=8)

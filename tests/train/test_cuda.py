@@ -16,7 +16,7 @@ from elbocli.train.step import update
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def trainer(dataset: Path, preset: Path, **options: object) -> TrainState:
+def state(dataset: Path, preset: Path, **options: object) -> TrainState:
     return TrainState(
         settings.resolve({"preset": str(preset), "dropout": 0.0, **options}, Dataset(dataset)), Dataset(dataset)
     )
@@ -26,7 +26,7 @@ def test_first_steps_agree_with_the_cpu(digits: Path, preset: Path) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     curves = []
     for device in ("cpu", "cuda"):
-        one = trainer(digits, preset, device=device)
+        one = state(digits, preset, device=device)
         for _ in range(5):
             update(one)
         sums, loss, _, _ = one.interval()

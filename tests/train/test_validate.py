@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from elbocli.train.losses import StepLosses
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import ALL, Measurement
@@ -23,6 +22,7 @@ from elbocli.run import settings
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.train.batches import Batches
 from elbocli.train.held_out import HeldOut, open_held_out
+from elbocli.train.step import step_losses
 from elbocli.train.validate import DRAWS, Validation
 
 CPU = torch.device("cpu")
@@ -157,11 +157,11 @@ def test_the_weighted_loss_is_what_training_would_say_of_these_images(
     options = {"preset": str(preset), "weighting": weighting, "batch": 300, "label_dropout": 0.0, "dropout": 0.0}
     data = Dataset(digits)
     resolved = settings.resolve(options, data)
-    steps, w = StepLosses(data, resolved, Prediction.parse("v"), CPU), resolved.settings.weighting_object()
+    batches, w, v = Batches(data, resolved, CPU), resolved.settings.weighting_object(), Prediction.parse("v")
     s = resolved.settings.schedule_object()
     assert s is not None
     with torch.no_grad():
-        means = [float(steps.at(run.network, k, w, s, steps.logsnr(k, s))[0].mean()) for k in range(20)]
+        means = [float(step_losses(run.network, batches, k, 0, w, s, v)[0].mean()) for k in range(20)]
     asked = make(weighting=weighting)
     found = asked.finish(asked.partial(run.network))
     off = np.hypot(np.std(means) / math.sqrt(20), found["val_loss_se"] / 2)

@@ -86,25 +86,16 @@ class Plan:
         self.device = _device(resolved.settings.device)
         self.share = -(-self.settings.batch // devices)
         self.way = Way(self.settings.parallel, devices, self.settings.activation_checkpointing)
-        self._rehearsals: dict[tuple[bool, bool], StepMemory] = {}
 
     @cached_property
     def weights(self) -> Weights:
         """Of the network."""
         return Weights.of(self.network)
 
-    def rehearsal(self, recompute: bool, cuda: bool) -> StepMemory:
-        """A step of it; made once."""
-        key = (recompute, cuda and self.settings.precision != "fp32")
-        if key not in self._rehearsals:
-            self._rehearsals[key] = measure_step(
-                self.network,
-                self.settings.precision,
-                recompute=key[0],
-                cuda=key[1],
-                multiscale=self.settings.multiscale,
-            )
-        return self._rehearsals[key]
+    def step_memory(self, recompute: bool, cuda: bool) -> StepMemory:
+        """What a step keeps for its backward pass."""
+        precision = self.settings.precision
+        return measure_step(self.network, precision, recompute=recompute, cuda=cuda and precision != "fp32")
 
     @property
     def passes(self) -> int:
@@ -133,16 +124,15 @@ class Plan:
 
     def memory(self) -> dict[str, int]:
         """Bytes per device by part, at the worst moment of a step."""
-        rehearsal = self.rehearsal(self.way.recompute, self.device == "cuda")
-        peak = rehearsal.peak(self.micro_batch, copying=self.way.shards == 1)
-        return {**self.standing(self.way), "copies": peak.copies, "activations": peak.activations}
+        step = self.step_memory(self.way.recompute, self.device == "cuda")
+        activations, copies = step.peak(self.micro_batch, copying=self.way.shards == 1)
+        return {**self.standing(self.way), "copies": copies, "activations": activations}
 
     def largest(self, way: Way, room: int) -> int | str:
         """The largest micro-batch that fits into so many bytes of a CUDA device, or what doesn't."""
-        rehearsal, copying = self.rehearsal(way.recompute, cuda=True), way.shards == 1
         share = -(-self.settings.batch // way.devices)
         left = room - sum(self.standing(way).values())
-        images = min(share, rehearsal.most(left, copying))
+        images = min(share, self.step_memory(way.recompute, cuda=True).most(left, copying=way.shards == 1))
         return images or ("not one image" if left > 0 else "not the weights")
 
     def fitting(self) -> dict[str, dict[str, int | str]]:
@@ -157,13 +147,13 @@ class Plan:
 
     def compute(self, device_tflops: float | None) -> dict[str, float]:
         """Operations, a multiply-add counting two; with what a device sustains, days."""
-        rehearsal = self.rehearsal(self.way.recompute, self.device == "cuda")
-        step = rehearsal.step_flops * self.settings.batch
+        each = self.step_memory(self.way.recompute, self.device == "cuda")
+        step = each.step_flops * self.settings.batch
         run = step * self.settings.steps
         days = {} if device_tflops is None else {"days": run / (device_tflops * 1e12 * self.devices) / 86400}
         values = {
-            "forward_GFLOP_per_image": rehearsal.forward_flops / 1e9,
-            "training_GFLOP_per_image": rehearsal.step_flops / 1e9,
+            "forward_GFLOP_per_image": each.forward_flops / 1e9,
+            "training_GFLOP_per_image": each.step_flops / 1e9,
             "step_TFLOP": step / 1e12,
             "run_EFLOP": run / 1e18,
             **days,

@@ -143,7 +143,7 @@ class Rounds:
             raise self._ended(reason)
 
     def _ended(self, reason: int) -> ElboError:
-        """Why it ends, and what is safe."""
+        """Return the error that says why it ends, and what is safe."""
         if self.sink is None:
             said = "ended"
         elif self.sink.partial is None:

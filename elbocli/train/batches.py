@@ -19,7 +19,7 @@ from elbocli.runtime.device import pinned, sent
 from elbocli.train.held_out import training_rows
 
 AHEAD_BYTES = 16 << 20
-"""From here on plain batches are gathered by another thread. Those of 3 MB, which take 0.4 ms, became slower by it."""
+"""Least size of plain batches that another thread gathers. Those of 3 MB, which take 0.4 ms, became slower by it."""
 
 
 def normalised(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
@@ -29,8 +29,8 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
 
 
 class Fetched(NamedTuple):
-    """What the host prepares of a part of a step's batch: rows of the dataset [n], what is stored of them
-    [n, …], η of latents [n,C,h,w] or None, ε [n,H,W,C] or None.
+    """The host's share of a part of a step: rows of the dataset [n], their stored images or moments [n, …], η of latents
+    [n,C,h,w] or None, ε [n,H,W,C].
     """
 
     rows: np.ndarray

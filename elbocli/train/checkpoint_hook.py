@@ -18,7 +18,7 @@ from elbocli.files.retention import step_of
 from elbocli.runtime.background import Background
 
 GRACE_S = 5.0
-"""From SIGTERM to SIGKILL: short, because a launcher that has asked for the end kills after its own grace."""
+"""Time from SIGTERM to SIGKILL: short, because a launcher that has asked for the end kills after its own grace."""
 LOOK_S = 0.1
 STDERR = 2
 LAUNCHERS = (
@@ -26,11 +26,11 @@ LAUNCHERS = (
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
 )
 LAUNCHERS_PREFIX = "TORCHELASTIC_"
-"""What torchrun tells a worker. A command that had these would take itself for one, and wait for the others."""
+"""Variables by which torchrun talks to a worker. A command that had these would take itself for one, and wait for the others."""
 
 
 def environment(run: Path, checkpoint: Path) -> dict[str, str]:
-    """What the command finds: paths are absolute, and of a launcher there is no trace."""
+    """Return the command's environment: paths are absolute, and there is no trace of a launcher."""
     own = {k: v for k, v in os.environ.items() if k not in LAUNCHERS and not k.startswith(LAUNCHERS_PREFIX)}
     return {
         **own,

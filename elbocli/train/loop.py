@@ -34,8 +34,8 @@ def run(
 ) -> Iterator[Progress]:
     """Train until `steps`, going on where an earlier run of the same settings stopped.
 
-    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError (another run is there),
-    NonFiniteError (exit 4), Interrupted after a checkpoint, DataError, PeerLost.
+    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError
+    (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
     allow_tf32(resolved.settings.tf32)
@@ -70,7 +70,7 @@ class _Training:
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
-        self.messages: list[Progress] = []
+        self.pending: list[Progress] = []
         self.hook = stack.enter_context(
             CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
         )
@@ -80,17 +80,17 @@ class _Training:
         self.last_saved = state.steps_done if state.steps_done else -1
 
     def _warn(self, text: str) -> None:
-        self.messages.append(Progress(message=text, level="warning"))
+        self.pending.append(Progress(message=text, level="warning"))
 
-    def _said(self) -> Iterator[Progress]:
+    def _messages(self) -> Iterator[Progress]:
         for text in self.saver.warnings:
             self._warn(text)
         self.saver.warnings.clear()
-        while self.messages:  # one by one: other threads add some meanwhile
-            yield self.messages.pop(0)
+        while self.pending:  # one by one: other threads add some meanwhile
+            yield self.pending.pop(0)
 
     def _restore(self) -> dict[str, int]:
-        """Go on from the newest whole checkpoint, if there is one; how long the logs were then."""
+        """Go on from the newest whole checkpoint, if there is one. Returns how long the logs were then."""
         found = None
         with self.world.together():
             if self.world.first:
@@ -117,14 +117,14 @@ class _Training:
         )
 
     def reports(self) -> Iterator[Progress]:
-        """Train, and tell."""
+        """Train, and yield progress."""
         state, settings = self.state, self.settings
-        yield from self._said()
+        yield from self._messages()
         yield Progress(state.steps_done, settings.steps, "step", self._introduction())
         self._tell_status("running")
         rehearse(state)
         while state.steps_done < settings.steps:
-            reason = self._agreed()
+            reason = self._reason_to_end()
             if reason:
                 yield from self._end(reason)
                 return
@@ -137,18 +137,18 @@ class _Training:
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             yield Progress(step, settings.steps, "step", values=values)
-            yield from self._said()
+            yield from self._messages()
         self._finish()
         self._heed_stop()
         self._tell_status("done")
         if self.hook.held():
             yield Progress(message="waiting for --on-checkpoint's command")
         self.hook.finish(lambda: self.signals.received is not None)
-        yield from self._said()
+        yield from self._messages()
         yield Progress(message=f"{self.out}: done, {state.steps_done} steps, {state.images} images")
 
-    def _agreed(self) -> int:
-        """Why to end now, if so, in all processes alike. Raises what went wrong in any of them."""
+    def _reason_to_end(self) -> int:
+        """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
         error = None
         try:
             self.saver.look()
@@ -161,7 +161,7 @@ class _Training:
         return reason
 
     def _keep_averages(self) -> None:
-        """A snapshot of the averages that others can be made of, written while training goes on."""
+        """Write a snapshot of the averages from which others can be made, while training goes on."""
         state, out = self.state, self.out
         state.check()
         step, about, averages = state.steps_done, {"images": state.images}, state.copies(state.ema.stored)
@@ -170,7 +170,7 @@ class _Training:
                 self.saver.start(lambda: snapshots.write(out, step, averages, about))
 
     def _save(self) -> None:
-        """A checkpoint of this moment, written while training goes on. Raises DataError after too many failures."""
+        """Write a checkpoint of this moment while training goes on. Raises DataError after too many failures."""
         if self.last_saved == self.state.steps_done:
             return
         self.state.check()
@@ -198,7 +198,7 @@ class _Training:
             )
             status.step, status.images = step, images
             status.write("running")
-            self.messages.append(Progress(message=f"saved {path}", level="detail"))
+            self.pending.append(Progress(message=f"saved {path}", level="detail"))
 
         try:
             meta = {**about, "log_bytes": logs.flush()}
@@ -208,16 +208,16 @@ class _Training:
             self.saver.start(write)
 
     def _finish(self) -> None:
-        """The last step is safe. Raises DataError when it can't be."""
+        """Make the last step safe. Raises DataError when it can't be."""
         self._save()
         with self.world.together():
             self.saver.settle()
 
     def _end(self, reason: int) -> Iterator[Progress]:
-        """Before the last step: save, say why. Raises Interrupted, unless it was asked for kindly."""
+        """End before the last step: save, and say why. Raises Interrupted, unless a person or a limit asked for it."""
         self._finish()
         self.hook.stop()
-        yield from self._said()
+        yield from self._messages()
         saved = f"saved step {self.state.steps_done} of {self.settings.steps}; the same command goes on from there"
         if reason not in (ASKED, TIME):
             raise interrupted(reason, saved)
@@ -228,7 +228,7 @@ class _Training:
         yield Progress(message=f"{self.out}: {ended}")
 
     def _heed_stop(self) -> None:
-        """A file STOP was meant for this start: the next one shall not end by it."""
+        """Delete a file STOP: it was meant for this start, and shall not end the next one."""
         if self.world.first:
             with told(self.out / STOP, "delete"):
                 (self.out / STOP).unlink(missing_ok=True)

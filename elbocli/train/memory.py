@@ -24,15 +24,15 @@ from elbocli.runtime.device import PRECISIONS
 BATCH = 1_000_003
 """Images: a prime that divides no weight's size, so that what it divides grows with the micro-batch."""
 LOWERED = (F.linear, F.conv2d, F.scaled_dot_product_attention)
-"""What autocast runs in the lower precision, of what networks are made of."""
+"""Functions of networks that autocast runs in the lower precision."""
 RAISED_ON_CUDA = (F.group_norm, F.layer_norm, F.rms_norm, F.interpolate)
-"""What it runs in float32 on CUDA, and as it comes on a CPU."""
+"""Functions that it runs in float32 on CUDA, and as they come on a CPU."""
 Storages = dict[int, torch.UntypedStorage]
-"""By identity: tensors that share a storage are kept once."""
+"""Storages by identity: tensors that share one are kept once."""
 
 
 class Moment(NamedTuple):
-    """Bytes that are kept then: for each image of the micro-batch, and of weights copied into a lower precision."""
+    """Kept bytes: for each image of the micro-batch, and of weights copied into a lower precision."""
 
     per_image: int
     copies: int
@@ -76,7 +76,7 @@ def measure_step(config: NetworkConfig, precision: str, *, recompute: bool = Fal
 
 
 class _Kept(TorchFunctionMode):
-    """What autograd keeps in and outside a network's units, were its operations those of a device with autocast."""
+    """Storages that autograd keeps, in a network's units and outside, if it ran on a device with autocast."""
 
     def __init__(self, network: Network, dtype: torch.dtype, cuda: bool, counter: FlopCounterMode):
         super().__init__()
@@ -120,13 +120,13 @@ class _Kept(TorchFunctionMode):
         return out
 
     def whole(self) -> tuple[Moment, ...]:
-        """When everything is kept: the end of the forward pass, with the first gradient beside it."""
+        """Return the worst moment when everything is kept: the end of the forward pass, with the first gradient beside it."""
         kept, largest = _sizes(self.outside, *self.units)
         return (kept._replace(per_image=kept.per_image + largest),)
 
     def recomputed(self) -> tuple[Moment, ...]:
-        """When units keep what enters them: a unit in the forward pass, which has what it works on beside that, and
-        autocast all of its copies; and the largest unit, run again.
+        """Return the worst moments when units keep only what enters them: in the forward pass, with what a unit works
+        on and all of autocast's copies beside it; and in the backward pass, with the largest unit's, run again.
         """
         everything, largest = _sizes(self.outside, *self.units)
         entered, _ = _sizes(self.outside, self.inputs)

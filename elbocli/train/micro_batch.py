@@ -1,4 +1,4 @@
-"""How many images a process can see at once: found by trying, on devices whose memory can be asked."""
+"""Parts of a batch: as many images as a process can see at once, found by trying where a device tells its memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from elbocli.train.sharded import Sharded
 
 MARGIN = 0.92
-"""Of what is free: allocators leave gaps."""
+"""Share of free memory to fill: allocators leave gaps."""
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
-    """Places in a batch that this process works on, in as many parts as in any other, none above `most`.
+    """Return the places in a batch that this process works on, in as many parts as any other, none above `most`.
 
     Raises UsageError when there are more processes than images.
     """
@@ -40,10 +40,10 @@ def split(world: World, batch: int, most: int) -> list[range]:
 
 
 def largest(used: Callable[[int], int], share: int, free: int) -> int:
-    """The most images, at most `share`, whose step fits into `free` bytes. used(n): bytes that a step of n needs
-    beyond what is there between steps; it raises torch.OutOfMemoryError when they are not there.
+    """Return the most images, up to `share`, whose step fits into `free` bytes. used(n): bytes that a step of n needs
+    beyond those between steps; it raises torch.OutOfMemoryError when they are not there.
 
-    What n images need is taken as a line through 1 and 2 images, and then tried. Raises DataError when not even one fits.
+    A line through the needs of 1 and 2 images gives a guess, which is then tried. Raises DataError when not even one fits.
     """
 
     def fits(count: int) -> bool:
@@ -67,7 +67,7 @@ def largest(used: Callable[[int], int], share: int, free: int) -> int:
 
 
 def agreed(used: Callable[[int], int], world: World) -> Callable[[int], int]:
-    """The same in every process: what that one needs which needs most; out of memory is one when any is.
+    """Return `used` of the process that needs most; it raises torch.OutOfMemoryError in all processes when any does.
 
     So all try the same sizes, equally often: their passes need each other where the network is sharded.
     """
@@ -87,7 +87,7 @@ def agreed(used: Callable[[int], int], world: World) -> Callable[[int], int]:
 def passes(
     spread: Replica | Sharded, config: NetworkConfig, world: World, count: int, precision: torch.autocast
 ) -> None:
-    """Two parts of a step with so many images in each: the second with the gradients of the first beside it."""
+    """Do two parts of a step with so many images in each: the second has the gradients of the first beside it."""
     z = torch.zeros(count, config.image_channels, config.image_size, config.image_size, device=world.device)
     z = z.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(count, dtype=torch.long, device=world.device) if config.num_classes else None
@@ -104,7 +104,7 @@ def passes(
 def micro_batch(
     spread: Replica | Sharded, config: NetworkConfig, world: World, share: int, precision: torch.autocast
 ) -> int:
-    """The part of a batch that fits in every process, on CUDA; elsewhere the whole share. Raises DataError."""
+    """Return how many images fit in every process, on CUDA; elsewhere the whole share. Raises DataError."""
     if world.device.type != "cuda":
         return share
     cuda = torch.cuda

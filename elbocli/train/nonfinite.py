@@ -1,4 +1,4 @@
-"""What keeps a step that isn't finite out of the weights, decided on the device, without waiting for it.
+"""The guard that keeps a step that isn't finite out of the weights, and decides on the device, without waiting for it.
 
 The optimizer (fused) is told on the device whether to update; the host learns of trouble when it next looks. Until then
 no later step changes the weights either, so that they are those before the first bad one; or, if such steps shall be
@@ -54,7 +54,7 @@ class BadStep(NamedTuple, Generic[Number]):
 
 
 class Findings(NamedTuple):
-    """What a look has found since the one before.
+    """The find of a look since the one before.
 
     worst: the first bad step, as the process saw it that had its worst image; None when there was none. rank: that
     process's. bad: losses that were not finite in that step, in all processes. skipped: bad steps so far. most_in_row:
@@ -105,7 +105,7 @@ class Guard:
         return halt | overflow
 
     def _note(self) -> None:
-        """Of the recent steps, remember the first that was bad; once for many steps, as most are good."""
+        """Remember the first of the recent steps that was bad; once for many steps, as most are good."""
         if not self._recent:
             return
         steps, *columns = zip(*self._recent)
@@ -129,7 +129,7 @@ class Guard:
         self._first = BadStep(*(torch.where(new, now, before) for now, before in zip(found, self._first)))
 
     def look(self) -> Findings:
-        """What has happened since the last look, the same in every process. Waits for the device."""
+        """Return the find since the last look, the same in every process. Waits for the device."""
         self._note()
         found = [BadStep(*numbers) for numbers in self.world.all(torch.stack(self._first).tolist())]
         self._first = self._first._replace(step=torch.zeros_like(self._first.step))

@@ -1,4 +1,4 @@
-"""What a training run would be and cost, before it starts: `elbo train --dry-run`."""
+"""The plan of a training run, and its cost, before it starts: `elbo train --dry-run`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from elbocli.train.memory import StepMemory, measure_step
 FLOAT = 4
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
 MEMORIES_GB = (24, 40, 80, 141)
-"""Of devices for which the plan says what fits."""
+"""Memory of the devices for which the plan says what fits."""
 USABLE = 0.9
-"""Share of a device's memory that a plan fills: what kernels need for themselves and what lies between tensors is not in it."""
+"""Share of a device's memory that a plan fills: the rest is for kernels, and for gaps between tensors."""
 SHARDS = 8
 """Devices that the table shards over when the plan is for one."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a network: how many values each parameter has, by its first dimension, and how units share them out."""
+    """Values of a network's parameters: each one's shape, those in no unit, and those of the largest unit."""
 
     shapes: list[torch.Size]
     outside: int
@@ -37,7 +37,7 @@ class Weights:
 
     @classmethod
     def of(cls, config: NetworkConfig) -> Weights:
-        """Counted without memory. outside: values that are in no unit."""
+        """Count them without memory."""
         with torch.device("meta"):
             network = build(config)
         units = [count_parameters(unit) for unit in network.units()]
@@ -46,7 +46,7 @@ class Weights:
 
     @property
     def count(self) -> int:
-        """All values."""
+        """Return all values."""
         return self.held(1)
 
     def held(self, shards: int) -> int:
@@ -56,7 +56,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Way:
-    """How a run is spread over devices: every one has the whole network (ddp), or a share of each weight (fsdp)."""
+    """A way to spread a run over devices: each has the whole network (ddp), or a share of each weight (fsdp)."""
 
     parallel: str
     devices: int
@@ -64,7 +64,7 @@ class Way:
 
     @property
     def name(self) -> str:
-        """In the table of what fits."""
+        """Name in the table of what fits."""
         spread = f"{self.parallel}_over_{self.devices}" if self.parallel == "fsdp" else self.parallel
         return spread + ("_checkpointed" if self.recompute else "")
 
@@ -75,7 +75,7 @@ class Way:
 
 
 class Plan:
-    """What each device needs for a run. devices: how many there are. Raises UsageError for more than images."""
+    """The needs of each device in a run on so many. Raises UsageError for more devices than images."""
 
     def __init__(self, resolved: Resolved, devices: int):
         if devices > resolved.settings.batch:
@@ -89,11 +89,11 @@ class Plan:
 
     @cached_property
     def weights(self) -> Weights:
-        """Of the network."""
+        """The network's."""
         return Weights.of(self.network)
 
     def step_memory(self, recompute: bool, cuda: bool) -> StepMemory:
-        """What a step keeps for its backward pass."""
+        """Return the memory and operations of a step. recompute: with activation checkpointing. cuda: as on CUDA."""
         precision = self.settings.precision
         return measure_step(self.network, precision, recompute=recompute, cuda=cuda and precision != "fp32")
 
@@ -108,7 +108,7 @@ class Plan:
         return -(-self.share // self.passes)
 
     def standing(self, way: Way) -> dict[str, int]:
-        """Bytes per device that are there whatever the micro-batch."""
+        """Return bytes per device that the micro-batch doesn't change."""
         held, bytes_each = FLOAT * self.weights.held(way.shards), PRECISIONS[self.settings.precision].itemsize
         gathered = 0
         if way.shards > 1:
@@ -123,13 +123,13 @@ class Plan:
         }
 
     def memory(self) -> dict[str, int]:
-        """Bytes per device by part, at the worst moment of a step."""
+        """Return bytes per device by part, at the worst moment of a step."""
         step = self.step_memory(self.way.recompute, self.device == "cuda")
         activations, copies = step.peak(self.micro_batch, copying=self.way.shards == 1)
         return {**self.standing(self.way), "copies": copies, "activations": activations}
 
     def largest(self, way: Way, room: int) -> int | str:
-        """The largest micro-batch that fits into so many bytes of a CUDA device, or what doesn't."""
+        """Return the largest micro-batch that fits into so many bytes of a CUDA device, or a word on what doesn't."""
         share = -(-self.settings.batch // way.devices)
         left = room - sum(self.standing(way).values())
         images = min(share, self.step_memory(way.recompute, cuda=True).most(left, copying=way.shards == 1))

@@ -22,7 +22,7 @@ PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler="ddim", steps=32)
 
 
 def preview_output(state: TrainState, warn: Callable[[str], None]) -> Decoder | None:
-    """What turns drawings into pictures; None when none are wanted, or when it can't be, which `warn` is told."""
+    """Return the decoder of previews; None when none are wanted, or when it can't be opened, which `warn` is told."""
     if not state.settings.preview_every:
         return None
     try:
@@ -33,7 +33,7 @@ def preview_output(state: TrainState, warn: Callable[[str], None]) -> Decoder | 
 
 
 def preview(state: TrainState, output: Decoder) -> np.ndarray:
-    """64 images [64,H,W,C] uint8 from the average, the same noise every time. Processes share the work."""
+    """Draw 64 images [64,H,W,C] uint8 from the average, of the same noise every time. Processes share the work."""
     network, world = state.resolved.network, state.world
     labels = choose_labels("balanced", PREVIEW.n, network.num_classes, 0)
     low, high = state.settings.logsnr_min, state.settings.logsnr_max

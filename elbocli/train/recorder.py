@@ -1,4 +1,4 @@
-"""What a run records while it trains: numbers, errors per λ, validation, pictures."""
+"""Records of a run while it trains: numbers, errors per λ, validation, pictures."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Recorder:
         )
 
     def after(self, step: int) -> dict[str, Any]:
-        """What is due after a step; numbers for people. Raises NonFiniteError and what reading raises, in all alike."""
+        """Record what is due after a step. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
         settings, values = self.state.settings, dict[str, Any]()
         last = step == settings.steps
         if step % settings.log_every == 0 or last:
@@ -142,7 +142,7 @@ class Recorder:
         return values
 
     def _validate(self, step: int, validation: Validation) -> dict[str, Any]:
-        """How the average does on images held out."""
+        """Record how the average does on images held out."""
         state, world = self.state, self.state.world
         state.check()
         with state.averaged():
@@ -171,7 +171,7 @@ class Recorder:
             self._tell("tensorboard", self.tensorboard.images(step, images))
 
     def _measured(self, step: int, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl, which TensorBoard shows too."""
+        """Append a line to metrics.jsonl, and show it in TensorBoard."""
         self._append(METRICS, json.dumps({"step": step, "images": self.state.images, **values}) + "\n")
         if self.tensorboard is not None:
             self._tell("tensorboard", self.tensorboard.metrics(step, values))

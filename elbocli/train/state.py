@@ -31,7 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Interval(NamedTuple):
-    """What happened in some steps, the same in every process.
+    """Sums and means of some steps, the same in every process.
 
     sums: [3, bins] count, sum and sum of squares of the ε error. loss, grad_norm: means per image and per step, NaN when
     every step was left out. skipped: steps left out since the run began.
@@ -76,7 +76,7 @@ class TrainState:
         self.edges = bin_edges(low, high)
         self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
-        """Of the updates since the last interval: losses of all images, gradient norms, how many updates."""
+        """Losses of all images, gradient norms, and number, of the updates since the last interval."""
         self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
         fixed = settings.schedule_object()
         self.online = AdaptiveSchedule(self.edges) if fixed is None else None
@@ -104,7 +104,7 @@ class TrainState:
         self.network.train()
 
     def check(self) -> int:
-        """Steps skipped so far. Waits for the device. Raises NonFiniteError, in every process, naming λ and image."""
+        """Return how many steps were skipped. Waits for the device. Raises NonFiniteError, in all alike, naming λ and image."""
         found = self.guard.look()
         if found.worst is not None and (not self.guard.skip or found.most_in_row > self.settings.max_skips):
             raise self._not_finite(found)
@@ -127,7 +127,7 @@ class TrainState:
         )
 
     def interval(self) -> Interval:
-        """What happened since the last call. Adapts the schedule to it. Waits for the device. Raises NonFiniteError."""
+        """Return sums and means since the last call, and adapt the schedule. Waits for the device. Raises NonFiniteError."""
         skipped = self.check()
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
@@ -141,7 +141,7 @@ class TrainState:
         return Interval(sums, loss / steps / self.settings.batch, norm / steps, skipped)
 
     def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Whole copies on the CPU of weights by file, which later steps don't change; in the first process.
+        """Return whole copies on the CPU of weights by file, which later steps don't change; in the first process.
 
         All processes must ask. Waits for the device.
         """
@@ -160,7 +160,7 @@ class TrainState:
         return copies
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """(weights by file, what goes into state.pt), as `copies`."""
+        """Return (weights by file, content of state.pt), as `copies` does."""
         weights = self.copies({"model": self.live, **self.ema.named})
         optimizer = self.optimizer.state_dict()
         updated = optimizer["state"]  # by index of the weight; empty before the first update
@@ -206,7 +206,7 @@ class TrainState:
             piece.copy_(self.spread.part(index, whole[name]))
 
     def _take(self, mine: Tensor, by_rank: Tensor) -> None:
-        """What each of as many processes had is its own again; the first takes all when there are more or fewer."""
+        """Give each process back what it had; the first takes all when there are more or fewer processes now."""
         if len(by_rank) == self.world.size:
             mine.copy_(by_rank[self.world.rank])
         elif self.world.first:

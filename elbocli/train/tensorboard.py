@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: run/tensorboard/. Needs the extra `tensorboard`."""
+"""TensorBoard's view of a run: run/tensorboard/. Needs the extra `tensorboard`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALIDATION = "val_"
 LARGEST_SIDE = 1024
 """Pixels of a sheet: tensorboard's checksum takes a quarter of a second per megabyte, and run/previews has it in full."""
 ROOM = 8 << 20
-"""Bytes that must be free to show anything: on a full disk the writer's thread would end with a traceback."""
+"""Free bytes without which nothing is shown: on a full disk the writer's thread would end with a traceback."""
 
 
 def require() -> None:

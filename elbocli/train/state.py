@@ -184,7 +184,7 @@ class TrainState:
         try:
             self._load(self.live, saved.weights("model"))
             for shadow in self.ema:
-                self._load(shadow.tensors, saved.weights(*shadow.average.names))
+                self._load(shadow.tensors, saved.weights(shadow.name))
             optimizer, pieces = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
                 for key in MOMENTS:

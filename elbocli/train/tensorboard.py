@@ -13,7 +13,7 @@ import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import told
-from elbocli.files.sample_writer import grid
+from elbocli.files.grid import grid
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from elbocli.nn.blocks import Network
-from elbocli.nn.networks import NetworkConfig, build
+from elbocli.nn.networks import Network, NetworkConfig, build
 from elbocli.runtime.device import PRECISIONS
 
 BATCH = 1_000_003
@@ -130,7 +129,7 @@ class _Kept(TorchFunctionMode):
         """
         everything, largest = _sizes(self.outside, *self.units)
         entered, _ = _sizes(self.outside, self.inputs)
-        again = max(_sizes(self.outside, self.inputs, unit)[0] for unit in self.units)
+        again = max((_sizes(self.outside, self.inputs, unit)[0] for unit in self.units), default=entered)
         forward = Moment(entered.per_image + 2 * largest, everything.copies)
         return forward, again._replace(per_image=again.per_image + largest)
 

@@ -48,17 +48,10 @@ def step_losses(
 
 def update(state: TrainState) -> None:
     """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device."""
-    settings, world, spread, optimizer, step = (
-        state.settings,
-        state.world,
-        state.spread,
-        state.optimizer,
-        state.steps_done,
-    )
-    scale, seen = state.guard.state.scale, []
-    for part in range(len(state.batches.parts)):
-        last = part == len(state.batches.parts) - 1
-        with spread.accumulating(last):
+    settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
+    step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.guard.state.scale, []
+    for part in range(parts):
+        with spread.accumulating(last=part == parts - 1):
             loss, eps_error, logsnr = step_losses(
                 spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
             )

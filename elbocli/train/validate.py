@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, bin_edges
 from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
@@ -85,19 +85,13 @@ class Validation:
         Count, sum and sum of squares of the ε error per dimension in each bin of λ, then of the images' weighted losses,
         then of their bits per dimension (nothing for latents). Every rank asks the network equally often, with equally
         many inputs, as sharded networks need it, even where images can't be read: `error` says so afterwards. A module
-        is asked in eval mode, and left in the one it was in.
+        comes in eval mode.
         """
         self.error = None
-        module = network if isinstance(network, nn.Module) else None
-        training = module is not None and module.training
-        if module is not None:
-            module.eval()
         turns = -(-len(self.rows) // (size * self._at_once))
         starts = [(turn * size + rank) * self._at_once for turn in range(turns)]
         places = np.concatenate([np.arange(start, start + self._at_once) for start in starts])
         found = torch.cat([self._asked(network, self._at(start)) for start in starts], 1)
-        if module is not None:
-            module.train(training)
         real = torch.from_numpy(places < len(self.rows))
         loss, error = found.double().cpu().view(2, -1, DRAWS)[:, real]  # the device is waited for here, once
         return self._summed(torch.from_numpy(places)[real], loss, error)

@@ -143,22 +143,6 @@ def test_a_run_that_got_nowhere_may_go_on_with_other_settings(digits: Path, pres
         until(0, batch=4)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
-    digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    drain(digits, tmp_path / "run", small(digits, preset))
-    expected = weights_of(tmp_path / "run")
-    newest = latest(tmp_path / "run", print)
-    assert newest is not None
-    broken = next(newest.path.glob("ema-*.safetensors"))
-    content = bytearray(broken.read_bytes())
-    content[-9] ^= 1
-    broken.write_bytes(content)
-    messages = drain(digits, tmp_path / "run", small(digits, preset))
-    assert str(broken) in messages[0] and "damaged" in messages[0]
-    assert weights_of(tmp_path / "run") == expected
-
-
 def test_a_folder_that_is_no_run_is_left_alone(digits: Path, preset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="is not a run"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule
+from elbocli.core.streams import Stream
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
@@ -31,7 +33,6 @@ from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interr
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
 from elbocli.sample.distributed import Rounds, Watch
 from elbocli.sample.guided import GuidedRun
-from elbocli.sample.noise import Noise
 
 RUN = "run"
 
@@ -83,12 +84,19 @@ def draw(
     each estimate, to raise something when there is a reason to leave: a batch may take minutes.
     """
 
+    draws = itertools.count(1)
+
+    def noise() -> Tensor:
+        """ε of (seed, how often it was asked for, each index) alone."""
+        eps = Stream(settings.seed, f"sample-{next(draws)}").normal(indices, shape)
+        return sent(eps, device).permute(0, 3, 1, 2)
+
     def watched(z: Tensor, logsnr: float) -> Tensor:
         if look is not None:
             look()
         return denoiser(z, logsnr)
 
-    with Noise(settings.seed, indices, shape, len(grid) - 1, device) as noise, autocast(device, settings.precision):
+    with autocast(device, settings.precision):
         x = walk(settings.sampler, noise(), grid, watched, noise)
     return output.pixels(x)
 

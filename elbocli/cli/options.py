@@ -163,7 +163,7 @@ class RunPath(click.Path):
 
         if param.name != "run":
             return super().shell_complete(ctx, param, incomplete)
-        folder = Path(incomplete if incomplete.endswith("/") else os.path.dirname(incomplete))
+        folder = Path(incomplete if incomplete.endswith("/") else os.path.dirname(incomplete))  # noqa: PTH120 - Path drops the dot of `a/.`
         runs = [path for path in folder.glob("*/") if any((path / mark).exists() for mark in self.MARKS)]
         names = [
             str(path) for path in sorted(runs) if str(path).startswith(incomplete) and quote(str(path)) == str(path)

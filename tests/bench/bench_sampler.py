@@ -151,7 +151,7 @@ def share(spec: str, z: torch.Tensor, network: torch.nn.Module) -> Row:
         return out
 
     wrapped = Same()
-    wrapped.forward = timed  # type: ignore[method-assign]
+    wrapped.forward = timed  # type: ignore[assignment, method-assign]
     pairs = []
     for _ in range(3):
         inside, start = 0.0, time.perf_counter()

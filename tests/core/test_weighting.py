@@ -11,6 +11,7 @@ from scipy import optimize, stats
 
 from elbocli.core import weighting
 from elbocli.core.logsnr import resolution_shift
+from elbocli.core.monotone import rising
 from elbocli.core.schedule import SCHEDULES, parse_schedule
 from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
 from elbocli.errors import UsageError
@@ -349,8 +350,7 @@ def test_edm_monotonic_clamps_by_level_not_by_place_in_the_batch():
 
 def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):
     calls = []
-    found = weighting.rising
-    monkeypatch.setattr(weighting, "rising", lambda *args: calls.append(args) or found(*args))
+    monkeypatch.setattr(weighting, "rising", lambda *args: calls.append(args) or rising(*args))
     w = Weighting("edm-monotonic", {"mean": -1.0625})
     for _ in range(3):
         w(LAMBDA)

@@ -69,7 +69,7 @@ def safe(job: dict[str, Any]) -> int:
 
 def work(world: World, job: dict[str, Any]) -> None:
     """As `elbo sample` does it."""
-    noise.Stream = Noted
+    noise.Stream = Noted  # type: ignore[attr-defined]
     if job.get("fails") == world.rank:
         whole, calls = sample.draw, []
 
@@ -79,21 +79,21 @@ def work(world: World, job: dict[str, Any]) -> None:
                 raise DataError("the disk is on fire")
             return whole(*args)
 
-        sample.draw = draw
+        sample.draw = draw  # type: ignore[assignment]
     options = {"n": 61, "steps": 4, "batch": 5, "device": "cpu", **job.get("options", {})}
     if "guide" in job:
         options |= {"guide": Path(job["guide"]), "guidance": Guidance(2.0)}
     target: Any = Path(job["out"])
     if "leave" in job:
         out, into = os.pipe()
-        target = open(into, "wb")
+        target = open(into, "wb")  # noqa: SIM115 - the run closes it
         if world.first and os.fork() == 0:
             target.close()
             os.read(out, job["leave"])
             os._exit(0)
         os.close(out)
     elif job.get("stream"):
-        target = open(target, "wb") if world.first else None
+        target = open(target, "wb") if world.first else None  # noqa: SIM115
     number, after = job.get("told", ["SIGTERM", 1 << 40])
     with leaving_quietly():
         for report in sample.run(Path(job["run"]), target, sample.SampleSettings(**options), world):

@@ -64,6 +64,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/run.py
 
 dist: $(VENV)/.ready
+	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:

@@ -31,7 +31,15 @@ def installed(folder: Path) -> Path:
     changed = subprocess.run(["git", "diff", "HEAD", "--binary"], cwd=ROOT, capture_output=True, check=True).stdout
     if changed:
         subprocess.run(["git", "apply"], cwd=source, input=changed, check=True)
-    wheel: list[str | Path] = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, source]
+    wheel: list[str | Path] = [
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        folder,
+        source,
+    ]
     subprocess.run([*pip, *wheel], check=True)
     venv.create(folder / "env", with_pip=False)
     python = folder / "env" / "bin" / "python"

@@ -19,9 +19,7 @@ from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
-from elbocli.files.schedule_file import file_in
-from elbocli.nn.blocks import Network
-from elbocli.nn.networks import build, config_of, place
+from elbocli.nn.networks import Network, build, config_of, place
 from elbocli.run.settings import TrainSettings, run_settings, trained_as
 
 WEIGHTS = ("ema", "model")
@@ -62,7 +60,7 @@ class TrainedRun:
             except (KeyError, TypeError, RuntimeError) as error:
                 raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
             return online.schedule(self.settings.weighting_object(), self.settings.floor)
-        file = file_in(self.settings.schedule)
+        file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
         return fixed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule
-from elbocli.core.streams import Stream
+from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
@@ -83,13 +82,10 @@ def draw(
     shape: (height, width, channels) of what the network draws, which `output` turns into pixels. look: called before
     each estimate, to raise something when there is a reason to leave: a batch may take minutes.
     """
-
-    draws = itertools.count(1)
+    drawn = walk_noise(settings.seed, indices, shape)
 
     def noise() -> Tensor:
-        """ε of (seed, how often it was asked for, each index) alone."""
-        eps = Stream(settings.seed, f"sample-{next(draws)}").normal(indices, shape)
-        return sent(eps, device).permute(0, 3, 1, 2)
+        return sent(drawn(), device).permute(0, 3, 1, 2)
 
     def watched(z: Tensor, logsnr: float) -> Tensor:
         if look is not None:

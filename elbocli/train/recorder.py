@@ -54,7 +54,7 @@ class LogFiles:
     def _write(self, name: str) -> None:
         with told(self.run / name):
             if self._waiting[name] and name not in self._files:
-                self._files[name] = open(self.run / name, "ab", buffering=0)
+                self._files[name] = open(self.run / name, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
             while self._waiting[name]:
                 count = self._files[name].write(self._waiting[name]) or 0
                 self._waiting[name] = self._waiting[name][count:]

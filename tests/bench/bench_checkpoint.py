@@ -38,9 +38,9 @@ def rows() -> Iterator[Row]:
             step = step_of(state)
 
             def save(state: TrainState = state, saver: Saver = saver) -> None:
-                weights, state = state.snapshot()
+                weights, rest = state.snapshot()
                 about, done = {"images": 0, "log_bytes": {}}, state.steps_done
-                saver.start(lambda: store.save(Path(temporary) / "run", done, weights, state, about))
+                saver.start(lambda: store.save(Path(temporary) / "run", done, weights, rest, about))
 
             stalls, steps, written = [], [], []
             for _ in range(ROUNDS):

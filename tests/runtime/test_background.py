@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,10 @@ def test_the_thread_ends_when_it_is_closed_or_forgotten() -> None:
 
 def test_jobs_are_done_in_order_and_those_not_begun_are_dropped_at_the_end() -> None:
     background, gate, done = Background("test"), threading.Event(), list[int]()
-    jobs = [background.start(gate.wait), *(background.start(partial(done.append, k)) for k in range(3))]
+    jobs: list[Future[Any]] = [
+        background.start(gate.wait),
+        *(background.start(partial(done.append, k)) for k in range(3)),
+    ]
     assert jobs[-1].cancel()
     gate.set()
     jobs[2].result()

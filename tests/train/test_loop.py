@@ -135,7 +135,6 @@ def test_a_run_that_got_nowhere_may_go_on_with_other_settings(digits: Path, pres
         reports = loop.run(Dataset(digits), out, small(digits, preset, batch=batch, steps=4, log_every=2))
         while next(reports).done != step:
             pass
-        reports.close()
 
     until(0, batch=16)
     until(2, batch=8)

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,6 @@ import pytest
 from PIL import Image
 
 from elbocli.errors import UsageError
-from elbocli.train import tensorboard
 from elbocli.train.tensorboard import TensorBoard
 
 
@@ -84,9 +84,9 @@ def test_a_run_that_goes_on_shows_no_step_twice(tmp_path: Path) -> None:
 
 
 def test_without_room_events_are_left_out_until_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    board, usage = TensorBoard(tmp_path, 0), tensorboard.shutil.disk_usage
+    board, usage = TensorBoard(tmp_path, 0), shutil.disk_usage
     assert board.metrics(1, {"loss": 1.0}) == ""
-    monkeypatch.setattr(tensorboard.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
     assert "no space left; events are left out meanwhile" in board.metrics(2, {"loss": 2.0})
     monkeypatch.undo()
     assert board.metrics(3, {"loss": 3.0}) == ""

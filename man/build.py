@@ -377,11 +377,9 @@ def page(path: str, command: click.Command) -> str:
 def children(command: click.Command) -> dict[str, click.Command]:
     """The commands of a group, by name."""
     context = click.Context(command)
-    return (
-        {name: command.get_command(context, name) for name in command.list_commands(context)}
-        if isinstance(command, click.Group)
-        else {}
-    )
+    names = command.list_commands(context) if isinstance(command, click.Group) else []
+    found = {name: command.get_command(context, name) for name in names}  # type: ignore[attr-defined]
+    return {name: child for name, child in found.items() if child is not None}
 
 
 def pages_of(command: click.Command, path: str) -> dict[str, click.Command]:

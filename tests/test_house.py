@@ -27,7 +27,7 @@ BELOW = {
 DOORS = {
     ("train", "sample.draw"): "previews are drawn as `elbo sample` draws",
     ("train", "sample.decode"): "previews of latents are decoded as `elbo sample` decodes",
-    ("bound", "train.losses"): "gradients are those of the training loss",
+    ("bound", "train.step"): "gradients are those of the training loss",
     ("bound", "train.batches"): "images are normalised as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
     ("report", "bound.result"): "the page reads what `elbo bound` found",

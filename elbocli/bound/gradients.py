@@ -19,7 +19,8 @@ from elbocli.errors import UsageError
 from elbocli.files.schedule_file import to_text
 from elbocli.run.settings import Resolved
 from elbocli.runtime.progress import Progress
-from elbocli.train.losses import StepLosses
+from elbocli.train.batches import Batches
+from elbocli.train.step import step_losses
 
 GROUPS = 8
 BATCHES = 64
@@ -79,14 +80,14 @@ class Gradients:
         batch, precision = batch or settings.batch, probe.settings.precision
         self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
         resolved = Resolved(self.settings, probe.trained.network.config, {}, {}, [], probe.trained.objective)
-        self.losses = StepLosses(probe.dataset, resolved, probe.trained.prediction, probe.device)
+        self.batches = Batches(probe.dataset, resolved, probe.device)
         self.network = probe.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
 
     def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
         """Of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
-        levels = self.losses.logsnr(step, schedule) if logsnr is None else logsnr
-        loss, _, _ = self.losses.at(self.network, step, weighting, schedule, levels)
+        prediction = self.probe.trained.prediction
+        loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, prediction, logsnr)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -148,7 +147,7 @@ class RunPath(click.Path):
             return super().shell_complete(ctx, param, incomplete)
         from shlex import quote
 
-        folder = Path(incomplete if incomplete.endswith("/") else os.path.dirname(incomplete))
+        folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
         runs = [path for path in folder.glob("*/") if any((path / mark).exists() for mark in self.MARKS)]
         names = [
             str(path) for path in sorted(runs) if str(path).startswith(incomplete) and quote(str(path)) == str(path)

@@ -278,8 +278,8 @@ def test_gradients_are_of_all_images_whatever_the_run_held_out(trained: Path) ->
     asked = probe(trained, weights="model")
     held = replace(asked.trained, settings=replace(asked.trained.settings, val_split=len(asked.dataset)))
     asked.trained = held
-    losses = gradients.Gradients(asked, batch=len(asked.dataset)).losses
-    assert sorted(losses.indices(0)) == list(range(len(asked.dataset)))
+    batches = gradients.Gradients(asked, batch=len(asked.dataset)).batches
+    assert sorted(batches.indices(0)) == list(range(len(asked.dataset)))
 
 
 def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elbocli.core.metrics import MetricOptions
 from elbocli.evaluate import scoring as evaluate
 from elbocli.evaluate.card import DRAWN, OPTIONAL, code, render, said
 from elbocli.evaluate.scoring import EvalSettings
@@ -67,7 +68,7 @@ def scored(digits: Path, folder: Path, count: int = 1, **made: Any) -> dict[str,
         paths.append(folder / f"{seed}.npz")
         about = np.array(json.dumps({**MADE, **made, "seed": seed}))
         np.savez(paths[-1], Dataset(digits).batch(np.arange(seed, 300, 3)), np.arange(100) % 10, about=about)
-    options = evaluate.Options(fid_infinity=True, kid_subset_size=50)
+    options = MetricOptions(fid_infinity=True, kid_subset_size=50)
     metrics = ("fid", "is", "kid", "prc", "accuracy")
     settings = EvalSettings(metrics=metrics, options=options, extractor="elbo-tiny", command="elbo eval 0.npz")
     return result(evaluate.run(paths, digits, settings))

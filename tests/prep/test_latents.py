@@ -16,6 +16,7 @@ from typed_settings import typed
 from elbocli.bound.measure import Measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.guidance import Guidance
+from elbocli.core.samplers.walk import walk
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.scoring import EvalSettings
 from elbocli.evaluate.scoring import run as evaluate
@@ -250,7 +251,6 @@ def test_latents_of_another_autoencoder_can_not_guide(
 
 def test_samples_are_the_decoded_draws(run: Path, autoencoder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     kept: list[torch.Tensor] = []
-    walk = draw.walk
     monkeypatch.setattr(draw, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])
     got = drawn(run, tmp_path / "a.npy")
     opened = Autoencoder(autoencoder, CPU)

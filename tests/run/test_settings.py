@@ -19,7 +19,7 @@ from elbocli.nn.presets import load_preset
 from elbocli.run.settings import difference, resolve, run_settings
 from elbocli.run.train_settings import SETTINGS
 from elbocli.runtime import device
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 NETWORK = "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4]}\n"
 UVIT = "network: {family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8, patching: dwt-1}\n"
@@ -110,7 +110,7 @@ def test_the_images_size_is_told_to_what_asks_for_it(resolved):
 
 def test_the_optimizer_has_the_betas_and_epsilon_asked_for(resolved, digits):
     for options, wanted in (({}, (0.999, 1e-8)), ({"beta2": 0.99, "adam_eps": 1e-12}, (0.99, 1e-12))):
-        group = Trainer(resolved("batch: 4", **options), Dataset(digits)).optimizer.param_groups[0]
+        group = TrainState(resolved("batch: 4", **options), Dataset(digits)).optimizer.param_groups[0]
         assert (group["betas"], group["eps"]) == ((0.9, wanted[0]), wanted[1])
 
 

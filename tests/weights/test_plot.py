@@ -1,6 +1,7 @@
 """Pictures by what they say: the same bytes every time, a line per weighting, names that can be read."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -56,13 +57,12 @@ def texts(path):
 
 @pytest.fixture(scope="module")
 def everything():
-    return [parse_weighting(name) for name in WEIGHTINGS], [
-        parse_schedule(name, -15, 15, clip=True) for name in SCHEDULES
-    ]
+    schedules = [parse_schedule(name, -15, 15, clip=True) for name in SCHEDULES]
+    return partial(plot_weights, [parse_weighting(name) for name in WEIGHTINGS], schedules, -15, 15)
 
 
 def test_one_sheet_names_every_weighting_and_schedule_once(everything, tmp_path):
-    plot_weights(*everything, -15, 15, tmp_path / "all.svg")
+    everything(tmp_path / "all.svg")
     found = texts(tmp_path / "all.svg")
     alike = {"v-cosine", "fm-ot"}  # the same function
     for name in {*WEIGHTINGS} - alike - {"elbo"}:
@@ -76,7 +76,7 @@ def test_one_sheet_names_every_weighting_and_schedule_once(everything, tmp_path)
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_the_same_sheet_is_the_same_bytes(suffix, everything, tmp_path):
     for name in "ab":
-        plot_weights(*everything, -15, 15, tmp_path / f"{name}.{suffix}")
+        everything(tmp_path / f"{name}.{suffix}")
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
@@ -130,4 +130,4 @@ def test_a_fit_where_edm_has_nothing_is_drawn_without_it(tmp_path):
 
 def test_another_format_is_refused(everything, tmp_path):
     with pytest.raises(UsageError, match="unknown picture format"):
-        plot_weights(*everything, -15, 15, tmp_path / "a.jpg")
+        everything(tmp_path / "a.jpg")

@@ -12,7 +12,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from elbocli.core import metrics
 from elbocli.core.metrics import METRICS, PRC_PROTOCOLS, Features, MetricOptions, PrcProtocol, least
-from elbocli.core.metrics.feature_moments import FeatureMoments
+from elbocli.core.feature_moments import FeatureMoments
 
 SMALL = MetricOptions(splits=3, kid_subset_size=40, fid_infinity=True)
 

@@ -1,0 +1,83 @@
+"""Frozen dataclasses as JSON objects: a key per field, in their order.
+
+An optional field whose default is None is left out while it is None; one without a default is written as null. A
+field made by `rest` stands for all keys that no other field has, at its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import MISSING, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from elbocli.errors import FormatError
+
+T = TypeVar("T")
+
+
+def rest() -> Any:
+    """A field, dict[str, Any], of what else an object says."""
+    return field(default_factory=dict, metadata={"rest": True})
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A dataclass as a dict that json can write; dataclasses in it, in lists and in dicts too."""
+    found: dict[str, Any] = {}
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if each.metadata.get("rest"):
+            found |= value
+        elif value is not None or each.default is not None:
+            found[each.name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(kind: type[T], content: Any, where: str = "") -> T:
+    """A dataclass of that kind from what json has read. where: the keys that lead to it, for messages.
+
+    Raises FormatError for a key that lacks or doesn't hold what it should.
+    """
+    if not isinstance(content, dict):
+        raise FormatError(f"{where or 'it'} is {str(content)[:40]!r}, not an object")
+    hints, found, named = get_type_hints(kind), dict[str, Any](), {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    for each in fields(kind):  # type: ignore[arg-type]
+        if each.metadata.get("rest"):
+            found[each.name] = {key: value for key, value in content.items() if key not in named}
+        elif each.name in content:
+            found[each.name] = typed(hints[each.name], content[each.name], f"{where}{each.name}")
+        elif NoneType in get_args(hints[each.name]):
+            found[each.name] = None
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise FormatError(f"{where}{each.name} is missing")
+    return kind(**found)
+
+
+def typed(hint: Any, value: Any, name: str) -> Any:
+    """The value of the key `name`, when it is of that type. Raises FormatError."""
+    holds = get_args(hint)
+    if get_origin(hint) is UnionType:
+        for each in holds:
+            with suppress(FormatError):
+                return typed(each, value, name)
+    elif is_dataclass(hint):
+        return from_json(hint, value, f"{name}.")  # type: ignore[arg-type]
+    elif get_origin(hint) is list and isinstance(value, list):
+        return [typed(holds[0], each, name) for each in value]
+    elif get_origin(hint) is dict and isinstance(value, dict):
+        return {key: typed(holds[1], each, name) for key, each in value.items()}
+    elif hint is float and type(value) is int:
+        with suppress(OverflowError):
+            return float(value)
+    elif hint is Any or type(value) is hint:
+        return value
+    raise FormatError(f"{name} is {str(value)[:40]!r}; expected {getattr(hint, '__name__', hint)}")

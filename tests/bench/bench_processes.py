@@ -12,7 +12,7 @@ from pathlib import Path
 from bench_train_step import packed
 from compare import Row
 
-GROUP = Path(__file__).parents[1] / "loops"
+GROUP = Path(__file__).parents[1]
 STEPS = 60
 TIMED = f"""
 import json, sys, time

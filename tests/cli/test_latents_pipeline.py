@@ -104,7 +104,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import torch
-from elbocli.loops import encode, prep
+from elbocli.prep import encode_latents as encode
+from elbocli.prep import pack as prep
 torch.set_num_threads(1)
 encode.Autoencoder.comfortable_batch = lambda self, size: 3
 real = encode.LatentEncoder.rows

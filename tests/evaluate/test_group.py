@@ -18,7 +18,7 @@ from elbocli.evaluate import scoring
 from elbocli.files.dataset import Dataset
 from elbocli.runtime.processes import ALONE, World
 
-GROUP = Path(__file__).parent
+HERE = Path(__file__).parent
 METRICS = ("fid", "is", "kid", "prc")
 
 
@@ -42,9 +42,9 @@ def scored(world: World, job: dict[str, Any]) -> dict[str, Any]:
 
 CODE = f"""
 import json, sys
-sys.path.insert(0, {str(GROUP)!r})
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 import group
-from test_evaluate_group import scored
+from test_group import scored
 jobs = json.loads(sys.argv[1])
 print(json.dumps([group.forked(job["size"], lambda world: scored(world, job)) for job in jobs]))
 """

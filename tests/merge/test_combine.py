@@ -303,9 +303,10 @@ def test_parts_out_of_reach_of_a_virtual_one_are_refused(tmp_path: Path) -> None
 SLOW = """
 import sys, time
 from pathlib import Path
-from elbocli.files import dataset, payload
+from elbocli.files import dataset
+from elbocli.files import dataset_block as payload
 payload.SCAN_BYTES = dataset.SCAN_BYTES = 2000
-from elbocli.loops import merge
+from elbocli.merge import combine as merge
 for _ in merge.run([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), merge.Settings()):
     time.sleep(0.004)
 """

@@ -16,7 +16,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.images.crops import CROPS
 from elbocli.prep import pack
-from elbocli.prep.command import pack as command
+from elbocli.prep.command import prep as command
 from elbocli.runtime.progress import Progress
 
 Elbo = Callable[..., subprocess.CompletedProcess[bytes]]

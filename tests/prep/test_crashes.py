@@ -20,7 +20,7 @@ import io, os, random, sys, tarfile, time
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from elbocli.loops import prep
+from elbocli.prep import pack as prep
 
 folder, trials = Path(sys.argv[1]), int(sys.argv[2])
 random.seed(trials)

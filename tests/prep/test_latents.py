@@ -16,7 +16,7 @@ from elbocli.bound.measure import Measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.guidance import Guidance
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.scoring import MeasureSettings as EvalSettings
+from elbocli.evaluate.scoring import EvalSettings
 from elbocli.evaluate.scoring import run as evaluate
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset

@@ -70,7 +70,7 @@ def test_the_page_in_the_docs_is_what_comes_out() -> None:
 PACK = """
 import sys
 from pathlib import Path
-from elbocli.loops import prep
+from elbocli.prep import pack as prep
 sources, out, workers = [Path(name) for name in sys.argv[3:]], Path(sys.argv[1]), int(sys.argv[2])
 for report in prep.run(sources, out, prep.Settings(size=64, on_error="skip", workers=workers)):
     if report.message:
@@ -122,7 +122,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from elbocli.errors import DataError
-from elbocli.files import memory, pixels
+from elbocli.images import decode as pixels
+from elbocli.images import memory_budget as memory
 memory.return_freed()
 content = Path(sys.argv[1]).read_bytes()
 how = pixels.Decoding(64, background=sys.argv[2], crop=sys.argv[3])

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from group import ended, started, trained
 
 data, preset, run = sys.argv[1:4]

@@ -513,7 +513,7 @@ def test_signals_save_and_end_with_their_code(
 def test_a_second_ctrl_c_aborts_at_once_but_not_an_echo_of_the_first() -> None:
     code = """
 import os, signal, time
-from elbocli.loops import signals
+from elbocli.runtime import signals
 with catching_signals() as caught:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)

@@ -21,7 +21,7 @@ from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train.trainer import Trainer, split
 
-GROUP = Path(__file__).parent / "group.py"
+GROUP = Path(__file__).parents[1] / "group.py"
 STEPS = 20
 WAYS = ((1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"))
 PRESETS = {
@@ -193,7 +193,7 @@ print(group.forked(3, work))
 PATCHES = {
     # What the second process alone can't read or open, how many processes, their exit codes, what is said.
     "the first batch": (
-        "Examples._fetched = fail",
+        "Batches._fetched = fail",
         {},
         3,
         "[1, 1, 1]",
@@ -221,8 +221,8 @@ sys.path.insert(0, {str(GROUP.parent)!r})
 import group
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
-from elbocli.loops import records
-from elbocli.train.batches import Examples
+from elbocli.train import recorder as records
+from elbocli.train.batches import Batches
 from elbocli.train.validate import Validation
 def fail(*_):
     raise DataError("gone")

@@ -15,7 +15,7 @@ from elbocli.runtime.processes import ALONE
 from elbocli.train import micro_batch
 from elbocli.train.trainer import Trainer
 
-GROUP = Path(__file__).parent
+GROUP = Path(__file__).parents[1]
 
 
 def device(fixed: int, each: int, room: int, tried: list[int]):
@@ -73,7 +73,7 @@ sys.path.insert(0, {str(GROUP)!r})
 import group, torch
 from pathlib import Path
 from elbocli.files.dataset import Dataset
-from elbocli.loops import fit
+from elbocli.train import micro_batch as fit
 from elbocli.runtime.device import autocast
 from elbocli.run.settings import resolve
 from elbocli.train.trainer import Trainer

@@ -223,7 +223,9 @@ def until_more_is_safe(launched: Launched, path: Path, least: int) -> None:
 
 LACKING = """
 import os, torch
-from elbocli.loops import features, sample, trainer
+from elbocli.evaluate import extract as features
+from elbocli.sample import draw as sample
+from elbocli.train import trainer
 def lacking(*_):
     raise {error}("9 GiB")
 if os.environ["RANK"] == "1":
@@ -256,7 +258,7 @@ LEFT = """
 import os, time
 from pathlib import Path
 from elbocli.errors import DataError
-from elbocli.loops import evaluate
+from elbocli.evaluate import scoring as evaluate
 whole, siblings = evaluate.scored, Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children")
 def scored(*given):
     until = time.monotonic() + 30

@@ -5,11 +5,13 @@ import re
 import pytest
 import torch
 
+from elbocli.adapt.plot import plot_fit
+from elbocli.cli.figure import brief
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import SCHEDULES, parse_schedule
 from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
 from elbocli.errors import UsageError
-from elbocli.weights.plot import brief, labels, plot_fit, plot_weights, text_plot
+from elbocli.weights.plot import labels, plot_weights, text_plot
 
 
 @pytest.mark.parametrize(

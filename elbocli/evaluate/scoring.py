@@ -70,7 +70,7 @@ def run(
     scores: list[Scores] = []
     for mine, mismatch in zip(seen, differ, strict=True):
         _save(mine, settings)
-        scores.append(_scores(mine, theirs, settings, any(differ), ref, mismatch))
+        scores.append(scored(mine, theirs, settings, any(differ), ref, mismatch))
         _check_repeats(scores)
     result = EvalResult(scores)
     yield from _notes(result, settings)
@@ -95,7 +95,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
     return chosen
 
 
-def _scores(
+def scored(
     seen: Seen,
     theirs: Seen | None,
     settings: EvalSettings,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from elbocli.errors import FormatError
 
@@ -20,6 +20,19 @@ T = TypeVar("T")
 def rest() -> Any:
     """A field, dict[str, Any], of what else an object says."""
     return field(default_factory=dict, metadata={"rest": True})
+
+
+class Record:
+    """A dataclass that writes and reads its own JSON."""
+
+    def json(self) -> dict[str, Any]:
+        """The object, for json to write."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read what `json` wrote. Raises FormatError."""
+        return from_json(cls, content)
 
 
 def to_json(record: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, Measurement, MeasureSettings
+from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.loss import denoising_losses, step_coefficients
@@ -29,7 +29,7 @@ SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA
 
 def moments(run: Path, data: Path | None, draws: int) -> ErrorMoments:
     """Of the errors at the last checkpoint, from every image."""
-    loop = estimate.run(Measurement(run, data, MeasureSettings(images=ALL, draws=draws, seed=1), print))
+    loop = estimate.run(open_measurement(run, data, MeasureSettings(images=ALL, draws=draws, seed=1), print))
     try:
         while True:
             next(loop)
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--batches", type=int, default=400)
     options = parser.parse_args()
-    probe = Measurement(options.run, options.data, MeasureSettings(), print)
+    probe = open_measurement(options.run, options.data, MeasureSettings(), print)
     known = moments(options.run, options.data, options.draws)
     line = "{:<16} {:<22} {:<16} {:>9} {:>9} {:>8} {:>6}"
     print(line.format("weighting", "schedule", "t", "predicted", "measured", "± s.e.", "ratio"))

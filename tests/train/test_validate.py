@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, Measurement
+from elbocli.bound.measure import ALL, open_measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.prediction import Prediction
 from elbocli.errors import NonFiniteError, UsageError
@@ -136,7 +136,7 @@ def test_what_the_noise_alone_gives_is_known(make: Callable[..., Validation]) ->
 
 def test_bits_per_dimension_are_those_of_the_bound(make: Callable[..., Validation], run: TrainedRun) -> None:
     """Against the same images at 48 noise levels each."""
-    probe = Measurement(run.path, None, ProbeSettings(images=ALL, draws=48, batch=2048), print)
+    probe = open_measurement(run.path, None, ProbeSettings(images=ALL, draws=48, batch=2048), print)
     loop = estimate.run(probe)
     try:
         while True:

@@ -105,8 +105,12 @@ class Number:
 
     def name(self, network: str | None, suffix: str = "") -> str:
         """Its name in a result. network: None where published names may be used. suffix: of what is said about it."""
-        stem = self.key if network is None else self.elsewhere or self.key
-        return f"{stem}{suffix}[{network}]" if self.by_network and network is not None else stem + suffix
+        stem = self.stem(network) + suffix
+        return f"{stem}[{network}]" if self.by_network and network is not None else stem
+
+    def stem(self, network: str | None) -> str:
+        """Its name without `[NETWORK]`."""
+        return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
         """What people call it."""

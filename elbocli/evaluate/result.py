@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.core.metrics import ERROR, METRICS, Number, Value
-from elbocli.files.json_record import from_json, rest, to_json, typed
+from elbocli.files.json_record import Record, rest, typed
 
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
@@ -19,7 +19,7 @@ EXPECTED_TO_DIFFER = {"seed", "command"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(Record):
     """What stands beside the numbers of one set of samples, as the JSON names it. None is not known.
 
     n_ref_images: images of the reference, where its statistics are of others too. classes: how many there are, and how
@@ -116,7 +116,7 @@ class EvalResult:
 
     def common(self) -> dict[str, Any]:
         """The facts that all repeats have in common, as the JSON names them, with every mismatch of any."""
-        facts = [to_json(one.facts) for one in self.repeats]
+        facts = [one.facts.json() for one in self.repeats]
         found = {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
         if differing := {key: pair for each in facts for key, pair in each.get("mismatch", {}).items()}:
             found["mismatch"] = differing
@@ -129,10 +129,10 @@ class EvalResult:
         NAME_sd (before any [NETWORK]), what they have in common, and each by itself in `repeats`.
         """
         if len(self.repeats) == 1:
-            return {**self.named(), **to_json(self.repeats[0].facts)}
+            return {**self.named(), **self.repeats[0].facts.json()}
         common, repeats = self.common(), []
         for one in self.repeats:
-            facts = {key: value for key, value in to_json(one.facts).items() if key not in common or key == "made"}
+            facts = {key: value for key, value in one.facts.json().items() if key not in common or key == "made"}
             facts["made"] = {key: value for key, value in facts["made"].items() if key not in common["made"]}
             repeats.append({**EvalResult([one]).named(), **facts})
         return {**self.named(), **common, "repeats": repeats}
@@ -171,4 +171,4 @@ def _scores(content: dict[str, Any]) -> Scores:
     again |= {number.alias + suffix for suffix in ("", SD) for number in known}
     facts = {name: value for name, value in content.items() if name not in named and name not in again}
     published = any(number.by_network and number.key in content for number in known)
-    return Scores(None if published else network, values, from_json(Facts, facts))
+    return Scores(None if published else network, values, Facts.from_json(facts))

@@ -288,16 +288,6 @@ def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatc
     assert float((one.error == other.error).double().mean()) < 0.01
 
 
-def test_a_loss_without_its_density_is_caught(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public mistake: no −dλ/dt in the training loss."""
-    from elbocli.core import loss as objective
-
-    whole = objective.weighted_loss
-    monkeypatch.setattr(objective, "weighted_loss", lambda error, log_w, log_p: whole(error, log_w, log_p * 0))
-    found = finish(theorem.run(probe(trained, images=100), [parse_weighting("sigmoid:bias=2")]))
-    assert not found.agree and abs(found.checks[0].difference_in_se) > 10
-
-
 # Gradients
 
 

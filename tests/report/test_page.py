@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.registry import plain
 from elbocli.core.schedule import SCHEDULES
 from elbocli.core.weighting import WEIGHTINGS, parse_weighting
 from elbocli.errors import DataError, FormatError
@@ -445,4 +444,3 @@ def test_numbers_for_people(value: Any, wanted: str) -> None:
 
 def test_errors_have_two_digits() -> None:
     assert [error(value) for value in (0.01234, 0.0, 12.6)] == ["0.012", "0", "13"]
-    assert plain(2.0) == "2"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from elbocli.core.metrics import ERROR, INTERVAL, LIMIT, NUMBER, PARTS
+from elbocli.core.metrics import Role
 from elbocli.evaluate.result import EvalResult, Score
 
 UNKNOWN = "*not known*"
@@ -84,10 +84,10 @@ def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
     """A line for each number, with its spread and what that is of."""
     found = []
     for score in result.scores:
-        if score.number.role == NUMBER:
+        if score.number.role == Role.NUMBER:
             by = f" by {code(result.network)}" if score.number.by_network and result.network is not None else ""
-            beyond = result.about(score, LIMIT)
-            limit = "" if beyond is None else _beyond(beyond, result.about(beyond, INTERVAL))
+            beyond = result.about(score, Role.LIMIT)
+            limit = "" if beyond is None else _beyond(beyond, result.about(beyond, Role.INTERVAL))
             heading = score.number.heading(result.network)
             found.append(f"- {heading}{by}: **{said(score.value)}**{_spread(result, score, facts)}{limit}")
     return found
@@ -105,10 +105,10 @@ def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
     n = f"n = {said(facts.get('n_samples'))}"
     if score.sd is not None:
         return f" ± {said(score.sd)} (mean and standard deviation of {len(result.repeats)} repeats, {n})"
-    spread = result.about(score, ERROR) or result.about(score, PARTS)
+    spread = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
     if spread is None:
         return f" ({n})"
-    why = spread.number.told.format_map({key: said(value) for key, value in facts.items()}) or spread.number.role
+    why = spread.number.told.format_map({key: said(value) for key, value in facts.items()}) or spread.number.role.value
     return f" ± {said(spread.value)} ({why}, {n})"
 
 

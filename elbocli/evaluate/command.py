@@ -32,12 +32,16 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that a metric declares."""
     for metric in reversed(METRICS.values()):
         for own in reversed(metric.traits.options.own()):
-            flag, kind = isinstance(own.default, bool), Count(own.least, own.most)
-            words: Any = None if flag else click.Choice(list(own.choices)) if own.choices else kind
-            name = f"--{own.name.replace('_', '-')}"
-            click.option(name, type=words, is_flag=flag, default=own.default, show_default=not flag, help=own.help)(
-                function
-            )
+            flag, words, about = isinstance(own.default, bool), own.metadata["choices"], own.metadata
+            kind: Any = click.Choice(list(words)) if words else Count(about["least"], about["most"])
+            click.option(
+                f"--{own.name.replace('_', '-')}",
+                type=None if flag else kind,
+                is_flag=flag,
+                default=own.default,
+                show_default=not flag,
+                help=about["help"],
+            )(function)
     return function
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.core.metrics import ERROR, METRICS, Number, Value
+from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.files.json_record import Record, rest, typed
 
 SD = "_sd"
@@ -96,12 +96,12 @@ class EvalResult:
         for key, first in self.repeats[0].values.items():
             if isinstance(first, float):
                 column: Any = [one.values[key] for one in self.repeats]
-                sd = None if known[key].role == ERROR else float(np.std(column, ddof=1))
+                sd = None if known[key].role == Role.ERROR else float(np.std(column, ddof=1))
                 found.append(Score(known[key], float(np.mean(column)), sd))
         return found
 
-    def about(self, score: Score, role: str) -> Score | None:
-        """What belongs to a number: its ERROR, PARTS, LIMIT or INTERVAL, where there is one."""
+    def about(self, score: Score, role: Role) -> Score | None:
+        """What belongs to a number: what has that role, where there is one."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 

@@ -13,14 +13,13 @@ import torch
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli import __version__
-from elbocli.core.metrics import LABELS, LOGITS, METRICS, REFERENCE, REFERENCE_FEATURES, Value
+from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
-from elbocli.evaluate.labels import labelled
 from elbocli.evaluate.reference import open_reference
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
-from elbocli.evaluate.suitable import check_features, check_made_alike, check_repeats_alike, possible
+from elbocli.evaluate.suitable import check_features, check_made_alike, check_repeats_alike, labelled, possible
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
@@ -55,15 +54,15 @@ def run(
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
         check_repeats_alike(opened, extractor)
         with world.together():
-            if world.first and settings.needing(LABELS):
+            if world.first and settings.needing(Need.LABELS):
                 opened = [labelled(source, reference, extractor, settings, world.device) for source in opened]
-        wanted = {"values": settings.needing(REFERENCE), "logits": settings.needing(LOGITS)}
+        wanted = {"values": settings.needing(Need.REFERENCE), "logits": settings.needing(Need.LOGITS)}
         keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
         for source in opened:
             check = partial(check_features, source=source, reference=reference, settings=settings)
             seen.append((yield from see(source, extractor, settings.batch, world, keep, "samples", check)))
             if reference is not None and theirs is None:
-                features = bool(settings.needing(REFERENCE_FEATURES))
+                features = bool(settings.needing(Need.REFERENCE_FEATURES))
                 theirs = yield from reference.see(extractor, settings.batch, world, features)
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elbocli.core.metrics import METRICS, MetricOptions, asked
+from elbocli.core.metrics import METRICS, MetricOptions, Need, asked
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EvalSettings:
         """Whether anything depends on the seed."""
         return self.classes == "random" or any(options.draws for options in self.metrics.values())
 
-    def needing(self, what: str) -> list[str]:
+    def needing(self, what: Need) -> list[str]:
         """Its metrics that need that."""
         return [name for name in self.metrics if what in METRICS[name].traits.needs]
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from elbocli.core.metrics import LABELS, LOGITS, METRICS, REFERENCE, REFERENCE_FEATURES
+from elbocli.core.class_labels import choose_labels
+from elbocli.core.metrics import METRICS, Need
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource, described
 from elbocli.evaluate.reference import Reference, fingerprint, mismatches
@@ -27,7 +29,7 @@ def possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference
         raise UsageError(f"{saving[0]} can hold one set of samples; name one at a time")
     if settings.save_features is not None and settings.save_features.suffix != SUFFIX:
         raise UsageError(f"{settings.save_features}: features are saved as {SUFFIX}; name it so")
-    if reference is None and (needing := settings.needing(REFERENCE)):
+    if reference is None and (needing := settings.needing(Need.REFERENCE)):
         if not saving:
             raise UsageError(
                 f"{needing[0]} needs --ref (a dataset, saved features or statistics); or add --save-stats FILE to make one"
@@ -37,7 +39,7 @@ def possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference
     if reference is not None:
         if reference.source is not None:
             _check_count(reference.source, settings, 1)
-        elif needing := settings.needing(REFERENCE_FEATURES):
+        elif needing := settings.needing(Need.REFERENCE_FEATURES):
             raise UsageError(
                 f"{reference.path}: holds statistics only, and {needing[0]} needs the reference's images: name a dataset, "
                 "or features saved by --save-features"
@@ -51,7 +53,7 @@ def possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference
             )
         if settings.save_stats is not None and source.n < 2:
             raise DataError(f"{source.name}: one image is no distribution; statistics need at least 2")
-        if settings.needing(LABELS) and source.labels is None and not settings.classes:
+        if settings.needing(Need.LABELS) and source.labels is None and not settings.classes:
             raise UsageError(
                 f"{source.name}: accuracy needs labels: samples of several classes in .h5 or .npz, or --classes as given "
                 "to 'elbo sample'"
@@ -103,7 +105,7 @@ def check_features(
     found: dict[str, Tensor], source: FeatureSource, reference: Reference | None, settings: EvalSettings
 ) -> None:
     """Raise DataError or UsageError when the first features show that the others won't do either."""
-    if (needing := settings.needing(LOGITS)) and "logits" not in found:
+    if (needing := settings.needing(Need.LOGITS)) and "logits" not in found:
         raise UsageError(
             f"{source.name}: its features come without logits, and {needing[0]} needs them; choose other --metrics"
         )
@@ -113,3 +115,43 @@ def check_features(
             f"{source.name}: {found['values'].shape[1]} features an image, and the reference has {width}; use one made "
             "alike"
         )
+
+
+def labelled(
+    source: FeatureSource,
+    reference: Reference | None,
+    extractor: Extractor | None,
+    settings: EvalSettings,
+    device: torch.device,
+) -> FeatureSource:
+    """The source with the labels that a stream was drawn with, if it says none. Before any features are extracted.
+
+    Raises UsageError for a class that isn't there, DataError for one that the network doesn't tell.
+    """
+    classes = _classes_told(source, extractor, settings.batch, device)
+    if classes == 0:  # the first features will say that there are no logits
+        return source
+    labels = source.labels
+    if labels is None:
+        names = [] if reference is None else reference.class_names
+        labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
+        assert labels is not None
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
+            "accuracy needs a network of the same classes"
+        )
+    return replace(source, labels=labels)
+
+
+def _classes_told(source: FeatureSource, extractor: Extractor | None, batch: int, device: torch.device) -> int:
+    """How many classes the network's logits are of; 0 when it has none. It is shown a batch of black images."""
+    if source.saved is not None or extractor is None:
+        logits = None if source.saved is None else source.saved.logits
+    else:
+        assert source.reader is not None
+        _, height, width, channels = source.reader.shape
+        black = torch.zeros(min(batch, source.n), channels, height, width, dtype=torch.uint8, device=device)
+        with torch.inference_mode():
+            logits = extractor(black)[1]
+    return 0 if logits is None else logits.shape[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from elbocli.bound.result import Bound, Theorem
-from elbocli.core.metrics import ERROR, LIMIT, NUMBER, PARTS
+from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import EvalResult
 from elbocli.images.image_refs import read_bytes
@@ -58,10 +58,10 @@ def score_rows(result: EvalResult) -> list[ScoreRow]:
     """The numbers, each with the spread of repeats, its standard error, or the spread of parts, if there is one."""
     rows = []
     for score in result.scores:
-        if score.number.role in (NUMBER, LIMIT):
-            of = result.about(score, ERROR) or result.about(score, PARTS)
+        if score.number.role in (Role.NUMBER, Role.LIMIT):
+            of = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
             spread: Any = None if of is None else of.value
-            spread_is = "" if of is None else of.number.role
+            spread_is = "" if of is None else of.number.role.value
             if score.sd is not None:
                 spread, spread_is = score.sd, "sd of repeats"
             network = (score.number.by_network and result.network) or ""

@@ -7,8 +7,9 @@ are imported only where a metric computes.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,29 @@ if TYPE_CHECKING:
 
     from elbocli.core.frechet import Gaussian
 
-LOGITS, LABELS, REFERENCE, REFERENCE_FEATURES = "logits", "labels", "reference", "the reference's features"
-NUMBER, ERROR, PARTS, LIMIT, INTERVAL = "number", "standard error", "sd of parts", "limit", "interval"
 Value = float | list[float] | None
 """A number, the ends of an interval, or None where too few images leave none."""
+
+
+class Need(Enum):
+    """What a metric needs beside the samples' moments and features."""
+
+    LOGITS = "logits"
+    LABELS = "labels"
+    REFERENCE = "a reference"
+    REFERENCE_FEATURES = "the reference's features"
+
+
+class Role(Enum):
+    """What a number is: a result, or what belongs to one: its standard error, its spread over parts, what it tends to
+    with infinitely many images, the interval that holds it.
+    """
+
+    NUMBER = ""
+    ERROR = "standard error"
+    PARTS = "sd of parts"
+    LIMIT = "limit"
+    INTERVAL = "interval"
 
 
 @dataclass(frozen=True)
@@ -36,21 +56,6 @@ class Features:
     values: Tensor | None = None
     logits: Tensor | None = None
     labels: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of `elbo eval`, named as the field of MetricOptions that holds it.
-
-    least, most: bounds of a whole number. choices: the words that text may be.
-    """
-
-    name: str
-    default: Any
-    help: str
-    least: int
-    most: int
-    choices: Collection[str]
 
 
 def option(default: Any, help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()) -> Any:
@@ -68,9 +73,9 @@ class MetricOptions:
     seed: int = 0
 
     @classmethod
-    def own(cls) -> list[Option]:
-        """The options that `elbo eval` has for it."""
-        return [Option(each.name, each.default, **each.metadata) for each in fields(cls) if each.metadata]
+    def own(cls) -> list[Field[Any]]:
+        """The fields that `elbo eval` has an option for, named as they are; its metadata is what `option` was given."""
+        return [each for each in fields(cls) if each.metadata]
 
     @property
     def draws(self) -> bool:
@@ -88,9 +93,7 @@ class Number:
     key: its name, torch-fidelity's where there is one. elsewhere: its name when the network isn't the published
     Inception ('': the same), to which `[NETWORK]` is added, unless by_network is false. title, title_elsewhere: for
     people. alias: another name of the published one.
-    of: the key of the number that this one is about, by its role: its standard error (ERROR), its spread over parts
-    (PARTS), its LIMIT for infinitely many images, or the INTERVAL that holds it. told: more of a spread, in words, with
-    {options}.
+    of: the key of the number that this one belongs to, by its role. told: more of a spread, in words, with {options}.
     """
 
     key: str
@@ -99,7 +102,7 @@ class Number:
     title_elsewhere: str = ""
     alias: str = ""
     by_network: bool = True
-    role: str = NUMBER
+    role: Role = Role.NUMBER
     of: str = ""
     told: str = ""
 
@@ -117,42 +120,28 @@ class Number:
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MetricTraits:
     """What a metric needs and how its numbers are called.
 
-    numbers: all that it may find. needs: of LOGITS, LABELS, REFERENCE, REFERENCE_FEATURES. least: how many images of
-    the samples and of the reference. options: its own. few: what few images do to it. fewer: what to do when there
-    are too few.
+    numbers: all that it may find. least: how many images of the samples and of the reference. options: its own. few:
+    what few images do to it. fewer: what to do when there are too few.
     """
 
     numbers: Sequence[Number]
-    needs: Set[str]
-    least: Callable[[Any], tuple[int, int]]
-    options: type[MetricOptions]
-    few: str
-    fewer: str
+    needs: Set[Need] = frozenset()
+    least: Callable[[Any], tuple[int, int]] = lambda options: (1, 0)
+    options: type[MetricOptions] = MetricOptions
+    few: str = ""
+    fewer: str = ""
 
 
 METRICS: Registry[MetricTraits] = Registry("metric")
-Compute = Callable[[Features, Any, Any], Mapping[str, Value]]
 
 
-def metric(
-    name: str,
-    *,
-    formula: str,
-    source: str = "",
-    numbers: Sequence[Number],
-    needs: Set[str] = frozenset(),
-    least: Callable[[Any], tuple[int, int]] = lambda options: (1, 0),
-    options: type[MetricOptions] = MetricOptions,
-    few: str = "",
-    fewer: str = "",
-) -> Callable[[Compute], Compute]:
-    """Declare (samples, reference or None, options) → the numbers by their keys. See MetricTraits."""
-    traits = MetricTraits(numbers, needs, least, options, few, fewer)
-    return METRICS.declare(name, formula=formula, source=source, traits=traits)
+def metric(name: str, *, formula: str, source: str = "", **traits: Any) -> Callable[..., Any]:
+    """Declare (samples, reference or None, options) → a dict of the numbers by their keys. traits: as of MetricTraits."""
+    return METRICS.declare(name, formula=formula, source=source, traits=MetricTraits(**traits))
 
 
 def asked(names: Iterable[str], seed: int = 0, **options: Any) -> dict[str, MetricOptions]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from elbocli.core.metrics import LABELS, LOGITS, Features, MetricOptions, Number, metric
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric
 
 
 @metric(
     "accuracy",
     formula="share of images whose class the logits tell",
     numbers=[Number("accuracy", title="accuracy", by_network=False)],
-    needs={LOGITS, LABELS},
+    needs={Need.LOGITS, Need.LABELS},
 )
 def accuracy(samples: Features, reference: Features | None, options: MetricOptions) -> dict[str, float]:
     """Compare the largest logit with the label of class-conditional samples."""

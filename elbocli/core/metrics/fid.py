@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elbocli.core.metrics import (
-    ERROR,
-    INTERVAL,
-    LIMIT,
-    REFERENCE,
-    Features,
-    MetricOptions,
-    Number,
-    Value,
-    metric,
-    option,
-)
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, Value, metric, option
 
 DISTANCE = "frechet_inception_distance"
-BEYOND = f"{DISTANCE}_infinity"
+INTERVAL = "infinity_interval"
+SE, BEYOND, WITHIN = (f"{DISTANCE}_{part}" for part in ("se", "infinity", INTERVAL))
 
 
 @dataclass(frozen=True)
@@ -40,18 +30,12 @@ class FidOptions(MetricOptions):
     formula="Fréchet distance of the features, with its standard error",
     source="Heusel et al. 2017",
     numbers=[
-        Number(DISTANCE, "frechet_distance", "FID", "Fréchet distance", alias="fid"),
-        Number(f"{DISTANCE}_se", "frechet_distance_se", alias="fid_se", role=ERROR, of=DISTANCE),
-        Number(BEYOND, "frechet_distance_infinity", alias="fid_infinity", role=LIMIT, of=DISTANCE),
-        Number(
-            f"{BEYOND}_interval",
-            "frechet_distance_infinity_interval",
-            alias="fid_infinity_interval",
-            role=INTERVAL,
-            of=BEYOND,
-        ),
+        Number(DISTANCE, "frechet_distance", "FID", "Fréchet distance", "fid"),
+        Number(SE, "frechet_distance_se", alias="fid_se", role=Role.ERROR, of=DISTANCE),
+        Number(BEYOND, "frechet_distance_infinity", alias="fid_infinity", role=Role.LIMIT, of=DISTANCE),
+        Number(WITHIN, f"frechet_distance_{INTERVAL}", alias=f"fid_{INTERVAL}", role=Role.INTERVAL, of=BEYOND),
     ],
-    needs={REFERENCE},
+    needs={Need.REFERENCE},
     least=lambda options: (20 if options.fid_infinity else 2, 2),
     options=FidOptions,
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
@@ -69,10 +53,10 @@ def fid(samples: Features, reference: Features, options: FidOptions) -> dict[str
     values, theirs = samples.values.numpy(), reference.moments
     n, width = values.shape
     error = standard_error(values, samples.moments, theirs)
-    found: dict[str, Value] = {DISTANCE: frechet_distance(samples.moments, theirs), f"{DISTANCE}_se": error}
+    found: dict[str, Value] = {DISTANCE: frechet_distance(samples.moments, theirs), SE: error}
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
         beyond = extrapolate([FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)], theirs)
         found[BEYOND] = beyond.value
-        found[f"{BEYOND}_interval"] = list(beyond.interval(error)) if n >= 2 * width else None
+        found[WITHIN] = list(beyond.interval(error)) if n >= 2 * width else None
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elbocli.core.metrics import LOGITS, PARTS, Features, MetricOptions, Number, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric, option
 
 MEAN = "inception_score_mean"
 
@@ -22,9 +22,9 @@ class InceptionScoreOptions(MetricOptions):
     source="Salimans et al. 2016",
     numbers=[
         Number(MEAN, title="Inception score"),
-        Number("inception_score_std", role=PARTS, of=MEAN, told="over {splits} splits"),
+        Number("inception_score_std", role=Role.PARTS, of=MEAN, told="over {splits} splits"),
     ],
-    needs={LOGITS},
+    needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),
     options=InceptionScoreOptions,
     few="the Inception score is biased downwards",

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elbocli.core.metrics import (
-    PARTS,
-    REFERENCE,
-    REFERENCE_FEATURES,
-    Features,
-    MetricOptions,
-    Number,
-    metric,
-    option,
-)
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric, option
 
-MEAN = "kernel_inception_distance_mean"
+MEAN, STD = "kernel_inception_distance_mean", "kernel_inception_distance_std"
 
 
 @dataclass(frozen=True)
@@ -31,15 +22,9 @@ class KidOptions(MetricOptions):
     source="Bińkowski et al. 2018",
     numbers=[
         Number(MEAN, "kernel_distance_mean", "KID", "kernel distance"),
-        Number(
-            "kernel_inception_distance_std",
-            "kernel_distance_std",
-            role=PARTS,
-            of=MEAN,
-            told="over subsets of {kid_subset_size}",
-        ),
+        Number(STD, "kernel_distance_std", role=Role.PARTS, of=MEAN, told="over subsets of {kid_subset_size}"),
     ],
-    needs={REFERENCE, REFERENCE_FEATURES},
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (options.kid_subset_size,) * 2,
     options=KidOptions,
     fewer="less with --kid-subset-size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elbocli.core.metrics import REFERENCE, REFERENCE_FEATURES, Features, MetricOptions, Number, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
 from elbocli.errors import UsageError
 
 
@@ -62,7 +62,7 @@ class PrcOptions(MetricOptions):
         Number("recall", title="recall"),
         Number("f_score", title="F-score of precision and recall"),
     ],
-    needs={REFERENCE, REFERENCE_FEATURES},
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (options.protocol.k + 1,) * 2,
     options=PrcOptions,
     few="precision and recall depend on n and on the reference's, so compare them at the same only",

@@ -138,12 +138,7 @@ def run(
         _promises({name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()}),
     )
     text = to_text(
-        schedule,
-        weighting=w.spec,
-        criterion=criterion,
-        floor=floor,
-        source_sha256=_digest(log),
-        images=log.images,
+        schedule, weighting=w.spec, criterion=criterion, floor=floor, source_sha256=_digest(log), images=log.images
     )
     return FittedSchedule(schedule, text, moments, w, criterion, log, candidates, report)
 

@@ -53,6 +53,7 @@ def decay(beta: float) -> Beta:
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
+    traits=AverageTraits(),
 )
 def halflife(images: float, ramp: float) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
@@ -117,13 +118,6 @@ class Average:
         words = [] if self.declared.traits.bare else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
         return PREFIX + "-".join(words)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The name, and the one that version 0.1.0 wrote, which kept six digits."""
-        if self.declared.traits.bare:
-            return tuple(dict.fromkeys((self.name, f"{PREFIX}{self.params['beta']:g}")))
-        return (self.name,)
 
     @property
     def stored(self) -> bool:

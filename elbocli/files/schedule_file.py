@@ -6,7 +6,6 @@ in .json). The latter is a weighting too: the loss of what its network predicts,
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from functools import partial
@@ -135,11 +134,6 @@ def file_in(text: str) -> Path | None:
     text = _inner(text) or text
     path = Path(text.partition(":")[0].partition(",")[0])
     return path if not _is_declared(text) and path.is_file() else None
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, so that a setting is what the file said, not what it is called."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def finite(value: float) -> float | None:

@@ -19,8 +19,9 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.dataset_block import LATENTS
+from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.schedule_file import digest, file_in, resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import file_in, resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import choose_preset, load_preset
 from elbocli.nn.unet import UNetConfig
@@ -219,7 +220,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
         raise FormatError(f"preset {name}: {error}") from error
     _check(settings)
     network = _network(preset, given, dataset, str(name))
-    files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
+    files = {str(path): file_sha256(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
     return Resolved(settings, network, dataset.identity(), files, notes)
 
 

@@ -20,7 +20,7 @@ from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule
 from elbocli.files.latents import LatentSpace
-from elbocli.files.sample_writer import SamplesHeader, Sink, open_samples
+from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun, open_run

@@ -1,4 +1,3 @@
-import hashlib
 import math
 import tempfile
 from pathlib import Path
@@ -171,10 +170,6 @@ def test_a_file_named_like_a_schedule_does_not_hide_it(tmp_path, monkeypatch):
         schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T)
     )
     assert torch.equal(schedule_file.resolve_schedule("./cosine").logsnr(T), table().logsnr(T))
-
-
-def test_digest_is_sha256(path):
-    assert schedule_file.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_infinity_is_null_in_json():

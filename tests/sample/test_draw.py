@@ -17,8 +17,8 @@ from elbocli.core.class_labels import choose_labels
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import SAMPLERS
 from elbocli.errors import Interrupted, PeerLost, UsageError
-from elbocli.files import sample_writer
 from elbocli.files.dataset import Dataset
+from elbocli.files.sample_writers import pictures
 from elbocli.images.samples import read_samples
 from elbocli.run import settings
 from elbocli.runtime.signals import ORPHAN, Ending
@@ -135,7 +135,7 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
 def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_writer, "PNGS", 4)
+    monkeypatch.setattr(pictures, "PNGS", 4)
     how = SampleSettings(n=12, steps=2)
     with pytest.raises(Interrupted, match=r"SIGTERM: all images are safe in x\.partial; the same command"):
         for report in sample.run(trained, tmp_path / "x", how):
@@ -150,7 +150,7 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
 def test_a_launcher_killed_while_pngs_are_made_is_told(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_writer, "PNGS", 4)
+    monkeypatch.setattr(pictures, "PNGS", 4)
     with pytest.raises(
         PeerLost, match=r"the launcher of this run is gone; all images are safe in x\.partial; the same"
     ):

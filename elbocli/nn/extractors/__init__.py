@@ -145,10 +145,10 @@ def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
-        from elbocli.files.checkpoint import digest
+        from elbocli.files.hashing import file_sha256
         from elbocli.files.pt2_check import load_program
 
-        extractor = Extractor(Path(name).name, load_program(Path(name)), digest(Path(name)))
+        extractor = Extractor(Path(name).name, load_program(Path(name)), file_sha256(Path(name)))
     else:
         try:
             declared = EXTRACTORS.find(name)

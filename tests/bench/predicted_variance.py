@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
+from elbocli.bound.measure import ALL, ChosenImages, Measurement, MeasureSettings, open_measurement
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.loss import denoising_losses, step_coefficients
@@ -45,8 +45,10 @@ def measured(
     t, rows, noise = (Stream(2, f"measured-{name}-{sampling}") for name in ("t", "rows", "noise"))
     means, singles = [], []
     for step in range(batches):
-        pixels, labels = probe.images(rows.at(step).integers(len(probe.dataset), size=batch))
-        x = normalised(pixels.numpy(), probe.device)
+        chosen = rows.at(step).integers(len(probe.dataset), size=batch)
+        (images,) = ChosenImages(probe.dataset, chosen, batch, probe.conditional)
+        x = normalised(images.pixels, probe.device)
+        labels = None if images.labels is None else images.labels.to(probe.device)
         logsnr = schedule.logsnr(times(t, step, batch, sampling))
         eps = noise.normal(range(step * batch, (step + 1) * batch), (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
         c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, probe.device)

@@ -58,9 +58,9 @@ def found_of(samples: Any, ref: Path | None, save: Path | None = None, **setting
 def score(samples: Any, ref: Path | None, save: Path | None = None, **settings: Any) -> dict[str, Any]:
     """The same, as JSON; which reads back as it was."""
     found = found_of(samples, ref, save, **settings)
-    written = json.loads(json.dumps(found.json(), allow_nan=False))
-    assert EvalResult.from_json(written).json() == written
-    return written  # type: ignore[no-any-return]
+    text = json.dumps(found.json(), allow_nan=False)
+    assert json.dumps(EvalResult.from_json(json.loads(text)).json()) == text
+    return json.loads(text)  # type: ignore[no-any-return]
 
 
 def save_npy(path: Path, images: np.ndarray) -> Path:

@@ -82,8 +82,9 @@ def test_the_spread_of_repeats_comes_before_others(tmp_path: Path) -> None:
     ]
     sd = pytest.approx(2**0.5)
     for network, name in ((None, "frechet inception distance"), ("a.pt2", "frechet distance")):
-        content = written(tmp_path / "a.json", repeated(network, *each).json())
-        rows = score_rows(read_result(content).found)
+        result = read_result(written(tmp_path / "a.json", repeated(network, *each).json()))
+        assert result.found == repeated(network, *each)
+        rows = score_rows(result.found)
         by = network or ""
         assert rows == [
             (name, 2.0, sd, "sd of repeats", by),

@@ -142,12 +142,12 @@ def test_bits_per_dimension_are_those_of_the_bound(make: Callable[..., Validatio
         while True:
             next(loop)
     except StopIteration as end:
-        wanted = end.value.result
+        wanted = end.value.bound
     asked = make()
     found = asked.finish(asked.partial(run.network))
-    assert abs(found["val_bpd"] - wanted["bpd"]) < 2 * found["val_bpd_se"]
-    assert found["val_bpd"] == pytest.approx(wanted["bpd"], rel=0.02)
-    assert wanted["bpd_se_population"] < found["val_bpd_se"] < 0.02 * wanted["bpd"]
+    assert abs(found["val_bpd"] - wanted.bpd) < 2 * found["val_bpd_se"]
+    assert found["val_bpd"] == pytest.approx(wanted.bpd, rel=0.02)
+    assert wanted.bpd_se_population < found["val_bpd_se"] < 0.02 * wanted.bpd
 
 
 @pytest.mark.parametrize("weighting", ["sigmoid:bias=2", "edm-monotonic"])

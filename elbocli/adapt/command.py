@@ -8,25 +8,23 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import (
-    PATH,
-    STREAM,
-    Command,
-    Count,
-    Number,
-    common,
-    overwrite_option,
-    stdin_or_fail,
-    take_parameters,
-    weighting_options,
-)
+from elbocli.cli.grouped_help import Command
+from elbocli.cli.options import WEIGHTING, common, overwrite_option, stdin_or_fail
+from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.weighting import WEIGHTINGS
 
 
 @click.command(cls=Command)
 @click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
-@weighting_options("the log's own")
+@click.option(
+    "--weighting",
+    type=WEIGHTING,
+    metavar="SPEC",
+    help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.  [default: the log's own]",
+)
+@click.option("--bias", type=Number(), help="The weighting's parameter of that name.")
+@click.option("--shift", type=Shift(), default=0.0, help="Move the weighting in logsnr.")
+@click.option("--monotone/--no-monotone", help="Hold the weighting constant left of its peak.")
 @click.option(
     "--criterion",
     type=click.Choice(list(CRITERIA)),
@@ -56,9 +54,6 @@ from elbocli.core.weighting import WEIGHTINGS
 @common
 def adapt(
     sources: tuple[Path, ...],
-    weighting: str | None,
-    shift: Any,
-    monotone: bool | None,
     out: Path,
     plot: Path | None,
     report: bool,
@@ -75,8 +70,7 @@ def adapt(
     from elbocli.cli.progress_bar import say
     from elbocli.files.atomic import refuse_existing, write_text
 
-    params = take_parameters(WEIGHTINGS, options)
-    if shift == "auto":
+    if options["shift"] == "auto":
         raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
     for path in (out, plot):
         if path is not None and path != STREAM:
@@ -86,9 +80,7 @@ def adapt(
 
         check_suffix(plot)
     inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
-    fitted = loop.run(
-        inputs, weighting=weighting, shift=shift or 0.0, monotone=bool(monotone), params=params, **options
-    )
+    fitted = loop.run(inputs, **options)
     say(
         f"{fitted.weighting.spec}, {options['criterion']} criterion, {fitted.log.images} images in {fitted.log.lines} intervals"
     )

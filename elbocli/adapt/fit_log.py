@@ -110,16 +110,16 @@ def run(
     weighting: str | None,
     shift: float,
     monotone: bool,
-    params: dict[str, float] | None,
+    bias: float | None,
     criterion: str,
     bins: int | None,
     floor: float,
     since: int,
 ) -> FittedSchedule:
-    """Fit a schedule for a weighting (None: the log's own). Raises ElboError."""
+    """Fit a schedule for a weighting (None: the log's own). bias: its parameter of that name. Raises ElboError."""
     log = read_logs(sources, since)
     spec = weighting or str(log.header.get("weighting", "elbo"))
-    w = resolve_weighting(spec, shift=shift, monotone=monotone, given=params)
+    w = resolve_weighting(spec, shift=shift, monotone=monotone, given=None if bias is None else {"bias": bias})
     edges, sums = _merged(log, bins)
     moments = ErrorMoments.of_sums(edges, sums)
     schedule = fit_schedule(moments, w, criterion, floor)

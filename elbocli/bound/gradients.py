@@ -20,7 +20,8 @@ from elbocli.errors import UsageError
 from elbocli.files.schedule_file import to_text
 from elbocli.run.settings import Resolved
 from elbocli.runtime.progress import Progress
-from elbocli.train.losses import StepLosses
+from elbocli.train.batches import Batches
+from elbocli.train.step import step_losses
 
 GROUPS = 8
 BINS, PER_BIN = 40, 32
@@ -85,16 +86,15 @@ class Gradients:
         seed = Stream(asked.settings.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch, asked.settings.precision
         self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
-        resolved = Resolved(self.settings, asked.trained.network.config, {}, {}, [])
-        self.device = asked.device
-        self.losses = StepLosses(asked.dataset, resolved, asked.trained.prediction, self.device)
+        resolved = Resolved(self.settings, asked.trained.network.config, {}, {}, [], asked.trained.objective)
+        self.device, self.prediction = asked.device, asked.trained.prediction
+        self.batches = Batches(asked.dataset, resolved, asked.device)
         self.network = asked.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
 
     def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
         """Of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
-        levels = self.losses.logsnr(step, schedule) if logsnr is None else logsnr
-        loss, _, _ = self.losses.at(self.network, step, weighting, schedule, levels)
+        loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, self.prediction, logsnr)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
 

@@ -6,10 +6,10 @@ about which images: run, checkpoint, weights, dataset, logsnr_min, …; each res
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from elbocli.files.json_record import Record, rest
+from elbocli.files.json_record import REST, Record
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Bound(Record):
     n_images: int
     draws_per_image: int
     schedule: str
-    about: dict[str, Any] = rest()
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
 
     @property
     def terms(self) -> dict[str, Term]:
@@ -113,7 +113,7 @@ class Theorem(Record):
     checks: list[Check]
     n_images: int
     draws_per_side: int
-    about: dict[str, Any] = rest()
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
 
 
 @dataclass(frozen=True)
@@ -139,4 +139,4 @@ class GradientVariance(Record):
     batch: int
     batches: int
     t_sampling: str
-    about: dict[str, Any] = rest()
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)

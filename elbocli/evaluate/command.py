@@ -10,22 +10,21 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import (
-    PATH,
-    STREAM,
-    Command,
-    Count,
-    Joined,
-    command_line,
-    common,
-    overwrite_option,
-    stdin_or_fail,
-)
+from elbocli.cli.grouped_help import Command, Joined
+from elbocli.cli.options import command_line, common, overwrite_option, stdin_or_fail
+from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
 """The metric that each option belongs to, by the option's Python name."""
+GROUPS = {
+    "Scores": ("ref", "metrics", *OPTIONS, "allow_mismatch"),
+    "Extractor": ("extractor", "extractor_weights"),
+    "Outputs": ("card", "save_stats", "save_features", "overwrite"),
+    "A stream's draw": ("classes", "seed"),
+    "Speed and memory": ("batch", "device"),
+}
 
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,7 +61,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return chosen
 
 
-@click.command("eval", cls=Joined)
+@click.command("eval", cls=Joined, groups=GROUPS)
 @click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
 @click.option(
     "--ref",
@@ -120,11 +119,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @overwrite_option
 @common
 def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, **options: Any) -> None:
-    """Score SAMPLES (a stream, .npy, .npz, .h5, a folder of images, or saved features) against a reference; one JSON object.
+    """Score SAMPLES against a reference; one JSON object.
 
-    Only the published Inception network may call its number frechet_inception_distance; any other
-    extractor's is frechet_distance[NAME]. Several SAMPLES are repeats with other seeds: each number is their mean,
-    beside its standard deviation. Under torchrun, processes share the images, but for those of a stream.
+    SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
+    may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES
+    are repeats with other seeds: each number is their mean, beside its standard deviation. Under torchrun,
+    processes share the images, but for those of a stream.
     """
     from elbocli.cli.progress_bar import show
     from elbocli.core.metrics import asked

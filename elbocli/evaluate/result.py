@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.core.metrics import METRICS, Number, Role, Value
-from elbocli.files.json_record import Record, rest, typed
+from elbocli.files.json_record import REST, Record, typed
 
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
@@ -41,7 +41,7 @@ class Facts(Record):
     fewest_of_a_class: int | None = None
     most_of_a_class: int | None = None
     made: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = rest()
+    options: dict[str, Any] = field(default_factory=dict, metadata=REST)
     elbo_version: str | None
     torch_fidelity_version: str | None
     torch_version: str | None

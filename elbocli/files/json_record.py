@@ -1,7 +1,7 @@
 """Frozen dataclasses as JSON objects: a key per field, in their order.
 
 An optional field whose default is None is left out while it is None; one without a default is written as null. A
-field made by `rest` stands for all keys that no other field has, at its place. A key that is not there is read as None
+field whose metadata is REST stands for all keys that no other field has, at its place. A key that is not there is read as None
 where None, or Any, is allowed.
 """
 
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from elbocli.errors import FormatError
 
-
-def rest() -> Any:
-    """A field, dict[str, Any], of what else an object says."""
-    return field(default_factory=dict, metadata={"rest": True})
+REST = {"rest": True}
+"""Metadata of the field for what else an object says, dict[str, Any]."""
 
 
 class Record:

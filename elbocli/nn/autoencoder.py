@@ -65,11 +65,12 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace) -> Tensor:
-        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device, rounded to the nearest level."""
+        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device, rounded or truncated by the convention."""
         shift, scale = affine(space, self.device)
         divisor, offset = INPUTS[space.input]
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
-        levels = x.float().sub_(offset).mul_(divisor).round_().clamp_(0, 255).to(torch.uint8)
+        levels = x.float().sub_(offset).mul_(divisor)
+        levels = (levels.round_() if space.levels == "round" else levels).clamp_(0, 255).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).contiguous()
 
     def comfortable_batch(self, pixel_size: int) -> int:

@@ -19,7 +19,7 @@ from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
 from elbocli.report.terms import Term
 from elbocli.report.thumbnails import Thumbnails
-from elbocli.run.settings import TrainSettings
+from elbocli.run.train_settings import TrainSettings
 
 DIGITS = 6
 """Significant ones, of numbers on a map."""
@@ -128,7 +128,7 @@ class RunFacts:
             "run": self.run,
             "status": self.status,
             "objective": self.objective and self.objective.json(),
-            "settings": asdict(self.settings),
+            "settings": self.settings.stored(),
             "data": self.data,
             "network": self.network,
             "environment": self.environment.json(),

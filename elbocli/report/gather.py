@@ -32,8 +32,10 @@ from elbocli.report.thumbnails import (
     thumbnails_of,
 )
 from elbocli.run.folder import read_status
+from elbocli.run.objective import Objective
 from elbocli.run.open import empty_network
-from elbocli.run.settings import TrainSettings, run_settings
+from elbocli.run.settings import run_settings
+from elbocli.run.train_settings import TrainSettings
 
 MULTISCALE = "; but errors are seen at several resolutions at once (--multiscale), which is no ELBO's"
 
@@ -117,9 +119,10 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
 
 def _objective(settings: TrainSettings) -> ObjectiveFacts:
     """Raises ElboError for a file that it needs and that is gone."""
-    weighting, schedule = settings.weighting_object(), settings.schedule_object()
+    objective = Objective(settings)
+    weighting, schedule = objective.weighting, objective.schedule
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
-    terms = [*weighting_terms(weighting), schedule_term(settings, schedule), prediction_term(settings)]
+    terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
     rising = weighting.rising(low, high)
     verdict = weighting.verdict(low, high) + (MULTISCALE if settings.multiscale else "")
     return ObjectiveFacts(weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from elbocli.nn.blocks import Network
-from elbocli.nn.networks import place
+from elbocli.nn.networks import Network, place
 from elbocli.runtime.processes import World
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Replica:
         return self.forward.no_sync() if several and not last else nullcontext()  # type: ignore[operator]
 
     def gradients(self) -> list[Tensor]:
-        """Of the pieces, after the last part of a batch."""
+        """Return the pieces' gradients, after the last part of a batch."""
         return [piece.grad for piece in self.pieces if piece.grad is not None]
 
     def clear(self) -> None:

@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "weighting": None,
     "shift": 0.0,
     "monotone": False,
-    "params": None,
+    "bias": None,
     "criterion": "loss",
     "bins": None,
     "floor": 0.01,

@@ -327,8 +327,8 @@ def test_gradients_are_those_of_training(trained: Path) -> None:
 def test_gradients_are_of_all_images_whatever_the_run_held_out(trained: Path) -> None:
     asked = probe(trained, weights="model")
     held = replace(asked.trained, settings=replace(asked.trained.settings, val_split=len(asked.dataset)))
-    losses = gradients.Gradients(replace(asked, trained=held), batch=len(asked.dataset)).losses
-    assert sorted(losses.indices(0)) == list(range(len(asked.dataset)))
+    batches = gradients.Gradients(replace(asked, trained=held), batch=len(asked.dataset)).batches
+    assert sorted(batches.indices(0)) == list(range(len(asked.dataset)))
 
 
 def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

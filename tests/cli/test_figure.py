@@ -3,7 +3,8 @@
 import pytest
 
 from elbocli.cli.figure import brief
-from elbocli.core.weighting import WEIGHTINGS, Weighting
+from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 
 
 @pytest.mark.parametrize(
@@ -30,4 +31,4 @@ def test_a_legend_says_what_is_not_default(spec, wanted):
 
 @pytest.mark.parametrize("name", sorted(WEIGHTINGS))
 def test_a_weighting_at_its_defaults_is_called_by_its_name(name):
-    assert brief(Weighting(name).spec) == name
+    assert brief(parse_weighting(name).spec) == name

@@ -1,13 +1,13 @@
 """Records as JSON: what is written is read back, and what isn't one is refused with its key."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from elbocli.errors import FormatError
-from elbocli.files.json_record import Record, rest
+from elbocli.files.json_record import REST, Record
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Outer(Record):
     said: str | None = None
     parts: list[Inner]
     by_name: dict[str, Inner]
-    others: dict[str, Any] = rest()
+    others: dict[str, Any] = field(default_factory=dict, metadata=REST)
     last: float | list[float] | None
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typed_settings import typed
 
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.bound.measure import open_measurement
 from elbocli.core.guidance import Guidance
+from elbocli.core.samplers.walk import walk
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.scoring import run as evaluate
 from elbocli.evaluate.settings import EvalSettings
@@ -42,7 +44,7 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 
 
 def drawn(run: Path, out: Path, **options: Any) -> np.ndarray:
-    list(draw.run(run, out, draw.SampleSettings(**{"n": 6, "steps": 4, "sampler": "ddim", **options})))
+    list(draw.run(run, out, typed(**{"n": 6, "steps": 4, "sampler": "ddim", **options})))
     return np.load(out)
 
 
@@ -249,7 +251,6 @@ def test_latents_of_another_autoencoder_can_not_guide(
 
 def test_samples_are_the_decoded_draws(run: Path, autoencoder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     kept: list[torch.Tensor] = []
-    walk = draw.walk
     monkeypatch.setattr(draw, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])
     got = drawn(run, tmp_path / "a.npy")
     opened = Autoencoder(autoencoder, CPU)

@@ -5,18 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typed_settings import typed
 
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.sample import draw
 from elbocli.train import loop
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def trainer(dataset: Path, preset: Path, **options: object) -> Trainer:
-    return Trainer(
+def state(dataset: Path, preset: Path, **options: object) -> TrainState:
+    return TrainState(
         settings.resolve({"preset": str(preset), "dropout": 0.0, **options}, Dataset(dataset)), Dataset(dataset)
     )
 
@@ -25,10 +27,10 @@ def test_first_steps_agree_with_the_cpu(digits: Path, preset: Path) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     curves = []
     for device in ("cpu", "cuda"):
-        one = trainer(digits, preset, device=device)
+        one = state(digits, preset, device=device)
         for _ in range(5):
-            one.step()
-        sums, loss, _ = one.interval()
+            update(one)
+        sums, loss, _, _ = one.interval()
         curves.append((loss, sums))
     assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-3)
     assert torch.equal(curves[0][1][0], curves[1][1][0])
@@ -53,7 +55,7 @@ def test_samples_agree_with_the_cpus(trained: Path, tmp_path: Path) -> None:
             draw.run(
                 trained,
                 tmp_path / f"{device}.npy",
-                draw.SampleSettings(n=16, steps=8, batch=5, sampler="ddim", device=device),
+                typed(n=16, steps=8, batch=5, sampler="ddim", device=device),
             )
         )
     cpu, cuda = (np.load(tmp_path / f"{device}.npy").astype(int) for device in ("cpu", "cuda"))

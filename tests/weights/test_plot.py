@@ -1,11 +1,14 @@
 """Pictures by what they say: the same bytes every time, a line per weighting, names that can be read."""
 
 import re
+from functools import partial
 
 import pytest
 
-from elbocli.core.schedule import SCHEDULES, parse_schedule
-from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 from elbocli.weights.plot import labels, plot_weights, text_plot
 
@@ -23,11 +26,12 @@ def texts(path):
 
 @pytest.fixture(scope="module")
 def everything():
-    return [Weighting(name) for name in WEIGHTINGS], [parse_schedule(name, -15, 15, clip=True) for name in SCHEDULES]
+    schedules = [parse_schedule(name, -15, 15, clip=True) for name in SCHEDULES]
+    return partial(plot_weights, [parse_weighting(name) for name in WEIGHTINGS], schedules, -15, 15)
 
 
 def test_one_sheet_names_every_weighting_and_schedule_once(everything, tmp_path):
-    plot_weights(*everything, -15, 15, tmp_path / "all.svg")
+    everything(tmp_path / "all.svg")
     found = texts(tmp_path / "all.svg")
     alike = {"v-cosine", "fm-ot"}  # the same function
     for name in {*WEIGHTINGS} - alike - {"elbo"}:
@@ -41,7 +45,7 @@ def test_one_sheet_names_every_weighting_and_schedule_once(everything, tmp_path)
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_the_same_sheet_is_the_same_bytes(suffix, everything, tmp_path):
     for name in "ab":
-        plot_weights(*everything, -15, 15, tmp_path / f"{name}.{suffix}")
+        everything(tmp_path / f"{name}.{suffix}")
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
@@ -65,4 +69,4 @@ def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
 
 def test_another_format_is_refused(everything, tmp_path):
     with pytest.raises(UsageError, match="unknown picture format"):
-        plot_weights(*everything, -15, 15, tmp_path / "a.jpg")
+        everything(tmp_path / "a.jpg")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -58,14 +58,16 @@ class Features:
     labels: np.ndarray | None = None
 
 
-def option(default: Any, help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()) -> Any:
-    """A field of MetricOptions that `elbo eval` has an option for: a flag, a whole number, or one of `choices`."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most, "choices": choices})
+def option(help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()) -> dict[str, Any]:
+    """Metadata of a field of MetricOptions that `elbo eval` has an option for: a flag, a whole number from `least` to
+    `most`, or one of the words of `choices`.
+    """
+    return {"help": help, "least": least, "most": most, "choices": choices}
 
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """How a metric is asked for. One with options of its own has a subclass, whose fields `option` makes.
+    """How a metric is asked for. One with options of its own has a subclass, whose fields have the metadata that `option` makes.
 
     seed: of what it draws at random.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, Value, metric, option
 
@@ -15,8 +15,11 @@ SE, BEYOND, WITHIN = (f"{DISTANCE}_{part}" for part in ("se", "infinity", INTERV
 class FidOptions(MetricOptions):
     """fid_infinity: extrapolate, too; the seed deals the images into parts."""
 
-    fid_infinity: bool = option(
-        False, "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100."
+    fid_infinity: bool = field(
+        default=False,
+        metadata=option(
+            "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100."
+        ),
     )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric, option
 
@@ -13,7 +13,7 @@ MEAN = "inception_score_mean"
 class InceptionScoreOptions(MetricOptions):
     """splits: into how many parts the images are dealt."""
 
-    splits: int = option(10, "Of the Inception score.")
+    splits: int = field(default=10, metadata=option("Of the Inception score."))
 
 
 @metric(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric, option
 
@@ -13,7 +13,7 @@ MEAN, STD = "kernel_inception_distance_mean", "kernel_inception_distance_std"
 class KidOptions(MetricOptions):
     """kid_subset_size: images in each subset."""
 
-    kid_subset_size: int = option(1000, "Images in each subset of KID.", least=2)
+    kid_subset_size: int = field(default=1000, metadata=option("Images in each subset of KID.", least=2))
 
 
 @metric(

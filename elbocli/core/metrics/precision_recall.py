@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
 from elbocli.errors import UsageError
@@ -32,15 +32,16 @@ PRC_PROTOCOLS = {
 }
 
 
+PROTOCOL_HELP = (
+    "Of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + "."
+)
+
+
 @dataclass(frozen=True)
 class PrcOptions(MetricOptions):
     """prc_protocol: one of PRC_PROTOCOLS."""
 
-    prc_protocol: str = option(
-        "torch-fidelity",
-        "Of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + ".",
-        choices=PRC_PROTOCOLS,
-    )
+    prc_protocol: str = field(default="torch-fidelity", metadata=option(PROTOCOL_HELP, choices=PRC_PROTOCOLS))
 
     @property
     def protocol(self) -> PrcProtocol:

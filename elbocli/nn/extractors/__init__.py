@@ -49,7 +49,7 @@ class Extractor:
 
 
 def is_published(name: Any, weights_sha256: Any) -> bool:
-    """Whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
+    """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
     return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
 
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -122,7 +122,7 @@ def test_a_metric_of_somebody_else_is_one_declaration():
 
     @dataclass(frozen=True)
     class SpreadOptions(MetricOptions):
-        power: int = option(2, "Of the norm.", most=9)
+        power: int = field(default=2, metadata=option("Of the norm.", most=9))
 
     try:
 

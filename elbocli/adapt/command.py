@@ -21,7 +21,7 @@ from elbocli.cli.options import (
     weighting_options,
 )
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.weighting import WEIGHTINGS
+from elbocli.core.weighting_curves import WEIGHTINGS
 
 
 @click.command(cls=Command)

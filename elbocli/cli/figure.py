@@ -13,8 +13,8 @@ from torch import Tensor
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import plain
-from elbocli.core.schedule import SCHEDULES
-from elbocli.core.weighting import WEIGHTINGS
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 from elbocli.files.atomic import writing
 

@@ -16,8 +16,8 @@ import click
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import LARGEST, Registry
-from elbocli.core.schedule import SCHEDULES
-from elbocli.core.weighting import WEIGHTINGS
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting_curves import WEIGHTINGS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -1,4 +1,4 @@
-"""From per-λ errors to a schedule that samples them well. Training and `adapt` use the same code.
+"""Fitting a schedule to per-λ errors, so that it samples them well. Training and `adapt` use the same code.
 
 The statistics are of the unweighted per-dimension error ‖ε−ε̂‖²/D in equal bins of λ, so that one log
 serves every weighting. Source: arXiv:2303.00848 sec. 4 for the `loss` criterion; the others minimise the
@@ -91,7 +91,7 @@ class ErrorMoments:
 
     @classmethod
     def of_sums(cls, edges: Tensor, sums: Tensor) -> ErrorMoments:
-        """From count, sum, sum of squares [3, bins]. Counts may be fractions: errors that fade from memory."""
+        """Moments from count, sum, sum of squares [3, bins]. Counts may be fractions: errors that fade from memory."""
         count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
 
@@ -102,7 +102,7 @@ class ErrorMoments:
 
     @property
     def seen(self) -> Tensor:
-        """Which bins can be trusted: those with two errors or more."""
+        """Bins that can be trusted, those with two errors or more: [bins] bool."""
         return (self.count >= 2) & (self.mean > 0)
 
     @property
@@ -129,7 +129,7 @@ class ErrorMoments:
         return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
     def filled(self) -> ErrorMoments:
-        """As measured, which has no bias, but smoothed where a bin was seen less than twice.
+        """Moments as measured, which have no bias, but smoothed where a bin was seen less than twice.
 
         Raises DataError when no bin was seen twice.
         """
@@ -253,7 +253,7 @@ class AdaptiveSchedule:
         self.state[3] += sums[0]
 
     def moments(self) -> ErrorMoments:
-        """What is known now."""
+        """Moments of what is remembered now."""
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:

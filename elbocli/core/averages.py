@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec, plain
 from elbocli.errors import UsageError
 
 
-@dataclass(frozen=True)
-class AverageTraits:
+class AverageTraits(NamedTuple):
     """bare: written by its one number alone. stored: others can be made of its snapshots after training."""
 
     bare: bool = False
@@ -28,7 +25,7 @@ Beta = Callable[[int, float, float], float]
 """(step from 1, images seen, images of this update) → β in [0, 1)."""
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
-"""Of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
+"""Relative std of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
 MOST_IMAGES = 1e15
 
 
@@ -53,6 +50,7 @@ def decay(beta: float) -> Beta:
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
+    traits=AverageTraits(),
 )
 def halflife(images: float, ramp: float) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
@@ -105,39 +103,36 @@ class Average:
 
     @property
     def spec(self) -> str:
-        """How a user writes it: `0.9999`, `power:std=0.05`."""
+        """Text that a user writes: `0.9999`, `power:std=0.05`."""
         if self.declared.traits.bare:
             return plain(next(iter(self.params.values())))
         return self.declared.spec(self.params)
 
     @property
     def name(self) -> str:
-        """Of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
+        """Name of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
         (_, first), *others = self.params.items()
         words = [] if self.declared.traits.bare else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
         return PREFIX + "-".join(words)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The name, and the one that version 0.1.0 wrote, which kept six digits."""
-        if self.declared.traits.bare:
-            return tuple(dict.fromkeys((self.name, f"{PREFIX}{self.params['beta']:g}")))
-        return (self.name,)
-
-    @property
     def stored(self) -> bool:
-        """Whether snapshots of it can be combined into other averages."""
+        """Tell whether snapshots of it can be combined into other averages."""
         return self.declared.traits.stored
 
 
 def _short(value: float) -> str:
     """Decimal digits without an exponent or a sign, so that '-' can divide words; from a million on in millions."""
+    from decimal import Decimal  # it takes a millisecond to import
+
     exact = Decimal(repr(value))
     return f"{exact.scaleb(-6).normalize():f}M" if value >= 1e6 else f"{exact.normalize():f}"
 
 
 def _long(text: str) -> float:
+    from decimal import Decimal
+
     try:
         return float(Decimal(text[:-1]).scaleb(6) if text.endswith("M") else Decimal(text))
     except ArithmeticError:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.registry import Registry, numbers, parse_spec
 
@@ -48,16 +47,15 @@ def dynamic(percentile: float) -> Function:
     return cut
 
 
-@dataclass(frozen=True)
-class Clip:
-    """x̂ → x̂ within its range; spec says how, with every parameter."""
+class Clip(NamedTuple):
+    """A function x̂ [B, …] → x̂ within its range. spec: how it is written, with every parameter."""
 
     spec: str
     function: Function
 
     @property
     def cuts(self) -> bool:
-        """Whether it does anything."""
+        """Tell whether it does anything."""
         return self.spec != "none"
 
 

@@ -1,4 +1,4 @@
-"""What the fitted density is proportional to, besides the weighting. Names only cost nothing to list."""
+"""Criteria: what a fitted density is proportional to, besides the weighting. Their names cost nothing to list."""
 
 from __future__ import annotations
 

@@ -7,23 +7,18 @@ the share of timesteps between them. Beyond the first and the last there is noth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.registry import Registry
-from elbocli.core.schedule import ScheduleCurve
+from elbocli.core.schedule_curves import ScheduleCurve
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BETAS: Registry[None] = Registry("beta schedule")
-
-
-def betas(name: str, *, formula: str, source: str) -> Callable[..., Any]:
-    """Declare β_i: a function of the first and last β and the number of timesteps, float64 [T]."""
-    return BETAS.declare(name, formula=formula, source=source)
+"""β_i: functions of the first and last β and the number of timesteps, float64 [T]."""
 
 
 def _evenly(start: float, end: float, count: int) -> Tensor:
@@ -32,24 +27,26 @@ def _evenly(start: float, end: float, count: int) -> Tensor:
     return torch.linspace(start, end, count, dtype=torch.float64)
 
 
-@betas("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
+@BETAS.declare("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
 def linear(start: float, end: float, count: int) -> Tensor:
     return _evenly(start, end, count)
 
 
-@betas("scaled_linear", formula="square of even from sqrt(beta_start) to sqrt(beta_end)", source="Rombach et al. 2022")
+@BETAS.declare(
+    "scaled_linear", formula="square of even from sqrt(beta_start) to sqrt(beta_end)", source="Rombach et al. 2022"
+)
 def scaled_linear(start: float, end: float, count: int) -> Tensor:
     return _evenly(math.sqrt(start), math.sqrt(end), count).square()
 
 
-@betas(
+@BETAS.declare(
     "sigmoid", formula="beta_start + (beta_end-beta_start) sigmoid(even from -6 to 6)", source="Xu et al. 2022: GeoDiff"
 )
 def sigmoid(start: float, end: float, count: int) -> Tensor:
     return start + (end - start) * _evenly(-6, 6, count).sigmoid()
 
 
-@betas(
+@BETAS.declare(
     "squaredcos_cap_v2",
     formula="min(0.999, 1 - abar((i+1)/T)/abar(i/T)), abar = cos((t+0.008)/1.008 pi/2)^2",
     source="Nichol & Dhariwal 2021",

@@ -8,32 +8,31 @@ Written TARGET-mse[:FACTOR]@SCHEDULE: what is left of '@' says what is weighed, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.core.prediction import PREDICTIONS, Prediction
+from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec
-from elbocli.core.schedule import Schedule
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from elbocli.core.schedule import Schedule
 
-@dataclass(frozen=True)
-class FactorTraits:
+
+class FactorTraits(NamedTuple):
     """on: the target whose error F multiplies whatever the network's is; "" is the network's own."""
 
     on: str = ""
 
 
 FACTORS: Registry[FactorTraits] = Registry("factor")
-HEAD = re.compile(r"(?P<target>[\w-]+)-mse(?::(?P<words>.*))?")
 
 
 def factor(
-    name: str, *, formula: str, source: str, on: str = "", positive: Any = (), **params: float
+    name: str, *, formula: str, source: str, on: str = "", positive: Iterable[str] = (), **params: float
 ) -> Callable[..., Any]:
     """Declare F(λ), which multiplies the squared error of the target.
 
@@ -75,62 +74,78 @@ def p2(logsnr: Tensor, gamma: float) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 
-@dataclass(frozen=True)
-class ForeignLoss:
+class Factor(NamedTuple):
+    """F(λ) with all its parameters: a declared factor, or any declared weighting."""
+
+    declared: Declaration[Any]
+    params: dict[str, float]
+
+    @property
+    def spec(self) -> str:
+        """Text that means the same again."""
+        return self.declared.spec(self.params)
+
+    @property
+    def on(self) -> Prediction | None:
+        """The target whose error it multiplies, whatever the network's is; None is the network's own."""
+        traits = self.declared.traits
+        return Prediction(traits.on) if isinstance(traits, FactorTraits) and traits.on else None
+
+
+class ForeignLoss(NamedTuple):
     """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ)."""
 
     prediction: Prediction
-    factor: Declaration[Any] | None
-    params: dict[str, float]
+    factor: Factor | None
     schedule: Schedule
 
     @property
     def head(self) -> str:
-        """What stands left of '@', with every parameter."""
+        """Text left of '@', with every parameter."""
         own = self.prediction.spec.partition(":")[2]
-        words = ",".join(filter(None, [own, self.factor.spec(self.params) if self.factor else ""]))
+        words = ",".join(filter(None, [own, self.factor.spec if self.factor else ""]))
         return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
+
+    @property
+    def tail(self) -> str:
+        """Text from '@' on."""
+        return f"@{self.schedule.base}"
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         """2 p F / eps_factor at each λ, float64."""
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
-            traits = self.factor.traits
-            weighed = Prediction(traits.on) if isinstance(traits, FactorTraits) and traits.on else weighed
-            value = value * self.factor.make(logsnr, **self.params)
+            weighed = self.factor.on or weighed
+            value = value * self.factor.declared.make(logsnr, **self.factor.params)
         return value / weighed.coefficients(logsnr).eps_factor
 
 
 class Head(NamedTuple):
-    """The left side of an objective: prediction, factor as written, and the modifiers of any weighting."""
+    """The left side of a loss: prediction and factor, and the modifiers of any weighting."""
 
     prediction: Prediction
-    factor: str
+    factor: Factor | None
     shift: float
     monotone: bool
 
 
 def is_foreign_loss(text: str) -> bool:
-    """Whether a weighting's spec is TARGET-mse…, not a name."""
-    return HEAD.fullmatch(text.strip().partition("@")[0]) is not None
+    """Tell whether a weighting's spec is TARGET-mse…, not a name."""
+    return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
-def parse_head(text: str) -> Head:
+def parse_head(text: str, given: dict[str, float] | None = None) -> Head:
     """`v-mse`, `x-mse:min-snr:5,monotone`, `edm-mse:sigma_data=1,shift=-2`. Raises UsageError.
 
     Words before the factor's name are the prediction's parameters, words after it the factor's; shift and
-    monotone may stand anywhere, as they can't be mistaken.
+    monotone may stand anywhere, as they can't be mistaken. given: parameters of the factor from options, over the text's.
     """
-    found = HEAD.fullmatch(text.strip())
-    if not found or found["target"] not in PREDICTIONS:
-        target = found["target"] if found else text.partition("-mse")[0]
-        PREDICTIONS.find(target)
-    assert found is not None
+    name, _, words = text.strip().partition(":")
     own: list[str] = []
     chosen: list[str] = []
     shift, monotone = None, False
-    for word in filter(None, (part.strip() for part in (found["words"] or "").split(","))):
+    for word in filter(None, (part.strip() for part in words.split(","))):
         key, equals, value = word.partition("=")
         if word == "monotone":
             monotone = True
@@ -142,36 +157,24 @@ def parse_head(text: str) -> Head:
             chosen.append(word)
         else:
             own.append(word)
-    prediction = Prediction.parse(":".join(filter(None, [found["target"], ",".join(own)])))
-    return Head(prediction, ",".join(chosen), shift or 0.0, monotone)
+    if given and not chosen:
+        raise UsageError(
+            f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
+        )
+    prediction = Prediction.parse(":".join(filter(None, [name.removesuffix("-mse"), ",".join(own)])))
+    return Head(prediction, parse_factor(",".join(chosen), given) if chosen else None, shift or 0.0, monotone)
 
 
-def parse_factor(
-    text: str, others: Registry[Any], given: dict[str, float] | None = None
-) -> tuple[Declaration[Any], dict[str, float]]:
-    """A factor with its parameters bound: `snr`, `min-snr:5`, `min-snr:gamma=5`, or a weighting's by name.
+def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
+    """A factor: `snr`, `min-snr:5`, `min-snr:gamma=5`, or a weighting by its name.
 
-    others: declared weightings, any of which may be a factor. given: parameters from options, over those in the
-    text. Raises UsageError.
+    given: parameters from options, over those in the text. Raises UsageError.
     """
     known: Registry[Any] = Registry("factor")
-    known.update({**FACTORS, **{key: value for key, value in others.items() if key not in FACTORS}})
+    known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
     name, _, words = text.partition(":")
     declared = known.find(name)
     if words and "=" not in words and len(declared.params) == 1:
         words = f"{next(iter(declared.params))}={words}"
     params = numbers(parse_spec(f"{name}:{words}").params)
-    return declared, declared.bind({**params, **(given or {})})
-
-
-def parse_foreign_loss(
-    head: Head, schedule: Schedule, others: Registry[Any], given: dict[str, float] | None = None
-) -> ForeignLoss:
-    """The objective of a parsed head and a schedule. Raises UsageError."""
-    if head.factor:
-        return ForeignLoss(head.prediction, *parse_factor(head.factor, others, given), schedule)
-    if given:
-        raise UsageError(
-            f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
-        )
-    return ForeignLoss(head.prediction, None, {}, schedule)
+    return Factor(declared, declared.bind({**params, **(given or {})}))

@@ -33,7 +33,7 @@ class Guidance:
             )
 
     def active(self, logsnr: float) -> bool:
-        """Whether the weak output is needed at this λ."""
+        """Tell whether the weak output is needed at this λ."""
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
     def combine(self, strong: Tensor, weak: Tensor) -> Tensor:

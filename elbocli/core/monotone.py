@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
+
+from elbocli.core.logsnr import LIMIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,8 +63,31 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
     return [(turn(i, -1.0), turn(j, 1.0)) for i, j in zip(starts, ends, strict=True)]
 
 
+class NonIncreasing:
+    """The least non-increasing function that is nowhere smaller: one with a single peak is held constant left of it.
+
+    Peaks are searched for within ±LIMIT at the first call, which takes a thousand times as long as the next ones.
+    """
+
+    def __init__(self, function: Function):
+        self.function = function
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """Its value at each λ, float64."""
+        value = self.function(logsnr)
+        for peak, height in self._peaks:
+            value = value.maximum((logsnr <= peak).to(value.dtype) * height)
+        return value
+
+    @cached_property
+    def _peaks(self) -> list[tuple[float, float]]:
+        """(λ, value) of each."""
+        ends = [end for _, end in rising(self.function, -LIMIT, LIMIT)]
+        return [(end, float(self.function(float64([end])))) for end in ends]
+
+
 class Likeness(NamedTuple):
-    """How near f is to scale · g: the largest relative deviation under the best scale, and the λ where it is."""
+    """Comparison of f with scale · g: the largest relative deviation under the best scale, and the λ where it is."""
 
     scale: float
     deviation: float

@@ -33,7 +33,7 @@ class PairedMoments:
         return self._means.n
 
     def estimate(self) -> PairedEstimate:
-        """What is known now. Needs two images."""
+        """Estimate from the images so far, two at least."""
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         return PairedEstimate(self.n, means.mu, means.sigma - noise, noise)

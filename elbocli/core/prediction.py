@@ -1,13 +1,13 @@
-"""What the network outputs. Every choice is linear in data and noise, so each is declared by two numbers.
+"""Predictions: what the network outputs. Each is linear in data and noise, so two numbers declare it.
 
 target = a·x + b·ε, with z = αx + σε. With d = αb − σa:
   x̂ = (b·z − σ·out)/d,   ε̂ = (α·out − a·z)/d,   ‖ε−ε̂‖² = (α/d)² ‖target−out‖².
-Source: MATH of the paper's appendix on parameterizations; Karras et al. 2022 for `edm`.
+Source: Kingma & Gao 2023, appendix on parameterizations; Karras et al. 2022, table 1, for `edm`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 PREDICTIONS: Registry[None] = Registry("prediction")
 
 
-def prediction(name: str, *, formula: str, source: str, positive: Any = (), **params: float) -> Callable[..., Any]:
+def prediction(
+    name: str, *, formula: str, source: str, positive: Iterable[str] = (), **params: float
+) -> Callable[..., Any]:
     """Declare (α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
     return PREDICTIONS.declare(name, params, formula=formula, source=source, positive=positive)
 
@@ -85,7 +87,7 @@ class Prediction:
         return cls(spec.name, numbers(spec.params))
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
-        """At each λ (float64). eps_factor = (α/d)² turns the target's squared error into that of ε."""
+        """Coefficients at each λ, float64 of any shape. eps_factor = (α/d)² turns the target's squared error into that of ε."""
         alpha, sigma = level.alpha(logsnr), level.sigma(logsnr)
         a, b, c_in = self.declared.make(alpha, sigma, **self.params)
         d = alpha * b - sigma * a
@@ -100,7 +102,7 @@ class Prediction:
         return float(c.c_in), float(c.x_from_z), float(c.x_from_out)
 
     def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-        """What the network should output. x, eps: [B, …]; logsnr: [B]."""
+        """Target of the network, a·x + b·ε. x, eps: [B, …]; logsnr: [B]."""
         c = self.coefficients(logsnr)
         return expand(c.a, x) * x + expand(c.b, x) * eps
 

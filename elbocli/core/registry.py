@@ -12,6 +12,7 @@ from elbocli.errors import UsageError
 
 LARGEST = 1e6
 T = TypeVar("T")
+M = TypeVar("M", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
         traits: T = None,  # type: ignore[assignment]
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    ) -> Callable[[M], M]:
         """Decorator that enters a function or class under `name`; `params` are its defaults.
 
         positive: those that must be above 0. within: the least and the most that others may be. Raises UsageError when
@@ -82,7 +83,7 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         if name in self:
             raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 
-        def enter(make: Callable[..., Any]) -> Callable[..., Any]:
+        def enter(make: M) -> M:
             self[name] = Declaration(
                 name,
                 make,

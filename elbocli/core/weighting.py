@@ -1,8 +1,6 @@
-"""w(λ), the weight of each noise level relative to the ε loss: declared once each, by name.
+"""A weighting w(λ): one that is declared, or the one that a loss or a schedule amounts to; shifted, held monotone, named.
 
-L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. Only the shape of w matters to an optimum, so constants are left out;
-A trait `const` is (the objective as its authors write it) / L_w.
-Tensor methods and plain maths only: listing the names must not import torch.
+L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ (Kingma & Gao 2023, arXiv:2303.00848, sec. 3). The declared ones are in core/weighting_curves.py.
 """
 
 from __future__ import annotations
@@ -10,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_foreign_loss, parse_head
+from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_head
 from elbocli.core.logsnr import LIMIT
-from elbocli.core.monotone import Function, float64, rising, slope
-from elbocli.core.registry import Registry, number, numbers, parse_spec, plain
-from elbocli.core.schedule import SCHEDULES, Schedule, parse_schedule
+from elbocli.core.monotone import Function, NonIncreasing, float64, rising, slope
+from elbocli.core.registry import Declaration, number, numbers, parse_spec, plain
+from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,259 +25,103 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WeightingTraits:
-    """monotone: whether w is claimed never to increase in λ. const: (the objective as its authors write it) / L_w, as text."""
+class DeclaredCurve:
+    """A declared weighting with all its parameters."""
 
-    monotone: bool
-    const: str = ""
+    declared: Declaration[WeightingTraits]
+    params: dict[str, float]
+    tail = ""
+    schedule = None
 
+    @property
+    def head(self) -> str:
+        """Its name and parameters."""
+        return self.declared.spec(self.params)
 
-WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
-PAPER = "arXiv:2303.00848"
-
-
-def weighting(
-    name: str, *, formula: str, monotone: bool, source: str, const: str = "", positive: Any = (), **params: float
-) -> Callable[..., Any]:
-    """Declare w(λ): a function of a float64 tensor and the parameters named here with their defaults."""
-    traits = WeightingTraits(monotone, const)
-    return WEIGHTINGS.declare(name, params, formula=formula, source=source, positive=positive, traits=traits)
-
-
-def _sech(x: Tensor) -> Tensor:
-    return 1 / x.cosh()
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """w at each λ, float64."""
+        return self.declared.make(logsnr, **self.params)
 
 
-@weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1")
-def elbo(logsnr: Tensor) -> Tensor:
-    return logsnr * 0 + 1
+@dataclass(frozen=True)
+class ScheduleDensity:
+    """The weighting of a plain ε loss under a schedule: its untruncated density, scaled to a peak of 1."""
+
+    schedule: Schedule
+    tail = ""
+
+    @property
+    def head(self) -> str:
+        """Text of the schedule, as a weighting."""
+        return f"schedule:{self.schedule.base}"
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """w at each λ, float64."""
+        return self.schedule.untruncated_density(logsnr) / self._largest
+
+    @cached_property
+    def _largest(self) -> float:
+        density, (low, high) = self.schedule.untruncated_density, self.schedule.support
+        peaks = [end for _, end in rising(density, low, high)]
+        return float(density(float64([low, high, *peaks])).max())
 
 
-@weighting(
-    "iddpm",
-    formula="sech(logsnr/2)",
-    monotone=False,
-    source="Nichol & Dhariwal 2021: eps loss, cosine schedule",
-    const="1/pi",
-)
-def iddpm(logsnr: Tensor) -> Tensor:
-    return _sech(logsnr / 2)
+WeightingCurve = DeclaredCurve | ScheduleDensity | ForeignLoss
+"""w(λ) before shift and monotone. It is written `head`, then those two, then `tail`; `schedule` is what it is made of."""
 
 
-@weighting(
-    "v-cosine",
-    formula="exp(-logsnr/2)",
-    monotone=True,
-    source="Salimans & Ho 2022: v loss, cosine schedule",
-    const="2/pi",
-)
-@weighting(
-    "fm-ot",
-    formula="exp(-logsnr/2)",
-    monotone=True,
-    source="Lipman et al. 2022: flow matching, optimal-transport path",
-    const="1",
-)
-def v_cosine(logsnr: Tensor) -> Tensor:
-    return (-logsnr / 2).exp()
-
-
-@weighting(
-    "indi",
-    formula="exp(-logsnr) sech(logsnr/4)^2",
-    monotone=True,
-    source="Delbracio & Milanfar 2023: x loss, optimal-transport path",
-    const="1/4",
-)
-def indi(logsnr: Tensor) -> Tensor:
-    return (-logsnr).exp() * _sech(logsnr / 4).square()
-
-
-@weighting(
-    "x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi"
-)
-def x_cosine(logsnr: Tensor) -> Tensor:
-    return (-logsnr).exp() * _sech(logsnr / 2)
-
-
-@weighting(
-    "snr-trunc",
-    formula="sech(logsnr/2) max(1, exp(-logsnr))",
-    monotone=True,
-    source="Salimans & Ho 2022: truncated SNR, cosine schedule",
-    const="1/pi",
-)
-def snr_trunc(logsnr: Tensor) -> Tensor:
-    return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
-
-
-@weighting(
-    "p2",
-    formula="sech(logsnr/2) / (1 + exp(logsnr))^gamma",
-    monotone=False,
-    source="Choi et al. 2022: P2, k = 1, cosine schedule",
-    const="1/pi",
-    gamma=1.0,
-)
-def p2(logsnr: Tensor, gamma: float) -> Tensor:
-    return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
-
-
-@weighting(
-    "min-snr",
-    formula="sech(logsnr/2) min(1, gamma exp(-logsnr))",
-    monotone=False,
-    source="Hang et al. 2023: Min-SNR, cosine schedule",
-    const="1/pi",
-    positive=["gamma"],
-    gamma=5.0,
-)
-def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
-    return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
-
-
-@weighting(
-    "soft-min-snr",
-    formula="sech(logsnr/2) exp(-logsnr) / (exp(-logsnr) + sigma_data^2)",
-    monotone=False,
-    source="Crowson et al. 2024: soft Min-SNR, cosine schedule",
-    positive=["sigma_data"],
-    sigma_data=0.5,
-)
-def soft_min_snr(logsnr: Tensor, sigma_data: float) -> Tensor:
-    noise = (-logsnr).exp()
-    return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
-
-
-@weighting(
-    "ddpm",
-    formula="sigma^2 / beta(t(logsnr))",
-    monotone=False,
-    source="Ho et al. 2020: eps loss, linear beta schedule",
-    const="2",
-    positive=["beta_max"],
-    beta_min=0.1,
-    beta_max=20.0,
-)
-def ddpm(logsnr: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
-
-
-def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
-    return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
-
-
-@weighting(
-    "edm",
-    formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)",
-    monotone=False,
-    source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
-    const="2/sigma_data^2",
-    positive=["std", "sigma_data"],
-    mean=-1.2,
-    std=1.2,
-    sigma_data=0.5,
-)
-def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
-    return _normal(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
-
-
-@weighting(
-    "edm-monotonic",
-    formula="edm held constant left of its peak",
-    monotone=True,
-    source=f"{PAPER} sec. 4",
-    positive=["std", "sigma_data"],
-    mean=-1.2,
-    std=1.2,
-    sigma_data=0.5,
-)
-def edm_monotonic(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
-    params = (("mean", mean), ("std", std), ("sigma_data", sigma_data))
-    return _cached("edm", params, 0.0, True)(logsnr)  # it takes a thousand times as long to find the peak as to use it
-
-
-@weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5", bias=2.0)
-def sigmoid(logsnr: Tensor, bias: float) -> Tensor:
-    return (bias - logsnr).sigmoid()
-
-
-@weighting(
-    "sd3",
-    formula="N(logsnr; -2m, 4s^2) (1 + exp(-logsnr/2))^2",
-    monotone=False,
-    source="Esser et al. 2024: logit-normal t, optimal-transport path",
-    const="2",
-    positive=["s"],
-    m=0.0,
-    s=1.0,
-)
-def sd3(logsnr: Tensor, m: float, s: float) -> Tensor:
-    return _normal(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()
-
-
+@dataclass(frozen=True, eq=False)
 class Weighting:
-    """A weighting with its parameters bound and its modifiers applied.
+    """A curve with its modifiers. Calling it gives w at each λ: any shape, float64, as w spans hundreds of orders.
 
-    shift: w(λ) → w(λ − shift), for other resolutions. monotone: the least non-increasing w that is
-    nowhere smaller, which for one peak is w held constant left of it. support: the λ beyond which w is zero.
-    Raises UsageError for an unknown name or parameter.
+    shift: w(λ) → w(λ − shift), for other resolutions. monotone: the least non-increasing w that is nowhere smaller,
+    which for one peak is w held constant left of it.
     """
 
-    def __init__(
-        self, name: str, params: dict[str, float] | None = None, *, shift: float = 0.0, monotone: bool = False
-    ):
-        declared = WEIGHTINGS.find(name)
-        bound = declared.bind(params or {})
-        self._set(lambda logsnr: declared.make(logsnr, **bound), declared.spec(bound), shift, monotone)
+    curve: WeightingCurve
+    shift: float = 0.0
+    monotone: bool = False
 
-    def _set(
-        self,
-        function: Function,
-        base: str,
-        shift: float,
-        monotone: bool,
-        schedule: Schedule | None = None,
-        tail: str = "",
-    ) -> None:
-        self._function, self.base, self.shift, self.monotone, self._tail = function, base, shift, monotone, tail
-        low, high = schedule.support if schedule else (-math.inf, math.inf)
-        self.support = (-LIMIT if monotone else max(low + shift, -LIMIT), min(high + shift, LIMIT))
+    @property
+    def declared(self) -> Declaration[WeightingTraits] | None:
+        """Its declaration; None for a loss or a schedule."""
+        return self.curve.declared if isinstance(self.curve, DeclaredCurve) else None
 
-    @classmethod
-    def of_objective(cls, objective: ForeignLoss, *, shift: float = 0.0, monotone: bool = False) -> Weighting:
-        """The weighting that an objective amounts to, at the scale of the objective."""
-        self = cls.__new__(cls)
-        self._set(objective, objective.head, shift, monotone, objective.schedule, f"@{objective.schedule.base}")
-        return self
+    @property
+    def foreign_loss(self) -> ForeignLoss | None:
+        """The loss that it amounts to, with its prediction, factor and schedule; None where it was not written as one."""
+        return self.curve if isinstance(self.curve, ForeignLoss) else None
 
-    @classmethod
-    def of_schedule(cls, schedule: Schedule, *, monotone: bool = False) -> Weighting:
-        """The weighting of a plain ε loss under that schedule: its density, scaled to a peak of 1."""
-        self = cls.__new__(cls)
-        density = schedule.untruncated_density
-        low, high = schedule.support
-        peaks = [end for _, end in rising(density, low, high)]
-        scale = float(density(float64([low, high, *peaks])).max())
-        self._set(lambda logsnr: density(logsnr) / scale, f"schedule:{schedule.base}", 0.0, monotone, schedule)
-        return self
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule of that loss, or the one whose density it is; None for a declared weighting."""
+        return self.curve.schedule
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it depends on: its schedule's."""
+        return self.schedule.file if self.schedule else None
 
     @property
     def spec(self) -> str:
-        """How to write this weighting so that it means the same again."""
+        """Text that means the same weighting again."""
         words = [f"shift={plain(self.shift)}"] if self.shift else []
         words += ["monotone"] if self.monotone else []
-        joint = "," if ":" in self.base else ":"
-        return self.base + (joint + ",".join(words) if words else "") + self._tail
+        joint = "," if ":" in self.curve.head else ":"
+        return self.curve.head + (joint + ",".join(words) if words else "") + self.curve.tail
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """The λ beyond which w is zero, within ±LIMIT."""
+        low, high = self.schedule.support if self.schedule else (-math.inf, math.inf)
+        return -LIMIT if self.monotone else max(low + self.shift, -LIMIT), min(high + self.shift, LIMIT)
+
+    @cached_property
+    def _function(self) -> Function:
+        return NonIncreasing(self.curve.__call__) if self.monotone else self.curve.__call__
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """w at each λ. Pass float64: densities and weights span hundreds of orders of magnitude."""
-        logsnr = logsnr - self.shift
-        value = self._function(logsnr)
-        if self.monotone:
-            for peak, height in self._peaks:
-                value = value.maximum((logsnr <= peak).to(value.dtype) * height)
-        return value
+        return self._function(logsnr - self.shift)
 
     def log(self, logsnr: Tensor) -> Tensor:
         """log w at each λ."""
@@ -292,21 +136,11 @@ class Weighting:
         return rising(self, low, high)
 
     def verdict(self, low: float, high: float) -> str:
-        """Whether L_w is an ELBO on [low, high], in words."""
+        """Say in words whether L_w is an ELBO on [low, high]."""
         intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in self.rising(low, high))
         if intervals:
             return f"rises for logsnr {intervals}: its loss is not an ELBO"
         return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
-
-    @cached_property
-    def _peaks(self) -> list[tuple[float, float]]:
-        ends = [end for _, end in rising(self._function, -LIMIT, LIMIT)]
-        return [(end, float(self._function(float64([end])))) for end in ends]
-
-
-@lru_cache(maxsize=64)
-def _cached(name: str, params: tuple[tuple[str, float], ...], shift: float, monotone: bool) -> Weighting:
-    return Weighting(name, dict(params), shift=shift, monotone=monotone)
 
 
 def parse_weighting(
@@ -315,7 +149,7 @@ def parse_weighting(
     shift: float = 0.0,
     monotone: bool = False,
     given: dict[str, float] | None = None,
-    schedule: Callable[[str], Schedule] | None = None,
+    schedule: Callable[[str], Schedule] = parse_schedule,
 ) -> Weighting:
     """The weighting that a user wrote: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine`, `schedule:cosine`.
 
@@ -324,12 +158,12 @@ def parse_weighting(
     """
     text = text.strip()
     if is_foreign_loss(text) or text.partition(":")[0] == "schedule":
-        return _parse_scheduled(text, shift, monotone, given, schedule or parse_schedule)
+        return _parse_scheduled(text, shift, monotone, given, schedule)
     spec = parse_spec(text, flags=["monotone"])
-    params = dict(spec.params)
-    own_shift = number(params.pop("shift", 0.0), "shift")
-    bound = {**numbers(params), **(given or {})}
-    return _cached(spec.name, tuple(bound.items()), shift + own_shift, monotone or "monotone" in spec.flags)
+    own_shift = number(spec.params.pop("shift", 0.0), "shift")
+    declared = WEIGHTINGS.find(spec.name)
+    params = declared.bind({**numbers(spec.params), **(given or {})})
+    return Weighting(DeclaredCurve(declared, params), shift + own_shift, monotone or "monotone" in spec.flags)
 
 
 def _parse_scheduled(
@@ -337,15 +171,15 @@ def _parse_scheduled(
 ) -> Weighting:
     """`schedule:S` or `TARGET-mse[:FACTOR]@S`. No schedule has a parameter called monotone, so it may also come last."""
     kind = "@" if is_foreign_loss(text) else ":"
-    head, _, inner = text.partition(kind)
+    left, _, inner = text.partition(kind)
     if inner.endswith((",monotone", ":monotone")):
         inner, monotone = inner[: -len(",monotone")], True
     if not inner:
-        raise UsageError(f"{text!r}: name a schedule after {head + kind!r}, for example {head}{kind}cosine")
+        raise UsageError(f"{text!r}: name a schedule after {left + kind!r}, for example {left}{kind}cosine")
     if kind == "@":
-        parts = parse_head(head)
-        objective = parse_foreign_loss(parts, find(inner), WEIGHTINGS, given)
-        return Weighting.of_objective(objective, shift=shift + parts.shift, monotone=monotone or parts.monotone)
+        head = parse_head(left, given)
+        loss = ForeignLoss(head.prediction, head.factor, find(inner))
+        return Weighting(loss, shift + head.shift, monotone or head.monotone)
     if given:
         raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")
-    return Weighting.of_schedule(find(inner).shifted(shift), monotone=monotone)
+    return Weighting(ScheduleDensity(find(inner).shifted(shift)), monotone=monotone)

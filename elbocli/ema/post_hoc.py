@@ -35,7 +35,7 @@ Part = tuple[Snapshot, Average]
 def run(
     path: Path, std: float, out: Path, at: int | None = None, overwrite: bool = False, command: str = ""
 ) -> Generator[Progress, None, dict[str, Any]]:
-    """Write the average power:std=STD of a run's weights at a step (the last snapshot's) to `out`; facts about it.
+    """Write the average power:std=STD of a run's weights at a step (the last snapshot's) to `out`; return facts about it.
 
     Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (no run, or
     snapshots of another network).
@@ -108,7 +108,7 @@ def _profile(snapshot: Snapshot, average: Average) -> Profile:
 
 
 def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> SnapshotLayout:
-    """What tensors all parts have. Raises FormatError when one is of another network than the run's."""
+    """Types and shapes of the tensors, equal in all parts. Raises FormatError for another network than the run's."""
     network = empty_network(config, path / "config.yaml")
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     layout: SnapshotLayout = {}

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.core.metrics import METRICS, REFERENCE_FEATURES, Features
-from elbocli.errors import UsageError
+from elbocli.errors import FormatError, UsageError
 from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
-from elbocli.files.checkpoint import digest
-from elbocli.files.statistics import Statistics, is_statistics, read_statistics
+from elbocli.files.hashing import file_sha256
+from elbocli.files.statistics import Statistics, is_pickle, is_statistics, read_statistics
 from elbocli.images.samples import has_images
 from elbocli.nn.extractors import Extractor
 from elbocli.runtime.processes import World
@@ -80,10 +80,15 @@ class Reference:
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Reference:
     """A dataset or other images, saved features, or statistics. Raises FormatError."""
+    if path.is_file() and is_pickle(path):
+        raise FormatError(
+            f"{path}: a pickle, which is never opened, because that can run code; make an .npz of its mu and sigma "
+            "(numpy.savez(path, mu=mu, sigma=sigma)), or name the images themselves"
+        )
     if not is_statistics(path):
         return Reference(path, open_feature_source(path, stack, world), None, None)
     images = open_feature_source(path, stack, world) if has_images(path) else None
-    return Reference(path, images, read_statistics(path), digest(path))
+    return Reference(path, images, read_statistics(path), file_sha256(path))
 
 
 def fingerprint(about: dict[str, Any]) -> dict[str, Any]:

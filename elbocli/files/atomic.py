@@ -16,8 +16,9 @@ from elbocli.errors import DataError, UsageError
 
 
 def refuse_existing(path: Path, overwrite: bool, folder: bool = False) -> None:
-    """Raise UsageError when something is already there and may not be replaced, or not by that; DataError when a file
-    would have no folder to be in. folder: whether one is to be made, and not a file.
+    """Raise UsageError when `path` exists and may not be replaced, or is of another kind; DataError without its folder.
+
+    folder: whether a folder is to be made there, and not a file.
     """
     if os.path.lexists(path) and not overwrite:
         raise UsageError(f"{path}: already exists; choose another name or add --overwrite")
@@ -50,7 +51,7 @@ def told(path: Path, what: str = "write") -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
+    """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with told(path):
         try:
@@ -67,9 +68,9 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def writing_folder(path: Path, aside: Path | None = None) -> Iterator[Path]:
-    """A folder beside `path` that takes its name when the block ends well, replacing what was there.
+    """Make a folder beside `path` that takes its name when the block ends well, replacing what was there.
 
-    aside: what it is called until then, by who alone may write `path`.
+    aside: its name until then, for a caller that alone may write `path`.
     """
     aside = aside or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     trash = path.with_name(f".{path.name}.{os.getpid()}.trash")

@@ -30,9 +30,10 @@ CHUNK = 1 << 24
 def writing_average(
     path: Path, layout: SnapshotLayout, about: dict[str, Any], tensor: Callable[[str], Tensor]
 ) -> Iterator[int]:
-    """Write a file of the tensors in `layout`, each asked for when its turn comes; how many are written, after each.
+    """Write a file of the tensors in `layout`, and yield how many are written after each.
 
-    about: how it was made, for JSON. The file takes its name when the iterator ends.
+    tensor: gives one by its name, when its turn comes. about: how the average was made, for JSON. The file takes its
+    name when the iterator ends.
     Raises FormatError for a type that safetensors can't hold, DataError when the disk is full.
     """
     unknown = [f"{key} is {dtype}" for key, (dtype, _) in layout.items() if dtype not in SIZES]
@@ -63,7 +64,7 @@ def writing_average(
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """How the average was made: spec, step, images, run, …. Raises FormatError when the file is no such average."""
+    """Read how the average was made: spec, step, images, run, …. Raises FormatError when the file is no such average."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
@@ -94,7 +95,7 @@ def check(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """All tensors, checked. Raises FormatError."""
+    """Read all tensors. Raises FormatError when they are not those that were written."""
     check(path)
     try:
         return load_file(path)

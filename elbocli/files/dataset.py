@@ -2,14 +2,11 @@
 
 The block is `images` uint8 (N,H,W,C), or `encoded` bytes with `offsets` (N+1), or `latents` float16 (N,2C,H,W).
 Beside it: `labels` int64 (N), `class_names` and `files` UTF-8 strings, and attributes that say how it was made.
-Any HDF5 tool reads it; a random batch costs what a plain array file costs.
+Any HDF5 tool reads it; a random batch costs no more than one of a plain array file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,74 +30,38 @@ from elbocli.files.dataset_block import (
     open_block,
     plain,
 )
+from elbocli.files.dataset_file import FORMAT, DatasetFile, attributes_of
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
 
-FORMAT = "elbo-dataset"
-VERSION = 1
 PREPROCESSING = ("crop", "filter")
-"""Attributes that say how images were made of those that they come from, where the size doesn't."""
+"""Attributes that say how images were made of their originals, besides the size."""
 LARGEST_SIDE = 8192
-DIGESTS = "payload_sha256 contents_sha256"
-"""Attribute `digests`: those that a file holds, so that none can vanish unnoticed. Older files don't say."""
-DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
-"""What h5py and numpy raise when the bytes of a file make no sense."""
 
 
-class Dataset:
+class Dataset(DatasetFile):
     """An opened dataset. latents: whether one of latents will do, too.
 
     Raises FormatError when the file is no dataset, or not whole, or holds latents where pixels are needed.
     """
 
     def __init__(self, path: Path | str, latents: bool = False):
-        self.path = Path(path)
-        try:
-            self._file = h5py.File(self.path, "r", locking=False)
-        except FileNotFoundError:
-            raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
-        except DAMAGE as error:
-            kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
-            raise FormatError(
-                f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"
-            ) from error
-        with self._damage():
-            self._open()
+        super().__init__(path)
+        with self.damage():
+            self.kind: str = next((kind for kind in (IMAGES, ENCODED, LATENTS) if kind in self._file), IMAGES)
+            member = self.member(self.kind, virtual=True)
+            self.shape: tuple[int, int, int, int] = self._shape(member)
+            self.labels: np.ndarray = self.read_labels(len(self))
+            self.class_names: list[str] = self.strings("class_names")
+            self.num_classes = max(len(self.class_names), int(self.labels.max()) + 1)
+            self.block: Block = open_block(member, self.path)
         if self.kind == LATENTS and not latents:
             raise FormatError(
                 f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves"
             )
 
-    @contextlib.contextmanager
-    def _damage(self) -> Iterator[None]:
-        """What HDF5 says of a damaged file, as a FormatError."""
-        try:
-            yield
-        except DAMAGE as error:
-            raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
-
-    def _open(self) -> None:
-        self.attributes = _attributes(self._file)
-        found = self.attributes.get("format")
-        if found != FORMAT:
-            raise FormatError(f"{self.path}: format is {found!r}, expected {FORMAT!r}; make one with 'elbo prep'")
-        if self.attributes.get("version") != VERSION:
-            raise FormatError(
-                f"{self.path}: version {self.attributes.get('version')!r} is not known to this elbo; it reads version {VERSION}"
-            )
-        kinds = [kind for kind in (IMAGES, ENCODED, LATENTS) if kind in self._file]
-        self.kind: str = kinds[0] if kinds else IMAGES
-        member = self._member(self.kind, virtual=True)
-        self.shape: tuple[int, int, int, int] = self._shape(member)
-        self.labels: np.ndarray = self._labels()
-        self.class_names: list[str] = (
-            [text(name) for name in self._member("class_names")[()]] if "class_names" in self._file else []
-        )
-        self.num_classes = max(len(self.class_names), int(self.labels.max()) + 1)
-        self.block: Block = open_block(member, self.path)
-
     def _shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
-        """(N, H, W, C) of what comes out."""
+        """Check the block; return the shape (N, H, W, C) of its images. Raises FormatError."""
         if self.kind == ENCODED:
             return self._encoded_shape(member)
         n, *row = member.shape if member.ndim == 4 else (0, 0, 0, 0)
@@ -122,7 +83,7 @@ class Dataset:
             raise FormatError(f"{self.path}: store is {store!r}, expected one of {', '.join(ENCODINGS)}")
         if not isinstance(size, int) or not 0 < size <= LARGEST_SIDE or channels not in (1, 3):
             raise FormatError(f"{self.path}: image_size is {size!r} and channels {channels!r}; pack it again")
-        offsets = self._member("offsets")
+        offsets = self.member("offsets")
         if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
             raise FormatError(f"{self.path}: 'encoded' is {member.dtype} {member.shape}, expected uint8 with 'offsets'")
         self._offsets = offsets[()].astype(np.int64)
@@ -131,34 +92,12 @@ class Dataset:
             raise FormatError(f"{self.path}: damaged: its offsets are not those of {len(member)} bytes; pack it again")
         return len(ends) - 1, size, size, channels
 
-    def _member(self, name: str, virtual: bool = False) -> h5py.Dataset:
-        link = self._file.get(name, getlink=True)
-        if link is None:
-            raise FormatError(f"{self.path}: no dataset {name!r} inside")
-        if not isinstance(link, h5py.HardLink):
-            raise FormatError(f"{self.path}: {name!r} is a link to elsewhere; only self-contained files are read")
-        member = self._file[name]
-        if not isinstance(member, h5py.Dataset) or member.external or (member.is_virtual and not virtual):
-            raise FormatError(f"{self.path}: {name!r} is not a self-contained dataset")
-        return member
-
-    def _labels(self) -> np.ndarray:
-        member = self._member("labels")
-        if member.shape != (len(self),) or member.dtype.kind not in "iu":
-            raise FormatError(
-                f"{self.path}: 'labels' is {member.dtype} {member.shape}, expected integers ({len(self)},)"
-            )
-        labels = member[()].astype(np.int64)
-        if int(labels.min()) < 0:
-            raise FormatError(f"{self.path}: a label is negative")
-        return np.asarray(labels)
-
     def __len__(self) -> int:
         return self.shape[0]
 
     @property
     def store(self) -> str:
-        """How the images are kept: raw, or the name of an encoding."""
+        """The way in which images are kept: raw, or the name of an encoding."""
         return str(self.attributes["store"]) if self.kind == ENCODED else RAW
 
     @property
@@ -173,7 +112,7 @@ class Dataset:
 
     @property
     def latent_space(self) -> LatentSpace | None:
-        """What its latents are; None for pixels. Raises FormatError when its attributes don't say."""
+        """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
         return read_space(self.attributes, self.channels, self.path) if self.kind == LATENTS else None
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
@@ -181,7 +120,7 @@ class Dataset:
 
         Raises FormatError when they are damaged.
         """
-        with self._damage():
+        with self.damage():
             return self._decoded(np.asarray(indices)) if self.kind == ENCODED else self.block.take(indices)
 
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
@@ -201,39 +140,12 @@ class Dataset:
         return out
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All rows in order."""
+        """Yield all rows in order, `size` at a time. Raises FormatError when they are damaged."""
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
-    def payload_digest(self) -> str:
-        """sha256 of the block in order, to compare with the attribute `payload_sha256`."""
-        with self._damage():
-            return payload_digest(self.block.scan())
-
-    def contents_digest(self) -> str:
-        """sha256 of everything but the block, to compare with the attribute `contents_sha256`."""
-        with self._damage():
-            return contents_digest(self._file)
-
-    def strings(self, name: str) -> list[str]:
-        """A list of names, such as `files`; empty when it isn't there."""
-        with self._damage():
-            return [text(value) for value in self._member(name)[()]] if name in self._file else []
-
-    def contents(self) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-        """Everything beside the block: arrays, and lists of names, as a writer takes them."""
-        arrays, names = {}, {}
-        with self._damage():
-            for name in sorted(set(self._file) - {IMAGES, ENCODED, LATENTS}):
-                member = self._member(name)
-                if member.dtype.kind == "O":
-                    names[name] = self.strings(name)
-                else:
-                    arrays[name] = np.asarray(member[()])
-        return arrays, names
-
     def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
-        """The block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
+        """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
         if self.kind != ENCODED:
             yield from self.block.scan()
             return
@@ -247,18 +159,18 @@ class Dataset:
     @property
     def self_contained(self) -> bool:
         """Whether the block is one run of bytes in this very file."""
-        return not self._member(self.kind, virtual=True).is_virtual and isinstance(self.block.parts[0], np.memmap)
+        return not self.member(self.kind, virtual=True).is_virtual and isinstance(self.block.parts[0], np.memmap)
 
     @property
     def layout(self) -> BlockLayout:
-        """How the block lies on disk."""
+        """The layout of the block on disk."""
         if self.kind == ENCODED:
             return encoded(-(-self.block.nbytes // len(self)))
         height, width, channels = self.shape[1:]
         return latents((2 * channels, height, width)) if self.kind == LATENTS else plain((height, width, channels))
 
     def identity(self) -> dict[str, Any]:
-        """What a run must find again when it resumes."""
+        """Facts that a run must find again when it resumes."""
         space = self.latent_space
         return {
             "path": str(self.path),
@@ -279,56 +191,13 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
 
 
-def payload_digest(batches: Iterator[np.ndarray]) -> str:
-    """sha256 of rows of pixels."""
-    digest = hashlib.sha256()
-    for rows in batches:
-        digest.update(np.ascontiguousarray(rows).data)
-    return digest.hexdigest()
-
-
-def contents_digest(file: h5py.File) -> str:
-    """sha256 of an open dataset's labels, names and attributes, all but the block and the digest itself."""
-    digest = hashlib.sha256()
-    attributes = {key: value for key, value in _attributes(file).items() if key != "contents_sha256"}
-    digest.update(json.dumps(attributes, sort_keys=True).encode())
-    for name in sorted(set(file) - {IMAGES, ENCODED, LATENTS}):
-        member = file[name]
-        values = member[()]
-        if member.dtype.kind == "O":
-            content = json.dumps([text(value) for value in values]).encode()
-        else:
-            content = values.astype(values.dtype.newbyteorder("<")).tobytes()
-        digest.update(json.dumps([name, str(member.dtype), list(member.shape), len(content)]).encode() + content)
-    return digest.hexdigest()
-
-
-def text(value: Any) -> str:
-    """A string of HDF5's, whatever way it was stored."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _attributes(file: h5py.File) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for key in file.attrs:
-        value = file.attrs[key]
-        plain[key] = (
-            text(value)
-            if isinstance(value, (bytes, str))
-            else value.item()
-            if np.ndim(value) == 0
-            else np.asarray(value).tolist()
-        )
-    return plain
-
-
 def find_dataset(folder: Path) -> Path:
-    """The only elbo-dataset in a folder. Raises DataError, listing them, when there is none or more than one."""
+    """Find the only elbo-dataset in a folder. Raises DataError when there is none, or more than one."""
     found = []
     for path in sorted(folder.glob("*.h5")):
         try:
             with h5py.File(path, "r", locking=False) as file:
-                if _attributes(file).get("format") == FORMAT:
+                if attributes_of(file).get("format") == FORMAT:
                     found.append(path)
         except OSError:
             continue

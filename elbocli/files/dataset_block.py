@@ -1,4 +1,4 @@
-"""The one large block of a dataset: what its rows are, where it lies on disk, and rows read from it at random.
+"""The one large block of a dataset: its rows, where it lies on disk, and reading at random.
 
 A block may be spread over the blocks of several files (a virtual dataset of HDF5); reading is the same.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from elbocli.errors import FormatError
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
+BLOCKS = {IMAGES, ENCODED, LATENTS}
 SCAN_BYTES = 16 << 20
 
 
@@ -34,7 +35,7 @@ class BlockLayout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row; of a byte, when rows are runs of bytes."""
+        """Bytes of a row; 1 when rows are runs of bytes."""
         return int(np.prod(self.row, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
@@ -72,7 +73,7 @@ class Block:
         return sum(int(part.nbytes) for part in self.parts)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """Rows [len(indices), …], copied."""
+        """Copy the rows at those indices, [len(indices), …]."""
         first = self.parts[0]
         if len(self.parts) == 1 and isinstance(first, np.memmap):
             return np.take(first, indices, axis=0)
@@ -93,13 +94,13 @@ class Block:
         return np.frombuffer(joined, first.dtype).reshape(len(rows), *first.shape[1:])
 
     def run(self, start: int, stop: int) -> Any:
-        """Elements start to stop, which must lie in one part: a view where it is on disk."""
+        """Read elements start to stop, which must lie in one part: a view of a mapped file."""
         owner = int(np.searchsorted(self._ends, start, side="right")) if start < stop else 0
         begin = int(self._starts[owner])
         return self.parts[owner][start - begin : stop - begin]
 
     def scan(self) -> Iterator[np.ndarray]:
-        """The whole block in order, some megabytes at a time."""
+        """Yield the whole block in order, some megabytes at a time."""
         for part in self.parts:
             rows = max(1, SCAN_BYTES // max(1, int(part.nbytes) // max(1, len(part))))
             for start in range(0, len(part), rows):
@@ -107,14 +108,14 @@ class Block:
 
 
 def open_block(member: h5py.Dataset, path: Path) -> Block:
-    """The block of an HDF5 dataset in `path`. Raises FormatError when it is cut short or leaves its folder."""
+    """Open the block of an HDF5 dataset in `path`. Raises FormatError when it is cut short or leaves its folder."""
     if member.is_virtual:
         return Block([_mapped_source(source, member, path) for source in _in_order(member, path)])
     return Block([_mapped(member, path)])
 
 
 def _mapped(member: h5py.Dataset, path: Path) -> Any:
-    """The array on disk; h5py itself for layouts that are not one block."""
+    """Map the array on disk; layouts that are not one run of bytes are left to h5py."""
     offset = member.id.get_offset() if member.chunks is None else None
     if offset is None:
         return member

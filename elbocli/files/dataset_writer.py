@@ -1,6 +1,6 @@
-"""Writing an elbo-dataset, payload first and header last.
+"""Writing an elbo-dataset, block first and header last.
 
-When all rows are in place (see `unfinished`), the HDF5 header, made apart for their exact number, is put in front,
+When all rows are in place (see `resumable`), the HDF5 header, made apart for their exact number, is put in front,
 labels and attributes are added behind, and the file is renamed.
 """
 
@@ -18,16 +18,17 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.atomic import told
-from elbocli.files.dataset import DIGESTS, FORMAT, VERSION, contents_digest, payload_digest
 from elbocli.files.dataset_block import SCAN_BYTES, BlockLayout
-from elbocli.files.resumable import Resumable, Source, holding
+from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, contents_digest
+from elbocli.files.hashing import rows_sha256
+from elbocli.files.resumable import Identity, Resumable, holding
 
 LIBVER = ("earliest", "v108")
 
 
 @contextlib.contextmanager
 def hdf5_told() -> Iterator[None]:
-    """HDF5's own errors (a full disk met while closing, …) as the OSErrors that they are."""
+    """Turn errors of HDF5 itself (a full disk met while closing, …) into the OSErrors that they are."""
     try:
         yield
     except RuntimeError as error:
@@ -35,7 +36,7 @@ def hdf5_told() -> Iterator[None]:
 
 
 def _skeleton(path: Path, layout: BlockLayout, shape: tuple[int, ...]) -> int:
-    """An HDF5 file with an unwritten block of that shape; the block's offset."""
+    """Make an HDF5 file with an unwritten block of that shape, and return the block's offset."""
     with hdf5_told(), h5py.File(path, "w", libver=LIBVER) as file:
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -47,9 +48,9 @@ def _skeleton(path: Path, layout: BlockLayout, shape: tuple[int, ...]) -> int:
 
 
 class DatasetWriter(Resumable):
-    """The rows of a dataset, then the rest of it. Use `open_writer`."""
+    """Writes the rows of a dataset, then the rest of it. Use `open_writer`."""
 
-    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Source, preallocate: bool):
+    def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity, preallocate: bool):
         self._head = out.with_name(out.name + ".partial.head")
         self._digest: Any = None
         with told(out):
@@ -58,7 +59,7 @@ class DatasetWriter(Resumable):
         super().__init__(out, layout, offset, limit, source, preallocate)
 
     def start(self, afresh: bool) -> None:
-        """As for any unfinished file."""
+        """Do the same as for any resumable file, and begin the digest of the rows."""
         super().start(afresh)
         self._digest = None if self.rows else hashlib.sha256()
 
@@ -67,15 +68,15 @@ class DatasetWriter(Resumable):
             self._digest.update(row)
 
     def rewind(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
-        """As for any unfinished file."""
+        """Do the same as for any resumable file, and begin the digest of the rows."""
         self._digest = None if rows else hashlib.sha256()
         super().rewind(rows, size, done, notes)
 
-    def _payload_digest(self) -> str:
+    def _block_digest(self) -> str:
         if self._digest is not None:
             return str(self._digest.hexdigest())
-        payload = self.payload()
-        return payload_digest(payload[start : start + SCAN_BYTES] for start in range(0, len(payload), SCAN_BYTES))
+        block = self.block()
+        return rows_sha256(block[start : start + SCAN_BYTES] for start in range(0, len(block), SCAN_BYTES))
 
     def finish(self, arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]) -> None:
         """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
@@ -94,7 +95,7 @@ class DatasetWriter(Resumable):
             self._head.unlink()
             os.ftruncate(self._handle, self.offset + size)
             os.fsync(self._handle)
-            digest = self._payload_digest()
+            digest = self._block_digest()
             if self.preallocate:
                 # HDF5 itself crashes when the disk is full, and cuts off in the end what it didn't need.
                 os.posix_fallocate(self._handle, self.offset + size, _room(arrays, names, attributes))
@@ -129,7 +130,7 @@ def add_contents(
 
 
 def open_writer(
-    out: Path, layout: BlockLayout, limit: int, source: Source, *, preallocate: bool = True, overwrite: bool = False
+    out: Path, layout: BlockLayout, limit: int, source: Identity, *, preallocate: bool = True, overwrite: bool = False
 ) -> contextlib.AbstractContextManager[DatasetWriter]:
     """A writer for at most `limit` rows, going on where an unfinished one with the same `source` stopped.
 

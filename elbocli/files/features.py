@@ -33,7 +33,7 @@ class SavedFeatures:
 
 
 def write_features(path: Path, saved: SavedFeatures) -> None:
-    """Raises DataError when the disk is full."""
+    """Write a file of features. Raises DataError when the disk is full."""
     tensors = {"features": saved.features, "logits": saved.logits, "labels": saved.labels}
     held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
     meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about, allow_nan=False)}
@@ -51,7 +51,7 @@ def is_features(path: Path) -> bool:
 
 
 def read_features(path: Path) -> SavedFeatures:
-    """Raises FormatError for anything but finite tensors that go together."""
+    """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
@@ -70,7 +70,7 @@ def read_features(path: Path) -> SavedFeatures:
 
 
 def _check(path: Path, saved: SavedFeatures) -> None:
-    """Raise FormatError."""
+    """Raise FormatError when shapes or types don't go together, or a number is not finite."""
     n = len(saved.features)
     floats = [tensor for tensor in (saved.features, saved.logits) if tensor is not None]
     if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or n == 0:

@@ -1,8 +1,8 @@
-"""How stored latents relate to what a network sees, and to pixels. Imports no numbers: the command line lists the conventions.
+"""Conventions of latents: what a network sees of them, and how they become pixels. Imports no numbers: help lists them.
 
 A dataset of latents keeps mean and standard deviation of the autoencoder's posterior as they come out of it. A
-convention says how a draw z becomes what a network sees, x0 = (z − shift)·scale by channel, and which range of
-pixels the autoencoder takes and gives.
+convention says how a draw z becomes what a network sees, x0 = (z − shift)·scale by channel, which range of pixels
+the autoencoder takes and gives, and how those that it gives become whole levels.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from elbocli.core.registry import Registry
 from elbocli.errors import FormatError, UsageError
 
 
-@dataclass(frozen=True)
-class ConventionTraits:
-    """input: the range of pixels that the autoencoder was trained on, one of INPUTS."""
+class ConventionTraits(NamedTuple):
+    """input: the range of pixels that the autoencoder was trained on, one of INPUTS. levels: one of LEVELS."""
 
     input: str
+    levels: str = "round"
 
 
 CONVENTIONS: Registry[ConventionTraits] = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """(divisor, offset) of each range: a level p of 0 to 255 goes in as p / divisor + offset."""
+LEVELS = ("round", "truncate")
+"""Ways from a decoded pixel to a level: the nearest one, or the next below, which is half a level darker on average."""
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
@@ -55,9 +57,10 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
 
 @CONVENTIONS.declare(
     "edm2",
-    formula="pixels in [0,1], each of Stable Diffusion's 4 channels whitened to standard deviation 0.5",
+    formula="pixels in [0,1], each of Stable Diffusion's 4 channels whitened to standard deviation 0.5; decoded levels "
+    "are truncated",
     source="Karras et al. 2024 (EDM2), constants for ImageNet-512",
-    traits=ConventionTraits("[0,1]"),
+    traits=ConventionTraits("[0,1]", "truncate"),
 )
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel."""
@@ -70,10 +73,10 @@ def edm2(config: Mapping[str, Any], channels: int) -> Affine:
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Of which autoencoder latents are, of which pixels, and how a network sees them.
+    """The autoencoder that made latents, the pixels that it made them of, and how a network sees them.
 
-    shift, scale: a number per channel, x0 = (z − shift)·scale. input: a key of INPUTS. autoencoder: its folder, as
-    given. pixel_size: side of the images. mirrored: every image is followed by its mirror image.
+    convention: one of CONVENTIONS. shift, scale: a number per channel, x0 = (z − shift)·scale. input: a key of INPUTS.
+    autoencoder: its folder, as given. pixel_size: side of the images. mirrored: every image is followed by its mirror image.
     Raises FormatError for what can't be.
     """
 
@@ -87,6 +90,9 @@ class LatentSpace:
     mirrored: bool
 
     def __post_init__(self) -> None:
+        if self.convention not in CONVENTIONS:
+            known = ", ".join(CONVENTIONS)
+            raise FormatError(f"{ATTRIBUTES['convention']} is {self.convention!r}, expected one of {known}")
         _numbers(self.shift, len(self.scale), ATTRIBUTES["shift"])
         if 0 in _numbers(self.scale, len(self.shift), ATTRIBUTES["scale"]):
             raise FormatError(f"{ATTRIBUTES['scale']} is {list(self.scale)}: a scale of 0 leaves nothing")
@@ -95,8 +101,13 @@ class LatentSpace:
         if self.pixel_size < 1:
             raise FormatError(f"{ATTRIBUTES['pixel_size']} is {self.pixel_size}, expected at least 1")
 
+    @property
+    def levels(self) -> str:
+        """Way in which decoded pixels become whole levels, one of LEVELS."""
+        return CONVENTIONS[self.convention].traits.levels
+
     def attributes(self) -> dict[str, Any]:
-        """As plain values, for a dataset's attributes and a run's config."""
+        """Plain values, for a dataset's attributes and a run's config."""
         values = {key: getattr(self, field) for field, key in ATTRIBUTES.items()}
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return {**plain, ATTRIBUTES["mirrored"]: int(self.mirrored)}
@@ -112,7 +123,7 @@ ATTRIBUTES = {
     "pixel_size": "pixel_size",
     "mirrored": "mirrored",
 }
-"""What each field of LatentSpace is called in files."""
+"""The name of each field of LatentSpace in files."""
 assert list(ATTRIBUTES) == [field.name for field in fields(LatentSpace)]
 
 

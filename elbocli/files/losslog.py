@@ -1,4 +1,4 @@
-"""losslog.jsonl: how the unweighted ε error depends on λ, over a run.
+"""losslog.jsonl: the unweighted ε error at each λ, over a run.
 
 First line: format, version, edges of the λ bins, dimensions, weighting, schedule, prediction. Then a line per
 interval: step, images, and for each bin count, sum and sum of squares of ‖ε−ε̂‖²/D. Logs may be concatenated.
@@ -24,7 +24,7 @@ FORMAT = "elbo-losslog"
 MOST_BINS = 2000
 """Fitting takes matrices of bins by bins."""
 LARGEST = 1e100
-"""Of a sum of errors: any number of lines add up, and a mean is drawn on a logarithmic scale."""
+"""Bound of a sum of errors, so that lines add up and a mean can be drawn on a logarithmic scale."""
 
 
 def header(edges: Tensor, **about: Any) -> str:
@@ -80,7 +80,7 @@ class Reader:
         self._edges: list[float] = []
 
     def read(self, lines: Iterable[str | bytes], name: str) -> None:
-        """Take in the lines of one source. Raises FormatError with the line's number."""
+        """Add up the lines of one log. Raises FormatError with the line's number."""
         started = False
         for number, text in enumerate(lines, 1):
             try:
@@ -93,7 +93,7 @@ class Reader:
             raise FormatError(f"{name}: empty; expected a loss log ('losslog.jsonl' of a run)")
 
     def _line(self, text: str | bytes, where: str, started: bool) -> bool:
-        """Take in a line; whether it was a header."""
+        """Add one line; return whether it was a header."""
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -47,7 +47,7 @@ def load_program(path: Path) -> torch.nn.Module:
         records["models/model.json"] = _checked_model(records["models/model.json"])
         for name, content in records.items():
             if name.endswith("_config.json"):
-                _check_payload(json.loads(content))
+                _check_tensor_files(json.loads(content))
             elif name.endswith(".pt"):
                 load_tensors(io.BytesIO(content), f"{path}: {name}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -74,7 +74,7 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     return records
 
 
-def _check_payload(config: dict[str, Any]) -> None:
+def _check_tensor_files(config: dict[str, Any]) -> None:
     for entry in config["config"].values():
         if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
             raise ValueError("a tensor in it is pickled, and loading it could run code")

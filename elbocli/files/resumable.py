@@ -1,7 +1,7 @@
-"""A large file in the making, payload first and the rest last, so that a kill at any moment loses little.
+"""A large file in the making, block of rows first and the rest last, so that a kill at any moment loses little.
 
 `OUT.partial` is locked and claimed on disk whole before the first row, so a full disk fails at once. Rows go to their
-final place; a journal beside it says how many are safe. Who knows the format adds the rest and gives the file its name.
+final place; a journal beside it says how many are safe. A subclass knows the format, adds the rest and names the file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 
-Source = str | dict[str, Any]
-"""What tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
+Identity = str | dict[str, Any]
+"""Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
 
 
 class Resumable:
-    """Appends rows and remembers how far it got. Use it in `holding`.
+    """Appends rows, and remembers how many. Use it in `holding`.
 
     offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand.
     """
 
     def __init__(
-        self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Source, preallocate: bool = True
+        self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity, preallocate: bool = True
     ):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
         self.source, self.preallocate = source, preallocate
@@ -156,8 +156,8 @@ class Resumable:
         self.state = {"source": self.source, "rows": rows, "bytes": size, "done": done, "notes": notes}
         write_json(self.journal, self.state)
 
-    def payload(self) -> np.ndarray:
-        """The rows as they lie on disk, as bytes."""
+    def block(self) -> np.ndarray:
+        """The rows as they lie on disk, as bytes, uint8 [bytes]."""
         size = int(self.state["bytes"])
         return np.memmap(self.partial, np.uint8, "r", self.offset, (size,)) if size else np.empty(0, np.uint8)
 
@@ -177,7 +177,7 @@ W = TypeVar("W", bound=Resumable)
 def holding(
     out: Path, make: Callable[[], W], overwrite: bool = False, afresh: bool = False, wait: float = 0
 ) -> Iterator[W]:
-    """What `make` makes, started, for this process alone. A name without suffix is a folder's.
+    """The writer that `make` makes, started, for this process alone. A name without suffix is a folder's.
 
     overwrite: replace what is there. afresh: forget an unfinished one of another source. wait: seconds to wait for another
     process to leave it. Raises DataError (another process, another source, a full disk), UsageError (an existing file,

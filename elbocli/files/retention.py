@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are written, which of them stay, and what they are called."""
+"""Rules and names: when a checkpoint is due, which of them stay, and what their folders are called."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ def due(step: int, save_every: int, milestone_every: int) -> bool:
 
 
 def kept(steps: Collection[int], keep: int, milestone_every: int, held: Collection[int]) -> set[int]:
-    """The steps whose checkpoints stay: the newest `keep`, milestones, and those that somebody holds.
+    """Choose the steps whose checkpoints stay: the newest `keep`, milestones, and those in use.
 
-    steps: of all checkpoints there are. milestone_every: multiples of it are milestones; 0 is none. held: steps whose
-    checkpoints are in use now; those that there are none of are ignored.
+    steps: those of all checkpoints. milestone_every: multiples of it are milestones; 0 is none. held: steps whose
+    checkpoints are in use now.
     """
     newest = sorted(steps)[len(steps) - min(keep, len(steps)) :]
     return {step for step in steps if step in newest or _milestone(step, milestone_every) or step in held}
+
+
+def folder_name(step: int) -> str:
+    """The name of a checkpoint or snapshot, `step-00001000`."""
+    return f"{PREFIX}{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -29,7 +34,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """What in a folder has such a name, by step: a copy that somebody called `step-00001000-good` has none."""
+    """Paths in a folder that have such a name, by step; a copy that somebody called `step-00001000-good` has none."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=step_of)
 

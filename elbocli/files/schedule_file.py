@@ -6,7 +6,6 @@ in .json). The latter is a weighting too: the loss of what its network predicts,
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from functools import partial
@@ -16,7 +15,8 @@ from typing import Any
 from elbocli.core.foreign_loss import is_foreign_loss
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.registry import number
-from elbocli.core.schedule import SCHEDULES, Schedule, ScheduleCurve, Table, make_schedule, parse_schedule
+from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
+from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import ElboError, FormatError
 from elbocli.files import strict_yaml
@@ -69,10 +69,6 @@ def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
     return table, content
 
 
-def _is_declared(text: str) -> bool:
-    return text.partition(":")[0] in SCHEDULES
-
-
 def _read_curve(path: Path) -> ScheduleCurve:
     return read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
 
@@ -85,7 +81,7 @@ def resolve_schedule(
     None takes that end from the schedule; clip cuts the range to what it covers. size: of the images, for a declared
     schedule that has such a parameter and isn't told. Raises ElboError.
     """
-    if _is_declared(text):
+    if text.partition(":")[0] in SCHEDULES:
         return parse_schedule(text, low, high, clip=clip, size=size)
     path, shift = Path(text), 0.0
     if not path.exists() and ":shift=" in text:
@@ -95,7 +91,7 @@ def resolve_schedule(
         if path.suffix or "/" in text:
             raise FormatError(f"{text}: no such schedule file")
         SCHEDULES.find(text.partition(":")[0])
-    return make_schedule(_read_curve(path), str(path), low, high, shift=shift, clip=clip)
+    return make_schedule(_read_curve(path), str(path), low, high, shift=shift, clip=clip, file=path)
 
 
 def resolve_weighting(
@@ -112,7 +108,8 @@ def resolve_weighting(
 
     `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, where the file says what its network predicts.
     """
-    config = None if _inner(text) else CONFIG.fullmatch(text.strip())
+    named = is_foreign_loss(text) or text.startswith("schedule:")
+    config = None if named else CONFIG.fullmatch(text.strip())
     if config:
         prediction, _ = read_config(Path(config["path"]))
         words = config["words"]
@@ -120,26 +117,6 @@ def resolve_weighting(
     return parse_weighting(
         text, shift=shift, monotone=monotone, given=given, schedule=partial(resolve_schedule, size=size)
     )
-
-
-def _inner(text: str) -> str:
-    """The schedule that a weighting's spec names after `schedule:` or `@`, if it names one."""
-    if is_foreign_loss(text):
-        return text.partition("@")[2]
-    kind, _, rest = text.partition(":")
-    return rest if kind == "schedule" else ""
-
-
-def file_in(text: str) -> Path | None:
-    """The file that a schedule's or a weighting's spec names, if it names one."""
-    text = _inner(text) or text
-    path = Path(text.partition(":")[0].partition(",")[0])
-    return path if not _is_declared(text) and path.is_file() else None
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, so that a setting is what the file said, not what it is called."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def finite(value: float) -> float | None:

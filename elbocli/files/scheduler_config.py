@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
-from elbocli.core.schedule import FmOt, ScheduleCurve
+from elbocli.core.schedule_curves import FmOt, ScheduleCurve
 from elbocli.errors import FormatError, UsageError
 
 LARGEST_FILE = 16 << 20

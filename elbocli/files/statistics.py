@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import told, writing
 
 SYMMETRIC = 1e-5
 """How far a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
@@ -42,6 +42,13 @@ def is_statistics(path: Path) -> bool:
         return False
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, by its name or its first bytes. One is never opened, because that can run code."""
+    with told(path, "read"), open(path, "rb") as file:
+        head = file.read(2)
+    return path.suffix in (".pkl", ".pickle") or (head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5"))
+
+
 def read_statistics(path: Path) -> Statistics:
     """Load without unpickling. Raises FormatError for anything but finite, matching mu and sigma."""
     try:
@@ -54,7 +61,6 @@ def read_statistics(path: Path) -> Statistics:
         KeyError,
         EOFError,
         SyntaxError,
-        NotImplementedError,
         RuntimeError,
         zlib.error,
         zipfile.BadZipFile,

@@ -1,4 +1,4 @@
-"""What lies in a folder, a tar (of tars) or a zip: every file's name and place, without reading the files.
+"""Lists of a folder, a tar (of tars) or a zip: every file's name and where it lies, without reading the files.
 
 Names are paths with '/', cleaned of '.', '..' and leading slashes. Hidden files are left out. A tar inside a folder
 or a tar is opened where it lies, like a folder with its name without '.tar'. Folders have entries of their own, whose
@@ -36,12 +36,12 @@ PACKED = {
 
 
 def clean(name: str) -> str:
-    """A path of an archive without anything that leads elsewhere."""
+    """Clean a path of an archive of everything that leads elsewhere."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
 def printable(name: str) -> str:
-    """A name for people: what would move their cursor, or is no text, as an escape."""
+    """A name for people, with escapes for characters that would move their cursor or are no text."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
@@ -51,7 +51,7 @@ def hidden(name: str) -> bool:
 
 
 def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
-    """Every file at any depth. A folder that contains itself through a link is entered once.
+    """List every file at any depth. A folder that contains itself through a link is entered once.
 
     Raises DataError when a folder can't be listed.
     """
@@ -126,11 +126,11 @@ class _Tar:
             self.end = tar.offset
 
     def span(self, info: tarfile.TarInfo) -> Span:
-        """Where a member's content lies."""
+        """Locate a member's content."""
         return Span(self.path, self.offset + info.offset_data, info.size)
 
     def trouble(self) -> str:
-        """What is wrong with its end, after `members`."""
+        """Say what is wrong with the tar's end, after `members`; empty when nothing is."""
         mark = os.pread(self.handle, max(0, min(tarfile.BLOCKSIZE, self.size - self.end)), self.offset + self.end)
         if mark == bytes(tarfile.BLOCKSIZE):
             return ""
@@ -140,7 +140,7 @@ class _Tar:
 def list_tar(
     path: str, complain: Complain, offset: int = 0, size: int = -1, prefix: str = "", depth: int = 0
 ) -> Iterator[Entry]:
-    """The files of a tar, from its headers alone. complain: told when it can't be read, is damaged or ends early."""
+    """List the files of a tar, from its headers alone. complain: told when it can't be read, is damaged or ends early."""
     shown = printable(f"{path}: {prefix.removesuffix('/')}" if prefix and depth else path)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -191,7 +191,7 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
 
 
 def list_zip(path: Path) -> Iterator[Entry]:
-    """The files of a zip. Raises DataError when it is damaged."""
+    """List the files of a zip. Raises DataError when it is damaged."""
     try:
         archive = zipfile.ZipFile(path)
     except UNPACKABLE as error:
@@ -213,7 +213,7 @@ def list_zip(path: Path) -> Iterator[Entry]:
 
 
 def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
-    """Those that reach into the next. zipfile refuses them too, but only since Python 3.12."""
+    """Find entries that reach into the next. zipfile refuses them too, but only since Python 3.12."""
     ordered = sorted(infos, key=lambda info: info.header_offset)
     return {
         id(info)

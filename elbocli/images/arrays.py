@@ -17,36 +17,38 @@ from elbocli.images.samples import read_header, read_labels
 
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
-"""How many bytes may come of one, by way of packing."""
+"""The most bytes that one packed byte can become, by way of packing."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class ArrayImages:
     """Rows in their order, with a label each (or none), and names where the file has them.
 
     in_order: whether they can only be read one after another.
     """
 
-    places: Sequence[ImageRef]
+    refs: Sequence[ImageRef]
     labels: list[int] | None
     class_names: list[str]
     files: list[str]
     in_order: bool = False
 
 
-def open_npy(path: Path) -> Rows:
-    """Raises FormatError when it holds no images."""
+def open_npy(path: Path) -> ArrayImages:
+    """Open a .npy. Raises FormatError when it holds no images."""
     with open(path, "rb") as file:
         shape = read_header(file, str(path))
         offset = file.tell()
     row = int(np.prod(shape[1:]))
     if path.stat().st_size < offset + shape[0] * row:
         raise FormatError(f"{path}: cut short: {path.stat().st_size} bytes, expected {offset + shape[0] * row}")
-    return Rows([Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], None, [], _names(shape[0]))
+    return ArrayImages(
+        [Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], None, [], _names(shape[0])
+    )
 
 
-def open_npz(path: Path) -> Rows:
-    """Raises FormatError when it holds no images in `arr_0`, or is damaged."""
+def open_npz(path: Path) -> ArrayImages:
+    """Open an .npz. Raises FormatError when it holds no images in `arr_0`, or is damaged."""
     try:
         return _open_npz(path)
     except UNPACKABLE as error:
@@ -55,7 +57,7 @@ def open_npz(path: Path) -> Rows:
         ) from error
 
 
-def _open_npz(path: Path) -> Rows:
+def _open_npz(path: Path) -> ArrayImages:
     archive = zipfile.ZipFile(path)
     if "arr_0.npy" not in archive.namelist():
         inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
@@ -77,22 +79,24 @@ def _open_npz(path: Path) -> Rows:
         raise FormatError(f"{path}: arr_0 is cut short: {info.file_size} bytes, expected {start + shape[0] * row}")
     if info.compress_type != zipfile.ZIP_STORED:
         rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
-        places: list[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
-        return Rows(places, known, [], _names(shape[0]), in_order=True)
+        refs: list[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
+        return ArrayImages(refs, known, [], _names(shape[0]), in_order=True)
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
         offset = info.header_offset + LOCAL_HEADER.size + name + extra + start
-    return Rows([Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], known, [], _names(shape[0]))
+    return ArrayImages(
+        [Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], known, [], _names(shape[0])
+    )
 
 
-def open_dataset(path: Path) -> Rows:
-    """Raises FormatError when it is no dataset, or one of latents."""
+def open_dataset(path: Path) -> ArrayImages:
+    """Open a dataset. Raises FormatError when it is none, or one of latents."""
     data = Dataset(path)
     files = data.strings("files")
     names = data.class_names if len(data.class_names) == data.num_classes else []
-    places = [DatasetRow(data, i) for i in range(len(data))]
-    return Rows(places, data.labels.tolist(), names, files if len(files) == len(data) else _names(len(data)))
+    refs = [DatasetRow(data, i) for i in range(len(data))]
+    return ArrayImages(refs, data.labels.tolist(), names, files if len(files) == len(data) else _names(len(data)))
 
 
 def is_array(path: Path) -> bool:

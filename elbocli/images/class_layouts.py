@@ -1,4 +1,4 @@
-"""One source as it lies: which files of it are images, in which order, and which class each has by itself.
+"""One source: which of its files are images, in which order, and which class each has by itself.
 
 A folder, a tar or a zip may hold class folders or none, EDM's dataset.json, or webdataset's files beside each image;
 an array or a dataset has its own labels.
@@ -9,37 +9,39 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays
-from elbocli.images.archives import Entry, is_tar, list_folder, list_tar, list_zip, unpacker
+from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip, unpacker
 from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
-"""What Pillow knows by name only, or not without another program."""
+"""Formats that Pillow knows by name only, or reads by another program."""
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
-Complain = Callable[[str], None]
 
 
 @dataclass
-class Found:
-    """What one source holds. words: classes it gives by itself, None for an image without one; classes: all of them.
+class Listing:
+    """The images of one source, named prefix + name, in order.
 
-    numbers: classes as indices into `classes`, of a dataset. flat: no folders that are classes. captioned: files lie
-    beside the images that say no class.
+    words: the class that the source itself gives each, None for an image without one. classes: all of them. numbers:
+    a dataset's classes, as indices into `classes`. stem: the source's name, the class of its images if it gives none.
+    in_order: whether refs can only be read one after another. flat: whether it has no class folders. captioned: whether
+    files beside the images say other things than classes.
     """
 
     prefix: str
     names: list[str]
-    places: Sequence[ImageRef]
+    refs: Sequence[ImageRef]
     words: Sequence[Word | None] | None
     stem: str
     classes: list[str] | None = None
@@ -50,11 +52,11 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find(root: Path, any_depth: bool, among: bool, complain: Complain, ours: Sequence[Path]) -> Found:
-    """What a source holds. any_depth: folders are not classes, because something else says the classes.
+def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ours: Sequence[Path]) -> Listing:
+    """Find the images of a source. any_depth: folders are not classes, because something else says the classes.
 
-    among: it is one of several. ours: files that are no images. complain: told of damaged archives.
-    Raises DataError and FormatError: nothing that can be packed.
+    among: it is one of several. ours: files that are no images. complain: gets the trouble of damaged archives.
+    Raises DataError and FormatError when nothing can be packed.
     """
     if root.is_dir():
         entries = _without(ours, list_folder(root, complain))
@@ -86,40 +88,47 @@ def find(root: Path, any_depth: bool, among: bool, complain: Complain, ours: Seq
             f"{root}: is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
             "then pack what comes out (images hardly get larger by it)"
         )
+    if is_pickle(root):
+        raise DataError(
+            f"{root}: a pickle, which is never opened, because that can run code; name the images themselves"
+        )
     if root.suffix == ".tar":
         raise DataError(f"{root}: is called .tar, but begins like no tar: damaged, or something else; get it again")
     raise DataError(f"{root}: is a file, but no tar, zip, .npz, .npy or dataset; expected these or a folder of images")
 
 
 def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
-    """Without --labels and --classes, and without datasets: OUT may lie in the folder that it is made of."""
+    """Leave out --labels and --classes, and datasets: OUT may lie in the folder that it is made of."""
     own = {path.name: path for path in ours}
 
-    def is_ours(name: str, place: ImageRef) -> bool:
+    def is_ours(name: str, ref: ImageRef) -> bool:
         if OWN.search(name):
             return True
         mine = own.get(name.rpartition("/")[2])
-        return mine is not None and isinstance(place, Span) and Path(place.path).resolve() == mine.resolve()
+        return mine is not None and isinstance(ref, Span) and Path(ref.path).resolve() == mine.resolve()
 
-    return [(name, place) for name, place in entries if not is_ours(name, place)]
+    return [(name, ref) for name, ref in entries if not is_ours(name, ref)]
 
 
-def _rows(root: Path, rows: arrays.Rows) -> Found:
+def _rows(root: Path, rows: arrays.ArrayImages) -> Listing:
     names = rows.class_names
     words: list[Word | None] | None = None
     if rows.labels is not None:
         words = [names[label] for label in rows.labels] if names else list(rows.labels)
     numbers = rows.labels if names else None
-    return Found(f"{root}: ", rows.files, rows.places, words, root.stem, names or None, numbers, rows.in_order)
+    return Listing(f"{root}: ", rows.files, rows.refs, words, root.stem, names or None, numbers, rows.in_order)
 
 
 def _order(name: str) -> bytes:
-    """Sorts paths by the bytes of their parts, files before folders. One short object: a million are held at once."""
+    """A key that sorts paths by the bytes of their parts, a folder's files before its folders.
+
+    It is one short object, because a million are held at once.
+    """
     folders, slash, last = os.fsencode(name).rpartition(b"/")
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
-def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among: bool) -> Found:
+def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among: bool) -> Listing:
     folders = {name for name, _ in entries if name.endswith("/")}
     entries = [entry for entry in entries if not entry[0].endswith("/")]
     entries, folders, tops, alone = _descend(entries, folders)
@@ -127,12 +136,13 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
     prefix, stem = prefix + "".join(f"{top}/" for top in tops), tops[-1] if tops else stem
     entries.sort(key=lambda entry: _order(entry[0]))
-    edm = next((place for name, place in entries if name == "dataset.json"), None)
+    _refuse_arrays(entries, prefix)
+    edm = next((ref for name, ref in entries if name == "dataset.json"), None)
     if edm is not None:
         entries = [entry for entry in entries if entry[0] != "dataset.json"]
         names = [name for name, _ in entries]
         words = edm_labels(edm, names, f"{prefix}dataset.json")
-        return Found(prefix, names, [place for _, place in entries], words or [stem] * len(names), stem)
+        return Listing(prefix, names, [ref for _, ref in entries], words or [stem] * len(names), stem)
     indices, beside, captioned = sidecar_labels(entries, prefix)
     entries = [entries[i] for i in indices]
     notes: list[str] = []
@@ -142,10 +152,10 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     classes = {name.partition("/")[0] for name in names if "/" in name}
     flat = alone or not classes
     classes |= {name.partition("/")[0] for name in folders}
-    return Found(
+    return Listing(
         prefix,
         names,
-        [place for _, place in entries],
+        [ref for _, ref in entries],
         beside,
         stem,
         None if flat or beside is not None else sorted(classes, key=os.fsencode),
@@ -155,10 +165,21 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     )
 
 
-def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[str], list[str], bool]:
-    """What holds only one folder is that folder: an archive made of one, or one class.
+def _refuse_arrays(entries: list[Entry], prefix: str) -> None:
+    """Raise DataError when all files are arrays, as in EDM2's zip of latents: skipping them would leave nothing."""
+    names = [name for name, _ in entries if name != "dataset.json"]
+    if names and all(name.endswith(".npy") for name in names):
+        raise DataError(
+            f"{prefix.rstrip(': /')}: holds an array (.npy) for each image ({some(names)}), such as the latents that EDM2's "
+            "dataset_tool.py makes, and no images; pack the images themselves, for latents of them with --latents VAE "
+            "--latent-convention edm2"
+        )
 
-    (its entries, folders, the folders left on the way, whether the last is a class by itself).
+
+def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[str], list[str], bool]:
+    """Enter a folder that is alone: an archive may be made of one, and a class may be.
+
+    Returns (its entries, its folders, the folders on the way to it, whether the last is a class by itself).
     """
     tops: list[str] = []
     while entries:
@@ -168,7 +189,7 @@ def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[
             break
         top = found.pop()
         tops.append(top)
-        entries = [(name[len(top) + 1 :], place) for name, place in entries]
+        entries = [(name[len(top) + 1 :], ref) for name, ref in entries]
         folders = {name[len(top) + 1 :] for name in folders} - {""}
         loose = [name for name, _ in entries if "/" not in name]
         if len(loose) == len(entries) or any(map(is_picture, loose)):
@@ -184,7 +205,7 @@ def is_picture(name: str) -> bool:
 
 
 def _without_loose(entries: list[Entry], prefix: str, notes: list[str]) -> list[Entry]:
-    """Without papers that lie beside class folders. Raises DataError when there are images beside them."""
+    """Leave out papers beside class folders. Raises DataError when there are images beside them."""
     loose = [name for name, _ in entries if "/" not in name]
     if not loose or len(loose) == len(entries):
         return entries
@@ -200,12 +221,12 @@ def _without_loose(entries: list[Entry], prefix: str, notes: list[str]) -> list[
 
 
 def left_out(shown: list[str], why: str) -> str:
-    """A note on files that are not taken."""
+    """A note that files are not taken, and why."""
     return f"{shown[0]}{f' and {len(shown) - 1} more' if len(shown) > 1 else ''} left out: {why}"
 
 
-def named_among_others(part: Found) -> None:
-    """Among several sources, a flat one is a class folder (a class tar) or a shard: its name comes first."""
+def named_among_others(part: Listing) -> None:
+    """Put a source's name before its images' names: among several, a flat one is a class folder, class tar or shard."""
     if part.words is None and part.classes is None:
         part.classes = [part.stem]
         part.words = [part.stem] * len(part.names)
@@ -214,8 +235,8 @@ def named_among_others(part: Found) -> None:
         part.names = [f"{part.stem}/{name}" for name in part.names]
 
 
-def words_of(part: Found) -> Sequence[Word | None]:
-    """The class of each image of a source."""
+def words_of(part: Listing) -> Sequence[Word | None]:
+    """The class of each image of a source, None where it has none. Raises DataError when two classes share a name."""
     if part.numbers is not None and part.classes and len(set(part.classes)) < len(part.classes):
         twice = next(name for name in part.classes if part.classes.count(name) > 1)
         raise DataError(f"{part.prefix}two of its classes are called {twice!r}; pack it alone, without --classes")
@@ -226,7 +247,7 @@ def words_of(part: Found) -> Sequence[Word | None]:
     return [name.partition("/")[0] for name in part.names]
 
 
-def without_images(found: list[Found], words: Sequence[Word]) -> set[str]:
-    """Classes without images, where the sources know of some."""
+def without_images(found: list[Listing], words: Sequence[Word]) -> set[str]:
+    """The classes of the sources, if these know all those of the images; some may have no images."""
     every = {name for part in found for name in part.classes or ()}
     return every if set(words) <= every else set()

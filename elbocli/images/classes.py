@@ -1,4 +1,4 @@
-"""The classes of a dataset and their order: sorted, as a source has them, or as `--classes FILE` lists them.
+"""The classes of a dataset and their order: sorted, as in a source, or as in `--classes FILE`.
 
 The file is text, a class a line, KEY or KEY<tab>NAME or KEY NAME, or the meta.mat of ILSVRC's devkit. An image's own
 word for its class (a folder's name, a label) is the key; the name is for people.
@@ -30,7 +30,7 @@ class Classes:
 
 
 def read_classes_file(path: Path, words: set[str] | None) -> Classes:
-    """words: what the images call their classes; None when they have numbers.
+    """Read --classes. words: the images' words for their classes; None when they have numbers.
 
     A line is a key as it stands where it is such a word, or where no word is the beginning of a line. For numbers it
     is a name, after its number or WordNet ID if it begins with one. Raises DataError when a class stands there twice.
@@ -66,7 +66,7 @@ def is_meta(path: Path | None) -> bool:
 
 
 def read_meta(path: Path) -> Classes:
-    """WNIDs and words of ILSVRC's 1000 classes, in the order of its ground-truth list: number k is the k-th, from 1.
+    """Read WNIDs and words of ILSVRC's 1000 classes, in the order of its ground-truth list: number k is the k-th, from 1.
 
     Raises DataError when it isn't the devkit's meta.mat.
     """
@@ -88,7 +88,7 @@ def read_meta(path: Path) -> Classes:
 
 
 def by_meta(numbers: Sequence[int], meta: Classes) -> list[Word]:
-    """The WNIDs that ILSVRC's numbers stand for. Raises DataError for a number that isn't one of them."""
+    """Look up the WNIDs of ILSVRC's numbers. Raises DataError for a number that isn't one of them."""
     wrong = next((number for number in numbers if not 1 <= number <= len(meta.keys)), None)
     if wrong is not None:
         raise DataError(
@@ -101,11 +101,11 @@ def by_meta(numbers: Sequence[int], meta: Classes) -> list[Word]:
 def assign(
     words: Sequence[Word], own: list[str] | None, unused: set[str], listed: Path | None, bare: bool, notes: list[str]
 ) -> tuple[list[int], list[str], list[Word]]:
-    """(a number for each image, −1 where its class isn't listed; class names; the classes not listed).
+    """Number the classes. Returns (each image's number, −1 where its class isn't listed; names; classes not listed).
 
-    words: what each image calls its class, numbers or words. own: all of them, in the order of the source, if it has
-    one. unused: further classes. listed: --classes. bare: the words are a list of numbers without names.
-    Raises DataError: both kinds, a number without a class.
+    words: each image's word for its class, or its number. own: all of them, in the order of the source, if it has one.
+    unused: further classes. listed: --classes. bare: the words are a list of numbers without names.
+    Raises DataError for a number without a class.
     """
     if words and isinstance(words[0], int):
         return _numbered([int(word) for word in words], listed, bare, notes)
@@ -132,7 +132,7 @@ def _note_empty(classes: Classes, used: set[str], notes: list[str]) -> None:
 def _numbered(
     numbers: list[int], listed: Path | None, bare: bool, notes: list[str]
 ) -> tuple[list[int], list[str], list[Word]]:
-    """Numbers count from 0; in a bare list of classes without a 0 they count from 1, as ILSVRC's do."""
+    """Number classes that are numbers. They count from 0; a bare list without a 0 counts from 1, as ILSVRC's does."""
     largest = max(numbers)
     if min(numbers) < 0:
         raise DataError(f"an image has class {min(numbers)}, which can't be: classes count from 0")
@@ -160,5 +160,5 @@ def _numbered(
 
 
 def some(words: Sequence[Word]) -> str:
-    """The first few, for a message."""
+    """Name the first few, for a message."""
     return ", ".join(map(str, words[:3])) + (", …" if len(words) > 3 else "")

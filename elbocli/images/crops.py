@@ -1,4 +1,4 @@
-"""From an image of any shape to a square, each way declared once: its name, its help and its filter."""
+"""Ways from an image of any shape to a square, each declared once: its name, its filter and what it does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def crop(name: str, filter: str) -> Callable[[Callable[..., Image.Image]], Calla
 
 @crop("center", filter="box, bicubic")
 def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
-    """ADM's: halve by BOX while at least twice too large, bicubic to the short side, cut the middle.
+    """Crop as ADM does: halve by BOX while at least twice too large, bicubic to the short side, cut the middle.
 
     Source: Dhariwal & Nichol 2021, the preparation of their training images.
     """
@@ -55,19 +55,19 @@ def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Imag
 
 @crop("edm", filter="lanczos")
 def edm(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
-    """EDM's center-crop: cut the middle square at full size, then Lanczos."""
+    """Cut the middle square at full size, then Lanczos: EDM's center-crop."""
     return _middle(image, min(image.size)).resize((size, size), LANCZOS)
 
 
 @crop("resize", filter="lanczos")
 def resize(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
-    """Lanczos to the square, whatever the shape: nothing is cut, proportions are lost."""
+    """Resize to the square by Lanczos, whatever the shape: nothing is cut, proportions are lost."""
     return image.resize((size, size), LANCZOS)
 
 
 @crop("pad", filter="lanczos")
 def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
-    """Lanczos to the long side, and bars of the background's colour."""
+    """Resize the long side by Lanczos, and add bars of the background's colour."""
     scale = size / max(image.size)
     inner = image.resize((max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))), LANCZOS)
     square = Image.new(image.mode, (size, size), background if len(background) > 1 else background[0])
@@ -77,7 +77,7 @@ def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
 
 @crop("none", filter="none")
 def none(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
-    """Images must already have the size."""
+    """Take images as they are. Raises DataError for one of another size."""
     if image.size != (size, size):
         raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none takes only those of --size {size}")
     return image

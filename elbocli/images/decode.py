@@ -20,7 +20,7 @@ MAX_PIXELS = MOST_PIXELS
 # Pillow warns above it and raises above twice as many; images inside of icons are checked by it alone.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 MAX_ASPECT = 100
-# What Pillow has to say about odd files is said per file, by what it raises.
+# Pillow's warnings about odd files are left out: what matters is raised, file by file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 MODES = {1: "L", 3: "RGB"}
 GREY = ("1", "L", "I", "I;16", "I;16B")
@@ -34,8 +34,8 @@ _room = Room(LARGEST_DECODED)
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How images become squares. background: a colour that transparency is laid on and that pads; '' drops alpha.
+class DecodeOptions:
+    """Settings that decide how an image becomes a square. background: a colour that transparency is laid on and that pads; '' drops alpha.
 
     auto_orient: turn as EXIF says. fast: decode JPEG at reduced scale, which changes pixels.
     """
@@ -59,8 +59,10 @@ class Decoding:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Everything Pillow reads by itself and within bounds, the usual first. For PostScript it would run Ghostscript on
-    the file, and before version 13 it unpacks gzip inside of FITS whole, however much that is.
+    """List the formats that Pillow reads by itself and within bounds, the usual first.
+
+    For PostScript it would run Ghostscript on the file. Before version 13 it unpacks gzip inside of FITS whole, however
+    much that is.
     """
     Image.init()
     return (*USUAL, *sorted(set(Image.OPEN) - {"EPS", "FITS", *USUAL}))
@@ -71,20 +73,20 @@ def open_image(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=_formats())
 
 
-def decode(content: bytes, channels: int, how: Decoding | None = None) -> tuple[Image.Image, str]:
-    """(image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped'). Raises DataError.
+def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> tuple[Image.Image, str]:
+    """Decode an image file. Returns (image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped').
 
-    channels: 0 for as many as the file has, 1 when it is grey.
+    channels: 1, 3, or 0 for as many as the file has. Raises DataError.
     16-bit grey is scaled by 1/257. Of an animation it is the first frame. Transparency is dropped, and EXIF's
     orientation ignored, as in ADM, unless `how` says otherwise.
     """
-    with _decoded(content, how or Decoding(0, channels)) as found:
+    with _decoded(content, how or DecodeOptions(0, channels)) as found:
         return found
 
 
 @contextlib.contextmanager
-def _decoded(content: bytes, how: Decoding) -> Iterator[tuple[Image.Image, str]]:
-    """As `decode`, for a block during which the memory counts as taken."""
+def _decoded(content: bytes, how: DecodeOptions) -> Iterator[tuple[Image.Image, str]]:
+    """Decode as `decode` does, for a block during which the memory counts as taken."""
     if not content:
         raise DataError("empty file")
     try:
@@ -113,7 +115,7 @@ def _decoded(content: bytes, how: Decoding) -> Iterator[tuple[Image.Image, str]]
         raise DataError(f"does not decode: {str(error)[:120] or type(error).__name__}") from error
 
 
-def _needed(image: Image.Image, how: Decoding) -> int:
+def _needed(image: Image.Image, how: DecodeOptions) -> int:
     """Bytes that decoding an opened image takes. Raises DataError when that, or the shape, is beyond reason."""
     needed = _memory(image.format or "", image.size)
     if how.fast and image.format == "JPEG":
@@ -134,7 +136,7 @@ def _memory(kind: str, size: tuple[int, int], each: int = 8) -> int:
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:
-    """(width, height) by the first chunk of a WebP file. Source: RFC 9649."""
+    """Read (width, height) from the first chunk of a WebP file. Source: RFC 9649."""
     if content[12:16] == b"VP8X":
         return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(content[27:30], "little")
     if content[12:16] == b"VP8L":
@@ -154,8 +156,8 @@ def _unknown(content: bytes) -> str:
     return "not an image that Pillow knows"
 
 
-def _plain(image: Image.Image, how: Decoding) -> tuple[Image.Image, list[str]]:
-    """(in the target's mode, what that changed). Some rows at a time: whole images in between would not fit."""
+def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, list[str]]:
+    """Convert to grey or RGB, some rows at a time, to save memory. Returns (image, what that changed)."""
     mode = image.mode
     target = MODES[how.channels or (1 if mode in GREY else 3)]
     if mode == "F":
@@ -194,12 +196,12 @@ def _blended(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey by 1/257, rounded."""
+    """Scale 16-bit grey by 1/257, rounded."""
     return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).clip(0, 255).astype(np.uint8))
 
 
-def square(content: bytes | np.ndarray, how: Decoding) -> tuple[np.ndarray, str]:
-    """(pixels [size, size, channels] uint8, what had to be changed), from a file or from pixels [H, W, C].
+def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray, str]:
+    """Make a square of a file or of pixels [H, W, C]. Returns (uint8 [size, size, channels], what had to be changed).
 
     Raises DataError.
     """
@@ -212,6 +214,6 @@ def square(content: bytes | np.ndarray, how: Decoding) -> tuple[np.ndarray, str]
         return _cut(image if channels == how.channels else image.convert(MODES[how.channels]), how), ""
 
 
-def _cut(image: Image.Image, how: Decoding) -> np.ndarray:
+def _cut(image: Image.Image, how: DecodeOptions) -> np.ndarray:
     pixels = np.asarray(CROPS[how.crop].cut(image, how.size, how.colour))
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,6 +1,6 @@
-"""Where the bytes of one image lie: a file, a stretch of an archive, an entry of a zip, a row of an array.
+"""References to images: a file, a stretch of an archive, an entry of a zip, a row of an array.
 
-Each place has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
+Each has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
 DataError for what can't be read. Nothing is ever extracted to disk.
 """
 
@@ -26,7 +26,7 @@ from elbocli.files.dataset import Dataset
 
 LARGEST_FILE = 256 << 20
 DENSE = 3
-"""A stretch is worth reading whole when it is at most so many times the files that are wanted of it."""
+"""A stretch is read whole when it is at most this many times as long as the files that are wanted of it."""
 UNPACK_STEP = 4096
 UNPACKABLE = (
     zipfile.BadZipFile,
@@ -42,23 +42,23 @@ UNPACKABLE = (
     LookupError,
     OSError,
 )
-"""What reading a damaged zip raises."""
+"""Errors of reading a damaged zip."""
 TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
 
 
 class ImageRef(Protocol):
-    """Where one image lies."""
+    """A reference to one image."""
 
     def read(self) -> bytes | np.ndarray:
         """The image file's bytes, or its pixels. Raises DataError."""
 
     @property
     def weight(self) -> int:
-        """How many bytes of memory `read` takes."""
+        """Bytes of memory that `read` takes."""
 
 
 def read_bytes(path: Path | str, offset: int = 0, size: int = -1) -> bytes:
-    """A regular file's content, or `size` bytes of it. Raises DataError for pipes, sockets, loops, what can't be read."""
+    """Read a regular file, or `size` bytes of it. Raises DataError for pipes, sockets, loops, what can't be read."""
     try:
         # Opening a pipe would wait for its writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -97,7 +97,7 @@ class Span:
     size: int = -1
 
     def read(self) -> bytes:
-        """Its bytes."""
+        """Read its bytes."""
         return read_bytes(self.path, self.offset, self.size)
 
     @property
@@ -111,18 +111,18 @@ class Span:
             return 0
 
 
-def will_need(places: Sequence[ImageRef]) -> None:
-    """Tell the kernel that these places come next: it reads the stretch of an archive in which they lie in one go.
+def will_need(refs: Sequence[ImageRef]) -> None:
+    """Tell the kernel that these come next, so that it reads the stretch of an archive in which they lie in one go.
 
-    They are packed in the order of their names, an archive may have them in another: so it is still read from front
-    to back, once, some thousand files at a time.
+    Images are packed in the order of their names, and an archive may have another: it is still read once, from front to
+    back, some thousand files at a time.
     """
     stretches: dict[str, tuple[int, int, int]] = {}
-    for place in places:
-        if isinstance(place, Span) and place.size >= 0:
-            low, high, total = stretches.get(place.path, (place.offset, 0, 0))
-            end = place.offset + place.size
-            stretches[place.path] = min(low, place.offset), max(high, end), total + place.size
+    for ref in refs:
+        if isinstance(ref, Span) and ref.size >= 0:
+            low, high, total = stretches.get(ref.path, (ref.offset, 0, 0))
+            end = ref.offset + ref.size
+            stretches[ref.path] = min(low, ref.offset), max(high, end), total + ref.size
     for path, (low, high, total) in stretches.items():
         if high - low > DENSE * total + (1 << 20):
             continue
@@ -142,7 +142,7 @@ class ZipEntry:
     info: zipfile.ZipInfo
 
     def read(self) -> bytes:
-        """Its bytes, unpacked."""
+        """Read its bytes, unpacked."""
         info = self.info
         if info.flag_bits & 1:
             raise DataError("encrypted: unlock the archive first")
@@ -164,7 +164,10 @@ class ZipEntry:
 
 
 def _unpacked(member: IO[bytes], info: zipfile.ZipInfo) -> bytes:
-    """bzip2 and LZMA unpack all they are given, and zipfile gives them as much as is asked for."""
+    """Unpack in small steps where more might come out than was announced.
+
+    bzip2 and LZMA unpack all that they are given, and zipfile gives them as much as is asked for.
+    """
     if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return member.read(info.file_size + 1)
     return b"".join(iter(lambda: member.read(UNPACK_STEP), b""))
@@ -172,12 +175,12 @@ def _unpacked(member: IO[bytes], info: zipfile.ZipInfo) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Nowhere:
-    """What stands in an archive for an image but isn't one (a link, a device, …)."""
+    """An entry of an archive that can't be an image (a link, a device, …)."""
 
     why: str
 
     def read(self) -> bytes:
-        """Raises DataError."""
+        """Raise DataError."""
         raise DataError(self.why)
 
     @property
@@ -195,7 +198,7 @@ class Pixels:
     shape: tuple[int, int, int]
 
     def read(self) -> np.ndarray:
-        """[H, W, C]."""
+        """Read its pixels, uint8 [H, W, C]. Raises DataError."""
         return np.frombuffer(read_bytes(self.path, self.offset, int(np.prod(self.shape))), np.uint8).reshape(self.shape)
 
     @property
@@ -212,7 +215,7 @@ class DatasetRow:
     index: int
 
     def read(self) -> np.ndarray:
-        """[H, W, C]."""
+        """Read its pixels, uint8 [H, W, C]. Raises DataError."""
         return self.dataset.batch(np.array([self.index]))[0]
 
     @property
@@ -231,7 +234,7 @@ class Unpacked:
         self._member = archive.open(name)
 
     def row(self, index: int) -> np.ndarray:
-        """[H, W, C]."""
+        """Read a row, uint8 [H, W, C]. Raises DataError."""
         try:
             with self._lock:
                 self._member.seek(self.offset + index * self.size)
@@ -251,7 +254,7 @@ class UnpackedRow:
     index: int
 
     def read(self) -> np.ndarray:
-        """[H, W, C]."""
+        """Read its pixels, uint8 [H, W, C]. Raises DataError."""
         return self.rows.row(self.index)
 
     @property

@@ -1,4 +1,4 @@
-"""Which class an image belongs to, as users' files say it: a class is a word (a folder's name) or a number.
+"""Classes of images in users' files: a class is a word (a folder's name) or a number.
 
 `--labels FILE`: lines of NAME CLASS, CSV with or without a heading, or one class a line in the order of the names
 (ILSVRC's ground-truth list). EDM's dataset.json; webdataset's files beside each image.
@@ -26,7 +26,7 @@ JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 
 def lines_of(path: Path) -> list[str]:
-    """A user's text file. Raises DataError when it isn't text, or empty."""
+    """Read a user's text file. Raises DataError when it isn't text, or empty."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except DataError as error:
@@ -45,10 +45,10 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """(a class for each of the images' names, None where it has none; whether they are a bare list in their order).
+    """Read --labels. Returns (a class for each of the names, None where it has none; whether it is a bare list).
 
     A name in the file may be the whole path, the last part, or that without its suffix.
-    Raises DataError: a list's length is not that of the images, a name has two classes, no name is there.
+    Raises DataError when a list's length is not that of the images, a name has two classes, or no name is there.
     """
     lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
@@ -82,7 +82,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 
 def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
-    """(name, class) of each line."""
+    """Split each line into name and class."""
     try:
         if "," in lines[0]:
             split = list(csv.reader(lines))
@@ -95,12 +95,12 @@ def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
             yield row[0].strip().removeprefix("./"), row[1]
 
 
-def edm_labels(place: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
-    """Classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
+def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
+    """Read classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
 
     Raises DataError.
     """
-    content = _json(place, where)
+    content = _json(ref, where)
     labels = content.get("labels") if isinstance(content, dict) else None
     if labels is None:
         return None
@@ -111,9 +111,9 @@ def edm_labels(place: ImageRef, names: Sequence[str], where: str) -> list[Word |
     return [table.get(name) for name in names]
 
 
-def _json(place: ImageRef, where: str) -> Any:
+def _json(ref: ImageRef, where: str) -> Any:
     try:
-        content = place.read()
+        content = ref.read()
         return json.loads(bytes(content))
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
@@ -122,7 +122,7 @@ def _json(place: ImageRef, where: str) -> Any:
 
 
 def sample_key(name: str) -> tuple[str, str]:
-    """(path up to the first dot of the last part, the rest): webdataset's key and suffix."""
+    """Split a path into webdataset's key and suffix, at the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     return folder + slash + stem, dot + suffix
@@ -131,17 +131,17 @@ def sample_key(name: str) -> tuple[str, str]:
 def sidecar_labels(
     entries: Sequence[tuple[str, ImageRef]], where: str
 ) -> tuple[list[int], list[Word | None] | None, bool]:
-    """(indices of the images among the entries, their classes, whether files lie beside them) of webdataset's samples.
+    """Sort webdataset's samples. Returns (indices of the images, their classes, whether files lie beside them).
 
     A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
     None for an image without, and instead of the list when no image has one. Raises DataError.
     """
     sides: dict[str, dict[str, ImageRef]] = {}
     pictures = []
-    for index, (name, place) in enumerate(entries):
+    for index, (name, ref) in enumerate(entries):
         key, suffix = sample_key(name)
         if suffix in SIDECARS:
-            sides.setdefault(key, {})[suffix] = place
+            sides.setdefault(key, {})[suffix] = ref
         else:
             pictures.append((index, key))
     if not any(key in sides for _, key in pictures):

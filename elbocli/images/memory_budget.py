@@ -1,4 +1,4 @@
-"""Memory that threads share: who needs much of it waits until there is room."""
+"""Memory that threads share: one that needs much of it waits until there is room."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 8 << 20
 
 
 def return_freed() -> None:
-    """From now on memory that a large image leaves goes back to the system, not to the thread that had it.
+    """Let memory that a large image leaves go back to the system, not to the thread that had it, from now on.
 
     glibc would keep a part for each thread: a quarter of a gigabyte after the largest image. Elsewhere nothing changes.
     """
@@ -20,7 +20,7 @@ def return_freed() -> None:
 
 
 class Room:
-    """So many bytes for all threads together. A claim larger than that gets in alone."""
+    """A number of bytes for all threads together. A claim larger than that gets in alone."""
 
     def __init__(self, size: int):
         self.size = size

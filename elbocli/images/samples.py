@@ -1,4 +1,4 @@
-"""Images in: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, as `sample_writer` writes them."""
+"""Images in: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, as `sample_writers` writes them."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ class SampleReader:
         self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
 
     def at(self, start: int, count: int) -> np.ndarray:
-        """Images start to start + count, uint8 [count, H, W, C]; never before those asked for last.
+        """Read images start to start + count, uint8 [count, H, W, C]; each call must go on after the call before.
 
         Raises DataError when the stream ends early.
         """
         return self._read(start, count)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
+        """Yield all images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
         for start in range(0, self.shape[0], size):
             yield self.at(start, min(size, self.shape[0] - start))
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """The shape (N, H, W, C) that an NPY header announces. Raises FormatError when it isn't one of images."""
+    """Read the shape (N, H, W, C) that an NPY header announces. Raises FormatError when it isn't one of images."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -146,7 +146,7 @@ def _png_folder(folder: Path) -> SampleReader:
 
 
 def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
-    """The labels in `arr_1` of an .npz, int64 [count]; None when there are none. Raises FormatError."""
+    """Read the labels in `arr_1` of an .npz, int64 [count]; None when there are none. Raises FormatError."""
     if "arr_1.npy" not in archive.namelist():
         return None
     try:
@@ -160,7 +160,7 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray |
 
 
 def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
-    """How the images of an .npz were made, as it says in `about`; empty when it doesn't. Raises FormatError."""
+    """Read how the images of an .npz were made, from its `about`; empty when it has none. Raises FormatError."""
     if "about.npy" not in archive.namelist():
         return {}
     try:
@@ -172,7 +172,7 @@ def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
 
 
 def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
-    """How the samples of a dataset were drawn, by its attribute `samples`; empty when it has none. Raises FormatError."""
+    """Read how a dataset's samples were drawn, from its attribute `samples`; empty without one. Raises FormatError."""
     return _by_name(attributes["samples"], f"{name}: its attribute samples") if "samples" in attributes else {}
 
 

@@ -1,7 +1,7 @@
-"""What `elbo prep` packs: the images of one or several sources in a fixed order, each with a class.
+"""Sources of `elbo prep`: the images of one or several sources in a fixed order, each with a class.
 
-A source is a folder, a tar (of tars), a zip, an array file or another dataset. Files are in the byte order of their
-paths, whatever order an archive has them in, so that a folder and an archive of it are the same source.
+A source is a folder, a tar (of tars), a zip, an array file or another dataset. In every folder files come before folders,
+both in the byte order of their names, so that a folder and any archive of it are the same source.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import numpy as np
 
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, UsageError
-from elbocli.images.archives import printable
+from elbocli.images.archives import Complain, printable
 from elbocli.images.class_layouts import (
-    Complain,
-    Found,
-    find,
+    Listing,
     is_picture,
     left_out,
+    list_source,
     named_among_others,
     without_images,
     words_of,
@@ -37,14 +36,14 @@ SPLITS = ("train", "val")
 class Source:
     """Images in a fixed order. files: paths below their source; labels: an index into class_names for each.
 
-    prefixes, owners: how a message names image i: prefixes[owners[i]] + files[i]. in_order: whether places can only
+    prefixes, owners: how a message names image i: prefixes[owners[i]] + files[i]. in_order: whether refs can only
     be read one after another. notes: what a person should know of how the classes were found.
     """
 
     files: list[str]
     labels: list[int]
     class_names: list[str]
-    places: Sequence[ImageRef]
+    refs: Sequence[ImageRef]
     prefixes: list[str]
     owners: Sequence[int]
     in_order: bool = False
@@ -58,7 +57,7 @@ class Source:
         return printable(self.prefixes[self.owners[index]] + self.files[index])
 
     def take(self, chosen: Sequence[int]) -> Source:
-        """Only those images, in that order. Raises UsageError when they can only be read in their own."""
+        """Keep only those images, in that order. Raises UsageError when they can only be read in their own."""
         if self.in_order and any(b < a for a, b in pairwise(chosen)):
             raise UsageError(
                 f"{self.prefixes[0].rstrip(':/ ')}: a compressed array can only be read in its order; save it with numpy.savez"
@@ -67,7 +66,7 @@ class Source:
             self,
             files=[self.files[i] for i in chosen],
             labels=[self.labels[i] for i in chosen],
-            places=[self.places[i] for i in chosen],
+            refs=[self.refs[i] for i in chosen],
             owners=[self.owners[i] for i in chosen],
         )
 
@@ -79,14 +78,14 @@ def open_source(
     classes: Path | None = None,
     complain: Complain | None = None,
 ) -> Source:
-    """The images of one or several sources, in their order.
+    """Open one or several sources.
 
-    labels, classes: files that say which class each image has, and all classes in order (see labels.py, classes.py).
-    complain: told of damaged archives; without it they raise. Raises DataError, also when nothing is there.
+    labels, classes: files with the class of each image, and with all classes in order (see labels.py, classes.py).
+    complain: gets the trouble of damaged archives, which is raised otherwise. Raises DataError, also when nothing is there.
     """
     roots = [roots] if isinstance(roots, Path) else list(roots)
     ours = [path for path in (labels, classes) if path is not None]
-    found = [find(root, labels is not None, len(roots) > 1, complain or _stop, ours) for root in roots]
+    found = [list_source(root, labels is not None, len(roots) > 1, complain or _stop, ours) for root in roots]
     if len(found) > 1:
         for part in found:
             named_among_others(part)
@@ -97,7 +96,7 @@ def open_source(
         names,
         [-1] * len(names),
         [],
-        [place for part in found for place in part.places],
+        [ref for part in found for ref in part.refs],
         [part.prefix for part in found],
         [owner for owner, part in enumerate(found) for _ in part.names],
         any(part.in_order for part in found),
@@ -114,9 +113,9 @@ def open_source(
 
 
 def _classified(
-    source: Source, words: list[Word], found: list[Found], labels: Path | None, classes: Path | None, bare: bool
+    source: Source, words: list[Word], found: list[Listing], labels: Path | None, classes: Path | None, bare: bool
 ) -> Source:
-    """With labels from the images' words for their classes, without those whose class isn't listed."""
+    """Number the classes, and leave out images whose class isn't listed."""
     notes = source.notes
     words = _of_one_kind(source, words, labels, classes, bare)
     own = found[0].classes if len(found) == 1 and labels is None else None
@@ -137,7 +136,7 @@ def _classified(
 
 
 def _complete(source: Source, words: Sequence[Word | None], labels: Path | None) -> tuple[Source, list[Word]]:
-    """Without papers that have no class. Raises DataError when an image has none."""
+    """Leave out papers, which have no class. Raises DataError when an image has none."""
     without = [index for index, word in enumerate(words) if word is None]
     known = [word for word in words if word is not None]
     if not without:
@@ -157,7 +156,7 @@ def _complete(source: Source, words: Sequence[Word | None], labels: Path | None)
 def _of_one_kind(
     source: Source, words: list[Word], labels: Path | None, classes: Path | None, bare: bool
 ) -> list[Word]:
-    """Numbers or names: ILSVRC's numbers become WNIDs where its meta.mat is at hand."""
+    """Refuse numbers among names, and turn ILSVRC's numbers into WNIDs where its meta.mat is at hand."""
     number = next((index for index, word in enumerate(words) if isinstance(word, int)), None)
     if number is None:
         return words
@@ -183,11 +182,11 @@ def choose(
     shard: tuple[int, int] | None = None,
     group: int = 1,
 ) -> Source:
-    """Some of the images: a held-out share of each class or the rest, then shuffled, then the first, then a shard.
+    """Choose images: a held-out share of each class or the rest, then shuffled, then the first, then a shard.
 
     subset: ('val', F) is a share F of each class, always the same one; ('train', F) is everything else.
     shard: (i, N), counting from 1: the i-th of N stretches, which begin at multiples of `group` images where there are
-    enough, so that what is worked on in groups is grouped in the shards as in the whole. Raises DataError when nothing is left.
+    enough, so that groups of images are the same in the shards as in the whole. Raises DataError when nothing is left.
     """
     chosen: list[int] = list(range(len(source)))
     if subset is not None:

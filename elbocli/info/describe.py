@@ -93,7 +93,7 @@ def _features(path: Path) -> dict[str, Any]:
 def _snapshot(path: Path) -> dict[str, Any]:
     from elbocli.files.snapshots import read
 
-    snapshot = read(path)
+    snapshot = read(path, verify=False)
     facts = {key: value for key, value in snapshot.meta.items() if key not in ("format", "files")}
     return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
 

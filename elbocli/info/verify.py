@@ -18,6 +18,7 @@ from elbocli.files.atomic import told
 from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
+from elbocli.files.hashing import add_rows
 from elbocli.info.describe import HDF5_MAGIC, describe, is_safetensors
 from elbocli.runtime.progress import Progress
 
@@ -77,7 +78,7 @@ def _dataset(path: Path) -> Generator[Progress, None, Facts]:
         if name not in data.attributes:
             raise DataError(f"{path}: damaged: its attribute {name} is gone; pack it again")
     if "contents_sha256" not in data.attributes:
-        unverified.append("contents_sha256: not in this file, which an older elbo or another program wrote")
+        unverified.append("contents_sha256: not in this file, which another program wrote")
     elif data.contents_digest() != data.attributes["contents_sha256"]:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     else:
@@ -86,8 +87,7 @@ def _dataset(path: Path) -> Generator[Progress, None, Facts]:
     digest = hashlib.sha256()
     done = 0
     for rows in data.pieces():
-        for part in rows if isinstance(rows, list) else [rows]:
-            digest.update(np.ascontiguousarray(part).data)
+        add_rows(digest, rows)
         done += len(rows)
         yield Progress(done, len(data), "img")
     if "payload_sha256" not in data.attributes:
@@ -156,14 +156,12 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
     checkpoint = store.read_checkpoint(folder)
-    if folder.name.startswith("step-") and folder.name != f"step-{checkpoint.step:08d}":
-        raise FormatError(f"{folder}: damaged: its meta.json is of step {checkpoint.step}")
+    checkpoint.check_name()
     return checkpoint.meta["files"]
 
 
 def _snapshot(folder: Path) -> dict[str, Any]:
     snapshot = snapshots.read(folder)
-    snapshot.check()
     return snapshot.meta["files"]
 
 

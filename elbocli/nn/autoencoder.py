@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
-from elbocli.files.checkpoint import digest
+from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 
 CLASS = "AutoencoderKL"
@@ -25,9 +25,10 @@ LARGEST_CONFIG = 1 << 20
 
 
 class Autoencoder:
-    """config: of its config.json, defaults filled in. channels: of a latent. factor: pixels to a latent's side.
+    """An autoencoder on a device.
 
-    sha256: of the weights' file. Raises UsageError without diffusers; FormatError, DataError for an unusable folder.
+    config: its config.json, defaults filled in. channels: those of a latent. factor: pixels to a latent's side. sha256:
+    that of the weights' file. Raises UsageError without diffusers; FormatError, DataError for an unusable folder.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -35,7 +36,7 @@ class Autoencoder:
         _check_config(folder)
         weights = _weights(folder)
         with told(weights, "read"):
-            self.sha256 = digest(weights)
+            self.sha256 = file_sha256(weights)
         self.model = _load(folder).to(device).eval().requires_grad_(False)
         self.config: dict[str, Any] = dict(self.model.config)
         self.channels = int(self.config["latent_channels"])
@@ -56,7 +57,7 @@ class Autoencoder:
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
-        """uint8 [B,H,W,3] → mean and standard deviation of the posterior, each [B,C,h,w], on the device."""
+        """Encode uint8 [B,H,W,3] to mean and standard deviation of the posterior, each [B,C,h,w], on the device."""
         divisor, offset = INPUTS[space.input]
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
@@ -64,15 +65,16 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace) -> Tensor:
-        """[B,C,h,w] as a network sees them → uint8 [B,H,W,3] on the device, rounded to the nearest level."""
+        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device, rounded or truncated by the convention."""
         shift, scale = affine(space, self.device)
         divisor, offset = INPUTS[space.input]
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
-        levels = x.float().sub_(offset).mul_(divisor).round_().clamp_(0, 255).to(torch.uint8)
+        levels = x.float().sub_(offset).mul_(divisor)
+        levels = (levels.round_() if space.levels == "round" else levels).clamp_(0, 255).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).contiguous()
 
     def comfortable_batch(self, pixel_size: int) -> int:
-        """Images at a time that keep memory within about 1 GB on a CPU, 8 GB elsewhere, for Stable Diffusion's."""
+        """Number of images at a time that keep memory within about 1 GB on a CPU, 8 GB elsewhere, for Stable Diffusion's."""
         return max(1, (4 if self.device.type == "cpu" else 32) * 256**2 // pixel_size**2)
 
 

@@ -24,7 +24,7 @@ class Shadow:
 
     @torch.no_grad()
     def update(self, step: int, images: int, batch: int) -> None:
-        """Take in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
+        """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
         torch._foreach_lerp_(self._shadow, self._live, 1 - self.average.beta(step, images, batch))
         if self._kept:
             torch._foreach_copy_(self._kept, self._source)
@@ -47,18 +47,18 @@ class Averages(Sequence[Shadow]):
         return len(self._shadows)
 
     def update(self, step: int, images: int, batch: int) -> None:
-        """Take in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
+        """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
         for shadow in self._shadows:
             shadow.update(step, images, batch)
 
     @property
     def named(self) -> dict[str, dict[str, Tensor]]:
-        """File name → tensors, for a checkpoint."""
+        """Tensors by file name, for a checkpoint."""
         return {shadow.name: shadow.tensors for shadow in self._shadows}
 
     @property
     def stored(self) -> dict[str, dict[str, Tensor]]:
-        """File name → tensors of those that snapshots keep."""
+        """Tensors by file name, of those averages that snapshots keep."""
         return {shadow.name: shadow.tensors for shadow in self._shadows if shadow.average.stored}
 
 
@@ -70,7 +70,7 @@ def _exchange(one: Tensor, other: Tensor) -> None:
 
 @contextmanager
 def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
-    """For the block, the live tensors have the average's values and the average's tensors the live ones', bit for bit.
+    """Exchange the values of live tensors and an average, bit for bit, for the block.
 
     One tensor at a time, in place: no second copy of the network, and DDP, FSDP and compiled graphs keep their
     storage. Nothing may update or save either in the meantime. Both are restored however the block ends.

@@ -20,10 +20,10 @@ from elbocli.runtime.device import autocast, choose_device
 class LatentEncoder:
     """Turns square RGB images of one size into rows of a dataset of latents: mean and deviation of the posterior.
 
-    layout: of the rows. batch: images to hand over at a time; the same groups give the same bytes. copies: rows of
-    an image, 2 with `mirror` (the second is of its mirror image). attributes: for the dataset. fingerprint:
+    layout: that of the rows. batch: images to hand over at a time; the same groups give the same bytes. copies: rows of
+    an image, 2 with `mirror` (the second is of its mirror image). attributes: those of the dataset. fingerprint:
     everything that decides the rows, images excepted.
-    Raises UsageError (no diffusers, a size or channels that don't fit), FormatError and DataError (the folder).
+    Raises UsageError (no diffusers, a size or channels that don't fit), FormatError and DataError (an unusable folder).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LatentEncoder:
         self.fingerprint: dict[str, Any] = {**decides, "batch": self.batch, "device": self.device.type}
 
     def rows(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Images uint8 [H,W,3] → rows float16 [2C,h,w], `copies` for each image. Raises DataError when not finite."""
+        """Encode images uint8 [H,W,3] to rows float16 [2C,h,w], `copies` for each. Raises DataError when not finite."""
         out: list[np.ndarray] = []
         for start in range(0, len(pixels), self.batch):
             straight = np.stack(pixels[start : start + self.batch])

@@ -6,11 +6,9 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +16,19 @@ import numpy as np
 import PIL
 
 from elbocli import __version__
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files import dataset_block
-from elbocli.files.atomic import refuse_existing, writing
+from elbocli.files.atomic import refuse_existing
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.hashing import add_digests
 from elbocli.images.crops import CROPS
-from elbocli.images.decode import Decoding, square
-from elbocli.images.image_refs import will_need
+from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
-from elbocli.images.memory_budget import Room, return_freed
+from elbocli.images.memory_budget import return_freed
 from elbocli.images.sources import Source, choose, open_source
+from elbocli.prep.decode_ahead import Packed, packed_in_order
+from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
 
@@ -39,19 +38,12 @@ if TYPE_CHECKING:
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 SUFFIX = ".h5"
-AHEAD, AHEAD_BYTES = 8, 128 << 20
-"""Images in flight: so many for each worker, and no more than so many bytes for all."""
-ADVISED = 1024
-"""Images that the kernel is told of beforehand: about a class of ImageNet, 0.1 GB."""
 LONG_LISTING_BYTES = 1 << 30
-_files = Room(128 << 20)
-"""Memory for the files' bytes; claimed before memory for their pixels, never the other way round."""
-SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to pack. workers: threads (Pillow decodes and resizes without the interpreter lock)."""
+    """Settings of a prep. workers: threads (Pillow decodes and resizes without the interpreter lock)."""
 
     size: int = 64
     crop: str = "center"
@@ -78,12 +70,12 @@ class Settings:
     command: str = ""
 
     @property
-    def decoding(self) -> Decoding:
-        """How files become squares."""
-        return Decoding(self.size, self.channels, self.crop, self.background, self.auto_orient, self.fast_decode)
+    def decode_options(self) -> DecodeOptions:
+        """Settings that decide how files become squares."""
+        return DecodeOptions(self.size, self.channels, self.crop, self.background, self.auto_orient, self.fast_decode)
 
     def about(self) -> dict[str, Any]:
-        """What of the settings decides the pixels, for the dataset's attributes."""
+        """Settings that decide the pixels, for the dataset's attributes."""
         return {
             "image_size": self.size,
             "channels": self.channels,
@@ -98,73 +90,8 @@ class Settings:
         }
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """One image as it will be stored, or why it isn't one. size: bytes read."""
-
-    digest: str
-    size: int
-    row: np.ndarray | bytes | None
-    change: str
-    trouble: str
-
-
-def _pack(read: Callable[[], bytes | np.ndarray], weight: int, settings: Settings) -> _Packed:
-    with _files.claim(weight):
-        return _packed(read, settings)
-
-
-def _packed(read: Callable[[], bytes | np.ndarray], settings: Settings) -> _Packed:
-    digest, size = "", 0
-    try:
-        content = read()
-        raw = content if isinstance(content, bytes) else content.reshape(-1).data
-        digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
-        pixels, change = square(content, settings.decoding)
-        row = pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels)
-        return _Packed(digest, size, row, change, "")
-    except ElboError as error:
-        return _Packed(digest, size, None, "", str(error))
-
-
-def _already(read: Callable[[], bytes | np.ndarray]) -> Callable[[], bytes | np.ndarray]:
-    """What was read now, or its error, to be had later in another thread."""
-    try:
-        content = read()
-    except ElboError as error:
-        return partial(_raise, error)
-    return lambda: content
-
-
-def _raise(error: ElboError) -> bytes:
-    raise error
-
-
-def _in_order(source: Source, start: int, settings: Settings) -> Iterator[_Packed]:
-    """Packed images in source order, at most a few per worker ahead."""
-    workers = settings.workers or os.cpu_count() or 1
-    heaviest = max(settings.size**2 * settings.channels, source.places[0].weight if source.in_order else 0)
-    ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // heaviest))
-    waiting: deque[Future[_Packed]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="elbo-prep") as pool:
-        try:
-            for index in range(start, len(source)):
-                if (index - start) % ADVISED == 0:
-                    will_need(source.places[index : index + ADVISED])
-                place = source.places[index]
-                read, weight = (_already(place.read), 0) if source.in_order else (place.read, place.weight)
-                waiting.append(pool.submit(_pack, read, weight, settings))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
-    """A digest of everything that decides the result, file contents excepted."""
+    """Digest everything that decides the result, file contents excepted."""
     about = {**settings.about(), "pillow": PIL.__version__}
     if encoder is not None:
         about["encoder"] = encoder.fingerprint
@@ -210,17 +137,17 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     """
     _refuse_name(out, settings.overwrite)
     return_freed()
-    settings.decoding.colour  # noqa: B018 refuse a bad colour before any work
+    settings.decode_options.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
-        yield Progress(message=f"{_named(sources)}: reading what is inside")
+        yield Progress(message=f"{named(sources)}: reading what is inside")
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else None
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
-    yield from _introduced(source, sources, settings, complaints)
+    yield from introduced(source, sources, settings.decode_options, complaints)
     shard_of = _fingerprint(every, settings, encoder)
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
     copies = 1 if encoder is None else encoder.copies
@@ -233,9 +160,9 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
         notes = writer.state["notes"]
         skipped = {int(index): trouble for index, trouble in notes["skipped"].items()}
         if writer.rows == 0:
-            raise DataError(f"{_named(sources)}: none of its {len(source)} files is a usable image")
+            raise DataError(f"{named(sources)}: none of its {len(source)} files is a usable image")
         kept = [index for index in range(len(source)) if index not in skipped for _ in range(copies)]
-        yield from _listed(out, source, skipped)
+        yield from list_skipped(out, source, skipped)
         labels = np.array([source.labels[i] for i in kept], np.int64)
         writer.finish(
             {"labels": labels, "class_counts": np.bincount(labels, minlength=len(source.class_names)).astype(np.int64)},
@@ -256,7 +183,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
                 "command": settings.command,
             },
         )
-    yield from _summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
+    yield from summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
 
 
 def _refuse_name(out: Path, overwrite: bool) -> None:
@@ -265,65 +192,15 @@ def _refuse_name(out: Path, overwrite: bool) -> None:
     refuse_existing(out, overwrite)
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
-
-
-def _named(sources: list[Path]) -> str:
-    return str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
-
-
-def _introduced(source: Source, sources: list[Path], settings: Settings, complaints: list[str]) -> Iterator[Progress]:
-    size, channels = settings.size, settings.channels
-    yield Progress(
-        0,
-        len(source),
-        "img",
-        f"{_named(sources)}: {_count(len(source), 'image', 'images')} in "
-        f"{_count(len(source.class_names), 'class', 'classes')} -> {size} x {size} x {channels}",
-    )
-    yield from (Progress(message=text, level="warning") for text in complaints)
-    yield from (Progress(message=text, level="warning") for text in source.notes)
-    if len(source.class_names) > 1 and set(source.class_names) <= SPLIT_NAMES:
-        yield Progress(
-            message=f"the classes are called {', '.join(source.class_names)}: did you mean one of these folders?",
-            level="warning",
-        )
-
-
-def _listed(out: Path, source: Source, skipped: dict[int, str]) -> Iterator[Progress]:
-    """What was skipped, in a file beside the dataset."""
-    sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
-    if not skipped:
-        sidecar.unlink(missing_ok=True)
-        return
-    with writing(sidecar, "w") as file:
-        for index, trouble in sorted(skipped.items()):
-            file.write(json.dumps({"file": utf8(source.files[index]), "trouble": trouble}) + "\n")
-    kinds = Counter(trouble.partition(":")[0] for trouble in skipped.values())
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    yield Progress(message=f"{len(skipped)} files skipped ({counts}), listed in {sidecar}", level="warning")
-
-
-def _summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds: float) -> Iterator[Progress]:
-    changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
-    if changed:
-        yield Progress(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
-    rate = f"{packed / seconds:.0f} images/s, " if packed else ""
-    size = out.stat().st_size
-    shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-    yield Progress(message=f"{out}: {_count(rows, 'image', 'images')}, {shown}; {rate}{seconds:.1f} s")
-
-
 class _Notes:
-    """What a resumed prep must know of the images that are done."""
+    """Facts about the images that are done, which a resumed prep must know."""
 
     def __init__(self, saved: dict[str, Any]):
         self.digest = str(saved.get("source_sha256", add_digests([])))
         self.skipped: dict[str, str] = dict(saved.get("skipped", {}))
         self.changed = Counter(saved.get("changed", {}))
 
-    def add(self, index: int, file: str, packed: _Packed) -> None:
+    def add(self, index: int, file: str, packed: Packed) -> None:
         """The digest is a sum, so that the parts of a source add up to it."""
         one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).hexdigest()
         self.digest = add_digests([self.digest, one])
@@ -333,7 +210,7 @@ class _Notes:
             self.changed[packed.change] += 1
 
     def saved(self) -> dict[str, Any]:
-        """As the journal keeps it."""
+        """A plain value for the journal."""
         return {"source_sha256": self.digest, "skipped": self.skipped, "changed": dict(self.changed)}
 
 
@@ -349,7 +226,7 @@ def _fill(
     if notes.skipped and settings.on_error == "stop":
         raise _stopped(source, *next((int(index), trouble) for index, trouble in notes.skipped.items()))
     if done:
-        yield Progress(done, total, "img", f"going on after {_count(done, 'image', 'images')}")
+        yield Progress(done, total, "img", f"going on after {count(done, 'image', 'images')}")
     rows: list[Any] = []
     pending: list[Any] = []
     begun, read = time.monotonic(), 0
@@ -360,13 +237,13 @@ def _fill(
             pending.clear()
 
     def save() -> None:
-        """A batch of latents is encoded whole, also after a resume, so that its numbers are the same."""
+        """Make rows safe, unless a batch of latents is incomplete: it is encoded whole, so that its numbers are the same."""
         if not pending:
             writer.append(rows, done, notes.saved())
             rows.clear()
 
     safe_at, held = begun, 0
-    for packed in _in_order(source, done, settings):
+    for packed in packed_in_order(source, done, settings.decode_options, settings.store, settings.workers):
         if packed.trouble and settings.on_error == "stop":
             save()
             raise _stopped(source, done, packed.trouble)

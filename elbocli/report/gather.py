@@ -178,7 +178,7 @@ class _Gatherer:
         s = self.settings
         weighting, schedule = s.weighting_object(), s.schedule_object()
         low, high = max(s.logsnr_min, weighting.support[0]), min(s.logsnr_max, weighting.support[1])
-        terms = [*weighting_terms(weighting), schedule_term(s, schedule), prediction_term(s)]
+        terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(s)]
         rising = weighting.rising(low, high)
         verdict = weighting.verdict(low, high) + (MULTISCALE if s.multiscale else "")
         return ObjectiveFacts(weighting, schedule, s.logsnr_min, s.logsnr_max, rising, verdict, terms)

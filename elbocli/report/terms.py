@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.foreign_loss import is_foreign_loss, parse_factor, parse_head
 from elbocli.core.registry import Declaration
-from elbocli.core.schedule import SCHEDULES, Schedule
-from elbocli.core.weighting import WEIGHTINGS, Weighting
+from elbocli.core.schedule import Schedule
+from elbocli.core.weighting import Weighting
 from elbocli.run.settings import ADAPTIVE, TrainSettings
 
 
@@ -24,33 +23,28 @@ class Term:
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """A weighting; for one that is written as a loss, its parts. Raises UsageError."""
-    spec = weighting.spec
-    if is_foreign_loss(spec):
-        head, _, schedule = spec.partition("@")
-        parts = parse_head(head)
-        terms = [
-            Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
-            _term("target", parts.prediction.spec, parts.prediction.declared),
-        ]
-        if parts.factor:
-            terms.append(_term("factor F", parts.factor, parse_factor(parts.factor, WEIGHTINGS)[0]))
-        return [*terms, _schedule_term("its schedule", schedule)]
-    name, _, rest = spec.partition(":")
-    if name == "schedule":
-        return [
-            Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"),
-            _schedule_term("its schedule", rest),
-        ]
-    return [_term("weighting", spec, WEIGHTINGS.find(name))]
+    """A weighting; for one that is written as a loss, its parts."""
+    spec, loss = weighting.spec, weighting.foreign_loss
+    if weighting.declared:
+        return [_term("weighting", spec, weighting.declared)]
+    assert weighting.schedule is not None
+    schedule = _schedule_term("its schedule", weighting.schedule)
+    if loss is None:
+        return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), schedule]
+    return [
+        Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
+        _term("target", loss.prediction.spec, loss.prediction.declared),
+        *([_term("factor F", loss.factor.spec, loss.factor.declared)] if loss.factor else []),
+        schedule,
+    ]
 
 
-def schedule_term(settings: TrainSettings, schedule: Schedule | None) -> Term:
+def schedule_term(schedule: Schedule | None) -> Term:
     """The schedule that draws the noise levels. schedule: None when it adapts."""
     if schedule is None:
         loss = CRITERIA["loss"]
         return Term("schedule", ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
-    return _schedule_term("schedule", settings.schedule)
+    return _schedule_term("schedule", schedule)
 
 
 def prediction_term(settings: TrainSettings) -> Term:
@@ -58,12 +52,11 @@ def prediction_term(settings: TrainSettings) -> Term:
     return _term("prediction", settings.prediction, settings.prediction_object().declared)
 
 
-def _schedule_term(what: str, spec: str) -> Term:
+def _schedule_term(what: str, schedule: Schedule) -> Term:
     """A declared schedule, or a file."""
-    name = spec.partition(":")[0]
-    if name in SCHEDULES:
-        return _term(what, spec, SCHEDULES[name])
-    return Term(what, spec, "a table of t and logsnr", "a file")
+    if schedule.declared:
+        return _term(what, schedule.base, schedule.declared)
+    return Term(what, schedule.base, "a table of t and logsnr", "a file")
 
 
 def _term(what: str, spec: str, declared: Declaration[Any]) -> Term:

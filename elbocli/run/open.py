@@ -18,9 +18,8 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
-from elbocli.files.schedule_file import digest, file_in
-from elbocli.nn.blocks import Network
-from elbocli.nn.networks import build, config_of, place
+from elbocli.files.hashing import file_sha256
+from elbocli.nn.networks import Network, build, config_of, place
 from elbocli.run.settings import TrainSettings, run_settings, trained_as
 
 WEIGHTS = ("ema", "model")
@@ -61,8 +60,8 @@ class TrainedRun:
             except (KeyError, TypeError, RuntimeError) as error:
                 raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
             return online.schedule(self.settings.weighting_object(), self.settings.floor)
-        file = file_in(self.settings.schedule)
-        if file is not None and self.files.get(str(file)) not in (None, digest(file)):
+        file = fixed.file
+        if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
         return fixed
 
@@ -147,12 +146,11 @@ def _trained(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
 def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of an average and what they are."""
     try:
-        names = parse_average(wanted).names
+        name = parse_average(wanted).name
     except UsageError:
-        names = ()
-    held = [name for name in names if name in checkpoint.names]
-    if held:
-        return checkpoint.weights(held[0]), _held(checkpoint, held[0])
+        name = ""
+    if name in checkpoint.names:
+        return checkpoint.weights(name), _held(checkpoint, name)
     file = Path(wanted)
     if not file.is_file():
         known = ", ".join(name for name in checkpoint.names if name.startswith("ema-")) or "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,16 +14,17 @@ from elbocli.core.logsnr import resolution_shift
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, check_range
+from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.streams import T_SAMPLINGS
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.dataset_block import LATENTS
+from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.schedule_file import digest, file_in, resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
-from elbocli.nn.presets import choose_preset, load_preset
-from elbocli.nn.unet import UNetConfig
+from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.runtime.device import PRECISIONS
 
 ADAPTIVE = "adaptive"
@@ -194,7 +195,7 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
         what = "latents a side" if dataset.kind == LATENTS else "pixels"
         notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
-    train = dict(preset["train"])
+    train = dict(preset.train)
     unknown = [key for key in train if key not in IN_PRESETS]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(IN_PRESETS)}")
@@ -211,15 +212,16 @@ def resolve(options: dict[str, Any], dataset: Data) -> Resolved:
         spec, shift=shift, monotone=given.get("monotone", False), given=given.get("params"), size=size
     )
     values |= {"weighting": weighting.spec}
-    values |= _range(values, given, notes, size)
+    ranged, schedule = _range(values, given, notes, size)
+    values |= ranged
     values |= _averages(values)
     try:
         settings = TrainSettings(**values)
     except TypeError as error:
         raise FormatError(f"preset {name}: {error}") from error
     _check(settings)
-    network = _network(preset, given, dataset, str(name))
-    files = {str(path): digest(path) for path in (file_in(values["schedule"]), file_in(spec)) if path is not None}
+    network = _network(preset, given, dataset)
+    files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting) if each and each.file}
     return Resolved(settings, network, dataset.identity(), files, notes)
 
 
@@ -240,19 +242,21 @@ def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]
     return resolution_shift(image_size) if asked == "auto" else number(asked, "shift")
 
 
-def _range(values: dict[str, Any], given: dict[str, Any], notes: list[str], size: int) -> dict[str, Any]:
-    """The λ range and the schedule's full name. A schedule file brings its own range unless one is given."""
+def _range(
+    values: dict[str, Any], given: dict[str, Any], notes: list[str], size: int
+) -> tuple[dict[str, Any], Schedule | None]:
+    """The λ range and the schedule's full name, and the schedule. A file brings its own range unless one is given."""
     low, high = values.get("logsnr_min", TrainSettings.logsnr_min), values.get("logsnr_max", TrainSettings.logsnr_max)
     spec = values.get("schedule", TrainSettings.schedule)
     if spec == ADAPTIVE:
         check_range(low, high)
-        return {"schedule": spec, "logsnr_min": float(low), "logsnr_max": float(high)}
-    if file_in(spec) is not None and "logsnr_min" not in given and "logsnr_max" not in given:
+        return {"schedule": spec, "logsnr_min": float(low), "logsnr_max": float(high)}, None
+    if spec.partition(":")[0] not in SCHEDULES and "logsnr_min" not in given and "logsnr_max" not in given:
         own = resolve_schedule(spec)
         low, high = own.logsnr_min, own.logsnr_max
         notes.append(f"logsnr from {low:g} to {high:g}, as in {spec}")
     schedule = resolve_schedule(spec, float(low), float(high), size=size)
-    return {"schedule": schedule.base, "logsnr_min": float(low), "logsnr_max": float(high)}
+    return {"schedule": schedule.base, "logsnr_min": float(low), "logsnr_max": float(high)}, schedule
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
@@ -298,17 +302,13 @@ def _check(settings: TrainSettings) -> None:
     settings.prediction_object()
 
 
-def _network(preset: dict[str, Any], given: dict[str, Any], dataset: Data, name: str) -> NetworkConfig:
-    """The preset's network for this dataset. Its attention stays as many halvings down as at the size that it was made for."""
-    size = dataset.image_size
+def _network(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkConfig:
+    """The preset's network for this dataset."""
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
-    section = {**preset["network"], **({"dropout": given["dropout"]} if "dropout" in given else {})}
-    fits = {"image_size": size, "image_channels": dataset.channels, "num_classes": classes}
-    config = config_of({**section, **fits}, f"preset {name}")
-    if not isinstance(config, UNetConfig):
-        return config
-    made_for = preset.get("data", {}).get("image_size", size)
-    return replace(config, attention=tuple(side * size // made_for for side in config.attention))
+    section = {**preset.network, **({"dropout": given["dropout"]} if "dropout" in given else {})}
+    made_for = preset.data.image_size if preset.data else dataset.image_size
+    fits = {"image_size": made_for, "image_channels": dataset.channels, "num_classes": classes}
+    return config_of({**section, **fits}, f"preset {preset.name}").for_size(dataset.image_size)
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

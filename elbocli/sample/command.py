@@ -26,9 +26,9 @@ from elbocli.cli.options import (
     with_params,
 )
 from elbocli.core.clipping import CLIPS, parse_clip
-from elbocli.core.samplers import STEPS
-from elbocli.core.samplers.walk import SAMPLERS, parse_sampler
-from elbocli.core.schedule import SCHEDULES
+from elbocli.core.samplers import SAMPLERS, STEPS
+from elbocli.core.samplers.walk import parse_sampler
+from elbocli.core.schedule_curves import SCHEDULES
 
 PRESETS = ", ".join(
     f"{declared.name}:{name} ({preset.steps} steps)"
@@ -160,12 +160,11 @@ def sample(
         refuse_terminal(sys.stdout)
         target = sys.stdout.buffer
     params = take_parameters(SAMPLERS, options)
-    parse_sampler(options["sampler"], params)
-    parse_clip(options["clip"])
+    options["sampler"] = parse_sampler(options["sampler"], params)
+    options["clip"] = parse_clip(options["clip"])
     guided = Guidance(guidance, *(guidance_interval or ()))
     settings = loop.SampleSettings(
         guidance=guided,
-        params=params,
         device=device or "auto",
         precision=precision or "fp32",
         schedule=options.pop("schedule") or "",

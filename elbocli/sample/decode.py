@@ -1,4 +1,4 @@
-"""What a network draws, as pixels: its own, or those that an autoencoder makes of latents."""
+"""Decoding what a network draws: its own pixels, or those that an autoencoder makes of latents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_decoder(
     autoencoder: Path | None = None,
     where: object = "config.yaml",
 ) -> Decoder:
-    """The output of a run. data: of its config. autoencoder: its folder, instead of the recorded one.
+    """The decoder of a run. data: of its config. autoencoder: its folder, instead of the recorded one.
 
     Raises UsageError (not there, diffusers is missing), DataError (other weights), FormatError (doesn't fit).
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.errors import ElboError, ReaderGone
-from elbocli.files.sample_writer import Sink
+from elbocli.files.sample_writers import Sink
 from elbocli.runtime.processes import World
 from elbocli.runtime.signals import Ending, interrupted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
-from elbocli.core.clipping import parse_clip
+from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule
 from elbocli.files.latents import LatentSpace
-from elbocli.files.sample_writer import SamplesHeader, Sink, open_samples
+from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
-from elbocli.nn.denoiser import Denoiser
+from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import autocast, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
@@ -38,22 +38,21 @@ RUN = "run"
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How to draw. sampler, params: as parse_sampler takes them. steps 0 and schedule '' are the preset's, or the
-    sampler's usual ones; schedule RUN is the one that the run was trained under.
+    """How to draw. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
+    under.
 
     weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
-    itself. clip: as parse_clip takes it. autoencoder: folder of the one that decodes latents; None is the one they were
-    made with.
+    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with.
     """
 
     n: int = 64
-    sampler: str = "ddpm"
+    sampler: Sampler = parse_sampler("ddpm")
     steps: int = 0
     schedule: str = ""
     guidance: Guidance = Guidance()
     guide: Path | None = None
     guide_average: str = ""
-    clip: str = "none"
+    clip: Clip = UNCLIPPED
     classes: str = "balanced"
     weights: str = "ema"
     average: str = ""
@@ -64,7 +63,6 @@ class SampleSettings:
     compile: bool = False
     autoencoder: Path | None = None
     overwrite: bool = False
-    params: dict[str, float] = field(default_factory=dict)
     command: str = ""
 
 
@@ -91,7 +89,7 @@ def draw(
         return denoiser(z, logsnr)
 
     with Noise(settings.seed, indices, shape, len(grid) - 1, device) as noise, autocast(device, settings.precision):
-        x = walk(settings.sampler, settings.params, noise(), grid, watched, noise)
+        x = walk(settings.sampler, noise(), grid, watched, noise)
     return output.pixels(x)
 
 
@@ -100,8 +98,7 @@ def sampling_schedule(run: TrainedRun, settings: SampleSettings) -> Schedule:
     low, high, size = run.settings.logsnr_min, run.settings.logsnr_max, run.network.config.image_size
     if settings.schedule == RUN:
         return run.schedule()
-    usual = parse_sampler(settings.sampler).usual.grid
-    return resolve_schedule(settings.schedule or usual, low, high, clip=True, size=size)
+    return resolve_schedule(settings.schedule or settings.sampler.usual.grid, low, high, clip=True, size=size)
 
 
 def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
@@ -123,7 +120,7 @@ def _drawer(path: Path, settings: SampleSettings, world: World, warn: Callable[[
     trained, guide = _opened(path, world, warn, settings.weights, settings.average), None
     if settings.guide is not None or settings.guide_average:
         guide = _opened(settings.guide or trained.checkpoint.path, world, warn, "ema", settings.guide_average)
-    return GuidedRun(trained, settings.guidance, guide, parse_clip(settings.clip))
+    return GuidedRun(trained, settings.guidance, guide, settings.clip)
 
 
 def run(
@@ -152,8 +149,7 @@ class _Work:
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
         trained, config = drawer.trained, drawer.trained.network.config
-        self.sampler = parse_sampler(settings.sampler, settings.params)
-        self.steps = settings.steps or self.sampler.usual.steps
+        self.steps = settings.steps or settings.sampler.usual.steps
         self.schedule = sampling_schedule(trained, settings)
         self.grid = time_grid(self.schedule, self.steps)
         drawer.check(self.grid)
@@ -176,9 +172,9 @@ class _Work:
         return {
             "run": str(self.drawer.trained.path),
             **self.drawer.trained.about,
-            "sampler": self.sampler.spec,
+            "sampler": settings.sampler.spec,
             "steps": self.steps,
-            "nfe": self.drawer.evaluations(settings.sampler, settings.params, grid),
+            "nfe": self.drawer.evaluations(settings.sampler, grid),
             "schedule": self.schedule.base,
             "logsnr_min": grid[0],
             "logsnr_max": grid[-2],
@@ -248,7 +244,7 @@ class _Work:
     def _introduction(self, start: int) -> str:
         trained, grid = self.drawer.trained, self.grid
         return (
-            f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {self.sampler.spec}, "
+            f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {self.settings.sampler.spec}, "
             f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}"
             + (f"; {self.world.size} processes" if self.world.size > 1 else "")
             + (f"; going on after {start} images" if start else "")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import walk
+from elbocli.core.samplers.walk import Sampler, walk
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun
@@ -46,14 +46,14 @@ class GuidedRun:
             if run is not None:
                 run.network.compile(dynamic=False)
 
-    def evaluations(self, sampler: str, params: dict[str, float], grid: list[float]) -> int:
+    def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
         idle: Any = Idle()
         guide = None if self.guide is None else replace(self.guide, network=idle)
         rehearsal = replace(self, trained=replace(self.trained, network=idle), guide=guide)
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
-        walk(sampler, params, z, grid, denoiser, lambda: z)
+        walk(sampler, z, grid, denoiser, lambda: z)
         return denoiser.evaluations
 
     @property

@@ -26,8 +26,8 @@ from elbocli.cli.options import (
 )
 from elbocli.core.averages import AVERAGES
 from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.schedule import SCHEDULES
-from elbocli.core.weighting import WEIGHTINGS
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.nn import presets
 
 PLANNING = ("dry_run", "devices", "device_tflops")

@@ -12,7 +12,7 @@ import torch
 from elbocli.core.adaptive import BINS
 from elbocli.errors import UsageError
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.nn.networks import NetworkConfig, build, count_parameters
+from elbocli.nn.networks import NetworkConfig, build, count_parameters, declaration_of
 from elbocli.run.settings import PARALLELS, Resolved
 from elbocli.runtime.device import PRECISIONS, choose_device
 from elbocli.train.memory import StepMemory, measure_step
@@ -42,7 +42,7 @@ class Weights:
             network = build(config)
         units = [count_parameters(unit) for unit in network.units()]
         shapes = [parameter.shape for parameter in network.parameters()]
-        return cls(shapes, count_parameters(network) - sum(units), max(units))
+        return cls(shapes, count_parameters(network) - sum(units), max(units, default=0))
 
     @property
     def count(self) -> int:
@@ -189,7 +189,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
         "data": resolved.data.get("path"),
         "data_images": images,
         "network": {
-            "family": network.family,
+            "family": declaration_of(network).name,
             "parameters": planned.weights.count,
             "image_size": network.image_size,
             "channels": network.image_channels,

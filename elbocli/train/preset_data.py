@@ -54,11 +54,11 @@ class PresetData:
 
 def preset_data(preset: str) -> PresetData | None:
     """What a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
-    data = load_preset(preset).get("data")
+    data = load_preset(preset).data
     if data is None:
         return None
-    counts = (data[key] for key in ("image_size", "channels", "classes", "images"))
-    return PresetData(f"preset {preset}", data.get("kind", IMAGES), *counts)
+    kind = LATENTS if data.latents else IMAGES
+    return PresetData(f"preset {preset}", kind, data.image_size, data.channels, data.classes, data.images)
 
 
 def planned_for(preset: str | None, folder: Path) -> tuple[Dataset | PresetData, str]:

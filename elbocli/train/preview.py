@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from elbocli.core.class_labels import choose_labels
-from elbocli.core.samplers.walk import time_grid
+from elbocli.core.samplers.walk import parse_sampler, time_grid
 from elbocli.errors import ElboError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import Denoiser
@@ -18,7 +18,7 @@ from elbocli.sample.decode import Decoder, open_decoder
 from elbocli.sample.draw import SampleSettings, draw
 from elbocli.train.trainer import Trainer
 
-PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler="ddim", steps=32)
+PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
 
 
 def preview_output(trainer: Trainer, warn: Callable[[str], None]) -> Decoder | None:

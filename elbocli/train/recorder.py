@@ -11,7 +11,7 @@ from typing import Any
 from elbocli.errors import DataError
 from elbocli.files import losslog
 from elbocli.files.atomic import told
-from elbocli.files.sample_writer import write_grid
+from elbocli.files.grid import write_grid
 from elbocli.files.schedule_file import finite
 from elbocli.train.held_out import open_held_out
 from elbocli.train.journal import Journal

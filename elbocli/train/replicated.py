@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from elbocli.nn.blocks import Network
-from elbocli.nn.networks import place
+from elbocli.nn.networks import Network, place
 from elbocli.runtime.processes import World
 
 if TYPE_CHECKING:

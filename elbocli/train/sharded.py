@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from elbocli.nn.blocks import Network
+from elbocli.nn.networks import Network
 from elbocli.runtime.device import PRECISIONS
 from elbocli.runtime.processes import World
 

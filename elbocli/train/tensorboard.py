@@ -18,7 +18,7 @@ import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import told
-from elbocli.files.sample_writer import grid
+from elbocli.files.grid import grid
 
 FOLDER = "tensorboard"
 VALIDATION = "val_"

@@ -238,7 +238,7 @@ class Trainer:
         try:
             self._load(self.live, saved.weights("model"))
             for shadow in self.ema:
-                self._load(shadow.tensors, saved.weights(*shadow.average.names))
+                self._load(shadow.tensors, saved.weights(shadow.name))
             optimizer, pieces = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
                 for key in ("exp_avg", "exp_avg_sq"):

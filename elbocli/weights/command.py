@@ -18,10 +18,9 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import Registry
-from elbocli.core.samplers import SamplerTraits
-from elbocli.core.samplers.walk import SAMPLERS
-from elbocli.core.schedule import SCHEDULES
-from elbocli.core.weighting import WEIGHTINGS, WeightingTraits
+from elbocli.core.samplers import SAMPLERS, SamplerTraits
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
 from elbocli.nn.extractors import EXTRACTORS
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -223,11 +222,11 @@ def plot(
     chosen = [resolve_weighting(spec) for spec in specs or WEIGHTINGS]
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
-        from elbocli.core.weighting import Weighting
+        from elbocli.core.weighting import ScheduleDensity, Weighting
         from elbocli.weights.plot import text_plot
 
         blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
-        drawn = [*chosen, *(Weighting.of_schedule(schedule) for schedule in densities)]
+        drawn = [*chosen, *(Weighting(ScheduleDensity(schedule)) for schedule in densities)]
         for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
             click.echo(line)
         return

@@ -21,7 +21,7 @@ import sklearn
 from compare import Row, compare
 from PIL import Image
 
-from elbocli.images.decode import Decoding, square
+from elbocli.images.decode import DecodeOptions, square
 from elbocli.prep import pack
 
 COUNT, WIDTH, HEIGHT, SIZE, ROUNDS = 2000, 500, 375, 64, 5
@@ -93,7 +93,7 @@ def rows() -> Iterator[Row]:
         yield compare("prep --fast-decode / prep", lambda: ours(fast_decode=True), ours, None, **many)
         contents = [path.read_bytes() for path in paths[:200]]
         exact, fast = (
-            np.stack([square(content, Decoding(SIZE, fast=fast))[0] for content in contents]).astype(int)
+            np.stack([square(content, DecodeOptions(SIZE, fast=fast))[0] for content in contents]).astype(int)
             for fast in (False, True)
         )
         off = np.abs(exact - fast)

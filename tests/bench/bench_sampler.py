@@ -69,8 +69,9 @@ def ours(
 ) -> int:
     """A walk; its evaluations."""
     denoiser = Denoiser(network, PREDICTION)
-    grid = time_grid(parse_schedule(parse_sampler(spec).usual.grid, -12, 12, clip=True), steps)
-    walk(spec, {}, z, grid, denoiser, noise)
+    sampler = parse_sampler(spec)
+    grid = time_grid(parse_schedule(sampler.usual.grid, -12, 12, clip=True), steps)
+    walk(sampler, z, grid, denoiser, noise)
     return denoiser.evaluations
 
 
@@ -175,7 +176,7 @@ def rows() -> Iterator[Row]:
             yield from against_peers(name, z.contiguous())
         for spec in NOISY:
             yield against_noise(spec, z)
-        network = build(config_of({**load_preset(PRESET)["network"], **SIZES}, PRESET))
+        network = build(config_of({**load_preset(PRESET).network, **SIZES}, PRESET))
         network = place(network, torch.device("cpu")).eval()
         for spec in (*SCHEDULERS, *NOISY):
             yield share(spec, z, network)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import NetworkConfig, build, place
-from elbocli.nn.unet import UNetConfig
+from elbocli.nn.networks.unet import UNetConfig
 from elbocli.prep import pack
 from elbocli.run.settings import resolve
 from elbocli.train.trainer import Trainer

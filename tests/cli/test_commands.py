@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.weighting import WEIGHTINGS
-from elbocli.files.sample_writer import npy_header
+from elbocli.core.weighting_curves import WEIGHTINGS
+from elbocli.files.sample_writers.npy import npy_header
 from elbocli.main import elbo as group
 from elbocli.weights.command import REGISTRIES, weights
 

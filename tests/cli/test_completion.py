@@ -16,9 +16,9 @@ import pytest
 
 from elbocli.cli.completion import SHELLS
 from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.samplers.walk import SAMPLERS
-from elbocli.core.schedule import SCHEDULES
-from elbocli.core.weighting import WEIGHTINGS
+from elbocli.core.samplers import SAMPLERS
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.main import elbo as group
 from elbocli.nn.presets import NAMES
 

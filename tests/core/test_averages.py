@@ -154,11 +154,6 @@ def test_names(text, spec, name):
     assert (parse_average(text).spec, parse_average(text).name) == (spec, name)
 
 
-def test_a_name_that_was_cut_to_six_digits_is_still_known():
-    assert parse_average(0.99994322).names == ("ema-0.99994322", "ema-0.999943")
-    assert parse_average(0.9999).names == ("ema-0.9999",)
-
-
 @pytest.mark.parametrize(
     "text", ["ema-", "ema-power", "ema-power-x", "ema-halflife-50M", "ema-halflife-50M-std-1", "ema-0.9-0.8", "ema-2"]
 )

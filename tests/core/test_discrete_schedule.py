@@ -13,8 +13,9 @@ from elbocli.core.foreign_loss import ForeignLoss
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.monotone import slope
 from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import FmOt, make_schedule
-from elbocli.core.weighting import Weighting
+from elbocli.core.schedule import make_schedule
+from elbocli.core.schedule_curves import FmOt
+from elbocli.core.weighting import ScheduleDensity, Weighting
 from elbocli.errors import UsageError
 
 COUNT = 1000
@@ -116,7 +117,7 @@ def test_the_sum_over_timesteps_is_the_integral(name, panels):
 def test_the_weighted_loss_is_the_loss_over_timesteps(name, target, panels):
     """½∫ w g over a cell is the mean of the target's error under the cubic t, whose share is 1/T: a bound by extremes."""
     schedule = make_schedule(Steps(steps(name)), "steps", None, None)
-    w = Weighting.of_objective(ForeignLoss(Prediction(target), None, {}, schedule))
+    w = Weighting(ForeignLoss(Prediction(target), None, schedule))
     error = {"eps": lambda lam: lam * 0 + 1, "x": lambda lam: np.exp(-lam), "v": lambda lam: 1 + np.exp(-lam)}[target]
     edges = steps(name).numpy()[::-1]
     at, width = panels(edges, 8)
@@ -157,7 +158,7 @@ def test_density_is_minus_the_derivative_of_t_and_can_be_derived_again():
 def test_the_density_of_a_schedule_in_use_has_one_peak(name):
     """The cubic adds no bumps of its own: eps loss rises once, v loss under the latent schedule never."""
     schedule = make_schedule(Steps(steps(name)), "steps", None, None)
-    w = Weighting.of_schedule(schedule)
+    w = Weighting(ScheduleDensity(schedule))
     assert len(w.rising(max(-12, schedule.logsnr_min), schedule.logsnr_max)) == 1
 
 

@@ -12,7 +12,8 @@ from elbocli.core.elbo import Augmented, bits_per_dimension, by_cell, gaussian_r
 from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.weighting import WEIGHTINGS, parse_weighting
+from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 
 PLAIN = parse_weighting("elbo")
 SPECS = [*WEIGHTINGS, "sigmoid:bias=-3", "edm:monotone", "iddpm:shift=1.5,monotone", "sd3:m=1,s=0.5", "schedule:cosine"]

@@ -13,7 +13,8 @@ from scipy import optimize, special
 from elbocli.core.foreign_loss import FACTORS, is_foreign_loss
 from elbocli.core.monotone import likeness
 from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.weighting import WEIGHTINGS, parse_weighting
+from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 LAMBDA = torch.linspace(-15, 15, 601, dtype=torch.float64)

@@ -3,11 +3,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.core.registry import Registry, number, numbers, parse_spec, plain
+from elbocli.core.schedule_curves import SCHEDULES, schedule
+from elbocli.core.weighting_curves import WEIGHTINGS, weighting
 from elbocli.errors import UsageError
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -86,13 +90,61 @@ def test_a_malformed_spec_is_refused(text):
         parse_spec(text)
 
 
-def test_listing_every_name_imports_neither_torch_nor_numpy():
+REGISTRIES = {
+    "elbocli.core.weighting_curves": ("WEIGHTINGS", 15),
+    "elbocli.core.schedule_curves": ("SCHEDULES", 8),
+    "elbocli.core.prediction": ("PREDICTIONS", 5),
+    "elbocli.core.foreign_loss": ("FACTORS", 5),
+    "elbocli.core.samplers": ("SAMPLERS", 5),
+    "elbocli.core.clipping": ("CLIPS", 3),
+    "elbocli.core.criteria": ("CRITERIA", 3),
+    "elbocli.core.averages": ("AVERAGES", 3),
+    "elbocli.files.latents": ("CONVENTIONS", 2),
+    "elbocli.nn.extractors": ("EXTRACTORS", 3),
+    "elbocli.nn.presets": ("NAMES", 11),
+}
+
+
+@pytest.mark.parametrize("module", REGISTRIES)
+def test_a_registry_is_full_whoever_imports_it_and_imports_no_numbers(module):
+    name, count = REGISTRIES[module]
     code = (
-        "import sys\n"
-        "from elbocli.core import averages; from elbocli.core import criteria; from elbocli.core import guidance; from elbocli.core import logsnr; from elbocli.core import prediction; from elbocli.core import registry; from elbocli.core.samplers import walk as sampler; from elbocli.core import schedule; from elbocli.core import weighting\n"
-        "from elbocli.nn import extractors, presets\n"
-        "assert list(weighting.WEIGHTINGS) and list(schedule.SCHEDULES) and list(sampler.SAMPLERS) and list(averages.AVERAGES) and presets.NAMES\n"
-        "print({'torch', 'numpy', 'h5py', 'PIL'} & set(sys.modules))\n"
+        f"import sys; from {module} import {name}\n"
+        f"print(len({name}), sorted({{'torch', 'numpy', 'h5py', 'PIL', 'yaml', 'click'}} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout == f"{count} []\n"
+
+
+def test_what_anyone_declares_later_is_found_wherever_names_are():
+    try:
+
+        @weighting("later", formula="a", monotone=True, source="this test", positive=["a"], a=1.0)
+        def later(logsnr, a):
+            return logsnr * 0 + a
+
+        @schedule("late", formula="-k (2 t - 1)", source="this test", k=5.0)
+        class Late:
+            def __init__(self, k):
+                self.k, self.support = k, (-k, k)
+
+            def logsnr(self, t):
+                return self.k * (1 - 2 * t)
+
+            def t(self, logsnr):
+                return (1 - logsnr / self.k) / 2
+
+            def density(self, logsnr):
+                return logsnr * 0 + 0.5 / self.k
+
+        at = torch.zeros(1, dtype=torch.float64)
+        assert float(resolve_weighting("later:a=3,monotone")(at)) == 3
+        assert float(resolve_weighting("eps-mse:later:a=3@late:k=2")(at)) == 2 * 3 / 4
+        assert resolve_schedule("late", -5, 5).base == "late:k=5"
+        with pytest.raises(UsageError, match="a is 0"):
+            resolve_weighting("later:a=0")
+        with pytest.raises(UsageError, match="a weighting is called 'later' already"):
+            weighting("later", formula="", monotone=True, source="")
+    finally:
+        WEIGHTINGS.pop("later", None)
+        SCHEDULES.pop("late", None)

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from elbocli.core import weighting
+from elbocli.core import monotone
 from elbocli.core.logsnr import resolution_shift
-from elbocli.core.schedule import SCHEDULES, parse_schedule
-from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
+from elbocli.core.monotone import likeness
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting import DeclaredCurve, ForeignLoss, ScheduleDensity, Weighting, parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 GRID = np.linspace(-15, 15, 3001)
@@ -20,6 +23,11 @@ LAMBDA = torch.from_numpy(GRID)
 NAMES = sorted(WEIGHTINGS)
 MONOTONE = [name for name in NAMES if WEIGHTINGS[name].traits.monotone]
 PEAKED = [name for name in NAMES if not WEIGHTINGS[name].traits.monotone]
+
+
+def named(name, params=None, **modifiers):
+    """A declared weighting, built from its parts."""
+    return Weighting(DeclaredCurve(WEIGHTINGS[name], WEIGHTINGS[name].bind(params or {})), **modifiers)
 
 
 def sech(x):
@@ -104,22 +112,20 @@ def test_every_weighting_has_a_formula_here():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weighting_is_its_formula_at_its_defaults(name):
-    found = Weighting(name)(LAMBDA).numpy()
+    found = named(name)(LAMBDA).numpy()
     np.testing.assert_allclose(found, FORMULA[name](GRID, **WEIGHTINGS[name].params), rtol=1e-12, atol=0)
 
 
 @given(any_weighting())
 def test_weighting_is_its_formula_at_any_parameters(chosen):
     name, params = chosen
-    np.testing.assert_allclose(
-        Weighting(name, params)(LAMBDA).numpy(), FORMULA[name](GRID, **params), rtol=1e-11, atol=0
-    )
+    np.testing.assert_allclose(named(name, params)(LAMBDA).numpy(), FORMULA[name](GRID, **params), rtol=1e-11, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_log_is_the_log_of_the_formula(name):
     np.testing.assert_allclose(
-        Weighting(name).log(LAMBDA).numpy(),
+        named(name).log(LAMBDA).numpy(),
         np.log(FORMULA[name](GRID, **WEIGHTINGS[name].params)),
         rtol=1e-12,
         atol=1e-12,
@@ -174,7 +180,7 @@ def test_weighting_follows_from_its_objective(name):
     t = np.linspace(0.01, 0.99, 500)
     lam = schedule(t)
     wanted = 2 * c(lam) * speed(schedule, t) * FACTOR[target](lam)
-    np.testing.assert_allclose(const * Weighting(name)(torch.from_numpy(lam)).numpy(), wanted, rtol=1e-10)
+    np.testing.assert_allclose(const * named(name)(torch.from_numpy(lam)).numpy(), wanted, rtol=1e-10)
 
 
 def test_the_elbo_weighs_every_level_the_same_from_its_definition():
@@ -182,20 +188,20 @@ def test_the_elbo_weighs_every_level_the_same_from_its_definition():
     lam = cosine(t)
     c = 0.5 * np.exp(lam) / speed(cosine, t)  # −½ dSNR/dt on ‖x−x̂‖² (Kingma et al. 2021)
     wanted = 2 * c * speed(cosine, t) * FACTOR["x"](lam)
-    np.testing.assert_allclose(Weighting("elbo")(torch.from_numpy(lam)).numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(named("elbo")(torch.from_numpy(lam)).numpy(), wanted, rtol=1e-12)
 
 
 def test_edm_follows_from_its_objective():
     sigma, data = np.exp(-GRID / 2), 0.5
     density = stats.norm.pdf(np.log(sigma), -1.2, 1.2) / 2
     c = (sigma**2 + data**2) / (sigma * data) ** 2
-    np.testing.assert_allclose(8 * Weighting("edm")(LAMBDA).numpy(), 2 * c * density * FACTOR["x"](GRID), rtol=1e-11)
+    np.testing.assert_allclose(8 * named("edm")(LAMBDA).numpy(), 2 * c * density * FACTOR["x"](GRID), rtol=1e-11)
 
 
 def test_sd3_follows_from_its_objective():
     t = 1 / (1 + np.exp(GRID / 2))
     density = stats.norm.pdf(np.log(t / (1 - t))) / (t * (1 - t)) * (t * (1 - t) / 2)  # dt/dλ on the straight path
-    np.testing.assert_allclose(2 * Weighting("sd3")(LAMBDA).numpy(), 2 * density * FACTOR["u"](GRID), rtol=1e-11)
+    np.testing.assert_allclose(2 * named("sd3")(LAMBDA).numpy(), 2 * density * FACTOR["u"](GRID), rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if WEIGHTINGS[name].traits.const])
@@ -219,7 +225,7 @@ INTEGRALS = {
 
 @pytest.mark.parametrize(("name", "params"), INTEGRALS)
 def test_integral_is_the_closed_value(name, params, integral):
-    w = Weighting(name, dict(params))
+    w = named(name, dict(params))
     assert integral(w, -50, 50, [math.log(5)]) == pytest.approx(INTEGRALS[name, params], rel=5e-6)
 
 
@@ -228,15 +234,13 @@ def test_integral_is_the_closed_value(name, params, integral):
 def test_min_snrs_integral_for_any_gamma(integral, gamma):
     root = math.sqrt(gamma)
     wanted = 4 * math.atan(root) + 4 * gamma * (1 / root - math.atan(1 / root))
-    assert integral(Weighting("min-snr", {"gamma": gamma}), -50, 50, [math.log(gamma)]) == pytest.approx(
-        wanted, rel=1e-9
-    )
+    assert integral(named("min-snr", {"gamma": gamma}), -50, 50, [math.log(gamma)]) == pytest.approx(wanted, rel=1e-9)
 
 
 @settings(max_examples=15)
 @given(st.floats(-2, 0), st.floats(0.6, 1.5), st.floats(0.1, 2))
 def test_edms_integral_is_a_moment_of_a_normal(integral, mean, std, data):
-    w = Weighting("edm", {"mean": mean, "std": std, "sigma_data": data})
+    w = named("edm", {"mean": mean, "std": std, "sigma_data": data})
     assert integral(w, -50, 50) == pytest.approx(math.exp(2 * mean + 2 * std**2) + data**2, rel=1e-9)
 
 
@@ -244,28 +248,28 @@ def test_edms_integral_is_a_moment_of_a_normal(integral, mean, std, data):
 @given(st.floats(-1, 1), st.floats(0.4, 1.5))
 def test_sd3s_integral_is_a_moment_of_a_normal(integral, m, s):
     wanted = 1 + 2 * math.exp(m + s**2 / 2) + math.exp(2 * m + 2 * s**2)
-    assert integral(Weighting("sd3", {"m": m, "s": s}), -50, 50) == pytest.approx(wanted, rel=1e-9)
+    assert integral(named("sd3", {"m": m, "s": s}), -50, 50) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_ddpms_integral_over_its_own_schedule_is_one(integral):
     last = -math.log(math.expm1(10.05))
-    assert integral(Weighting("ddpm"), last, 50) == pytest.approx(1, rel=1e-9)
+    assert integral(named("ddpm"), last, 50) == pytest.approx(1, rel=1e-9)
 
 
 @settings(max_examples=15)
 @given(st.floats(-14, -2), st.floats(2, 14), st.floats(-6, 6))
 def test_integrals_between_bounds(integral, low, high, bias):
     tails = 2 * (math.exp(-low / 2) - math.exp(-high / 2))
-    assert integral(Weighting("elbo"), low, high) == pytest.approx(high - low, rel=1e-12)
-    assert integral(Weighting("v-cosine"), low, high) == pytest.approx(tails, rel=1e-11)
-    assert integral(Weighting("fm-ot"), low, high) == pytest.approx(tails, rel=1e-11)
+    assert integral(named("elbo"), low, high) == pytest.approx(high - low, rel=1e-12)
+    assert integral(named("v-cosine"), low, high) == pytest.approx(tails, rel=1e-11)
+    assert integral(named("fm-ot"), low, high) == pytest.approx(tails, rel=1e-11)
     ratio = math.log1p(math.exp(bias - low)) - math.log1p(math.exp(bias - high))
-    assert integral(Weighting("sigmoid", {"bias": bias}), low, high) == pytest.approx(ratio, rel=1e-11)
+    assert integral(named("sigmoid", {"bias": bias}), low, high) == pytest.approx(ratio, rel=1e-11)
 
 
 def test_edm_monotonics_integral_is_edms_right_of_the_peak_and_flat_left_of_it(integral):
     wanted = 1.041835 + 0.2710272 * (-3.3077775 + 12)
-    assert integral(Weighting("edm-monotonic"), -12, 50, [-3.3077775]) == pytest.approx(wanted, rel=1e-6)
+    assert integral(named("edm-monotonic"), -12, 50, [-3.3077775]) == pytest.approx(wanted, rel=1e-6)
 
 
 # Shape
@@ -273,7 +277,7 @@ def test_edm_monotonics_integral_is_edms_right_of_the_peak_and_flat_left_of_it(i
 
 @pytest.mark.parametrize("name", NAMES)
 def test_claimed_monotonicity_holds(name):
-    w = Weighting(name)
+    w = named(name)
     steepest = np.diff(w(LAMBDA).numpy()).max()
     assert (steepest <= 0) == WEIGHTINGS[name].traits.monotone
     assert (w.rising(-15, 15) == []) == WEIGHTINGS[name].traits.monotone
@@ -282,7 +286,7 @@ def test_claimed_monotonicity_holds(name):
 @settings(max_examples=20)
 @given(any_weighting(MONOTONE))
 def test_monotonicity_is_claimed_for_any_parameters(chosen):
-    w = Weighting(*chosen)
+    w = named(*chosen)
     value = w(LAMBDA).numpy()
     assert np.diff(value).max() <= 1e-15 * value.max()
     assert w.rising(-15, 15) == []
@@ -290,7 +294,7 @@ def test_monotonicity_is_claimed_for_any_parameters(chosen):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rising_intervals_are_where_the_values_rise(name):
-    w = Weighting(name)
+    w = named(name)
     inside = np.zeros(len(GRID) - 1, bool)
     for start, end in w.rising(-15, 15):
         inside |= (GRID[:-1] >= start - 1e-9) & (GRID[1:] <= end + 1e-9)
@@ -318,40 +322,40 @@ def test_every_peaked_weighting_has_its_turning_point_here():
 @pytest.mark.parametrize("name", PEAKS)
 def test_turning_point(name):
     where, tolerance = PEAKS[name]
-    ((start, end),) = Weighting(name).rising(-15, 15)
+    ((start, end),) = named(name).rising(-15, 15)
     assert start == -15
     assert end == pytest.approx(where, abs=tolerance)
 
 
 def test_height_of_edms_peak():
-    ((_, peak),) = Weighting("edm").rising(-15, 15)
-    assert float(Weighting("edm")(torch.tensor([peak], dtype=torch.float64))) == pytest.approx(0.2710272, abs=5e-8)
+    ((_, peak),) = named("edm").rising(-15, 15)
+    assert float(named("edm")(torch.tensor([peak], dtype=torch.float64))) == pytest.approx(0.2710272, abs=5e-8)
 
 
 @settings(max_examples=15)
 @given(st.floats(0.2, 3))
 def test_p2_turns_at_minus_log_of_one_plus_two_gamma(gamma):
-    ((_, end),) = Weighting("p2", {"gamma": gamma}).rising(-15, 15)
+    ((_, end),) = named("p2", {"gamma": gamma}).rising(-15, 15)
     assert end == pytest.approx(-math.log(1 + 2 * gamma), abs=1e-8)
 
 
 def test_monotone_edm_is_edm_monotonic_to_the_bit():
-    assert torch.equal(Weighting("edm", monotone=True)(LAMBDA), Weighting("edm-monotonic")(LAMBDA))
+    assert torch.equal(named("edm", monotone=True)(LAMBDA), named("edm-monotonic")(LAMBDA))
     assert torch.equal(parse_weighting("edm:monotone")(LAMBDA), parse_weighting("edm-monotonic")(LAMBDA))
 
 
 def test_edm_monotonic_clamps_by_level_not_by_place_in_the_batch():
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(GRID)))
-    w = Weighting("edm-monotonic")
+    w = named("edm-monotonic")
     assert torch.equal(w(LAMBDA[shuffled]), w(LAMBDA)[shuffled])
     assert float(w(LAMBDA[:1])) == pytest.approx(0.2710272, abs=5e-8)
 
 
 def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):
     calls = []
-    found = weighting.rising
-    monkeypatch.setattr(weighting, "rising", lambda *args: calls.append(args) or found(*args))
-    w = Weighting("edm-monotonic", {"mean": -1.0625})
+    found = monotone.rising
+    monkeypatch.setattr(monotone, "rising", lambda *args: calls.append(args) or found(*args))
+    w = named("edm-monotonic", {"mean": -1.0625})
     for _ in range(3):
         w(LAMBDA)
     assert len(calls) == 1
@@ -362,9 +366,9 @@ def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):
 def test_monotone_is_the_least_non_increasing_function_above(chosen):
     name, params = chosen
     wide = torch.linspace(-40, 40, 4001, dtype=torch.float64)
-    plain = Weighting(name, params)(wide).numpy()
+    plain = named(name, params)(wide).numpy()
     hull = np.maximum.accumulate(plain[::-1])[::-1]
-    found = Weighting(name, params, monotone=True)(wide).numpy()
+    found = named(name, params, monotone=True)(wide).numpy()
     assert (found >= plain).all()
     np.testing.assert_allclose(found, hull, rtol=5e-3)  # the grid misses the top of a peak by that much
     assert np.diff(found).max() <= 1e-13 * found.max()
@@ -374,34 +378,34 @@ def test_monotone_is_the_least_non_increasing_function_above(chosen):
 @given(any_weighting(), st.floats(-8, 8), st.booleans())
 def test_shift_moves_the_whole_weighting(chosen, shift, monotone):
     name, params = chosen
-    moved = Weighting(name, params, shift=shift, monotone=monotone)
-    still = Weighting(name, params, monotone=monotone)
+    moved = named(name, params, shift=shift, monotone=monotone)
+    still = named(name, params, monotone=monotone)
     assert torch.equal(moved(LAMBDA), still(LAMBDA - shift))
 
 
 @settings(max_examples=15)
 @given(st.sampled_from(PEAKED), st.floats(-5, 5))
 def test_shift_moves_the_turning_point(name, shift):
-    ((_, still),) = Weighting(name).rising(-15, 15)
-    ((_, moved),) = Weighting(name, shift=shift).rising(-15, 15)
+    ((_, still),) = named(name).rising(-15, 15)
+    ((_, moved),) = named(name, shift=shift).rising(-15, 15)
     assert moved == pytest.approx(still + shift, abs=1e-6)
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5))
 def test_shifting_sigmoid_is_adding_to_its_bias(bias, shift):
-    moved = Weighting("sigmoid", {"bias": bias}, shift=shift)(LAMBDA)
-    np.testing.assert_allclose(moved, Weighting("sigmoid", {"bias": bias + shift})(LAMBDA), rtol=1e-13)
+    moved = named("sigmoid", {"bias": bias}, shift=shift)(LAMBDA)
+    np.testing.assert_allclose(moved, named("sigmoid", {"bias": bias + shift})(LAMBDA), rtol=1e-13)
 
 
 @pytest.mark.parametrize(("size", "bias"), [(32, 3.386), (128, 0.614), (256, -0.773), (512, -2.159)])
 def test_the_papers_bias_at_other_resolutions(size, bias):
-    moved = Weighting("sigmoid", shift=resolution_shift(size))(LAMBDA)
+    moved = named("sigmoid", shift=resolution_shift(size))(LAMBDA)
     np.testing.assert_allclose(moved, FORMULA["sigmoid"](GRID, bias), rtol=6e-4)
 
 
 @pytest.mark.parametrize(("size", "knee"), [(128, -4.69), (256, -6.08), (512, -7.47)])
 def test_the_papers_knee_at_other_resolutions(size, knee):
-    w = Weighting("edm-monotonic", shift=resolution_shift(size))
+    w = named("edm-monotonic", shift=resolution_shift(size))
     value = w(LAMBDA)
     assert GRID[(value == value[0]).numpy()].max() == pytest.approx(knee, abs=0.011)
 
@@ -411,7 +415,7 @@ def test_the_papers_knee_at_other_resolutions(size, knee):
 
 @pytest.mark.parametrize("name", MONOTONE)
 def test_p_w_divided_by_its_total_is_a_distribution(name, integral):
-    w = Weighting(name)
+    w = named(name)
     breaks = [0.0, *edm_peak(-1.2, 1.2, 0.5)]
     lost = integral(lambda lam: -w.slope(lam), -12, 12, breaks)
     first, last = w(torch.tensor([-12.0, 12.0], dtype=torch.float64)).tolist()
@@ -423,8 +427,8 @@ def test_p_w_divided_by_its_total_is_a_distribution(name, integral):
 @pytest.mark.parametrize("name", NAMES)
 def test_p_w_of_every_weighting_made_monotone_is_a_distribution(name, shift, integral):
     """Density −dw/dλ, plus the point mass w(λmax), over w(λmin): 1 to 1e-9, also past a knee or a shift."""
-    w = Weighting(name, shift=shift, monotone=True)
-    turns = [end for _, end in Weighting(name, shift=shift).rising(-15, 15)]
+    w = named(name, shift=shift, monotone=True)
+    turns = [end for _, end in named(name, shift=shift).rising(-15, 15)]
     kinks = [
         {"min-snr": math.log(5), "snr-trunc": 0.0}.get(name, 0.0) + shift,
         *(p + shift for p in edm_peak(-1.2, 1.2, 0.5)),
@@ -436,12 +440,12 @@ def test_p_w_of_every_weighting_made_monotone_is_a_distribution(name, shift, int
 
 @given(st.floats(-5, 5))
 def test_p_w_of_sigmoid_is_a_logistic_distribution(bias):
-    found = -Weighting("sigmoid", {"bias": bias}).slope(LAMBDA).numpy()
+    found = -named("sigmoid", {"bias": bias}).slope(LAMBDA).numpy()
     np.testing.assert_allclose(found, stats.logistic.pdf(GRID, bias), rtol=1e-6)
 
 
 def test_p_w_of_fm_ot_is_an_exponential_distribution():
-    w = Weighting("fm-ot")
+    w = named("fm-ot")
     share = -w.slope(LAMBDA).numpy() / float(w(LAMBDA[:1]))
     np.testing.assert_allclose(share, stats.expon.pdf(GRID, loc=-15, scale=2), rtol=1e-12)
 
@@ -457,7 +461,7 @@ def same(a, b):
 @given(any_weighting(), st.floats(-8, 8), st.booleans())
 def test_spec_reads_back_as_the_same_weighting(chosen, shift, monotone):
     name, params = chosen
-    w = Weighting(name, params, shift=shift, monotone=monotone)
+    w = named(name, params, shift=shift, monotone=monotone)
     assert same(parse_weighting(w.spec), w)
     assert parse_weighting(w.spec).spec == w.spec
 
@@ -483,11 +487,11 @@ def test_a_schedules_weighting_is_its_density_with_a_peak_of_one():
 
 
 def test_options_overrule_the_text_of_a_spec():
-    assert same(parse_weighting("sigmoid:bias=1", given={"bias": 3.0}), Weighting("sigmoid", {"bias": 3.0}))
+    assert same(parse_weighting("sigmoid:bias=1", given={"bias": 3.0}), named("sigmoid", {"bias": 3.0}))
 
 
 def test_shifts_in_text_and_options_add_up():
-    assert same(parse_weighting("edm:shift=1", shift=2.0), Weighting("edm", shift=3.0))
+    assert same(parse_weighting("edm:shift=1", shift=2.0), named("edm", shift=3.0))
 
 
 @pytest.mark.parametrize(
@@ -524,3 +528,45 @@ def test_a_weighting_held_constant_is_zero_nowhere_to_the_left():
     at = torch.tensor([low + 1e-9, -14.0, high - 1e-9], dtype=torch.float64)
     assert low < -14 and bool((weighting(at) > 0).all())
     assert parse_weighting("eps-mse@edm-sample").support[0] > -14
+
+
+def test_a_weighting_tells_what_it_is_made_of():
+    """Callers need not take its spec apart."""
+    w = parse_weighting("edm:mean=-1,shift=2,monotone")
+    assert (w.declared, w.foreign_loss, w.schedule, w.file) == (WEIGHTINGS["edm"], None, None, None)
+    w = parse_weighting("x-mse:min-snr:3,monotone@cosine:shift=1")
+    assert w.declared is None and isinstance(w.foreign_loss, ForeignLoss) and w.schedule is w.foreign_loss.schedule
+    assert w.foreign_loss.prediction.spec == "x" and w.foreign_loss.factor.spec == "min-snr:gamma=3"
+    assert w.schedule.declared is SCHEDULES["cosine"] and w.schedule.base == "cosine:shift=1"
+    assert parse_weighting("v-mse@edm").foreign_loss.factor is None
+    w = parse_weighting("schedule:edm:mean=-1,monotone")
+    assert w.declared is w.foreign_loss is None and w.schedule.base == "edm:mean=-1,std=1.2"
+    assert isinstance(w.curve, ScheduleDensity)
+
+
+# Not k-diffusion's
+
+
+def k_diffusion(lam, sigma_data):
+    """Its `soft-min-snr` as it is written: (σσ_d)²/(σ²+σ_d²)² on ‖F − F̂‖², σ = σ_d tan(πt/2), t uniform, to w(λ)."""
+    sigma = np.exp(-lam / 2)
+    factor = (sigma * sigma_data) ** 2 / (sigma**2 + sigma_data**2) ** 2
+    density = (2 / np.pi) * (sigma / sigma_data) / (1 + (sigma / sigma_data) ** 2) / 2  # dt/dσ · |dσ/dλ|
+    error = (sigma**2 + sigma_data**2) / sigma_data**2  # ‖F − F̂‖² = ‖ε − ε̂‖² ×
+    return 2 * factor * density * error
+
+
+@pytest.mark.parametrize("data", [0.5, 1.0, 2.0])
+def test_k_diffusions_soft_min_snr_is_the_spec_that_ours_names(data):
+    s = -2 * math.log(data)
+    theirs = lambda lam: torch.from_numpy(k_diffusion(lam.numpy(), data))  # noqa: E731
+    spec = f"eps-mse:sigmoid:bias={s!r}@cosine:shift={s!r}"
+    assert likeness(parse_weighting(spec), theirs, -15, 15).deviation < 1e-10
+    same = likeness(named("soft-min-snr", {"sigma_data": data}), theirs, -15, 15).deviation < 1e-10
+    assert same == (data == 1)
+
+
+def test_soft_min_snrs_source_names_that_spec():
+    spec = WEIGHTINGS["soft-min-snr"].source.rpartition(" ")[2]
+    theirs = lambda lam: torch.from_numpy(k_diffusion(lam.numpy(), 0.5))  # noqa: E731
+    assert likeness(parse_weighting(spec), theirs, -15, 15).deviation < 1e-6

@@ -1,7 +1,6 @@
 """Averages of real runs: kept while training, made afterwards, and used."""
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from elbocli.ema import post_hoc
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import snapshots, strict_yaml
+from elbocli.files import snapshots
 from elbocli.files.average_file import load, read_about
-from elbocli.files.checkpoint import checkpoints, latest, read_config
+from elbocli.files.checkpoint import checkpoints, latest
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.run.open import find_run, open_run
@@ -298,29 +297,6 @@ def test_averages_and_snapshots_bring_each_other(digits: Path, preset: Path) -> 
     assert resolved(snapshot_every=5) == (("0.9", *usual), 5)
     assert resolved(snapshot_every=5, ema=("power:std=.2", "0.9")) == (("power:std=0.2", "0.9"), 5)
     assert resolved(snapshot_every=0) == (("0.9",), 0)
-
-
-def test_a_run_of_before_several_averages_still_loads_and_goes_on(digits: Path, preset: Path, tmp_path: Path) -> None:
-    for ending, decay in (("", 0.9), ("9432", 0.999)):  # 0.9, and a decay whose name was cut to six digits
-        run, value = tmp_path / f"run{ending}", float(f"{decay}{ending}")
-        drain(digits, run, small(digits, preset, steps=10, ema=value))
-        config = strict_yaml.read(run / "config.yaml")
-        del config["settings"]["snapshot_every"]
-        config["settings"]["ema"] = value
-        (run / "config.yaml").write_text(strict_yaml.dump(config))
-        (path,) = checkpoints(run)
-        meta = json.loads((path / "meta.json").read_text())
-        new, old = f"ema-{value!r}.safetensors", f"ema-{value:g}.safetensors"
-        (path / new).rename(path / old)
-        meta["files"][old] = meta["files"].pop(new)
-        (path / "meta.json").write_text(json.dumps(meta))
-        opened = open_run(run, CPU, unwarned)
-        assert opened.settings.ema == (repr(value),) and opened.about["weights"] == f"ema-{value:g}"
-        messages = drain(digits, run, small(digits, preset, steps=12, ema=[value]))
-        assert "going on after step 10" in messages[0]
-        assert read_config(run)["settings"]["ema"] == [repr(value)]
-        with pytest.raises(UsageError, match=r"--ema: the run has \['0\.9"):
-            drain(digits, run, small(digits, preset, steps=12, ema=[0.95]))
 
 
 def test_going_on_drops_the_snapshots_of_steps_that_come_again(copy: Path, digits: Path, preset: Path) -> None:

@@ -24,7 +24,7 @@ from elbocli.evaluate.card import render
 from elbocli.evaluate.scoring import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
-from elbocli.files.sample_writer import npy_header
+from elbocli.files.sample_writers.npy import npy_header
 from elbocli.files.statistics import read_statistics, write_statistics
 from elbocli.nn.extractors import make_extractor
 from elbocli.nn.extractors.elbo_tiny import Tiny

@@ -52,7 +52,6 @@ def test_the_average_is_found_by_what_it_is(tmp_path):
     found = store.latest(tmp_path, unwarned)
     assert found.names == ["ema-0.999", "model"]
     assert torch.equal(found.weights("ema-0.999")["a.weight"], torch.ones(2, 3))
-    assert torch.equal(found.weights("ema-0.9990000", "ema-0.999")["a.weight"], torch.ones(2, 3))
 
 
 def test_views_and_strided_tensors_are_saved_as_what_they_show(tmp_path):
@@ -291,12 +290,13 @@ CONFIG = {
     "settings": {"lr": 1e-4, "weighting": "sigmoid:bias=2"},
     "network": {"channels": 16},
     "data": {"class_names": ["1e5", "λ", "no"]},
+    "files": {},
 }
 
 
 def test_a_config_reads_back(tmp_path):
     store.write_config(tmp_path, CONFIG)
-    assert store.read_config(tmp_path) == {"format": "elbo-run", "version": 1, **CONFIG, "files": {}}
+    assert store.read_config(tmp_path) == {"format": "elbo-run", "version": 1, **CONFIG}
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.files.dataset import Dataset, find_dataset, payload_digest
+from elbocli.files.dataset import Dataset, find_dataset
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
+from elbocli.files.hashing import rows_sha256
 
 # Reading
 
@@ -66,8 +67,8 @@ def test_a_disk_too_full_for_an_attribute_is_said(small_disk, images):
 
 def test_the_digest_is_of_the_pixels_and_matches_the_attribute(pack):
     data = Dataset(pack())
-    assert data.payload_digest() == data.attributes["payload_sha256"]
-    assert data.payload_digest() == payload_digest(iter([data.batch(np.arange(5)), data.batch(np.arange(5, 12))]))
+    assert rows_sha256(data.pieces()) == data.attributes["payload_sha256"]
+    assert rows_sha256([data.batch(np.arange(5)), data.batch(np.arange(5, 12))]) == data.attributes["payload_sha256"]
 
 
 def test_one_changed_pixel_changes_the_digest(pack):
@@ -75,7 +76,7 @@ def test_one_changed_pixel_changes_the_digest(pack):
     with h5py.File(path, "r+") as file:
         file["images"][3, 2, 1, 0] ^= 1
     data = Dataset(path)
-    assert data.payload_digest() != data.attributes["payload_sha256"]
+    assert rows_sha256(data.pieces()) != data.attributes["payload_sha256"]
 
 
 def foreign(path, images, **options):
@@ -280,9 +281,9 @@ def test_nothing_is_left_beside_a_finished_file(tmp_path, images):
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path, images):
-    for name, step in (("a.h5", 23), ("b.h5", 1)):
-        write(tmp_path / name, images(23), step=step)
-        time.sleep(1.1)  # HDF5 notes times in seconds
+    write(tmp_path / "a.h5", images(23), step=23)
+    time.sleep(1.1)  # HDF5 notes times in seconds
+    write(tmp_path / "b.h5", images(23), step=1)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
@@ -473,6 +474,6 @@ print(k)
 )
 
 
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(tmp_path, crashes, stride):
-    assert int(crashes(EVERY_KILL, tmp_path, 1, stride, timeout=300)) >= 25 * stride
+    assert int(crashes(EVERY_KILL, tmp_path, 1, stride, timeout=300)) >= 25 * 7

@@ -10,7 +10,7 @@ import pytest
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace, read_space
+from elbocli.files.latents import CONVENTIONS, INPUTS, LEVELS, LatentSpace, read_space
 
 SPACE = LatentSpace("edm2", (0.5, -1.0), (2.0, 0.25), "[0,1]", "vae", "ab" * 32, 256, True)
 
@@ -34,6 +34,7 @@ def test_attributes_round_trip_also_through_a_file(pack) -> None:
         ({"latent_scale": [1.0, math.inf]}, "latent_scale holds inf"),
         ({"latent_scale": [1.0, "2"]}, "latent_scale holds '2'"),
         ({"latent_scale": [1.0, 0.0]}, "a scale of 0"),
+        ({"latent_convention": "edm"}, "latent_convention is 'edm', expected one of diffusers, edm2"),
         ({"latent_input": "[0,255]"}, r"latent_input is '\[0,255\]'"),
         ({"autoencoder": ""}, "autoencoder is ''"),
         ({"autoencoder_sha256": 3}, "autoencoder_sha256 is 3"),
@@ -61,8 +62,10 @@ def test_latents_without_their_attributes_are_no_dataset_to_train_on(latents: Pa
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
-def test_every_convention_names_a_known_range_of_pixels(name: str) -> None:
-    assert CONVENTIONS[name].traits.input in INPUTS
+def test_every_convention_names_a_known_range_of_pixels_and_how_they_become_levels(name: str) -> None:
+    traits = CONVENTIONS[name].traits
+    assert traits.input in INPUTS and traits.levels in LEVELS
+    assert replace(SPACE, convention=name).levels == traits.levels == {"diffusers": "round", "edm2": "truncate"}[name]
 
 
 def test_the_conventions_are_those_of_their_sources() -> None:

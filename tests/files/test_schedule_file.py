@@ -1,4 +1,3 @@
-import hashlib
 import math
 import tempfile
 from pathlib import Path
@@ -158,10 +157,14 @@ def test_a_shift_that_is_no_number_is_refused(path):
 
 
 def test_the_file_behind_a_spec_is_found(path):
-    for text in (f"{path}", f"{path}:shift=2", f"schedule:{path}", f"schedule:{path},monotone"):
-        assert schedule_file.file_in(text) == path
-    for text in ("cosine", "schedule:edm:mean=-1", "sigmoid:bias=2", "gone.yaml"):
-        assert schedule_file.file_in(text) is None
+    for text in (f"{path}", f"{path}:shift=2"):
+        assert schedule_file.resolve_schedule(text).file == path
+    for text in (f"schedule:{path}", f"schedule:{path},monotone", f"v-mse@{path}:shift=1"):
+        assert schedule_file.resolve_weighting(text).file == path
+    assert schedule_file.resolve_schedule(f"{path}").shifted(1).file == path
+    assert schedule_file.resolve_schedule("cosine").file is None
+    for text in ("schedule:edm:mean=-1", "sigmoid:bias=2", "v-mse@cosine"):
+        assert schedule_file.resolve_weighting(text).file is None
 
 
 def test_a_file_named_like_a_schedule_does_not_hide_it(tmp_path, monkeypatch):
@@ -171,10 +174,6 @@ def test_a_file_named_like_a_schedule_does_not_hide_it(tmp_path, monkeypatch):
         schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T)
     )
     assert torch.equal(schedule_file.resolve_schedule("./cosine").logsnr(T), table().logsnr(T))
-
-
-def test_digest_is_sha256(path):
-    assert schedule_file.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_infinity_is_null_in_json():

@@ -12,7 +12,7 @@ from elbocli.core.monotone import likeness
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import ElboError, FormatError
 from elbocli.files import scheduler_config
-from elbocli.files.schedule_file import file_in, resolve_schedule, resolve_weighting
+from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 
 BASE = {
     "_class_name": "DDPMScheduler",
@@ -137,7 +137,7 @@ def test_a_config_may_stand_wherever_a_schedule_does(text, write):
     spec = text.format(path)
     w = resolve_weighting(spec)
     assert torch.equal(resolve_weighting(w.spec)(LAMBDA), w(LAMBDA))
-    assert file_in(spec) == path and file_in(w.spec) == path
+    assert w.file == path and resolve_weighting(w.spec).file == path
 
 
 def test_the_file_behind_a_weighting_is_found(write):
@@ -149,16 +149,16 @@ def test_the_file_behind_a_weighting_is_found(write):
         f"v-mse@{path}",
         f"v-mse:monotone@{path}:shift=2",
     ):
-        assert file_in(text) == path
-    for text in ("v-mse@cosine", "x-mse:min-snr:5@edm:mean=1", "v-mse", "gone.json"):
-        assert file_in(text) is None
+        assert resolve_weighting(text).file == path
+    for text in ("v-mse@cosine", "x-mse:min-snr:5@edm:mean=1"):
+        assert resolve_weighting(text).file is None
 
 
 def test_a_path_with_an_at_sign_is_a_path(write, tmp_path):
     (tmp_path / "v-mse@2").mkdir()
     path = write(BASE, "v-mse@2/a@b.json")
     assert torch.equal(resolve_weighting(str(path))(LAMBDA), resolve_weighting(f"eps-mse@{path}")(LAMBDA))
-    assert file_in(str(path)) == path
+    assert resolve_weighting(str(path)).file == path
 
 
 def test_every_factor_works_on_a_config(write):

@@ -47,8 +47,8 @@ def test_a_folder_its_tar_and_its_zip_list_the_same(tree, tmp_path):
     ]
     for entries in found:
         assert listed(entries) == WANTED
-        for name, place in entries:
-            assert place is FOLDER if name.endswith("/") else place.read() == name.encode()
+        for name, ref in entries:
+            assert ref is FOLDER if name.endswith("/") else ref.read() == name.encode()
 
 
 def add(tar, name, content=b"", **fields):
@@ -66,10 +66,10 @@ def test_a_tar_in_a_tar_is_a_folder_and_its_files_lie_in_the_outer_one(tmp_path)
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         add(tar, "n01.tar", inner.getvalue())
         add(tar, "deep/n02.tar", inner.getvalue())
-    places = dict(list_tar(str(tmp_path / "x.tar"), never))
-    assert sorted(places) == ["deep/n02/", "deep/n02/1.png", "n01/", "n01/1.png"]
+    refs = dict(list_tar(str(tmp_path / "x.tar"), never))
+    assert sorted(refs) == ["deep/n02/", "deep/n02/1.png", "n01/", "n01/1.png"]
     for name in ("n01/1.png", "deep/n02/1.png"):
-        assert places[name].path == str(tmp_path / "x.tar") and places[name].read() == b"one"
+        assert refs[name].path == str(tmp_path / "x.tar") and refs[name].read() == b"one"
 
 
 @pytest.mark.parametrize("style", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -79,8 +79,8 @@ def test_every_style_of_tar_keeps_long_names(tmp_path, style):
         name = "ü" * 60 + "/" + "é" * 120 + ".png"
     with tarfile.open(tmp_path / "x.tar", "w", format=style) as tar:
         add(tar, name, b"content")
-    ((found, place),) = list_tar(str(tmp_path / "x.tar"), never)
-    assert found == name and place.read() == b"content"
+    ((found, ref),) = list_tar(str(tmp_path / "x.tar"), never)
+    assert found == name and ref.read() == b"content"
 
 
 def test_second_names_in_a_tar_are_files_and_links_are_not(tmp_path):
@@ -90,11 +90,11 @@ def test_second_names_in_a_tar_are_files_and_links_are_not(tmp_path):
         add(tar, "a/3.png", type=tarfile.SYMTYPE, linkname="1.png")
         add(tar, "a/4.png", type=tarfile.LNKTYPE, linkname="gone.png")
         add(tar, "a/5.png", type=tarfile.FIFOTYPE)
-    places = dict(list_tar(str(tmp_path / "x.tar"), never))
-    assert places["a/2.png"].read() == b"one"
+    refs = dict(list_tar(str(tmp_path / "x.tar"), never))
+    assert refs["a/2.png"].read() == b"one"
     for name, why in (("a/3.png", "a link"), ("a/4.png", "not in the archive"), ("a/5.png", "not a regular file")):
         with pytest.raises(DataError, match=why):
-            places[name].read()
+            refs[name].read()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.sample_writer import SamplesHeader, open_samples
+from elbocli.files.sample_writers import SamplesHeader, open_samples
 from elbocli.images.sources import choose, open_source
 from elbocli.prep import pack as prep
 

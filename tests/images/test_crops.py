@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from elbocli.images.crops import BOX, CROPS, halve
-from elbocli.images.decode import Decoding, decode, square
+from elbocli.images.decode import DecodeOptions, decode, square
 
 skimage = pytest.importorskip("skimage", reason="its photographs are needed")
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -44,7 +44,7 @@ def test_the_photographs_are_many_and_of_mixed_sizes():
 @pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize("path", PHOTOGRAPHS, ids=lambda path: path.name)
 def test_packed_photographs_are_adms_bit_for_bit(path, size):
-    found, _ = square(path.read_bytes(), Decoding(size))
+    found, _ = square(path.read_bytes(), DecodeOptions(size))
     image = decode(path.read_bytes(), 3)[0]
     np.testing.assert_array_equal(found, adm(image, size))
     if Image.open(path).mode == "RGB":
@@ -129,7 +129,7 @@ def test_pad_keeps_proportions_between_bars(shape, inner):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", CROPS)
 def test_every_crop_gives_the_square_asked_for(name, channels):
-    how = Decoding(48, channels, name, background="#102030")
+    how = DecodeOptions(48, channels, name, background="#102030")
     image = np.asarray(photograph(48, 48) if name == "none" else photograph(130, 77))
     found, _ = square(image, how)
     assert found.shape == (48, 48, channels) and found.dtype == np.uint8

@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 from elbocli.errors import DataError
 from elbocli.images import decode as pixels
 from elbocli.images.crops import CROPS
-from elbocli.images.decode import Decoding
+from elbocli.images.decode import DecodeOptions
 from elbocli.images.image_refs import read_bytes
 
 
@@ -174,15 +174,19 @@ def test_any_flipped_bytes_give_an_image_or_a_data_error():
 
 def test_without_a_crop_only_the_right_size_passes():
     content = encoded(Image.fromarray(RGB))
-    np.testing.assert_array_equal(pixels.square(content, Decoding(8, crop="none"))[0], RGB)
+    np.testing.assert_array_equal(pixels.square(content, DecodeOptions(8, crop="none"))[0], RGB)
     with pytest.raises(DataError, match="8 x 8 pixels, but --crop none takes only those of --size 16"):
-        pixels.square(content, Decoding(16, crop="none"))
+        pixels.square(content, DecodeOptions(16, crop="none"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_square_always_has_its_channels(channels):
     for crop in CROPS:
-        assert pixels.square(encoded(Image.fromarray(RGB)), Decoding(8, channels, crop))[0].shape == (8, 8, channels)
+        assert pixels.square(encoded(Image.fromarray(RGB)), DecodeOptions(8, channels, crop))[0].shape == (
+            8,
+            8,
+            channels,
+        )
 
 
 # Files

@@ -86,9 +86,9 @@ def test_a_damaged_source_gives_images_or_an_error_for_people(kind, tmp_path, wi
             except ElboError as error:
                 assert str(path) in str(error)
                 continue
-            for place in source.places:
+            for ref in source.refs:
                 try:
-                    found = place.read()
+                    found = ref.read()
                 except ElboError:
                     continue
                 assert isinstance(found, (bytes, np.ndarray))
@@ -99,7 +99,7 @@ def test_a_flipped_lzma_stream_does_not_unpack(tmp_path):
     content[120:140] = bytes(20)
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(DataError, match="does not unpack"):
-        open_source(tmp_path / "a.zip").places[0].read()
+        open_source(tmp_path / "a.zip").refs[0].read()
 
 
 def test_an_array_that_announces_more_than_its_file_can_hold_is_refused(tmp_path):
@@ -168,7 +168,7 @@ def test_every_mode_of_pillow_becomes_grey_or_colour_and_in_strips_the_same(mode
     )
     if mode == "I":
         image = Image.fromarray(np.arange(192, dtype=np.int32).reshape(12, 16) * 341)
-    how = pixels.Decoding(8, channels, background=background)
+    how = pixels.DecodeOptions(8, channels, background=background)
     whole, change = pixels._plain(image, how)
     monkeypatch.setattr(pixels, "STRIP_PIXELS", 5 * 16)
     strips, _ = pixels._plain(image, how)
@@ -181,7 +181,7 @@ def test_every_mode_of_pillow_becomes_grey_or_colour_and_in_strips_the_same(mode
 def test_transparency_beside_the_pixels_is_dropped_and_the_colours_stay(mode):
     image = Image.fromarray(ROWS[0]).convert(mode)
     image.info["transparency"] = (1, 2, 3) if mode == "RGB" else 0
-    found, change = pixels._plain(image, pixels.Decoding(8))
+    found, change = pixels._plain(image, pixels.DecodeOptions(8))
     image.info.clear()
     assert found.tobytes() == image.convert("RGB").tobytes()
     assert change == ["alpha dropped"]

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from elbocli.errors import DataError
-from elbocli.images import image_refs as places
+from elbocli.images import image_refs
 from elbocli.images.image_refs import Span, read_bytes, will_need
 
 
@@ -51,7 +51,7 @@ def test_a_span_is_just_its_bytes(tmp_path):
 def test_a_file_too_large_for_an_image_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.touch()
-    os.truncate(path, places.LARGEST_FILE + 1)
+    os.truncate(path, image_refs.LARGEST_FILE + 1)
     monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("was read"))
     with pytest.raises(DataError, match="too large: more than 256 MiB"):
         read_bytes(path)

@@ -12,7 +12,10 @@ from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.sample_writer import SamplesHeader, grid, npy_header, open_samples, picture
+from elbocli.files.grid import grid, picture
+from elbocli.files.hashing import rows_sha256
+from elbocli.files.sample_writers import SamplesHeader, open_samples
+from elbocli.files.sample_writers.npy import npy_header
 from elbocli.images import samples
 from elbocli.images.samples import read_samples, refuse_terminal
 
@@ -132,7 +135,7 @@ def test_an_h5_of_samples_is_a_dataset_that_says_how_it_was_made(tmp_path, rows)
     data = Dataset(tmp_path / "x.h5")
     assert data.class_names == ["ant", "bee", "cat"]
     assert data.attributes["command"] == "elbo sample run"
-    assert data.payload_digest() == data.attributes["payload_sha256"]
+    assert rows_sha256(data.pieces()) == data.attributes["payload_sha256"]
 
 
 def test_the_npy_header_is_numpys_own(npy, rows):

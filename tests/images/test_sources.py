@@ -1,13 +1,21 @@
 import inspect
+import io
+import json
 import os
+import pickle
+import re
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elbocli.errors import DataError
 from elbocli.images.sources import choose, open_source
+
+PAGE = Path(__file__).parents[2] / "docs/prep.md"
 
 
 def touch(root, *names):
@@ -25,10 +33,15 @@ def test_class_folders_are_classes_in_byte_order(tmp_path):
     assert source.labels == [0, 1, 2, 2, 3]
 
 
-def test_files_are_found_at_any_depth_of_their_class(tmp_path):
-    source = open_source(touch(tmp_path, "a/1.png", "a/deep/er/2.png", "b/3.png"))
-    assert source.files == ["a/1.png", "a/deep/er/2.png", "b/3.png"]
-    assert source.labels == [0, 0, 1]
+def test_files_come_in_the_order_that_the_page_shows(tmp_path):
+    page = PAGE.read_text()
+    shown = re.search(r"files come before folders, [^:]*:\n? *((?:`[^`]+\.png`,? ?)+)\. EDM sorts", page)
+    expected = re.findall("`([^`]+)`", shown[1])
+    source = open_source(touch(tmp_path, *sorted(expected, reverse=True)))
+    assert source.files == expected and len(expected) == 4
+    (first,) = re.findall(r"EDM sorts whole paths, and has `([^`]+)` first", page)
+    assert min(expected) == first != expected[0]
+    assert source.labels == [0, 0, 0, 1]
 
 
 def test_a_flat_folder_is_one_class_called_after_it(tmp_path):
@@ -96,6 +109,33 @@ def test_what_is_no_folder_of_images_is_refused_by_name(tmp_path):
     ):
         with pytest.raises(DataError, match=f"{name}: .*{what}"):
             open_source(tmp_path / name)
+
+
+def test_edm2s_latents_are_refused_with_what_to_do(tmp_path):
+    array = io.BytesIO()
+    np.save(array, np.zeros((8, 4, 4), np.float32))
+    with zipfile.ZipFile(tmp_path / "latents.zip", "w") as archive:
+        for index in range(4):
+            archive.writestr(f"00000/img-mean-std-{index:08d}.npy", array.getvalue())
+        archive.writestr("dataset.json", json.dumps({"labels": None}))
+    with zipfile.ZipFile(tmp_path / "latents.zip") as archive:
+        archive.extractall(tmp_path / "latents")
+    for name in ("latents.zip", "latents"):
+        with pytest.raises(DataError, match=rf"{name}.*: holds an array.*img-mean-std-00000000\.npy.*EDM2") as told:
+            open_source(tmp_path / name)
+        assert "--latents VAE --latent-convention edm2" in str(told.value) and "skip" not in str(told.value)
+
+
+def test_arrays_among_images_are_bad_images_and_no_reason_to_refuse_all(tmp_path):
+    assert len(open_source(touch(tmp_path / "src", "a/1.png", "a/2.npy"))) == 2
+
+
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+def test_a_pickle_is_refused_and_not_opened(tmp_path, bomb, protocol):
+    (tmp_path / "ref.pkl").write_bytes(pickle.dumps({"fid": bomb}, protocol))
+    with pytest.raises(DataError, match=r"ref\.pkl: a pickle, which is never opened.*name the images themselves"):
+        open_source(tmp_path / "ref.pkl")
+    assert not bomb.went_off
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -13,7 +13,7 @@ import pytest
 
 from elbocli.errors import DataError, ElboError
 from elbocli.files import dataset_block
-from elbocli.files.dataset import contents_digest
+from elbocli.files.dataset_file import contents_digest
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
 from elbocli.info import verify

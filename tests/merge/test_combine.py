@@ -21,7 +21,7 @@ from elbocli.files import dataset_block
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
-from elbocli.files.hashing import add_digests
+from elbocli.files.hashing import add_digests, rows_sha256
 from elbocli.merge import combine
 
 KINDS = ("raw", "png", "webp", "latents")
@@ -121,7 +121,7 @@ def test_a_virtual_one_reads_the_same_in_elbo_and_in_h5py_from_anywhere(
     one, many = Dataset(whole, latents=True), Dataset(moved / "out.h5", latents=True)
     rows = np.random.default_rng(1).integers(0, COUNT, 60)
     assert np.array_equal(one.batch(rows), many.batch(rows)) and one.batch(rows).dtype == many.batch(rows).dtype
-    assert many.payload_digest() == many.attributes["payload_sha256"] == one.payload_digest()
+    assert rows_sha256(many.pieces()) == many.attributes["payload_sha256"] == rows_sha256(one.pieces())
     assert many.contents_digest() == many.attributes["contents_sha256"]
     many.batch(rows)[:] = 0
     assert np.array_equal(one.batch(rows), many.batch(rows))
@@ -303,11 +303,10 @@ def test_parts_out_of_reach_of_a_virtual_one_are_refused(tmp_path: Path) -> None
 SLOW = """
 import sys, time
 from pathlib import Path
-from elbocli.files import dataset
-from elbocli.files import dataset_block as payload
-payload.SCAN_BYTES = dataset.SCAN_BYTES = 2000
-from elbocli.merge import combine as merge
-for _ in merge.run([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), merge.Settings()):
+from elbocli.files import dataset, dataset_block
+dataset_block.SCAN_BYTES = dataset.SCAN_BYTES = 2000
+from elbocli.merge import combine
+for _ in combine.run([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), combine.Settings()):
     time.sleep(0.004)
 """
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from elbocli.nn.blocks import Attention, Block, Fourier, norm
+from elbocli.nn.networks.blocks import Attention, Block, Fourier, norm
 
 
 def test_attention_is_softmax_over_pixels() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from elbocli.nn.blocks import Block, Conditioning, Fourier, LinearCode
+from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LinearCode
 
 
 def test_fourier_features_are_cosines_and_sines_of_minus_log_sigma():

@@ -3,20 +3,28 @@
 import copy
 import subprocess
 import sys
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.nn.blocks import Network
-from elbocli.nn.networks import CONFIGS, build, config_of, section_of
-from elbocli.nn.unet import UNetConfig
-from elbocli.nn.uvit import UViTConfig
+from elbocli.files.dataset import Dataset
+from elbocli.nn import networks
+from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, section_of
+from elbocli.nn.networks.unet import UNetConfig
+from elbocli.nn.networks.uvit import UViTConfig
+from elbocli.run.settings import resolve
+from elbocli.sample import draw
+from elbocli.train import loop
+from elbocli.train.plan import plan
 
 SMALL = {
     "unet": UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3),
     "uvit": UViTConfig(16, 3, 5, 8, (1, 2, 3), blocks=1, depth=3, heads=2, embedding=24, patching="dwt-1", dropout=0.3),
 }
+SIZES = {"image_size": 8, "image_channels": 3, "num_classes": 5}
 EVERY = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 
 
@@ -38,13 +46,13 @@ def inputs(config, batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def test_every_family_is_tested_here():
-    assert set(SMALL) == set(CONFIGS)
+    assert set(SMALL) == set(NETWORKS)
 
 
 @EVERY
 def test_a_section_reads_back_as_its_config(config):
     section = section_of(config)
-    assert section["family"] == config.family
+    assert section["family"] == declaration_of(config).name
     assert not any(isinstance(value, tuple) for value in section.values())
     assert config_of(section, "here") == config
 
@@ -53,7 +61,8 @@ def test_a_network_without_memory_costs_no_imports():
     """Of what torch decomposes random numbers with, which take 2 s: `elbo sample` and `elbo bound` begin with one."""
     code = (
         "import sys, torch\n"
-        "from elbocli.nn.networks import UNetConfig, build\n"
+        "from elbocli.nn.networks import build\n"
+        "from elbocli.nn.networks.unet import UNetConfig\n"
         "with torch.device('meta'):\n"
         "    build(UNetConfig(image_size=8, image_channels=1, num_classes=3, channels=8, levels=(1,), blocks=1, attention=(), dropout=0.0))\n"
         "sys.exit('sympy' in sys.modules)"
@@ -143,3 +152,75 @@ def test_a_network_compiles_to_one_graph(config, recompute):
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
     whole = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(whole(*inputs(config)), network(*inputs(config)))
+
+
+# A network of somebody's own
+
+
+@pytest.fixture
+def perceptron():
+    """Declared as a plug-in's file does, with no more than it needs."""
+
+    @dataclass(frozen=True)
+    class PerceptronConfig(NetworkConfig):
+        width: int
+        gains: tuple[float, ...] = (1.0,)
+        tanh: bool = False
+
+    @networks.network("perceptron", config=PerceptronConfig, source="this test")
+    class Perceptron(Network):
+        def __init__(self, config):
+            super().__init__(config)
+            inputs = config.image_channels * config.image_size**2
+            self.first = torch.nn.Linear(inputs + 1, config.width)
+            self.last = torch.nn.Linear(config.width, inputs)
+            self.classes = torch.nn.Embedding(config.num_classes + 1, config.width)
+
+        def forward(self, z, logsnr, labels=None):
+            code = self.classes(torch.zeros(len(z), dtype=torch.long) if labels is None else labels + 1)
+            hidden = self.first(torch.cat([z.flatten(1), logsnr[:, None]], 1)) + code
+            return self.last(hidden.relu() * self.config.gains[0]).view_as(z)
+
+    yield PerceptronConfig
+    del NETWORKS["perceptron"]
+
+
+def test_a_plug_ins_network_is_built_written_and_read_like_any(perceptron):
+    config = config_of({"family": "perceptron", "width": 8, "gains": [2, 0.5], **SIZES}, "here")
+    assert config == perceptron(8, 3, 5, width=8, gains=(2, 0.5)) and config_of(section_of(config), "here") == config
+    network = build(config)
+    assert network(*inputs(config)).shape == (4, 3, 8, 8)
+    assert network.units() == [] and network.recompute is False
+    assert config.for_size(16) == perceptron(16, 3, 5, width=8, gains=(2, 0.5))
+    for bad in ({"tanh": 1}, {"gains": [1, "x"]}, {"gains": 2}, {"width": 8.0}, {"depth": 3}):
+        with pytest.raises(FormatError, match="here"):
+            config_of({**section_of(config), **bad}, "here")
+    with pytest.raises(UsageError, match="num_classes -1"):
+        config_of({**section_of(config), "num_classes": -1}, "here")
+
+
+def test_a_plug_ins_network_trains_resumes_samples_and_compiles(perceptron, digits, tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("network: {family: perceptron, width: 16}\ntrain: {logsnr_min: -9, logsnr_max: 9, batch: 8}\n")
+    options = {"preset": str(preset), "save_every": 2, "activation_checkpointing": True, "ema": 0.9, "preview_every": 0}
+    for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        list(loop.run(Dataset(digits), tmp_path / name, resolve({**options, "steps": steps}, Dataset(digits))))
+    whole, parts = (
+        (tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors").read_bytes()
+        for name in ("whole", "parts")
+    )
+    assert whole == parts
+    out = tmp_path / "x.npy"
+    list(draw.run(tmp_path / "parts", out, draw.SampleSettings(n=3, steps=3, batch=3, compile=True)))
+    assert np.load(out).shape[0] == 3
+    assert plan(resolve(options, Dataset(digits)), 10, 1, None)["network"]["family"] == "perceptron"
+
+
+def test_a_config_that_files_cannot_hold_is_refused():
+    @dataclass(frozen=True)
+    class Odd(NetworkConfig):
+        sizes: dict[str, int]
+
+    with pytest.raises(UsageError, match="network odd: sizes is a dict"):
+        networks.network("odd", config=Odd, source="this test")
+    assert "odd" not in NETWORKS

@@ -1,7 +1,5 @@
 """Presets are files that a command can use as they are."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,21 +8,21 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of
-from elbocli.nn.presets import NAMES, choose_preset, load_preset
+from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
 from elbocli.run.settings import ADAPTIVE
 
-FOLDER = Path(home.__file__).parent
 
-
-def test_every_file_is_listed_and_every_name_has_one():
+def test_every_file_is_a_preset_and_numbers_count_as_numbers():
     assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(NAMES)
+    sizes = [name for name in NAMES if name.startswith("imagenet")]
+    assert sizes == ["imagenet64", "imagenet128", "imagenet256", "imagenet512"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_has_its_sections_and_numbers_that_are_numbers(name):
     preset = load_preset(name)
-    assert set(preset) == {"about", "data", "network", "train"}
-    train = preset["train"]
+    assert preset.about and preset.data and preset.network
+    train = preset.train
     for key in (
         "lr",
         "ema",
@@ -38,13 +36,11 @@ def test_a_preset_has_its_sections_and_numbers_that_are_numbers(name):
         "save_every",
     ):
         assert isinstance(train[key], int | float), key
-    low, high = preset["about"]["pixels"]
-    assert 0 < low <= high
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_presets_schedule_and_prediction_exist(name):
-    train = load_preset(name)["train"]
+    train = load_preset(name).train
     if train["schedule"] != ADAPTIVE:
         schedule = resolve_schedule(train["schedule"], train["logsnr_min"], train["logsnr_max"])
         assert (schedule.logsnr_min, schedule.logsnr_max) == (train["logsnr_min"], train["logsnr_max"])
@@ -53,30 +49,31 @@ def test_a_presets_schedule_and_prediction_exist(name):
 
 def test_imagenet64_has_edms_settings():
     preset = load_preset("imagenet64")
-    assert preset["network"] == {
+    assert preset.network == {
         "channels": 192,
         "levels": [1, 2, 3, 4],
         "blocks": 3,
         "attention": [32, 16, 8],
         "dropout": 0.1,
     }
-    assert (preset["train"]["batch"], preset["train"]["lr"]) == (4096, 1e-4)
-    assert preset["train"]["warmup"] * 4096 == pytest.approx(10e6, rel=0.03)
-    assert preset["train"]["steps"] * 4096 == pytest.approx(2500e6, rel=0.03)
+    assert (preset.train["batch"], preset.train["lr"]) == (4096, 1e-4)
+    assert preset.train["warmup"] * 4096 == pytest.approx(10e6, rel=0.03)
+    assert preset.train["steps"] * 4096 == pytest.approx(2500e6, rel=0.03)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_builds_for_what_it_was_made_for_and_its_range(name):
     preset = load_preset(name)
-    (low, high), data = preset["about"]["pixels"], preset["data"]
-    assert low <= data["image_size"] <= high
-    assert data["images"] >= preset["about"].get("images", 0)
-    assert preset["about"].get("kind") == data.get("kind")
-    fits = {"image_channels": data["channels"], "num_classes": data["classes"]}
-    for size in {low + (-low) % 32 if high > 64 else low + (-low) % 8, data["image_size"], high}:
-        config = config_of({**preset["network"], **fits, "image_size": size}, name)
+    about, data = preset.about, preset.data
+    low, high = about.pixels
+    assert low <= data.image_size <= high
+    assert data.images >= (about.images or 0)
+    assert about.latents == data.latents
+    fits = {"image_channels": data.channels, "num_classes": data.classes}
+    for size in {low + (-low) % 32 if high > 64 else low + (-low) % 8, data.image_size, high}:
+        config = config_of({**preset.network, **fits, "image_size": size}, name)
         with torch.device("meta"):
-            z = torch.empty(2, data["channels"], size, size)
+            z = torch.empty(2, data.channels, size, size)
             assert build(config)(z, torch.empty(2), torch.empty(2, dtype=torch.long)).shape == z.shape
 
 
@@ -85,7 +82,7 @@ def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_pa
     path.write_text(
         "network: {}\ntrain: {}\ndata: {image_size: 8, channels: 4, classes: 1, images: 9, kind: latents}\n"
     )
-    assert load_preset(str(path))["data"]["kind"] == "latents"
+    assert load_preset(str(path)).data == MadeFor(8, 4, 1, 9, latents=True)
     for bad in (
         "{}",
         "{image_size: 8, channels: 1, classes: 1}",
@@ -104,7 +101,7 @@ def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_pa
 @pytest.mark.parametrize("size", [128, 256, 512])
 def test_large_images_have_the_papers_settings(size):
     preset = load_preset(f"imagenet{size}")
-    train, network = preset["train"], preset["network"]
+    train, network = preset.train, preset.network
     assert (train["weighting"], train["shift"], train["schedule"], train["prediction"]) == (
         "edm-monotonic",
         "auto",
@@ -149,8 +146,7 @@ def test_a_preset_is_chosen_by_size_and_count_and_kind(size, images, latents, na
 def test_a_preset_of_pixels_that_asks_for_more_does_not_win_latents(monkeypatch):
     def loaded(name):
         preset = load_preset(name)
-        preset["about"] |= {"images": 60_000} if name == "imagenet64" else {}
-        return preset
+        return preset._replace(about=preset.about._replace(images=60_000)) if name == "imagenet64" else preset
 
     monkeypatch.setattr(home, "load_preset", loaded)
     assert choose_preset(64, 10**6) == "imagenet64"
@@ -168,14 +164,14 @@ def test_where_none_is_chosen_the_message_names_those_that_would_fit(size, image
 @pytest.mark.parametrize("images", [49_999, 50_000])
 @pytest.mark.parametrize("latents", [False, True])
 def test_the_preset_chosen_is_for_that_size_and_asks_for_no_more_images(size, images, latents):
-    about = load_preset(choose_preset(size, images, latents))["about"]
-    assert about["pixels"][0] <= size <= about["pixels"][1]
-    assert about["images"] <= images
-    assert latents or "kind" not in about
+    about = load_preset(choose_preset(size, images, latents)).about
+    assert about.pixels[0] <= size <= about.pixels[1]
+    assert about.images <= images
+    assert latents or not about.latents
 
 
 def test_a_preset_is_chosen_from_its_very_number_of_images_on():
-    least = load_preset("imagenet64")["about"]["images"]
+    least = load_preset("imagenet64").about.images
     assert choose_preset(64, least) == "imagenet64"
     assert choose_preset(64, least - 1) != "imagenet64"
 
@@ -183,11 +179,11 @@ def test_a_preset_is_chosen_from_its_very_number_of_images_on():
 def test_a_preset_of_ones_own_is_read_by_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("network: {channels: 8}\ntrain: {lr: 1e-4}\n")
-    assert load_preset(str(path)) == {"network": {"channels": 8}, "train": {"lr": 1e-4}}
+    assert load_preset(str(path)) == Preset(str(path), {"channels": 8}, {"lr": 1e-4})
 
 
 def test_an_unknown_preset_is_answered_with_the_known():
-    with pytest.raises(UsageError, match="digits, cifar, small64, imagenet64"):
+    with pytest.raises(UsageError, match="cifar, digits, digits-uvit, imagenet64"):
         load_preset("imagenet")
 
 

@@ -5,8 +5,8 @@ import torch
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import build, config_of, count_parameters
+from elbocli.nn.networks.unet import UNet, UNetConfig
 from elbocli.nn.presets import load_preset
-from elbocli.nn.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,))
 
@@ -29,7 +29,7 @@ def inputs(batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_imagenet64_has_the_size_of_edms_network() -> None:
     with torch.device("meta"):
-        section = {**load_preset("imagenet64")["network"], "image_size": 64, "image_channels": 3, "num_classes": 1000}
+        section = {**load_preset("imagenet64").network, "image_size": 64, "image_channels": 3, "num_classes": 1000}
         assert count_parameters(build(config_of(section, "imagenet64"))) == 295_899_267
 
 

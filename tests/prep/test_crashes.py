@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
+
+from elbocli.errors import Interrupted
+from elbocli.prep import pack as prep
+from elbocli.runtime.progress import Progress
 
 DRIVER = """
 import io, os, random, sys, tarfile, time
@@ -180,45 +184,54 @@ def test_a_disk_that_fills_meanwhile_keeps_what_is_done(
     assert payload(small_disk / "out.h5") == payload(tmp_path / "other.h5")
 
 
+def started(source: Path, out: Path, **settings: Any) -> Generator[Progress]:
+    """A prep that has done at least one image."""
+    reports = cast(Generator[Progress], prep.run(source, out, prep.Settings(**settings)))
+    while not next(reports).done:
+        pass
+    return reports
+
+
 def payload(path: Path) -> Any:
     with h5py.File(path, "r") as file:
         return file.attrs["payload_sha256"]
 
 
-def test_no_preallocate_claims_nothing(photographs: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from elbocli.prep import pack as prep\n"
-        "settings = prep.Settings(size=512, preallocate=sys.argv[3] == 'yes')\n"
-        "run = prep.run(Path(sys.argv[1]), Path(sys.argv[2]), settings)\n"
-        "for report in run:\n    if report.done == 1: break\n"
-        "print(Path(sys.argv[2] + '.partial').stat().st_blocks * 512)\n"
-    )
-    claimed = {
-        word: int(subprocess.check_output([sys.executable, "-c", code, photographs, tmp_path / f"{word}.h5", word]))
-        for word in ("yes", "no")
-    }
-    assert claimed["yes"] > 700_000_000 and claimed["no"] < 70_000_000
+@pytest.mark.parametrize("preallocate", [True, False])
+def test_the_disk_is_claimed_unless_told_not_to(preallocate: bool, photographs: Path, tmp_path: Path) -> None:
+    reports = started(photographs, tmp_path / "out.h5", size=512, preallocate=preallocate)
+    claimed = (tmp_path / "out.h5.partial").stat().st_blocks * 512
+    reports.close()
+    assert claimed > 700_000_000 if preallocate else claimed < 70_000_000
 
 
 # Signals, and two at once
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_partial_and_says_how_to_go_on(number: int, photographs: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_what_is_done(number: int, photographs: Path, tmp_path: Path) -> None:
+    reports = started(photographs, tmp_path / "out.h5", size=16)
+    os.kill(os.getpid(), number)
+    with pytest.raises(Interrupted, match=r"of 1000 images are safe in out\.h5\.partial; the same command") as told:
+        list(reports)
+    assert told.value.exit_code == 128 + number
+    messages = [report.message for report in prep.run(photographs, tmp_path / "out.h5", prep.Settings(size=16))]
+    assert any(message.startswith("going on after") for message in messages)
+    assert any("1000 images" in message for message in messages)
+
+
+def test_a_command_that_a_signal_ends_says_how_to_go_on(photographs: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "elbocli", "prep", str(photographs), str(tmp_path / "out.h5"), "--size", "256"]
     process = subprocess.Popen(line, stderr=subprocess.PIPE)
     while not (tmp_path / "out.h5.partial").exists():
         time.sleep(0.01)
     second = subprocess.run(line, capture_output=True, timeout=60, check=False)
     assert second.returncode == 1 and b"another elbo process is writing it" in second.stderr
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number and b"of 1000 images are safe in out.h5.partial" in stderr
-    assert b"the same command goes on from there" in stderr and b"Traceback" not in stderr
-    again = subprocess.run(line, capture_output=True, timeout=120, check=False)
-    assert again.returncode == 0 and b"1000 images" in again.stderr
-    left = {path.name for path in tmp_path.iterdir()} - {"src"}
-    assert left == {"out.h5"}
+    assert process.returncode == 128 + signal.SIGTERM and b"the same command goes on from there" in stderr
+    assert b"Traceback" not in stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"src", "out.h5.partial", "out.h5.partial.json"}
 
 
 def test_memory_does_not_grow_with_the_images(photographs: Path, tmp_path: Path) -> None:

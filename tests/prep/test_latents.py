@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typed_settings import typed
 
 from elbocli.bound.measure import Measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
@@ -42,7 +43,7 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 
 
 def drawn(run: Path, out: Path, **options: Any) -> np.ndarray:
-    list(draw.run(run, out, draw.SampleSettings(**{"n": 6, "steps": 4, "sampler": "ddim", **options})))
+    list(draw.run(run, out, typed(**{"n": 6, "steps": 4, "sampler": "ddim", **options})))
     return np.load(out)
 
 

@@ -126,7 +126,7 @@ from elbocli.images import decode as pixels
 from elbocli.images import memory_budget as memory
 memory.return_freed()
 content = Path(sys.argv[1]).read_bytes()
-how = pixels.Decoding(64, background=sys.argv[2], crop=sys.argv[3])
+how = pixels.DecodeOptions(64, background=sys.argv[2], crop=sys.argv[3])
 def one(_):
     try:
         return pixels.square(content, how)[1]
@@ -161,8 +161,8 @@ LARGEST = (9459, 9459)
     ("mode", "background", "crop", "said"),
     [
         ("RGBA", "white", "center", "alpha blended"),
-        ("I;16", "", "edm", "16-bit scaled"),
-        ("LA", "", "center", "alpha dropped"),
+        pytest.param("I;16", "", "edm", "16-bit scaled", marks=pytest.mark.slow),
+        pytest.param("LA", "", "center", "alpha dropped", marks=pytest.mark.slow),
     ],
 )
 def test_the_largest_images_decoded_at_once_take_less_than_a_gigabyte(

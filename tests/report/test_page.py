@@ -15,8 +15,9 @@ from PIL import Image
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.registry import plain
-from elbocli.core.schedule import SCHEDULES
-from elbocli.core.weighting import WEIGHTINGS, parse_weighting
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog, strict_yaml
 from elbocli.info.describe import describe

@@ -10,8 +10,8 @@ from elbocli.core.logsnr import resolution_shift
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.nn.blocks import Attention
-from elbocli.nn.networks import build, config_of
+from elbocli.nn.networks import build, config_of, declaration_of
+from elbocli.nn.networks.blocks import Attention
 from elbocli.nn.presets import load_preset
 from elbocli.run.settings import difference, resolve, run_settings
 from elbocli.train.trainer import Trainer
@@ -118,7 +118,11 @@ def test_betas_and_epsilons_that_make_no_optimizer_are_refused(resolved, options
 def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
     for network, family in ((NETWORK, "unet"), (UVIT, "uvit")):
         found = resolved("", network, dropout=0.25)
-        assert (found.network.family, found.network.image_size, found.network.image_channels) == (family, 8, 1)
+        assert (declaration_of(found.network).name, found.network.image_size, found.network.image_channels) == (
+            family,
+            8,
+            1,
+        )
         assert (found.network.num_classes, found.network.dropout) == (10, 0.25)
         assert config_of(found.config()["network"], "here") == found.network
     assert resolved("", UVIT, conditional=False).network.num_classes == 0
@@ -134,7 +138,7 @@ def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size, digi
     found = resolve({"preset": preset}, data).network
     made_for = load_preset(preset)
     own = config_of(
-        {**made_for["network"], "image_size": made_for["data"]["image_size"], "image_channels": 1, "num_classes": 10},
+        {**made_for.network, "image_size": made_for.data.image_size, "image_channels": 1, "num_classes": 10},
         "",
     )
     count = [sum(isinstance(part, Attention) for part in build(config).modules()) for config in (found, own)]

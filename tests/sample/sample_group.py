@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import group
+from typed_settings import typed
 
 from elbocli.core.guidance import Guidance
 from elbocli.core.streams import Stream
@@ -97,7 +98,7 @@ def work(world: World, job: dict[str, Any]) -> None:
         target = open(target, "wb") if world.first else None
     number, after = job.get("told", ["SIGTERM", 1 << 40])
     with leaving_quietly():
-        for report in sample.run(Path(job["run"]), target, sample.SampleSettings(**options), world):
+        for report in sample.run(Path(job["run"]), target, typed(**options), world):
             if world.first and report.message:
                 print(report.message, file=sys.stderr)
             if world.rank == world.size - 1 and report.done is not None and report.done >= after:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typed_settings import typed
 
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import SAMPLERS
+from elbocli.core.samplers import SAMPLERS
 from elbocli.errors import Interrupted, PeerLost, UsageError
-from elbocli.files import sample_writer
 from elbocli.files.dataset import Dataset
+from elbocli.files.sample_writers import pictures
 from elbocli.images.samples import read_samples
 from elbocli.run import settings
 from elbocli.runtime.signals import ORPHAN, Ending
@@ -28,7 +29,7 @@ from elbocli.train import loop
 
 
 def drawn(run: Path, out: Path, **settings: object) -> np.ndarray:
-    list(sample.run(run, out, SampleSettings(**{"n": 12, "steps": 6, **settings})))  # type: ignore[arg-type]
+    list(sample.run(run, out, typed(**{"n": 12, "steps": 6, **settings})))
     return np.load(out)
 
 
@@ -54,9 +55,7 @@ def test_guidance_one_is_none_and_the_interval_bounds_it(trained: Path, tmp_path
 
 def test_the_number_of_network_evaluations_is_counted(trained: Path, tmp_path: Path) -> None:
     def evaluations(**settings: object) -> str:
-        reports = list(
-            sample.run(trained, tmp_path / "x.npy", SampleSettings(n=2, steps=6, overwrite=True, **settings))
-        )  # type: ignore[arg-type]
+        reports = list(sample.run(trained, tmp_path / "x.npy", typed(n=2, steps=6, overwrite=True, **settings)))
         return reports[-1].message
 
     assert "6 network evaluations" in evaluations(sampler="ddim")
@@ -108,7 +107,7 @@ def test_classes_that_have_no_names_are_named_by_their_numbers(digits: Path, pre
 def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> None:
     expected = drawn(trained, tmp_path / "a.npy", sampler="ddim")
     for name in ("a.npz", "a.h5", "folder", "grid.png"):
-        list(sample.run(trained, tmp_path / name, SampleSettings(n=12, steps=6, sampler="ddim")))
+        list(sample.run(trained, tmp_path / name, typed(n=12, steps=6, sampler="ddim")))
     with np.load(tmp_path / "a.npz") as archive:
         assert np.array_equal(archive["arr_0"], expected)
         assert archive["arr_1"].tolist() == [*range(10), 0, 1]
@@ -135,7 +134,7 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
 def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_writer, "PNGS", 4)
+    monkeypatch.setattr(pictures, "PNGS", 4)
     how = SampleSettings(n=12, steps=2)
     with pytest.raises(Interrupted, match=r"SIGTERM: all images are safe in x\.partial; the same command"):
         for report in sample.run(trained, tmp_path / "x", how):
@@ -150,7 +149,7 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
 def test_a_launcher_killed_while_pngs_are_made_is_told(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_writer, "PNGS", 4)
+    monkeypatch.setattr(pictures, "PNGS", 4)
     with pytest.raises(
         PeerLost, match=r"the launcher of this run is gone; all images are safe in x\.partial; the same"
     ):

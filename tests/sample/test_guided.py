@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from typed_settings import typed
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.guidance import Guidance
@@ -20,7 +21,6 @@ from elbocli.files.schedule_file import to_text
 from elbocli.run import settings
 from elbocli.run.open import open_run
 from elbocli.sample import draw as sample
-from elbocli.sample.draw import SampleSettings
 from elbocli.train import loop
 from elbocli.train.trainer import Trainer
 
@@ -30,9 +30,7 @@ Make = Callable[..., Path]
 
 def drawn(run: Path, out: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any], str]:
     """Images, what they say of themselves, and the last message."""
-    reports = list(
-        sample.run(run, out, SampleSettings(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how}))
-    )
+    reports = list(sample.run(run, out, typed(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how})))
     with h5py.File(out) as file:
         return file["images"][()], json.loads(str(file.attrs["samples"])), reports[-1].message
 
@@ -72,7 +70,7 @@ def weak(make: Make) -> Path:
 def test_samples_say_how_often_networks_were_called(
     how: dict[str, Any], calls: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elbocli.nn.unet import UNet
+    from elbocli.nn.networks.unet import UNet
 
     seen, forward = [], UNet.forward
     monkeypatch.setattr(UNet, "forward", lambda *given: seen.append(1) or forward(*given))
@@ -88,9 +86,7 @@ def test_a_preset_brings_its_steps_grid_and_parameters_which_options_override(tr
     assert about["schedule"] == "edm-sample:rho=7,sigma_min=0.002,sigma_max=80"
     assert about["logsnr_min"] == pytest.approx(-2 * np.log(80))
     assert about["logsnr_max"] == pytest.approx(10)  # as the run was trained: σ = .002 would be 12.4
-    _, about, _ = drawn(
-        trained, tmp_path / "a.h5", n=1, sampler="heun:edm-imagenet64", params={"s_churn": 20.0}, schedule="cosine"
-    )
+    _, about, _ = drawn(trained, tmp_path / "a.h5", n=1, sampler="heun:edm-imagenet64,s_churn=20", schedule="cosine")
     assert about["sampler"] == "heun:s_churn=20,s_min=0.05,s_max=50,s_noise=1.003"
     assert (about["steps"], about["nfe"], about["schedule"]) == (5, 9, "cosine")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typed_settings import typed
 
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
@@ -53,7 +54,7 @@ def test_samples_agree_with_the_cpus(trained: Path, tmp_path: Path) -> None:
             draw.run(
                 trained,
                 tmp_path / f"{device}.npy",
-                draw.SampleSettings(n=16, steps=8, batch=5, sampler="ddim", device=device),
+                typed(n=16, steps=8, batch=5, sampler="ddim", device=device),
             )
         )
     cpu, cuda = (np.load(tmp_path / f"{device}.npy").astype(int) for device in ("cpu", "cuda"))

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from scipy import linalg
 from sklearn.datasets import load_digits, load_sample_image
+from typed_settings import typed
 
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.samplers.walk import time_grid
@@ -18,7 +19,6 @@ from elbocli.nn.extractors.elbo_tiny import Tiny
 from elbocli.prep import pack
 from elbocli.run.settings import resolve
 from elbocli.sample.decode import open_decoder
-from elbocli.sample.draw import SampleSettings as SampleSettings
 from elbocli.sample.draw import draw
 from elbocli.train.trainer import Trainer
 
@@ -88,7 +88,7 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
     """Drawn by the network as it is, in eval mode."""
     network, settings = trainer.network.eval(), trainer.settings
     config = network.config
-    how = SampleSettings(n=count, sampler="ddim", steps=32)
+    how = typed(n=count, sampler="ddim", steps=32)
     grid = time_grid(parse_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
     labels = torch.from_numpy(choose_labels("balanced", count, config.num_classes, 0)).long()
     output = open_decoder(trainer.resolved.data, config, CPU)

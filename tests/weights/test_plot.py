@@ -8,8 +8,10 @@ import torch
 from elbocli.adapt.plot import plot_fit
 from elbocli.cli.figure import brief
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
-from elbocli.core.schedule import SCHEDULES, parse_schedule
-from elbocli.core.weighting import WEIGHTINGS, Weighting, parse_weighting
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 from elbocli.weights.plot import labels, plot_weights, text_plot
 
@@ -38,7 +40,7 @@ def test_a_legend_says_what_is_not_default(spec, wanted):
 
 @pytest.mark.parametrize("name", sorted(WEIGHTINGS))
 def test_a_weighting_at_its_defaults_is_called_by_its_name(name):
-    assert brief(Weighting(name).spec) == name
+    assert brief(parse_weighting(name).spec) == name
 
 
 def test_files_are_called_by_their_names_unless_two_would_be_alike():
@@ -54,7 +56,9 @@ def texts(path):
 
 @pytest.fixture(scope="module")
 def everything():
-    return [Weighting(name) for name in WEIGHTINGS], [parse_schedule(name, -15, 15, clip=True) for name in SCHEDULES]
+    return [parse_weighting(name) for name in WEIGHTINGS], [
+        parse_schedule(name, -15, 15, clip=True) for name in SCHEDULES
+    ]
 
 
 def test_one_sheet_names_every_weighting_and_schedule_once(everything, tmp_path):

@@ -1,4 +1,4 @@
-"""What every sampler is: a pure step from one λ to the next, declared by name. A module here declares one each.
+"""Samplers: pure steps from one λ to the next, declared by name. Each module here but `walk` declares one; being here is enough.
 
 A step sees z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ = inf is clean data.
 Coefficients are Python floats in double precision; only z and x̂ are tensors.
@@ -7,8 +7,10 @@ Coefficients are Python floats in double precision; only z and x̂ are tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.logsnr import alpha_sigma
@@ -23,7 +25,7 @@ STEPS = 128
 
 
 class Move(NamedTuple):
-    """From λ = now to λ = then > now. before: the λ of the move before this one, −inf for the first; steps: of the walk."""
+    """A step from λ = now to λ = then > now. before: where the one before began, −inf for the first; steps: of the walk."""
 
     now: float
     then: float
@@ -41,18 +43,16 @@ class Move(NamedTuple):
         return (*alpha_sigma(self.now), *alpha_sigma(self.then))
 
 
-@dataclass(frozen=True)
-class SamplerPreset:
-    """How a sampler is walked: over how many steps, on the grid of which schedule, with which parameters set."""
+class SamplerPreset(NamedTuple):
+    """A way to walk a sampler: on the grid of which schedule, over how many steps, with which parameters set."""
 
     grid: str
     steps: int = STEPS
-    params: dict[str, float] = field(default_factory=dict)
+    params: Mapping[str, float] = MappingProxyType({})
     source: str = ""
 
 
-@dataclass(frozen=True)
-class SamplerTraits:
+class SamplerTraits(NamedTuple):
     """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name."""
 
     usual: SamplerPreset
@@ -68,7 +68,7 @@ def sampler(
     formula: str,
     source: str,
     grid: str,
-    positive: Any = (),
+    positive: Iterable[str] = (),
     within: Mapping[str, tuple[float, float]] | None = None,
     presets: Mapping[str, SamplerPreset] | None = None,
     **params: float,
@@ -81,3 +81,7 @@ def sampler(
     return SAMPLERS.declare(
         name, params, formula=formula, source=source, positive=positive, within=within, traits=traits
     )
+
+
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")

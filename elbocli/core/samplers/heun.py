@@ -42,7 +42,7 @@ def heun(
     s_max: float,
     s_noise: float,
 ) -> tuple[Tensor, Tensor]:
-    """With y = z/α and d = (y − x̂)/σ_edm: Euler's step, then the mean of d at both its ends. Second order.
+    """Euler's step in y = z/α with d = (y − x̂)/σ_edm, then the mean of d at both its ends: second order.
 
     As x̂ moves along Euler's step by nothing, d₂ − d₁ = (x̂₁ − x̂₂)/σ', which is all that is left to add.
     s_churn: how much noise is added before, in all steps together, where s_min ≤ σ_edm ≤ s_max.

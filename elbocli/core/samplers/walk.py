@@ -1,25 +1,12 @@
-"""Samplers by name, the grid of λ they walk, and the walk itself. The steps are in core/samplers, a module each."""
+"""A sampler as a user names it, the grid of λ that it walks, and the walk itself."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.registry import Declaration, numbers, parse_spec
-from elbocli.core.samplers import (
-    SAMPLERS,
-    Denoise,
-    DrawNoise,
-    Move,
-    SamplerPreset,
-    SamplerTraits,
-    ddim,
-    ddpm,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    heun,
-)
+from elbocli.core.samplers import SAMPLERS, Denoise, DrawNoise, Move, SamplerPreset, SamplerTraits
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,13 +14,8 @@ if TYPE_CHECKING:
 
     from elbocli.core.schedule import Schedule
 
-__all__ = ["MODULES", "SAMPLERS", "Sampler", "parse_sampler", "time_grid", "walk"]
-MODULES = (ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun)
-"""Importing them has declared what they hold."""
 
-
-@dataclass(frozen=True)
-class Sampler:
+class Sampler(NamedTuple):
     """A declared step with all its parameters; usual: how it is walked where nothing else is asked for."""
 
     declared: Declaration[SamplerTraits]
@@ -42,7 +24,7 @@ class Sampler:
 
     @property
     def spec(self) -> str:
-        """How to write it so that it means the same again."""
+        """Text that means the same again."""
         return self.declared.spec(self.params)
 
 
@@ -73,11 +55,8 @@ def time_grid(schedule: Schedule, steps: int) -> list[float]:
     return [*schedule.logsnr(t).tolist(), math.inf]
 
 
-def walk(
-    spec: str, given: dict[str, float], z: Tensor, grid: list[float], denoise: Denoise, noise: DrawNoise
-) -> Tensor:
-    """From noise z at grid[0] to data at grid[-1], by a sampler as parse_sampler takes it. Raises UsageError."""
-    sampler = parse_sampler(spec, given)
+def walk(sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise, noise: DrawNoise) -> Tensor:
+    """Data at grid[-1] from noise z [B, …] at grid[0]. grid: λ, rising, inf for clean data. noise: a draw like z."""
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)

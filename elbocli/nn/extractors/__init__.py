@@ -49,7 +49,7 @@ class Extractor:
 
 
 def is_published(name: Any, weights_sha256: Any) -> bool:
-    """Whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
+    """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
     return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
 
 
@@ -145,10 +145,10 @@ def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
-        from elbocli.files.checkpoint import digest
+        from elbocli.files.hashing import file_sha256
         from elbocli.files.pt2_check import load_program
 
-        extractor = Extractor(Path(name).name, load_program(Path(name)), digest(Path(name)))
+        extractor = Extractor(Path(name).name, load_program(Path(name)), file_sha256(Path(name)))
     else:
         try:
             declared = EXTRACTORS.find(name)

@@ -1,58 +1,86 @@
-"""Presets: a network and training settings for a size of image, as YAML."""
+"""Presets: a network and training settings for a size of image, a YAML file each; being in this folder is enough."""
 
 from __future__ import annotations
 
-from importlib import resources
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from elbocli.errors import FormatError, UsageError
 
-NAMES = (
-    "digits",
-    "cifar",
-    "small64",
-    "imagenet64",
-    "imagenet128",
-    "imagenet256",
-    "imagenet512",
-    "latents256",
-    "latents512",
-    "digits-uvit",
-    "small32-uvit",
-)
-COUNTS = ("image_size", "channels", "classes", "images")
+FOLDER = Path(__file__).parent
 LATENTS = "latents"
+COUNTS = ("image_size", "channels", "classes", "images")
 
 
-def load_preset(name: str) -> dict[str, Any]:
-    """`network` and `train` of a preset by name, or of a YAML file of the same form by path, with what else it says.
+def _by_number(name: str) -> list[Any]:
+    """A key that puts imagenet64 before imagenet128."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
-    `about`: for which sizes (pixels: [least, most]; of latents: kind: latents) and from how many images on it is
-    chosen by itself; without `images` never. `data`: what it was made for, as COUNTS, with kind: latents where so.
+
+NAMES = tuple(sorted((path.stem for path in FOLDER.glob("*.yaml")), key=_by_number))
+
+
+class Suits(NamedTuple):
+    """Data that a preset is chosen for by itself: sizes from the least to the most, and that many images or more.
+
+    pixels: sides, of latents where `latents`. images: None is never.
+    """
+
+    pixels: tuple[int, int]
+    images: int | None = None
+    latents: bool = False
+
+
+class MadeFor(NamedTuple):
+    """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
+
+    image_size: int
+    channels: int
+    classes: int
+    images: int
+    latents: bool = False
+
+
+class Preset(NamedTuple):
+    """name: as it was asked for. network: a section as config_of takes it; train: settings by name, and `shift`.
+
+    What network and train hold is checked by those who know it. about: None for a user's own, which is never chosen by
+    itself. data: None where it isn't said.
+    """
+
+    name: str
+    network: dict[str, Any]
+    train: dict[str, Any]
+    about: Suits | None = None
+    data: MadeFor | None = None
+
+
+def load_preset(name: str) -> Preset:
+    """A preset by name, or from a YAML file of the same form by path.
+
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
     from elbocli.files import strict_yaml
 
-    if name in NAMES:
-        return strict_yaml.load(resources.files(__name__).joinpath(f"{name}.yaml").read_text("utf-8"), f"preset {name}")
-    if not name.endswith((".yaml", ".yml")):
+    if name not in NAMES and not name.endswith((".yaml", ".yml")):
         raise UsageError(f"no preset is called {name!r}; known: {', '.join(NAMES)}, or a path ending in .yaml")
-    preset = strict_yaml.read(Path(name))
-    if set(preset) - {"about", "data", "network", "train"} or not {"network", "train"} <= set(preset):
+    found = strict_yaml.read(FOLDER / f"{name}.yaml" if name in NAMES else Path(name))
+    if set(found) - {"about", "data", "network", "train"} or not {"network", "train"} <= set(found):
         raise FormatError(
-            f"{name}: a preset has the sections 'network' and 'train'; found {', '.join(preset) or 'none'}"
+            f"{name}: a preset has the sections 'network' and 'train'; found {', '.join(found) or 'none'}"
         )
-    for section, content in preset.items():
+    for section, content in found.items():
         if not isinstance(content, dict):
             raise FormatError(f"{name}: section {section!r} is {content!r}, expected settings")
-    _check_data(preset.get("data"), name)
-    return preset
+    data, suits = found.get("data"), None
+    if name in NAMES:
+        about = found["about"]
+        suits = Suits(tuple(about["pixels"]), about.get("images"), "kind" in about)
+    return Preset(name, found["network"], found["train"], suits, None if data is None else _made_for(data, name))
 
 
-def _check_data(data: dict[str, Any] | None, name: str) -> None:
-    if data is None:
-        return
+def _made_for(data: dict[str, Any], name: str) -> MadeFor:
     counts = {key: value for key, value in data.items() if key != "kind"}
     whole = all(type(value) is int and value >= 1 for value in counts.values())
     if set(counts) != set(COUNTS) or not whole or data.get("kind", LATENTS) != LATENTS:
@@ -60,6 +88,7 @@ def _check_data(data: dict[str, Any] | None, name: str) -> None:
             f"{name}: section 'data' is {data}; it must have {', '.join(COUNTS)}, each a whole number from 1 on "
             f"(classes 1: no classes), and kind: {LATENTS} only for latents"
         )
+    return MadeFor(**counts, latents="kind" in data)
 
 
 def choose_preset(image_size: int, images: int, latents: bool = False) -> str:
@@ -70,12 +99,11 @@ def choose_preset(image_size: int, images: int, latents: bool = False) -> str:
     """
     fitting, others = [], []
     for name in NAMES:
-        about = load_preset(name)["about"]
-        own = about.get("kind") == LATENTS
-        if not about["pixels"][0] <= image_size <= about["pixels"][1] or (own and not latents):
+        suits = load_preset(name).about
+        if suits is None or not suits.pixels[0] <= image_size <= suits.pixels[1] or (suits.latents and not latents):
             continue
-        if "images" in about and images >= about["images"]:
-            fitting.append((own, about["images"], name))
+        if suits.images is not None and images >= suits.images:
+            fitting.append((suits.latents, suits.images, name))
         else:
             others.append(name)
     if fitting:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.samplers import Move
-from elbocli.core.samplers.walk import SAMPLERS, parse_sampler, time_grid, walk
+from elbocli.core.samplers import SAMPLERS, Move
+from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 
 GRID = time_grid(parse_schedule("edm-sample"), 12)
@@ -81,4 +81,4 @@ def test_a_walk_is_that_of_diffusers(mixture, name, algorithm):
     z = start
     for t, lam in zip(scheduler.timesteps, grid):
         z = scheduler.step(mixture.denoise(z, lam), t, z, variance_noise=noise).prev_sample
-    np.testing.assert_allclose(walk(name, {}, start, grid, mixture.denoise, lambda: noise), z, atol=2e-6)
+    np.testing.assert_allclose(walk(parse_sampler(name), start, grid, mixture.denoise, lambda: noise), z, atol=2e-6)

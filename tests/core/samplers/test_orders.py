@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.samplers.walk import SAMPLERS, parse_sampler, time_grid, walk
+from elbocli.core.samplers import SAMPLERS
+from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 
 MEAN, VAR = 0.23, 0.8806
@@ -43,10 +44,10 @@ def walked(mixture, spec, steps):
     """Data at the end of 2^17 walks with noise, or of 2000 without, on the sampler's usual grid."""
     schedule = parse_schedule(parse_sampler(spec).usual.grid, LOW, HIGH, clip=True)
     if spec in EQUATION:
-        return walk(spec, {}, quantiles(2000), time_grid(schedule, steps), mixture.denoise, no_noise)
+        return walk(parse_sampler(spec), quantiles(2000), time_grid(schedule, steps), mixture.denoise, no_noise)
     sobol = torch.quasirandom.SobolEngine(steps + 1, scramble=True, seed=0)
     draws = iter(torch.special.ndtri(sobol.draw(2**17, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)).T.contiguous())
-    return walk(spec, {}, next(draws), time_grid(schedule, steps), mixture.denoise, lambda: next(draws))
+    return walk(parse_sampler(spec), next(draws), time_grid(schedule, steps), mixture.denoise, lambda: next(draws))
 
 
 def test_every_sampler_is_here():
@@ -69,7 +70,8 @@ def test_moments_at_64_steps(mixture, spec):
 def test_a_walk_along_the_equation_converges_with_its_order(mixture, spec, order):
     z, schedule = quantiles(500), parse_schedule(parse_sampler(spec).usual.grid, LOW, HIGH, clip=True)
     truth, *ends = (
-        walk(spec, {}, z, time_grid(schedule, steps + 1), mixture.denoise, no_noise) for steps in (4096, 32, 64, 128)
+        walk(parse_sampler(spec), z, time_grid(schedule, steps + 1), mixture.denoise, no_noise)
+        for steps in (4096, 32, 64, 128)
     )
     errors = np.array([float((end - truth).square().mean().sqrt()) for end in ends])
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), order, atol=0.15)

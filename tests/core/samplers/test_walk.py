@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import elbocli.core.samplers as home
 from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.samplers import Move
-from elbocli.core.samplers.walk import MODULES, SAMPLERS, parse_sampler, time_grid, walk
+from elbocli.core.samplers import SAMPLERS, Move
+from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 
@@ -88,7 +90,7 @@ def test_churn_keeps_the_moments(churn):
 
 def test_heun_and_ddim_solve_the_same_equation(mixture):
     z, grid = start_noise(500), time_grid(COSINE, 2049)
-    one, other = (walk(name, {}, z, grid, mixture.denoise, no_noise) for name in ("ddim", "heun"))
+    one, other = (walk(parse_sampler(name), z, grid, mixture.denoise, no_noise) for name in ("ddim", "heun"))
     np.testing.assert_allclose(one, other, atol=5e-3)
 
 
@@ -180,14 +182,14 @@ def test_churn_keeps_to_its_interval():
 def test_a_step_leaves_its_input_alone(name):
     z = torch.tensor([0.4, -1.3], dtype=torch.float64)
     before = z.clone()
-    walk(name, {}, z, time_grid(COSINE, 4), denoise_normal, fresh(2))
+    walk(parse_sampler(name), z, time_grid(COSINE, 4), denoise_normal, fresh(2))
     assert torch.equal(z, before)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_last_step_is_the_denoiser_itself(name):
     z = torch.tensor([0.4, -1.3], dtype=torch.float64)
-    found = walk(name, {}, z, [6.0, math.inf], denoise_normal, no_noise)
+    found = walk(parse_sampler(name), z, [6.0, math.inf], denoise_normal, no_noise)
     np.testing.assert_allclose(found, denoise_normal(z, 6.0), rtol=1e-14)
 
 
@@ -201,7 +203,7 @@ def evaluations(name, steps):
         calls.append(lam)
         return denoise_normal(z, lam)
 
-    walk(name, {}, start_noise(4), time_grid(COSINE, steps), denoise, fresh(4))
+    walk(parse_sampler(name), start_noise(4), time_grid(COSINE, steps), denoise, fresh(4))
     return calls
 
 
@@ -235,7 +237,9 @@ def test_the_karras_grid_is_karras():
 
 
 def test_the_same_noise_gives_the_same_data(mixture):
-    one, other = (walk("ddpm", {}, start_noise(50), time_grid(COSINE, 8), mixture.denoise, fresh(50)) for _ in range(2))
+    one, other = (
+        walk(parse_sampler("ddpm"), start_noise(50), time_grid(COSINE, 8), mixture.denoise, fresh(50)) for _ in range(2)
+    )
     assert torch.equal(one, other)
 
 
@@ -253,14 +257,20 @@ def test_the_same_noise_gives_the_same_data(mixture):
 )
 def test_an_unknown_sampler_or_parameter_is_refused(name, params):
     with pytest.raises(UsageError):
-        walk(name, params, start_noise(2), time_grid(COSINE, 2), denoise_normal, no_noise)
+        walk(parse_sampler(name, params), start_noise(2), time_grid(COSINE, 2), denoise_normal, no_noise)
 
 
 def test_heuns_correction_keeps_its_digits_over_the_widest_range():
     """Data of variance 1: x̂ = αz. The last steps are so wide that the correction is a difference of x̂ times e¹⁰ and more."""
     grid = time_grid(parse_schedule("cosine", -20, 50), 64)
     found = [
-        walk("heun", {}, start_noise(200).to(kind), grid, lambda z, logsnr: alpha_sigma(logsnr)[0] * z, no_noise)
+        walk(
+            parse_sampler("heun"),
+            start_noise(200).to(kind),
+            grid,
+            lambda z, logsnr: alpha_sigma(logsnr)[0] * z,
+            no_noise,
+        )
         for kind in (torch.float32, torch.float64)
     ]
     assert float((found[0] - found[1]).abs().max()) < 0.01
@@ -307,4 +317,19 @@ def test_a_preset_that_is_not_there_is_refused(text):
 
 
 def test_a_module_declares_one_sampler_of_its_name():
-    assert [module.__name__.rpartition(".")[2].replace("_", "-") for module in MODULES] == list(SAMPLERS)
+    modules = {path.stem for path in Path(home.__file__).parent.glob("*.py")} - {"__init__", "walk"}
+    assert [name.replace("_", "-") for name in sorted(modules)] == list(SAMPLERS)
+
+
+def test_a_sampler_may_be_declared_by_anyone_later():
+    try:
+
+        @home.sampler("straight", formula="x_hat", source="this test", grid="cosine", gain=1.0)
+        def straight(z, last, move, denoise, noise, gain):
+            x_hat = denoise(z, move.now)
+            return gain * x_hat, x_hat
+
+        found = walk(parse_sampler("straight:gain=2"), torch.zeros(1), [0.0, math.inf], lambda z, at: z + 3, no_noise)
+        assert found.tolist() == [6]
+    finally:
+        SAMPLERS.pop("straight", None)

@@ -1,4 +1,4 @@
-"""The parts of the ADM U-Net: conditioning, residual blocks with scale-shift, attention.
+"""Parts of networks that work at several sizes: their config, conditioning, residual blocks with scale-shift, attention.
 
 Source: Dhariwal & Nichol 2021; initialisation at zero as in Karras et al. 2022.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from elbocli.errors import UsageError
+from elbocli.nn.networks import NetworkConfig
 
 CHANNELS_PER_HEAD = 64
 GROUPS = 32
@@ -22,7 +22,7 @@ MIN_GROUP = 4
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of at least 4 channels."""
+    """Group norm of at most 32 groups, of at least 4 channels each."""
     return nn.GroupNorm(math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels), channels)
 
 
@@ -33,44 +33,34 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-class Network(nn.Module):
-    """What every network is: (z [B,C,H,W], λ [B], class [B] or None) → [B,C,H,W]; class −1 is the unconditional one.
+@dataclass(frozen=True)
+class LevelsConfig(NetworkConfig):
+    """levels: width multipliers of `channels`, one per size, each half the one before, with `blocks` blocks each.
 
-    config: what it was built from. recompute: keep only what goes into each unit for the backward pass, and run the unit again there.
+    Raises UsageError when the levels don't fit the image.
     """
 
-    config: Any
-    recompute = False
+    channels: int
+    levels: tuple[int, ...]
+    blocks: int
 
-    def units(self) -> list[nn.Module]:
-        """The blocks in their order: what is sharded one by one, and recomputed one by one."""
-        raise NotImplementedError
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels < 4 or self.channels % 4 or not self.levels or min(self.levels) < 1 or self.blocks < 1:
+            raise UsageError(
+                f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} "
+                "must be positive"
+            )
+        if self.image_size % (1 << self.halvings):
+            raise UsageError(
+                f"network: it halves the image {self.halvings} times, which {self.image_size} pixels don't allow; "
+                "choose another preset, or pack with another --size"
+            )
 
-    def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
-        """A unit's output, in the way that `recompute` asks for."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(unit, *inputs, use_reentrant=False)
-        return unit(*inputs)
-
-
-def check_sizes(config: Any, halvings: int) -> None:
-    """Raise UsageError for a config that can't be, in what every family has. halvings: of the image, on the way down."""
-    if config.channels < 4 or config.channels % 4 or not config.levels or min(config.levels) < 1 or config.blocks < 1:
-        raise UsageError(
-            f"network: channels {config.channels} (a multiple of 4), levels {list(config.levels)} and blocks {config.blocks} "
-            "must be positive"
-        )
-    if config.image_channels < 1 or config.num_classes < 0:
-        raise UsageError(
-            f"network: image_channels {config.image_channels} must be positive, and num_classes {config.num_classes} not negative"
-        )
-    if config.image_size < 1 or config.image_size % (1 << halvings):
-        raise UsageError(
-            f"network: it halves the image {halvings} times, which {config.image_size} pixels don't allow; "
-            "choose another preset, or pack with another --size"
-        )
-    if not 0 <= config.dropout < 1:
-        raise UsageError(f"network: dropout is {config.dropout:g}; it must be at least 0 and below 1")
+    @property
+    def halvings(self) -> int:
+        """Number of times that the image is halved on the way down."""
+        return len(self.levels) - 1
 
 
 class Fourier(nn.Module):
@@ -100,7 +90,7 @@ class LinearCode(nn.Module):
 
 
 def _embedding(count: int, width: int) -> nn.Embedding:
-    """As torch begins one. It would have meta tensors drawn by Python code that takes 2 s to import."""
+    """An embedding that begins as torch's own, which has meta tensors drawn by Python code that takes 2 s to import."""
     weight = torch.empty(count, width)
     return nn.Embedding.from_pretrained(weight if weight.is_meta else weight.normal_(), freeze=False)
 

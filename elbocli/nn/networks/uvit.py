@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.blocks import Block, Conditioning, LinearCode, Network, check_sizes, norm, zeroed
+from elbocli.nn.networks import Network, network
+from elbocli.nn.networks.blocks import Block, Conditioning, LevelsConfig, LinearCode, norm, zeroed
 from elbocli.nn.wavelet import dwt, idwt
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
@@ -26,32 +26,22 @@ POSITION_STD = 0.02
 
 
 @dataclass(frozen=True)
-class UViTConfig:
-    """levels: width multipliers, one per halving; the last is the transformer's, the others have `blocks` blocks each.
+class UViTConfig(LevelsConfig):
+    """The last of the levels is the transformer's: `depth` blocks, each with `heads` heads; dropout is there alone.
 
-    depth: blocks of the transformer, each with `heads` heads; dropout is there alone. embedding: width of the
-    conditioning. patching: a key of PATCHINGS. image_size in pixels. num_classes 0 is unconditional.
-    Raises UsageError when the levels don't fit the size, or the heads the width.
+    embedding: width of the conditioning. patching: a key of PATCHINGS. Raises UsageError when the levels don't fit the
+    image, or the heads the width.
     """
 
-    family: ClassVar[str] = "uvit"
-
-    image_size: int
-    image_channels: int
-    num_classes: int
-    channels: int
-    levels: tuple[int, ...]
-    blocks: int
     depth: int
     heads: int
     embedding: int
     patching: str = "none"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.patching not in PATCHINGS:
             raise UsageError(f"network: patching is {self.patching!r}; it must be one of {', '.join(PATCHINGS)}")
-        check_sizes(self, self.halvings)
+        super().__post_init__()
         if min(self.depth, self.heads, self.embedding) < 1 or self.width % self.heads:
             raise UsageError(
                 f"network: depth {self.depth}, heads {self.heads} and embedding {self.embedding} must be positive, "
@@ -60,12 +50,12 @@ class UViTConfig:
 
     @property
     def width(self) -> int:
-        """Of the transformer."""
+        """Channels of the transformer."""
         return self.channels * self.levels[-1]
 
     @property
     def halvings(self) -> int:
-        """How often the image is halved on the way to the transformer."""
+        """Number of times that the image is halved on the way to the transformer."""
         return PATCHINGS[self.patching] + len(self.levels) - 1
 
 
@@ -95,12 +85,12 @@ class TransformerBlock(nn.Module):
         return x + self.narrow(self.dropout(F.gelu(self.widen(h))))
 
 
+@network("uvit", config=UViTConfig, source="Hoogeboom et al. 2023")
 class UViT(Network):
     """The network of a UViTConfig; its units are its residual blocks and the blocks of its transformer."""
 
     def __init__(self, config: UViTConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.patches = PATCHINGS[config.patching]
         width, channels = config.embedding, [config.channels * multiple for multiple in config.levels]
         inside = config.image_channels * 4**self.patches

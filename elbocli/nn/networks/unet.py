@@ -6,43 +6,34 @@ parameters at 1000 classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.nn.blocks import Block, Conditioning, Fourier, Network, check_sizes, norm, zeroed
+from elbocli.nn.networks import Network, network
+from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LevelsConfig, norm, zeroed
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """image_size in pixels; levels: width multipliers, one per halving; attention: sizes in pixels that have it.
+class UNetConfig(LevelsConfig):
+    """attention: sizes in pixels that have it. Raises UsageError when the levels don't fit the image."""
 
-    num_classes 0 is unconditional. Raises UsageError when the levels don't fit the size.
-    """
-
-    family: ClassVar[str] = "unet"
-
-    image_size: int
-    image_channels: int
-    num_classes: int
-    channels: int
-    levels: tuple[int, ...]
-    blocks: int
     attention: tuple[int, ...]
-    dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_sizes(self, len(self.levels) - 1)
+    def for_size(self, image_size: int) -> Self:
+        """The same network for another size, its attention as many halvings down as it was."""
+        attention = tuple(side * image_size // self.image_size for side in self.attention)
+        return replace(self, image_size=image_size, attention=attention)
 
 
+@network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")
 class UNet(Network):
     """The network of a UNetConfig; its units are its residual blocks."""
 
     def __init__(self, config: UNetConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = 4 * config.channels
         self.conditioning = Conditioning(Fourier(config.channels), width, config.num_classes)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()

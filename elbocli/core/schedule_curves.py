@@ -1,0 +1,239 @@
+"""The declared schedules: λ(t) from t = 0 (data) to t = 1 (noise), t(λ), and the density p(λ) = −dt/dλ.
+
+Use float64: in float32 tan(π/2) is negative and Φ⁻¹ never leaves ±5.3.
+Tensor methods and plain maths only at import: listing the names must not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from elbocli.core.logsnr import logsnr_of
+from elbocli.core.registry import Registry
+from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEDULES: Registry[None] = Registry("schedule")
+
+
+class ScheduleCurve(Protocol):
+    """A schedule before shift and truncation. All tensors are float64; any shape gives the same shape.
+
+    `t` and `density` may continue beyond t ∈ [0, 1]. A curve that covers only some λ has `support`, its (least, most).
+    """
+
+    def logsnr(self, t: Tensor) -> Tensor: ...
+    def t(self, logsnr: Tensor) -> Tensor: ...
+    def density(self, logsnr: Tensor) -> Tensor: ...
+
+
+def schedule(
+    name: str, *, formula: str, source: str, positive: Iterable[str] = (), **params: float
+) -> Callable[..., Any]:
+    """Declare a ScheduleCurve: a class made from the parameters named here with their defaults.
+
+    positive: names of those that must be above 0. Raises UsageError when the name is taken.
+    """
+    return SCHEDULES.declare(name, params, formula=formula, source=source, positive=positive)
+
+
+def _cosine_t(logsnr: Tensor) -> Tensor:
+    return (2 / math.pi) * (-logsnr / 2).exp().atan()
+
+
+def _cosine_density(logsnr: Tensor) -> Tensor:
+    return 1 / (2 * math.pi * (logsnr / 2).cosh())
+
+
+@schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
+class Cosine:
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * (t * (math.pi / 2)).tan().log()
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        return _cosine_t(logsnr)
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return _cosine_density(logsnr)
+
+
+@schedule(
+    "iddpm",
+    formula="logit abar, abar = [cos((t+s)/(1+s) pi/2) / cos(s/(1+s) pi/2)]^2",
+    source="Nichol & Dhariwal 2021",
+    positive=["s"],
+    s=0.008,
+)
+class Iddpm:
+    """ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, with θ the angle and θ₀ its value at t = 0."""
+
+    def __init__(self, s: float):
+        self.rate = math.pi / 2 / (1 + s)
+        self.start = s * self.rate
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        turn = t * self.rate
+        return 2 * (turn + self.start).cos().log() - turn.sin().log() - (turn + 2 * self.start).sin().log()
+
+    def _cos_sin(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        signal, noise = logsnr.sigmoid(), (-logsnr).sigmoid()
+        return math.cos(self.start) * signal.sqrt(), (noise + signal * math.sin(self.start) ** 2).sqrt()
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        cos, sin = self._cos_sin(logsnr)
+        return (sin.atan2(cos) - self.start) / self.rate
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        cos, sin = self._cos_sin(logsnr)
+        return cos * (-logsnr).sigmoid() / (2 * self.rate * sin)
+
+
+@schedule(
+    "edm",
+    formula="-2 mean - 2 std Phi^-1(t)",
+    source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
+    positive=["std"],
+    mean=-1.2,
+    std=1.2,
+)
+class Edm:
+    def __init__(self, mean: float, std: float):
+        self.center, self.width = -2 * mean, 2 * std
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        import torch
+
+        return self.center - self.width * torch.special.ndtri(t)
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        return 0.5 * ((logsnr - self.center) / (self.width * math.sqrt(2))).erfc()
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return (-0.5 * ((logsnr - self.center) / self.width).square()).exp() / (self.width * math.sqrt(2 * math.pi))
+
+
+@schedule(
+    "edm-sample",
+    formula="-2 rho log(a + t(b-a)), a = sigma_min^(1/rho), b = sigma_max^(1/rho)",
+    source="Karras et al. 2022, eq. 5",
+    positive=["rho", "sigma_min", "sigma_max"],
+    rho=7.0,
+    sigma_min=0.002,
+    sigma_max=80.0,
+)
+class EdmSample:
+    def __init__(self, rho: float, sigma_min: float, sigma_max: float):
+        if not sigma_min < sigma_max:
+            raise UsageError(f"edm-sample: sigma_min {sigma_min:g} must be below sigma_max {sigma_max:g}")
+        self.rho = rho
+        self.a, self.b = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        self.support = (logsnr_of(sigma_max), logsnr_of(sigma_min))
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * self.rho * (self.a + t * (self.b - self.a)).log()
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        return ((-logsnr / (2 * self.rho)).exp() - self.a) / (self.b - self.a)
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr / (2 * self.rho)).exp() / (2 * self.rho * (self.b - self.a))
+
+
+@schedule("fm-ot", formula="2 log((1-t)/t)", source="Lipman et al. 2022: optimal-transport path, uniform t")
+class FmOt:
+    def logsnr(self, t: Tensor) -> Tensor:
+        return 2 * ((1 - t) / t).log()
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr / 2).sigmoid()
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return 1 / (8 * (logsnr / 4).cosh().square())
+
+
+@schedule(
+    "linear-beta",
+    formula="-log expm1(beta_min t + (beta_max-beta_min) t^2/2)",
+    source="Ho et al. 2020; Song et al. 2021",
+    positive=["beta_max"],
+    beta_min=0.1,
+    beta_max=20.0,
+)
+class LinearBeta:
+    def __init__(self, beta_min: float, beta_max: float):
+        if not 0 <= beta_min < beta_max:
+            raise UsageError(f"linear-beta: expected 0 <= beta_min < beta_max, found {beta_min:g} and {beta_max:g}")
+        self.low, self.rise = beta_min, beta_max - beta_min
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -(self.low * t + 0.5 * self.rise * t.square()).expm1().log()
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        total = (-logsnr).exp().log1p()
+        return 2 * total / (self.low + (self.low**2 + 2 * self.rise * total).sqrt())
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr).sigmoid() / (self.low + self.rise * self.t(logsnr))
+
+
+@schedule(
+    "interpolated",
+    formula="-2 log tan(pi t/2) + t 2 log(low/size) + (1-t) 2 log(high/size)",
+    source="Hoogeboom et al. 2023, as k-diffusion reads it: from the cosine shifted as for high pixels, at clean data, to "
+    "that as for low, images having size",
+    positive=["low", "high", "size"],
+    low=32.0,
+    high=256.0,
+    size=64.0,
+)
+class Interpolated:
+    """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
+
+    def __init__(self, low: float, high: float, size: float):
+        self.start, self.rise = 2 * math.log(high / size), 2 * math.log(low / high)
+        if not self.rise < 2 * math.pi:
+            raise UsageError(
+                f"interpolated: low {low:g} is {low / high:.4g} times high {high:g}, which makes logsnr rise somewhere; "
+                f"it must be below {math.exp(math.pi):.4g} times"
+            )
+
+    def _cosine(self, logsnr: Tensor) -> Tensor:
+        """u at each λ: halved into place, then by two Newton steps, the last of which autograd sees."""
+        goal = (logsnr - self.start).detach()
+        low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
+        for _ in range(40):
+            middle = (low + high) / 2
+            above = middle + self.rise * _cosine_t(middle) > goal
+            low, high = low.where(above, middle), middle.where(above, high)
+        return self._newton(self._newton((low + high) / 2, goal), logsnr - self.start)
+
+    def _newton(self, u: Tensor, goal: Tensor) -> Tensor:
+        return u - (u + self.rise * _cosine_t(u) - goal) / (1 - self.rise * _cosine_density(u))
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * (t * (math.pi / 2)).tan().log() + self.start + self.rise * t
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        return _cosine_t(self._cosine(logsnr))
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        p = _cosine_density(self._cosine(logsnr))
+        return p / (1 - self.rise * p)
+
+
+@schedule("uniform", formula="linear in logsnr", source="equal time at every logsnr")
+class Uniform:
+    """t = −λ until truncation gives it ends."""
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -t
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        return -logsnr
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return logsnr * 0 + 1

@@ -1,0 +1,232 @@
+"""The declared weightings: w(λ), the weight of each noise level relative to the ε loss.
+
+L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. Only the shape of w matters to an optimum, so constants are left out;
+a trait `const` is (the objective as its authors write it) / L_w.
+Tensor methods and plain maths only: listing the names must not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from elbocli.core.monotone import NonIncreasing
+from elbocli.core.registry import Registry
+from elbocli.core.schedule_curves import SCHEDULES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WeightingTraits(NamedTuple):
+    """monotone: whether w is claimed never to increase in λ. const: (the objective as its authors write it) / L_w, as text."""
+
+    monotone: bool
+    const: str = ""
+
+
+WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
+PAPER = "arXiv:2303.00848"
+
+
+def weighting(
+    name: str,
+    *,
+    formula: str,
+    monotone: bool,
+    source: str,
+    const: str = "",
+    positive: Iterable[str] = (),
+    **params: float,
+) -> Callable[..., Any]:
+    """Declare w(λ): a function of a float64 tensor of any shape, and of the parameters named here with their defaults.
+
+    monotone, const: as in WeightingTraits. positive: names of parameters that must be above 0. Raises UsageError when
+    the name is taken.
+    """
+    traits = WeightingTraits(monotone, const)
+    return WEIGHTINGS.declare(name, params, formula=formula, source=source, positive=positive, traits=traits)
+
+
+def _sech(x: Tensor) -> Tensor:
+    return 1 / x.cosh()
+
+
+@weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1")
+def elbo(logsnr: Tensor) -> Tensor:
+    return logsnr * 0 + 1
+
+
+@weighting(
+    "iddpm",
+    formula="sech(logsnr/2)",
+    monotone=False,
+    source="Nichol & Dhariwal 2021: eps loss, cosine schedule",
+    const="1/pi",
+)
+def iddpm(logsnr: Tensor) -> Tensor:
+    return _sech(logsnr / 2)
+
+
+@weighting(
+    "v-cosine",
+    formula="exp(-logsnr/2)",
+    monotone=True,
+    source="Salimans & Ho 2022: v loss, cosine schedule",
+    const="2/pi",
+)
+@weighting(
+    "fm-ot",
+    formula="exp(-logsnr/2)",
+    monotone=True,
+    source="Lipman et al. 2022: flow matching, optimal-transport path",
+    const="1",
+)
+def v_cosine(logsnr: Tensor) -> Tensor:
+    return (-logsnr / 2).exp()
+
+
+@weighting(
+    "indi",
+    formula="exp(-logsnr) sech(logsnr/4)^2",
+    monotone=True,
+    source="Delbracio & Milanfar 2023: x loss, optimal-transport path",
+    const="1/4",
+)
+def indi(logsnr: Tensor) -> Tensor:
+    return (-logsnr).exp() * _sech(logsnr / 4).square()
+
+
+@weighting(
+    "x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi"
+)
+def x_cosine(logsnr: Tensor) -> Tensor:
+    return (-logsnr).exp() * _sech(logsnr / 2)
+
+
+@weighting(
+    "snr-trunc",
+    formula="sech(logsnr/2) max(1, exp(-logsnr))",
+    monotone=True,
+    source="Salimans & Ho 2022: truncated SNR, cosine schedule",
+    const="1/pi",
+)
+def snr_trunc(logsnr: Tensor) -> Tensor:
+    return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
+
+
+@weighting(
+    "p2",
+    formula="sech(logsnr/2) / (1 + exp(logsnr))^gamma",
+    monotone=False,
+    source="Choi et al. 2022: P2, k = 1, cosine schedule",
+    const="1/pi",
+    gamma=1.0,
+)
+def p2(logsnr: Tensor, gamma: float) -> Tensor:
+    return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
+
+
+@weighting(
+    "min-snr",
+    formula="sech(logsnr/2) min(1, gamma exp(-logsnr))",
+    monotone=False,
+    source="Hang et al. 2023: Min-SNR, cosine schedule",
+    const="1/pi",
+    positive=["gamma"],
+    gamma=5.0,
+)
+def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
+    return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
+
+
+@weighting(
+    "soft-min-snr",
+    formula="sech(logsnr/2) exp(-logsnr) / (exp(-logsnr) + sigma_data^2)",
+    monotone=False,
+    source="soft Min-SNR of Crowson et al. 2024 on the unshifted cosine; k-diffusion shifts it: "
+    "eps-mse:sigmoid:bias=1.386294@cosine:shift=1.386294",
+    positive=["sigma_data"],
+    sigma_data=0.5,
+)
+def soft_min_snr(logsnr: Tensor, sigma_data: float) -> Tensor:
+    """Not k-diffusion's objective, which draws σ_edm = sigma_data tan(πt/2): the cosine shifted by s = −2 ln sigma_data.
+
+    That one is eps-mse:sigmoid:bias=s@cosine:shift=s, with s = 1.386294 at sigma_data .5. At sigma_data 1 both agree.
+    """
+    noise = (-logsnr).exp()
+    return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
+
+
+@weighting(
+    "ddpm",
+    formula="sigma^2 / beta(t(logsnr))",
+    monotone=False,
+    source="Ho et al. 2020: eps loss, linear beta schedule",
+    const="2",
+    positive=["beta_max"],
+    beta_min=0.1,
+    beta_max=20.0,
+)
+def ddpm(logsnr: Tensor, beta_min: float, beta_max: float) -> Tensor:
+    return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
+
+
+def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
+    return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
+
+
+@weighting(
+    "edm",
+    formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)",
+    monotone=False,
+    source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
+    const="2/sigma_data^2",
+    positive=["std", "sigma_data"],
+    mean=-1.2,
+    std=1.2,
+    sigma_data=0.5,
+)
+def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
+    return _normal(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
+
+
+@weighting(
+    "edm-monotonic",
+    formula="edm held constant left of its peak",
+    monotone=True,
+    source=f"{PAPER} sec. 4",
+    positive=["std", "sigma_data"],
+    mean=-1.2,
+    std=1.2,
+    sigma_data=0.5,
+)
+def edm_monotonic(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
+    return _edm_held(mean, std, sigma_data)(logsnr)
+
+
+@lru_cache(maxsize=64)
+def _edm_held(mean: float, std: float, sigma_data: float) -> NonIncreasing:
+    """Kept from call to call with the peak it has found."""
+    return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
+
+
+@weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5", bias=2.0)
+def sigmoid(logsnr: Tensor, bias: float) -> Tensor:
+    return (bias - logsnr).sigmoid()
+
+
+@weighting(
+    "sd3",
+    formula="N(logsnr; -2m, 4s^2) (1 + exp(-logsnr/2))^2",
+    monotone=False,
+    source="Esser et al. 2024: logit-normal t, optimal-transport path",
+    const="2",
+    positive=["s"],
+    m=0.0,
+    s=1.0,
+)
+def sd3(logsnr: Tensor, m: float, s: float) -> Tensor:
+    return _normal(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()

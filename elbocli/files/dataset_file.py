@@ -1,0 +1,133 @@
+"""The HDF5 file of an elbo-dataset: its attributes, and the arrays and lists of names beside the block.
+
+Members must lie in the file itself; a link to elsewhere is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from elbocli.errors import FormatError
+from elbocli.files.dataset_block import BLOCKS
+
+FORMAT = "elbo-dataset"
+VERSION = 1
+DIGESTS = "payload_sha256 contents_sha256"
+"""Attribute `digests`: names of those that the file holds, so that none can vanish unnoticed."""
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+"""Errors of h5py and numpy when the bytes of a file make no sense."""
+
+
+class DatasetFile:
+    """An open file. Raises FormatError when it is no dataset, or one of another version."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        try:
+            self._file = h5py.File(self.path, "r", locking=False)
+        except FileNotFoundError:
+            raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
+        except DAMAGE as error:
+            kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
+            raise FormatError(
+                f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"
+            ) from error
+        with self.damage():
+            self.attributes = attributes_of(self._file)
+        found, version = self.attributes.get("format"), self.attributes.get("version")
+        if found != FORMAT:
+            raise FormatError(f"{path}: format is {found!r}, expected {FORMAT!r}; make one with 'elbo prep'")
+        if version != VERSION:
+            raise FormatError(f"{path}: version {version!r} is not known to this elbo; it reads version {VERSION}")
+
+    @contextlib.contextmanager
+    def damage(self) -> Iterator[None]:
+        """Turn errors of HDF5 on a damaged file into a FormatError."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
+
+    def member(self, name: str, virtual: bool = False) -> h5py.Dataset:
+        """An array of the file. virtual: whether it may lie in other files. Raises FormatError."""
+        link = self._file.get(name, getlink=True)
+        if link is None:
+            raise FormatError(f"{self.path}: no dataset {name!r} inside")
+        if not isinstance(link, h5py.HardLink):
+            raise FormatError(f"{self.path}: {name!r} is a link to elsewhere; only self-contained files are read")
+        member = self._file[name]
+        if not isinstance(member, h5py.Dataset) or member.external or (member.is_virtual and not virtual):
+            raise FormatError(f"{self.path}: {name!r} is not a self-contained dataset")
+        return member
+
+    def read_labels(self, count: int) -> np.ndarray:
+        """The labels, int64 [count]. Raises FormatError when they are none, or of another length."""
+        member = self.member("labels")
+        if member.shape != (count,) or member.dtype.kind not in "iu":
+            raise FormatError(f"{self.path}: 'labels' is {member.dtype} {member.shape}, expected integers ({count},)")
+        labels = member[()].astype(np.int64)
+        if int(labels.min()) < 0:
+            raise FormatError(f"{self.path}: a label is negative")
+        return np.asarray(labels)
+
+    def strings(self, name: str) -> list[str]:
+        """A list of names, such as `files`; empty when it isn't there. Raises FormatError."""
+        with self.damage():
+            return [_text(value) for value in self.member(name)[()]] if name in self._file else []
+
+    def contents(self) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+        """Everything beside the block: arrays, and lists of names, as a writer takes them. Raises FormatError."""
+        arrays, names = {}, {}
+        with self.damage():
+            for name in sorted(set(self._file) - BLOCKS):
+                member = self.member(name)
+                if member.dtype.kind == "O":
+                    names[name] = self.strings(name)
+                else:
+                    arrays[name] = np.asarray(member[()])
+        return arrays, names
+
+    def contents_digest(self) -> str:
+        """The sha256 of everything but the block, to compare with the attribute `contents_sha256`. Raises FormatError."""
+        with self.damage():
+            return contents_digest(self._file)
+
+
+def contents_digest(file: h5py.File) -> str:
+    """The sha256 of an open dataset's labels, names and attributes: all but the block and the digest itself."""
+    digest = hashlib.sha256()
+    attributes = {key: value for key, value in attributes_of(file).items() if key != "contents_sha256"}
+    digest.update(json.dumps(attributes, sort_keys=True).encode())
+    for name in sorted(set(file) - BLOCKS):
+        member = file[name]
+        values = member[()]
+        if member.dtype.kind == "O":
+            content = json.dumps([_text(value) for value in values]).encode()
+        else:
+            content = values.astype(values.dtype.newbyteorder("<")).tobytes()
+        digest.update(json.dumps([name, str(member.dtype), list(member.shape), len(content)]).encode() + content)
+    return digest.hexdigest()
+
+
+def attributes_of(file: h5py.File) -> dict[str, Any]:
+    """The attributes of an open file as plain values."""
+    plain: dict[str, Any] = {}
+    for key, value in file.attrs.items():
+        if isinstance(value, (bytes, str)):
+            plain[key] = _text(value)
+        else:
+            plain[key] = value.item() if np.ndim(value) == 0 else np.asarray(value).tolist()
+    return plain
+
+
+def _text(value: Any) -> str:
+    """A string of HDF5's, which may have been stored in either of two ways."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

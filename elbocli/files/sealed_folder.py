@@ -1,0 +1,137 @@
+"""Folders of weights, called by their step, that are there whole or not at all.
+
+step-00001000/ is written aside, flushed and renamed. Its meta.json holds the step, and the size and sha256 of every
+other file, so that damage is noticed, named and passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from elbocli.errors import DataError, FormatError
+from elbocli.files.atomic import flush_folder, told, writing_folder
+from elbocli.files.hashing import file_sha256
+from elbocli.files.retention import PREFIX, folder_name
+
+META = "meta.json"
+WEIGHTS = ".safetensors"
+STALE = (".tmp", ".trash")
+
+
+@dataclass(frozen=True)
+class SealedFolder:
+    """A folder on disk and its meta.json. A kind of them has a format and a word of its own."""
+
+    FORMAT: ClassVar[str]
+    WORD: ClassVar[str]
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done."""
+        return int(self.meta["step"])
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return int(self.meta["images"])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all weights that it holds: `model`, and those of averages, which begin with `ema-`."""
+        return sorted(name.removesuffix(WEIGHTS) for name in self.meta["files"] if name.endswith(WEIGHTS))
+
+    @classmethod
+    def read(cls, path: Path, verify: bool = True) -> Self:
+        """A folder, every file compared with its digest unless told not to. Raises FormatError."""
+        try:
+            meta = json.loads((path / META).read_text())
+            if meta["format"] != cls.FORMAT or meta["version"] != 1:
+                raise FormatError(
+                    f"{path}: format is {meta['format']!r} version {meta['version']!r}, expected {cls.FORMAT!r} version 1"
+                )
+            for name, known in meta["files"].items():
+                if Path(name).name != name or (verify and file_sha256(path / name) != known["sha256"]):
+                    raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
+                int(known["bytes"])
+            int(meta["step"]), int(meta["images"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise FormatError(f"{path}: not a whole {cls.WORD}: {error}") from error
+        return cls(path, meta)
+
+    def check_name(self) -> None:
+        """Raise FormatError when the folder is called after another step than its own."""
+        if self.path.name.startswith(PREFIX) and self.path.name != folder_name(self.step):
+            raise FormatError(f"{self.path}: damaged: its {META} is of step {self.step}")
+
+    @classmethod
+    @contextmanager
+    def writing(cls, parent: Path, step: int, meta: dict[str, Any]) -> Iterator[Path]:
+        """An empty folder to fill. It takes its name, with a meta.json, when the block ends well.
+
+        meta: at least `images`. Raises DataError, and leaves no trace, when the disk is full.
+        """
+        path = parent / folder_name(step)
+        with told(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with writing_folder(path) as aside:
+                yield aside
+                files = {
+                    file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+                    for file in sorted(aside.iterdir())
+                }
+                content = {"format": cls.FORMAT, "version": 1, "step": step, **meta, "files": files}
+                (aside / META).write_text(json.dumps(content, indent=1) + "\n")
+        except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
+            raise DataError(f"{path}: could not write: {' '.join(str(error).split())[:200]}") from error
+
+
+AnyFolder = TypeVar("AnyFolder", bound=SealedFolder)
+
+
+def write_weights(folder: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+    """Write a safetensors file for each name, `model` or `ema-…`."""
+    for name, tensors in weights.items():
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{name}{WEIGHTS}")
+
+
+def whole(
+    paths: Iterable[Path], read: Callable[[Path], AnyFolder], damaged: Callable[[FormatError], None]
+) -> Iterator[AnyFolder]:
+    """Those folders that can be read, in the order given. The trouble of others goes to `damaged`."""
+    for path in paths:
+        try:
+            found = read(path)
+        except FormatError as error:
+            damaged(error)
+        else:
+            yield found
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete folders so that no half of one keeps its name. Raises DataError."""
+    for path in paths:
+        with told(path, "delete"):
+            trash = path.with_name(f".{path.name}.trash")
+            path.rename(trash)
+            shutil.rmtree(trash)
+            flush_folder(path.parent)
+
+
+def clean(parent: Path) -> None:
+    """Delete what killed writers left in a folder. Only for the process that holds the run's lock."""
+    for left in parent.glob(".*"):
+        if left.name.endswith(STALE):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()

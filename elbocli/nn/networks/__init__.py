@@ -1,0 +1,160 @@
+"""Networks: each module here declares one, and so may anyone's own file.
+
+A network is a module (z, logsnr, labels) → out:
+z [B, C, H, W], the noised images as their prediction scales them, H = W = image_size and C = image_channels;
+logsnr [B], their λ, float; labels [B] int64, the class of each, −1 for none, or None where no image has one;
+out [B, C, H, W], what its run's prediction says, and no view of another tensor, which sharding would warn of.
+An image's output may depend on no other image of the batch.
+It is built from a config, a frozen dataclass that says all about it: NetworkConfig with fields of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from elbocli.core.registry import Declaration, Registry
+from elbocli.errors import FormatError, UsageError
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
+
+    A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
+    dropout may be left unused. Raises UsageError for sizes that can't be.
+    """
+
+    image_size: int
+    image_channels: int
+    num_classes: int
+    dropout: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.image_channels < 1 or self.num_classes < 0:
+            raise UsageError(
+                f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive, and "
+                f"num_classes {self.num_classes} not negative"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
+
+    def for_size(self, image_size: int) -> Self:
+        """The same network for images of another size."""
+        return replace(self, image_size=image_size)
+
+
+class Network(nn.Module):
+    """Base of every network. One that leaves `units` as it is trains as well, but is sharded and recomputed whole.
+
+    config: what it was built from. recompute: whether to keep only what goes into each unit for the backward pass, and
+    run the unit again there; training sets it.
+    """
+
+    recompute = False
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+
+    def units(self) -> list[nn.Module]:
+        """Submodules that are each called once, by `through`, in this order: sharded and recomputed one by one."""
+        return []
+
+    def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
+        """A unit's output, in the way that `recompute` asks for."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(unit, *inputs, use_reentrant=False)
+        return unit(*inputs)
+
+
+@dataclass(frozen=True)
+class NetworkTraits:
+    """config: the class of its configs."""
+
+    config: type[NetworkConfig]
+
+
+NETWORKS: Registry[NetworkTraits] = Registry("network family")
+N = TypeVar("N", bound=type[Network])
+
+
+def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[N], N]:
+    """Declare a Network, a class made of its config. name: its `family` in files.
+
+    Raises UsageError when the name is taken, or where files can't hold such a config.
+    """
+    for key, kind in get_type_hints(config).items():
+        if kind not in (int, float, str, bool) and get_origin(kind) is not tuple:
+            raise UsageError(
+                f"network {name}: {key} is a {kind}; files hold int, float, str, bool and tuples of one of them"
+            )
+    return NETWORKS.declare(name, source=source, traits=NetworkTraits(config))
+
+
+def declaration_of(config: NetworkConfig) -> Declaration[NetworkTraits]:
+    """The network that a config is of."""
+    return next(declared for declared in NETWORKS.values() if declared.traits.config is type(config))
+
+
+def build(config: NetworkConfig) -> Network:
+    """A new network; under `torch.device("meta")` without memory."""
+    return declaration_of(config).make(config)
+
+
+def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
+    """The config that a section `network` describes; without `family` it is a U-Net's. where: for messages.
+
+    Raises FormatError for keys that the family doesn't have, UsageError when they don't fit each other.
+    """
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    family = values.pop("family", "unet")
+    if family not in NETWORKS:
+        raise FormatError(f"{where}: network family {family!r} is not known; known: {', '.join(NETWORKS)}")
+    config = NETWORKS[family].traits.config
+    for key, kind in get_type_hints(config).items():
+        if key in values and not _fits(values[key], kind):
+            name = kind.__name__ if isinstance(kind, type) else kind
+            raise FormatError(f"{where}: network {key} is {section[key]!r}, expected {name}")
+    try:
+        return config(**values)
+    except TypeError as error:
+        raise FormatError(f"{where}: section 'network' is not one of family {family!r}: {error}") from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tell whether a value from a file is what a config's field is declared to be."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, get_args(kind)[0]) for each in value)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def section_of(config: NetworkConfig) -> dict[str, Any]:
+    """A section `network` that config_of reads back, in the order of the config's constructor."""
+    names = [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only))]
+    values = {name: getattr(config, name) for name in names}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {"family": declaration_of(config).name, **plain}
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def place(network: Network, device: torch.device) -> Network:
+    """Move to a device, in the memory layout of its images (channels last)."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")

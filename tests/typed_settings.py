@@ -1,0 +1,14 @@
+"""Settings of `elbo sample` from what a user types."""
+
+from typing import Any
+
+from elbocli.core.clipping import parse_clip
+from elbocli.core.samplers.walk import parse_sampler
+from elbocli.sample.draw import SampleSettings
+
+PARSE = {"sampler": parse_sampler, "clip": parse_clip}
+
+
+def typed(**settings: Any) -> SampleSettings:
+    """SampleSettings whose sampler and clip are given as text."""
+    return SampleSettings(**{key: PARSE[key](value) if key in PARSE else value for key, value in settings.items()})

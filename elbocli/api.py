@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.bound.draws import Images, MeasuredNetwork
+from elbocli.bound.estimate import estimate_bound
+from elbocli.bound.result import Bound
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_floor
 from elbocli.core.clipping import parse_clip
 from elbocli.core.guidance import Guidance
@@ -219,6 +224,48 @@ def draw(
         denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=parse_clip(clip))  # type: ignore[arg-type]
         drawn.append(walk(chosen, noise(), grid, denoiser, noise))
     return torch.cat(drawn)
+
+
+def variational_bound(
+    network: Network,
+    prediction: Prediction | str,
+    pixels: np.ndarray | Tensor,
+    labels: Tensor | None = None,
+    *,
+    logsnr_min: float = -15.0,
+    logsnr_max: float = 15.0,
+    schedule: Schedule | str = "uniform",
+    draws: int = 16,
+    population: float = math.inf,
+    seed: int = 0,
+    batch: int = 256,
+    device: torch.device | str = "auto",
+) -> Bound:
+    """The variational bound on −log p of images under anyone's network, with its terms and their standard errors.
+
+    pixels: [N, H, W, C] uint8, at least two; the network sees them in [−1, 1]. labels: [N], or None. logsnr_min,
+    logsnr_max: the levels the bound goes over, which the network must have been trained on. schedule: of the draws; it
+    changes the errors, not the expectation. draws: noise levels for each image, an even number. population: how many
+    images these are chosen from, for the errors of bpd and nats; inf is a distribution. batch: inputs of the network at a
+    time. Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
+    """
+    what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
+    if isinstance(schedule, str):
+        schedule = resolve_schedule(schedule, logsnr_min, logsnr_max)
+    low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
+    measured = MeasuredNetwork(network, what, low, high, place, batch=batch)
+    size = max(1, batch // draws)
+    parts = [range(first, min(first + size, len(pixels))) for first in range(0, len(pixels), size)]
+    images = [
+        Images(torch.as_tensor(pixels[p.start : p.stop]), None if labels is None else labels[p.start : p.stop], p)
+        for p in parts
+    ]
+    rounds = estimate_bound(measured, images, schedule, draws=draws, seed=seed, population=population)
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            return end.value.bound
 
 
 def open_run(path: Path | str, device: torch.device | str = "auto", weights: str = "ema") -> TrainedRun:

@@ -10,10 +10,10 @@ A plug-in is named on the command line (`--plugin FILE.py`), or installed with a
 
 from __future__ import annotations
 
-from elbocli.core.metrics import metric
+from elbocli.core.metrics import Need, Number, metric
 from elbocli.core.samplers import Move, SamplerPreset, sampler
-from elbocli.core.schedule import schedule
-from elbocli.core.weighting import weighting
+from elbocli.core.schedule_curves import schedule
+from elbocli.core.weighting_curves import weighting
 from elbocli.nn.extractors import Extractor, extractor
 from elbocli.nn.networks import Network, NetworkConfig, network
 
@@ -21,7 +21,9 @@ __all__ = [
     "Extractor",
     "Move",
     "Network",
+    "Need",
     "NetworkConfig",
+    "Number",
     "SamplerPreset",
     "extractor",
     "metric",

@@ -11,26 +11,55 @@ import traceback
 from contextlib import suppress
 
 import click
-from click.shell_completion import shell_complete
+from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
-from elbocli.adapt.command import adapt
-from elbocli.bound.command import bound
-from elbocli.cli.completion import completion
-from elbocli.cli.options import COMPLETE, CONTEXT, Command
-from elbocli.ema.command import ema
+from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
+from elbocli.cli.types import imported
 from elbocli.errors import ElboError
-from elbocli.evaluate.command import evaluate
-from elbocli.info.command import info
-from elbocli.merge.command import merge
-from elbocli.prep.command import prep
-from elbocli.report.command import report
-from elbocli.sample.command import sample
-from elbocli.train.command import train
-from elbocli.weights.command import weights
+
+COMMANDS = {
+    "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
+    "bound": (
+        "elbocli.bound.command.bound",
+        "Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.",
+    ),
+    "completion": ("elbocli.cli.completion.completion", "Print what makes SHELL complete command lines of elbo."),
+    "ema": ("elbocli.ema.command.ema", "Make an average of RUN's weights after training."),
+    "eval": ("elbocli.evaluate.command.evaluate", "Score SAMPLES against a reference; one JSON object."),
+    "info": ("elbocli.info.command.info", "Say what FILE is and how it was made."),
+    "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
+    "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),
+    "report": ("elbocli.report.command.report", "Show RUN on one page of HTML, which needs nothing but itself."),
+    "sample": ("elbocli.sample.command.sample", "Draw images from RUN, or from one of its checkpoints."),
+    "train": ("elbocli.train.command.train", "Train a denoiser on DATA.h5, under any weighting of the noise levels."),
+    "weights": ("elbocli.weights.command.weights", "Look at weightings: how much each noise level counts."),
+}
+"""Name → the command's full name, and the first sentence of its help."""
 
 
-@click.group(context_settings=CONTEXT)
+class Commands(click.Group):
+    """A group that imports a command when it is asked for: the help of one costs nothing of the others'."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return imported(COMMANDS[cmd_name][0]) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        words = [(name, about) for name, (_, about) in COMMANDS.items() if name.startswith(incomplete)]
+        return [
+            *(CompletionItem(name, help=about) for name, about in words),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="elbo", message="%(prog)s %(version)s")
 def elbo() -> None:
     """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score.
@@ -41,23 +70,6 @@ def elbo() -> None:
     elbo sample run -n 64 | elbo eval --ref out.h5
     elbo adapt run > schedule.yaml
     """
-
-
-for command in (
-    prep,
-    merge,
-    train,
-    adapt,
-    ema,
-    sample,
-    evaluate,
-    bound,
-    report,
-    weights,
-    info,
-    completion,
-):
-    elbo.add_command(command)
 
 
 ALLOCATE = "can't allocate memory"

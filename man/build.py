@@ -15,6 +15,9 @@ from pathlib import Path
 import click
 
 from elbocli import __version__
+from elbocli.cli.grouped_help import Command, Option
+from elbocli.cli.types import Named, imported
+from elbocli.core.samplers import SamplerTraits
 from elbocli.main import elbo
 
 HERE = Path(__file__).parent
@@ -284,17 +287,42 @@ def paragraphs(text: str) -> list[str]:
     return lines
 
 
-def options(command: click.Command) -> list[tuple[str, str]]:
+def options(command: click.Command) -> list[str]:
     """Each option and what it does, from its declaration alone, so that pages don't change with click's version."""
-    rows = []
-    for option in command.params:
-        if not isinstance(option, click.Option):
-            continue
-        value = "" if option.is_flag else " " + value_name(option)
-        names = ", ".join(option.opts) + (" / " + ", ".join(option.secondary_opts) if option.secondary_opts else "")
-        default = f"  [default: {option.default}]" if option.show_default and option.default is not None else ""
-        rows.append((names + value, (option.help or "Show the version and exit.") + default))
-    return [*rows, ("-h, --help", "Show a summary and exit.")]
+    context = click.Context(command, help_option_names=["-h", "--help"])
+    grouped = isinstance(command, Command) and bool(command.groups)
+    sections = command.sections(context) if isinstance(command, Command) else {"": command.get_params(context)}
+    lines = [".SH OPTIONS"]
+    for heading, found in sections.items():
+        rows = [described(option) for option in found if isinstance(option, click.Option)]
+        lines += ([f".SS {escape(heading)}"] if grouped else []) + tagged(rows)
+    return lines
+
+
+def described(option: click.Option) -> tuple[str, str]:
+    """An option's names and value, and all that there is to say of it."""
+    if option.name in ("help", "version"):
+        return ", ".join(
+            option.opts
+        ), "Show a summary and exit." if option.name == "help" else "Show the version and exit."
+    value = "" if option.is_flag else " " + value_name(option)
+    names = ", ".join(option.opts) + (" / " + ", ".join(option.secondary_opts) if option.secondary_opts else "")
+    default = f"  [default: {option.default}]" if option.show_default and option.default is not None else ""
+    known = f"Names: {listed(option.type)}." if isinstance(option.type, Named) else ""
+    more = option.more if isinstance(option, Option) else ""
+    return names + value, "  ".join(filter(None, [(option.help or "") + default, more, known]))
+
+
+def listed(type_: Named) -> str:
+    """All names that an option may begin with, with parameters and their defaults, and the presets of samplers."""
+    table, words = imported(type_.table), []
+    for name in type_.known:
+        declared = table[name] if isinstance(table, dict) and name in table else None
+        words.append(declared.spec(declared.params) if declared else name)
+        if declared and isinstance(declared.traits, SamplerTraits):
+            words[-1] += f" (on {declared.traits.usual.grid})"
+            words += [f"{name}:{preset} ({how.steps} steps)" for preset, how in declared.traits.presets.items()]
+    return ", ".join(words)
 
 
 def value_name(option: click.Option) -> str:
@@ -329,11 +357,11 @@ def page(path: str, command: click.Command) -> str:
             *tagged(
                 [
                     (f"{path} {sub}", (child.help or "").strip().splitlines()[0])
-                    for sub, child in command.commands.items()
+                    for sub, child in children(command).items()
                 ]
             ),
         ]
-    lines += [".SH OPTIONS", *tagged(options(command))]
+    lines += options(command)
     if path in EXAMPLES:
         lines.append(".SH EXAMPLES")
         for index, (text, code) in enumerate(EXAMPLES[path]):
@@ -346,12 +374,19 @@ def page(path: str, command: click.Command) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
+def children(command: click.Command) -> dict[str, click.Command]:
+    """The commands of a group, by name."""
+    context = click.Context(command)
+    names = command.list_commands(context) if isinstance(command, click.Group) else []
+    found = {name: command.get_command(context, name) for name in names}  # type: ignore[attr-defined]
+    return {name: child for name, child in found.items() if child is not None}
+
+
 def pages_of(command: click.Command, path: str) -> dict[str, click.Command]:
     """Every command of the tree by its full name."""
     found = {path: command}
-    if isinstance(command, click.Group):
-        for name, child in command.commands.items():
-            found |= pages_of(child, f"{path} {name}")
+    for name, child in children(command).items():
+        found |= pages_of(child, f"{path} {name}")
     return found
 
 

@@ -154,7 +154,7 @@ def make_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         shape = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
         model = AutoencoderKL(**{**shape, "block_out_channels": (8, 16), "norm_num_groups": 4, **config})
         folder = tmp_path_factory.mktemp("autoencoders") / "vae"
-        model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder, safe_serialization=True)  # type: ignore[attr-defined]
         return folder
 
     return make

@@ -95,7 +95,7 @@ def poisoned(step: int, place: int) -> None:
             x[place - self.parts[which].start] = float("nan")
         return x, eps, labels
 
-    Batches.at = at  # type: ignore[method-assign]
+    Batches.at = at  # type: ignore[assignment, method-assign]
 
 
 def trained(

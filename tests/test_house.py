@@ -20,14 +20,14 @@ BELOW = {
     "images": {"errors", "core", "runtime", "files"},
     "nn": {"errors", "core", "runtime", "files"},
     "run": {"errors", "core", "runtime", "files", "images", "nn"},
-    "cli": {"errors", "core", "runtime", "files", "nn"},
+    "cli": {"errors", "core", "runtime", "files", "nn", "run"},
     **{command: {"errors", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS},
 }
 """What each room may import besides itself: only what lies below it."""
 DOORS = {
     ("train", "sample.draw"): "previews are drawn as `elbo sample` draws",
     ("train", "sample.decode"): "previews of latents are decoded as `elbo sample` decodes",
-    ("bound", "train.losses"): "gradients are those of the training loss",
+    ("bound", "train.step"): "gradients are those of the training loss",
     ("bound", "train.batches"): "images are normalised as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
     ("report", "bound.result"): "the page reads what `elbo bound` found",

@@ -15,6 +15,8 @@ import threading
 import traceback
 from typing import Any
 
+from PIL import Image
+
 import elbocli
 from elbocli.main import main
 
@@ -50,6 +52,8 @@ if __name__ == "__main__":
     for module in pkgutil.walk_packages(elbocli.__path__, "elbocli."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    importlib.import_module("matplotlib.pyplot")  # what commands import when they first draw, and first decode
+    Image.init()
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for request in requests:
         child = os.fork()

@@ -8,25 +8,23 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import (
-    PATH,
-    STREAM,
-    Command,
-    Count,
-    Number,
-    common,
-    overwrite_option,
-    stdin_or_fail,
-    take_parameters,
-    weighting_options,
-)
+from elbocli.cli.grouped_help import Command
+from elbocli.cli.options import WEIGHTING, common, overwrite_option, stdin_or_fail
+from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
 from elbocli.core.criteria import CRITERIA
-from elbocli.core.weighting_curves import WEIGHTINGS
 
 
 @click.command(cls=Command)
 @click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
-@weighting_options("the log's own")
+@click.option(
+    "--weighting",
+    type=WEIGHTING,
+    metavar="SPEC",
+    help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.  [default: the log's own]",
+)
+@click.option("--bias", type=Number(), help="The weighting's parameter of that name.")
+@click.option("--shift", type=Shift(), default=0.0, help="Move the weighting in logsnr.")
+@click.option("--monotone/--no-monotone", help="Hold the weighting constant left of its peak.")
 @click.option(
     "--criterion",
     type=click.Choice(list(CRITERIA)),
@@ -56,9 +54,6 @@ from elbocli.core.weighting_curves import WEIGHTINGS
 @common
 def adapt(
     sources: tuple[Path, ...],
-    weighting: str | None,
-    shift: Any,
-    monotone: bool | None,
     out: Path,
     plot: Path | None,
     report: bool,
@@ -75,8 +70,7 @@ def adapt(
     from elbocli.cli.progress_bar import say
     from elbocli.files.atomic import refuse_existing, write_text
 
-    params = take_parameters(WEIGHTINGS, options)
-    if shift == "auto":
+    if options["shift"] == "auto":
         raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
     for path in (out, plot):
         if path is not None and path != STREAM:
@@ -86,9 +80,7 @@ def adapt(
 
         check_suffix(plot)
     inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
-    fitted = loop.run(
-        inputs, weighting=weighting, shift=shift or 0.0, monotone=bool(monotone), params=params, **options
-    )
+    fitted = loop.run(inputs, **options)
     say(
         f"{fitted.weighting.spec}, {options['criterion']} criterion, {fitted.log.images} images in {fitted.log.lines} intervals"
     )
@@ -96,9 +88,11 @@ def adapt(
         f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {fitted.log.batch}:"
     )
     say(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
-    for name, pair in fitted.variances.items():
-        ratio = fitted.ratios[name]
-        say(f"{name:>21}  {pair[0]:13.4g}  {ratio[0]:8.3g}  {pair[1]:17.4g}  {ratio[1]:8.3g}")
+    for name, promise in fitted.report.schedules.items():
+        say(
+            f"{name:>21}  {promise.variance_independent:13.4g}  {promise.ratio_independent:8.3g}  "
+            f"{promise.variance_low_discrepancy:17.4g}  {promise.ratio_low_discrepancy:8.3g}"
+        )
     if plot is not None:
         from elbocli.adapt.plot import plot_fit
 
@@ -106,7 +100,7 @@ def adapt(
         densities = {label: fitted.candidates[name] for label, name in shown.items()}
         plot_fit(fitted.moments, fitted.weighting, densities, plot)
     if report:
-        click.echo(json.dumps(fitted.report(), indent=1, allow_nan=False))
+        click.echo(json.dumps(fitted.report.json(), indent=1, allow_nan=False))
     elif out == STREAM:
         click.echo(fitted.text, nl=False)
     if out != STREAM:

@@ -8,22 +8,9 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import (
-    PATH,
-    STREAM,
-    Command,
-    Count,
-    Named,
-    Number,
-    common,
-    device_options,
-    overwrite_option,
-    schedule_help,
-    weighting_help,
-    weights_options,
-)
-from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.weighting_curves import WEIGHTINGS
+from elbocli.cli.grouped_help import Command, Option
+from elbocli.cli.options import SCHEDULE, WEIGHTING, common, device_options, overwrite_option, weights_options
+from elbocli.cli.types import PATH, STREAM, Count, Number
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
@@ -31,10 +18,17 @@ MODES = {
     "--check": {"check", "images", "draws", "batch", "weightings"},
     "--gradient-variance": {"gradient_variance", "batches", "weightings", "schedules", "out"},
 }
+GROUPS = {
+    "Questions": ("check", "gradient_variance", "weightings", "schedules"),
+    "Precision of the answer": ("images", "draws", "target_se", "batches", "seed", "logsnr_min", "logsnr_max"),
+    "Outputs": ("curve", "plot", "log", "out", "overwrite"),
+    "Weights": ("weights", "average"),
+    "Speed and memory": ("batch", "device", "precision"),
+}
 
 
 def _mode(ctx: click.Context) -> str:
-    """Which of the three questions is asked. Raises UsageError for an option of another one."""
+    """The one of the three questions that is asked. Raises UsageError for an option of another one."""
     given = {
         name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     } - EVERY
@@ -49,7 +43,7 @@ def _mode(ctx: click.Context) -> str:
     return mode
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, groups=GROUPS)
 @click.argument("run", type=PATH)
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
 @click.option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
@@ -68,21 +62,22 @@ def _mode(ctx: click.Context) -> str:
 @click.option(
     "--weighting",
     "weightings",
-    type=Named(WEIGHTINGS),
+    type=WEIGHTING,
     multiple=True,
     metavar="SPEC",
-    help=weighting_help("w(logsnr) to check or measure; may be repeated [the run's own]."),
+    help="w(logsnr) to check or measure: NAME or NAME:key=value,…; may be repeated.  [default: the run's own]",
 )
 @click.option(
     "--schedule",
     "schedules",
-    type=Named(SCHEDULES),
+    cls=Option,
+    type=SCHEDULE,
     multiple=True,
     metavar="SPEC",
-    help=schedule_help(
-        "Of the draws; with --gradient-variance those to compare, repeated [cosine, edm, uniform, and all fitted ones]. "
-        "fitted:CRITERION is fitted to the run's own log, fitted:gradient to gradients measured here."
-    ),
+    help="Of the draws, or those to compare, repeated: NAME:key=value,…, FILE or fitted:CRITERION.",
+    more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. With --gradient-variance the default "
+    "is cosine, edm, uniform, and all fitted ones. fitted:CRITERION is fitted to the run's own log, fitted:gradient to "
+    "gradients measured here.",
 )
 @click.option(
     "--batches", type=Count(16, 10**6), default=64, show_default=True, help="Of gradients, for each schedule."
@@ -102,14 +97,15 @@ def _mode(ctx: click.Context) -> str:
 @overwrite_option
 @common
 def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None:
-    """The variational bound of RUN on DATA.h5 (the run's own without it), in nats and bits per dimension, as JSON.
+    """Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.
 
-    Prior, reconstruction (a softmax over the 256 levels) and diffusion terms, with standard errors: bpd_se is of
-    the dataset's mean, bpd_se_noise of the noise alone, bpd_se_population of the distribution's mean. With --check:
-    the weighted loss, and the same as an integral of bounds over the noise levels that the weighting implies, from
-    independent draws; exit status 0 when they agree within 4 standard errors, 1 when not.
+    Without DATA.h5, it is the run's own. Printed is one JSON object. Told are prior, reconstruction (a softmax over the
+    256 levels) and diffusion terms, with standard errors: bpd_se is of the dataset's mean, bpd_se_noise of the
+    noise alone, bpd_se_population of the distribution's mean. With --check: the weighted loss, and the same as an
+    integral of bounds over the noise levels that the weighting implies, from independent draws; exit status 0 when
+    they agree within 4 standard errors, 1 when not.
     """
-    from elbocli.bound.measure import ALL, Measurement, MeasureSettings
+    from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.atomic import refuse_existing
 
@@ -128,15 +124,15 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         average=options["average"],
         **{key: options[key] for key in keys},
     )
-    probe = Measurement(run, data, settings, lambda text: say(text, "warning"))
+    probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))
     if mode == "":
         _bound(probe, options, outputs, show)
     elif mode == "--check":
         from elbocli.bound import theorem
 
         result = show(theorem.run(probe, probe.weightings(options["weightings"])))
-        click.echo(json.dumps(result, indent=1))
-        click.get_current_context().exit(0 if result["agree"] else 1)
+        click.echo(json.dumps(result.json(), indent=1))
+        click.get_current_context().exit(0 if result.agree else 1)
     else:
         _gradients(probe, options, outputs["out"], show)
 
@@ -152,7 +148,7 @@ def _bound(probe: Any, options: dict[str, Any], outputs: dict[str, Path | None],
 
         check_suffix(outputs["plot"])
     found = show(loop.run(probe, "".join(options["schedules"]), options["target_se"]))
-    click.echo(json.dumps(found.result, indent=1))
+    click.echo(json.dumps(found.bound.json(), indent=1))
     if outputs["curve"]:
         write_text(outputs["curve"], found.curve.tsv())
     if outputs["log"]:
@@ -173,6 +169,6 @@ def _gradients(probe: Any, options: dict[str, Any], out: Path | None, show: Any)
     if out and (len(weightings) > 1 or MEASURED not in specs):
         raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", click.get_current_context())
     result, text = show(loop.run(probe, weightings, specs, options["batches"]))
-    click.echo(json.dumps(result, indent=1))
+    click.echo(json.dumps(result.json(), indent=1))
     if out:
         write_text(out, text)

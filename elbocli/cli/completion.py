@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from elbocli.cli.options import COMPLETE, Command, common
+from elbocli.cli.grouped_help import COMPLETE, Command
+from elbocli.cli.options import common
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -13,9 +14,10 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @common
 def completion(shell: str) -> None:
-    """Print what makes SHELL (bash, zsh or fish) complete command lines of elbo.
+    """Print what makes SHELL complete command lines of elbo.
 
-    Commands and options, names of weightings, schedules, predictions, presets and samplers, and runs.
+    SHELL is bash, zsh or fish. Completed are commands and options, names of weightings, schedules, predictions, presets
+    and samplers, and runs.
 
     \b
     bash, in ~/.bashrc:               eval "$(elbo completion bash)"

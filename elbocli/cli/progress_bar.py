@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import Command
+from elbocli.cli.grouped_help import Command
 from elbocli.runtime.progress import Progress
 
 LINE_EVERY_S = 10.0

@@ -80,7 +80,7 @@ def denoising_losses(
     c: StepCoefficients,
     multiscale: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Noise x to z = αx + σε, let the network see it, and score what it says: what training and bounds have in common.
+    """Noise x to z = αx + σε, let the network see it, and score its output, as a training step does.
 
     x, eps: [B, C, H, W]. multiscale: as in `losses`, and so is what it returns.
     """

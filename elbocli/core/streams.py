@@ -8,7 +8,8 @@ where tensors come out: packing shuffles without it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +55,12 @@ class Stream:
     def seed(self, index: int) -> int:
         """A 63-bit seed for a library's own generator."""
         return int(self.at(index).integers(1 << 63))
+
+
+def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
+    """The noise of a sampler's walk: called for the k-th time, ε [len(indices), *shape] of (seed, k, each index) alone."""
+    calls = count(1)
+    return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)
 
 
 T_SAMPLINGS = ("low-discrepancy", "independent")

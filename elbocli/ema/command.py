@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.options import PATH, STREAM, Command, Count, Number, command_line, common, overwrite_option
+from elbocli.cli.grouped_help import Command
+from elbocli.cli.options import command_line, common, overwrite_option
+from elbocli.cli.types import PATH, STREAM, Count, Number
 from elbocli.core.averages import MAX_STD
 
 
@@ -25,10 +27,11 @@ from elbocli.core.averages import MAX_STD
 @overwrite_option
 @common
 def ema(run: Path, std: float, at: int | None, out: Path, overwrite: bool) -> None:
-    """Make an average of RUN's weights after training: power:std=STD, from the snapshots of --snapshot-every.
+    """Make an average of RUN's weights after training.
 
-    FILE goes to 'elbo sample --ema' and 'elbo bound --ema'. Printed is a JSON object, of which residual tells how well
-    the snapshots can express the profile: 0 is exact, and there is a warning above 0.1.
+    It is power:std=STD, of the snapshots that 'elbo train --snapshot-every' keeps. FILE goes to 'elbo sample --ema' and
+    'elbo bound --ema'. Printed is a JSON object, of which residual tells how well the snapshots can express the
+    profile: 0 is exact, and there is a warning above 0.1.
     """
     from elbocli.cli.progress_bar import show
     from elbocli.ema import post_hoc as loop

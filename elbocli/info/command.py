@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.options import PATH, Command, common
+from elbocli.cli.grouped_help import Command
+from elbocli.cli.options import common
+from elbocli.cli.types import PATH
 
 
 @click.command(cls=Command)
@@ -16,7 +18,10 @@ from elbocli.cli.options import PATH, Command, common
 @click.option("--verify", is_flag=True, help="Read it all and compare it with its digests; exit 1 when it is damaged.")
 @common
 def info(file: Path, as_json: bool, verify: bool) -> None:
-    """Say what FILE is and how it was made: a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples."""
+    """Say what FILE is and how it was made.
+
+    It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
+    """
     from elbocli.cli.progress_bar import show
     from elbocli.info.describe import describe
     from elbocli.info.verify import run

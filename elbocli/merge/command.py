@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.options import PATH, Command, command_line, common, overwrite_option
+from elbocli.cli.grouped_help import Command
+from elbocli.cli.options import command_line, common, overwrite_option
+from elbocli.cli.types import PATH
 
 
 @click.command(cls=Command)

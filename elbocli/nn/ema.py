@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from elbocli.core.averages import Average, parse_average
+from elbocli.core.averages import Average
 
 
 class Shadow:
@@ -33,12 +33,11 @@ class Shadow:
 class Averages(Sequence[Shadow]):
     """Several averages over given live tensors, updated in place; nothing waits for the device.
 
-    specs: as `parse_average` reads them; the first is "the" average. tensors: the live ones, whose storage must stay
-    (under FSDP the local shards). Raises UsageError for an unknown average.
+    averages: the first is "the" average. tensors: the live ones, whose storage must stay (under FSDP the local shards).
     """
 
-    def __init__(self, specs: Sequence[str | float], tensors: dict[str, Tensor]):
-        self._shadows = [Shadow(parse_average(spec), tensors) for spec in specs]
+    def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
+        self._shadows = [Shadow(average, tensors) for average in averages]
 
     def __getitem__(self, index: int) -> Shadow:  # type: ignore[override]
         return self._shadows[index]

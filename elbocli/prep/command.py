@@ -7,16 +7,9 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import (
-    PATH,
-    Command,
-    Count,
-    Number,
-    command_line,
-    common,
-    device_options,
-    overwrite_option,
-)
+from elbocli.cli.grouped_help import Command
+from elbocli.cli.options import command_line, common, device_options, overwrite_option
+from elbocli.cli.types import PATH, Count, Number
 from elbocli.files.latents import CONVENTIONS
 
 CROP_HELP = (

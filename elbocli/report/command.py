@@ -8,7 +8,9 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.options import PATH, STREAM, Command, common, overwrite_option
+from elbocli.cli.grouped_help import Command
+from elbocli.cli.options import common, overwrite_option
+from elbocli.cli.types import PATH, STREAM
 
 
 @click.command(cls=Command)
@@ -34,11 +36,12 @@ from elbocli.cli.options import PATH, STREAM, Command, common, overwrite_option
 def report(
     run: Path, out: Path, samples: Path | None, results: tuple[Path, ...], as_json: bool, overwrite: bool
 ) -> None:
-    """Show RUN on one page of HTML, which needs nothing but itself: for a colleague, or for later.
+    """Show RUN on one page of HTML, which needs nothing but itself.
 
-    What was trained and whether its loss is an ELBO, losses and validation, the error by noise level and the noise
-    levels drawn over time, previews, samples by class, scores, the bound, and the commands to repeat it. A run that is
-    still trained, was interrupted or is damaged is shown as far as it goes, and what is missing is said.
+    It is for a colleague, or for later. What was trained and whether its loss is an ELBO, losses and validation, the
+    error by noise level and the noise levels drawn over time, previews, samples by class, scores, the bound, and
+    the commands to repeat it. A run that is still trained, was interrupted or is damaged is shown as far as it
+    goes, and what is missing is said.
     """
     from elbocli.cli.progress_bar import say
     from elbocli.files.atomic import refuse_existing, writing

@@ -9,7 +9,8 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.run.settings import ADAPTIVE, TrainSettings
+from elbocli.run.objective import Objective
+from elbocli.run.train_settings import ADAPTIVE
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def schedule_term(schedule: Schedule | None) -> Term:
     return _schedule_term("schedule", schedule)
 
 
-def prediction_term(settings: TrainSettings) -> Term:
+def prediction_term(objective: Objective) -> Term:
     """What the network outputs. Raises UsageError."""
-    return _term("prediction", settings.prediction, settings.prediction_object().declared)
+    return _term("prediction", objective.settings.prediction, objective.prediction.declared)
 
 
 def _schedule_term(what: str, schedule: Schedule) -> Term:

@@ -86,7 +86,7 @@ class Status:
             self.step, self.images = before["step"], before["images"]
 
     def write(self, state: str, message: str = "") -> None:
-        """As well as can be: what keeps it from being written is told by whoever writes what matters."""
+        """Write as well as can be: what prevents it is told by whoever writes what matters."""
         content = {"state": state, "step": self.step, "steps": self.steps, "images": self.images, "message": message}
         with suppress(DataError):
             write_json(self.path, {**content, "time": round(time.time(), 3)})

@@ -20,7 +20,9 @@ from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_c
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
 from elbocli.nn.networks import Network, build, config_of, place
-from elbocli.run.settings import TrainSettings, run_settings, trained_as
+from elbocli.run.objective import Objective
+from elbocli.run.settings import run_settings, trained_as
+from elbocli.run.train_settings import TrainSettings
 
 WEIGHTS = ("ema", "model")
 
@@ -35,7 +37,7 @@ class TrainedRun:
 
     path: Path
     network: Network
-    prediction: Prediction
+    objective: Objective
     settings: TrainSettings
     data: dict[str, Any]
     files: dict[str, str]
@@ -47,19 +49,24 @@ class TrainedRun:
         """Optimizer updates that the weights have seen."""
         return int(self.about["step"])
 
+    @property
+    def prediction(self) -> Prediction:
+        """The meaning of the network's output."""
+        return self.objective.prediction
+
     def schedule(self) -> Schedule:
         """The one it was trained under; one that adapts, as it was at the checkpoint.
 
         Raises FormatError when it can't be read, DataError when its file has changed since.
         """
-        fixed = self.settings.schedule_object()
+        fixed = self.objective.schedule
         if fixed is None:
             online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
             try:
                 online.state.copy_(self.checkpoint.state()["online"])
             except (KeyError, TypeError, RuntimeError) as error:
                 raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
-            return online.schedule(self.settings.weighting_object(), self.settings.floor)
+            return online.schedule(self.objective.weighting, self.settings.floor)
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
@@ -123,17 +130,16 @@ def open_run(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    data, files = config["data"], config["files"]
-    return TrainedRun(run, network, settings.prediction_object(), settings, data, files, checkpoint, about)
+    return TrainedRun(run, network, Objective(settings), settings, config["data"], config["files"], checkpoint, about)
 
 
 def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """What weights of a checkpoint are."""
+    """Name and digest of weights of a checkpoint."""
     return {"weights": name, "weights_sha256": checkpoint.meta["files"][f"{name}.safetensors"]["sha256"]}
 
 
 def _trained(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
-    """Of how the run was trained, what a score of its samples should have beside it."""
+    """Facts of the training that a score of its samples should have beside it."""
     return {
         "trained_weighting": settings.weighting,
         "trained_schedule": settings.schedule,

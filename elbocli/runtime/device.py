@@ -1,4 +1,4 @@
-"""What a run needs from the machine: a device, a precision."""
+"""The device that a run works on, and its precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` (CUDA if there is one), or a torch device that works here. Raises UsageError."""
+    """Return the device by its name: `auto` is CUDA if there is one. Raises UsageError when it doesn't work here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -50,23 +50,23 @@ def allow_tf32(allow: bool) -> None:
 
 
 def name_of(device: torch.device) -> str:
-    """What the device is: NVIDIA H100, or the processor's architecture and how many threads are used of it."""
+    """Return what to call a device: NVIDIA H100, or the processor's architecture and how many threads are used of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
 
 
 def precision_of(device: torch.device, precision: str) -> str:
-    """As people are told."""
+    """Return a precision as people are told of it."""
     tf32 = device.type == "cuda" and precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
     return f"{precision} (multiplications in TF32)" if tf32 else precision
 
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
-    """In memory that the device can fetch from by itself."""
+    """Return it in memory that the device can fetch from by itself."""
     return value.pin_memory() if device.type == "cuda" and not value.is_pinned() else value
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """Send it to the device, without waiting for that."""
     return pinned(value, device).to(device, non_blocking=True)

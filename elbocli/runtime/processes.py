@@ -21,9 +21,9 @@ from elbocli.runtime.device import choose_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others: rank 0 reads and checks a checkpoint while they do."""
+"""Time that a process waits for the others: rank 0 reads and checks a checkpoint meanwhile."""
 JOIN = timedelta(minutes=10)
-"""How long it waits for them to be there at all: imports over a network take their time."""
+"""Time that it waits for them to be there at all: imports over a network take long."""
 POLL_S = 0.02
 
 
@@ -44,13 +44,13 @@ class World:
         return self.rank == 0
 
     def added(self, value: Tensor) -> Tensor:
-        """The sum over processes, in place, on the device the value is on."""
+        """Return the sum over processes, in place, on the device the value is on."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def most(self, values: list[int]) -> list[int]:
-        """The largest of each over processes. Travels over the host, so that no device is waited for."""
+        """Return the largest of each over processes. Travels over the host, so that no device is waited for."""
         if self.size == 1:
             return values
         together = torch.tensor(values)
@@ -58,7 +58,7 @@ class World:
         return together.tolist()
 
     def all(self, value: T) -> list[T]:
-        """What every process has, by rank."""
+        """Return what every process has, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -66,7 +66,7 @@ class World:
         return found
 
     def of_first(self, value: T) -> T:
-        """What rank 0 has."""
+        """Return what rank 0 has."""
         if self.size == 1:
             return value
         box = [value]
@@ -74,7 +74,7 @@ class World:
         return box[0]
 
     def gathered(self, value: Tensor) -> list[Tensor]:
-        """What every process has, by rank, at the first; nothing at the others. Of one shape."""
+        """Return tensors of one shape of every process, by rank, at the first; nothing at the others."""
         if self.size == 1:
             return [value]
         found = [torch.empty_like(value) for _ in range(self.size)] if self.first else None
@@ -82,7 +82,7 @@ class World:
         return found or []
 
     def share(self, count: int) -> range:
-        """This process's part of `count` things: they differ by one at most."""
+        """Return this process's part of `count` things; parts differ by one at most."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     @contextmanager
@@ -96,7 +96,7 @@ class World:
         self.raise_first(error)
 
     def raise_first(self, error: ElboError | None) -> None:
-        """As at the end of `together`."""
+        """Raise an ElboError of any process in all of them, as at the end of `together`."""
         if self.size == 1:
             if error is not None:
                 raise error
@@ -183,7 +183,7 @@ def _meeting(rank: int, size: int) -> Store:
 
 
 def _read(store: Store, key: str) -> str:
-    """What is there, nothing if nothing is."""
+    """Return the text under a key, '' if there is none."""
     return store.get(key).decode() if store.check([key]) else ""
 
 

@@ -1,4 +1,4 @@
-"""What a loop says while it works."""
+"""Progress: a loop's word on its work."""
 
 from __future__ import annotations
 

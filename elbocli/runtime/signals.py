@@ -1,4 +1,4 @@
-"""What ends a run before its last step: signals, a STOP file, the clock, a launcher that is gone. Needs no torch."""
+"""Reasons to end a run before its last step: signals, a STOP file, the clock, a launcher that is gone. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_S = 1.0
 """torchrun passes on a Ctrl-C that a terminal has sent to everyone already: that is no second one."""
 PATIENCE_S = 60
-"""How long processes that torchrun has started wait for those before them to end: they may be saving."""
+"""Time that processes of torchrun wait for those before them to end: they may be saving."""
 STOP = "STOP"
 ASKED, TIME, ORPHAN = 1001, 1002, 1003
 LOOK_S = 0.5
@@ -64,7 +64,7 @@ def catching_signals() -> Iterator[Signals]:
 
 
 class Ending:
-    """Why a run shall end now, as a number, so that processes can agree on it: a signal's, or one of those above.
+    """The reason to end a run now, as a number, so that processes can agree on it: a signal's, or one of those above.
 
     run: its folder, in which a file STOP may appear; None where another process looks for it. limit: seconds, 0 is
     none. launched: there is a launcher.

@@ -8,81 +8,61 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import (
-    PATH,
-    STREAM,
-    Count,
-    Joined,
-    Named,
-    Number,
-    command_line,
-    common,
-    device_options,
-    overwrite_option,
-    parameter_options,
-    schedule_help,
-    take_parameters,
-    weights_options,
-    with_params,
-)
-from elbocli.core.clipping import CLIPS, parse_clip
-from elbocli.core.samplers import SAMPLERS, STEPS
-from elbocli.core.samplers.walk import parse_sampler
-from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.cli.grouped_help import Joined, Option
+from elbocli.cli.options import SCHEDULE, command_line, common, device_options, overwrite_option, weights_options
+from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
-PRESETS = ", ".join(
-    f"{declared.name}:{name} ({preset.steps} steps)"
-    for declared in SAMPLERS.values()
-    for name, preset in declared.traits.presets.items()
-)
-GRIDS = sorted({declared.traits.usual.grid for declared in SAMPLERS.values()})
-USUAL = "; ".join(
-    f"{grid} for {', '.join(each.name for each in SAMPLERS.values() if each.traits.usual.grid == grid)}"
-    for grid in GRIDS
-)
+GROUPS = {
+    "Images": ("n", "classes", "seed", "out", "overwrite"),
+    "Weights": ("weights", "average", "autoencoder"),
+    "Sampler": ("sampler", "steps", "schedule", "clip"),
+    "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
+    "Speed and memory": ("batch", "device", "precision", "compile"),
+}
 
 
-@click.command(cls=Joined)
+@click.command(cls=Joined, groups=GROUPS)
 @click.argument("run", type=PATH)
 @click.option("-n", "--n", "n", type=Count(1, 10**9), default=64, show_default=True, help="How many images.")
 @click.option(
     "--sampler",
-    type=Named(SAMPLERS),
+    type=Named("elbocli.core.samplers.SAMPLERS"),
     metavar="SPEC",
     default="ddpm",
     show_default=True,
-    help=f"NAME, NAME:key=value,… or NAME:PRESET. Names: {with_params(SAMPLERS)}. Presets, whose steps, schedule and "
-    f"parameters other options override: {PRESETS}.",
+    help="NAME, NAME:key=value,… or NAME:PRESET; see 'elbo weights list samplers'.",
 )
 @click.option(
-    "--steps", type=Count(1, 100_000), help=f"Levels of noise visited.  [default: {STEPS}, or the sampler preset's]"
+    "--steps", type=Count(1, 100_000), help="Levels of noise visited.  [default: 128, or the sampler preset's]"
 )
-@parameter_options(SAMPLERS)
 @click.option(
     "--schedule",
-    type=Named(SCHEDULES),
+    cls=Option,
+    type=SCHEDULE,
     metavar="SPEC",
-    help=schedule_help(
-        f"Grid of noise levels, within the run's range (default: {USUAL}). 'run' is the schedule that the run was "
-        "trained under; one that adapts, as it was at the checkpoint."
-    ),
+    help="Grid of noise levels within the run's range: NAME:key=value,…, FILE, or run.  [default: the sampler's]",
+    more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. 'run' is the schedule that the run "
+    "was trained under; one that adapts, as it was at the checkpoint.",
 )
 @click.option(
     "--guidance",
+    cls=Option,
     type=Number(-1e3, 1e3),
     default=1.0,
     show_default=True,
-    help="Scale of guidance, away from the network without classes (classifier-free) or from --guide; 1 is none, 0 that "
-    "network alone.",
+    help="Scale of guidance; 1 is none.",
+    more="It leads away from the network without classes (classifier-free) or from --guide; 0 is that network alone.",
 )
 @click.option(
     "--guidance-interval", type=Number(-50, 50), nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI."
 )
 @click.option(
     "--guide",
+    cls=Option,
     type=PATH,
     metavar="RUN",
-    help="Autoguidance: a worse run of the same images and classes, or a checkpoint, to guide away from.",
+    help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
+    more="It is of the same images and classes.",
 )
 @click.option(
     "--guide-ema",
@@ -93,18 +73,18 @@ USUAL = "; ".join(
 )
 @click.option(
     "--clip",
-    type=Named(CLIPS),
+    type=Named("elbocli.core.clipping.CLIPS"),
     metavar="SPEC",
     default="none",
     show_default=True,
-    help=f"Keep each estimate of the image within the range of pixels, after guidance. Names: {with_params(CLIPS)}.",
+    help="Keep each estimate of the image within the range of pixels, after guidance: static, or dynamic:percentile=P.",
 )
 @click.option(
     "--classes",
     metavar="balanced|random|LIST",
     default="balanced",
     show_default=True,
-    help="Class of each image: i mod K, random, or a list of numbers or names repeated to length, such as 3,5,7.",
+    help="i mod K, random, or numbers or names repeated to length, such as 3,5,7.",
 )
 @weights_options("ema", "")
 @click.option(
@@ -123,7 +103,7 @@ USUAL = "; ".join(
     "--autoencoder",
     type=PATH,
     metavar="DIR",
-    help="Decodes a run of latents: a diffusers AutoencoderKL folder.  [default: the one they were made with]",
+    help="Decodes latents: a diffusers AutoencoderKL.  [default: the one they were made with]",
 )
 @click.option(
     "-o",
@@ -150,7 +130,9 @@ def sample(
     is gone on with by the same command; under torchrun, processes share the work. Image i is the same in any case.
     """
     from elbocli.cli.progress_bar import show
+    from elbocli.core.clipping import parse_clip
     from elbocli.core.guidance import Guidance
+    from elbocli.core.samplers.walk import parse_sampler
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
     from elbocli.sample import draw as loop
@@ -159,12 +141,10 @@ def sample(
     if out == STREAM:
         refuse_terminal(sys.stdout)
         target = sys.stdout.buffer
-    params = take_parameters(SAMPLERS, options)
-    options["sampler"] = parse_sampler(options["sampler"], params)
-    options["clip"] = parse_clip(options["clip"])
-    guided = Guidance(guidance, *(guidance_interval or ()))
     settings = loop.SampleSettings(
-        guidance=guided,
+        sampler=parse_sampler(options.pop("sampler")),
+        clip=parse_clip(options.pop("clip")),
+        guidance=Guidance(guidance, *(guidance_interval or ())),
         device=device or "auto",
         precision=precision or "fp32",
         schedule=options.pop("schedule") or "",

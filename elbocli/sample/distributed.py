@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from functools import partial
-from threading import Thread
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import ElboError, ReaderGone
 from elbocli.files.sample_writers import Sink
+from elbocli.runtime.background import Background, awaited
 from elbocli.runtime.processes import World
 from elbocli.runtime.signals import Ending, interrupted
-
-POLL_S = 0.1
 
 
 class Leave(Exception):
@@ -33,46 +32,6 @@ class Watch:
         self.reason = self.reason or self._ending.reason()
         if self.reason:
             raise Leave
-
-
-class Aside:
-    """One job at a time in a thread, while this one goes on. The thread doesn't keep the process from ending: a write
-    into a pipe may never return. It is the thread that is waited for, not its result: one that still let go of its
-    tensors while the interpreter ends would abort the process.
-    """
-
-    def __init__(self) -> None:
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
-
-    def start(self, job: Callable[[], None], look: Callable[[], None]) -> None:
-        """Do it when the one before is done. Raises what that raised, or what `look` raises meanwhile."""
-        self.finish(look)
-        self._thread = Thread(target=self._do, args=(job,), name="elbo-aside", daemon=True)
-        self._thread.start()
-
-    def _do(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            self._error = error
-
-    def finish(self, look: Callable[[], None]) -> None:
-        """Wait for the job, looking now and then. Raises as `start`."""
-        while self._thread is not None:
-            self._thread.join(POLL_S)
-            if self._thread.is_alive():
-                look()
-            else:
-                self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def settle(self) -> None:
-        """Wait for the job, whatever comes of it."""
-        if self._thread is not None:
-            self._thread.join()
 
 
 def fetched(images: Tensor) -> Callable[[], Tensor]:
@@ -104,7 +63,8 @@ class Rounds:
         self.n, self.batch, self.depth = n, batch, depth
         self._begun: deque[Callable[[], Tensor]] = deque()
         self._ready: Tensor | None = None
-        self._aside = Aside()
+        self._background = Background("put", abandon=True)
+        self._writing: Future[None] | None = None
 
     def run(self, start: int, draw: Callable[[range], Tensor]) -> Iterator[int]:
         """Yields how many images are drawn, after each round. draw: uint8 [len(indices), H, W, C], on any device.
@@ -122,7 +82,7 @@ class Rounds:
             self._agreed(self._finish)
         finally:
             if self.sink is not None and self.sink.partial is not None:
-                self._aside.settle()
+                self._settle()
 
     def _work(self, first: int, draw: Callable[[range], Tensor]) -> None:
         """This process's part of the round whose images begin at `first`."""
@@ -141,14 +101,25 @@ class Rounds:
         self._ready = images[: self.n - first]
 
     def _put(self) -> None:
+        """Write the round that is ready, once the one before is written."""
+        self._written()
         if self.sink is not None and self._ready is not None:
-            put, rows = self.sink.put, self._ready.numpy()
-            self._aside.start(lambda: put(rows), self.watch.look)
+            self._writing = self._background.start(partial(self.sink.put, self._ready.numpy()))
         self._ready = None
+
+    def _written(self) -> None:
+        if self._writing is not None:
+            awaited(self._writing, self.watch.look)
+            self._writing = None
+
+    def _settle(self) -> None:
+        """Wait for what is being written, whatever comes of it."""
+        if self._writing is not None:
+            wait([self._writing])
 
     def _finish(self) -> None:
         self._put()
-        self._aside.finish(self.watch.look)
+        self._written()
 
     def _agreed(self, work: Callable[[], None]) -> None:
         """Do it in all processes, and end all of them if one can't or shall not go on."""
@@ -172,7 +143,7 @@ class Rounds:
             raise self._ended(reason)
 
     def _ended(self, reason: int) -> ElboError:
-        """Why it ends, and what is safe."""
+        """Return the error that says why it ends, and what is safe."""
         if self.sink is None:
             said = "ended"
         elif self.sink.partial is None:
@@ -180,6 +151,6 @@ class Rounds:
                 f"{self.sink.done} of {self.n} images were written; into a file (-o FILE) the same command would go on"
             )
         else:
-            self._aside.settle()
+            self._settle()
             said = f"{self.sink.done} of {self.n} images are safe in {self.sink.partial.name}; the same command goes on from there"
         return interrupted(reason, said)

@@ -19,6 +19,7 @@ from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule
+from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
@@ -31,7 +32,6 @@ from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interr
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
 from elbocli.sample.distributed import Rounds, Watch
 from elbocli.sample.guided import GuidedRun
-from elbocli.sample.noise import Noise
 
 RUN = "run"
 
@@ -82,13 +82,17 @@ def draw(
     shape: (height, width, channels) of what the network draws, which `output` turns into pixels. look: called before
     each estimate, to raise something when there is a reason to leave: a batch may take minutes.
     """
+    drawn = walk_noise(settings.seed, indices, shape)
+
+    def noise() -> Tensor:
+        return sent(drawn(), device).permute(0, 3, 1, 2)
 
     def watched(z: Tensor, logsnr: float) -> Tensor:
         if look is not None:
             look()
         return denoiser(z, logsnr)
 
-    with Noise(settings.seed, indices, shape, len(grid) - 1, device) as noise, autocast(device, settings.precision):
+    with autocast(device, settings.precision):
         x = walk(settings.sampler, noise(), grid, watched, noise)
     return output.pixels(x)
 

@@ -1,4 +1,4 @@
-"""Which images a training step sees, and the noise on them, as tensors on the device."""
+"""All that chance decides of a training step: its images, labels and noise on the device, its times, its dropout."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.streams import Stream
+from elbocli.core.streams import Stream, times
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.latents import LatentSpace
 from elbocli.nn.autoencoder import affine
 from elbocli.run.settings import Resolved
+from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import pinned, sent
-from elbocli.runtime.prefetch import Ahead
 from elbocli.train.held_out import training_rows
 
 AHEAD_BYTES = 16 << 20
-"""From here on plain batches are gathered by another thread. Those of 3 MB, which take 0.4 ms, became slower by it."""
+"""Least size of plain batches that another thread gathers. Those of 3 MB, which take 0.4 ms, became slower by it."""
 
 
 def normalised(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
@@ -29,8 +29,8 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
 
 
 class Fetched(NamedTuple):
-    """What the host prepares of a part of a step's batch: rows of the dataset [n], what is stored of them
-    [n, …], η of latents [n,C,h,w] or None, ε [n,H,W,C] or None.
+    """The host's share of a part of a step: rows of the dataset [n], their stored images or moments [n, …], η of latents
+    [n,C,h,w] or None, ε [n,H,W,C].
     """
 
     rows: np.ndarray
@@ -54,32 +54,30 @@ class Posterior:
 
 
 class Batches:
-    """Images, labels and noise of any step: the order is a permutation of (seed, epoch), the place a counter.
+    """Images, labels, times and noise of any step: functions of the run's seed and the step alone.
 
-    parts: the positions in a step's batch that this process works on, in as many goes as there are ranges. What is
-    at a position depends on neither.
+    Images come by a permutation of (seed, epoch) and a counter. parts: the positions in a step's batch that this process
+    works on, in as many goes as there are ranges. What is at a position depends on neither; dropout's masks do.
     """
 
     def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):
-        settings = resolved.settings
-        self.dataset, self.batch, self.flip, self.device = dataset, settings.batch, settings.flip, device
-        self.conditional, self.drop = resolved.network.num_classes > 0, settings.label_dropout
-        self._order, self._flips, self._drops, self._noise, self._eta = (
-            Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior")
+        settings = self.settings = resolved.settings
+        self.dataset, self.batch, self.device = dataset, settings.batch, device
+        self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
+        self._order, self._flips, self._drops, self._noise, self._eta, self._t, self._masks = (
+            Stream(settings.seed, name)
+            for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
         self._rows = training_rows(settings, dataset)
         self._count = len(dataset) if self._rows is None else len(self._rows)
         space = dataset.latent_space
         self._posterior = None if space is None else Posterior(space, device)
         self._shuffled = (-1, np.empty(0, np.int64))
-        self._split(parts or [range(self.batch)])
-
-    def _split(self, parts: list[range]) -> None:
-        self.parts = parts
-        largest = max(map(len, parts))
+        self.parts = parts or [range(self.batch)]
+        largest = max(map(len, self.parts))
         large = self.dataset.batch(np.arange(1)).nbytes * largest >= AHEAD_BYTES
         ahead = large or self.dataset.kind == ENCODED or self.device.type != "cpu"
-        self._fetch = Ahead(self._fetched, max(2, len(parts))).get if ahead else self._fetched
+        self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched
         self._ready: dict[int, Fetched] = {}
 
     def indices(self, step: int) -> np.ndarray:
@@ -95,13 +93,21 @@ class Batches:
             rows[mine] = shuffled[1][position[mine] % count]
         return rows if self._rows is None else self._rows[rows]
 
+    def times(self, step: int) -> Tensor:
+        """t of a step's images, [batch] float64 in [0, 1), on the CPU."""
+        return times(self._t, step, self.batch, self.settings.t_sampling)
+
+    def dropout_seed(self, step: int, which: int) -> int:
+        """The seed of the masks for a part of a step."""
+        return self._masks.seed(step) + self.parts[which].start
+
     def _fetched(self, index: int) -> Fetched:
         """Part `index` of all parts of all steps: everything that takes the host time."""
         step, which = divmod(index, len(self.parts))
         part = self.parts[which]
         rows = self.indices(step)[part.start : part.stop]
         stored = self.dataset.batch(rows)
-        if self.flip and self._posterior is None:
+        if self.settings.flip and self._posterior is None:
             turned = self._flips.uniform(step, self.batch)[part.start : part.stop] < 0.5
             stored[turned] = stored[turned, :, ::-1]
         places = range(step * self.batch + part.start, step * self.batch + part.stop)
@@ -133,6 +139,6 @@ class Batches:
         labels = None
         if self.conditional:
             part = self.parts[which]
-            kept = self._drops.uniform(step, self.batch)[part.start : part.stop] >= self.drop
+            kept = self._drops.uniform(step, self.batch)[part.start : part.stop] >= self.settings.label_dropout
             labels = sent(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)), self.device)
         return x, sent(eps, self.device).permute(0, 3, 1, 2), labels

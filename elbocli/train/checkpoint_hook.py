@@ -8,14 +8,17 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from elbocli.files.retention import step_of
+from elbocli.runtime.background import Background
 
 GRACE_S = 5.0
-"""From SIGTERM to SIGKILL: short, because a launcher that has asked for the end kills after its own grace."""
+"""Time from SIGTERM to SIGKILL: short, because a launcher that has asked for the end kills after its own grace."""
 LOOK_S = 0.1
 STDERR = 2
 LAUNCHERS = (
@@ -23,11 +26,11 @@ LAUNCHERS = (
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
 )
 LAUNCHERS_PREFIX = "TORCHELASTIC_"
-"""What torchrun tells a worker. A command that had these would take itself for one, and wait for the others."""
+"""Variables by which torchrun talks to a worker. A command that had these would take itself for one, and wait for the others."""
 
 
 def environment(run: Path, checkpoint: Path) -> dict[str, str]:
-    """What the command finds: paths are absolute, and of a launcher there is no trace."""
+    """Return the command's environment: paths are absolute, and there is no trace of a launcher."""
     own = {k: v for k, v in os.environ.items() if k not in LAUNCHERS and not k.startswith(LAUNCHERS_PREFIX)}
     return {
         **own,
@@ -50,11 +53,10 @@ class CheckpointHook:
 
     def __init__(self, command: str, run: Path, warn: Callable[[str], None]):
         self.command, self.run, self._warn = command, run, warn
+        self._background = Background("on-checkpoint", abandon=True)
+        self._jobs: dict[Path, Future[None]] = {}
         self._lock = threading.Lock()
-        self._running: Path | None = None
-        self._waiting: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
+        self._running: tuple[Path, subprocess.Popen[bytes]] | None = None
         self._stopped = False
 
     def __enter__(self) -> CheckpointHook:
@@ -67,64 +69,47 @@ class CheckpointHook:
 
     def start(self, checkpoint: Path) -> None:
         """Run the command for this checkpoint, now or when the one before has ended."""
-        with self._lock:
-            if not self.command or self._stopped:
-                return
-            if self._running is None:
-                self._running = checkpoint
-                self._thread = threading.Thread(target=self._work, name="elbo-on-checkpoint", daemon=True)
-                self._thread.start()
-                return
-            if self._waiting is not None:
-                self._warn(
-                    f"--on-checkpoint: {self._waiting.name} is left out, because the command was still busy with "
-                    f"{self._running.name} when {checkpoint.name} came"
-                )
-            self._waiting = checkpoint
+        if not self.command or self._stopped:
+            return
+        self.held()
+        busy, *waiting = self._jobs or [checkpoint]
+        if waiting and self._jobs[waiting[-1]].cancel():
+            self._warn(
+                f"--on-checkpoint: {waiting[-1].name} is left out, because the command was still busy with {busy.name} "
+                f"when {checkpoint.name} came"
+            )
+        self._jobs[checkpoint] = self._background.start(partial(self._run, checkpoint))
 
     def held(self) -> set[Path]:
         """Checkpoints that the command uses or is about to use: they must not be deleted."""
-        with self._lock:
-            return {path for path in (self._running, self._waiting) if path is not None}
+        self._jobs = {path: job for path, job in self._jobs.items() if not job.done()}
+        return set(self._jobs)
 
     def finish(self, hurry: Callable[[], object] = lambda: False) -> None:
         """Wait until the command has seen the last checkpoint, or until `hurry()` is true."""
-        while (thread := self._thread) is not None and thread.is_alive() and not hurry():
-            thread.join(LOOK_S)
+        while self.held() and not hurry():
+            wait(self._jobs.values(), LOOK_S)
 
     def stop(self) -> None:
         """End the command that runs, and run no other."""
         with self._lock:
-            self._stopped, self._waiting = True, None
-            process, running = self._process, self._running
-        if process is not None and running is not None and process.poll() is None:
-            self._warn(f"--on-checkpoint: the command for {running.name} was ended, as training has ended before it")
+            self._stopped = True
+        if self._running is not None and self._running[1].poll() is None:
+            checkpoint, process = self._running
+            self._warn(f"--on-checkpoint: the command for {checkpoint.name} was ended, as training has ended before it")
             _signal_group(process, signal.SIGTERM)
             deadline = time.monotonic() + GRACE_S
             while time.monotonic() < deadline and _signal_group(process, 0):
                 time.sleep(LOOK_S / 2)
             _signal_group(process, signal.SIGKILL)
-        if self._thread is not None:
-            self._thread.join()
+        wait(self._jobs.values())
 
-    def _work(self) -> None:
-        checkpoint = self._running
-        while checkpoint is not None:
-            process = self._begun(checkpoint)
-            code = process.wait() if process else 0
-            if code and not self._stopped:
-                how = f"exit code {code}" if code > 0 else f"signal {-code}"
-                self._warn(f"--on-checkpoint: the command for {checkpoint.name} ended with {how}: {self.command}")
-            with self._lock:
-                self._process, self._waiting, checkpoint = None, None, self._waiting
-                self._running = checkpoint
-
-    def _begun(self, checkpoint: Path) -> subprocess.Popen[bytes] | None:
+    def _run(self, checkpoint: Path) -> None:
         with self._lock:
             if self._stopped:
-                return None
+                return
             try:
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     ["/bin/sh", "-c", self.command],
                     stdin=subprocess.DEVNULL,
                     stdout=STDERR,
@@ -134,7 +119,12 @@ class CheckpointHook:
                 )
             except (OSError, ValueError) as error:
                 self._warn(f"--on-checkpoint: could not start the command for {checkpoint.name}: {error}")
-            return self._process
+                return
+            self._running = checkpoint, process
+        code = process.wait()
+        if code and not self._stopped:
+            how = f"exit code {code}" if code > 0 else f"signal {-code}"
+            self._warn(f"--on-checkpoint: the command for {checkpoint.name} ended with {how}: {self.command}")
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:

@@ -7,28 +7,11 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import (
-    PATH,
-    Command,
-    Count,
-    Duration,
-    Joined,
-    Named,
-    Number,
-    command_line,
-    common,
-    device_options,
-    launched,
-    schedule_help,
-    take_parameters,
-    weighting_options,
-    with_params,
-)
-from elbocli.core.averages import AVERAGES
-from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.nn import presets
+from elbocli.cli.grouped_help import Command, Joined, Option, launched
+from elbocli.cli.options import command_line, common
+from elbocli.cli.setting_options import setting_groups, setting_options
+from elbocli.cli.types import PATH, Count, Duration, Number
+from elbocli.run.train_settings import RUN
 
 PLANNING = ("dry_run", "devices", "device_tflops")
 
@@ -68,8 +51,10 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             raise click.UsageError(f"{path}: unknown setting {key!r}; known: {', '.join(sorted(known))}", ctx)
         if key in values:
             raise click.UsageError(f"{path}: {key!r} is given twice", ctx)
-        several = known[key].multiple if isinstance(known[key], click.Option) else False
+        several = isinstance(option := known[key], click.Option) and option.multiple
         items = value if isinstance(value, list) and several else [value]
+        if not items:
+            raise click.UsageError(f"{path}: {key} is an empty list; name at least one, or leave it out", ctx)
         for item in items:
             if isinstance(item, (dict, list)):
                 raise click.UsageError(f"{path}: {key} is a {type(item).__name__}, expected one value", ctx)
@@ -80,15 +65,15 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
 
 
-@click.command(cls=Joined)
+GROUPS = setting_groups()
+GROUPS[RUN] = ["out", "config", *GROUPS[RUN]]
+GROUPS["Plan, without training"] = [*PLANNING]
+
+
+@click.command(cls=Joined, groups=GROUPS)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
 @click.option(
-    "-o",
-    "--out",
-    type=PATH,
-    default="run",
-    show_default=True,
-    help="The run folder; the same command again goes on with it.",
+    "-o", "--out", type=PATH, default="run", show_default=True, help="The run's folder, new or to go on with."
 )
 @click.option(
     "--config",
@@ -96,169 +81,22 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     is_eager=True,
     expose_value=False,
     callback=_read_config,
-    help="YAML file of these options (or a run's config.yaml).",
+    help="YAML of these options, or a run's config.yaml.",
 )
-@click.option(
-    "--preset",
-    type=Named(presets.NAMES),
-    metavar="NAME",
-    help=f"Network and settings: {', '.join(presets.NAMES)}, or a FILE.yaml.  [default: by image size and count]",
-)
-@weighting_options("sigmoid")
-@click.option(
-    "--schedule",
-    type=Named((*SCHEDULES, "adaptive")),
-    metavar="SPEC",
-    help=schedule_help(
-        "How logsnr is sampled; it doesn't change the loss, only its variance. 'adaptive' fits it while training."
-    ),
-)
-@click.option(
-    "--prediction",
-    type=Named(PREDICTIONS),
-    metavar="SPEC",
-    help=f"What the network outputs: {with_params(PREDICTIONS)}.",
-)
-@click.option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.")
-@click.option("--logsnr-max", type=Number(-50, 50), help="Cleanest level.")
-@click.option(
-    "--t-sampling",
-    type=click.Choice(["low-discrepancy", "independent"]),
-    help="How t is drawn in a batch.  [default: low-discrepancy]",
-)
-@click.option("--steps", type=Count(), help="Optimizer updates in all.")
-@click.option("--batch", type=Count(1, 10**6), help="Images per update.")
-@click.option("--lr", type=Number(0, 1e3, above=True), help="Learning rate of AdamW.")
-@click.option("--warmup", type=Count(0), help="Updates over which lr rises from zero.")
-@click.option("--weight-decay", type=Number(0, 1e3), help="Of AdamW.  [default: 0]")
-@click.option("--beta2", type=Number(0, 0.9999999), help="Of AdamW, whose beta1 is 0.9.  [default: 0.999]")
-@click.option("--adam-eps", type=Number(0, 1, above=True), help="Of AdamW.  [default: 1e-8]")
-@click.option("--clip", type=Number(0), help="Largest gradient norm; 0 is no limit.")
-@click.option(
-    "--ema",
-    type=Named(AVERAGES),
-    multiple=True,
-    metavar="SPEC",
-    help="Average of the weights; may be repeated, and the first is the one that previews, sample and bound use. A "
-    f"number is the decay per update; or NAME:key=value,…: {with_params(AVERAGES)}.",
-)
-@click.option("--dropout", type=Number(0, 0.99), help="Inside the network's blocks.")
-@click.option("--label-dropout", type=Number(0, 1), help="Share of images shown without their class, for guidance.")
-@click.option(
-    "--flip/--no-flip",
-    default=None,
-    help="Mirror half of the images; not of latents, whose mirror images 'elbo prep --mirror' packs.",
-)
-@click.option(
-    "--conditional/--unconditional", default=None, help="Show the network the classes.  [default: if there are several]"
-)
-@device_options
-@click.option(
-    "--tf32/--no-tf32",
-    default=None,
-    help="Multiply fp32 in TF32 on CUDA, which is several times as fast and keeps 10 bits of mantissa.  [default: tf32]",
-)
-@click.option("--compile/--no-compile", "compile", default=None, help="torch.compile the network.")
-@click.option("--seed", type=Count(0, 2**63 - 1), help="All draws are functions of it.  [default: 0]")
-@click.option(
-    "--floor",
-    type=Number(0, 1, above=True),
-    help="Least density of an adaptive schedule, as a share of the uniform one.  [default: 0.01]",
-)
-@click.option(
-    "--multiscale/--no-multiscale",
-    default=None,
-    help="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
-    "that coarse structure counts for more. It is then no ELBO, as that weighs all pixels' errors alike; the loss log "
-    "and validation's bits per dimension stay plain.  [default: no]",
-)
-@click.option("--log-every", type=Count(), help="Updates per line of metrics.jsonl and losslog.jsonl.")
-@click.option("--save-every", type=Count(), help="Updates per checkpoint.")
-@click.option("--preview-every", type=Count(0), help="Updates per preview picture; 0 is none.")
-@click.option(
-    "--snapshot-every",
-    type=Count(0),
-    help="Updates per snapshot of the power averages, from which 'elbo ema' makes others; 0 is none. Where --ema names no "
-    "power average, those of std 0.05 and 0.1 are added.  [default: steps/20 if --ema names one, else 0]",
-)
-@click.option("--keep", type=Count(), help="Checkpoints to keep.  [default: 2]")
-@click.option(
-    "--milestone-every", type=Count(0), help="Updates per checkpoint that is never deleted; 0 is none.  [default: 0]"
-)
-@click.option(
-    "--time-limit",
-    type=Duration(),
-    help="Save and end once training has gone on for so long: 3h50m, 90s, 1:30:00. The same command goes on. Leave time "
-    "to start and to save.  [default: none]",
-)
-@click.option(
-    "--on-nonfinite",
-    type=click.Choice(["stop", "skip"]),
-    help="When loss or gradient is not finite: stop with exit 4, or leave that update out and warn.  [default: stop]",
-)
-@click.option(
-    "--max-skips", type=Count(), help="Updates left out in a row before the run stops after all.  [default: 10]"
-)
-@click.option(
-    "--on-checkpoint",
-    metavar="COMMAND",
-    help="Run this in a shell after each checkpoint, while training goes on: $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP say "
-    "of which, and its output goes to stderr. One at a time: of the checkpoints that come meanwhile, the newest is next. "
-    "The end of training waits for it; an interrupted or failed run ends it (SIGTERM, after 5 s SIGKILL).",
-)
-@click.option(
-    "--val",
-    metavar="PATH",
-    help="Validate on this dataset, packed as DATA.h5 was: the error at each noise level, the weighted loss, and bits per "
-    "dimension (of pixels).",
-)
-@click.option(
-    "--val-split",
-    type=Count(0),
-    help="Validate on this many images of DATA.h5, which are chosen by the seed and never trained on; 0 is none.  "
-    "[default: 0]",
-)
-@click.option(
-    "--val-every",
-    type=Count(0),
-    help="Images of training between validations; 0 is as often as takes 2 % of the work.  [default: 0]",
-)
-@click.option("--val-images", type=Count(0), help="At most this many images per validation; 0 is all.  [default: 0]")
-@click.option(
-    "--tensorboard/--no-tensorboard",
-    default=None,
-    help="Also write metrics and previews for TensorBoard, to RUN/tensorboard. Needs the extra: pip install "
-    "'elbocli[tensorboard]'.  [default: no]",
-)
-@click.option(
-    "--parallel",
-    type=click.Choice(["ddp", "fsdp"]),
-    help="Under torchrun: every process holds the network, or a share of each of its weights.  [default: ddp]",
-)
-@click.option(
-    "--micro-batch",
-    type=Count(0, 10**6),
-    help="Images that a process sees at once, the gradients of a batch being added up; 0 takes its whole share of the "
-    "batch on a CPU, on CUDA the most that fits.  [default: 0]",
-)
-@click.option(
-    "--activation-checkpointing/--no-activation-checkpointing",
-    default=None,
-    help="Keep only what enters each block and compute the rest again for the gradients: less memory, slower.",
-)
+@setting_options
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print (YAML) what would run, what it needs of each device and computes, and what would fit; then stop. With "
-    "--preset and no DATA.h5, unless the only dataset here fits it, this is for the data that the preset is made for.",
+    cls=Option,
+    help="Print what would run, need and fit; then stop.",
+    more="It is YAML, with the memory of each device and the operations. With --preset and no DATA.h5, unless the only dataset here fits "
+    "it, this is for the data that the preset is made for.",
 )
-@click.option(
-    "--devices", type=Count(1, 10**6), help="With --dry-run: plan for that many.  [default: torchrun's, or 1]"
-)
+@click.option("--devices", type=Count(1, 10**6), help="Plan for that many.  [default: torchrun's, or 1]")
 @click.option(
     "--device-tflops",
     type=Number(0, above=True),
-    help="With --dry-run: 10^12 operations that a device sustains per second; adds the days that a run takes.",
+    help="10^12 operations a second, of each; adds days.",
 )
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
@@ -275,7 +113,6 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     from elbocli.train import tensorboard as board
 
     options["ema"] = options["ema"] or None
-    options["params"] = take_parameters(WEIGHTINGS, options)
     devices, device_tflops = options.pop("devices"), options.pop("device_tflops")
     if dry_run:
         return _plan(data, options, devices, device_tflops)
@@ -299,7 +136,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
 
 
 def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:
-    """--dry-run: in the first process alone, for as many as there are."""
+    """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
     from elbocli.files import strict_yaml
     from elbocli.files.dataset import Dataset

@@ -1,4 +1,4 @@
-"""What a run is validated on: another dataset, or images of its own that it never trains on."""
+"""Images to validate a run on: another dataset, or images of its own that it never trains on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
-from elbocli.run.settings import TrainSettings
+from elbocli.run.train_settings import TrainSettings
 
 LEAST = 2
 """A standard error needs two images."""
@@ -56,7 +56,7 @@ def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | Non
 
 
 def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> HeldOut | None:
-    """What the settings hold out of training on `dataset`; None when nothing. conditional: whether classes matter.
+    """Open the images that the settings hold out; None when there are none. conditional: whether classes matter.
 
     Raises UsageError when the two don't go together, FormatError when --val is no dataset.
     """

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from elbocli.errors import DataError, ElboError, Interrupted
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
@@ -23,7 +25,8 @@ from elbocli.runtime.signals import ASKED, PATIENCE_S, STOP, TIME, Ending, Signa
 from elbocli.train.checkpoint_hook import CheckpointHook
 from elbocli.train.recorder import Recorder
 from elbocli.train.saver import Saver
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import rehearse, update
 
 
 def run(
@@ -31,8 +34,8 @@ def run(
 ) -> Iterator[Progress]:
     """Train until `steps`, going on where an earlier run of the same settings stopped.
 
-    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError (another run is there),
-    NonFiniteError (exit 4), Interrupted after a checkpoint, DataError, PeerLost.
+    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError
+    (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
     allow_tf32(resolved.settings.tf32)
@@ -47,8 +50,8 @@ def run(
         try:
             with telling_lost():
                 with world.together():
-                    trainer = Trainer(resolved, dataset, world)
-                yield from _Training(trainer, out, signals, status, saver, stack).reports()
+                    state = TrainState(resolved, dataset, world)
+                yield from _Training(state, out, signals, status, saver, stack).reports()
         except BaseException as error:
             saver.close()
             if status is not None:
@@ -62,94 +65,94 @@ class _Training:
     """One start of a run, from its last checkpoint to wherever it ends."""
 
     def __init__(
-        self, trainer: Trainer, out: Path, signals: Signals, status: Status | None, saver: Saver, stack: ExitStack
+        self, state: TrainState, out: Path, signals: Signals, status: Status | None, saver: Saver, stack: ExitStack
     ):
-        self.trainer, self.out, self.signals, self.status, self.saver = trainer, out, signals, status, saver
-        self.settings, self.world = trainer.settings, trainer.world
+        self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
+        self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
-        self.messages: list[Progress] = []
+        self.pending: list[Progress] = []
         self.hook = stack.enter_context(
             CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
         )
         with self.world.together():
-            self.records = Recorder(trainer, out, self._restore(), self._warn)
-        stack.callback(self.records.close)
-        self.last_saved = trainer.steps_done if trainer.steps_done else -1
+            self.recorder = Recorder(state, out, self._restore(), self._warn)
+        stack.callback(self.recorder.close)
+        self.last_saved = state.steps_done if state.steps_done else -1
 
     def _warn(self, text: str) -> None:
-        self.messages.append(Progress(message=text, level="warning"))
+        self.pending.append(Progress(message=text, level="warning"))
 
-    def _said(self) -> Iterator[Progress]:
+    def _messages(self) -> Iterator[Progress]:
         for text in self.saver.warnings:
             self._warn(text)
         self.saver.warnings.clear()
-        while self.messages:  # one by one: other threads add some meanwhile
-            yield self.messages.pop(0)
+        while self.pending:  # one by one: other threads add some meanwhile
+            yield self.pending.pop(0)
 
     def _restore(self) -> dict[str, int]:
-        """Go on from the newest whole checkpoint, if there is one; how long the logs were then."""
+        """Go on from the newest whole checkpoint, if there is one. Returns how long the logs were then."""
         found = None
         with self.world.together():
             if self.world.first:
                 found = store.latest(self.out, self._warn)
         found = self.world.of_first(found)
         if found is not None:
-            self.trainer.restore(found)
+            self.state.restore(found)
         if self.world.first:
-            snapshots.drop_after(self.out, self.trainer.steps_done)
+            snapshots.drop_after(self.out, self.state.steps_done)
         return {} if found is None else found.meta["log_bytes"]
 
     def _introduction(self) -> str:
-        trainer, settings, start, size = self.trainer, self.settings, self.trainer.steps_done, self.world.size
-        rising = trainer.weighting.rising(settings.logsnr_min, settings.logsnr_max)
-        parts = len(trainer.losses.parts)
+        state, settings, start, size = self.state, self.settings, self.state.steps_done, self.world.size
+        rising = state.weighting.rising(settings.logsnr_min, settings.logsnr_max)
+        parts = len(state.batches.parts)
         shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
         shared += f", each {settings.batch // size} images a step in {parts} parts" if parts > 1 else ""
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
-            f"{count_parameters(trainer.network):,} parameters, {trainer.device}{shared}, "
-            f"{precision_of(trainer.device, settings.precision)}; "
+            f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
+            f"{precision_of(state.device, settings.precision)}; "
             f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
             f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
         )
 
     def reports(self) -> Iterator[Progress]:
-        """Train, and tell."""
-        trainer, settings = self.trainer, self.settings
-        yield from self._said()
-        yield Progress(trainer.steps_done, settings.steps, "step", self._introduction())
-        self._state("running")
-        trainer.rehearse()
-        while trainer.steps_done < settings.steps:
-            reason = self._agreed()
+        """Train, and yield progress."""
+        state, settings = self.state, self.settings
+        yield from self._messages()
+        yield Progress(state.steps_done, settings.steps, "step", self._introduction())
+        self._tell_status("running")
+        rehearse(state)
+        while state.steps_done < settings.steps:
+            reason = self._reason_to_end()
             if reason:
                 yield from self._end(reason)
                 return
-            trainer.step()
-            step = trainer.steps_done
-            values = self.records.after(step)
+            update(state)
+            step = state.steps_done
+            values = self.recorder.after(step)
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 self._keep_averages()
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             yield Progress(step, settings.steps, "step", values=values)
-            yield from self._said()
+            yield from self._messages()
         self._finish()
         self._heed_stop()
-        self._state("done")
+        self._tell_status("done")
         if self.hook.held():
             yield Progress(message="waiting for --on-checkpoint's command")
         self.hook.finish(lambda: self.signals.received is not None)
-        yield from self._said()
-        yield Progress(message=f"{self.out}: done, {trainer.steps_done} steps, {trainer.images} images")
+        yield from self._messages()
+        yield Progress(message=f"{self.out}: done, {state.steps_done} steps, {state.images} images")
 
-    def _agreed(self) -> int:
-        """Why to end now, if so, in all processes alike. Raises what went wrong in any of them."""
+    def _reason_to_end(self) -> int:
+        """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
         error = None
         try:
             self.saver.look()
-            self.trainer.prepare()
+            self.state.batches.ready(self.state.steps_done)
         except ElboError as caught:
             error = caught
         reason, failed = self.world.most([self.ending.reason(), int(error is not None)])
@@ -158,35 +161,35 @@ class _Training:
         return reason
 
     def _keep_averages(self) -> None:
-        """A snapshot of the averages that others can be made of, written while training goes on."""
-        trainer, out = self.trainer, self.out
-        trainer.check()
-        step, about, averages = trainer.steps_done, {"images": trainer.images}, trainer.copies(trainer.ema.stored)
+        """Write a snapshot of the averages from which others can be made, while training goes on."""
+        state, out = self.state, self.out
+        state.check()
+        step, about, averages = state.steps_done, {"images": state.images}, state.copies(state.ema.stored)
         with self.world.together():
             if self.world.first:
                 self.saver.start(lambda: snapshots.write(out, step, averages, about))
 
     def _save(self) -> None:
-        """A checkpoint of this moment, written while training goes on. Raises DataError after too many failures."""
-        if self.last_saved == self.trainer.steps_done:
+        """Write a checkpoint of this moment while training goes on. Raises DataError after too many failures."""
+        if self.last_saved == self.state.steps_done:
             return
-        self.trainer.check()
-        weights, state = self.trainer.snapshot()
+        self.state.check()
+        weights, rest = self.state.snapshot()
         with self.world.together():
             if self.world.first:
                 self.saver.finish()
-                self._write(weights, state)
-        self.last_saved = self.trainer.steps_done
+                self._write(weights, rest)
+        self.last_saved = self.state.steps_done
 
-    def _write(self, weights: Any, state: Any) -> None:
-        journal, status, hook, settings, out = self.records.journal, self.status, self.hook, self.settings, self.out
-        assert journal is not None and status is not None
-        step, images = self.trainer.steps_done, self.trainer.images
+    def _write(self, weights: dict[str, dict[str, Tensor]], rest: dict[str, Any]) -> None:
+        logs, status, hook, settings, out = self.recorder.logs, self.status, self.hook, self.settings, self.out
+        assert logs is not None and status is not None
+        step, images = self.state.steps_done, self.state.images
         about = {"images": images, "seed": settings.seed, "world_size": self.world.size, "parallel": settings.parallel}
 
         def write() -> None:
-            journal.sync()
-            path = store.save(out, step, weights, state, meta)
+            logs.sync()
+            path = store.save(out, step, weights, rest, meta)
             hook.start(path)
             held = {step_of(path) for path in hook.held()}
             # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
@@ -195,42 +198,42 @@ class _Training:
             )
             status.step, status.images = step, images
             status.write("running")
-            self.messages.append(Progress(message=f"saved {path}", level="detail"))
+            self.pending.append(Progress(message=f"saved {path}", level="detail"))
 
         try:
-            meta = {**about, "log_bytes": journal.flush()}
+            meta = {**about, "log_bytes": logs.flush()}
         except DataError as error:
             self.saver.failed(DataError(f"no checkpoint of step {step}: {error}"))
         else:
             self.saver.start(write)
 
     def _finish(self) -> None:
-        """The last step is safe. Raises DataError when it can't be."""
+        """Make the last step safe. Raises DataError when it can't be."""
         self._save()
         with self.world.together():
             self.saver.settle()
 
     def _end(self, reason: int) -> Iterator[Progress]:
-        """Before the last step: save, say why. Raises Interrupted, unless it was asked for kindly."""
+        """End before the last step: save, and say why. Raises Interrupted, unless a person or a limit asked for it."""
         self._finish()
         self.hook.stop()
-        yield from self._said()
-        saved = f"saved step {self.trainer.steps_done} of {self.settings.steps}; the same command goes on from there"
+        yield from self._messages()
+        saved = f"saved step {self.state.steps_done} of {self.settings.steps}; the same command goes on from there"
         if reason not in (ASKED, TIME):
             raise interrupted(reason, saved)
         if reason == ASKED:
             self._heed_stop()
         ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
-        self._state("stopped", ended)
+        self._tell_status("stopped", ended)
         yield Progress(message=f"{self.out}: {ended}")
 
     def _heed_stop(self) -> None:
-        """A file STOP was meant for this start: the next one shall not end by it."""
+        """Delete a file STOP: it was meant for this start, and shall not end the next one."""
         if self.world.first:
             with told(self.out / STOP, "delete"):
                 (self.out / STOP).unlink(missing_ok=True)
 
-    def _state(self, state: str, message: str = "") -> None:
+    def _tell_status(self, state: str, message: str = "") -> None:
         if self.status is not None:
-            self.status.step, self.status.images = self.trainer.steps_done, self.trainer.images
+            self.status.step, self.status.images = self.state.steps_done, self.state.images
             self.status.write(state, message)

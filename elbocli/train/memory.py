@@ -1,177 +1,141 @@
-"""A training step played through on tensors that have shapes but no numbers: what it keeps in memory, and computes."""
+"""A training step on tensors that have shapes but no numbers: the operations it takes, and the memory it keeps.
+
+What a step needs beyond weights, gradients and optimizer is what autograd keeps for the backward pass, once the forward
+pass has ended, and the gradient that then flows back beside it.
+"""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
-from elbocli.core.loss import StepCoefficients, denoising_losses
-from elbocli.nn.networks import NetworkConfig, build
-from elbocli.runtime.device import autocast
+from elbocli.nn.networks import Network, NetworkConfig, build
+from elbocli.runtime.device import PRECISIONS
 
-CPU = torch.device("cpu")
-PRIMES = (1009, 1013, 1019, 1021, 1031)
-"""Sizes of the rehearsed micro-batch. What one of them divides grows with the micro-batch, if none divides a weight."""
-IN_FP32_ON_CUDA = (F.group_norm, F.layer_norm, F.rms_norm, F.interpolate)
-"""What CUDA's autocast runs in float32 and the CPU's doesn't, of what networks are made of."""
-_aten = torch.ops.aten
-FLOPS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        _aten._scaled_dot_product_flash_attention_backward
-    ],
-}
+BATCH = 1_000_003
+"""Images: a prime that divides no weight's size, so that what it divides grows with the micro-batch."""
+LOWERED = (F.linear, F.conv2d, F.scaled_dot_product_attention)
+"""Functions of networks that autocast runs in the lower precision."""
+RAISED_ON_CUDA = (F.group_norm, F.layer_norm, F.rms_norm, F.interpolate)
+"""Functions that it runs in float32 on CUDA, and as they come on a CPU."""
+Storages = dict[int, torch.UntypedStorage]
+"""Storages by identity: tensors that share one are kept once."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes at one moment: of what grows with the micro-batch, and of weights copied into a lower precision."""
+class Moment(NamedTuple):
+    """Kept bytes: for each image of the micro-batch, and of weights copied into a lower precision."""
 
-    activations: int
+    per_image: int
     copies: int
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Forward and backward over a micro-batch, whatever its size: all that is measured is linear in it.
+    """Forward and backward over a micro-batch, whatever its size. moments: those that may be the worst.
 
     forward_flops, step_flops: per image, a multiply-add counts two; step_flops include what is computed again.
-    per_image, fixed, copies: bytes alive after each operation, beyond weights, their gradients and optimizer: times
-    the images, whatever the images, and of these the weights copied into a lower precision.
     """
 
     forward_flops: int
     step_flops: int
-    per_image: Tensor
-    fixed: Tensor
-    copies: Tensor
+    moments: tuple[Moment, ...]
 
-    def peak(self, images: int, copying: bool = True) -> Memory:
-        """At the worst moment of a micro-batch of that many images. copying: whether weights have other precision."""
-        kept = self.fixed - self.copies + images * self.per_image
-        copies = self.copies if copying else torch.zeros_like(self.copies)
-        worst = int((kept + copies).argmax())
-        return Memory(int(kept[worst]), int(copies[worst]))
+    def peak(self, images: int, copying: bool = True) -> tuple[int, int]:
+        """Return (bytes of that many images, bytes of copies) at the worst moment. copying: whether weights are copied."""
+        return max(((images * now.per_image, now.copies * copying) for now in self.moments), key=sum)
 
     def most(self, room: int, copying: bool = True) -> int:
-        """The most images whose peak is at most `room` bytes; 0 when one is too many."""
-        spare = room - self.fixed + (0 if copying else self.copies)
-        grows = self.per_image > 0
-        if bool((spare[~grows] < 0).any()):
-            return 0
-        return max(0, int((spare[grows] // self.per_image[grows]).min()))
+        """Return the most images whose peak is at most `room` bytes; 0 when one is too many."""
+        return max(0, min((room - now.copies * copying) // now.per_image for now in self.moments))
 
 
-def measure_step(
-    config: NetworkConfig, precision: str, *, recompute: bool = False, cuda: bool = False, multiscale: bool = False
-) -> StepMemory:
-    """One pass over a micro-batch as training makes it, for gradients that are there already.
-
-    recompute: with activation checkpointing. cuda: as autocast does it there. multiscale: of the loss.
-    """
-    with FakeTensorMode():
-        network = build(config)
-        network.recompute = recompute
-        weights = _placed(network)
-        batch = next(prime for prime in PRIMES if all(weight.numel() % prime for weight in weights))
-        ledger = _Ledger(batch, weights)
-        if cuda and precision != "fp32":
-            for module in (network, *network.units()):  # units by themselves, as when they are computed again
-                module.forward = _as_on_cuda(module.forward)
-        with ledger:
-            x, eps, labels, c = _example(config, batch)
-            with autocast(CPU, precision):
-                loss, _ = denoising_losses(network, x, eps, labels, c, multiscale)
-            forward = ledger.flops
-            loss.mean().backward()
-    per_image, fixed, copies = torch.tensor(ledger.history, dtype=torch.int64).unbind(1)
-    return StepMemory(forward // batch, ledger.flops // batch, per_image, fixed, copies)
+@cache
+def measure_step(config: NetworkConfig, precision: str, *, recompute: bool = False, cuda: bool = False) -> StepMemory:
+    """Count forward and backward of a network. recompute: with activation checkpointing. cuda: as autocast does it there."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network: Network = build(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        kept = _Kept(network, PRECISIONS[precision], cuda, counter)
+        x = torch.empty(BATCH, config.image_channels, config.image_size, config.image_size)
+        labels = torch.empty(BATCH, dtype=torch.int64) if config.num_classes else None
+        with kept, saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+            out = network(x.contiguous(memory_format=torch.channels_last), torch.empty(BATCH), labels)
+            loss = (out.float() - x).square().mean()
+        forward = counter.get_total_flops()
+        loss.backward()
+    step = counter.get_total_flops() + (kept.unit_flops if recompute else 0)
+    return StepMemory(forward // BATCH, step // BATCH, kept.recomputed() if recompute else kept.whole())
 
 
-def _placed(network: nn.Module) -> list[Tensor]:
-    """Give weights the layout that training gives them, and gradients. (Module.to can't swap tensors without numbers.)"""
-    for module in network.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                layout = torch.channels_last if weight.dim() == 4 else torch.preserve_format
-                placed = nn.Parameter(weight.detach().to(memory_format=layout))
-                placed.grad = torch.zeros_like(placed)
-                module._parameters[name] = placed
-    return list(network.parameters())
+class _Kept(TorchFunctionMode):
+    """Storages that autograd keeps, in a network's units and outside, if it ran on a device with autocast."""
 
-
-def _example(config: NetworkConfig, batch: int) -> tuple[Tensor, Tensor, Tensor | None, StepCoefficients]:
-    """What a step begins with."""
-    size = config.image_size
-    x = torch.empty(batch, config.image_channels, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.empty(batch, dtype=torch.int64) if config.num_classes else None
-    c = StepCoefficients(*torch.empty(5, batch, 1, 1, 1), *torch.empty(3, batch))
-    return x, torch.empty_like(x), labels, c
-
-
-class _CudaAutocast(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in IN_FP32_ON_CUDA:
-            args = (args[0].float(), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-
-def _as_on_cuda(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def lifted(*inputs: Any) -> Tensor:
-        with _CudaAutocast():
-            return forward(*inputs)
-
-    return lifted
-
-
-class _Ledger(TorchDispatchMode):
-    """Follows every storage from the operation that makes it until nobody holds it."""
-
-    def __init__(self, batch: int, weights: Sequence[Tensor]):
+    def __init__(self, network: Network, dtype: torch.dtype, cuda: bool, counter: FlopCounterMode):
         super().__init__()
-        self.batch, self.flops = batch, 0
-        self.history: list[tuple[int, int, int]] = []
-        self._alive = [0, 0, 0]
-        self._weights = {_key(weight) for weight in weights}
-        self._known = self._weights | {_key(weight.grad) for weight in weights if weight.grad is not None}
+        self._dtype, self._cuda, self._counter = dtype, cuda and dtype != torch.float32, counter
+        self._weights = {id(storage): storage for storage in (p.untyped_storage() for p in network.parameters())}
+        self.outside, self.inputs, self.units = Storages(), Storages(), list[Storages]()
+        self._now, self.unit_flops = self.outside, 0
+        for unit in network.units():
+            unit.register_forward_pre_hook(self._enter)
+            unit.register_forward_hook(self._leave)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func._overloadpacket in FLOPS:
-            self.flops += FLOPS[func._overloadpacket](*args, **kwargs, out_val=out)
-        copy = func is _aten._to_copy.default and _key(args[0]) in self._weights
-        for value in tree_leaves(out):
-            if isinstance(value, Tensor):
-                self._note(value.untyped_storage(), copy)
-        self.history.append((self._alive[0], self._alive[1], self._alive[2]))
+    def _enter(self, unit: nn.Module, inputs: Any) -> None:
+        self.inputs |= {id(x.untyped_storage()): x.untyped_storage() for x in inputs if isinstance(x, Tensor)}
+        self.units.append(Storages())
+        self._now = self.units[-1]
+        self.unit_flops -= self._counter.get_total_flops()
+
+    def _leave(self, unit: nn.Module, inputs: Any, out: Tensor) -> None:
+        self._now = self.outside
+        self.unit_flops += self._counter.get_total_flops()
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Take note of a tensor that autograd keeps."""
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._weights:
+            self._now[id(storage)] = storage
+        return tensor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in LOWERED:
+            args = [value.to(self._dtype) if isinstance(value, Tensor) else value for value in args]
+        elif self._cuda and func in RAISED_ON_CUDA:
+            args = (args[0].float(), *args[1:])
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        # What devices run is fused: it keeps its inputs and its output, and no weight of each pair of pixels.
+        with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            out = func(*args, **(kwargs or {}))
+        for tensor in (*args, out):
+            self.keep(tensor)
         return out
 
-    def _note(self, storage: torch.UntypedStorage, copy: bool) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        sizes = (0, size, size if copy else 0) if size % self.batch else (size // self.batch, 0, 0)
-        self._known.add(key)
-        self._alive = [alive + size for alive, size in zip(self._alive, sizes, strict=True)]
-        weakref.finalize(storage, self._gone, key, sizes)
+    def whole(self) -> tuple[Moment, ...]:
+        """Return the worst moment when everything is kept: the end of the forward pass, with the first gradient beside it."""
+        kept, largest = _sizes(self.outside, *self.units)
+        return (kept._replace(per_image=kept.per_image + largest),)
 
-    def _gone(self, key: int, sizes: tuple[int, int, int]) -> None:
-        self._known.discard(key)
-        self._alive = [alive - size for alive, size in zip(self._alive, sizes, strict=True)]
+    def recomputed(self) -> tuple[Moment, ...]:
+        """Return the worst moments when units keep only what enters them: in the forward pass, with what a unit works
+        on and all of autocast's copies beside it; and in the backward pass, with the largest unit's, run again.
+        """
+        everything, largest = _sizes(self.outside, *self.units)
+        entered, _ = _sizes(self.outside, self.inputs)
+        again = max((_sizes(self.outside, self.inputs, unit)[0] for unit in self.units), default=entered)
+        forward = Moment(entered.per_image + 2 * largest, everything.copies)
+        return forward, again._replace(per_image=again.per_image + largest)
 
 
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _sizes(*parts: Storages) -> tuple[Moment, int]:
+    """(what is kept in all of them, bytes of its largest tensor for each image)."""
+    sizes = [storage.nbytes() for storage in {key: one for part in parts for key, one in part.items()}.values()]
+    grow = [size // BATCH for size in sizes if not size % BATCH]
+    return Moment(sum(grow), sum(size for size in sizes if size % BATCH)), max(grow)

@@ -1,15 +1,17 @@
-"""How many images a process can see at once: found by trying, on devices whose memory can be asked."""
+"""Parts of a batch: as many images as a process can see at once, found by trying where a device tells its memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from elbocli.errors import DataError
+from elbocli.errors import DataError, UsageError
 from elbocli.nn.networks import NetworkConfig
 from elbocli.runtime.processes import World
 
@@ -18,14 +20,30 @@ if TYPE_CHECKING:
     from elbocli.train.sharded import Sharded
 
 MARGIN = 0.92
-"""Of what is free: allocators leave gaps."""
+"""Share of free memory to fill: allocators leave gaps."""
+
+
+def split(world: World, batch: int, most: int) -> list[range]:
+    """Return the places in a batch that this process works on, in as many parts as any other, none above `most`.
+
+    Raises UsageError when there are more processes than images.
+    """
+    parts = math.ceil(math.ceil(batch / world.size) / most)
+    mine = world.share(batch)
+    if batch // world.size < parts:
+        raise UsageError(
+            f"a batch of {batch} images can't be shared by {world.size} processes in {parts} parts each; "
+            "raise --batch or --micro-batch, or start fewer"
+        )
+    cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def largest(used: Callable[[int], int], share: int, free: int) -> int:
-    """The most images, at most `share`, whose step fits into `free` bytes. used(n): bytes that a step of n needs
-    beyond what is there between steps; it raises torch.OutOfMemoryError when they are not there.
+    """Return the most images, up to `share`, whose step fits into `free` bytes. used(n): bytes that a step of n needs
+    beyond those between steps; it raises torch.OutOfMemoryError when they are not there.
 
-    What n images need is taken as a line through 1 and 2 images, and then tried. Raises DataError when not even one fits.
+    A line through the needs of 1 and 2 images gives a guess, which is then tried. Raises DataError when not even one fits.
     """
 
     def fits(count: int) -> bool:
@@ -49,7 +67,7 @@ def largest(used: Callable[[int], int], share: int, free: int) -> int:
 
 
 def agreed(used: Callable[[int], int], world: World) -> Callable[[int], int]:
-    """The same in every process: what that one needs which needs most; out of memory is one when any is.
+    """Return `used` of the process that needs most; it raises torch.OutOfMemoryError in all processes when any does.
 
     So all try the same sizes, equally often: their passes need each other where the network is sharded.
     """
@@ -69,7 +87,7 @@ def agreed(used: Callable[[int], int], world: World) -> Callable[[int], int]:
 def passes(
     spread: Replica | Sharded, config: NetworkConfig, world: World, count: int, precision: torch.autocast
 ) -> None:
-    """Two parts of a step with so many images in each: the second with the gradients of the first beside it."""
+    """Do two parts of a step with so many images in each: the second has the gradients of the first beside it."""
     z = torch.zeros(count, config.image_channels, config.image_size, config.image_size, device=world.device)
     z = z.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(count, dtype=torch.long, device=world.device) if config.num_classes else None
@@ -86,7 +104,7 @@ def passes(
 def micro_batch(
     spread: Replica | Sharded, config: NetworkConfig, world: World, share: int, precision: torch.autocast
 ) -> int:
-    """The part of a batch that fits in every process, on CUDA; elsewhere the whole share. Raises DataError."""
+    """Return how many images fit in every process, on CUDA; elsewhere the whole share. Raises DataError."""
     if world.device.type != "cuda":
         return share
     cuda = torch.cuda

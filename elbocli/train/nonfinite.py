@@ -1,13 +1,13 @@
-"""What keeps a step that isn't finite out of the weights, decided on the device, without waiting for it.
+"""The guard that keeps a step that isn't finite out of the weights, and decides on the device, without waiting for it.
 
-The optimizer (fused) is told on the device whether to update and what to divide the gradients by; the host learns of
-trouble when it next looks. Until then no later step changes the weights either, so that they are those before the
-first bad one; or, if such steps shall be skipped, the others go on.
+The optimizer (fused) is told on the device whether to update; the host learns of trouble when it next looks. Until then
+no later step changes the weights either, so that they are those before the first bad one; or, if such steps shall be
+skipped, the others go on.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,118 +20,123 @@ LEAST_SCALE = 2.0**-16
 """A gradient that isn't finite at such a scale isn't so by reason of its scale."""
 RECENT = 64
 """Steps whose losses are kept until it is known that none was bad."""
+Number = TypeVar("Number", float, Tensor)
 
 
-class Trouble(NamedTuple):
-    """The first bad step of those looked at: its number from 1; of its worst image the rank of the process that had
-    it, its place among that process's, λ and loss; the gradient's norm, and how many losses were not finite.
+class GuardState(NamedTuple):
+    """Float64 scalars on the device.
+
+    scale: what losses are multiplied by. unbroken: steps since that last changed. stuck: 1 after a bad step that ends
+    the run, else 0. skipped: bad steps so far. in_row: those since the last good one. most_in_row: since the last look.
     """
 
-    step: int
+    scale: Tensor
+    unbroken: Tensor
+    stuck: Tensor
+    skipped: Tensor
+    in_row: Tensor
+    most_in_row: Tensor
+
+
+class BadStep(NamedTuple, Generic[Number]):
+    """A bad step, numbered from 1, as one process sees it; step 0 stands for none.
+
+    place: its worst image's, among the process's own; logsnr and loss: that image's. norm: the gradient's. bad: how many
+    of the process's losses were not finite.
+    """
+
+    step: Number
+    place: Number
+    logsnr: Number
+    loss: Number
+    norm: Number
+    bad: Number
+
+
+class Findings(NamedTuple):
+    """The find of a look since the one before.
+
+    worst: the first bad step, as the process saw it that had its worst image; None when there was none. rank: that
+    process's. bad: losses that were not finite in that step, in all processes. skipped: bad steps so far. most_in_row:
+    the longest row of bad steps.
+    """
+
+    worst: BadStep[float] | None
     rank: int
-    place: int
-    logsnr: float
-    loss: float
-    norm: float
     bad: int
+    skipped: int
+    most_in_row: int
 
 
 class Guard:
-    """state: float64 on the device: [loss scale, its steps since it last fell, bad (0 or 1), skipped, in a row, most
-    in a row since the last look]. clip: largest gradient norm, 0 is none. skip: leave bad steps out instead of
-    stopping. scaled: scale the loss, for fp16.
+    """Decides about every update, and remembers the first bad one.
 
-    Source of the scale's growth and fall: as torch.amp.GradScaler's defaults.
+    skip: leave bad steps out instead of stopping. scaled: scale the loss, for fp16. Source of the scale's growth and
+    fall: as torch.amp.GradScaler's defaults.
     """
 
-    def __init__(self, world: World, clip: float, skip: bool, scaled: bool):
-        self.world, self.clip, self.skip, self.scaled = world, clip, skip, scaled
-        self.state = torch.zeros(6, dtype=torch.float64, device=world.device)
-        self.state[0] = FIRST_SCALE if scaled else 1.0
-        self._record = torch.zeros(6, dtype=torch.float64, device=world.device)
+    def __init__(self, world: World, skip: bool, scaled: bool):
+        self.world, self.skip, self.scaled = world, skip, scaled
+        zeros = torch.zeros(6, dtype=torch.float64, device=world.device)
+        self.state = GuardState(*zeros)._replace(scale=zeros[0] + (FIRST_SCALE if scaled else 1.0))
+        self._first = BadStep(*zeros)
         self._recent: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
 
-    @property
-    def scale(self) -> Tensor:
-        """What losses are multiplied by, float32."""
-        return self.state[0].float()
+    def leaves_out(self, step: int, loss: Tensor, logsnr: Tensor, total: Tensor, norm: Tensor) -> Tensor:
+        """Return whether to leave out update `step` (from 0), a bool on the device.
 
-    @torch.no_grad()
-    def update(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradients: list[Tensor],
-        sharded: bool,
-        loss: Tensor,
-        logsnr: Tensor,
-        step: int,
-    ) -> Tensor:
-        """The optimizer's step, if it may be. loss, logsnr: [n] of this process's images, on the device;
-        gradients: of `scale` times the mean loss, parts of them if sharded. Returns [the whole batch's summed loss, the
-        gradient's norm, 1], or zeros if it was left out; float64.
+        loss, logsnr: [n] of this process's images. total: the loss of all processes' images; norm: the gradient's,
+        without the scale; both float64 scalars.
         """
-        scale, grown, stuck, skipped, row, most = self.state.unbind()
-        squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
-        if not sharded and not self.world.first:
-            squares = torch.zeros_like(squares)
-        squares, total = self.world.added(torch.stack([squares, loss.double().sum()])).unbind()
-        norm = squares.sqrt() / scale
+        scale, unbroken, stuck, skipped, in_row, most_in_row = self.state
         overflow = ~norm.isfinite()
         bad = ~total.isfinite() | (overflow & (scale < LEAST_SCALE) if self.scaled else overflow)
         self._recent.append((step + 1, bad, norm, loss, logsnr))
         if len(self._recent) == RECENT:
             self._note()
         halt = bad if self.skip else bad | (stuck > 0)
-        row = (row + 1) * bad
-        optimizer.grad_scale = (scale * (norm / self.clip).clamp(min=1) if self.clip else scale).float()  # type: ignore[attr-defined]
-        left_out = halt | overflow
-        optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]
-        optimizer.step()
         if self.scaled:
-            grown = torch.where(overflow, 0, grown + 1)
-            scale = torch.where(overflow, scale / 2, torch.where(grown == GROWTH_INTERVAL, scale * 2, scale))
-            grown = grown % GROWTH_INTERVAL
+            unbroken = torch.where(overflow, 0, unbroken + 1)
+            scale = torch.where(overflow, scale / 2, torch.where(unbroken == GROWTH_INTERVAL, scale * 2, scale))
+            unbroken = unbroken % GROWTH_INTERVAL
         stuck = torch.zeros_like(scale) if self.skip else halt.double()
-        self.state = torch.stack([scale, grown, stuck, skipped + bad, row, torch.maximum(most, row)])
-        return torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
+        in_row = (in_row + 1) * bad
+        self.state = GuardState(scale, unbroken, stuck, skipped + bad, in_row, torch.maximum(most_in_row, in_row))
+        return halt | overflow
 
-    @torch.no_grad()
     def _note(self) -> None:
-        """Of the recent steps, remember the first that was bad; once for many steps, as most are good."""
-        if self._recent:
-            steps, *columns = zip(*self._recent)
-            bad, norms, losses, logsnrs = (torch.stack(column) for column in columns)
-            self._recent.clear()
-            # Indices that are tensors of one element: as numbers they would have to be waited for.
-            first = bad.byte().argmax().view(1)
-            loss, logsnr = (rows.index_select(0, first).flatten().double() for rows in (losses, logsnrs))
-            finite = loss.isfinite()
-            place = loss.where(finite, torch.inf).argmax().view(1)
-            step = torch.tensor(steps, dtype=torch.float64).to(loss.device, non_blocking=True).index_select(0, first)
-            record = torch.cat(
-                [
-                    step,
-                    logsnr.index_select(0, place),
-                    place.double(),
-                    loss.index_select(0, place),
-                    norms.index_select(0, first),
-                    (~finite).sum().double().view(1),
-                ]
-            )
-            self._record = torch.where(bad.any() & (self._record[0] == 0), record, self._record)
+        """Remember the first of the recent steps that was bad; once for many steps, as most are good."""
+        if not self._recent:
+            return
+        steps, *columns = zip(*self._recent)
+        bads, norms, losses, logsnrs = (torch.stack(column) for column in columns)
+        self._recent.clear()
+        # Indices that are tensors of one element: as numbers they would have to be waited for.
+        first = bads.byte().argmax().view(1)
+        loss, logsnr = (rows.index_select(0, first).flatten().double() for rows in (losses, logsnrs))
+        finite = loss.isfinite()
+        place = loss.where(finite, torch.inf).argmax().view(1)
+        step = torch.tensor(steps, dtype=torch.float64).to(loss.device, non_blocking=True).index_select(0, first)
+        found = BadStep(
+            step=step[0],
+            place=place[0].double(),
+            logsnr=logsnr.index_select(0, place)[0],
+            loss=loss.index_select(0, place)[0],
+            norm=norms.index_select(0, first)[0],
+            bad=(~finite).sum().double(),
+        )
+        new = bads.any() & (self._first.step == 0)
+        self._first = BadStep(*(torch.where(new, now, before) for now, before in zip(found, self._first)))
 
-    def look(self) -> tuple[Trouble | None, int, int]:
-        """(the first bad step since the last look, bad steps ever, most in a row since). Waits for the device."""
+    def look(self) -> Findings:
+        """Return the find since the last look, the same in every process. Waits for the device."""
         self._note()
-        found = self.world.all(self._record.tolist())
-        self._record.zero_()
-        _, _, _, skipped, _, most = self.state.tolist()
-        self.state[5] = self.state[4]
+        found = [BadStep(*numbers) for numbers in self.world.all(torch.stack(self._first).tolist())]
+        self._first = self._first._replace(step=torch.zeros_like(self._first.step))
+        skipped, most_in_row = torch.stack([self.state.skipped, self.state.most_in_row]).tolist()
+        self.state = self.state._replace(most_in_row=self.state.in_row)
         # The process with a loss that isn't finite, else the one with the largest.
-        ranks = (rank for rank, row in enumerate(found) if row[0])
-        worst = max(ranks, key=lambda rank: (found[rank][5], found[rank][3]), default=None)
-        if worst is None:
-            return None, int(skipped), int(most)
-        step, logsnr, place, loss, norm, _ = found[worst]
-        trouble = Trouble(int(step), worst, int(place), logsnr, loss, norm, int(sum(row[5] for row in found)))
-        return trouble, int(skipped), int(most)
+        rank = max(range(len(found)), key=lambda rank: (found[rank].step > 0, found[rank].bad, found[rank].loss))
+        bad = sum(seen.bad for seen in found if seen.step)
+        worst = found[rank] if found[rank].step else None
+        return Findings(worst, rank, int(bad), int(skipped), int(most_in_row))

@@ -1,4 +1,4 @@
-"""What a training run would be and cost, before it starts: `elbo train --dry-run`."""
+"""The plan of a training run, and its cost, before it starts: `elbo train --dry-run`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from elbocli.core.adaptive import BINS
 from elbocli.errors import UsageError
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.networks import NetworkConfig, build, count_parameters, declaration_of
-from elbocli.run.settings import PARALLELS, Resolved
+from elbocli.run.settings import Resolved
+from elbocli.run.train_settings import PARALLELS
 from elbocli.runtime.device import PRECISIONS, choose_device
 from elbocli.train.memory import StepMemory, measure_step
 
 FLOAT = 4
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
 MEMORIES_GB = (24, 40, 80, 141)
-"""Of devices for which the plan says what fits."""
+"""Memory of the devices for which the plan says what fits."""
 USABLE = 0.9
-"""Share of a device's memory that a plan fills: what kernels need for themselves and what lies between tensors is not in it."""
+"""Share of a device's memory that a plan fills: the rest is for kernels, and for gaps between tensors."""
 SHARDS = 8
 """Devices that the table shards over when the plan is for one."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a network: how many values each parameter has, by its first dimension, and how units share them out."""
+    """Values of a network's parameters: each one's shape, those in no unit, and those of the largest unit."""
 
     shapes: list[torch.Size]
     outside: int
@@ -37,7 +38,7 @@ class Weights:
 
     @classmethod
     def of(cls, config: NetworkConfig) -> Weights:
-        """Counted without memory. outside: values that are in no unit."""
+        """Count them without memory."""
         with torch.device("meta"):
             network = build(config)
         units = [count_parameters(unit) for unit in network.units()]
@@ -46,7 +47,7 @@ class Weights:
 
     @property
     def count(self) -> int:
-        """All values."""
+        """Return all values."""
         return self.held(1)
 
     def held(self, shards: int) -> int:
@@ -56,7 +57,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Way:
-    """How a run is spread over devices: every one has the whole network (ddp), or a share of each weight (fsdp)."""
+    """A way to spread a run over devices: each has the whole network (ddp), or a share of each weight (fsdp)."""
 
     parallel: str
     devices: int
@@ -64,7 +65,7 @@ class Way:
 
     @property
     def name(self) -> str:
-        """In the table of what fits."""
+        """Name in the table of what fits."""
         spread = f"{self.parallel}_over_{self.devices}" if self.parallel == "fsdp" else self.parallel
         return spread + ("_checkpointed" if self.recompute else "")
 
@@ -75,7 +76,7 @@ class Way:
 
 
 class Plan:
-    """What each device needs for a run. devices: how many there are. Raises UsageError for more than images."""
+    """The needs of each device in a run on so many. Raises UsageError for more devices than images."""
 
     def __init__(self, resolved: Resolved, devices: int):
         if devices > resolved.settings.batch:
@@ -86,25 +87,16 @@ class Plan:
         self.device = _device(resolved.settings.device)
         self.share = -(-self.settings.batch // devices)
         self.way = Way(self.settings.parallel, devices, self.settings.activation_checkpointing)
-        self._rehearsals: dict[tuple[bool, bool], StepMemory] = {}
 
     @cached_property
     def weights(self) -> Weights:
-        """Of the network."""
+        """The network's."""
         return Weights.of(self.network)
 
-    def rehearsal(self, recompute: bool, cuda: bool) -> StepMemory:
-        """A step of it; made once."""
-        key = (recompute, cuda and self.settings.precision != "fp32")
-        if key not in self._rehearsals:
-            self._rehearsals[key] = measure_step(
-                self.network,
-                self.settings.precision,
-                recompute=key[0],
-                cuda=key[1],
-                multiscale=self.settings.multiscale,
-            )
-        return self._rehearsals[key]
+    def step_memory(self, recompute: bool, cuda: bool) -> StepMemory:
+        """Return the memory and operations of a step. recompute: with activation checkpointing. cuda: as on CUDA."""
+        precision = self.settings.precision
+        return measure_step(self.network, precision, recompute=recompute, cuda=cuda and precision != "fp32")
 
     @property
     def passes(self) -> int:
@@ -117,7 +109,7 @@ class Plan:
         return -(-self.share // self.passes)
 
     def standing(self, way: Way) -> dict[str, int]:
-        """Bytes per device that are there whatever the micro-batch."""
+        """Return bytes per device that the micro-batch doesn't change."""
         held, bytes_each = FLOAT * self.weights.held(way.shards), PRECISIONS[self.settings.precision].itemsize
         gathered = 0
         if way.shards > 1:
@@ -132,17 +124,16 @@ class Plan:
         }
 
     def memory(self) -> dict[str, int]:
-        """Bytes per device by part, at the worst moment of a step."""
-        rehearsal = self.rehearsal(self.way.recompute, self.device == "cuda")
-        peak = rehearsal.peak(self.micro_batch, copying=self.way.shards == 1)
-        return {**self.standing(self.way), "copies": peak.copies, "activations": peak.activations}
+        """Return bytes per device by part, at the worst moment of a step."""
+        step = self.step_memory(self.way.recompute, self.device == "cuda")
+        activations, copies = step.peak(self.micro_batch, copying=self.way.shards == 1)
+        return {**self.standing(self.way), "copies": copies, "activations": activations}
 
     def largest(self, way: Way, room: int) -> int | str:
-        """The largest micro-batch that fits into so many bytes of a CUDA device, or what doesn't."""
-        rehearsal, copying = self.rehearsal(way.recompute, cuda=True), way.shards == 1
+        """Return the largest micro-batch that fits into so many bytes of a CUDA device, or a word on what doesn't."""
         share = -(-self.settings.batch // way.devices)
         left = room - sum(self.standing(way).values())
-        images = min(share, rehearsal.most(left, copying))
+        images = min(share, self.step_memory(way.recompute, cuda=True).most(left, copying=way.shards == 1))
         return images or ("not one image" if left > 0 else "not the weights")
 
     def fitting(self) -> dict[str, dict[str, int | str]]:
@@ -157,13 +148,13 @@ class Plan:
 
     def compute(self, device_tflops: float | None) -> dict[str, float]:
         """Operations, a multiply-add counting two; with what a device sustains, days."""
-        rehearsal = self.rehearsal(self.way.recompute, self.device == "cuda")
-        step = rehearsal.step_flops * self.settings.batch
+        each = self.step_memory(self.way.recompute, self.device == "cuda")
+        step = each.step_flops * self.settings.batch
         run = step * self.settings.steps
         days = {} if device_tflops is None else {"days": run / (device_tflops * 1e12 * self.devices) / 86400}
         values = {
-            "forward_GFLOP_per_image": rehearsal.forward_flops / 1e9,
-            "training_GFLOP_per_image": rehearsal.step_flops / 1e9,
+            "forward_GFLOP_per_image": each.forward_flops / 1e9,
+            "training_GFLOP_per_image": each.step_flops / 1e9,
             "step_TFLOP": step / 1e12,
             "run_EFLOP": run / 1e18,
             **days,
@@ -197,7 +188,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
         },
         **({"latents": {key: resolved.data[key] for key in SHOWN}} if SHOWN[0] in resolved.data else {}),
         "weighting": settings.weighting,
-        "verdict": settings.weighting_object().verdict(settings.logsnr_min, settings.logsnr_max),
+        "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
         "schedule": settings.schedule,
         "prediction": settings.prediction,
         "logsnr": [settings.logsnr_min, settings.logsnr_max],

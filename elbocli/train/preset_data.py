@@ -27,7 +27,7 @@ class PresetData:
         return self.count
 
     def identity(self) -> dict[str, Any]:
-        """As a Dataset's, as far as it is known."""
+        """Return what a Dataset's identity would say, as far as it is known."""
         return {
             "path": self.path,
             "count": self.count,
@@ -37,7 +37,7 @@ class PresetData:
         }
 
     def fits(self, dataset: Dataset) -> bool:
-        """Whether that dataset holds such images."""
+        """Tell whether that dataset holds such images."""
         return (self.kind == LATENTS, self.image_size, self.channels) == (
             dataset.kind == LATENTS,
             dataset.image_size,
@@ -53,7 +53,7 @@ class PresetData:
 
 
 def preset_data(preset: str) -> PresetData | None:
-    """What a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
+    """Return the data that a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
     data = load_preset(preset).data
     if data is None:
         return None

@@ -16,40 +16,40 @@ from elbocli.nn.denoiser import Denoiser
 from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.sample.decode import Decoder, open_decoder
 from elbocli.sample.draw import SampleSettings, draw
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
 
 
-def preview_output(trainer: Trainer, warn: Callable[[str], None]) -> Decoder | None:
-    """What turns drawings into pictures; None when none are wanted, or when it can't be, which `warn` is told."""
-    if not trainer.settings.preview_every:
+def preview_output(state: TrainState, warn: Callable[[str], None]) -> Decoder | None:
+    """Return the decoder of previews; None when none are wanted, or when it can't be opened, which `warn` is told."""
+    if not state.settings.preview_every:
         return None
     try:
-        return open_decoder(trainer.resolved.data, trainer.resolved.network, trainer.device)
+        return open_decoder(state.resolved.data, state.resolved.network, state.device)
     except ElboError as error:
         warn(f"no previews: {error}")
         return None
 
 
-def preview(trainer: Trainer, output: Decoder) -> np.ndarray:
-    """64 images [64,H,W,C] uint8 from the average, the same noise every time. Processes share the work."""
-    network, world = trainer.resolved.network, trainer.world
+def preview(state: TrainState, output: Decoder) -> np.ndarray:
+    """Draw 64 images [64,H,W,C] uint8 from the average, of the same noise every time. Processes share the work."""
+    network, world = state.resolved.network, state.world
     labels = choose_labels("balanced", PREVIEW.n, network.num_classes, 0)
-    low, high = trainer.settings.logsnr_min, trainer.settings.logsnr_max
+    low, high = state.settings.logsnr_min, state.settings.logsnr_max
     grid = time_grid(resolve_schedule("cosine", low, high), PREVIEW.steps)
-    settings = replace(PREVIEW, seed=trainer.settings.seed, precision=trainer.settings.precision)
+    settings = replace(PREVIEW, seed=state.settings.seed, precision=state.settings.precision)
     # Every process evaluates the network as often as any other: where it is sharded, they need each other.
     mine = world.share(PREVIEW.n) or range(1)
-    part = None if labels is None else torch.from_numpy(labels[mine.start : mine.stop]).to(trainer.device)
-    with trainer.averaged():
+    part = None if labels is None else torch.from_numpy(labels[mine.start : mine.stop]).to(state.device)
+    with state.averaged():
         images = draw(
-            Denoiser(trainer.spread.forward, trainer.prediction, labels=part),
+            Denoiser(state.spread.forward, state.prediction, labels=part),
             mine,
             (network.image_size, network.image_size, network.image_channels),
             grid,
             settings,
-            trainer.device,
+            state.device,
             output,
         )
     images = images if world.share(PREVIEW.n) else images[:0]

@@ -1,12 +1,13 @@
-"""What a run tells of itself while it trains: numbers, errors per λ, validation, pictures."""
+"""Records of a run while it trains: numbers, errors per λ, validation, pictures."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from elbocli.errors import DataError
 from elbocli.files import losslog
@@ -14,42 +15,97 @@ from elbocli.files.atomic import told
 from elbocli.files.grid import write_grid
 from elbocli.files.schedule_file import finite
 from elbocli.train.held_out import open_held_out
-from elbocli.train.journal import Journal
 from elbocli.train.preview import preview, preview_output
-from elbocli.train.tensorboard import TensorBoardWriter
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.tensorboard import TensorBoard
 from elbocli.train.validate import Validation
+
+METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
+
+
+class LogFiles:
+    """Logs that only grow, cut back to a checkpoint's lengths when a run goes on: no step is in them twice.
+
+    lengths: bytes by name. What can't be written now is kept and written before what follows, so none is lost while
+    the disk is full. Raises DataError from `__init__` and `flush`.
+    """
+
+    def __init__(self, run: Path, lengths: dict[str, int]):
+        self.run = run
+        self._files: dict[str, IO[bytes]] = {}
+        self._waiting = dict.fromkeys(LOGS, b"")
+        self.lengths = dict.fromkeys(LOGS, 0)
+        for name in LOGS:
+            path = run / name
+            if path.exists():
+                with told(path):
+                    self.lengths[name] = min(lengths.get(name, 0), path.stat().st_size)  # somebody may have cut it
+                    os.truncate(path, self.lengths[name])
+
+    def append(self, name: str, text: str) -> str:
+        """Append to one of them; why that has to wait, or nothing."""
+        self._waiting[name] += text.encode()
+        try:
+            self._write(name)
+        except DataError as error:
+            return f"{error}; kept for later"
+        return ""
+
+    def _write(self, name: str) -> None:
+        with told(self.run / name):
+            if self._waiting[name] and name not in self._files:
+                self._files[name] = open(self.run / name, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+            while self._waiting[name]:
+                count = self._files[name].write(self._waiting[name]) or 0
+                self._waiting[name] = self._waiting[name][count:]
+                self.lengths[name] += count
+
+    def flush(self) -> dict[str, int]:
+        """Hand everything to the system: lengths in bytes, of those that hold anything. `sync` makes them safe."""
+        for name in LOGS:
+            self._write(name)
+        return {name: length for name, length in self.lengths.items() if length}
+
+    def sync(self) -> None:
+        """Make safe what was flushed. May be called by another thread."""
+        for name, file in list(self._files.items()):
+            with told(self.run / name):
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Close all."""
+        for file in self._files.values():
+            file.close()
 
 
 class Recorder:
-    """metrics.jsonl, losslog.jsonl, validation.jsonl, previews/ and tensorboard/.
+    """Writes metrics.jsonl, losslog.jsonl, validation.jsonl, previews/ and tensorboard/.
 
-    Every process measures; the first writes. What can't be written is told to `warn`, and kept for later where it would
-    be missed. lengths: the logs' at the checkpoint to go on from. Raises UsageError, FormatError and DataError.
+    Every process measures; the first writes. What can't be written is told to `warn`, once while it lasts. lengths: the
+    logs' at the checkpoint to go on from. Raises UsageError, FormatError and DataError.
     """
 
-    def __init__(self, trainer: Trainer, out: Path, lengths: dict[str, int], warn: Callable[[str], None]):
-        self.trainer, self.out, self._warn = trainer, out, warn
+    def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], warn: Callable[[str], None]):
+        self.state, self.out, self._warn = state, out, warn
         self._told: dict[str, str] = {}
-        settings, network = trainer.settings, trainer.resolved.network
-        held = open_held_out(settings, trainer.dataset, network.num_classes > 0)
-        self.validation = Validation(held, trainer.resolved, trainer.device) if held else None
-        self.journal = Journal(out, lengths) if trainer.world.first else None
-        self.board = (
-            TensorBoardWriter(out, trainer.steps_done) if settings.tensorboard and trainer.world.first else None
-        )
-        if self.journal is not None:
-            if not self.journal.lengths["losslog.jsonl"]:
-                self._note("losslog.jsonl", self._header())
-            if self.validation and self.validation.begins(out / "validation.jsonl"):
-                self._note("validation.jsonl", self.validation.header())
-        self.output = preview_output(trainer, warn)
-        self._clock, self._since = time.monotonic(), trainer.steps_done
+        settings, network = state.settings, state.resolved.network
+        held = open_held_out(settings, state.dataset, network.num_classes > 0)
+        self.validation = Validation(held, state.resolved, state.device) if held else None
+        self.logs = LogFiles(out, lengths) if state.world.first else None
+        shown = settings.tensorboard and state.world.first
+        self.tensorboard = TensorBoard(out, state.steps_done) if shown else None
+        if self.logs is not None:
+            if not self.logs.lengths[LOSSES]:
+                self._append(LOSSES, self._header())
+            if self.validation and self.validation.begins(out / VALIDATION):
+                self._append(VALIDATION, self.validation.header())
+        self.output = preview_output(state, warn)
+        self._clock, self._since = time.monotonic(), state.steps_done
 
     def _header(self) -> str:
-        trainer, settings, network = self.trainer, self.trainer.settings, self.trainer.resolved.network
+        settings, network = self.state.settings, self.state.resolved.network
         return losslog.header(
-            trainer.edges,
+            self.state.edges,
             dimensions=network.image_channels * network.image_size**2,
             weighting=settings.weighting,
             schedule=settings.schedule,
@@ -57,74 +113,72 @@ class Recorder:
         )
 
     def after(self, step: int) -> dict[str, Any]:
-        """What is due after a step; numbers for people. Raises NonFiniteError and what reading raises, in all alike."""
-        settings, values = self.trainer.settings, dict[str, Any]()
+        """Record what is due after a step. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
+        settings, values = self.state.settings, dict[str, Any]()
         last = step == settings.steps
         if step % settings.log_every == 0 or last:
             values |= self._log(step)
         if self.validation and self.validation.due(step):
-            values |= self._validate(step)
+            values |= self._validate(step, self.validation)
         if settings.preview_every and (step % settings.preview_every == 0 or last):
             self._preview(step)
         return values
 
     def _log(self, step: int) -> dict[str, Any]:
-        skipped = self.trainer.check()
-        sums, loss, norm = self.trainer.interval()
+        sums, loss, norm, skipped = self.state.interval()
         now = time.monotonic()
-        rate = (step - self._since) * self.trainer.settings.batch / max(now - self._clock, 1e-9)
+        rate = (step - self._since) * self.state.settings.batch / max(now - self._clock, 1e-9)
         self._clock, self._since = now, step
         values = {
             "loss": finite(loss),
             "eps_mse": finite(float(sums[1].sum() / sums[0].sum())),
-            "lr": self.trainer.learning_rate,
+            "lr": self.state.learning_rate,
             "grad_norm": finite(norm),
             "images_per_s": round(rate, 2),
             **({"skipped": skipped} if skipped else {}),
         }
         self._measured(step, values)
-        self._note("losslog.jsonl", losslog.line(step, self.trainer.images, sums))
+        self._append(LOSSES, losslog.line(step, self.state.images, sums))
         return values
 
-    def _validate(self, step: int) -> dict[str, Any]:
-        """How the average does on images held out."""
-        assert self.validation is not None
-        trainer, world = self.trainer, self.trainer.world
-        trainer.check()
-        with trainer.averaged():
-            sums = self.validation.partial(trainer.spread.forward, world.rank, world.size)
-        world.raise_first(self.validation.error)
+    def _validate(self, step: int, validation: Validation) -> dict[str, Any]:
+        """Record how the average does on images held out."""
+        state, world = self.state, self.state.world
+        state.check()
+        with state.averaged():
+            sums = validation.partial(state.spread.forward, world.rank, world.size)
+        world.raise_first(validation.error)
         sums = world.added(sums)
-        values = self.validation.finish(sums)
+        values = validation.finish(sums)
         self._measured(step, values)
-        self._note("validation.jsonl", self.validation.line(step, trainer.images, sums))
+        self._append(VALIDATION, validation.line(step, state.images, sums))
         return values
 
     def _preview(self, step: int) -> None:
-        lacking = self.trainer.world.most([int(self.output is None)])[0]
+        lacking = self.state.world.most([int(self.output is None)])[0]
         if self.output is None or lacking:  # in any process: they draw together
             return
-        grid = preview(self.trainer, self.output)
-        if not self.trainer.world.first:
+        images = preview(self.state, self.output)
+        if not self.state.world.first:
             return
         try:
             with told(self.out / "previews"):
                 (self.out / "previews").mkdir(exist_ok=True)
-            write_grid(self.out / "previews" / f"step-{step:08d}.png", grid)
+            write_grid(self.out / "previews" / f"step-{step:08d}.png", images)
         except DataError as error:
             self._warn(str(error))
-        if self.board is not None:
-            self._tell("board", self.board.images(step, grid))
+        if self.tensorboard is not None:
+            self._tell("tensorboard", self.tensorboard.images(step, images))
 
     def _measured(self, step: int, values: dict[str, Any]) -> None:
-        """A line of metrics.jsonl, which the board shows too."""
-        self._note("metrics.jsonl", json.dumps({"step": step, "images": self.trainer.images, **values}) + "\n")
-        if self.board is not None:
-            self._tell("board", self.board.metrics(step, values))
+        """Append a line to metrics.jsonl, and show it in TensorBoard."""
+        self._append(METRICS, json.dumps({"step": step, "images": self.state.images, **values}) + "\n")
+        if self.tensorboard is not None:
+            self._tell("tensorboard", self.tensorboard.metrics(step, values))
 
-    def _note(self, name: str, text: str) -> None:
-        if self.journal is not None:
-            self._tell(name, self.journal.write(name, text))
+    def _append(self, name: str, text: str) -> None:
+        if self.logs is not None:
+            self._tell(name, self.logs.append(name, text))
 
     def _tell(self, name: str, trouble: str) -> None:
         """Warn of what keeps something from being written, once while it lasts."""
@@ -133,8 +187,8 @@ class Recorder:
         self._told[name] = trouble
 
     def close(self) -> None:
-        """The last chance of what waits."""
-        if self.board is not None:
-            self._tell("board", self.board.close())
-        if self.journal is not None:
-            self.journal.close()
+        """Close what was opened."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.logs is not None:
+            self.logs.close()

@@ -42,7 +42,7 @@ class Replica:
         return self.forward.no_sync() if several and not last else nullcontext()  # type: ignore[operator]
 
     def gradients(self) -> list[Tensor]:
-        """Of the pieces, after the last part of a batch."""
+        """Return the pieces' gradients, after the last part of a batch."""
         return [piece.grad for piece in self.pieces if piece.grad is not None]
 
     def clear(self) -> None:

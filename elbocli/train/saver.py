@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from elbocli.errors import DataError
+from elbocli.runtime.background import Background
 
 MOST_FAILURES = 3
 
@@ -17,7 +18,7 @@ class Saver:
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="elbo-saver")
+        self._background = Background("saver")
         self._busy: Future[object] | None = None
         self.failures = 0
         self._last: DataError | None = None
@@ -26,7 +27,7 @@ class Saver:
     def start(self, write: Callable[[], object]) -> None:
         """Write when the write before has ended; waits for that. Raises DataError as `look` does."""
         self.finish()
-        self._busy = self._pool.submit(write)
+        self._busy = self._background.start(write)
 
     def look(self) -> None:
         """Notice how the last write ended, if it did. Raises DataError when it was the third in a row to fail."""
@@ -61,4 +62,4 @@ class Saver:
 
     def close(self) -> None:
         """Let the write in progress end, whatever comes of it."""
-        self._pool.shutdown()
+        self._background.close()

@@ -42,26 +42,26 @@ class Sharded:
         self.pieces = [nn.Parameter(_local(parameter.detach())) for parameter in self._sharded]
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """As Replica's, but every part's gradients are shared out at once: whole ones are what sharding saves."""
+        """See Replica; but every part's gradients are shared out at once: whole ones are what sharding saves."""
         return nullcontext()
 
     def gradients(self) -> list[Tensor]:
-        """As Replica's."""
+        """See Replica."""
         for piece, parameter in zip(self.pieces, self._sharded):
             piece.grad = None if parameter.grad is None else _local(parameter.grad)
         return [piece.grad for piece in self.pieces if piece.grad is not None]
 
     def clear(self) -> None:
-        """As Replica's."""
+        """See Replica."""
         for piece, parameter in zip(self.pieces, self._sharded):
             piece.grad = parameter.grad = None
 
     def changed(self) -> None:
-        """As Replica's. What is outside all units stays together after a forward that no backward follows."""
+        """See Replica. What is outside all units stays together after a forward that no backward follows."""
         self.network.reshard()  # type: ignore[operator]
 
     def whole(self, index: int, piece: Tensor) -> Tensor | None:
-        """As Replica's. Every process must ask."""
+        """See Replica. Every process must ask."""
         count, *rest = self.shapes[index]
         padded = piece.new_zeros(-(-count // self.world.size), *rest)  # only the last parts are shorter
         padded[: len(piece)] = piece
@@ -69,7 +69,7 @@ class Sharded:
         return torch.cat(parts)[:count] if parts else None
 
     def part(self, index: int, whole: Tensor) -> Tensor:
-        """As Replica's."""
+        """See Replica."""
         parts = whole.chunk(self.world.size)
         return parts[self.world.rank] if self.world.rank < len(parts) else whole[:0]
 

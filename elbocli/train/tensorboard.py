@@ -1,18 +1,13 @@
-"""What TensorBoard shows of a run: run/tensorboard/. Needs the extra `tensorboard`, no torch.
-
-Events are written here, not by a SummaryWriter: its thread would answer a full disk with a traceback and with silence.
-"""
+"""TensorBoard's view of a run: run/tensorboard/. Needs the extra `tensorboard`."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import socket
-import time
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,10 +15,15 @@ from elbocli.errors import UsageError
 from elbocli.files.atomic import told
 from elbocli.files.grid import grid
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 FOLDER = "tensorboard"
 VALIDATION = "val_"
 LARGEST_SIDE = 1024
-"""Of a sheet: tensorboard's checksum takes a quarter of a second per megabyte, and run/previews has it in full."""
+"""Pixels of a sheet: tensorboard's checksum takes a quarter of a second per megabyte, and run/previews has it in full."""
+ROOM = 8 << 20
+"""Free bytes without which nothing is shown: on a full disk the writer's thread would end with a traceback."""
 
 
 def require() -> None:
@@ -36,80 +36,55 @@ def require() -> None:
         ) from error
 
 
-class TensorBoardWriter:
+class TensorBoard:
     """The events of one start of a run that goes on after `step`, in a file of its own.
 
-    Readers forget what earlier files say of later steps, so that none is shown twice. What can't be written now, as on
-    a full disk, is kept and written before what follows. Raises UsageError without tensorboard.
+    Readers forget what earlier files say of later steps, so that none is shown twice. Events for which the disk has no
+    room are left out: metrics.jsonl and previews/ have them. Raises UsageError without tensorboard, DataError where its
+    folder can't be made.
     """
 
     def __init__(self, run: Path, step: int):
         require()
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from torch.utils.tensorboard import SummaryWriter
 
-        folder = run / FOLDER
-        with told(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        now = f"{time.time():020.9f}"  # files are read in the order of their names
-        self.path = folder / f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}"
-        self._waiting, self._length = b"", 0
-        self._add(file_version="brain.Event:2")
-        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.folder, self._trouble = run / FOLDER, ""
+        with told(self.folder):
+            self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> str:
-        """Numbers of a line of metrics.jsonl, those of validation apart; why they have to wait, or nothing."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        """Show numbers of a line of metrics.jsonl, those of validation apart; why they are left out, or nothing."""
 
-        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-        tags = {
-            f"val/{key.removeprefix(VALIDATION)}" if key.startswith(VALIDATION) else f"train/{key}": value
-            for key, value in numbers.items()
-            if math.isfinite(value)
-        }
-        shown = [Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
-        self._add(step=step, summary=Summary(value=shown))
-        return self.flush()
+        def add(writer: SummaryWriter) -> None:
+            for key, value in values.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    validation = key.startswith(VALIDATION)
+                    tag = f"val/{key.removeprefix(VALIDATION)}" if validation else f"train/{key}"
+                    writer.add_scalar(tag, value, step)
+
+        return self._show(add)
 
     def images(self, step: int, images: np.ndarray) -> str:
-        """A sheet of images [N, H, W, C] uint8, made smaller where it is large; why it has to wait, or nothing."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        sheet, buffer = grid(images), io.BytesIO()
+        """Show images [N, H, W, C] uint8 as a sheet, made smaller where it is large; why it is left out, or nothing."""
+        sheet = grid(images)
         sheet.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-        sheet.save(buffer, "png")
-        picture = Summary.Image(
-            width=sheet.width,
-            height=sheet.height,
-            colorspace=len(sheet.getbands()),
-            encoded_image_string=buffer.getvalue(),
-        )
-        self._add(step=step, summary=Summary(value=[Summary.Value(tag="samples", image=picture)]))
-        return self.flush()
+        pixels = np.atleast_3d(np.asarray(sheet))
+        return self._show(lambda writer: writer.add_image("samples", pixels, step, dataformats="HWC"))
 
-    def flush(self) -> str:
-        """Hand everything to the system; why that can't be done, or nothing."""
-        if not self._waiting:
-            return ""
+    def _show(self, add: Callable[[SummaryWriter], None]) -> str:
+        if self._trouble:
+            return self._trouble
+        if shutil.disk_usage(self.folder).free < ROOM:
+            return f"{self.folder}: no space left; events are left out meanwhile"
         try:
-            with open(self.path, "ab", buffering=0) as file:
-                file.truncate(self._length)  # no half event, which would hide what follows
-                file.write(self._waiting)
-                if os.fstat(file.fileno()).st_size != self._length + len(self._waiting):
-                    return f"{self.path}: could not write: no space left; kept for later"
-        except OSError as error:
-            return f"{self.path}: could not write: {error.strerror or error}; kept for later"
-        self._length += len(self._waiting)
-        self._waiting = b""
-        return ""
+            add(self._writer)
+            self._writer.flush()
+        except Exception as error:  # an OSError, or tensorflow's own where that is installed
+            # The file may end in half an event, which would hide what follows; and the writer's thread has ended.
+            self._trouble = f"{self.folder}: could not write: {error}; no more events until the run goes on"
+        return self._trouble
 
-    def close(self) -> str:
-        """The last chance of what waits."""
-        return self.flush()
-
-    def _add(self, **content: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        record = io.BytesIO()
-        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
-        self._waiting += record.getvalue()
+    def close(self) -> None:
+        """End the writer's thread, if it still writes."""
+        with suppress(Exception):
+            self._writer.close()

@@ -1,4 +1,4 @@
-"""How well a network in training does on images it never sees: the same noise every time, so that curves compare.
+"""Validation of a network in training on images it never sees: the same noise every time, so that curves compare.
 
 Every held-out image is shown once, at DRAWS noise levels. All results come from sums that add up over processes.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, bin_edges
 from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
@@ -29,7 +29,7 @@ from elbocli.train.held_out import HeldOut
 
 DRAWS = 4
 SHARE = 0.02
-"""Of the work of a run that validation takes unless --val-every says otherwise."""
+"""Share of a run's work that validation takes unless --val-every says otherwise."""
 STEP_COST = 3
 """A training image costs a forward and a backward pass: three of validation's."""
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -49,7 +49,7 @@ class Validation:
     def __init__(self, held: HeldOut, resolved: Resolved, device: torch.device):
         settings = self.settings = resolved.settings
         self.dataset, self.rows, self.device = held.dataset, held.rows, device
-        self.weighting, self.prediction = settings.weighting_object(), settings.prediction_object()
+        self.weighting, self.prediction = resolved.objective.weighting, resolved.objective.prediction
         self.schedule = parse_schedule(SCHEDULE, settings.logsnr_min, settings.logsnr_max)
         self.edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
         self.dimensions = math.prod(self.dataset.shape[1:])
@@ -74,30 +74,24 @@ class Validation:
         return self.settings.val_every or math.ceil(len(self.rows) * DRAWS / (STEP_COST * SHARE))
 
     def due(self, step: int) -> bool:
-        """Whether to validate after that step: where `every` images are full, and after the last step."""
+        """Tell whether to validate after that step: where `every` images are full, and after the last step."""
         batch = self.settings.batch
         return step >= self.settings.steps or step * batch // self.every > (step - 1) * batch // self.every
 
     @torch.no_grad()
     def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:
-        """The sums of share `rank` of `size`, [3, bins + 2] float64 on the CPU: to be added up over all ranks.
+        """Return the sums of share `rank` of `size`, [3, bins + 2] float64 on the CPU: to be added up over all ranks.
 
         Count, sum and sum of squares of the ε error per dimension in each bin of λ, then of the images' weighted losses,
         then of their bits per dimension (nothing for latents). Every rank asks the network equally often, with equally
         many inputs, as sharded networks need it, even where images can't be read: `error` says so afterwards. A module
-        is asked in eval mode, and left in the one it was in.
+        comes in eval mode.
         """
         self.error = None
-        module = network if isinstance(network, nn.Module) else None
-        training = module is not None and module.training
-        if module is not None:
-            module.eval()
         turns = -(-len(self.rows) // (size * self._at_once))
         starts = [(turn * size + rank) * self._at_once for turn in range(turns)]
         places = np.concatenate([np.arange(start, start + self._at_once) for start in starts])
         found = torch.cat([self._asked(network, self._at(start)) for start in starts], 1)
-        if module is not None:
-            module.train(training)
         real = torch.from_numpy(places < len(self.rows))
         loss, error = found.double().cpu().view(2, -1, DRAWS)[:, real]  # the device is waited for here, once
         return self._summed(torch.from_numpy(places)[real], loss, error)
@@ -156,7 +150,7 @@ class Validation:
         return torch.cat([bins.values, images], 1)
 
     def finish(self, sums: Tensor) -> dict[str, float]:
-        """What a line of metrics.jsonl says. sums: of all ranks together.
+        """Return the numbers of a line of metrics.jsonl. sums: of all ranks together.
 
         val_loss: the weighted loss that training minimises, in nats per dimension; val_bpd: the bound, in bits per
         dimension, of pixels only. Each with the standard error of its mean over images, which is on the safe side,
@@ -179,7 +173,7 @@ class Validation:
         return found
 
     def header(self) -> str:
-        """The first line of validation.jsonl, a loss log that says of which images it is."""
+        """Return the first line of validation.jsonl, a loss log that says which images it is about."""
         return losslog.header(
             self.edges,
             dimensions=self.dimensions,
@@ -192,7 +186,7 @@ class Validation:
         )
 
     def begins(self, log: Path) -> bool:
-        """Whether validation.jsonl needs our header now: it is new, or what it holds is of other images."""
+        """Tell whether validation.jsonl needs our header now: it is new, or it holds errors of other images."""
         if not log.exists():
             return True
         with told(log, "read"), open(log) as file:
@@ -200,5 +194,5 @@ class Validation:
         return headers[-1:] != [self.header()]
 
     def line(self, step: int, images: int, sums: Tensor) -> str:
-        """A line of validation.jsonl. images: of training."""
+        """Return a line of validation.jsonl. images: seen in training."""
         return losslog.line(step, images, sums[:, :-2])

@@ -11,29 +11,22 @@ from typing import Any
 
 import click
 
-from elbocli.cli.options import CONTEXT, PATH, Command, Count, Named, Number, common, overwrite_option, schedule_help
-from elbocli.core.averages import AVERAGES
-from elbocli.core.clipping import CLIPS
-from elbocli.core.criteria import CRITERIA
-from elbocli.core.foreign_loss import FACTORS
-from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.registry import Registry
-from elbocli.core.samplers import SAMPLERS, SamplerTraits
-from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
-from elbocli.nn.extractors import EXTRACTORS
+from elbocli.cli.grouped_help import CONTEXT, Command
+from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option
+from elbocli.cli.types import PATH, Count, Number, imported
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "weightings": WEIGHTINGS,
-    "schedules": SCHEDULES,
-    "predictions": PREDICTIONS,
-    "factors": FACTORS,
-    "samplers": SAMPLERS,
-    "clips": CLIPS,
-    "criteria": CRITERIA,
-    "averages": AVERAGES,
-    "extractors": EXTRACTORS,
+REGISTRIES = {
+    "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
+    "schedules": "elbocli.core.schedule_curves.SCHEDULES",
+    "predictions": "elbocli.core.prediction.PREDICTIONS",
+    "factors": "elbocli.core.foreign_loss.FACTORS",
+    "samplers": "elbocli.core.samplers.SAMPLERS",
+    "clips": "elbocli.core.clipping.CLIPS",
+    "criteria": "elbocli.core.criteria.CRITERIA",
+    "averages": "elbocli.core.averages.AVERAGES",
+    "extractors": "elbocli.nn.extractors.EXTRACTORS",
 }
+"""Kinds of things with names, and what holds them."""
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#"
 
 
@@ -70,17 +63,11 @@ def list_(kind: str, as_json: bool) -> None:
     KIND is weightings (the default), schedules, predictions, factors, samplers, clips, criteria, averages or
     extractors.
     """
-    rows = [_row(declared) for declared in REGISTRIES[kind].values()]
+    registry = imported(REGISTRIES[kind])
+    rows = [_row(declared) for declared in registry.values()]
     if as_json:
-        click.echo(
-            json.dumps(
-                [
-                    {**row, "parameters": dict(declared.params)}
-                    for row, declared in zip(rows, REGISTRIES[kind].values())
-                ],
-                indent=1,
-            )
-        )
+        told = [{**row, "parameters": dict(declared.params)} for row, declared in zip(rows, registry.values())]
+        click.echo(json.dumps(told, indent=1))
         return
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     for row in [{key: key.upper() for key in rows[0]}, *rows]:
@@ -88,6 +75,9 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 def _row(declared: Any) -> dict[str, Any]:
+    from elbocli.core.samplers import SamplerTraits
+    from elbocli.core.weighting_curves import WeightingTraits
+
     traits = declared.traits
     monotone = {"monotone": "yes" if traits.monotone else "no"} if isinstance(traits, WeightingTraits) else {}
     parameters = declared.spec(declared.params).partition(":")[2] or "-"
@@ -103,8 +93,8 @@ def _row(declared: Any) -> dict[str, Any]:
 
 
 @weights.command(cls=Command)
-@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, required=True, metavar="SPEC...")
-@click.option("--schedule", type=Named(SCHEDULES), metavar="SPEC", help=schedule_help("Also its t and density."))
+@click.argument("specs", type=WEIGHTING, nargs=-1, required=True, metavar="SPEC...")
+@click.option("--schedule", type=SCHEDULE, metavar="SPEC", help="Also its t and density: NAME:key=value,… or a FILE.")
 @_range_options
 @click.option("--points", type=Count(2, 10**6), default=61, show_default=True, help="Levels, evenly spaced.")
 @common
@@ -127,10 +117,10 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 
 
 @weights.command(cls=Command)
-@click.argument("spec", type=Named(WEIGHTINGS))
+@click.argument("spec", type=WEIGHTING)
 @click.option(
     "--equals",
-    type=Named(WEIGHTINGS),
+    type=WEIGHTING,
     metavar="SPEC",
     help="Also say whether this is the same weighting up to a constant.",
 )
@@ -191,14 +181,14 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
 
 
 @weights.command(cls=Command)
-@click.argument("specs", type=Named(WEIGHTINGS), nargs=-1, metavar="[SPEC]...")
+@click.argument("specs", type=WEIGHTING, nargs=-1, metavar="[SPEC]...")
 @click.option(
     "--schedule",
     "schedules",
-    type=Named(SCHEDULES),
+    type=SCHEDULE,
     multiple=True,
     metavar="SPEC",
-    help=schedule_help("Also its density; may be repeated."),
+    help="Also its density: NAME:key=value,… or a FILE; may be repeated.",
 )
 @_range_options
 @click.option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
@@ -214,6 +204,9 @@ def plot(
     largest logsnr is a point mass.
     """
     from elbocli.core.schedule import check_range
+    from elbocli.core.schedule_curves import SCHEDULES
+    from elbocli.core.weighting import ScheduleDensity, Weighting
+    from elbocli.core.weighting_curves import WEIGHTINGS
     from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 
     check_range(low, high)
@@ -222,7 +215,6 @@ def plot(
     chosen = [resolve_weighting(spec) for spec in specs or WEIGHTINGS]
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
-        from elbocli.core.weighting import ScheduleDensity, Weighting
         from elbocli.weights.plot import text_plot
 
         blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS

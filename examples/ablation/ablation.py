@@ -61,13 +61,12 @@ def elbo(*words: Any, feed: bytes | None = None) -> bytes:
 def prepare(folder: Path) -> None:
     """Digits as datasets, and a classifier whose features are compared."""
     if not (folder / "classifier.pt2").exists():
-        script = [sys.executable, DIGITS / "make_digits.py", folder / "digits"]
-        subprocess.run(script, check=True, stdout=sys.stderr)
+        subprocess.run([sys.executable, DIGITS / "make_digits.py", folder / "digits"], check=True, stdout=sys.stderr)
         for part in ("train", "test"):
             data = folder / f"{part}.h5"
             elbo("prep", "-q", folder / "digits" / part, data, "--size", 8, "--channels", 1, "--overwrite")
-        script = [sys.executable, DIGITS / "make_classifier.py", folder / "train.h5", folder / "test.h5"]
-        subprocess.run([*script, folder / "classifier.pt2"], check=True, stdout=sys.stderr)
+        files = [folder / name for name in ("train.h5", "test.h5", "classifier.pt2")]
+        subprocess.run([sys.executable, DIGITS / "make_classifier.py", *files], check=True, stdout=sys.stderr)
 
 
 def measure(folder: Path, cell: Cell, steps: int) -> None:
@@ -203,8 +202,8 @@ def marginals(rows: list[dict[str, Any]]) -> str:
     found: dict[tuple[str, ...], float] = {}
     for row in rows:
         for sampler in SAMPLERS if "failed" not in row else ():
-            key = (row["prediction"], row["weighting"], row["schedule"], sampler, str(row["seed"]))
-            found[key] = np.log(row[sampler]["frechet"])
+            training = (row["prediction"], row["weighting"], row["schedule"])
+            found[*training, sampler, str(row["seed"])] = np.log(row[sampler]["frechet"])
     lines = [["choice", "against", "distance times", "pairs of trainings"], ["---"] * 4]
     for place, (kind, names) in enumerate(kinds.items()):
         for name in names[1:]:

@@ -14,7 +14,7 @@ from compare import Row
 from elbocli.files import checkpoint as store
 from elbocli.run.settings import resolve
 from elbocli.train.saver import Saver
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 ROUNDS = 15
 
@@ -34,13 +34,13 @@ def rows() -> Iterator[Row]:
             ("U-Net, small64", {"preset": "small64", "batch": 32}),
             ("U-ViT, small32-uvit", {"preset": "small32-uvit", "batch": 32}),
         ):
-            trainer, saver = Trainer(resolve({**options, "device": "cpu"}, dataset), dataset), Saver()
-            step = step_of(trainer)
+            state, saver = TrainState(resolve({**options, "device": "cpu"}, dataset), dataset), Saver()
+            step = step_of(state)
 
-            def save(trainer: Trainer = trainer, saver: Saver = saver) -> None:
-                weights, state = trainer.snapshot()
-                about, done = {"images": 0, "log_bytes": {}}, trainer.steps_done
-                saver.start(lambda: store.save(Path(temporary) / "run", done, weights, state, about))
+            def save(state: TrainState = state, saver: Saver = saver) -> None:
+                weights, rest = state.snapshot()
+                about, done = {"images": 0, "log_bytes": {}}, state.steps_done
+                saver.start(lambda: store.save(Path(temporary) / "run", done, weights, rest, about))
 
             stalls, steps, written = [], [], []
             for _ in range(ROUNDS):

@@ -11,7 +11,7 @@ from bench_train_step import packed, step_of
 from compare import Row, compare
 
 from elbocli.run.settings import resolve
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 WAYS = ({"precision": "bf16"}, {"compile": True}, {"precision": "bf16", "compile": True})
 
@@ -26,14 +26,16 @@ def rows() -> Iterator[Row]:
         presets = [("imagenet64", 64)] if cuda else [("small64", 32), ("small32-uvit", 32)]
         for preset, batch in presets:
 
-            def trainer(preset: str = preset, batch: int = batch, **way: object) -> Trainer:
-                return Trainer(resolve({"preset": preset, "batch": batch, "device": device, **way}, dataset), dataset)
+            def state(preset: str = preset, batch: int = batch, **way: object) -> TrainState:
+                return TrainState(
+                    resolve({"preset": preset, "batch": batch, "device": device, **way}, dataset), dataset
+                )
 
-            def job(one: Trainer) -> object:
+            def job(one: TrainState) -> object:
                 step = step_of(one)
                 return (lambda: (step(), torch.cuda.synchronize())) if cuda else step
 
-            plain = job(trainer())
+            plain = job(state())
             for way in WAYS:
                 name = f"{where}, {preset}: {' '.join(map(str, way.values())).replace('True', 'compiled')} / fp32"
-                yield compare(name, job(trainer(**way)), plain, None, rounds=20)  # type: ignore[arg-type]
+                yield compare(name, job(state(**way)), plain, None, rounds=20)  # type: ignore[arg-type]

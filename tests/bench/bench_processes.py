@@ -25,14 +25,15 @@ def work(world):
     torch.set_num_threads(int(threads))
     from elbocli.files.dataset import Dataset
     from elbocli.run.settings import resolve
-    from elbocli.train.trainer import Trainer
+    from elbocli.train.state import TrainState
+    from elbocli.train.step import update
     dataset = Dataset(Path(data))
     resolved = resolve({{"preset": preset, "batch": int(batch), "device": "cpu", "parallel": parallel}}, dataset)
-    trainer = Trainer(resolved, dataset, world)
+    state = TrainState(resolved, dataset, world)
     def step():
-        trainer.prepare()
+        state.batches.ready(state.steps_done)
         world.most([0, 0])
-        trainer.step()
+        update(state)
     for _ in range(10):
         step()
     begun = time.perf_counter()

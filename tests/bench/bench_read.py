@@ -6,7 +6,8 @@ Times per batch of 256 from 50,000 images of 64x64x3. A ratio of 1.25 in time is
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -14,15 +15,16 @@ import numpy as np
 import torch
 from compare import Row, compare
 
+from elbocli.core.streams import Stream
 from elbocli.files import dataset_block
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.merge import combine
 from elbocli.run.settings import resolve
-from elbocli.train.batches import Batches
+from elbocli.train.batches import Batches, normalised
 
 IMAGES, SHAPE, BATCH = 50_000, (64, 64, 3), 256
-BOUND, VIRTUAL_BOUND, PARTS = 1 / 0.8, 1.2, 4
+BOUND, VIRTUAL_BOUND, NOISE_BOUND, PARTS = 1 / 0.8, 1.2, 1.3, 4
 
 
 def write_rows(path: Path, rows: np.ndarray) -> Path:
@@ -49,27 +51,26 @@ def write(folder: Path) -> tuple[Dataset, np.ndarray, Dataset]:
 
 
 def rows() -> Iterator[Row]:
-    """Gathered and normalised on both sides; gathered on both sides; ours normalised against theirs only gathered."""
+    """Reading against reading; a step's noise against as much at one go; both against both; the noise ahead of a step."""
+    cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as temporary:
         dataset, plain, virtual = write(Path(temporary))
-        examples = Batches(dataset, resolve({"batch": BATCH, "device": "cpu"}, dataset), torch.device("cpu"))
-        rng = np.random.default_rng(1)
-        steps = count()
+        batches = Batches(dataset, resolve({"batch": BATCH, "device": "cpu"}, dataset), cpu)
+        rng, steps, noise = np.random.default_rng(1), count(), Stream(1, "noise")
 
         def some() -> np.ndarray:
             return rng.integers(0, IMAGES, BATCH)
 
-        def normalised() -> np.ndarray:
+        def read() -> np.ndarray:
             x = np.multiply(plain[some()], np.float32(1 / 127.5))
             x -= 1
             return x
 
-        def ours() -> torch.Tensor:
-            return examples.at(next(steps))[0]
+        def draw() -> np.ndarray:
+            return rng.standard_normal((BATCH, *SHAPE), np.float32)
 
         for memory in (dataset.batch(np.arange(IMAGES)), virtual.batch(np.arange(IMAGES)), plain):  # every page once
             memory.sum()
-        yield compare("read, normalised / numpy.memmap, normalised", ours, normalised, BOUND, rounds=300)
         yield compare(
             "read, gathered / numpy.memmap, gathered",
             lambda: dataset.batch(some()),
@@ -77,7 +78,13 @@ def rows() -> Iterator[Row]:
             BOUND,
             rounds=300,
         )
-        yield compare("read, normalised / numpy.memmap, gathered", ours, lambda: plain[some()], None, rounds=300)
+        yield compare(
+            "read, normalised / numpy.memmap, normalised",
+            lambda: normalised(dataset.batch(some()), cpu),
+            read,
+            BOUND,
+            rounds=300,
+        )
         yield compare(
             "read, gathered from a virtual dataset / from one file",
             lambda: virtual.batch(some()),
@@ -85,3 +92,44 @@ def rows() -> Iterator[Row]:
             VIRTUAL_BOUND,
             rounds=300,
         )
+        yield compare(
+            "noise of a step, image by image / at one go",
+            lambda: noise.normal(range(BATCH), SHAPE),
+            draw,
+            NOISE_BOUND,
+            rounds=50,
+        )
+        yield compare(
+            "a step's images, labels and noise / numpy's images and noise",
+            lambda: batches.at(next(steps)),
+            lambda: (read(), draw()),
+            NOISE_BOUND,
+            rounds=50,
+        )
+        yield from ahead(lambda: batches.at(next(steps)))
+
+
+def ahead(fetch: Callable[[], object]) -> Iterator[Row]:
+    """Whether a thread should fetch beside a step of this CPU: one that takes about as long, and one ten times as long."""
+    square = torch.randn(512, 512)
+    with ThreadPoolExecutor(1) as pool:
+        for products in (10, 100):
+            waiting = pool.submit(fetch)
+
+            def step(products: int = products) -> None:
+                for _ in range(products):
+                    square @ square
+
+            def beside() -> None:
+                nonlocal waiting
+                waiting.result()
+                waiting = pool.submit(fetch)
+                step()
+
+            def before() -> None:
+                fetch()
+                step()
+
+            name = f"fetched by a thread beside {products} products / before them"
+            yield compare(name, beside, before, None, rounds=30)
+            waiting.result()

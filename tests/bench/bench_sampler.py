@@ -21,11 +21,10 @@ from compare import Row, Skipped, compare
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.streams import Stream
+from elbocli.core.streams import Stream, walk_noise
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks import build, config_of, place
 from elbocli.nn.presets import load_preset
-from elbocli.sample import noise
 
 STEPS, SHAPE = 20, (64, 3, 32, 32)
 CPU = torch.device("cpu")
@@ -152,12 +151,12 @@ def share(spec: str, z: torch.Tensor, network: torch.nn.Module) -> Row:
         return out
 
     wrapped = Same()
-    wrapped.forward = timed  # type: ignore[method-assign]
+    wrapped.forward = timed  # type: ignore[assignment, method-assign]
     pairs = []
     for _ in range(3):
         inside, start = 0.0, time.perf_counter()
-        with noise.Noise(0, range(len(z)), (*SHAPE[2:], SHAPE[1]), STEPS, CPU) as drawn:
-            ours(spec, z, wrapped, drawn, steps=STEPS)
+        drawn = walk_noise(0, range(len(z)), (*SHAPE[2:], SHAPE[1]))
+        ours(spec, z, wrapped, lambda drawn=drawn: drawn().permute(0, 3, 1, 2), steps=STEPS)  # type: ignore[misc]
         total = time.perf_counter() - start
         pairs.append((total - inside, total))
     mine, whole = (median(side) for side in zip(*pairs))

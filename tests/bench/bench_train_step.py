@@ -21,7 +21,8 @@ from elbocli.nn.networks import NetworkConfig, build, place
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.prep import pack
 from elbocli.run.settings import resolve
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 BOUND = 1.05
 SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attention=(16,))
@@ -64,13 +65,13 @@ class Bare:
         self.optimizer.zero_grad()
 
 
-def step_of(trainer: Trainer) -> Callable[[], None]:
+def step_of(state: TrainState) -> Callable[[], None]:
     """All that the loop does for a step between two lines of the log."""
 
     def step() -> None:
-        trainer.prepare()
-        trainer.world.most([0, 0])
-        trainer.step()
+        state.batches.ready(state.steps_done)
+        state.world.most([0, 0])
+        update(state)
 
     return step
 
@@ -88,8 +89,6 @@ def rows() -> Iterator[Row]:
             resolved: Any = resolve({**options, "device": "cpu"}, dataset)
             if options["preset"] == "cifar":
                 resolved = replace(resolved, network=SMALL32)
-            trainer = Trainer(resolved, dataset)
+            state = TrainState(resolved, dataset)
             bare = Bare(dataset, resolved.network, resolved.settings.batch)
-            yield compare(
-                f"train step, {name} / bare loop", step_of(trainer), bare.step, BOUND, rounds=rounds, warm_up=8
-            )
+            yield compare(f"train step, {name} / bare loop", step_of(state), bare.step, BOUND, rounds=rounds, warm_up=8)

@@ -31,7 +31,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.main import share_cores
 from elbocli.prep import pack as prep
 from elbocli.run.settings import resolve
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 MAKE_DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "make_digits.py"
 REFERENCE = "cosine"
@@ -50,36 +51,36 @@ def pack(folder: Path) -> None:
 
 
 class Validation:
-    """The weighted loss of a trainer's averaged weights on all images, each at `draws` fixed noise levels.
+    """The weighted loss of a run's averaged weights on all images, each at `draws` fixed noise levels.
 
     The levels are a comb in the time of a schedule that suits the weighting, whatever schedule was trained on:
     fitted to errors that go like sigmoid(λ/2). Importance weights make up for it.
     """
 
-    def __init__(self, dataset: Dataset, trainer: Trainer, draws: int, batch: int = 512):
-        self.batch, settings, count = batch, trainer.settings, draws * len(dataset)
+    def __init__(self, dataset: Dataset, state: TrainState, draws: int, batch: int = 512):
+        self.batch, settings, count = batch, state.settings, draws * len(dataset)
         edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
         mean = (0.25 * (edges[1:] + edges[:-1])).sigmoid()
         guess = ErrorMoments(edges, torch.full_like(mean, 1e12), mean, 2 * mean.square())
-        self.schedule = fit_schedule(guess, trainer.weighting)
+        self.schedule = fit_schedule(guess, state.weighting)
         t = torch.from_numpy((Stream(0, "validation order").permutation(0, count) + 0.5) / count)
         self.logsnr = self.schedule.logsnr(t)
         rows = np.tile(np.arange(len(dataset)), draws)
         self.x = torch.from_numpy(dataset.batch(rows)).permute(0, 3, 1, 2).float() / 127.5 - 1
         self.eps = Stream(0, "validation noise").normal(range(count), self.x.shape[1:])
-        self.labels = torch.from_numpy(dataset.labels[rows]) if trainer.losses.examples.conditional else None
+        self.labels = torch.from_numpy(dataset.labels[rows]) if state.batches.conditional else None
 
     @torch.no_grad()
-    def loss(self, trainer: Trainer) -> float:
+    def loss(self, state: TrainState) -> float:
         """Nats per dimension."""
-        network, total = trainer.network.eval(), 0.0
+        network, total = state.network.eval(), 0.0
 
         def average(*inputs: Any) -> torch.Tensor:
-            return torch.func.functional_call(network, trainer.ema[0].tensors, inputs)  # type: ignore[no-any-return]
+            return torch.func.functional_call(network, state.ema[0].tensors, inputs)  # type: ignore[no-any-return]
 
         for part in torch.arange(len(self.x)).split(self.batch):
             x, eps = self.x[part], self.eps[part]
-            c = step_coefficients(self.logsnr[part], trainer.weighting, self.schedule, trainer.prediction)
+            c = step_coefficients(self.logsnr[part], state.weighting, self.schedule, state.prediction)
             labels = None if self.labels is None else self.labels[part]
             total += float(denoising_losses(average, x, eps, labels, c)[0].double().sum())
         network.train()
@@ -89,16 +90,16 @@ class Validation:
 def train(data: Path, settings: dict[str, Any], every: int, draws: int, say: Callable[[str], None]) -> Curve:
     """(step, validation loss) every `every` steps, the first after none; as `elbo train` trains."""
     dataset = Dataset(data / "train.h5")
-    trainer = Trainer(resolve(settings, dataset), dataset)
-    validation = Validation(Dataset(data / "test.h5"), trainer, draws)
-    curve, begin = [(0, validation.loss(trainer))], time.monotonic()
-    while trainer.steps_done < settings["steps"]:
-        trainer.step()
-        if trainer.steps_done % trainer.settings.log_every == 0:
-            trainer.interval()
-        if trainer.steps_done % every == 0 or trainer.steps_done == settings["steps"]:
-            curve.append((trainer.steps_done, validation.loss(trainer)))
-            say(f"step {trainer.steps_done}, loss {curve[-1][1]:.6f}, {time.monotonic() - begin:.0f} s")
+    state = TrainState(resolve(settings, dataset), dataset)
+    validation = Validation(Dataset(data / "test.h5"), state, draws)
+    curve, begin = [(0, validation.loss(state))], time.monotonic()
+    while state.steps_done < settings["steps"]:
+        update(state)
+        if state.steps_done % state.settings.log_every == 0:
+            state.interval()
+        if state.steps_done % every == 0 or state.steps_done == settings["steps"]:
+            curve.append((state.steps_done, validation.loss(state)))
+            say(f"step {state.steps_done}, loss {curve[-1][1]:.6f}, {time.monotonic() - begin:.0f} s")
     return curve
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -87,8 +88,10 @@ def test_every_command_has_help_for_itself_and_each_option() -> None:
                     path,
                     parameter.name,
                 )
-        for name, child in getattr(command, "commands", {}).items():
-            walk(child, f"{path} {name}")
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                walk(command.get_command(context, name), f"{path} {name}")
 
     walk(group, "elbo")
 
@@ -127,6 +130,8 @@ def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) ->
         (["--weighting", "sigmoid:slope=2"], ["no parameter 'slope'", "bias"]),
         (["--weighting", "edm:std=-1"], ["std is -1; it must be above 0"]),
         (["--weighting", "edm", "--bias", "2"], ["'edm' has no parameter 'bias'"]),
+        (["--mean", "2"], ["No such option", "--mean"]),
+        (["--preset", "latents256"], ["--preset latents256 is for latents", "holds pixels"]),
         (["--weighting", "sigmoid:bias"], ["expected key=value"]),
         (["--schedule", "cosin"], ["no schedule is called 'cosin'", "cosine"]),
         (["--schedule", "nowhere.yaml"], ["nowhere.yaml: no such schedule file"]),
@@ -165,6 +170,7 @@ def test_nonsense_options_are_refused(
         ("prediction: 2\n", 2, ["no prediction is called '2'"]),
         ("format: elbo-run\nversion: 1\nsettings: [1]\n", 2, ["c.yaml: no section 'settings'"]),
         ("lr: [1, 2]\n", 2, ["lr is a list"]),
+        ("ema: []\n", 2, ["ema is an empty list; name at least one"]),
         ("ema: {power: .1}\n", 2, ["ema is a dict"]),
         ("ema: [0.9, [1]]\n", 2, ["ema is a list"]),
         ("- lr\n", 2, ["expected 'key: value' lines"]),
@@ -452,6 +458,10 @@ def test_adapt_reports_instead_of_the_schedule_or_beside_it(
     check(elbo("adapt", trained, "--report", "-o", "s.yaml", cwd=tmp_path), 2, "s.yaml")
     check(elbo("adapt", tmp_path, "--report"), 1, "no losslog.jsonl inside")
     check(elbo("adapt", trained, "--report", "--criterion", "none"), 2, "criterion")
+    check(elbo("adapt", trained, "--weighting", "edm", "--bias", 2), 2, "'edm' has no parameter 'bias'")
+    check(elbo("adapt", trained, "--shift", "auto"), 2, "--shift auto needs images")
+    moved = elbo("adapt", trained, "--weighting", "sigmoid", "--bias", 3, "--shift", 1, "--monotone")
+    assert b"weighting: sigmoid:bias=3,shift=1,monotone" in moved.stdout
 
 
 def test_a_fitted_schedule_trains_and_samples(
@@ -563,7 +573,7 @@ def test_a_run_remembers_the_scheduler_config_it_was_weighted_by(
     check(elbo(*line, "--steps", 3, cwd=tmp_path), 0)
     path.write_text(json.dumps({**config, "beta_end": 0.2}))
     check(elbo(*line, "--steps", 4, cwd=tmp_path), 2, "files scheduler_config.json")
-    spec = elbo("adapt", "run", "--weighting", "x-mse:min-snr@cosine", "--gamma", 3, cwd=tmp_path)
+    spec = elbo("adapt", "run", "--weighting", "x-mse:min-snr:3@cosine", cwd=tmp_path)
     check(spec, 0)
     assert b"x-mse:min-snr:gamma=3@cosine" in spec.stdout
 

@@ -19,7 +19,7 @@ from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.samplers import SAMPLERS
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.main import elbo as group
+from elbocli.main import COMMANDS
 from elbocli.nn.presets import NAMES
 
 HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2")
@@ -65,7 +65,7 @@ def here(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("elbo ", sorted(group.commands)),
+        ("elbo ", sorted(COMMANDS)),
         ("elbo re", ["report"]),
         ("elbo completion ", list(SHELLS)),
         ("elbo weights ch", ["check"]),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.cli.options import Duration
+from elbocli.cli.types import Duration
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_online_and_offline_fit_the_same_schedule():
     online.update(sums)
     offline = fit_schedule(ErrorMoments.of_sums(EDGES, sums), W, "loss", 0.02).curve
     found = online.schedule(W, 0.02).curve
-    assert isinstance(found, Table)
+    assert isinstance(found, Table) and isinstance(offline, Table)
     assert torch.equal(found.time, offline.time)
 
 

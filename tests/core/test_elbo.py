@@ -123,7 +123,8 @@ def test_a_toy_of_256_levels_costs_its_entropy(panels):
         return 0.5 * integrate(error, panels, start, end, cells)
 
     # Until the noise is finer than the levels everything is smooth in ε; after that it has steps.
-    nats = integral(*normal_expectation(24), low, split, 14)
+    eps, chance = normal_expectation(24)
+    nats = integral(eps, chance, low, split, 14)
     at, weight = panels(np.linspace(-9, 9, 19))
     chance = torch.from_numpy(weight) * (-0.5 * torch.from_numpy(at).square()).exp() / math.sqrt(2 * math.pi)
     nats += integral(torch.from_numpy(at), chance, split, high, 5)
@@ -153,8 +154,8 @@ def test_reconstruction_is_the_mean_of_the_decoder(logsnr_max):
             read = levels[k] + math.exp(-logsnr_max / 2) * part
             score = -0.5 * math.exp(logsnr_max) * (read[:, None] - levels).square()
             found.append(-score.log_softmax(1)[:, k])
-        found = torch.cat(found)
-        assert float(table[k]) == pytest.approx(float(found.mean()), abs=5 * float(found.std()) / math.sqrt(len(eps)))
+        nats = torch.cat(found)
+        assert float(table[k]) == pytest.approx(float(nats.mean()), abs=5 * float(nats.std()) / math.sqrt(len(eps)))
 
 
 def test_reconstruction_falls_to_nothing_and_starts_from_the_prior_of_levels():

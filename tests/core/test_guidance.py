@@ -35,7 +35,8 @@ def test_scale_one_is_conditional_and_zero_unconditional():
 def test_guiding_any_prediction_is_guiding_the_noise_estimate(scale, lam, name):
     conditional, unconditional = pair()
     at = torch.full((4,), lam, dtype=torch.float64)
-    z = diffuse(*pair(1), at)
+    x, eps = pair(1)
+    z = diffuse(x, eps, at)
     guide, prediction = Guidance(scale), Prediction(name)
     guided = prediction.eps_hat(guide.combine(conditional, unconditional), z, at)
     wanted = guide.combine(prediction.eps_hat(conditional, z, at), prediction.eps_hat(unconditional, z, at))

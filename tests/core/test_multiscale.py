@@ -27,8 +27,9 @@ def block_constant(size: int, coarse: int) -> np.ndarray:
 def form(size: int) -> np.ndarray:
     """M = Σ a_s Q_s of an image as a vector, from 1/s and the projections alone."""
     inverse = {s: 1 / s for s in sizes(size)}
-    whole = sum(inverse.values())
-    return sum(part / whole * np.kron(block_constant(size, s), block_constant(size, s)) for s, part in inverse.items())
+    shares = np.array([*inverse.values()]) / sum(inverse.values())
+    parts = [np.kron(block_constant(size, s), block_constant(size, s)) for s in inverse]
+    return np.tensordot(shares, parts, 1)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,9 @@ def test_only_the_weighted_loss_changes(prediction: str) -> None:
     plain, many = losses(out, x, eps, c), losses(out, x, eps, c, multiscale=True)
     assert torch.equal(plain[1], many[1])
     np.testing.assert_allclose(many[0], c.loss_factor * multiscale_error(off), rtol=1e-9)
-    small = [t[..., :32, :32].contiguous() for t in (out, x, eps)]
-    assert all(torch.equal(a, b) for a, b in zip(losses(*small, c), losses(*small, c, multiscale=True), strict=True))
+    out, x, eps = (t[..., :32, :32].contiguous() for t in (out, x, eps))
+    plain, many = losses(out, x, eps, c), losses(out, x, eps, c, multiscale=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, many, strict=True))
 
 
 def test_what_is_noised_is_scored_likewise() -> None:

@@ -28,9 +28,8 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before(seed, index, odd, count
     used.at(index + 1).integers(7, size=odd, dtype=np.uint32)
     used.at(index).random(odd, dtype=np.float32)
     used.at(index).standard_normal(odd)
-    for stream in (used, new):
-        stream.drawn = (stream.uniform(index, count), stream.permutation(index, count), stream.seed(index))
-    for one, other in zip(used.drawn, new.drawn, strict=True):
+    drawn = [(s.uniform(index, count), s.permutation(index, count), s.seed(index)) for s in (used, new)]
+    for one, other in zip(*drawn, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

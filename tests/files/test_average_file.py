@@ -83,7 +83,7 @@ def test_one_tensor_at_a_time(tmp_path):
 def test_a_writer_that_is_left_leaves_nothing(tmp_path):
     writer = average_file.writing_average(tmp_path / "a.safetensors", LAYOUT, ABOUT, TENSORS.__getitem__)
     next(writer)
-    writer.close()
+    del writer
     assert not list(tmp_path.iterdir())
 
     def broken(key):

@@ -59,10 +59,12 @@ def test_an_attribute_may_be_long(pack):
 
 def test_a_disk_too_full_for_an_attribute_is_said(small_disk, images):
     rows = images(2)
-    with pytest.raises(DataError, match=r"x\.h5: could not write: No space left"):
-        with open_writer(small_disk / "x.h5", plain(rows.shape[1:]), 2, "test") as writer:
-            writer.append(rows, 2, {})
-            writer.finish({"labels": np.zeros(2, np.int64)}, {"class_names": ["all"]}, {"command": "x" * 1_000_000})
+    with (
+        pytest.raises(DataError, match=r"x\.h5: could not write: No space left"),
+        open_writer(small_disk / "x.h5", plain(rows.shape[1:]), 2, "test") as writer,
+    ):
+        writer.append(rows, 2, {})
+        writer.finish({"labels": np.zeros(2, np.int64)}, {"class_names": ["all"]}, {"command": "x" * 1_000_000})
 
 
 def test_the_digest_is_of_the_pixels_and_matches_the_attribute(pack):

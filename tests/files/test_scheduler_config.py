@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from elbocli.core.discrete_schedule import Steps
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.monotone import likeness
 from elbocli.core.weighting import parse_weighting
@@ -116,7 +117,9 @@ def test_timesteps_agree_with_diffusers(write):
     for name in ("linear", "latent", "cosine", "sigmoid", "zero-snr"):
         abar = diffusers.DDPMScheduler.from_config(CONFIGS[name]).alphas_cumprod.double()
         theirs = (abar / (1 - abar)).log()  # float32: 6e-8 of 1 − ᾱ ≈ 1e-4
-        ours = resolve_schedule(str(write(CONFIGS[name]))).curve.level.flip(0)
+        curve = resolve_schedule(str(write(CONFIGS[name]))).curve
+        assert isinstance(curve, Steps)
+        ours = curve.level.flip(0)
         np.testing.assert_allclose(ours, theirs[: len(ours)], atol=1e-3)
 
 

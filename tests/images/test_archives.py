@@ -11,6 +11,7 @@ import pytest
 
 from elbocli.errors import DataError
 from elbocli.images.archives import FOLDER, clean, hidden, list_folder, list_tar, list_zip
+from elbocli.images.image_refs import Span
 from elbocli.images.sources import open_source
 
 
@@ -69,7 +70,8 @@ def test_a_tar_in_a_tar_is_a_folder_and_its_files_lie_in_the_outer_one(tmp_path)
     refs = dict(list_tar(str(tmp_path / "x.tar"), never))
     assert sorted(refs) == ["deep/n02/", "deep/n02/1.png", "n01/", "n01/1.png"]
     for name in ("n01/1.png", "deep/n02/1.png"):
-        assert refs[name].path == str(tmp_path / "x.tar") and refs[name].read() == b"one"
+        ref = refs[name]
+        assert isinstance(ref, Span) and ref.path == str(tmp_path / "x.tar") and ref.read() == b"one"
 
 
 @pytest.mark.parametrize("style", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])

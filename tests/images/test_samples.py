@@ -17,6 +17,7 @@ from elbocli.files.hashing import rows_sha256
 from elbocli.files.sample_writers import SamplesHeader, open_samples
 from elbocli.files.sample_writers.npy import npy_header
 from elbocli.images import samples
+from elbocli.images.decode import decode
 from elbocli.images.samples import read_samples, refuse_terminal
 
 LABELS = np.arange(11) % 3
@@ -282,9 +283,12 @@ def test_the_disk_that_pictures_take_is_claimed_too(tmp_path, name, size, channe
 
 
 def test_two_at_once_are_refused(tmp_path, images):
-    with open_samples(tmp_path / "x.npz", plan(images(11))):
-        with pytest.raises(DataError, match="another elbo process"), open_samples(tmp_path / "x.npz", plan(images(11))):
-            pass
+    with (
+        open_samples(tmp_path / "x.npz", plan(images(11))),
+        pytest.raises(DataError, match="another elbo process"),
+        open_samples(tmp_path / "x.npz", plan(images(11))),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -513,9 +517,8 @@ def test_the_first_image_of_other_channels_is_named_and_none_is_decoded_twice(
     for k, channels in enumerate([first] * 5 + [other, first, other]):
         picture(images(1, 8, channels)[0]).save(tmp_path / f"{k}.png")
     seen = []
-    whole = samples.decode
     monkeypatch.setattr(
-        samples, "decode", lambda content, *how, **more: seen.append(content) or whole(content, *how, **more)
+        samples, "decode", lambda content, *how, **more: seen.append(content) or decode(content, *how, **more)
     )
     with pytest.raises(DataError, match=rf"5\.png: 8 x 8 pixels in {told}; pack them alike with 'elbo prep'"):
         read(tmp_path, size=4)

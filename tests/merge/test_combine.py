@@ -359,7 +359,7 @@ def test_the_command_says_what_it_did(elbo: Callable[..., Any], tmp_path: Path) 
     parts = shards(tmp_path, "raw")
     result = elbo("merge", "out.h5", *parts[::-1], "--virtual", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout == b"" and b"23 images of 4 parts" in result.stderr
-    assert os.stat(tmp_path / "out.h5").st_size < 20_000
+    assert (tmp_path / "out.h5").stat().st_size < 20_000
     again = elbo("merge", "out.h5", *parts, cwd=tmp_path)
     assert again.returncode == 2 and b"already exists" in again.stderr
     with pytest.raises(ElboError, match="no such dataset"):

@@ -17,7 +17,7 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 def test_all_follow_their_recurrences_side_by_side() -> None:
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
-    averages = Averages(SPECS, tensors(module))
+    averages = Averages([*map(parse_average, SPECS)], tensors(module))
     expected = [module.weight.detach().double() for _ in SPECS]
     for step in range(1, 200):
         with torch.no_grad():
@@ -42,7 +42,7 @@ def test_all_follow_their_recurrences_side_by_side() -> None:
 
 def test_a_warm_start_by_its_own_formula() -> None:
     live = {"x": torch.zeros(1)}
-    average = Averages(["0.95"], live)
+    average = Averages([parse_average("0.95")], live)
     live["x"].fill_(1)
     average.update(1, 1, 1)
     assert average[0].tensors["x"].item() == pytest.approx(9 / 11)
@@ -50,7 +50,7 @@ def test_a_warm_start_by_its_own_formula() -> None:
 
 def test_whole_numbers_are_kept_as_they_last_were() -> None:
     live = {"x": torch.zeros(2), "count": torch.tensor(0), "flag": torch.tensor(False)}
-    averages = Averages(["0.9"], live)
+    averages = Averages([parse_average("0.9")], live)
     live["count"].fill_(7)
     live["flag"].fill_(True)
     averages.update(1, 1, 1)
@@ -60,7 +60,8 @@ def test_whole_numbers_are_kept_as_they_last_were() -> None:
 def test_an_update_never_waits_for_the_device() -> None:
     # A tensor on the meta device has no value to wait for: asking for one would raise.
     averages = Averages(
-        SPECS, {"x": torch.empty(2, device="meta"), "n": torch.empty(1, dtype=torch.long, device="meta")}
+        [*map(parse_average, SPECS)],
+        {"x": torch.empty(2, device="meta"), "n": torch.empty(1, dtype=torch.long, device="meta")},
     )
     for step in (1, 2, 3):
         averages.update(step, step, 1)
@@ -88,7 +89,7 @@ def test_a_swap_exchanges_in_place_and_back_bit_for_bit() -> None:
 
 def test_a_swap_is_seen_by_the_module_and_leaves_gradients_on() -> None:
     module = nn.Linear(2, 1, bias=False)
-    averages = Averages(["0.5"], tensors(module))
+    averages = Averages([parse_average("0.5")], tensors(module))
     with torch.no_grad():
         module.weight.fill_(3)
     averages[0].tensors["weight"].fill_(1)

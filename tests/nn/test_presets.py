@@ -9,7 +9,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of
 from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
-from elbocli.run.settings import ADAPTIVE
+from elbocli.run.train_settings import ADAPTIVE
 
 
 def test_every_file_is_a_preset_and_numbers_count_as_numbers():

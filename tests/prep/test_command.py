@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 import pytest
 
 from elbocli.cli import progress_bar
-from elbocli.cli.options import Command
+from elbocli.cli.grouped_help import Command
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.files.encodings import ENCODINGS, RAW
@@ -184,7 +185,7 @@ def lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: list[Progress], step: float
 ) -> list[str]:
     clock = iter(range(10**6))
-    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: step * next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: step * next(clock))
     monkeypatch.setattr(Command, "path", "elbo prep")
     monkeypatch.setattr(Command, "quiet", False)
     progress_bar.show(iter_of(reports))

@@ -13,12 +13,13 @@ import yaml
 from PIL import Image
 from typed_settings import typed
 
-from elbocli.bound.measure import Measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
+from elbocli.bound.measure import open_measurement
 from elbocli.core.guidance import Guidance
+from elbocli.core.samplers.walk import walk
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.scoring import EvalSettings
 from elbocli.evaluate.scoring import run as evaluate
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.latents import CONVENTIONS, INPUTS
@@ -250,7 +251,6 @@ def test_latents_of_another_autoencoder_can_not_guide(
 
 def test_samples_are_the_decoded_draws(run: Path, autoencoder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     kept: list[torch.Tensor] = []
-    walk = draw.walk
     monkeypatch.setattr(draw, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])
     got = drawn(run, tmp_path / "a.npy")
     opened = Autoencoder(autoencoder, CPU)
@@ -317,4 +317,4 @@ def test_scores_and_bounds_need_pixels(latents: Path, run: Path, trained: Path, 
         list(evaluate([digits], latents, EvalSettings(extractor="elbo-tiny")))
     for path, data in ((run, None), (run, digits), (trained, latents)):
         with pytest.raises(UsageError, match="latents have no levels"):
-            Measurement(path, data, ProbeSettings(device="cpu"), print)
+            open_measurement(path, data, ProbeSettings(device="cpu"), print)

@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from elbocli.core.logsnr import resolution_shift
+from elbocli.core.schedule import schedule_of_shares
+from elbocli.core.streams import T_SAMPLINGS
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.schedule_file import resolve_weighting
+from elbocli.files.schedule_file import resolve_weighting, to_text
 from elbocli.nn.networks import build, config_of, declaration_of
 from elbocli.nn.networks.blocks import Attention
 from elbocli.nn.presets import load_preset
 from elbocli.run.settings import difference, resolve, run_settings
-from elbocli.train.trainer import Trainer
+from elbocli.run.train_settings import SETTINGS
+from elbocli.runtime import device
+from elbocli.train.state import TrainState
 
 NETWORK = "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4]}\n"
 UVIT = "network: {family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8, patching: dwt-1}\n"
@@ -105,7 +110,7 @@ def test_the_images_size_is_told_to_what_asks_for_it(resolved):
 
 def test_the_optimizer_has_the_betas_and_epsilon_asked_for(resolved, digits):
     for options, wanted in (({}, (0.999, 1e-8)), ({"beta2": 0.99, "adam_eps": 1e-12}, (0.99, 1e-12))):
-        group = Trainer(resolved("batch: 4", **options), Dataset(digits)).optimizer.param_groups[0]
+        group = TrainState(resolved("batch: 4", **options), Dataset(digits)).optimizer.param_groups[0]
         assert (group["betas"], group["eps"]) == ((0.9, wanted[0]), wanted[1])
 
 
@@ -153,15 +158,43 @@ def test_a_runs_settings_of_another_kind_are_named_with_their_file(said):
         run_settings({"lr": 1e-3, **said}, Path("run/config.yaml"))
 
 
-def test_a_run_of_an_earlier_version_goes_on(resolved):
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.stored])
+def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(resolved, name):
     now = resolved("").config()
-    before = {**now, "network": dict(now["network"]), "settings": dict(now["settings"])}
-    del before["network"]["family"], before["settings"]["beta2"], before["settings"]["adam_eps"]
-    assert difference(before, now) == []
-    assert config_of(before["network"], "here") == resolved("").network
-    other = resolved("", UVIT, beta2=0.99).config()
-    assert any("network family: the run has unet" in line for line in difference(before, other))
-    assert any("--beta2: the run has 0.999, asked for 0.99" in line for line in difference(before, other))
+    before = {**now, "settings": {**now["settings"], name: "another"}}
+    lines = difference(before, now)
+    assert bool(lines) != SETTINGS[name].free
+    assert all(line.startswith(f"--{name.replace('_', '-')}: the run has another, asked for ") for line in lines)
+
+
+def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
+    found = resolved("", bias=3.0, shift=1.0, monotone=True, dropout=0.25, conditional=False)
+    assert set(found.config()["settings"]) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert found.settings.weighting == "sigmoid:bias=3,shift=1,monotone"
+    assert (found.network.dropout, found.network.num_classes) == (0.25, 0)
+    assert found.objective.weighting.spec == found.settings.weighting
+
+
+def test_choices_are_what_the_machine_and_the_streams_know():
+    assert SETTINGS["precision"].choices == tuple(device.PRECISIONS)
+    assert SETTINGS["t_sampling"].choices == T_SAMPLINGS
+
+
+def test_files_that_settings_name_are_read_once(resolved, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(to_text(schedule_of_shares(torch.linspace(-9, 9, 5, dtype=torch.float64), torch.ones(4), "")))
+    found = resolved("", schedule=str(path), weighting=f"schedule:{path}")
+    path.unlink()
+    assert found.objective.schedule.logsnr_min == found.settings.logsnr_min == -9
+    assert found.objective.weighting.support == (-9, 9)
+
+
+@pytest.mark.parametrize("preset", ["latents256", "latents512"])
+def test_a_preset_for_latents_is_refused_on_pixels(digits, preset):
+    with pytest.raises(
+        UsageError, match=f"--preset {preset} is for latents, and .* holds pixels; .*'elbo prep --latents'"
+    ):
+        resolve({"preset": preset}, Dataset(digits))
 
 
 def test_a_network_that_is_none_names_the_preset(resolved):
@@ -172,7 +205,11 @@ def test_a_network_that_is_none_names_the_preset(resolved):
 
 
 @pytest.mark.parametrize(
-    "said", [{"logsnr_min": "low"}, {"weighting": 3}, {"schedule": None}, {"ema": None}, {"lr": math.nan}, {"nope": 1}]
+    "said",
+    [
+        *({"logsnr_min": "low"}, {"weighting": 3}, {"schedule": None}, {"ema": None}, {"lr": math.nan}, {"nope": 1}),
+        *({"keep": 0}, {"precision": "fp8"}, {"floor": 0.0}),
+    ],
 )
 def test_a_runs_config_with_a_setting_that_is_none_is_refused_by_name(said):
     with pytest.raises(FormatError, match=f"run/config.yaml: .*{next(iter(said))}"):

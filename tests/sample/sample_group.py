@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import group
 from typed_settings import typed
 
+from elbocli.core import streams
 from elbocli.core.guidance import Guidance
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError
@@ -32,7 +33,6 @@ from elbocli.files.checkpoint import read_config
 from elbocli.run.open import empty_network
 from elbocli.runtime.processes import World
 from elbocli.sample import draw as sample
-from elbocli.sample import noise
 
 LOG = Path(sys.argv[2] + ".log")
 
@@ -71,7 +71,7 @@ def safe(job: dict[str, Any]) -> int:
 
 def work(world: World, job: dict[str, Any]) -> None:
     """As `elbo sample` does it."""
-    noise.Stream = Noted
+    streams.Stream = Noted  # type: ignore[misc]
     if job.get("fails") == world.rank:
         whole, calls = sample.draw, []
 
@@ -81,21 +81,21 @@ def work(world: World, job: dict[str, Any]) -> None:
                 raise DataError("the disk is on fire")
             return whole(*args)
 
-        sample.draw = draw
+        sample.draw = draw  # type: ignore[assignment]
     options = {"n": 61, "steps": 4, "batch": 5, "device": "cpu", **job.get("options", {})}
     if "guide" in job:
         options |= {"guide": Path(job["guide"]), "guidance": Guidance(2.0)}
     target: Any = Path(job["out"])
     if "leave" in job:
         out, into = os.pipe()
-        target = open(into, "wb")
+        target = open(into, "wb")  # noqa: SIM115 - the run closes it
         if world.first and os.fork() == 0:
             target.close()
             os.read(out, job["leave"])
             os._exit(0)
         os.close(out)
     elif job.get("stream"):
-        target = open(target, "wb") if world.first else None
+        target = open(target, "wb") if world.first else None  # noqa: SIM115
     number, after = job.get("told", ["SIGTERM", 1 << 40])
     with leaving_quietly():
         for report in sample.run(Path(job["run"]), target, typed(**options), world):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from elbocli.errors import DataError, Interrupted, PeerLost
 from elbocli.runtime.processes import ALONE
 from elbocli.runtime.signals import ORPHAN, Ending, Signals
-from elbocli.sample.distributed import Aside, Leave, Rounds, Watch
+from elbocli.sample.distributed import Rounds, Watch
 
 SHAPE = (1, 1, 1)
 
@@ -104,37 +103,15 @@ def test_what_fails_aside_is_raised_here() -> None:
         list(Rounds(ALONE, watch(), Full(), SHAPE, 5, 10, 0).run(0, images))
 
 
-def test_waiting_for_what_never_ends_can_be_left() -> None:
-    aside, gate, looks = Aside(), threading.Event(), []
+def test_a_write_that_never_ends_can_be_left() -> None:
+    """As into a pipe that nobody reads: a signal ends the run all the same."""
+    signals, gate = Signals(), threading.Event()
 
-    def look() -> None:
-        looks.append(0)
-        if len(looks) == 3:
-            raise Leave
+    class Stuck(Kept):
+        def put(self, batch: np.ndarray) -> None:
+            signals.received = signal.SIGTERM
+            gate.wait()
 
-    aside.start(gate.wait, look)  # type: ignore[arg-type]
-    with pytest.raises(Leave):
-        aside.start(gate.wait, look)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        list(Rounds(ALONE, Watch(Ending(signals, None, 0, False)), Stuck(), SHAPE, 50, 10, 0).run(0, images))
     gate.set()
-    aside.finish(look)
-    assert len(looks) == 3
-
-
-def test_a_finished_job_leaves_no_thread_behind() -> None:
-    """One that still lets go of what it held, while the interpreter ends, aborts the process."""
-
-    class Held:
-        def __del__(self) -> None:
-            time.sleep(0.3)
-            gone.append(True)
-
-    def wait(held: Held) -> None:
-        gate.wait()
-
-    gone: list[bool] = []
-    for end in (lambda aside: aside.finish(lambda: None), Aside.settle):
-        aside, gate = Aside(), threading.Event()
-        aside.start(partial(wait, Held()), lambda: None)
-        gate.set()
-        end(aside)
-        assert gone.pop()

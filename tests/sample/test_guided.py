@@ -22,7 +22,7 @@ from elbocli.run import settings
 from elbocli.run.open import open_run
 from elbocli.sample import draw as sample
 from elbocli.train import loop
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 CPU = torch.device("cpu")
 Make = Callable[..., Path]
@@ -104,10 +104,10 @@ def test_a_run_that_adapts_lends_the_schedule_it_had_at_the_checkpoint(
     dataset, run = Dataset(digits), tmp_path / "run"
     resolved = settings.resolve({"preset": str(preset), "steps": 20, "schedule": "adaptive", "device": "cpu"}, dataset)
     list(loop.run(dataset, run, resolved))
-    opened, trainer = open_run(run, CPU, pytest.fail), Trainer(resolved, dataset)
-    uniform = time_grid(trainer.schedule, 9)
-    trainer.restore(opened.checkpoint)
-    assert time_grid(opened.schedule(), 9) == time_grid(trainer.schedule, 9) != uniform
+    opened, state = open_run(run, CPU, pytest.fail), TrainState(resolved, dataset)
+    uniform = time_grid(state.schedule, 9)
+    state.restore(opened.checkpoint)
+    assert time_grid(opened.schedule(), 9) == time_grid(state.schedule, 9) != uniform
     _, about, _ = drawn(run, tmp_path / "a.h5", schedule="run")
     assert about["schedule"] == "adaptive"
 

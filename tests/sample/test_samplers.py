@@ -15,7 +15,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
 ) -> None:
     guide = sorted((trained / "checkpoints").iterdir())[0]
     done = elbo(
-        *("sample", trained, "-n", 3, "--sampler", "heun:edm-imagenet64", "--steps", 4, "--s-churn", 3, "--schedule"),
+        *("sample", trained, "-n", 3, "--sampler", "heun:edm-imagenet64,s_churn=3", "--steps", 4, "--schedule"),
         *("run", "--guidance", 2, "--guide", guide, "--clip", "dynamic:percentile=99", "-o", "x.npy"),
         cwd=tmp_path,
     )
@@ -31,7 +31,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
     [
         (["--sampler", "heun:edm"], "heun has no preset 'edm' (its presets: heun:edm-imagenet64)"),
         (["--sampler", "euler"], "no sampler is called 'euler'"),
-        (["--sampler", "ddim", "--eta", "1"], "'ddim' has no parameter 'eta'; its parameters: none"),
+        (["--sampler", "ddim:eta=1"], "'ddim' has no parameter 'eta'; its parameters: none"),
         (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0; it must be above 0"),
         (["--clip", "hard"], "no clip is called 'hard'; known: none, static, dynamic"),
         (["--clip", "dynamic:percentile=101"], "percentile is 101; it must be at most 100"),

@@ -280,9 +280,9 @@ def test_torchrun_itself_sets_nothing_else(tmp_path: Path) -> None:
 PARENT = """
 import signal, sys, time
 from pathlib import Path
-from elbocli.train.checkpoint_hook import Hook
+from elbocli.train.checkpoint_hook import CheckpointHook
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-with Hook(sys.argv[2], Path(sys.argv[1]) / "run", print) as hook:
+with CheckpointHook(sys.argv[2], Path(sys.argv[1]) / "run", print) as hook:
     hook.start(Path(sys.argv[1]) / "run/checkpoints/step-00000001")
     while not (Path(sys.argv[1]) / "enough").exists():
         time.sleep(0.01)

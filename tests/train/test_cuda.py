@@ -11,13 +11,14 @@ from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.sample import draw
 from elbocli.train import loop
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def trainer(dataset: Path, preset: Path, **options: object) -> Trainer:
-    return Trainer(
+def state(dataset: Path, preset: Path, **options: object) -> TrainState:
+    return TrainState(
         settings.resolve({"preset": str(preset), "dropout": 0.0, **options}, Dataset(dataset)), Dataset(dataset)
     )
 
@@ -26,10 +27,10 @@ def test_first_steps_agree_with_the_cpu(digits: Path, preset: Path) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     curves = []
     for device in ("cpu", "cuda"):
-        one = trainer(digits, preset, device=device)
+        one = state(digits, preset, device=device)
         for _ in range(5):
-            one.step()
-        sums, loss, _ = one.interval()
+            update(one)
+        sums, loss, _, _ = one.interval()
         curves.append((loss, sums))
     assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-3)
     assert torch.equal(curves[0][1][0], curves[1][1][0])

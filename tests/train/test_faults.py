@@ -28,8 +28,9 @@ from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import STOP, Ending, Signals, catching_signals
 from elbocli.train import loop
 from elbocli.train.batches import Batches
-from elbocli.train.journal import Journal
-from elbocli.train.trainer import Trainer
+from elbocli.train.recorder import LogFiles
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 
 def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
@@ -76,14 +77,14 @@ def test_nan_at_a_step_is_named_with_its_logsnr_and_image_and_the_weights_are_th
     micro_batch: int, digits: Path, preset: Path, poisoned: set[int]
 ) -> None:
     resolved = small(digits, preset, micro_batch=micro_batch)
-    clean, sick = (Trainer(resolved, Dataset(digits)) for _ in range(2))
+    clean, sick = (TrainState(resolved, Dataset(digits)) for _ in range(2))
     for _ in range(6):
-        clean.step()
+        update(clean)
     poisoned.add(7)
     for _ in range(10):
-        sick.step()
-    logsnr = float(sick.losses.logsnr(6, sick.schedule)[5])
-    image = sick.losses.indices(6)[5]
+        update(sick)
+    logsnr = float(sick.schedule.logsnr(sick.batches.times(6))[5])
+    image = sick.batches.indices(6)[5]
     with pytest.raises(NonFiniteError) as caught:
         sick.check()
     said = str(caught.value)
@@ -133,27 +134,27 @@ def test_skipping_leaves_the_step_out_of_weights_and_logs(
 
 
 def test_too_many_skips_in_a_row_end_the_run(digits: Path, preset: Path, poisoned: set[int]) -> None:
-    trainer = Trainer(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
+    state = TrainState(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
     poisoned |= {2, 3, 4, 6, 7}
     for _ in range(8):
-        trainer.step()
-    assert trainer.check() == 5
+        update(state)
+    assert state.check() == 5
     poisoned |= {9, 10, 11, 12}
     for _ in range(4):
-        trainer.step()
+        update(state)
     with pytest.raises(NonFiniteError, match="more than --max-skips 3 steps in a row"):
-        trainer.check()
+        state.check()
 
 
 def test_skips_before_the_last_look_are_not_held_against_a_run(digits: Path, preset: Path, poisoned: set[int]) -> None:
-    trainer = Trainer(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
+    state = TrainState(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
     poisoned |= {2, 3, 4, 6}
     for _ in range(5):
-        trainer.step()
-    assert trainer.check() == 3
-    trainer.settings = replace(trainer.settings, max_skips=1)  # as a run that goes on with less patience
-    trainer.step()
-    assert trainer.check() == 4
+        update(state)
+    assert state.check() == 3
+    state.settings = replace(state.settings, max_skips=1)  # as a run that goes on with less patience
+    update(state)
+    assert state.check() == 4
 
 
 def test_a_run_that_skipped_its_last_step_goes_on_when_it_shall_stop_instead(
@@ -184,38 +185,40 @@ def test_an_interval_without_a_single_update_has_no_mean(
 
 
 def test_half_precision_halves_its_scale_instead_of_stopping(digits: Path, preset: Path) -> None:
-    trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
-    trainer.guard.scaled = True
-    trainer.guard.state[0] = 2.0**80  # times a gradient above 1 that overflows
-    first = {name: value.clone() for name, value in trainer.live.items()}
-    trainer.step()
-    assert trainer.check() == 0
-    assert float(trainer.guard.scale) == 2.0**79
-    while float(trainer.guard.scale) > 2.0**40 and all(torch.equal(first[k], v) for k, v in trainer.live.items()):
-        trainer.step()
-    assert not all(torch.equal(first[k], v) for k, v in trainer.live.items())
-    assert trainer.check() == 0
+    state = TrainState(small(digits, preset, precision="bf16"), Dataset(digits))
+    state.guard.scaled = True
+    state.guard.state = state.guard.state._replace(
+        scale=torch.tensor(2.0**80).double()
+    )  # times a gradient above 1 that overflows
+    first = {name: value.clone() for name, value in state.live.items()}
+    update(state)
+    assert state.check() == 0
+    assert float(state.guard.state.scale) == 2.0**79
+    while float(state.guard.state.scale) > 2.0**40 and all(torch.equal(first[k], v) for k, v in state.live.items()):
+        update(state)
+    assert not all(torch.equal(first[k], v) for k, v in state.live.items())
+    assert state.check() == 0
 
 
 def test_half_precision_does_not_halve_forever(digits: Path, preset: Path) -> None:
-    trainer = Trainer(small(digits, preset, precision="bf16"), Dataset(digits))
-    trainer.guard.scaled = True
-    trainer.spread.pieces[0].register_hook(lambda gradient: gradient * math.nan)
+    state = TrainState(small(digits, preset, precision="bf16"), Dataset(digits))
+    state.guard.scaled = True
+    state.spread.pieces[0].register_hook(lambda gradient: gradient * math.nan)
     for _ in range(17):
-        trainer.step()
-    assert trainer.check() == 0
-    assert float(trainer.guard.scale) == 2.0**-17
-    trainer.step()
+        update(state)
+    assert state.check() == 0
+    assert float(state.guard.state.scale) == 2.0**-17
+    update(state)
     with pytest.raises(NonFiniteError, match="gradient norm nan"):
-        trainer.check()
+        state.check()
 
 
 def test_clipping_divides_the_gradient_down_to_its_bound(digits: Path, preset: Path) -> None:
     moments = []
     for clip in (0.0, 0.25):
-        trainer = Trainer(small(digits, preset, clip=clip), Dataset(digits))
-        trainer.step()
-        moments.append(torch.cat([s["exp_avg"].flatten() for s in trainer.optimizer.state_dict()["state"].values()]))
+        state = TrainState(small(digits, preset, clip=clip), Dataset(digits))
+        update(state)
+        moments.append(torch.cat([s["exp_avg"].flatten() for s in state.optimizer.state_dict()["state"].values()]))
     assert float(moments[0].norm()) > 0.1 * 0.25
     torch.testing.assert_close(moments[1], moments[0] * (0.1 * 0.25 / moments[0].norm()), rtol=1e-4, atol=1e-9)
 
@@ -268,14 +271,14 @@ class Waits(TorchDispatchMode):
 def test_no_step_waits_for_the_device_but_the_interval_does(
     options: dict[str, Any], digits: Path, preset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(small(digits, preset, **options), Dataset(digits))
-    trainer.step()
+    state = TrainState(small(digits, preset, **options), Dataset(digits))
+    update(state)
     with Waits(monkeypatch) as waits:
         for _ in range(3):
-            trainer.prepare()
-            trainer.step()
+            state.batches.ready(state.steps_done)
+            update(state)
         assert waits.count == 0
-        trainer.interval()
+        state.interval()
         assert waits.count > 0
 
 
@@ -363,10 +366,10 @@ def test_three_failed_checkpoints_in_a_row_end_the_run_and_the_earlier_are_whole
 def test_logs_that_cant_be_written_at_the_last_step_fail_the_run(
     digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Journal) -> dict[str, int]:
+    def full(self: LogFiles) -> dict[str, int]:
         raise DataError("metrics.jsonl: could not write: No space left on device")
 
-    monkeypatch.setattr(Journal, "flush", full)
+    monkeypatch.setattr(LogFiles, "flush", full)
     with pytest.raises(
         DataError, match=r"no checkpoint of step 3: metrics\.jsonl: could not write: No space left on device$"
     ):
@@ -479,7 +482,7 @@ def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("elbocli.train.loop.Trainer", full)
+    monkeypatch.setattr("elbocli.train.loop.TrainState", full)
     with pytest.raises(Exception, match="memory"):
         list(reports(digits, tmp_path / "run", small(digits, preset, steps=4)))
     after = status_of(tmp_path / "run")

@@ -19,7 +19,8 @@ from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
-from elbocli.train.trainer import Trainer, split
+from elbocli.train.micro_batch import split
+from elbocli.train.state import TrainState
 
 GROUP = Path(__file__).parents[1] / "group.py"
 STEPS = 20
@@ -156,8 +157,8 @@ def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(
     skipping = {**bad, "out": "skipping", "options": {**options, "on_nonfinite": "skip", "save_every": 1, "keep": 99}}
     codes, said = grouped(tmp_path, [bad, {**job, "out": "good", "options": options}, skipping])
     assert codes == [[4, 4], [0, 0], [0, 0]], said
-    trainer = Trainer(resolve(options, Dataset(digits)), Dataset(digits))
-    logsnr, image = float(trainer.losses.logsnr(6, trainer.schedule)[13]), trainer.losses.indices(6)[13]
+    state = TrainState(resolve(options, Dataset(digits)), Dataset(digits))
+    logsnr, image = float(state.schedule.logsnr(state.batches.times(6))[13]), state.batches.indices(6)[13]
     for rank in (0, 1):
         assert (
             f"rank {rank} says: step 7: loss nan at logsnr {logsnr:.4g} (image {image} of the dataset, 1 of 16" in said

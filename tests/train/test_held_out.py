@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.run.settings import TrainSettings
+from elbocli.run.train_settings import TrainSettings
 from elbocli.train.held_out import held_out, open_held_out, training_rows
 
 

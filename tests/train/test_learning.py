@@ -20,7 +20,8 @@ from elbocli.prep import pack
 from elbocli.run.settings import resolve
 from elbocli.sample.decode import open_decoder
 from elbocli.sample.draw import draw
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 
 CPU = torch.device("cpu")
 
@@ -48,13 +49,13 @@ def packed(folder: Path, size: int, stride: int) -> Dataset:
     return Dataset(folder / "data.h5")
 
 
-def losses(trainer: Trainer, steps: int, interval: int) -> list[float]:
+def losses(state: TrainState, steps: int, interval: int) -> list[float]:
     """The mean loss of each interval of a training."""
     found = []
     for step in range(1, steps + 1):
-        trainer.step()
+        update(state)
         if step % interval == 0:
-            found.append(trainer.interval()[1])
+            found.append(state.interval()[1])
     return found
 
 
@@ -65,8 +66,8 @@ def test_a_uvit_behind_two_wavelet_levels_learns_photographs(tmp_path):
         "train: {logsnr_min: -12, logsnr_max: 12, batch: 16, lr: 3.0e-3, warmup: 10, ema: 0.99}\n"
     )
     dataset = packed(tmp_path, 32, 64)
-    trainer = Trainer(resolve({"preset": str(preset), "device": "cpu"}, dataset), dataset)
-    first, *_, last = losses(trainer, 150, 25)
+    state = TrainState(resolve({"preset": str(preset), "device": "cpu"}, dataset), dataset)
+    first, *_, last = losses(state, 150, 25)
     assert first > 0.8
     assert last < 0.62
 
@@ -84,16 +85,16 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.square(a - b).sum() + np.trace(s + t) - 2 * root.real.sum())
 
 
-def samples(trainer: Trainer, count: int) -> np.ndarray:
+def samples(state: TrainState, count: int) -> np.ndarray:
     """Drawn by the network as it is, in eval mode."""
-    network, settings = trainer.network.eval(), trainer.settings
+    network, settings = state.network.eval(), state.settings
     config = network.config
     how = typed(n=count, sampler="ddim", steps=32)
     grid = time_grid(parse_schedule("cosine", settings.logsnr_min, settings.logsnr_max), how.steps)
     labels = torch.from_numpy(choose_labels("balanced", count, config.num_classes, 0)).long()
-    output = open_decoder(trainer.resolved.data, config, CPU)
+    output = open_decoder(state.resolved.data, config, CPU)
     shape = (config.image_size, config.image_size, config.image_channels)
-    images = draw(Denoiser(network, trainer.prediction, labels=labels), range(count), shape, grid, how, CPU, output)
+    images = draw(Denoiser(network, state.prediction, labels=labels), range(count), shape, grid, how, CPU, output)
     network.train()
     return images.numpy()
 
@@ -111,13 +112,13 @@ def samples(trainer: Trainer, count: int) -> np.ndarray:
 def test_a_small_preset_learns_as_it_is(tmp_path, name, size, loss, nearer):
     """loss: below which the last tenth of training lies. nearer: distance to the data, as a share of the untrained's."""
     dataset = packed(tmp_path, size, 24)
-    trainer = Trainer(resolve({"preset": name, "device": "cpu"}, dataset), dataset)
+    state = TrainState(resolve({"preset": name, "device": "cpu"}, dataset), dataset)
     real = dataset.batch(np.arange(len(dataset)))
-    before = frechet(samples(trainer, 200), real)
-    steps = trainer.settings.steps
-    *_, last = losses(trainer, steps, steps // 10)
-    trainer.network.load_state_dict(trainer.ema[0].tensors)
-    after = frechet(samples(trainer, 200), real)
+    before = frechet(samples(state, 200), real)
+    steps = state.settings.steps
+    *_, last = losses(state, steps, steps // 10)
+    state.network.load_state_dict(state.ema[0].tensors)
+    after = frechet(samples(state, 200), real)
     print(f"{name}: loss {last:.4f}, distance {before:.4g} untrained, {after:.4g} trained")
     assert last < loss
     assert after < nearer * before

@@ -13,7 +13,7 @@ from elbocli.run.settings import resolve
 from elbocli.runtime.device import autocast
 from elbocli.runtime.processes import ALONE
 from elbocli.train import micro_batch
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
 
 GROUP = Path(__file__).parents[1]
 
@@ -56,12 +56,12 @@ def test_when_not_even_one_image_fits_it_is_said() -> None:
 
 def test_gradients_of_a_part_lie_beside_the_next(digits: Path, preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resolved = resolve({"preset": str(preset)}, Dataset(digits))
-    trainer = Trainer(resolved, Dataset(digits))
+    state = TrainState(resolved, Dataset(digits))
     there: list[int] = []
-    trainer.network.register_forward_pre_hook(lambda *_: there.append(len(trainer.spread.gradients())))
-    micro_batch.passes(trainer.spread, resolved.network, ALONE, 2, autocast(trainer.device, "fp32"))
-    assert there == [0, len(trainer.spread.pieces)]
-    assert not trainer.spread.gradients()
+    state.network.register_forward_pre_hook(lambda *_: there.append(len(state.spread.gradients())))
+    micro_batch.passes(state.spread, resolved.network, ALONE, 2, autocast(state.device, "fp32"))
+    assert there == [0, len(state.spread.pieces)]
+    assert not state.spread.gradients()
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -76,19 +76,20 @@ from elbocli.files.dataset import Dataset
 from elbocli.train import micro_batch as fit
 from elbocli.runtime.device import autocast
 from elbocli.run.settings import resolve
-from elbocli.train.trainer import Trainer
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
 def work(world):
     dataset = Dataset(Path({str(digits)!r}))
     resolved = resolve({{"preset": {str(preset)!r}, "parallel": {parallel!r}}}, dataset)
-    trainer = Trainer(resolved, dataset, world)
+    state = TrainState(resolved, dataset, world)
     def used(count):
-        fit.passes(trainer.spread, resolved.network, world, count, autocast(world.device, "fp32"))
+        fit.passes(state.spread, resolved.network, world, count, autocast(world.device, "fp32"))
         if world.rank == 1 and count > 5:
             raise torch.OutOfMemoryError
         return 10 * count
     assert fit.largest(fit.agreed(used, world), 8, 100) == 4
-    trainer.step()
-    assert world.all(trainer.interval()[1])[0] > 0
+    update(state)
+    assert world.all(state.interval()[1])[0] > 0
 print(group.forked(2, work))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)

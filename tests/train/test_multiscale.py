@@ -11,8 +11,9 @@ from elbocli.core.multiscale import multiscale_error
 from elbocli.core.prediction import Prediction
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
+from elbocli.train.batches import Batches
 from elbocli.train.held_out import open_held_out
-from elbocli.train.losses import StepLosses
+from elbocli.train.step import step_losses
 from elbocli.train.validate import BITS, LOSS, Validation
 
 
@@ -29,13 +30,13 @@ def test_the_loss_of_training_and_validation_changes_and_the_error_does_not(
     for multiscale in (False, True):
         options = {"preset": str(preset), "multiscale": multiscale, "prediction": "eps", "val_split": 8}
         resolved = settings.resolve(options, data)
-        w, s = resolved.settings.weighting_object(), resolved.settings.schedule_object()
+        w, s = resolved.objective.weighting, resolved.objective.schedule
         held = open_held_out(resolved.settings, data, True)
         assert s is not None and held is not None
-        steps = StepLosses(data, resolved, Prediction("eps"), cpu)
-        loss, error, c = steps.at(nothing, 0, w, s, steps.logsnr(0, s))  # type: ignore[arg-type]
-        found[multiscale] = loss, error, c, Validation(held, resolved, cpu).partial(nothing)
-    (plain, error, c, sums), (loss, same, _, seen) = found[False], found[True]
+        batches = Batches(data, resolved, cpu)
+        loss, error, _ = step_losses(nothing, batches, 0, 0, w, s, Prediction("eps"))  # type: ignore[arg-type]
+        found[multiscale] = loss, error, Validation(held, resolved, cpu).partial(nothing)
+    (plain, error, sums), (loss, same, seen) = found[False], found[True]
     assert torch.equal(error, same) and torch.equal(sums[:, :-2], seen[:, :-2])
     assert torch.equal(sums[:, -2:][:, BITS], seen[:, -2:][:, BITS])
     white = multiscale_error(torch.randn(64, 1, 64, 64)).mean()  # ⅓ for 64 pixels + ⅔ of a quarter for 32

@@ -1,6 +1,5 @@
 """A plan against what really happens: memory and operations of a step, and what the parts add up to."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -23,11 +22,10 @@ from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
 from elbocli.run import settings
 from elbocli.runtime.device import autocast
-from elbocli.train import memory as rehearsal
 from elbocli.train import plan, preset_data
+from elbocli.train.memory import measure_step
 from elbocli.train.plan import Plan, Way, Weights
 
-rehearse = functools.cache(rehearsal.measure_step)
 HERE = Path(__file__).parent
 UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
@@ -72,32 +70,32 @@ def measured_peak(config, batch, precision, recompute):
 # --- a step ---
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    ("config", "precision", "recompute"),
-    [(UNET, "fp32", False), (UVIT, "fp32", False), (UVIT, "fp32", True), (UNET, "bf16", False), (UVIT, "bf16", True)],
-    ids=["unet-fp32", "uvit-fp32", "uvit-fp32-checkpointed", "unet-bf16", "uvit-bf16-checkpointed"],
+    ("config", "precision"),
+    [(UNET, "fp32"), (UVIT, "fp32"), (UNET, "bf16"), (UVIT, "bf16")],
+    ids=["unet-fp32", "uvit-fp32", "unet-bf16", "uvit-bf16"],
 )
 def test_the_memory_of_a_pass_is_what_was_planned(config, precision, recompute):
-    rehearsal = rehearse(config, precision, recompute=recompute)
-    for batch in (8, 24):
-        planned = rehearsal.peak(batch)
+    for batch in (24, 48):
+        planned = measure_step(config, precision, recompute=recompute).peak(batch)
         measured = measured_peak(config, batch, precision, recompute)
         print(f"{type(config).__name__} {precision} {batch} images: {planned}, measured {measured}")
-        assert planned.activations + planned.copies == pytest.approx(measured, rel=0.1)  # 0.2 is promised
+        assert sum(planned) == pytest.approx(measured, rel=0.15)  # 0.2 is promised
 
 
 def test_weights_are_copied_into_a_lower_precision_and_only_there():
     count = Weights.of(UVIT).count
-    assert rehearse(UVIT, "fp32").peak(8).copies == 0
-    copies = rehearse(UVIT, "bf16").peak(8).copies
+    assert measure_step(UVIT, "fp32").peak(8)[1] < 100
+    _, copies = measure_step(UVIT, "bf16").peak(8)
     assert 0.7 * 2 * count < copies < 2 * count  # not those of norms
-    assert rehearse(UVIT, "bf16").peak(8, copying=False).copies == 0
+    assert measure_step(UVIT, "bf16").peak(8, copying=False)[1] == 0
 
 
 def test_cuda_keeps_norms_in_float32_also_when_computed_again():
     for recompute in (False, True):
-        here, there = (rehearse(UNET, "bf16", recompute=recompute, cuda=cuda).peak(64) for cuda in (False, True))
-        assert 1.2 * here.activations < there.activations < rehearse(UNET, "fp32").peak(64).activations
+        here, there = (measure_step(UNET, "bf16", recompute=recompute, cuda=cuda).peak(64)[0] for cuda in (False, True))
+        assert 1.2 * here < there < measure_step(UNET, "fp32").peak(64)[0]
 
 
 @pytest.mark.parametrize("config", [UNET, UVIT], ids=["unet", "uvit"])
@@ -108,21 +106,20 @@ def test_operations_are_those_that_torch_counts(config):
         inputs = torch.empty(2, 3, size, size), torch.empty(2), torch.zeros(2, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             network(*inputs)
-    rehearsal, again = rehearse(config, "fp32"), rehearse(config, "fp32", recompute=True)
-    assert rehearsal.forward_flops == again.forward_flops == counter.get_total_flops() / 2
-    assert 2.8 < rehearsal.step_flops / rehearsal.forward_flops < 3.2
-    assert 0.5 < (again.step_flops - rehearsal.step_flops) / rehearsal.forward_flops <= 1
+    step, again = measure_step(config, "fp32"), measure_step(config, "fp32", recompute=True)
+    assert step.forward_flops == again.forward_flops == counter.get_total_flops() / 2
+    assert 2.8 < step.step_flops / step.forward_flops < 3.2
+    assert 0.5 < (again.step_flops - step.step_flops) / step.forward_flops <= 1
 
 
 def test_the_most_that_fits_fits_and_no_more():
-    rehearsal = rehearse(UVIT, "bf16")
-    for copying in (True, False):
-        for images in (1, 2, 7, 100):
-            peak = rehearsal.peak(images, copying)
-            room = peak.activations + peak.copies
-            assert rehearsal.most(room, copying) == images
-            assert rehearsal.most(room - 1, copying) == images - 1
-    assert rehearsal.most(10) == rehearsal.most(-1) == 0
+    for step in (measure_step(UVIT, "bf16"), measure_step(UVIT, "bf16", recompute=True)):
+        for copying in (True, False):
+            for images in (1, 2, 7, 100):
+                room = sum(step.peak(images, copying))
+                assert step.most(room, copying) == images
+                assert step.most(room - 1, copying) == images - 1
+        assert step.most(10) == step.most(-1) == 0
 
 
 # --- parts, per device ---
@@ -163,19 +160,18 @@ def test_what_fits_is_what_the_parts_add_up_to():
         images = planned.largest(way, room)
         assert isinstance(images, int) and 1 < images < 2048
 
-        standing, rehearsal = sum(planned.standing(way).values()), planned.rehearsal(way.recompute, cuda=True)
-        assert standing + rehearsal.peak(images).activations <= room
-        assert standing + rehearsal.peak(images + 1).activations > room
+        standing, step = sum(planned.standing(way).values()), planned.step_memory(way.recompute, cuda=True)
+        assert standing + step.peak(images)[0] <= room
+        assert standing + step.peak(images + 1)[0] > room
     assert planned.largest(Way("ddp", 2, False), 10**12) == 2048
     assert planned.largest(Way("ddp", 2, False), 10_000) == "not the weights"
     standing = sum(planned.standing(Way("ddp", 2, False)).values())
     assert planned.largest(Way("ddp", 2, False), standing + 1000) == "not one image"
 
 
-def test_averages_and_the_multiscale_loss_are_planned_for():
-    one, two = plan_of("small64", batch=64), plan_of("small64", batch=64, ema=("0.99", "0.999"), multiscale=True)
-    assert two.memory()["averages"] == 2 * one.memory()["averages"] == 2 * one.memory()["weights"]
-    assert len(two.rehearsal(False, False).fixed) > len(one.rehearsal(False, False).fixed)
+def test_averages_are_planned_for():
+    one, two = plan_of("small64", batch=64).memory(), plan_of("small64", batch=64, ema=("0.99", "0.999")).memory()
+    assert two["averages"] == 2 * one["averages"] == 2 * one["weights"]
 
 
 def test_more_devices_than_images_are_refused():

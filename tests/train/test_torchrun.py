@@ -225,7 +225,7 @@ LACKING = """
 import os, torch
 from elbocli.evaluate import extract as features
 from elbocli.sample import draw as sample
-from elbocli.train import trainer
+from elbocli.train import loop
 def lacking(*_):
     raise {error}("9 GiB")
 if os.environ["RANK"] == "1":
@@ -236,7 +236,7 @@ if os.environ["RANK"] == "1":
 @pytest.mark.parametrize(
     ("verb", "what", "error"),
     [
-        ("train", "trainer.Trainer.step", "torch.OutOfMemoryError"),
+        ("train", "loop.update", "torch.OutOfMemoryError"),
         ("sample", "sample.draw", "torch.OutOfMemoryError"),
         ("eval", "features._extracted", "MemoryError"),
     ],
@@ -266,7 +266,7 @@ def scored(*given):
         assert time.monotonic() < until, "the other process waits"
         time.sleep(0.05)
     time.sleep(1)
-    if "is" in given[2]:
+    if "is" in given[2].metrics:
         raise DataError("the disk is on fire")
     return whole(*given)
 evaluate.scored = scored

@@ -1,0 +1,74 @@
+"""Commands whose help is grouped, and options that have more to say on their page than in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import click
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+COMPLETE = "_ELBO_COMPLETE"
+"""The variable by which a shell asks how a command line may go on."""
+NAMES_WIDTH = 26
+SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
+
+
+class Option(click.Option):
+    """An option. more: what its page says besides its help."""
+
+    def __init__(self, *args: Any, more: str = "", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.more = more
+
+
+class Command(click.Command):
+    """Remembers which command runs, for messages, and whether it should be quiet or verbose.
+
+    groups: heading → the Python names of the options under it.
+    """
+
+    path: ClassVar[str] = "elbo"
+    quiet: ClassVar[bool] = False
+    verbose: ClassVar[bool] = False
+    silent: ClassVar[bool] = False
+    """Not even errors that another process of the same run says."""
+
+    def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.groups = groups or {}
+
+    def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
+        """Headings, in order, and the options under each. Those in no group come last."""
+        left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
+        found = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
+        return {**found, "Other options" if found else "Options": list(left.values())}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each section's options, switches as --[no-]name."""
+        for heading, options in self.sections(ctx).items():
+            records = filter(None, (option.get_help_record(ctx) for option in options))
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(SWITCH.sub(r"--[\2]\1", names), text) for names, text in records], col_max=NAMES_WIDTH
+                )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        Command.path = ctx.command_path
+        Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
+        return super().invoke(ctx)
+
+
+class Joined(Command):
+    """A command whose processes torchrun starts: only the first of them speaks."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        Command.silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+        return super().parse_args(ctx, args)
+
+
+def launched() -> int:
+    """Number of processes that torchrun has started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1

@@ -1,0 +1,159 @@
+"""Types of options, which refuse nonsense and tell the shell how a word may go on."""
+
+from __future__ import annotations
+
+import math
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
+
+from elbocli.run.setting_type import LARGEST, LARGEST_COUNT, LARGEST_DURATION_S
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def imported(name: str) -> Any:
+    """The thing of that full name; its module is imported now, and not when a command is declared."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A finite number within bounds."""
+
+    name = "number"
+
+    def __init__(self, low: float = -LARGEST, high: float = LARGEST, *, above: bool = False):
+        self.low, self.high, self.above = low, high, above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not math.isfinite(number) or number < self.low or number > self.high or (self.above and number == self.low):
+            least = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+            self.fail(f"{value} is not {least} and at most {self.high:g}", param, ctx)
+        return number
+
+
+class Shift(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number, or `auto`."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        return "auto" if value == "auto" else Number().convert(value, param, ctx)
+
+
+class Count(click.types.IntParamType):
+    """A whole number, at least `least`. (Click's own says its range in every help.)"""
+
+    name = "count"
+
+    def __init__(self, least: int = 1, most: int = LARGEST_COUNT):
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = int(super().convert(value, param, ctx))
+        if not self.least <= number <= self.most:
+            self.fail(f"{number} is not in the range {self.least} to {self.most}", param, ctx)
+        return number
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A stretch of time in seconds: 3h50m, 90s, 1.5h, 2d, MM:SS, HH:MM:SS or D-HH:MM:SS; 0 is none.
+
+    A number that is not text, as YAML has, is seconds already. Text without a unit is refused: schedulers of jobs
+    take it for minutes, others for seconds.
+    """
+
+    name = "duration"
+    UNITS: ClassVar[dict[str, int]] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
+    IN_COLONS = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, str):
+            value = self._seconds("".join(value.lower().split()), value, param, ctx)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(f"{value!r} is not a duration; {self._expected}", param, ctx)
+        if not 0 <= value <= LARGEST_DURATION_S:
+            self.fail(f"{value:g} s is not at least 0 and at most {LARGEST_DURATION_S / 86400:g} days", param, ctx)
+        return float(value)
+
+    _expected = "expected one like 3h50m, 90s, 1.5h or 1:30:00"
+
+    def _seconds(self, text: str, said: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if text in ("0", "0.0"):
+            return 0.0
+        if re.fullmatch(r"[0-9.]+", text):
+            self.fail(f"{said} of what? {text}s are seconds, {text}m minutes, {text}h hours", param, ctx)
+        colons, units = self.IN_COLONS.fullmatch(text), self.IN_UNITS.fullmatch(text)
+        if colons:
+            days, hours, minutes, seconds = (int(part or 0) for part in colons.groups())
+            within = seconds < 60 and (colons[2] is None or minutes < 60) and (colons[1] is None or hours < 24)
+            if within:
+                return float(days * 86400 + hours * 3600 + minutes * 60 + seconds)
+        elif units and any(units.groups()):
+            try:
+                return sum(float(part or 0) * each for part, each in zip(units.groups(), self.UNITS.values()))
+            except ValueError:  # 1.2.3h
+                pass
+        self.fail(f"{said!r} is not a duration; {self._expected}", param, ctx)
+
+
+class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Text that may begin with one of some names, which the shell completes; else with the name of a file.
+
+    table: the module and the name in it that hold the names, imported when they are asked for. others: more names.
+    """
+
+    name = "text"
+
+    def __init__(self, table: str, *others: str):
+        self.table, self.others = table, others
+
+    @property
+    def known(self) -> dict[str, str]:
+        """Names and their formulas, "" where they have none."""
+        table = imported(self.table)
+        about = {key: table[key].formula for key in table} if isinstance(table, dict) else dict.fromkeys(table, "")
+        return {**about, **dict.fromkeys(self.others, "")}
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names with their formulas."""
+        from click.shell_completion import CompletionItem
+
+        known = self.known.items()
+        found = [CompletionItem(name, help=formula or None) for name, formula in known if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+class RunPath(click.Path):
+    """A path. Where a run is asked for, the shell completes the runs and checkpoints here, before other folders."""
+
+    MARKS = ("config.yaml", "meta.json")
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Runs; names that a shell would take apart are left to its own completion of folders."""
+        from click.shell_completion import CompletionItem
+
+        if param.name != "run":
+            return super().shell_complete(ctx, param, incomplete)
+        from shlex import quote
+
+        folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+        runs = [path for path in folder.glob("*/") if any((path / mark).exists() for mark in self.MARKS)]
+        names = [
+            str(path) for path in sorted(runs) if str(path).startswith(incomplete) and quote(str(path)) == str(path)
+        ]
+        return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
+
+
+PATH = RunPath(path_type=Path)
+STREAM = Path("-")

@@ -1,0 +1,210 @@
+"""The settings of `elbo train`, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from elbocli.errors import UsageError
+from elbocli.run.setting_type import LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
+
+ADAPTIVE = "adaptive"
+PARALLELS = ("ddp", "fsdp")
+"""Every process holds the whole network, or its share of each weight."""
+LARGEST_SEED = 2**63 - 1
+
+RUN = "Run"
+OBJECTIVE = "Objective, what is learned"
+LEVELS = "Noise levels drawn, which change the variance of the loss alone"
+DATA = "Data and network"
+OPTIMIZER = "Optimizer"
+SPEED = "Speed and memory"
+KEPT = "What is kept"
+VALIDATION = "Validation"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings that decide how a run is trained; names are those of the options.
+
+    Those that aren't stored refine others, and are None once settings are resolved. time_limit: seconds of one start
+    of the run. Raises UsageError for a value out of bounds, and for values that don't go together.
+    """
+
+    preset: str = setting(
+        "",
+        RUN,
+        "Network and settings; or a FILE.yaml.",
+        shown="by size and count",
+        names="elbocli.nn.presets.NAMES",
+        metavar="NAME",
+        in_presets=False,
+    )
+    seed: int = count(0, RUN, "All draws are functions of it.", shown="0", low=0, high=LARGEST_SEED)
+    time_limit: float = setting(
+        0.0,
+        RUN,
+        "Save and end after 3h50m, 90s, 1:30:00.",
+        more="The same command goes on. Leave time to start and to save.",
+        low=0,
+        high=LARGEST_DURATION_S,
+        metavar="DURATION",
+        free=True,
+    )
+    on_nonfinite: str = setting("stop", RUN, "Exit 4, or leave the update out.", choices=("stop", "skip"), free=True)
+    max_skips: int = count(10, RUN, "Skips in a row before it stops.", free=True)
+
+    weighting: str = setting(
+        "sigmoid",
+        OBJECTIVE,
+        "w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
+        more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
+        "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
+        "diffusers scheduler_config.json.",
+        names="elbocli.core.weighting_curves.WEIGHTINGS",
+        metavar="SPEC",
+    )
+    bias: float | None = setting(None, OBJECTIVE, "Its parameter of that name: --bias 2 is :bias=2.", stored=False)
+    shift: float | str | None = setting(
+        None,
+        OBJECTIVE,
+        "Move it in logsnr; auto is 2 log(64/d) at d pixels.",
+        metavar="NUMBER|auto",
+        stored=False,
+        in_presets=True,
+    )
+    monotone: bool | None = setting(None, OBJECTIVE, "Hold the weighting constant left of its peak.", stored=False)
+    multiscale: bool = setting(
+        False,
+        OBJECTIVE,
+        "Add the loss at 32, 64, … pixels; it is then no ELBO.",
+        more="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
+        "that coarse structure counts for more. An ELBO weighs all pixels' errors alike; the loss log and validation's "
+        "bits per dimension stay plain.",
+    )
+    prediction: str = setting(
+        "v",
+        OBJECTIVE,
+        "Network's output; see 'elbo weights list predictions'.",
+        shown="",
+        names="elbocli.core.prediction.PREDICTIONS",
+        metavar="SPEC",
+    )
+    logsnr_min: float = setting(-15.0, OBJECTIVE, "Noisiest level.", shown="", low=-50, high=50)
+    logsnr_max: float = setting(15.0, OBJECTIVE, "Cleanest level.", shown="", low=-50, high=50)
+
+    schedule: str = setting(
+        "cosine",
+        LEVELS,
+        "NAME or NAME:key=value,…; FILE of 'elbo adapt'; or adaptive, fitted while training.",
+        more="FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
+        "unless given.",
+        shown="",
+        names="elbocli.core.schedule_curves.SCHEDULES",
+        words=(ADAPTIVE,),
+        metavar="SPEC",
+    )
+    t_sampling: str = setting(
+        "low-discrepancy", LEVELS, "How t is drawn in a batch.", choices=("low-discrepancy", "independent")
+    )
+    floor: float = setting(0.01, LEVELS, "Least density, as a share of the uniform one.", low=0, high=1, above=True)
+
+    flip: bool = setting(False, DATA, "Mirror half of the images; not of latents.")
+    conditional: bool | None = setting(
+        None, DATA, "Show the network classes.", shown="if several", flags="--conditional/--unconditional", stored=False
+    )
+    label_dropout: float = setting(
+        0.1, DATA, "Share of images shown without class, for guidance.", shown="", low=0, high=1
+    )
+    dropout: float | None = setting(None, DATA, "Inside the network's blocks.", low=0, high=0.99, stored=False)
+
+    steps: int = count(100_000, OPTIMIZER, "Updates in all.", shown="", free=True)
+    batch: int = count(256, OPTIMIZER, "Images per update.", shown="", high=10**6)
+    lr: float = setting(1e-4, OPTIMIZER, "Learning rate of AdamW.", shown="", low=0, high=1e3, above=True)
+    warmup: int = count(1000, OPTIMIZER, "Updates over which lr rises from zero.", shown="", low=0)
+    weight_decay: float = setting(0.0, OPTIMIZER, "Of AdamW.", shown="0", low=0, high=1e3)
+    beta2: float = setting(0.999, OPTIMIZER, "Of AdamW, whose beta1 is 0.9.", low=0, high=0.9999999)
+    adam_eps: float = setting(1e-8, OPTIMIZER, "Of AdamW.", low=0, high=1, above=True)
+    clip: float = setting(1.0, OPTIMIZER, "Largest gradient norm; 0 is no limit.", shown="", low=0)
+
+    device: str = setting(
+        "auto", SPEED, "cpu, cuda, cuda:1.", shown="cuda, else cpu", metavar="NAME", free=True, in_presets=False
+    )
+    precision: str = setting("fp32", SPEED, "Autocast; changes rounding.", choices=PRECISIONS)
+    tf32: bool = setting(True, SPEED, "Fast fp32 on CUDA, with 10-bit mantissas.", free=True)
+    compile: bool = setting(False, SPEED, "torch.compile the network.", free=True)
+    parallel: str = setting("ddp", SPEED, "Each process holds all weights, or a share.", choices=PARALLELS, free=True)
+    micro_batch: int = count(
+        0,
+        SPEED,
+        "Images at once in a process; 0 is automatic.",
+        more="The gradients of a batch are added up. Automatic is the whole share of the batch on a CPU, and on CUDA the "
+        "most that fits.",
+        low=0,
+        high=10**6,
+        free=True,
+    )
+    activation_checkpointing: bool = setting(False, SPEED, "Less memory, slower: compute activations again.", free=True)
+
+    ema: tuple[str, ...] = setting(
+        ("0.9999",),
+        KEPT,
+        "Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
+        more="The first is the one that previews, sample and bound use.",
+        shown="",
+        names="elbocli.core.averages.AVERAGES",
+        metavar="SPEC",
+    )
+    snapshot_every: int = count(
+        0,
+        KEPT,
+        "Updates per snapshot for 'elbo ema'; 0 is none.",
+        more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. The default "
+        "is steps/20 if --ema names one, else 0.",
+        shown="",
+        low=0,
+        free=True,
+    )
+    save_every: int = count(1000, KEPT, "Updates per checkpoint.", shown="", free=True)
+    keep: int = count(2, KEPT, "Checkpoints to keep.", free=True)
+    milestone_every: int = count(0, KEPT, "Updates per checkpoint that stays; 0 is none.", low=0, free=True)
+    on_checkpoint: str = setting(
+        "",
+        KEPT,
+        "Run this in a shell after each checkpoint.",
+        more="Training goes on meanwhile: $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP say of which checkpoint, and the "
+        "output goes to stderr. One at a time: of the checkpoints that come meanwhile, the newest is next. The end of "
+        "training waits for it; an interrupted or failed run ends it (SIGTERM, after 5 s SIGKILL).",
+        metavar="COMMAND",
+        free=True,
+    )
+    log_every: int = count(100, KEPT, "Updates per line of the logs.", shown="")
+    preview_every: int = count(5000, KEPT, "Updates per preview picture; 0 is none.", shown="", low=0, free=True)
+    tensorboard: bool = setting(False, KEPT, "Also RUN/tensorboard (pip install 'elbocli[tensorboard]').", free=True)
+
+    val: str = setting("", VALIDATION, "Validate on this dataset, packed as DATA.h5 was.", metavar="PATH", free=True)
+    val_split: int = count(0, VALIDATION, "Hold so many images out of training; 0 is none.", low=0)
+    val_every: int = count(0, VALIDATION, "Images of training between; 0 is 2 % of the work.", low=0, free=True)
+    val_images: int = count(0, VALIDATION, "At most so many images each time; 0 is all.", low=0, free=True)
+
+    def __post_init__(self) -> None:
+        for name, declared in SETTINGS.items():
+            declared.check(name, getattr(self, name))
+        if self.val and self.val_split:
+            raise UsageError(
+                "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
+            )
+        if self.micro_batch > self.batch:
+            raise UsageError(
+                f"micro-batch is {self.micro_batch}; it must be at least 0 (automatic) and at most the batch, {self.batch}"
+            )
+
+    def stored(self) -> dict[str, Any]:
+        """Settings by name as config.yaml says them."""
+        values = {name: getattr(self, name) for name, declared in SETTINGS.items() if declared.stored}
+        return {**values, "ema": list(self.ema)}
+
+
+SETTINGS: dict[str, Setting] = {each.name: each.metadata["setting"] for each in fields(TrainSettings)}
+KIND: dict[str, str] = {each.name: str(each.type).removesuffix(" | None") for each in fields(TrainSettings)}
+"""The kind of each setting, as KINDS has it."""

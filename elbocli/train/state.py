@@ -1,0 +1,213 @@
+"""A network in training and all that an update changes: made, looked at, saved and restored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges
+from elbocli.core.schedule import Schedule
+from elbocli.core.streams import Stream
+from elbocli.errors import FormatError, NonFiniteError
+from elbocli.files import checkpoint as store
+from elbocli.files.dataset import Dataset
+from elbocli.nn.ema import Averages, swap
+from elbocli.nn.networks import build
+from elbocli.run.settings import Resolved
+from elbocli.runtime.device import autocast, choose_device
+from elbocli.runtime.processes import World
+from elbocli.train.batches import Batches
+from elbocli.train.micro_batch import micro_batch, split
+from elbocli.train.nonfinite import Findings, Guard, GuardState
+from elbocli.train.replicated import distribute
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, which are shaped like the weights."""
+
+
+class Interval(NamedTuple):
+    """Sums and means of some steps, the same in every process.
+
+    sums: [3, bins] count, sum and sum of squares of the ε error. loss, grad_norm: means per image and per step, NaN when
+    every step was left out. skipped: steps left out since the run began.
+    """
+
+    sums: Tensor
+    loss: float
+    grad_norm: float
+    skipped: int
+
+
+class TrainState:
+    """This process's pieces of a network, its optimizer and its averages; the schedule, sums and counters beside them.
+
+    Raises UsageError when the batch can't be shared, DataError when not even one image fits into a device's memory.
+    """
+
+    def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
+        settings = self.settings = resolved.settings
+        self.resolved, self.dataset = resolved, dataset
+        world = self.world = world or World(device=choose_device(settings.device))
+        self.device = world.device
+        torch.manual_seed(Stream(settings.seed, "init").seed(0))
+        network = self.network = build(resolved.network)
+        network.recompute = settings.activation_checkpointing
+        self.spread = distribute(network, world, settings.parallel, settings.compile, settings.precision)
+        self.optimizer = torch.optim.AdamW(
+            self.spread.pieces,
+            settings.lr,
+            betas=(0.9, settings.beta2),
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
+        self.ema = Averages(resolved.objective.averages, self.live)
+        self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
+        precision, share = autocast(self.device, settings.precision), math.ceil(settings.batch / world.size)
+        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, precision)
+        self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
+        low, high = settings.logsnr_min, settings.logsnr_max
+        self.edges = bin_edges(low, high)
+        self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        """Losses of all images, gradient norms, and number, of the updates since the last interval."""
+        self.weighting, self.prediction = resolved.objective.weighting, resolved.objective.prediction
+        fixed = resolved.objective.schedule
+        self.online = AdaptiveSchedule(self.edges) if fixed is None else None
+        self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
+        self.steps_done = 0
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return self.steps_done * self.settings.batch
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the network the averaged weights, in eval mode, during the block."""
+        self.network.eval()
+        with swap(self.live, self.ema[0].tensors):
+            self.spread.changed()
+            yield
+        self.spread.changed()
+        self.network.train()
+
+    def check(self) -> int:
+        """Return how many steps were skipped. Waits for the device. Raises NonFiniteError, in all alike, naming λ and image."""
+        found = self.guard.look()
+        if found.worst is not None and (not self.guard.skip or found.most_in_row > self.settings.max_skips):
+            raise self._not_finite(found)
+        return found.skipped
+
+    def _not_finite(self, found: Findings) -> NonFiniteError:
+        assert found.worst is not None
+        step, place, logsnr, loss, norm, _ = found.worst
+        share = World(found.rank, self.world.size).share(self.settings.batch)
+        image = self.batches.indices(int(step) - 1)[share[int(place)]]
+        what = f"loss {loss:g}" if found.bad else f"gradient norm {norm:g}, largest loss {loss:g}"
+        kept = (
+            f"more than --max-skips {self.settings.max_skips} steps in a row were left out"
+            if self.guard.skip
+            else "the weights before this step are kept; lower --lr, raise --warmup, or leave such steps out with --on-nonfinite skip"
+        )
+        return NonFiniteError(
+            f"step {int(step)}: {what} at logsnr {logsnr:.4g} (image {image} of the dataset, "
+            f"{found.bad} of {self.settings.batch} losses not finite); {kept}"
+        )
+
+    def interval(self) -> Interval:
+        """Return sums and means since the last call, and adapt the schedule. Waits for the device. Raises NonFiniteError."""
+        skipped = self.check()
+        sums = self.world.added(self.sums.values.clone()).cpu()
+        self.sums.values.zero_()
+        loss, norm, steps = self.totals.tolist()
+        self.totals.zero_()
+        if self.online is not None:
+            self.online.update(sums)
+            self.schedule = self.online.schedule(self.weighting, self.settings.floor)
+        if not steps:
+            return Interval(sums, math.nan, math.nan, skipped)
+        return Interval(sums, loss / steps / self.settings.batch, norm / steps, skipped)
+
+    def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Return whole copies on the CPU of weights by file, which later steps don't change; in the first process.
+
+        All processes must ask. Waits for the device.
+        """
+        found = {file: zip(tensors, self._whole(list(tensors.values()))) for file, tensors in files.items()}
+        return {file: {name: whole for name, whole in pairs if whole is not None} for file, pairs in found.items()}
+
+    def _whole(self, tensors: list[Tensor]) -> list[Tensor | None]:
+        """Whole copies on the CPU, in the first process; None in the others."""
+        copies: list[Tensor | None] = []
+        for index, tensor in enumerate(tensors):
+            whole = self.spread.whole(index, tensor)
+            if whole is None or not self.world.first:
+                copies.append(None)
+            else:
+                copies.append(torch.empty(whole.shape, dtype=whole.dtype).copy_(whole))
+        return copies
+
+    def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return (weights by file, content of state.pt), as `copies` does."""
+        weights = self.copies({"model": self.live, **self.ema.named})
+        optimizer = self.optimizer.state_dict()
+        updated = optimizer["state"]  # by index of the weight; empty before the first update
+        moments = {key: self._whole([one[key] for one in updated.values()]) for key in MOMENTS}
+        optimizer["state"] = {
+            index: {"step": one["step"].cpu().clone(), **{key: moments[key][index] for key in MOMENTS}}
+            for index, one in updated.items()
+        }
+        return weights, {
+            "optimizer": optimizer,
+            "guard": {name: value.cpu().clone() for name, value in self.guard.state._asdict().items()},
+            "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
+            "totals": self.totals.cpu().clone(),
+            "online": None if self.online is None else self.online.state.clone(),
+        }
+
+    @torch.no_grad()
+    def restore(self, saved: store.Checkpoint) -> None:
+        """Go on from a checkpoint, whatever number of processes wrote it. Raises FormatError when it doesn't fit."""
+        state = saved.state()
+        try:
+            self._load(self.live, saved.weights("model"))
+            for shadow in self.ema:
+                self._load(shadow.tensors, saved.weights(shadow.name))
+            optimizer, pieces = state["optimizer"], list(self.live.values())
+            for index, one in optimizer["state"].items():
+                for key in MOMENTS:
+                    # Fused optimizers go through memory as it lies, so it must lie as the weights do.
+                    one[key] = torch.empty_like(pieces[index]).copy_(self.spread.part(index, one[key]))
+            self.optimizer.load_state_dict(optimizer)
+            self.guard.state = GuardState(**{key: value.to(self.device) for key, value in state["guard"].items()})
+            self._take(self.sums.values, state["sums"])
+            self.totals.copy_(state["totals"])
+            if self.online is not None:
+                self.online.state.copy_(state["online"])
+                self.schedule = self.online.schedule(self.weighting, self.settings.floor)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise FormatError(f"{saved.path}: doesn't fit this run: {' '.join(str(error).split())[:200]}") from error
+        self.steps_done = saved.step
+
+    def _load(self, pieces: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
+        for index, (name, piece) in enumerate(pieces.items()):
+            piece.copy_(self.spread.part(index, whole[name]))
+
+    def _take(self, mine: Tensor, by_rank: Tensor) -> None:
+        """Give each process back what it had; the first takes all when there are more or fewer processes now."""
+        if len(by_rank) == self.world.size:
+            mine.copy_(by_rank[self.world.rank])
+        elif self.world.first:
+            mine.copy_(by_rank.sum(0))

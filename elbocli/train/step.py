@@ -1,0 +1,97 @@
+"""One update of the weights, read from top to bottom."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from elbocli.core.loss import losses, step_coefficients
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import Schedule
+from elbocli.core.weighting import Weighting
+from elbocli.runtime.device import autocast, seed_dropout
+from elbocli.train.batches import Batches
+from elbocli.train.state import TrainState
+
+
+def step_losses(
+    network: nn.Module,
+    batches: Batches,
+    step: int,
+    part: int,
+    weighting: Weighting,
+    schedule: Schedule,
+    prediction: Prediction,
+    logsnr: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (weighted loss, unweighted ε error, λ) of a part of a step's images: [n] each, per dimension, on the device.
+
+    network: (z [n,C,H,W], λ [n], labels [n] or None) → out [n,C,H,W]. logsnr: of the whole batch [batch], in place of
+    λ(t). Source: Kingma & Gao 2023, the weighted loss, importance-sampled.
+    """
+    settings, device, mine = batches.settings, batches.device, batches.parts[part]
+    # Levels: λ(t) of every image of the batch, and all that depends on λ.
+    if logsnr is None:
+        logsnr = schedule.logsnr(batches.times(step))
+    c = step_coefficients(logsnr[mine.start : mine.stop], weighting, schedule, prediction, device)
+    # Noise: z = αx + σε.
+    x, eps, labels = batches.at(step, part)
+    if batches.dropout:
+        seed_dropout(device, batches.dropout_seed(step, part))
+    with autocast(device, settings.precision):
+        z = torch.addcmul(c.alpha * x, c.sigma, eps)
+        # Network and loss: ½ (w/p) ‖ε−ε̂‖², as a multiple of what the network's own target misses.
+        out = network(z.mul_(c.c_in), c.logsnr, labels)
+        loss, eps_error = losses(out, x, eps, c, settings.multiscale)
+    return loss, eps_error, c.logsnr
+
+
+def update(state: TrainState) -> None:
+    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device."""
+    settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
+    step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.guard.state.scale, []
+    for part in range(parts):
+        with spread.accumulating(last=part == parts - 1):
+            loss, eps_error, logsnr = step_losses(
+                spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
+            )
+            # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
+            (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
+        state.sums.add(logsnr, eps_error)
+        seen.append((loss.detach(), logsnr))
+    loss, logsnr = (torch.cat(columns) for columns in zip(*seen))
+
+    # Not finite? The whole batch's loss and its gradient's norm are known to the device alone.
+    squares = torch.stack(torch._foreach_norm(spread.gradients())).double().square().sum()
+    if not spread.sharded and not world.first:
+        squares = torch.zeros_like(squares)  # replicas have the same gradients, shards have parts of them
+    squares, total = world.added(torch.stack([squares, loss.double().sum()])).unbind()
+    norm = squares.sqrt() / scale
+    left_out = state.guard.leaves_out(step, loss, logsnr, total, norm)
+
+    # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
+    optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+    clipped = scale * (norm / settings.clip).clamp(min=1) if settings.clip else scale
+    optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
+    optimizer.step()
+    spread.clear()
+    state.totals += torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
+
+    # Averages.
+    state.steps_done += 1
+    state.ema.update(state.steps_done, state.images, settings.batch)
+
+
+def rehearse(state: TrainState) -> None:
+    """Do a step without consequences, where the first would otherwise differ from later ones.
+
+    DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
+    whose last bits would then tell where a run was interrupted. Raises DataError, in all processes alike.
+    """
+    if state.world.size > 2 and not state.spread.sharded:
+        with state.world.together():
+            state.batches.ready(state.steps_done)
+        arguments = state.weighting, state.schedule, state.prediction
+        loss, _, _ = step_losses(state.spread.forward, state.batches, state.steps_done, 0, *arguments)
+        loss.sum().backward()
+        state.spread.clear()

@@ -1,0 +1,144 @@
+"""Threads that work while others do: in order, with their errors, and gone when they should be."""
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any
+
+import pytest
+
+from elbocli.runtime.background import Ahead, Background, awaited
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("elbo-") for thread in threading.enumerate())
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for it, not forever."""
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_any_order_of_steps_gives_each_its_own() -> None:
+    ahead = Ahead(lambda step: step * step, depth=3)
+    for step in [0, 1, 2, 3, 9, 10, 4, 4, 5, 7, 6, 0, *range(50)]:
+        assert ahead.get(step) == step * step
+
+
+def test_the_following_steps_are_done_beforehand_and_no_more() -> None:
+    done: list[int] = []
+    ahead = Ahead(done.append, depth=3)
+    ahead.get(5)
+    until(lambda: len(done) == 4)
+    time.sleep(0.02)
+    assert done == [5, 6, 7, 8]
+    ahead.get(6)
+    until(lambda: len(done) == 5)
+    assert done == [5, 6, 7, 8, 9]
+
+
+def test_an_exception_comes_with_its_own_step_and_work_goes_on() -> None:
+    def work(step: int) -> int:
+        if step == 2:
+            raise ValueError("step two")
+        return step
+
+    ahead = Ahead(work)
+    assert [ahead.get(0), ahead.get(1)] == [0, 1]
+    with pytest.raises(ValueError, match="step two"):
+        ahead.get(2)
+    assert ahead.get(3) == 3
+
+
+def test_the_thread_ends_when_it_is_closed_or_forgotten() -> None:
+    before = threads()
+    background = Background("test")
+    background.start(int)
+    assert threads() == before + 1
+    background.close()
+    assert threads() == before
+
+    class Holder:
+        def __init__(self) -> None:
+            self.ahead = Ahead(self.work)
+
+        def work(self, step: int) -> int:
+            return step
+
+    Holder().ahead.get(0)
+    until(lambda: gc.collect() >= 0 and threads() == before)  # a thread at work holds what it works for
+
+
+def test_jobs_are_done_in_order_and_those_not_begun_are_dropped_at_the_end() -> None:
+    background, gate, done = Background("test"), threading.Event(), list[int]()
+    jobs: list[Future[Any]] = [
+        background.start(gate.wait),
+        *(background.start(partial(done.append, k)) for k in range(3)),
+    ]
+    assert jobs[-1].cancel()
+    gate.set()
+    jobs[2].result()
+    assert done == [0, 1]
+    gate.clear()
+    last, dropped = background.start(partial(gate.wait, 0.1)), background.start(lambda: done.append(9))
+    until(last.running)
+    background.close()
+    assert last.done() and done == [0, 1]
+    with pytest.raises(CancelledError):
+        dropped.result()
+
+
+def test_waiting_for_what_never_ends_can_be_left() -> None:
+    background, gate, looks = Background("test", abandon=True), threading.Event(), []
+
+    def look() -> None:
+        looks.append(0)
+        if len(looks) == 3:
+            raise KeyError
+
+    job = background.start(gate.wait)
+    with pytest.raises(KeyError):
+        awaited(job, look)
+    gate.set()
+    assert awaited(job, look) and len(looks) == 3
+
+
+def test_what_a_job_held_is_let_go_of_before_it_is_known_to_be_done() -> None:
+    """A thread that still lets go of a tensor while the interpreter ends aborts the process."""
+
+    class Held:
+        def __del__(self) -> None:
+            time.sleep(0.3)
+            gone.append(True)
+
+    def wait(held: Held) -> None:
+        gate.wait()
+
+    gone, gate, background = list[bool](), threading.Event(), Background("test")
+    job = background.start(partial(wait, Held()))
+    gate.set()
+    job.result()
+    assert gone == [True]
+
+
+ENDS = """
+import sys, time
+from elbocli.runtime.background import Background
+background = Background("test", abandon=sys.argv[1] == "abandon")
+background.start(lambda: (time.sleep(1), print("written", flush=True)))
+time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize(("way", "written"), [("keep", "written\n"), ("abandon", "")])
+def test_the_process_waits_at_its_end_for_the_job_in_hand_unless_it_shall_not(way: str, written: str) -> None:
+    result = subprocess.run([sys.executable, "-c", ENDS, way], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, written, "")

@@ -20,8 +20,8 @@ from elbocli.nn.networks import Network, NetworkConfig, network
 __all__ = [
     "Extractor",
     "Move",
-    "Network",
     "Need",
+    "Network",
     "NetworkConfig",
     "Number",
     "SamplerPreset",

@@ -27,7 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
-pytest_plugins = ["file_fixtures"]
+pytest_plugins = ["file_fixtures", "wheel_fixtures"]
 Result = subprocess.CompletedProcess[bytes]
 
 PRESET = """

@@ -88,9 +88,11 @@ def adapt(
         f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {fitted.log.batch}:"
     )
     say(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
-    for name, pair in fitted.variances.items():
-        ratio = fitted.ratios[name]
-        say(f"{name:>21}  {pair[0]:13.4g}  {ratio[0]:8.3g}  {pair[1]:17.4g}  {ratio[1]:8.3g}")
+    for name, promise in fitted.report.schedules.items():
+        say(
+            f"{name:>21}  {promise.variance_independent:13.4g}  {promise.ratio_independent:8.3g}  "
+            f"{promise.variance_low_discrepancy:17.4g}  {promise.ratio_low_discrepancy:8.3g}"
+        )
     if plot is not None:
         from elbocli.adapt.plot import plot_fit
 
@@ -98,7 +100,7 @@ def adapt(
         densities = {label: fitted.candidates[name] for label, name in shown.items()}
         plot_fit(fitted.moments, fitted.weighting, densities, plot)
     if report:
-        click.echo(json.dumps(fitted.report(), indent=1, allow_nan=False))
+        click.echo(json.dumps(fitted.report.json(), indent=1, allow_nan=False))
     elif out == STREAM:
         click.echo(fitted.text, nl=False)
     if out != STREAM:

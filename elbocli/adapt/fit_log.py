@@ -16,23 +16,53 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, UsageError
+from elbocli.files.json_record import Record
 from elbocli.files.losslog import LossLog, read_logs
 from elbocli.files.schedule_file import finite, resolve_schedule, resolve_weighting, to_text
 
 Density = Callable[[Tensor], Tensor]
-
-
 OWN = "own"
 FIXED = ("cosine", "edm", "uniform")
 FITTED = "fitted:"
 
 
 @dataclass(frozen=True)
-class FittedSchedule:
-    """A fitted schedule, its file's text, the moments it came from, and what it and others promise.
+class Promise(Record):
+    """What a schedule promises: the variance of the loss estimate per image, relative to the loss squared, for
+    independent and for low-discrepancy t, and its ratio to the least.
 
-    candidates: the density of each schedule by name: the log's own, the FIXED ones, and a fitted one per criterion.
-    variances: of the loss estimate per image, relative to the loss squared, for independent and low-discrepancy t.
+    As JSON, null is infinite, or a ratio to zero.
+    """
+
+    variance_independent: float
+    variance_low_discrepancy: float
+    ratio_independent: float
+    ratio_low_discrepancy: float
+
+    def json(self) -> dict[str, Any]:
+        """The object, for json to write."""
+        return {key: finite(value) for key, value in super().json().items()}
+
+
+@dataclass(frozen=True)
+class AdaptReport(Record):
+    """What was fitted to which log, and what each schedule promises."""
+
+    weighting: str
+    criterion: str
+    images: int
+    intervals: int
+    batch: int
+    logsnr_min: float
+    logsnr_max: float
+    bins: int
+    schedules: dict[str, Promise]
+
+
+@dataclass(frozen=True)
+class FittedSchedule:
+    """A fitted schedule, its file's text, the moments it came from, and the density of each schedule by name: the log's
+    own, the FIXED ones, and a fitted one per criterion.
     """
 
     schedule: Schedule
@@ -42,38 +72,7 @@ class FittedSchedule:
     criterion: str
     log: LossLog
     candidates: dict[str, Density]
-    variances: dict[str, tuple[float, float]]
-
-    @property
-    def ratios(self) -> dict[str, tuple[float, float]]:
-        """Each variance over the least of its kind."""
-        best = [min(kind) for kind in zip(*self.variances.values())]
-        return {
-            name: (pair[0] / best[0] if best[0] > 0 else math.nan, pair[1] / best[1] if best[1] > 0 else math.nan)
-            for name, pair in self.variances.items()
-        }
-
-    def report(self) -> dict[str, Any]:
-        """All of it as JSON: null for what is infinite, or a ratio to zero."""
-        return {
-            "weighting": self.weighting.spec,
-            "criterion": self.criterion,
-            "images": self.log.images,
-            "intervals": self.log.lines,
-            "batch": self.log.batch,
-            "logsnr_min": self.schedule.logsnr_min,
-            "logsnr_max": self.schedule.logsnr_max,
-            "bins": len(self.moments.mean),
-            "schedules": {
-                name: {
-                    "variance_independent": finite(independent),
-                    "variance_low_discrepancy": finite(low_discrepancy),
-                    "ratio_independent": finite(self.ratios[name][0]),
-                    "ratio_low_discrepancy": finite(self.ratios[name][1]),
-                }
-                for name, (independent, low_discrepancy) in self.variances.items()
-            },
-        }
+    report: AdaptReport
 
 
 def _merged(log: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
@@ -127,15 +126,32 @@ def run(
     candidates = {OWN: _own_density(log)}
     candidates |= {name: _fixed_density(name, schedule) for name in FIXED}
     candidates |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in CRITERIA}
-    variances = {name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()}
-    origin: dict[str, Any] = {
-        "weighting": w.spec,
-        "criterion": criterion,
-        "floor": floor,
-        "source_sha256": _digest(log),
-        "images": log.images,
-    }
-    return FittedSchedule(schedule, to_text(schedule, **origin), moments, w, criterion, log, candidates, variances)
+    report = AdaptReport(
+        w.spec,
+        criterion,
+        log.images,
+        log.lines,
+        log.batch,
+        schedule.logsnr_min,
+        schedule.logsnr_max,
+        len(moments.mean),
+        _promises({name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()}),
+    )
+    text = to_text(
+        schedule, weighting=w.spec, criterion=criterion, floor=floor, source_sha256=_digest(log), images=log.images
+    )
+    return FittedSchedule(schedule, text, moments, w, criterion, log, candidates, report)
+
+
+def _promises(variances: dict[str, tuple[float, float]]) -> dict[str, Promise]:
+    """variances: for independent and low-discrepancy t, by the schedule's name."""
+    best = [min(kind) for kind in zip(*variances.values())]
+
+    def promise(pair: tuple[float, float]) -> Promise:
+        ratios = (value / least if least > 0 else math.nan for value, least in zip(pair, best))
+        return Promise(*pair, *ratios)
+
+    return {name: promise(pair) for name, pair in variances.items()}
 
 
 def _digest(log: LossLog) -> str:

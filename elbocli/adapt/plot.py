@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.cli.figure import COLORS, ERROR, POINTS, brief, check_suffix, draw_densities, finish, new_figure
+from elbocli.cli.figure import ERROR, POINTS, brief, check_suffix, draw_band, draw_densities, finish, new_figure
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import Weighting
@@ -19,7 +19,7 @@ from elbocli.errors import UsageError
 def plot_fit(
     moments: ErrorMoments, weighting: Weighting, densities: dict[str, Callable[[Tensor], Tensor]], out: Path
 ) -> None:
-    """Panels over λ: the measured ε error per dimension ± 2 standard errors; the share of the weighted loss that each
+    """Draw panels over λ: the measured ε error per dimension ± 2 standard errors; the share of the weighted loss that each
     λ has, and the densities of several schedules, EDM's among them.
 
     Raises UsageError for an unknown suffix.
@@ -27,15 +27,9 @@ def plot_fit(
     check_suffix(out)
     low, high = float(moments.edges[0]), float(moments.edges[-1])
     at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
-    middle = 0.5 * (moments.edges[1:] + moments.edges[:-1])
     sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
-    seen = moments.count > 1
-    mean = moments.mean[seen]
-    spread = 2 * moments.mean_se[seen]
-    axes["error"].fill_between(
-        middle[seen], (mean - spread).clamp(min=1e-12), mean + spread, color=COLORS[0], alpha=0.3, linewidth=0
-    )
-    axes["error"].plot(middle[seen], mean, color=COLORS[0], linewidth=1.5)
+    middle, seen = moments.middle, moments.count > 1
+    draw_band(axes["error"], middle[seen], moments.mean[seen], moments.mean_se[seen])
     axes["error"].set_yscale("log")
     axes["error"].set_ylabel(ERROR)
     axes["error"].set_title("measured error, ± 2 standard errors")

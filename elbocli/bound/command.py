@@ -105,7 +105,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     integral of bounds over the noise levels that the weighting implies, from independent draws; exit status 0 when
     they agree within 4 standard errors, 1 when not.
     """
-    from elbocli.bound.measure import ALL, Measurement, MeasureSettings
+    from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.atomic import refuse_existing
 
@@ -124,15 +124,15 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         average=options["average"],
         **{key: options[key] for key in keys},
     )
-    probe = Measurement(run, data, settings, lambda text: say(text, "warning"))
+    probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))
     if mode == "":
         _bound(probe, options, outputs, show)
     elif mode == "--check":
         from elbocli.bound import theorem
 
         result = show(theorem.run(probe, probe.weightings(options["weightings"])))
-        click.echo(json.dumps(result, indent=1))
-        click.get_current_context().exit(0 if result["agree"] else 1)
+        click.echo(json.dumps(result.json(), indent=1))
+        click.get_current_context().exit(0 if result.agree else 1)
     else:
         _gradients(probe, options, outputs["out"], show)
 
@@ -148,7 +148,7 @@ def _bound(probe: Any, options: dict[str, Any], outputs: dict[str, Path | None],
 
         check_suffix(outputs["plot"])
     found = show(loop.run(probe, "".join(options["schedules"]), options["target_se"]))
-    click.echo(json.dumps(found.result, indent=1))
+    click.echo(json.dumps(found.bound.json(), indent=1))
     if outputs["curve"]:
         write_text(outputs["curve"], found.curve.tsv())
     if outputs["log"]:
@@ -169,6 +169,6 @@ def _gradients(probe: Any, options: dict[str, Any], out: Path | None, show: Any)
     if out and (len(weightings) > 1 or MEASURED not in specs):
         raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", click.get_current_context())
     result, text = show(loop.run(probe, weightings, specs, options["batches"]))
-    click.echo(json.dumps(result, indent=1))
+    click.echo(json.dumps(result.json(), indent=1))
     if out:
         write_text(out, text)

@@ -1,16 +1,18 @@
-"""The variational bound of a trained run on a dataset, with the errors it has, and its profile over λ."""
+"""The variational bound of a denoiser on images, with the errors it has, and its profile over λ."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import Draws, Measurement
+from elbocli.bound.draws import Denoiser, Draws, Images
+from elbocli.bound.measure import Measurement
+from elbocli.bound.result import Bound, Term
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import bits_per_dimension, by_cell, prior, reconstruction
 from elbocli.core.paired import PairedEstimate, PairedMoments
@@ -21,6 +23,7 @@ from elbocli.files import losslog
 from elbocli.runtime.progress import Progress
 
 ENOUGH = 64
+"""Images from which on an error is trusted."""
 
 
 @dataclass(frozen=True)
@@ -47,143 +50,172 @@ class BoundCurve:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """The result as JSON, the curve, and the sums of a loss log [3, bins]."""
+class BoundEstimate:
+    """The bound, its curve, and the sums of a loss log [3, bins]."""
 
-    result: dict[str, Any]
+    bound: Bound
     curve: BoundCurve
     sums: Tensor
 
 
 class Terms:
-    """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ."""
+    """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ.
 
-    def __init__(self, probe: Measurement, schedule: Schedule):
-        self.probe, self.schedule = probe, schedule
-        self.edges = bin_edges(probe.low, probe.high)
-        self.decoder = reconstruction(probe.high)
-        self.sums = BinSums(probe.low, probe.high)
+    population: how many images there are (inf: those of a distribution).
+    """
+
+    def __init__(self, low: float, high: float, schedule: Schedule, population: float):
+        self.low, self.schedule, self.population = low, schedule, population
+        self.edges = bin_edges(low, high)
+        self.decoder = reconstruction(high)
+        self.sums = BinSums(low, high)
         self.rounds = [PairedMoments()]
+        self.dimensions = 0
 
     def add(self, drawn: Draws) -> None:
         """Take in some images."""
+        self.dimensions = drawn.pixels[0].numel()
         read = self.decoder[drawn.pixels.long()].flatten(1).sum(1)
-        fixed = torch.stack([prior(drawn.x, self.probe.low), read], 1)  # [c, 2]
+        fixed = torch.stack([prior(drawn.x, self.low), read], 1)  # [B, 2]
         part = 0.5 * drawn.error / self.schedule.density(drawn.logsnr) / drawn.error.shape[-1]
-        integral = by_cell(part, drawn.logsnr, self.edges)  # [c, 2, cells]
+        integral = by_cell(part, drawn.logsnr, self.edges)  # [B, 2, cells]
         pairs = torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2)
         self.rounds[-1].add(pairs)
-        self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.probe.dimensions)
+        self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)
 
     def estimate(self) -> PairedEstimate:
         """All rounds pooled; a round that has not seen every image yet is left out, unless it is the first."""
         whole = [r.estimate() for r in self.rounds if r.n == self.rounds[0].n and r.n > 1]
         return PairedEstimate.pooled(whole)
 
+    def bpd(self) -> tuple[float, float]:
+        """(bits per dimension, standard error) so far; the error is infinite before the second image."""
+        if self.rounds[0].n < 2:
+            return 0.0, math.inf
+        estimate = self.estimate()
+        bits = np.ones_like(estimate.mean) / (self.dimensions * np.log(2))
+        return estimate.value(bits), estimate.se(bits, self.population)
 
-def run(probe: Measurement, schedule: str = "", target_se: float | None = None) -> Generator[Progress, None, Bound]:
-    """Estimate the bound; returns a Bound.
+    def result(self, draws: int) -> BoundEstimate:
+        """All of it. draws: for each image in each round. Raises UsageError when there is no second image."""
+        if self.rounds[0].n < 2:
+            raise UsageError("a standard error needs at least two images")
+        estimate, population = self.estimate(), self.population
+        place = np.arange(len(estimate.mean))
+        whole = np.ones(len(place))
+        bits = whole / (self.dimensions * np.log(2))
 
-    schedule: of the draws ('' is fitted to the run's own log); it changes the error, not the expectation.
-    target_se: draw on, more images first and then more noise, until the standard error of bpd is below it.
-    Raises ElboError.
+        def term(chosen: np.ndarray) -> Term:
+            of = chosen.astype(float)
+            nats, se = estimate.value(of), estimate.se(of, population)
+            return Term(nats, se, bits_per_dimension(nats, self.dimensions), bits_per_dimension(se, self.dimensions))
+
+        bound = Bound(
+            bpd=estimate.value(bits),
+            bpd_se=estimate.se(bits, population),
+            bpd_se_noise=estimate.noise_se(bits),
+            bpd_se_population=estimate.se(bits, np.inf),
+            nats=estimate.value(whole),
+            nats_se=estimate.se(whole, population),
+            prior=term(place == 0),
+            reconstruction=term(place == 1),
+            diffusion=term(place > 1),
+            n_images=estimate.n,
+            draws_per_image=draws * len(self.rounds),
+            schedule=self.schedule.base,
+        )
+        upto = [((place == 0) | ((place > 1) & (place <= k))).astype(float) for k in place[2:]]
+        curve = BoundCurve(
+            ErrorMoments.of_sums(self.edges, self.sums.values),
+            torch.tensor([estimate.value(of) for of in upto], dtype=torch.float64),
+            torch.tensor([estimate.se(of, population) for of in upto], dtype=torch.float64),
+        )
+        return BoundEstimate(bound, curve, self.sums.values)
+
+
+def estimate_bound(
+    denoiser: Denoiser,
+    images: Iterable[Images],
+    schedule: Schedule,
+    *,
+    draws: int = 16,
+    seed: int = 0,
+    population: float = math.inf,
+    target_se: float | None = None,
+    total: int | None = None,
+) -> Generator[Progress, None, BoundEstimate]:
+    """Estimate the bound of any denoiser on any images; the last value is a BoundEstimate.
+
+    schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. draws: noise
+    levels for each image, an even number. population: how many images these are chosen from; inf: a distribution.
+    target_se: draw on, more images first and then more noise on all of them (`images` is gone through again), until
+    the standard error of bpd is below it. total: images, for the progress.
+    Raises UsageError for a schedule of another range or fewer than two images, NonFiniteError.
+    """
+    low, high = denoiser.low, denoiser.high
+    if (schedule.logsnr_min, schedule.logsnr_max) != (low, high):
+        raise UsageError(
+            f"schedule {schedule.base} covers logsnr {schedule.logsnr_min:g} to {schedule.logsnr_max:g} only, and the bound "
+            f"needs {low:g} to {high:g}"
+        )
+    terms, plain = Terms(low, high, schedule, population), parse_weighting("elbo")
+
+    def rounds() -> Generator[Progress, None, BoundEstimate]:
+        while True:
+            turn, seen = len(terms.rounds) - 1, terms.rounds[-1]
+            for drawn in denoiser.draws(images, plain, schedule, draws, seed, f"bound-{turn}"):
+                terms.add(drawn)
+                bpd, se = terms.bpd()
+                yield Progress(seen.n, total, "img", values={"bpd": bpd, "se": se})
+                if target_se is not None and not turn and seen.n >= ENOUGH and se < target_se:
+                    return terms.result(draws)
+            if not seen.n and turn:
+                raise UsageError("the images can't be gone through again, as a target for the error may need")
+            if target_se is None or not seen.n or se < target_se:
+                return terms.result(draws)
+            terms.rounds.append(PairedMoments())
+
+    return rounds()
+
+
+def run(
+    asked: Measurement, schedule: str = "", target_se: float | None = None
+) -> Generator[Progress, None, BoundEstimate]:
+    """Estimate the bound of a run on a dataset.
+
+    schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
     plain = parse_weighting("elbo")
-    chosen = probe.schedule(schedule, plain) if schedule else probe.fitted(plain)
-    if (chosen.logsnr_min, chosen.logsnr_max) != (probe.low, probe.high):
-        raise UsageError(
-            f"schedule {chosen.base} covers logsnr {chosen.logsnr_min:g} to {chosen.logsnr_max:g} only, and the bound "
-            f"needs {probe.low:g} to {probe.high:g}"
-        )
-    terms, total = Terms(probe, chosen), len(probe.rows)
-    if total < 2:
-        raise UsageError("a standard error needs at least two images")
-    yield Progress(
-        0,
-        total,
-        "img",
-        f"{probe.trained.path}: {probe.trained.checkpoint.path.name}; {total} of {len(probe.dataset)} images, "
-        f"{probe.settings.draws} draws each, logsnr {probe.low:g} to {probe.high:g}, schedule {chosen.base}",
+    chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
+    total, draws = len(asked.rows), asked.settings.draws
+    rounds = estimate_bound(
+        asked.denoiser,
+        asked.images,
+        chosen,
+        draws=draws,
+        seed=asked.settings.seed,
+        population=len(asked.dataset),
+        target_se=target_se,
+        total=total,
     )
-    while True:
-        turn = len(terms.rounds) - 1
-        for drawn in probe.draws(plain, chosen, f"bound-{turn}"):
-            terms.add(drawn)
-            done = terms.rounds[-1].n
-            bpd, se = _bpd(terms, probe) if terms.rounds[0].n > 1 else (0.0, np.inf)
-            yield Progress(done, total, "img", values={"bpd": bpd, "se": se})
-            if target_se is not None and not turn and done >= ENOUGH and se < target_se:
-                return _result(terms, probe)
-        if target_se is None or se < target_se:
-            return _result(terms, probe)
-        terms.rounds.append(PairedMoments())
-
-
-def _bpd(terms: Terms, probe: Measurement) -> tuple[float, float]:
-    estimate = terms.estimate()
-    every = np.ones_like(estimate.mean) / (probe.dimensions * np.log(2))
-    return estimate.value(every), estimate.se(every, len(probe.dataset))
-
-
-def _result(terms: Terms, probe: Measurement) -> Bound:
-    estimate = terms.estimate()
-    size, population = len(estimate.mean), len(probe.dataset)
-    of = {
-        "prior": np.arange(size) == 0,
-        "reconstruction": np.arange(size) == 1,
-        "diffusion": np.arange(size) > 1,
-    }
-    terms_said = {name: _said(estimate, mask.astype(float), population, probe.dimensions) for name, mask in of.items()}
-    whole = np.ones(size)
-    bits = whole / (probe.dimensions * np.log(2))
-    result = {
-        "bpd": estimate.value(bits),
-        "bpd_se": estimate.se(bits, population),
-        "bpd_se_noise": estimate.noise_se(bits),
-        "bpd_se_population": estimate.se(bits, np.inf),
-        "nats": estimate.value(whole),
-        "nats_se": estimate.se(whole, population),
-        **terms_said,
-        "n_images": estimate.n,
-        "draws_per_image": probe.settings.draws * len(terms.rounds),
-        "schedule": terms.schedule.base,
-        **probe.about(),
-    }
-    return Bound(result, _curve(terms, estimate, population), terms.sums.values)
-
-
-def _said(estimate: PairedEstimate, of: np.ndarray, population: int, dimensions: int) -> dict[str, float]:
-    nats, se = estimate.value(of), estimate.se(of, population)
-    return {
-        "nats": nats,
-        "nats_se": se,
-        "bpd": bits_per_dimension(nats, dimensions),
-        "bpd_se": bits_per_dimension(se, dimensions),
-    }
-
-
-def _curve(terms: Terms, estimate: PairedEstimate, population: int) -> BoundCurve:
-    size = len(estimate.mean)
-    upto = [
-        ((np.arange(size) == 0) | ((np.arange(size) > 1) & (np.arange(size) <= k))).astype(float)
-        for k in range(2, size)
-    ]
-    return BoundCurve(
-        ErrorMoments.of_sums(terms.edges, terms.sums.values),
-        torch.tensor([estimate.value(of) for of in upto], dtype=torch.float64),
-        torch.tensor([estimate.se(of, population) for of in upto], dtype=torch.float64),
+    message = (
+        f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {total} of {len(asked.dataset)} images, "
+        f"{draws} draws each, logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}"
     )
+    yield Progress(0, total, "img", message)
+    found = yield from rounds
+    return replace(found, bound=replace(found.bound, about=asked.about()))
 
 
-def log_text(probe: Measurement, found: Bound) -> str:
+def log_text(asked: Measurement, found: BoundEstimate) -> str:
     """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
-    settings = probe.trained.settings
+    settings = asked.trained.settings
     header = losslog.header(
         found.curve.moments.edges,
-        dimensions=probe.dimensions,
+        dimensions=asked.dimensions,
         weighting=settings.weighting,
-        schedule=found.result["schedule"],
+        schedule=found.bound.schedule,
         prediction=settings.prediction,
     )
-    about = probe.trained.about
+    about = asked.trained.about
     return header + losslog.line(int(about["step"]), int(about["images_trained"]), found.sums)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from elbocli.bound.measure import MEASURED, Measurement
+from elbocli.bound.result import GradientVariance, ScheduleVariance
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -23,7 +24,6 @@ from elbocli.train.batches import Batches
 from elbocli.train.step import step_losses
 
 GROUPS = 8
-BATCHES = 64
 BINS, PER_BIN = 40, 32
 DEFAULT = ("cosine", "edm", "uniform", "fitted:loss", "fitted:second-moment", "fitted:std", MEASURED)
 
@@ -43,7 +43,7 @@ class GroupSums:
         return squares / count - norm, norm
 
 
-def jackknife(value: Any) -> tuple[float, float]:
+def jackknife(value: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """(value of all groups, standard error by leaving out one at a time). value: a function of weights [G]."""
     every = torch.ones(GROUPS, dtype=torch.float64)
     without = torch.stack([value(every - row) for row in torch.eye(GROUPS, dtype=torch.float64)])
@@ -51,63 +51,71 @@ def jackknife(value: Any) -> tuple[float, float]:
     return float(value(every)), float(spread.sqrt())
 
 
-def compare(sums: list[GroupSums], batch: int) -> list[dict[str, float]]:
-    """For each schedule tr Cov per image over ‖mean‖², and tr Cov over the smallest, with standard errors.
+class Ratios(NamedTuple):
+    """How much gradients vary under a schedule: tr Cov per image over ‖mean‖², and tr Cov over the smallest, with
+    standard errors.
+    """
+
+    ratio: float
+    ratio_se: float
+    relative: float
+    relative_se: float
+
+
+def compare(sums: list[GroupSums], batch: int) -> list[Ratios]:
+    """Ratios for each schedule. batch: images in a gradient.
 
     The mean gradient doesn't depend on the schedule, so its norm is taken where it is known best.
     """
     every = torch.ones(GROUPS, dtype=torch.float64)
     best = min(sums, key=lambda s: float(s.trace_and_norm(every)[0]))
-    rows = []
-    for found in sums:
-        ratio, ratio_se = jackknife(
-            lambda keep, s=found: batch * s.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[1]
-        )
-        relative, relative_se = jackknife(
-            lambda keep, s=found: s.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[0]
-        )
-        rows.append({"ratio": ratio, "ratio_se": ratio_se, "relative": relative, "relative_se": relative_se})
-    return rows
+
+    def ratios(own: GroupSums) -> Ratios:
+        ratio = jackknife(lambda keep: batch * own.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[1])
+        return Ratios(*ratio, *jackknife(lambda keep: own.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[0]))
+
+    return [ratios(own) for own in sums]
 
 
 class Gradients:
     """Gradients of a run's loss. The batch, time sampling, flips, label dropout and dropout are the run's own."""
 
-    def __init__(self, probe: Measurement, batch: int | None = None):
-        settings, self.probe = probe.trained.settings, probe
+    def __init__(self, asked: Measurement, batch: int | None = None):
+        settings = asked.trained.settings
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
-        seed = Stream(probe.settings.seed, "gradient").seed(0)
-        batch, precision = batch or settings.batch, probe.settings.precision
+        seed = Stream(asked.settings.seed, "gradient").seed(0)
+        batch, precision = batch or settings.batch, asked.settings.precision
         self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
-        resolved = Resolved(self.settings, probe.trained.network.config, {}, {}, [], probe.trained.objective)
-        self.batches = Batches(probe.dataset, resolved, probe.device)
-        self.network = probe.trained.network.requires_grad_(True).train()
+        resolved = Resolved(self.settings, asked.trained.network.config, {}, {}, [], asked.trained.objective)
+        self.device, self.prediction = asked.device, asked.trained.prediction
+        self.batches = Batches(asked.dataset, resolved, asked.device)
+        self.network = asked.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
 
     def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
         """Of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
-        prediction = self.probe.trained.prediction
-        loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, prediction, logsnr)
+        loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, self.prediction, logsnr)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
 
-def measure(gradients: Gradients, weighting: Weighting, schedule: Schedule, batches: int) -> Iterator[GroupSums | None]:
-    """None per batch, then the sums."""
-    sums = torch.zeros(GROUPS, sum(p.numel() for p in gradients.parameters), device=gradients.probe.device)
+def group_sums(
+    gradients: Gradients, weighting: Weighting, schedule: Schedule, batches: int, done: int, total: int
+) -> Generator[Progress, None, GroupSums]:
+    """Gradients of so many batches. done, total: batches before these and of all schedules, for the progress."""
+    sums = torch.zeros(GROUPS, sum(p.numel() for p in gradients.parameters), device=gradients.device)
     squares = torch.zeros(GROUPS, dtype=torch.float64)
     for step in range(batches):
         gradient = gradients.at(step, weighting, schedule)
         sums[step % GROUPS] += gradient
         squares[step % GROUPS] += float(gradient.double().square().sum())
-        yield None
-    yield GroupSums((sums @ sums.T).double().cpu(), squares, batches // GROUPS)
+        yield Progress(done + step + 1, total, "batch")
+    return GroupSums((sums @ sums.T).double().cpu(), squares, batches // GROUPS)
 
 
-def _norm(singles: Gradients, cell: int, edges: Tensor) -> float:
+def _squared_norm(singles: Gradients, asked: Measurement, cell: int, edges: Tensor) -> float:
     """Mean square of one image's gradient of ½‖ε−ε̂‖²/p, for p uniform and λ in one cell."""
-    probe = singles.probe
-    plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", probe.low, probe.high)
-    offset = Stream(probe.settings.seed, "gradient-norm").uniform(cell, 1)
+    plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", asked.low, asked.high)
+    offset = Stream(asked.settings.seed, "gradient-norm").uniform(cell, 1)
     part = torch.from_numpy((offset + np.arange(PER_BIN) / PER_BIN) % 1.0)
     levels = edges[cell] + (edges[cell + 1] - edges[cell]) * part
     total = 0.0
@@ -118,64 +126,53 @@ def _norm(singles: Gradients, cell: int, edges: Tensor) -> float:
 
 
 def run(
-    probe: Measurement, weightings: list[Weighting], specs: list[str], batches: int
-) -> Generator[Progress, None, tuple[dict[str, Any], str]]:
+    asked: Measurement, weightings: list[Weighting], specs: list[str], batches: int
+) -> Generator[Progress, None, tuple[GradientVariance, str]]:
     """Measure every weighting under every schedule on the same images and noise.
 
-    Returns (the result as JSON, the text of the measured schedule of the last weighting, or ''). Raises ElboError.
+    Returns (the result, the text of the measured schedule of the last weighting, or ''). Raises ElboError.
     """
     if batches < 2 * GROUPS or batches % GROUPS:
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
-    gradients, text = Gradients(probe), ""
-    total, done, rows = len(weightings) * len(specs) * batches, 0, []
-    yield Progress(
-        0,
-        total,
-        "batch",
-        f"{probe.trained.path}: {batches} batches of {gradients.settings.batch} images for each schedule",
-    )
-    edges = bin_edges(probe.low, probe.high, BINS)
-    singles, norms = Gradients(probe, batch=1), list[float]()
+    gradients, settings = Gradients(asked), asked.trained.settings
+    size, total = gradients.settings.batch, len(weightings) * len(specs) * batches
+    message = f"{asked.trained.path}: {batches} batches of {size} images for each schedule"
+    yield Progress(0, total, "batch", message)
+    edges = bin_edges(asked.low, asked.high, BINS)
+    singles, norms = Gradients(asked, batch=1), list[float]()
     while MEASURED in specs and len(norms) < BINS:
-        norms.append(_norm(singles, len(norms), edges))
+        norms.append(_squared_norm(singles, asked, len(norms), edges))
         yield Progress(len(norms), BINS, "level")
+    rows, text, done = list[ScheduleVariance](), "", 0
     for weighting in weightings:
         schedules = []
         for spec in specs:
             if spec == MEASURED:
-                best = _least(edges, norms, weighting, probe.trained.settings.floor)
-                text = to_text(best, weighting=weighting.spec, criterion="gradient")
-            schedules.append(best if spec == MEASURED else probe.schedule(spec, weighting))
+                schedules.append(_least(edges, norms, weighting, settings.floor))
+                text = to_text(schedules[-1], weighting=weighting.spec, criterion="gradient")
+            else:
+                schedules.append(asked.schedule(spec, weighting))
         sums = []
         for schedule in schedules:
-            for found in measure(gradients, weighting, schedule, batches):
-                if found is None:
-                    done += 1
-                    yield Progress(done, total, "batch")
-                else:
-                    sums.append(found)
-        for schedule, row in zip(schedules, compare(sums, gradients.settings.batch)):
-            rows.append({"weighting": weighting.spec, "schedule": schedule.base, **row})
+            sums.append((yield from group_sums(gradients, weighting, schedule, batches, done, total)))
+            done += batches
+        for schedule, ratios in zip(schedules, compare(sums, size)):
+            rows.append(ScheduleVariance(weighting.spec, schedule.base, *ratios))
             yield Progress(message=_sentence(rows[-1]))
-    result = {
-        "gradient_variance": rows,
-        "batch": gradients.settings.batch,
-        "batches": batches,
-        "t_sampling": gradients.settings.t_sampling,
-        **probe.about(),
-    }
-    return result, text
+    return GradientVariance(rows, size, batches, settings.t_sampling, asked.about()), text
 
 
 def _least(edges: Tensor, norms: list[float], weighting: Weighting, floor: float) -> Schedule:
-    """Under independent t the gradient's second moment is ∫ w² E‖∇‖²/p dλ, least for p ∝ w √E‖∇‖²."""
+    """The schedule of least variance. Under independent t the gradient's second moment is ∫ w² E‖∇‖²/p dλ, least for
+    p ∝ w √E‖∇‖².
+    """
     second = torch.tensor(norms, dtype=torch.float64)
     moments = ErrorMoments(edges, torch.full_like(second, PER_BIN), second.sqrt(), second)
     return fit_schedule(moments, weighting, "loss", floor, MEASURED)
 
 
-def _sentence(row: dict[str, Any]) -> str:
+def _sentence(row: ScheduleVariance) -> str:
     return (
-        f"{row['weighting']} under {row['schedule']}: {row['relative']:.3f} ± {row['relative_se']:.3f} of the best; "
-        f"tr Cov / |mean|^2 {row['ratio']:.4g} ± {row['ratio_se']:.2g} per image"
+        f"{row.weighting} under {row.schedule}: {row.relative:.3f} ± {row.relative_se:.3f} of the best; "
+        f"tr Cov / |mean|^2 {row.ratio:.4g} ± {row.ratio_se:.2g} per image"
     )

@@ -5,26 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from elbocli.bound.estimate import BoundCurve
-from elbocli.cli.figure import COLORS, ERROR, check_suffix, finish, new_figure
+from elbocli.cli.figure import ERROR, check_suffix, draw_band, finish, new_figure
 
 
 def plot_curve(curve: BoundCurve, out: Path) -> None:
-    """Panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors.
+    """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors.
 
     Raises UsageError for an unknown suffix.
     """
     check_suffix(out)
     edges, seen = curve.moments.edges, curve.moments.count > 1
     sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
-    middle = 0.5 * (edges[1:] + edges[:-1])
-    rows = {
-        "error": (middle[seen], curve.moments.mean[seen], curve.moments.mean_se[seen]),
-        "bound": (edges[1:], curve.bound, curve.bound_se),
-    }
-    for name, (at, value, error) in rows.items():
-        low = (value - 2 * error).clamp(min=1e-12)
-        axes[name].fill_between(at, low, value + 2 * error, color=COLORS[0], alpha=0.3, linewidth=0)
-        axes[name].plot(at, value, color=COLORS[0], linewidth=1.5)
+    moments = curve.moments
+    draw_band(axes["error"], moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
+    draw_band(axes["bound"], edges[1:], curve.bound, curve.bound_se)
     axes["error"].set_yscale("log")
     axes["error"].set_ylabel(ERROR)
     axes["error"].set_title("error, and bound on data as noisy as λ, ± 2 standard errors")

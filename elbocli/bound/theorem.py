@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import Draws, Measurement
+from elbocli.bound.draws import Draws
+from elbocli.bound.measure import Measurement
+from elbocli.bound.result import Check, NoiseShares, Side, SignedMass, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented, prior
 from elbocli.core.paired import PairedEstimate, PairedMoments
@@ -24,45 +25,38 @@ from elbocli.errors import UsageError
 from elbocli.runtime.progress import Progress
 
 AGREE = 4.0
+"""Standard errors that the sides may be apart."""
 SHARES = 10
+"""Cells of λ in which the measure is told."""
 
 
-def run(probe: Measurement, weightings: list[Weighting]) -> Generator[Progress, None, dict[str, Any]]:
-    """Check the theorem for each weighting; returns the result as JSON. Raises ElboError."""
-    if len(probe.rows) < 2:
-        raise UsageError("a standard error needs at least two images")
-    measures = [Augmented(weighting, probe.low, probe.high) for weighting in weightings]
+def run(asked: Measurement, weightings: list[Weighting]) -> Generator[Progress, None, Theorem]:
+    """Check the theorem for each weighting on a run. Raises ElboError."""
+    low, high, plain = asked.low, asked.high, parse_weighting("elbo")
+    measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
-            raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {probe.low:g} to {probe.high:g}")
-    shared = _mixture([probe.fitted(weighting) for weighting in [parse_weighting("elbo"), *weightings]])
-    total, done = len(probe.rows) * (len(weightings) + 1), 0
-    right = PairedMoments()
-    yield Progress(
-        0, total, "img", f"{probe.trained.path}: {len(probe.rows)} images, {probe.settings.draws} draws a side"
-    )
-    for drawn in probe.draws(parse_weighting("elbo"), shared, "right"):
-        right.add(_right(drawn, shared, measures, probe))
+            raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {low:g} to {high:g}")
+    count, draws = len(asked.rows), asked.settings.draws
+    total, done = count * (len(weightings) + 1), 0
+    yield Progress(0, total, "img", f"{asked.trained.path}: {count} images, {draws} draws a side")
+    shared = _mixture([asked.fitted(weighting) for weighting in [plain, *weightings]])
+    bounds = PairedMoments()
+    for drawn in asked.draws(plain, shared, "right"):
+        bounds.add(_bounds(drawn, shared, measures, low))
         done += len(drawn.pixels)
         yield Progress(done, total, "img")
     checks = []
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
-        left = PairedMoments()
-        for drawn in probe.draws(weighting, probe.fitted(weighting), f"left-{index}"):
-            left.add(drawn.loss.mean(2, keepdim=True))
+        loss = PairedMoments()
+        for drawn in asked.draws(weighting, asked.fitted(weighting), f"left-{index}"):
+            loss.add(drawn.loss.mean(2, keepdim=True))
             done += len(drawn.pixels)
             yield Progress(done, total, "img")
-        check = _check(weighting, measure, left.estimate(), right.estimate(), index, probe)
-        checks.append(check)
-        yield Progress(message=_sentence(check))
-    agree = all(check["agree"] for check in checks)
-    return {
-        "agree": agree,
-        "checks": checks,
-        "n_images": len(probe.rows),
-        "draws_per_side": probe.settings.draws,
-        **probe.about(),
-    }
+        left = _side(loss.estimate(), np.ones(1))
+        checks.append(_check(weighting, measure, left, bounds.estimate(), index, bin_edges(low, high, SHARES)))
+        yield Progress(message=_sentence(checks[-1]))
+    return Theorem(all(check.agree for check in checks), checks, count, draws, asked.about())
 
 
 def _mixture(schedules: list[Schedule]) -> Schedule:
@@ -73,66 +67,47 @@ def _mixture(schedules: list[Schedule]) -> Schedule:
     return schedule_of_shares(edges, share, "mixture")
 
 
-def _right(drawn: Draws, schedule: Schedule, measures: list[Augmented], probe: Measurement) -> Tensor:
-    """[c, 2, measures + 1]: for each measure how often L(·;x) under it holds the error at each λ; then L(λmin;x)."""
+def _bounds(drawn: Draws, schedule: Schedule, measures: list[Augmented], low: float) -> Tensor:
+    """[B, 2, measures + 1]: the error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x)."""
     part = 0.5 * drawn.error / schedule.density(drawn.logsnr) / drawn.error.shape[-1]
     columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
-    return torch.stack([*columns, prior(drawn.x, probe.low)[:, None].expand(-1, 2)], 2)
+    return torch.stack([*columns, prior(drawn.x, low)[:, None].expand(-1, 2)], 2)
 
 
 def _check(
-    weighting: Weighting,
-    measure: Augmented,
-    left: PairedEstimate,
-    right: PairedEstimate,
-    index: int,
-    probe: Measurement,
-) -> dict[str, Any]:
-    one, of = np.ones(1), np.zeros(len(right.mean))
+    weighting: Weighting, measure: Augmented, left: Side, bounds: PairedEstimate, index: int, edges: Tensor
+) -> Check:
+    """Both sides of one weighting, the `index`th of the bounds, and what its measure is."""
+    of = np.zeros(len(bounds.mean))
     of[index] = 1
-    sides = {"left": _said(left, one), "right": _said(right, of)}
-    error = math.hypot(sides["left"]["se"], sides["right"]["se"])
-    apart = (sides["left"]["nats"] - sides["right"]["nats"]) / error if error > 0 else 0.0
-    rising = weighting.rising(probe.low, probe.high)
-    found = {
-        "weighting": weighting.spec,
-        "monotone": not rising,
-        **sides,
-        "difference_in_se": apart,
-        "agree": abs(apart) <= AGREE,
-    }
-    edges = bin_edges(probe.low, probe.high, SHARES)
+    right = _side(bounds, of)
+    error = math.hypot(left.se, right.se)
+    apart = (left.nats - right.nats) / error if error > 0 else 0.0
     shares, point = measure.shares(edges)
-    by_level = {"logsnr": edges.tolist(), "mass": shares.tolist()}
+    levels, mass = edges.tolist(), shares.tolist()
+    rising = weighting.rising(float(edges[0]), float(edges[-1]))
+    sides = (weighting.spec, not rising, left, right, apart, abs(apart) <= AGREE)
     if rising:
-        return found | {
-            "rising": rising,
-            "signed_mass": {
-                "positive": float(measure.mass.clamp(min=0).sum()) / measure.largest,
-                "negative": float(measure.mass.clamp(max=0).sum()) / measure.largest,
-                "at_logsnr_max": point,
-                **by_level,
-            },
-        }
+        positive, negative = (
+            float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0))
+        )
+        stretches = [[*stretch] for stretch in rising]
+        return Check(*sides, rising=stretches, signed_mass=SignedMass(positive, negative, point, levels, mass))
     # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
     of = of / measure.first
     of[-1] = 1
-    return found | {
-        "augmented_elbo": _said(right, of),
-        "p_w": {"at_logsnr_max": point, **by_level},
-    }
+    return Check(*sides, augmented_elbo=_side(bounds, of), p_w=NoiseShares(point, levels, mass))
 
 
-def _said(estimate: PairedEstimate, of: np.ndarray) -> dict[str, float]:
+def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
     value, se = estimate.value(of), estimate.noise_se(of)
-    return {"nats": value, "se": se, "relative_se": se / abs(value) if value else 0.0}
+    return Side(value, se, se / abs(value) if value else 0.0)
 
 
-def _sentence(check: dict[str, Any]) -> str:
-    left, right = check["left"], check["right"]
-    kind = "an ELBO of noise-augmented data" if check["monotone"] else "not monotone: a signed sum of ELBOs"
+def _sentence(check: Check) -> str:
+    kind = "an ELBO of noise-augmented data" if check.monotone else "not monotone: a signed sum of ELBOs"
     return (
-        f"{check['weighting']}: loss {left['nats']:.6g} ± {left['se']:.2g} nats, from the bounds {right['nats']:.6g} ± "
-        f"{right['se']:.2g}: {check['difference_in_se']:+.2f} standard errors apart, "
-        f"{'they agree' if check['agree'] else 'they DISAGREE'}; {kind}"
+        f"{check.weighting}: loss {check.left.nats:.6g} ± {check.left.se:.2g} nats, from the bounds "
+        f"{check.right.nats:.6g} ± {check.right.se:.2g}: {check.difference_in_se:+.2f} standard errors apart, "
+        f"{'they agree' if check.agree else 'they DISAGREE'}; {kind}"
     )

@@ -69,11 +69,13 @@ def brief(spec: str) -> str:
 
 
 def line_style(index: int) -> dict[str, Any]:
+    """The colour and dash of the line of that number on a panel."""
     dash = DASHES[index % len(DASHES)]
     return {"color": COLORS[index % len(COLORS)], "linestyle": dash, "linewidth": 1.5}
 
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
+    """A figure and its panels by name. layout: rows of names, as matplotlib's subplot_mosaic takes them; inches."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -84,7 +86,7 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 
 
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
-    """The axis of λ, the same in all panels and named under the last row; then the file."""
+    """Give all panels the axis of λ from low to high, named under the last row; then write the file."""
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
@@ -99,7 +101,14 @@ def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high:
     pyplot.close(figure)
 
 
+def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
+    """Draw a line over λ with ± 2 standard errors, [N] each."""
+    axis.fill_between(at, (value - 2 * se).clamp(min=1e-12), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
+    axis.plot(at, value, color=COLORS[0], linewidth=1.5)
+
+
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
+    """Draw p(λ) of schedules by name, where it is above zero; the one called FITTED in black."""
     for index, (name, density) in enumerate(densities.items()):
         value = density(at)
         style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)

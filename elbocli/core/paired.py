@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from elbocli.core.metrics.feature_moments import StreamingFeatureMoments
+from elbocli.core.feature_moments import StreamingFeatureMoments
 
 
 class PairedMoments:

@@ -5,19 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from elbocli.core.metrics import Role
+from elbocli.evaluate.result import EvalResult, Score
+
 UNKNOWN = "*not known*"
-NAMED = {
-    "frechet_distance": "Fréchet distance",
-    "frechet_inception_distance": "FID",
-    "inception_score_mean": "Inception score",
-    "kernel_distance_mean": "kernel distance",
-    "kernel_inception_distance_mean": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "f_score": "F-score of precision and recall",
-    "accuracy": "accuracy",
-}
-"""Of the numbers that have a line of their own, by the first part of their names."""
 DRAWN = {
     "run": "run",
     "step": "checkpoint, step",
@@ -68,17 +59,18 @@ def said(value: Any) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else code(value)
 
 
-def render(result: dict[str, Any]) -> str:
-    """The Markdown of a result of `elbo eval`, as its JSON has it."""
-    repeats = result.get("repeats") or [result]
+def render(result: EvalResult) -> str:
+    """The Markdown of a result."""
+    facts = result.common()
+    versions = {f"{name}_version": name for name in ("elbo", "torch", "torch_fidelity")}
     sections = {
-        "Score card": _numbers(result, len(repeats)),
-        "Samples": _samples(result, repeats),
-        "How they were drawn": _drawn(result, repeats),
-        "Reference": _reference(result),
-        "Network": _lines({"extractor": "extractor", "extractor_sha256": "sha256 of its weights"}, result),
-        "Versions": _lines({f"{name}_version": name for name in ("elbo", "torch", "torch_fidelity")}, result),
-        "Commands": _commands(result, repeats),
+        "Score card": [*_numbers(result, facts), *_mismatch(facts)],
+        "Samples": _samples(result, facts),
+        "How they were drawn": _drawn([one.facts.made for one in result.repeats]),
+        "Reference": _reference(facts),
+        "Network": _lines({"extractor": "extractor", "extractor_sha256": "sha256 of its weights"}, facts),
+        "Versions": _lines(versions, facts),
+        "Commands": _commands(result),
     }
     text = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items())
     return text.removeprefix("#") + "\n"
@@ -88,88 +80,82 @@ def _lines(names: dict[str, str], facts: dict[str, Any]) -> list[str]:
     return [f"- {name}: {said(facts.get(key))}" for key, name in names.items()]
 
 
-def _numbers(result: dict[str, Any], count: int) -> list[str]:
+def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
     """A line for each number, with its spread and what that is of."""
     found = []
-    for key, value in result.items():
-        stem, bracket, rest = key.partition("[")
-        if stem not in NAMED or not isinstance(value, float):
-            continue
-        network = "" if not bracket else f" by {code(rest.removesuffix(']'))}"
-        told = _spread(result, stem, bracket + rest, count)
-        found.append(f"- {NAMED[stem]}{network}: **{said(value)}**{told}")
-    if "mismatch" in result:
-        pairs = "; ".join(
-            f"{code(key)} {said(pair[0])} against {said(pair[1])}" for key, pair in result["mismatch"].items()
-        )
-        found.append(f"- **Made differently from the reference, so these compare with no others**: {pairs}")
+    for score in result.scores:
+        if score.number.role == Role.NUMBER:
+            by = f" by {code(result.network)}" if score.number.by_network and result.network is not None else ""
+            beyond = result.about(score, Role.LIMIT)
+            limit = "" if beyond is None else _beyond(beyond, result.about(beyond, Role.INTERVAL))
+            heading = score.number.heading(result.network)
+            found.append(f"- {heading}{by}: **{said(score.value)}**{_spread(result, score, facts)}{limit}")
     return found
 
 
-def _spread(result: dict[str, Any], stem: str, network: str, count: int) -> str:
+def _mismatch(facts: dict[str, Any]) -> list[str]:
+    if "mismatch" not in facts:
+        return []
+    pairs = [f"{code(key)} {said(mine)} against {said(theirs)}" for key, (mine, theirs) in facts["mismatch"].items()]
+    return [f"- **Made differently from the reference, so these compare with no others**: {'; '.join(pairs)}"]
+
+
+def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
     """What stands behind a number."""
-    n = f"n = {said(result.get('n_samples'))}"
-    of = {
-        f"{stem}_sd": f"mean and standard deviation of {count} repeats, {n}",
-        f"{stem}_se": f"standard error, {n}",
-        f"{stem.removesuffix('_mean')}_std": f"over {said(result.get('splits'))} splits, {n}"
-        if stem.startswith("inception")
-        else f"over subsets of {said(result.get('kid_subset_size'))}, {n}",
-    }
-    told = [f" ± {said(result[key + network])} ({why})" for key, why in of.items() if key + network in result]
-    return (told or [f" ({n})"])[0] + _beyond(result, stem, network)
+    n = f"n = {said(facts.get('n_samples'))}"
+    if score.sd is not None:
+        return f" ± {said(score.sd)} (mean and standard deviation of {len(result.repeats)} repeats, {n})"
+    spread = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
+    if spread is None:
+        return f" ({n})"
+    why = spread.number.told.format_map({key: said(value) for key, value in facts.items()}) or spread.number.role.value
+    return f" ± {said(spread.value)} ({why}, {n})"
 
 
-def _beyond(result: dict[str, Any], stem: str, network: str) -> str:
-    """The extrapolation, if there is one, with its interval or the spread of repeats."""
-    value, spread, ends = (result.get(f"{stem}_infinity{part}{network}") for part in ("", "_sd", "_interval"))
-    if value is None:
-        return ""
-    interval = f", 95 % interval {said(ends[0])} to {said(ends[1])}" if ends else ", no interval for lack of images"
-    return f"; of infinitely many images **{said(value)}**" + (interval if spread is None else f" ± {said(spread)}")
+def _beyond(limit: Score, interval: Score | None) -> str:
+    """The number of infinitely many images, with its interval or the spread of repeats."""
+    if limit.sd is not None:
+        spread = f" ± {said(limit.sd)}"
+    elif interval is not None and isinstance(interval.value, list):
+        spread = f", 95 % interval {said(interval.value[0])} to {said(interval.value[1])}"
+    else:
+        spread = ", no interval for lack of images"
+    return f"; of infinitely many images **{said(limit.value)}**{spread}"
 
 
-def _samples(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
-    told = [{**result, **one} for one in repeats]
-    labelled = [one for one in told if "classes" in one]
-    counts = [one[key] for one in labelled for key in ("fewest_of_a_class", "most_of_a_class")]
-    classes = f"{said(labelled[0]['classes'])}, each with {min(counts)} to {max(counts)} images" if counts else UNKNOWN
-    files = [f"- {said(one.get('samples'))}, sha256 {said(one.get('samples_sha256'))}" for one in repeats]
+def _samples(result: EvalResult, facts: dict[str, Any]) -> list[str]:
+    each = [one.facts for one in result.repeats]
+    labelled = [one for one in each if one.classes is not None]
+    counts = [count for one in labelled for count in (one.fewest_of_a_class, one.most_of_a_class) if count is not None]
+    classes = f"{said(labelled[0].classes)}, each with {min(counts)} to {max(counts)} images" if counts else UNKNOWN
     return [
-        *files,
-        f"- n: {said(result.get('n_samples'))}{' each' if len(repeats) > 1 else ''}",
+        *(f"- {said(one.samples)}, sha256 {said(one.samples_sha256)}" for one in each),
+        f"- n: {said(facts.get('n_samples'))}{' each' if len(each) > 1 else ''}",
         f"- classes: {classes}",
-        *_lines({"preprocessing": "preprocessing"}, result),
+        *_lines({"preprocessing": "preprocessing"}, facts),
     ]
 
 
-def _drawn(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
+def _drawn(each: list[dict[str, Any]]) -> list[str]:
     """Every known key of DRAWN in its order, then what else the file says; of repeats, those of each."""
-    common = result.get("made") or {}
-    each = [common if one is result else {**common, **(one.get("made") or {})} for one in repeats]
     keys = [key for key in DRAWN if key not in OPTIONAL or any(key in made for made in each)]
-    keys += [
-        key for key in dict.fromkeys(key for made in each for key in made) if key not in DRAWN and key != "command"
-    ]
+    others = dict.fromkeys(key for made in each for key in made)
     lines = []
-    for key in keys:
-        values = list(dict.fromkeys(said(made.get(key)) for made in each))
+    for key in [*keys, *(key for key in others if key not in DRAWN and key != "command")]:
+        values = dict.fromkeys(said(made.get(key)) for made in each)
         lines.append(f"- {DRAWN.get(key) or code(key)}: {', '.join(values)}")
     return lines
 
 
-def _reference(result: dict[str, Any]) -> list[str]:
+def _reference(facts: dict[str, Any]) -> list[str]:
     names = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
     optional = {
         "n_ref_images": "images for KID, precision and recall",
         "prc_protocol": "protocol of precision and recall",
     }
-    return _lines({**names, **{key: name for key, name in optional.items() if key in result}}, result)
+    return _lines({**names, **{key: name for key, name in optional.items() if key in facts}}, facts)
 
 
-def _commands(result: dict[str, Any], repeats: list[dict[str, Any]]) -> list[str]:
-    drawn = [(one.get("made") or {}).get("command") or (result.get("made") or {}).get("command") for one in repeats]
-    return [
-        *(f"- samples: {commands}" for commands in dict.fromkeys(map(said, drawn))),
-        f"- scores: {said(result.get('command'))}",
-    ]
+def _commands(result: EvalResult) -> list[str]:
+    drawn = dict.fromkeys(said(one.facts.made.get("command")) for one in result.repeats)
+    return [*(f"- samples: {command}" for command in drawn), f"- scores: {said(result.repeats[0].facts.command)}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import click
 from elbocli.cli.grouped_help import Command, Joined
 from elbocli.cli.options import command_line, common, overwrite_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
-from elbocli.core.metrics import METRICS, PRC_PROTOCOLS
+from elbocli.core.metrics import METRICS
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
-OPTIONS = {option: name for name, metric in METRICS.items() for option in metric.traits.options}
-"""Options of one metric alone, by their Python names."""
+OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
+"""The metric that each option belongs to, by the option's Python name."""
 GROUPS = {
     "Scores": ("ref", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -24,6 +25,23 @@ GROUPS = {
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch", "device"),
 }
+
+
+def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Every option that a metric declares."""
+    for metric in reversed(METRICS.values()):
+        for own in reversed(metric.traits.options.own()):
+            flag, words, about = isinstance(own.default, bool), own.metadata["choices"], own.metadata
+            kind: Any = click.Choice(list(words)) if words else Count(about["least"], about["most"])
+            click.option(
+                f"--{own.name.replace('_', '-')}",
+                type=None if flag else kind,
+                is_flag=flag,
+                default=own.default,
+                show_default=not flag,
+                help=about["help"],
+            )(function)
+    return function
 
 
 class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -58,22 +76,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     show_default=True,
     help="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
-@click.option("--splits", type=Count(1, 10**6), default=10, show_default=True, help="Of the Inception score.")
-@click.option(
-    "--kid-subset-size", type=Count(2, 10**6), default=1000, show_default=True, help="Images in each subset of KID."
-)
-@click.option(
-    "--prc-protocol",
-    type=click.Choice(list(PRC_PROTOCOLS)),
-    default="torch-fidelity",
-    show_default=True,
-    help="Of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + ".",
-)
-@click.option(
-    "--fid-infinity",
-    is_flag=True,
-    help="Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100.",
-)
+@metric_options
 @click.option(
     "--extractor",
     metavar="NAME|FILE.pt2",
@@ -124,9 +127,10 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     processes share the images, but for those of a stream.
     """
     from elbocli.cli.progress_bar import show
-    from elbocli.core.metrics import MetricOptions
+    from elbocli.core.metrics import asked
     from elbocli.evaluate import scoring as loop
     from elbocli.evaluate.card import render
+    from elbocli.evaluate.settings import EvalSettings
     from elbocli.files.atomic import refuse_existing, write_text
     from elbocli.runtime.processes import joined
 
@@ -147,12 +151,13 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     sources: Any = samples
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
-    chosen = MetricOptions(seed=options.pop("seed"), **{name: options.pop(name) for name in OPTIONS})
+    own = {name: options.pop(name) for name in OPTIONS}
+    metrics = asked(options.pop("metrics"), options["seed"], **own)
     device, extractor = options.pop("device"), options.pop("extractor") or ""
-    settings = loop.EvalSettings(options=chosen, extractor=extractor, command=command_line(), **options)
+    settings = EvalSettings(metrics=metrics, extractor=extractor, command=command_line(), **options)
     with joined(device) as world:
         result = show(loop.run(sources, ref, settings, world))
-    if world.first:
-        click.echo(json.dumps(result, indent=1, allow_nan=False))
+    if result is not None:
+        click.echo(json.dumps(result.json(), indent=1, allow_nan=False))
         if card is not None:
             write_text(card, render(result))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.feature_moments import StreamingFeatureMoments
 from elbocli.core.metrics import Features
-from elbocli.core.metrics.feature_moments import StreamingFeatureMoments
 from elbocli.errors import DataError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from elbocli.core.metrics import METRICS, REFERENCE_FEATURES, Features
-from elbocli.errors import FormatError, UsageError
+from elbocli.core.metrics import Features
+from elbocli.errors import FormatError
 from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
 from elbocli.files.hashing import file_sha256
 from elbocli.files.statistics import Statistics, is_pickle, is_statistics, read_statistics
@@ -32,11 +32,6 @@ class Reference:
     sha256: str | None
 
     @property
-    def sources(self) -> list[FeatureSource]:
-        """Its images or features, if it has any."""
-        return [] if self.source is None else [self.source]
-
-    @property
     def class_names(self) -> list[str]:
         """Of a dataset of several classes."""
         return [] if self.source is None or self.source.reader is None else list(self.source.reader.class_names)
@@ -47,15 +42,6 @@ class Reference:
         if self.statistics is not None:
             return len(self.statistics.mu)
         return None if self.source is None or self.source.saved is None else self.source.saved.features.shape[1]
-
-    def check(self, metrics: Sequence[str]) -> None:
-        """Raise UsageError when a metric needs features that it hasn't."""
-        for name in metrics:
-            if self.source is None and REFERENCE_FEATURES in METRICS[name].traits.needs:
-                raise UsageError(
-                    f"{self.path}: holds statistics only, and {name} needs the reference's images: name a dataset, or "
-                    "features saved by --save-features"
-                )
 
     def fingerprint(self, extractor: Extractor | None) -> dict[str, Any]:
         """How it was made, or will be, as far as is known."""

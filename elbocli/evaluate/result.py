@@ -1,133 +1,174 @@
-"""The result of scoring: numbers by name, and all that must stand beside them; several repeats of it as one."""
+"""What `elbo eval` finds: numbers of one set of samples or of several repeats, and all that must stand beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch_fidelity.version import __version__ as fidelity_version
 
-from elbocli import __version__
-from elbocli.core.metrics import METRICS, Features, MetricOptions
-from elbocli.errors import DataError
-from elbocli.evaluate.extract import Seen
-from elbocli.nn.extractors import is_published
+from elbocli.core.metrics import METRICS, Number, Role, Value
+from elbocli.files.json_record import REST, Record, typed
 
-LONG = "frechet_inception_distance"
-"""Is also said as `fid`."""
-Values = dict[str, Any]
-"""Numbers by the name of a metric."""
-Facts = dict[str, Any]
-"""All else."""
+SD = "_sd"
+"""Added to a number's name for its standard deviation over repeats."""
 EXPECTED_TO_DIFFER = {"seed", "command"}
-"""Of how repeats were drawn."""
+"""What repeats are drawn with, each its own."""
 
 
-def scored(
-    seen: Seen, theirs: Seen | None, metrics: Sequence[str], options: MetricOptions, mismatched: bool
-) -> tuple[Values, Facts]:
-    """Every metric, and the facts of both sides. mismatched: no number may have a published one's name.
+@dataclass(frozen=True, kw_only=True)
+class Facts(Record):
+    """What stands beside the numbers of one set of samples, as the JSON names it. None is not known.
 
-    Raises DataError when features don't go together.
+    n_ref_images: images of the reference, where its statistics are of others too. classes: how many there are, and how
+    many images the smallest and the largest has. made: how the samples were drawn, as their file says. options: how
+    the metrics were asked for. mismatch: how the samples and the reference were made, where that differs.
     """
-    assert seen.features is not None
-    reference = None if theirs is None else theirs.features
-    if reference is not None and len(reference.moments.mu) != len(seen.features.moments.mu):
-        raise DataError(
-            f"{seen.name}: {len(seen.features.moments.mu)} features an image, and the reference has "
-            f"{len(reference.moments.mu)}; use one made alike"
-        )
-    network = str(seen.about.get("extractor"))
-    published = is_published(network, seen.about.get("weights_sha256")) and not mismatched
-    values: Values = {}
-    for name in metrics:
-        keys = METRICS[name].traits.keys
-        found = METRICS[name].make(seen.features, reference, options)
-        values |= {key if published else keys[key].format(network): value for key, value in found.items()}
-    values |= {key.replace(LONG, "fid"): value for key, value in values.items() if key.startswith(LONG)}
-    given = {key: getattr(options, key) for name in metrics for key in METRICS[name].traits.options}
-    used = {key: value for key, value in given.items() if not isinstance(value, bool)}
-    return values, {**_facts(seen, theirs), **used, **_versions()}
+
+    n_samples: int | None
+    n_ref: int | None
+    n_ref_images: int | None = None
+    samples: str | None
+    samples_sha256: str | None
+    ref_sha256: str | None
+    extractor: Any
+    extractor_sha256: Any
+    preprocessing: Any
+    ref_preprocessing: Any
+    classes: int | None = None
+    fewest_of_a_class: int | None = None
+    most_of_a_class: int | None = None
+    made: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    elbo_version: str | None
+    torch_fidelity_version: str | None
+    torch_version: str | None
+    ref: str | None
+    command: str | None
+    seed: int | None = None
+    mismatch: dict[str, list[Any]] | None = None
 
 
-def _facts(seen: Seen, theirs: Seen | None) -> Facts:
-    assert seen.features is not None
-    about, other = seen.about, {} if theirs is None else theirs.about
-    made = about.get("made")
-    return {
-        "n_samples": about.get("n"),
-        "n_ref": other.get("n"),
-        **({"n_ref_images": other["images"]} if "images" in other else {}),
-        "samples": seen.name,
-        "samples_sha256": about.get("images_sha256"),
-        "ref_sha256": other.get("sha256") or other.get("images_sha256"),
-        "extractor": about.get("extractor"),
-        "extractor_sha256": about.get("weights_sha256"),
-        "preprocessing": about.get("preprocessing"),
-        "ref_preprocessing": other.get("preprocessing"),
-        **_balance(seen.features),
-        "made": made if isinstance(made, dict) else {},
-    }
-
-
-def _balance(features: Features) -> dict[str, Any]:
-    """How many images each class has."""
-    if features.labels is None:
-        return {}
-    counts = np.unique(features.labels, return_counts=True)[1]
-    return {"classes": len(counts), "fewest_of_a_class": int(counts.min()), "most_of_a_class": int(counts.max())}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "elbo_version": __version__,
-        "torch_fidelity_version": fidelity_version,
-        "torch_version": str(torch.__version__),
-    }
-
-
-def repeated(results: Sequence[tuple[Values, Facts]]) -> dict[str, Any]:
-    """One result as it is. Several: the mean of each number under its name, its standard deviation under NAME_sd (before
-    any [NETWORK]), what they have in common, and each by itself in `repeats`. Never the best of them.
+@dataclass(frozen=True)
+class Scores:
+    """What was found of one set of samples. values: by the keys of the metrics' numbers. network: None where these
+    have their published names.
     """
-    if len(results) == 1:
-        return {**results[0][0], **results[0][1]}
-    merged: dict[str, Any] = {}
-    for key, first in results[0][0].items():
-        if isinstance(first, float):
-            column = [values[key] for values, _ in results]
-            merged[key] = float(np.mean(column))
-            if "_se" not in key:
-                stem, bracket, network = key.partition("[")
-                merged[f"{stem}_sd{bracket}{network}"] = float(np.std(column, ddof=1))
-    shared = {key: value for key, value in results[0][1].items() if all(f.get(key) == value for _, f in results)}
-    differing = {key: pair for _, facts in results for key, pair in facts.get("mismatch", {}).items()}
-    shared |= {"mismatch": differing} if differing else {}
-    made = [facts["made"] for _, facts in results]
-    shared["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}
-    each = [
-        {**values, **{k: v for k, v in facts.items() if k not in shared or k == "made"}} for values, facts in results
-    ]
-    own = [{**one, "made": {k: v for k, v in one["made"].items() if k not in shared["made"]}} for one in each]
-    return {**merged, **shared, "repeats": own}
+
+    network: str | None
+    values: dict[str, Value]
+    facts: Facts
 
 
-def unlike(results: Sequence[tuple[Values, Facts]]) -> list[str]:
-    """Of how repeats were drawn, what differs and should not."""
-    made = [facts["made"] for _, facts in results]
-    keys = {key for one in made for key in one} - EXPECTED_TO_DIFFER
-    return sorted(key for key in keys if any(one.get(key) != made[0].get(key) for one in made))
+@dataclass(frozen=True)
+class Score:
+    """A number: of one set of samples, or the mean over repeats with their standard deviation, sd."""
+
+    number: Number
+    value: Value
+    sd: float | None = None
+
+    def named(self, name: Callable[[str], str]) -> dict[str, Value]:
+        """The number and its sd by their names. name: makes one, given what is added for the sd."""
+        return {name(""): self.value, **({} if self.sd is None else {name(SD): self.sd})}
 
 
-def check_repeats(facts: Sequence[Facts]) -> None:
-    """Raise DataError when two are of the same images: their spread would be none."""
-    first: dict[Any, str] = {}
-    for one in facts:
-        digest = one["samples_sha256"]
-        if digest is not None and digest in first:
-            raise DataError(
-                f"{one['samples']}: the same images as {first[digest]}; repeats must be drawn with other seeds"
-            )
-        first[digest] = one["samples"]
+@dataclass(frozen=True)
+class EvalResult:
+    """The result of one set of samples, or of several repeats of one experiment."""
+
+    repeats: Sequence[Scores]
+
+    @property
+    def network(self) -> str | None:
+        """The network that the numbers are named by; None where they have their published names."""
+        return self.repeats[0].network
+
+    @property
+    def scores(self) -> list[Score]:
+        """The numbers; of repeats the mean of each and its standard deviation, never the best of them."""
+        known = numbers()
+        if len(self.repeats) == 1:
+            return [Score(known[key], value) for key, value in self.repeats[0].values.items()]
+        found = []
+        for key, first in self.repeats[0].values.items():
+            if isinstance(first, float):
+                column: Any = [one.values[key] for one in self.repeats]
+                sd = None if known[key].role == Role.ERROR else float(np.std(column, ddof=1))
+                found.append(Score(known[key], float(np.mean(column)), sd))
+        return found
+
+    def about(self, score: Score, role: Role) -> Score | None:
+        """What belongs to a number: what has that role, where there is one."""
+        found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
+        return next(found, None)
+
+    def named(self) -> dict[str, Value]:
+        """All numbers by their names in the JSON."""
+        found: dict[str, Value] = {}
+        for score in self.scores:
+            found |= score.named(partial(score.number.name, self.network))
+        for score in self.scores if self.network is None else []:
+            found |= score.named(score.number.alias.__add__) if score.number.alias else {}
+        return found
+
+    def common(self) -> dict[str, Any]:
+        """The facts that all repeats have in common, as the JSON names them, with every mismatch of any."""
+        facts = [one.facts.json() for one in self.repeats]
+        found = {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
+        if differing := {key: pair for each in facts for key, pair in each.get("mismatch", {}).items()}:
+            found["mismatch"] = differing
+        made = [each["made"] for each in facts]
+        found["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}
+        return found
+
+    def json(self) -> dict[str, Any]:
+        """One set: its numbers and facts. Several: each number's mean under its name and its standard deviation under
+        NAME_sd (before any [NETWORK]), what they have in common, and each by itself in `repeats`.
+        """
+        if len(self.repeats) == 1:
+            return {**self.named(), **self.repeats[0].facts.json()}
+        common, repeats = self.common(), []
+        for one in self.repeats:
+            facts = {key: value for key, value in one.facts.json().items() if key not in common or key == "made"}
+            facts["made"] = {key: value for key, value in facts["made"].items() if key not in common["made"]}
+            repeats.append({**EvalResult([one]).named(), **facts})
+        return {**self.named(), **common, "repeats": repeats}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> EvalResult:
+        """Read what `json` wrote; numbers of metrics that are not known here are among the facts.
+
+        Raises FormatError.
+        """
+        common = {key: value for key, value in content.items() if key != "repeats"}
+        read = []
+        for own in typed(list[dict[str, Any]], content.get("repeats") or [{}], "repeats"):
+            made = [typed(dict[str, Any], each.get("made") or {}, "made") for each in (common, own)]
+            read.append(_scores({**common, **own, "made": {**made[0], **made[1]}}))
+        return cls(read)
+
+    def unlike(self) -> list[str]:
+        """What differs in how repeats were drawn, and should not."""
+        made = [one.facts.made for one in self.repeats]
+        keys = {key for one in made for key in one} - EXPECTED_TO_DIFFER
+        return sorted(key for key in keys if any(one.get(key) != made[0].get(key) for one in made))
+
+
+def numbers() -> dict[str, Number]:
+    """All numbers that metrics find, by key."""
+    return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
+
+
+def _scores(content: dict[str, Any]) -> Scores:
+    """One set of samples, from its object in the JSON. Raises FormatError."""
+    network, known = str(content.get("extractor")), numbers().values()
+    named = {number.name(by): number.key for by in (network, None) for number in known}
+    values = {named[name]: typed(Value, value, name) for name, value in content.items() if name in named}
+    again = {number.name(by, SD) for by in (network, None) for number in known}
+    again |= {number.alias + suffix for suffix in ("", SD) for number in known}
+    facts = {name: value for name, value in content.items() if name not in named and name not in again}
+    published = any(number.by_network and number.key in content for number in known)
+    return Scores(None if published else network, values, Facts.from_json(facts))

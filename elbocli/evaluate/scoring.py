@@ -3,75 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
+from torch_fidelity.version import __version__ as fidelity_version
 
-from elbocli.core.class_labels import choose_labels
-from elbocli.core.metrics import (
-    ENOUGH,
-    LABELS,
-    LOGITS,
-    METRICS,
-    PRC_PROTOCOLS,
-    REFERENCE,
-    REFERENCE_FEATURES,
-    MetricOptions,
-    least,
-)
+from elbocli import __version__
+from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
-from elbocli.evaluate.reference import Reference, fingerprint, mismatches, open_reference
-from elbocli.evaluate.result import Facts, Values, check_repeats, repeated, scored, unlike
-from elbocli.files.features import SUFFIX, SavedFeatures, write_features
+from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
+from elbocli.evaluate.reference import open_reference
+from elbocli.evaluate.result import EvalResult, Facts, Scores
+from elbocli.evaluate.settings import EvalSettings
+from elbocli.evaluate.suitable import check_features, check_made_alike, check_repeats_alike, labelled, possible
+from elbocli.files.features import SavedFeatures, write_features
 from elbocli.files.statistics import Statistics, write_statistics
-from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, make_extractor
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
 from elbocli.runtime.device import allow_tf32
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import Progress
 
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What to compute. extractor '': that of saved features, else Inception. classes: a stream's labels.
-
-    allow_mismatch: score although the reference was made in another way, and say so. command: for the record.
-    save_stats, save_features: files to write of the samples.
-    """
-
-    metrics: tuple[str, ...] = ("fid", "is")
-    options: MetricOptions = MetricOptions()
-    extractor: str = ""
-    extractor_weights: Path | None = None
-    batch: int = 64
-    classes: str = ""
-    allow_mismatch: bool = False
-    command: str = ""
-    save_stats: Path | None = None
-    save_features: Path | None = None
-
-    @property
-    def drawing(self) -> dict[str, int]:
-        """The seed, where something is drawn by it."""
-        parts = self.options.fid_infinity and "fid" in self.metrics
-        return {"seed": self.options.seed} if parts or self.classes == "random" else {}
-
-    def needing(self, what: str) -> list[str]:
-        """Its metrics that need that."""
-        return [name for name in self.metrics if what in METRICS[name].traits.needs]
+ENOUGH = 10_000
+"""Images below which a score is said to be of few."""
 
 
 def run(
     sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE
-) -> Generator[Progress, None, dict[str, Any]]:
+) -> Generator[Progress, None, EvalResult | None]:
     """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
 
-    Several sources are repeats of one experiment: see `repeated`. Images are never held: memory is a batch, each source's
-    moments, and 4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first
-    has all features.
+    Several sources are repeats of one experiment. Images are never held: memory is a batch, each source's moments, and
+    4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first has all
+    features.
     Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
     allow_tf32(False)
@@ -80,80 +47,33 @@ def run(
     with contextlib.ExitStack() as stack:
         opened = [open_feature_source(source, stack, world) for source in sources]
         reference = None if ref is None else open_reference(ref, stack, world)
-        settings = _possible(settings, opened, reference)
-        extractor = _extractor(settings, [*opened, *([] if reference is None else reference.sources)], world)
-        differ = [_checked(source, reference, extractor, settings) for source in opened]
-        _check_alike(opened, extractor)
-        with world.together():
-            if world.first and settings.needing(LABELS):
-                opened = [_labelled(source, reference, extractor, settings, world) for source in opened]
-        keep = frozenset(
-            (["values"] if settings.needing(REFERENCE) or settings.save_features else [])
-            + (["logits"] if settings.needing(LOGITS) or settings.save_features else [])
+        settings = possible(settings, opened, reference)
+        extractor = _extractor(
+            settings, [*opened, *([reference.source] if reference and reference.source else [])], world
         )
+        differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
+        check_repeats_alike(opened, extractor)
+        with world.together():
+            if world.first and settings.needing(Need.LABELS):
+                opened = [labelled(source, reference, extractor, settings, world.device) for source in opened]
+        wanted = {"values": settings.needing(Need.REFERENCE), "logits": settings.needing(Need.LOGITS)}
+        keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
         for source in opened:
-            check = _checker(source, reference, settings)
+            check = partial(check_features, source=source, reference=reference, settings=settings)
             seen.append((yield from see(source, extractor, settings.batch, world, keep, "samples", check)))
             if reference is not None and theirs is None:
-                features = bool(settings.needing(REFERENCE_FEATURES))
+                features = bool(settings.needing(Need.REFERENCE_FEATURES))
                 theirs = yield from reference.see(extractor, settings.batch, world, features)
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
-        return {}
-    results: list[tuple[Values, Facts]] = []
+        return None
+    scores: list[Scores] = []
     for mine, mismatch in zip(seen, differ, strict=True):
         _save(mine, settings)
-        values, facts = scored(mine, theirs, settings.metrics, settings.options, any(differ))
-        named = {"ref": None if ref is None else str(ref), "command": settings.command, **settings.drawing}
-        results.append((values, {**facts, **named, **({"mismatch": mismatch} if mismatch else {})}))
-        check_repeats([facts for _, facts in results])
-    combined = repeated(results)
-    yield from _notes(results, settings)
-    return combined
-
-
-def _possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference: Reference | None) -> EvalSettings:
-    """The settings, without metrics that need a reference where only statistics or features are to be saved.
-
-    Raises UsageError for what can't be had, DataError for too few images.
-    """
-    saving = [path for path in (settings.save_stats, settings.save_features) if path is not None]
-    if saving and len(sources) > 1:
-        raise UsageError(f"{saving[0]} can hold one set of samples; name one at a time")
-    if settings.save_features is not None and settings.save_features.suffix != SUFFIX:
-        raise UsageError(f"{settings.save_features}: features are saved as {SUFFIX}; name it so")
-    if reference is None and (needing := settings.needing(REFERENCE)):
-        if not saving:
-            raise UsageError(
-                f"{needing[0]} needs --ref (a dataset, saved features or statistics); or add --save-stats FILE to make one"
-            )
-        settings = replace(settings, metrics=tuple(name for name in settings.metrics if name not in needing))
-    if reference is not None:
-        reference.check(settings.metrics)
-        for source in reference.sources:
-            _check_count(source, settings, 1)
-    for source in sources:
-        _check_count(source, settings, 0)
-        if source.n != sources[0].n:
-            raise DataError(
-                f"{source.name}: {source.n} images, but {sources[0].name} has {sources[0].n}; scores of different n have "
-                "no common mean"
-            )
-        if settings.save_stats is not None and source.n < 2:
-            raise DataError(f"{source.name}: one image is no distribution; statistics need at least 2")
-        if settings.needing(LABELS) and source.labels is None and not settings.classes:
-            raise UsageError(
-                f"{source.name}: accuracy needs labels: samples of several classes in .h5 or .npz, or --classes as given to 'elbo sample'"
-            )
-    return settings
-
-
-def _check_count(source: FeatureSource, settings: EvalSettings, side: int) -> None:
-    """Raise DataError when a metric needs more images of it. side: 0 of samples, 1 of the reference."""
-    for name in settings.metrics:
-        needed = least(METRICS[name], settings.options)[side]
-        if source.n < needed:
-            hint = ", or less with --kid-subset-size" if name == "kid" else ""
-            raise DataError(f"{source.name}: {source.n} images; {name} needs at least {needed}{hint}")
+        scores.append(scored(mine, theirs, settings, any(differ), ref, mismatch))
+        _check_repeats(scores)
+    result = EvalResult(scores)
+    yield from _notes(result, settings)
+    return result
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
@@ -174,95 +94,69 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
     return chosen
 
 
-def _checked(
-    source: FeatureSource, reference: Reference | None, extractor: Extractor | None, settings: EvalSettings
-) -> dict[str, list[Any]]:
-    """Where samples and reference were made differently. Raises DataError unless that is allowed, UsageError."""
-    mine = fingerprint(described(source, extractor))
-    wanted = PRC_PROTOCOLS[settings.options.prc_protocol].extractor
-    if "prc" in settings.metrics and wanted not in (None, mine.get("extractor")):
-        raise UsageError(f"--prc-protocol {settings.options.prc_protocol} is defined for --extractor {wanted}")
-    if reference is None:
-        return {}
-    found = mismatches(mine, reference.fingerprint(extractor))
-    if found and not settings.allow_mismatch:
-        said = "; ".join(f"{key} is {theirs}, that of {source.name} {own}" for key, (own, theirs) in found.items())
-        raise DataError(
-            f"{reference.path}: {said}: such scores compare with no others; use a reference made alike, or --allow-mismatch"
-        )
-    return found
-
-
-def _check_alike(sources: Sequence[FeatureSource], extractor: Extractor | None) -> None:
-    """Raise DataError unless all were made in one way: other numbers have no common mean."""
-    first = fingerprint(described(sources[0], extractor))
-    for source in sources[1:]:
-        for key, (own, others) in mismatches(fingerprint(described(source, extractor)), first).items():
-            raise DataError(
-                f"{source.name}: {key} is {own}, that of {sources[0].name} {others}; such scores have no common mean"
-            )
-
-
-def _checker(
-    source: FeatureSource, reference: Reference | None, settings: EvalSettings
-) -> Callable[[dict[str, torch.Tensor]], None]:
-    """What `see` should check of features: raises DataError or UsageError when they won't do."""
-    width = None if reference is None else reference.width
-
-    def check(found: dict[str, torch.Tensor]) -> None:
-        needing = settings.needing(LOGITS)
-        if needing and "logits" not in found:
-            raise UsageError(
-                f"{source.name}: its features come without logits, and {needing[0]} needs them; choose other --metrics"
-            )
-        if width not in (None, found["values"].shape[1]):
-            raise DataError(
-                f"{source.name}: {found['values'].shape[1]} features an image, and the reference has {width}; use one made alike"
-            )
-
-    return check
-
-
-def _labelled(
-    source: FeatureSource,
-    reference: Reference | None,
-    extractor: Extractor | None,
+def scored(
+    seen: Seen,
+    theirs: Seen | None,
     settings: EvalSettings,
-    world: World,
-) -> FeatureSource:
-    """With the labels that a stream was drawn with, if it says none. Before any features are extracted.
+    mismatched: bool,
+    ref: Path | None,
+    mismatch: dict[str, list[Any]],
+) -> Scores:
+    """Every metric of one set of samples, and the facts of both sides. mismatched: no number may have a published name.
 
-    Raises UsageError for a class that isn't there, DataError for one that the network doesn't tell.
+    Raises DataError when features don't go together.
     """
-    classes = _classes_told(source, extractor, settings, world)
-    if classes == 0:  # which `see` will say
-        return source
-    labels = source.labels
-    if labels is None:
-        names = [] if reference is None else reference.class_names
-        labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.options.seed, names)
-        assert labels is not None
-    if labels.min() < 0 or labels.max() >= classes:
+    assert seen.features is not None
+    reference = None if theirs is None else theirs.features
+    if reference is not None and len(reference.moments.mu) != len(seen.features.moments.mu):
         raise DataError(
-            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
-            "accuracy needs a network of the same classes"
+            f"{seen.name}: {len(seen.features.moments.mu)} features an image, and the reference has "
+            f"{len(reference.moments.mu)}; use one made alike"
         )
-    return replace(source, labels=labels)
+    values: dict[str, Value] = {}
+    for name, options in settings.metrics.items():
+        values |= METRICS[name].make(seen.features, reference, options)
+    about, other = seen.about, {} if theirs is None else theirs.about
+    network = str(about.get("extractor"))
+    published = is_published(network, about.get("weights_sha256")) and not mismatched
+    labels = seen.features.labels
+    counts = [] if labels is None else np.unique(labels, return_counts=True)[1].tolist()
+    asked = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
+    facts = Facts(
+        n_samples=about.get("n"),
+        n_ref=other.get("n"),
+        n_ref_images=other.get("images"),
+        samples=seen.name,
+        samples_sha256=about.get("images_sha256"),
+        ref_sha256=other.get("sha256") or other.get("images_sha256"),
+        extractor=about.get("extractor"),
+        extractor_sha256=about.get("weights_sha256"),
+        preprocessing=about.get("preprocessing"),
+        ref_preprocessing=other.get("preprocessing"),
+        classes=len(counts) or None,
+        fewest_of_a_class=min(counts, default=None),
+        most_of_a_class=max(counts, default=None),
+        made=made if isinstance(made := about.get("made"), dict) else {},
+        options={name: value for name, value in asked.items() if not isinstance(value, bool)},
+        elbo_version=__version__,
+        torch_fidelity_version=fidelity_version,
+        torch_version=str(torch.__version__),
+        ref=None if ref is None else str(ref),
+        command=settings.command,
+        seed=settings.seed if settings.draws else None,
+        mismatch=mismatch or None,
+    )
+    return Scores(None if published else network, values, facts)
 
 
-def _classes_told(source: FeatureSource, extractor: Extractor | None, settings: EvalSettings, world: World) -> int:
-    """How many classes the network's logits are of; 0 when it has none. It is shown a batch of black images."""
-    if source.saved is not None or extractor is None:
-        logits = None if source.saved is None else source.saved.logits
-    else:
-        assert source.reader is not None
-        _, height, width, channels = source.reader.shape
-        black = torch.zeros(
-            min(settings.batch, source.n), channels, height, width, dtype=torch.uint8, device=world.device
-        )
-        with torch.inference_mode():
-            logits = extractor(black)[1]
-    return 0 if logits is None else logits.shape[1]
+def _check_repeats(scores: Sequence[Scores]) -> None:
+    """Raise DataError when the last is of the same images as one before it: their spread would be none."""
+    *before, last = (one.facts for one in scores)
+    for other in before:
+        if last.samples_sha256 is not None and last.samples_sha256 == other.samples_sha256:
+            raise DataError(
+                f"{last.samples}: the same images as {other.samples}; repeats must be drawn with other seeds"
+            )
 
 
 def _save(seen: Seen, settings: EvalSettings) -> None:
@@ -275,20 +169,20 @@ def _save(seen: Seen, settings: EvalSettings) -> None:
         write_features(settings.save_features, SavedFeatures(features.values, features.logits, labels, seen.about))
 
 
-def _notes(results: Sequence[tuple[Values, Facts]], settings: EvalSettings) -> Iterator[Progress]:
+def _notes(result: EvalResult, settings: EvalSettings) -> Iterator[Progress]:
     """What people should know beside the numbers."""
     few = [METRICS[name].traits.few for name in settings.metrics if METRICS[name].traits.few]
-    n, notes = results[0][1]["n_samples"], []
-    if n < ENOUGH and few:
-        notes.append(f"{results[0][1]['samples']}: {n} images, below {ENOUGH}: {'; '.join(few)}")
-    for values, facts in results:
-        if "mismatch" in facts:
-            keys = ", ".join(facts["mismatch"])
+    first, notes = result.repeats[0].facts, []
+    if first.n_samples is not None and first.n_samples < ENOUGH and few:
+        notes.append(f"{first.samples}: {first.n_samples} images, below {ENOUGH}: {'; '.join(few)}")
+    for one in result.repeats:
+        if one.facts.mismatch:
+            keys = ", ".join(one.facts.mismatch)
             notes.append(
-                f"{facts['samples']} and {facts['ref']} were made differently ({keys}): this compares with no others"
+                f"{one.facts.samples} and {one.facts.ref} were made differently ({keys}): this compares with no others"
             )
-        if any(value is None for value in values.values()):
-            notes.append(f"{facts['samples']}: no interval for FID: it takes twice as many images as features")
-    if differ := unlike(results):
+        if None in one.values.values():
+            notes.append(f"{one.facts.samples}: no interval for FID: it takes twice as many images as features")
+    if differ := result.unlike():
         notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")
     yield from (Progress(message=note, level="warning") for note in notes)

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from elbocli.report.gather import RunFacts
+from elbocli.report.facts import RunFacts
 from elbocli.report.plots import pictures
+from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
 TEMPLATE = "page.html"
@@ -33,7 +34,7 @@ def render(facts: RunFacts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": number, "error": error, "source": source, "svg": Markup}
+    filters: dict[str, Any] = {"number": number, "error": error, "source": source, "svg": Markup, "rows": score_rows}
     environment.filters |= filters
     template = environment.get_template(TEMPLATE)
     return template.render(facts=facts, pictures=pictures(facts), headline=_headline(facts))
@@ -75,11 +76,11 @@ def _headline(facts: RunFacts) -> list[tuple[str, str, str]]:
         value, se = facts.last(name), facts.last(f"{name}_se")
         if value is not None:
             found.append((what, number(value), unit + (TWICE.format(error(2 * se)) if se is not None else "")))
-    for result in facts.of_kind("bound")[-1:]:
-        *_, bits, se = result.rows[-1]
-        found.append(("variational bound", number(bits), "bits per dimension" + TWICE.format(error(2 * se))))
-    for result in facts.of_kind("scores")[-1:]:
-        for name, value, spread, kind, extractor in result.rows[:2]:
-            detail = f", ± {error(spread)} ({kind})" if spread is not None else ""
-            found.append((name.replace("_", " "), number(value), (extractor or result.path.name) + detail))
+    for bound in facts.bounds[-1:]:
+        detail = "bits per dimension" + TWICE.format(error(2 * bound.found.bpd_se))
+        found.append(("variational bound", number(bound.found.bpd), detail))
+    for result in facts.scores[-1:]:
+        for row in score_rows(result.found)[:2]:
+            detail = f", ± {error(row.spread)} ({row.spread_is})" if row.spread is not None else ""
+            found.append((row.name, number(row.value), (row.network or result.path.name) + detail))
     return found

@@ -1,60 +1,21 @@
-"""The pictures of a run's page, as SVG whose colours are the page's own: light or dark is the reader's choice.
-
-Text stays text, so that it can be read out, searched, and costs little. What belongs together shares an axis: λ, or
-the images that were trained on. Same facts, same bytes.
-"""
+"""The pictures of a run's page, each with a caption that says what to see. Same facts, same bytes."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elbocli.cli.figure import STYLE, brief
+from elbocli.cli.figure import brief
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.report.gather import ObjectiveFacts, RunFacts
+from elbocli.report.drawing import MUTED, ONE, TWO, draw_map, drawing, logarithmic, over_images, over_levels, plain
+from elbocli.report.facts import ObjectiveFacts, RunFacts
 from elbocli.report.log_history import LogHistory, curve
 
-WIDTH = 4.8
-"""Inches of a drawing that a telephone shows at about its own size."""
-INKS = {"#010101": "--ink", "#020202": "--muted", "#030303": "--rule", "#040404": "--one", "#050505": "--two"}
-INKS |= {"#060606": "--three"}
-INK, MUTED, RULE, ONE, TWO, THREE = INKS
-"""Colours that stand for variables of the page's style sheet."""
-OWN: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": RULE,
-    "grid.alpha": 1.0,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-}
-LEVEL = "noise  ←  λ  →  data"
-IMAGES = "images trained on"
 ERROR = "‖ε − ε̂‖² / D"
 POINTS = 241
-MARGINS = {"left": 0.15, "right": 0.955, "hspace": 0.08}
-"""The same in all drawings, so that axes stand under each other."""
-BAR = {"right": 0.8, "width": 0.03}
-"""Of a map: where it ends, and of the scale of its colours beside it."""
 EARLY, LATE = 0.1, 0.2
 """Shares of the run that stand for its beginning and its end."""
 
@@ -82,60 +43,6 @@ def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
     return {section: [each for each in drawn if each is not None] for section, drawn in found.items()}
 
 
-@contextmanager
-def _drawing(name: str, rows: int = 1, height: float = 3.1) -> Iterator[tuple[Any, list[Any], Callable[[], str]]]:
-    """A figure, its panels from top to bottom, and what makes it SVG. name: its own on the page. height: inches."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({**STYLE, **OWN}):
-        figure, axes = pyplot.subplots(rows, sharex=True, squeeze=False, figsize=(WIDTH, height))
-        figure.subplots_adjust(**MARGINS, bottom=0.5 / height, top=1 - 0.1 / height)
-        try:
-            yield figure, [axis for (axis,) in axes], lambda: _svg(figure, name)
-        finally:
-            pyplot.close(figure)
-
-
-def _svg(figure: Any, name: str) -> str:
-    """The drawing to stand in a page, beside others: as wide as its place, and what it refers to by `name`."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text.replace("\n ", " "), count=1)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for color, variable in INKS.items():
-        text = text.replace(f": {color}", f": var({variable})")
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
-    text = re.sub(r'href="#|url\(#', rf"\g<0>{name}-", text)
-    return re.sub(r"\n\s*", "\n", text)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.2g}".replace("-", "−")
-
-
-def _over_images(axis: Any) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_xlabel(IMAGES)
-    axis.set_xlim(left=0)
-
-
-def _over_levels(axis: Any, low: float, high: float) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_xlim(low, high)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axis.set_xlabel(LEVEL)
-
-
 def _weighting(objective: ObjectiveFacts) -> Picture:
     """w, and p_w = −dw/dλ, each over the largest w."""
     w, low, high = objective.weighting, objective.low, objective.high
@@ -143,7 +50,7 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
     value = w(at)
     top = float(value.max()) or 1.0
     noise = -w.slope(at) / top
-    with _drawing("weighting", 2, 4.0) as (figure, (upper, lower), svg):
+    with drawing("weighting", 2, 4.0) as (figure, (upper, lower), svg):
         upper.plot(at, value / top, color=ONE)
         upper.set_ylabel("w(λ) / max w")
         lower.axhline(0, color=MUTED, linewidth=0.8)
@@ -151,7 +58,7 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
         lower.fill_between(at, noise.clamp(max=0), color=TWO, alpha=0.3, linewidth=0)
         lower.plot(at, noise, color=ONE)
         lower.set_ylabel("−dw/dλ over max w")
-        _over_levels(lower, low, high)
+        over_levels(lower, low, high)
         figure.align_ylabels()
         drawn = svg()
     rest = float(value[-1]) / top
@@ -170,7 +77,7 @@ def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture |
         return None if course is None else _adapted(course)
     at = torch.linspace(objective.low, objective.high, POINTS, dtype=torch.float64)
     density = objective.schedule.density(at)
-    with _drawing("schedule") as (_, (axis,), svg):
+    with drawing("schedule") as (_, (axis,), svg):
         if course is not None:
             sums = LogHistory(course.edges, [1], [course.late(1.0)])
             axis.stairs(sums.density[0], course.edges, fill=True, color=TWO, alpha=0.3, label="drawn", linewidth=0)
@@ -178,7 +85,7 @@ def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture |
         axis.set_ylabel("density")
         axis.set_ylim(bottom=0)
         axis.legend()
-        _over_levels(axis, objective.low, objective.high)
+        over_levels(axis, objective.low, objective.high)
         drawn = svg()
     caption = "How often each noise level is drawn. It decides how noisy the loss's estimate is, not what is learned."
     return Picture(f"Schedule {brief(objective.schedule.base)}", caption, drawn)
@@ -190,34 +97,14 @@ def _adapted(course: LogHistory) -> Picture:
     share = (late * course.edges.diff()).cumsum(0)
     middle = 0.5 * (course.edges[1:] + course.edges[:-1])
     low, high = (float(middle[int((share < part).sum().clamp(max=len(middle) - 1))]) for part in (0.25, 0.75))
-    with _drawing("schedule") as (figure, (axis,), svg):
-        _map(figure, axis, course, course.density, "density p(λ)", None)
+    with drawing("schedule") as (figure, (axis,), svg):
+        draw_map(figure, axis, course, course.density, "density p(λ)", None)
         drawn = svg()
     caption = (
         f"How often each noise level was drawn as the schedule followed the errors: at the end half of the draws "
-        f"lie between λ = {_plain(low)} and {_plain(high)}."
+        f"lie between λ = {plain(low)} and {plain(high)}."
     )
     return Picture("Schedule, adaptive", caption, drawn)
-
-
-def _map(figure: Any, axis: Any, course: LogHistory, values: Tensor, label: str, norm: Any) -> None:
-    """values [intervals, bins] as colours over images and λ."""
-    images = torch.tensor([0, *course.images], dtype=torch.float64)
-    seen = values[values.isfinite()]
-    limits = {} if norm is not None else {"vmin": 0.0, "vmax": float(seen.quantile(0.995)) if len(seen) else 1.0}
-    shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", norm=norm, **limits)
-    axis.grid(False)
-    figure.subplots_adjust(right=BAR["right"])
-    place = axis.get_position()
-    bar = figure.colorbar(
-        shown, figure.add_axes((BAR["right"] + BAR["width"] / 2, place.y0, BAR["width"], place.height))
-    )
-    bar.ax.grid(False)
-    bar.solids.set_rasterized(True)
-    bar.outline.set_visible(False)
-    bar.set_label(label)
-    axis.set_ylabel(LEVEL)
-    _over_images(axis)
 
 
 def _errors(course: LogHistory) -> Picture | None:
@@ -228,8 +115,8 @@ def _errors(course: LogHistory) -> Picture | None:
     seen = error[error.isfinite() & (error > 0)]
     if not len(seen):
         return None
-    with _drawing("errors") as (figure, (axis,), svg):
-        _map(
+    with drawing("errors") as (figure, (axis,), svg):
+        draw_map(
             figure,
             axis,
             course,
@@ -256,7 +143,7 @@ def _fall(course: LogHistory) -> str:
     best = int(ratio.argmax())
     if float(ratio[best]) <= 1:
         return "It fell nowhere since the beginning."
-    return f"Since the first tenth of the run it fell most at λ = {_plain(float(middle[best]))}, to {1 / float(ratio[best]):.0%}."
+    return f"Since the first tenth of the run it fell most at λ = {plain(float(middle[best]))}, to {1 / float(ratio[best]):.0%}."
 
 
 def _beginning(course: LogHistory) -> Tensor:
@@ -271,7 +158,7 @@ def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture:
     lines += [("training, last fifth", ONE, "-", course.edges, course.late(LATE))]
     if held_out is not None:
         lines += [("validation, last", TWO, "--", held_out.edges, held_out.sums[-1])]
-    with _drawing("profiles") as (_, (axis,), svg):
+    with drawing("profiles") as (_, (axis,), svg):
         for label, color, dash, edges, sums in lines:
             moments = ErrorMoments.of_sums(edges, sums)
             seen = (moments.count > 1) & (moments.mean > 0)
@@ -283,7 +170,7 @@ def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture:
         axis.set_yscale("log")
         axis.set_ylabel(ERROR)
         axis.legend(loc="lower right")
-        _over_levels(axis, float(course.edges[0]), float(course.edges[-1]))
+        over_levels(axis, float(course.edges[0]), float(course.edges[-1]))
         drawn = svg()
     held = (
         " Validation is of the averaged weights: where it lies above training once they have caught up, the network "
@@ -297,15 +184,15 @@ def _loss(facts: RunFacts) -> Picture | None:
     at, loss = curve(facts.curves, "loss")
     if not loss:
         return None
-    with _drawing("loss") as (_, (axis,), svg):
+    with drawing("loss") as (_, (axis,), svg):
         axis.plot(at, loss, color=ONE, label="training", marker="" if len(at) > 1 else "o")
         words = f"Training is at {loss[-1]:.4g}"
         known = _banded(axis, facts, "val_loss", "validation")
         words += f", validation at {known[0]:.4g} ± {known[1]:.2g}." if known else "."
-        _logarithmic(axis, loss)
+        logarithmic(axis, loss)
         axis.set_ylabel("loss, nats per dimension")
         axis.legend()
-        _over_images(axis)
+        over_images(axis)
         drawn = svg()
     return Picture("Weighted loss", f"The loss that training minimises. {words}", drawn)
 
@@ -315,11 +202,11 @@ def _bits(facts: RunFacts) -> Picture | None:
     _, bits = curve(facts.curves, "val_bpd")
     if not bits:
         return None
-    with _drawing("bits") as (_, (axis,), svg):
+    with drawing("bits") as (_, (axis,), svg):
         known = _banded(axis, facts, "val_bpd", "validation")
-        _logarithmic(axis, bits)
+        logarithmic(axis, bits)
         axis.set_ylabel("bits per dimension")
-        _over_images(axis)
+        over_images(axis)
         drawn = svg()
     words = f" Now {known[0]:.4g} ± {known[1]:.2g}." if known else ""
     return Picture(
@@ -337,16 +224,3 @@ def _banded(axis: Any, facts: RunFacts, name: str, label: str) -> tuple[float, f
     axis.fill_between(at, low, high, color=TWO, alpha=0.25, linewidth=0)
     axis.plot(at, values, color=TWO, linestyle="--", label=label, marker="" if len(at) > 1 else "o")
     return values[-1], 2 * errors[-1]
-
-
-def _logarithmic(axis: Any, values: list[float]) -> None:
-    """A logarithmic scale with plain numbers, where the values are positive."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    if min(values) <= 0:
-        return
-    axis.set_yscale("log")
-    fine = max(values) / min(values) < 5
-    axis.yaxis.set_major_locator(LogLocator(subs=range(1, 10) if fine else (1, 2, 5)))
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())

@@ -31,7 +31,7 @@ class Setting:
     "" where presets say it. low, high: bounds; above: low itself is too little. choices: all that it may be. names: the
     module and the name in it that hold what it may begin with; words: what else. metavar: what stands for its value.
     flags: its option, where that is not its name. free: it may change when a run goes on. stored: config.yaml says it;
-    others go into the settings that it refines. in_presets: a preset may say it.
+    others go into the settings that it refines. in_presets: a preset may say it; None is as stored.
     """
 
     group: str
@@ -48,7 +48,7 @@ class Setting:
     flags: str = ""
     free: bool = False
     stored: bool = True
-    in_presets: bool = True
+    in_presets: bool | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise UsageError for a value out of bounds, or none of the choices."""

@@ -90,7 +90,7 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     preset = load_preset(name)
     _check_data(preset, dataset)
     train = dict(preset.train)
-    known = [key for key, setting in SETTINGS.items() if setting.in_presets]
+    known = [key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)]
     unknown = [key for key in train if key not in known]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(known)}")

@@ -35,8 +35,7 @@ class TrainSettings:
         "",
         RUN,
         "Network and settings; or a FILE.yaml.",
-        more="By default it is the one for the images' size and count.",
-        shown="by the images",
+        shown="by size and count",
         names="elbocli.nn.presets.NAMES",
         metavar="NAME",
         in_presets=False,
@@ -52,15 +51,8 @@ class TrainSettings:
         metavar="DURATION",
         free=True,
     )
-    on_nonfinite: str = setting(
-        "stop",
-        RUN,
-        "When loss or gradient isn't finite.",
-        more="Stop with exit 4, or leave that update out and warn.",
-        choices=("stop", "skip"),
-        free=True,
-    )
-    max_skips: int = count(10, RUN, "Skips in a row before it stops.", more="Of --on-nonfinite skip.", free=True)
+    on_nonfinite: str = setting("stop", RUN, "Exit 4, or leave the update out.", choices=("stop", "skip"), free=True)
+    max_skips: int = count(10, RUN, "Skips in a row before it stops.", free=True)
 
     weighting: str = setting(
         "sigmoid",
@@ -72,27 +64,16 @@ class TrainSettings:
         names="elbocli.core.weighting_curves.WEIGHTINGS",
         metavar="SPEC",
     )
-    bias: float | None = setting(
-        None,
-        OBJECTIVE,
-        "Its parameter of that name: --bias 2 is :bias=2.",
-        stored=False,
-        in_presets=False,
-    )
+    bias: float | None = setting(None, OBJECTIVE, "Its parameter of that name: --bias 2 is :bias=2.", stored=False)
     shift: float | str | None = setting(
         None,
         OBJECTIVE,
         "Move it in logsnr; auto is 2 log(64/d) at d pixels.",
         metavar="NUMBER|auto",
         stored=False,
+        in_presets=True,
     )
-    monotone: bool | None = setting(
-        None,
-        OBJECTIVE,
-        "Hold the weighting constant left of its peak.",
-        stored=False,
-        in_presets=False,
-    )
+    monotone: bool | None = setting(None, OBJECTIVE, "Hold the weighting constant left of its peak.", stored=False)
     multiscale: bool = setting(
         False,
         OBJECTIVE,
@@ -124,43 +105,18 @@ class TrainSettings:
         metavar="SPEC",
     )
     t_sampling: str = setting(
-        "low-discrepancy",
-        LEVELS,
-        "Draws of t: low-discrepancy or independent.",
-        choices=("low-discrepancy", "independent"),
-        metavar="KIND",
+        "low-discrepancy", LEVELS, "How t is drawn in a batch.", choices=("low-discrepancy", "independent")
     )
-    floor: float = setting(
-        0.01,
-        LEVELS,
-        "Least density, if adaptive.",
-        more="A share of the uniform density.",
-        low=0,
-        high=1,
-        above=True,
-    )
+    floor: float = setting(0.01, LEVELS, "Least density, as a share of the uniform one.", low=0, high=1, above=True)
 
-    flip: bool = setting(
-        False,
-        DATA,
-        "Mirror half of the images.",
-        more="Not of latents, whose mirror images 'elbo prep --mirror' packs.",
-    )
+    flip: bool = setting(False, DATA, "Mirror half of the images; not of latents.")
     conditional: bool | None = setting(
-        None,
-        DATA,
-        "Show the network the classes.",
-        shown="if there are several",
-        flags="--conditional/--unconditional",
-        stored=False,
-        in_presets=False,
+        None, DATA, "Show the network classes.", shown="if several", flags="--conditional/--unconditional", stored=False
     )
     label_dropout: float = setting(
         0.1, DATA, "Share of images shown without class, for guidance.", shown="", low=0, high=1
     )
-    dropout: float | None = setting(
-        None, DATA, "Inside the network's blocks.", low=0, high=0.99, stored=False, in_presets=False
-    )
+    dropout: float | None = setting(None, DATA, "Inside the network's blocks.", low=0, high=0.99, stored=False)
 
     steps: int = count(100_000, OPTIMIZER, "Updates in all.", shown="", free=True)
     batch: int = count(256, OPTIMIZER, "Images per update.", shown="", high=10**6)
@@ -172,31 +128,12 @@ class TrainSettings:
     clip: float = setting(1.0, OPTIMIZER, "Largest gradient norm; 0 is no limit.", shown="", low=0)
 
     device: str = setting(
-        "auto",
-        SPEED,
-        "cpu, cuda, cuda:1.",
-        shown="cuda if there is one",
-        metavar="NAME",
-        free=True,
-        in_presets=False,
+        "auto", SPEED, "cpu, cuda, cuda:1.", shown="cuda, else cpu", metavar="NAME", free=True, in_presets=False
     )
     precision: str = setting("fp32", SPEED, "Autocast; changes rounding.", choices=PRECISIONS)
-    tf32: bool = setting(
-        True,
-        SPEED,
-        "Fast fp32 on CUDA, with 10-bit mantissas.",
-        more="It is several times as fast.",
-        free=True,
-    )
+    tf32: bool = setting(True, SPEED, "Fast fp32 on CUDA, with 10-bit mantissas.", free=True)
     compile: bool = setting(False, SPEED, "torch.compile the network.", free=True)
-    parallel: str = setting(
-        "ddp",
-        SPEED,
-        "Under torchrun.",
-        more="Every process holds the network (ddp), or a share of each of its weights (fsdp).",
-        choices=PARALLELS,
-        free=True,
-    )
+    parallel: str = setting("ddp", SPEED, "Each process holds all weights, or a share.", choices=PARALLELS, free=True)
     micro_batch: int = count(
         0,
         SPEED,
@@ -207,13 +144,7 @@ class TrainSettings:
         high=10**6,
         free=True,
     )
-    activation_checkpointing: bool = setting(
-        False,
-        SPEED,
-        "Less memory, slower: compute activations again.",
-        more="Keep only what enters each block and compute the rest again for the gradients.",
-        free=True,
-    )
+    activation_checkpointing: bool = setting(False, SPEED, "Less memory, slower: compute activations again.", free=True)
 
     ema: tuple[str, ...] = setting(
         ("0.9999",),
@@ -249,29 +180,10 @@ class TrainSettings:
     )
     log_every: int = count(100, KEPT, "Updates per line of the logs.", shown="")
     preview_every: int = count(5000, KEPT, "Updates per preview picture; 0 is none.", shown="", low=0, free=True)
-    tensorboard: bool = setting(
-        False,
-        KEPT,
-        "Also write metrics and previews for TensorBoard.",
-        more="They go to RUN/tensorboard. Needs the extra: pip install 'elbocli[tensorboard]'.",
-        free=True,
-    )
+    tensorboard: bool = setting(False, KEPT, "Also RUN/tensorboard (pip install 'elbocli[tensorboard]').", free=True)
 
-    val: str = setting(
-        "",
-        VALIDATION,
-        "Validate on this dataset, packed as DATA.h5 was.",
-        more="Told are the error at each noise level, the weighted loss, and bits per dimension (of pixels).",
-        metavar="PATH",
-        free=True,
-    )
-    val_split: int = count(
-        0,
-        VALIDATION,
-        "Hold so many images out of training; 0 is none.",
-        more="They are chosen by the seed and never trained on.",
-        low=0,
-    )
+    val: str = setting("", VALIDATION, "Validate on this dataset, packed as DATA.h5 was.", metavar="PATH", free=True)
+    val_split: int = count(0, VALIDATION, "Hold so many images out of training; 0 is none.", low=0)
     val_every: int = count(0, VALIDATION, "Images of training between; 0 is 2 % of the work.", low=0, free=True)
     val_images: int = count(0, VALIDATION, "At most so many images each time; 0 is all.", low=0, free=True)
 

@@ -1,4 +1,4 @@
-"""Pictures: weightings over λ, a fitted schedule against others. Same input, same bytes."""
+"""Pictures of weightings and schedules over λ. Same input, same bytes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.cli.figure import (
-    POINTS,
-    brief,
-    check_suffix,
-    draw_densities,
-    finish,
-    line_style,
-    new_figure,
-)
+from elbocli.cli.figure import POINTS, brief, check_suffix, draw_densities, finish, line_style, new_figure
 from elbocli.core.monotone import likeness
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -35,7 +27,7 @@ SHARE = 0.01
 
 
 def labels(specs: Sequence[str]) -> list[str]:
-    """Legends of several specs: files by their names alone, unless two would then be called the same."""
+    """Name several specs for a legend: files by their names alone, unless two would then be called the same."""
     full = [brief(spec) for spec in specs]
     names = [re.sub(r"[^@:]*/", "", label) for label in full]
     return [name if names.count(name) == full.count(label) else label for name, label in zip(names, full)]
@@ -86,7 +78,7 @@ def _lines(weightings: Sequence[Weighting], at: Tensor) -> list[Line]:
 
 
 def plot_weights(weightings: list[Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
-    """Panels over λ: w, p_w = −dw/dλ, and p of the schedules; many weightings in two columns, monotone ones left.
+    """Draw panels over λ: w, p_w = −dw/dλ, and p of the schedules; many weightings in two columns, monotone ones left.
 
     Raises UsageError for an unknown suffix.
     """
@@ -154,7 +146,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def text_plot(weightings: list[Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
-    """A row of block characters per weighting, w over λ scaled to its largest value."""
+    """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
     names = labels([weighting.spec for weighting in weightings])
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)

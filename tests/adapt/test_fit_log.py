@@ -63,9 +63,10 @@ def test_the_density_follows_weighting_times_error() -> None:
 
 def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tmp_path: Path) -> None:
     fitted = fit(stream(log_text()), criterion="second-moment")
-    best = fitted.variances["fitted:second-moment"][0]
-    assert all(best <= independent * 1.002 for independent, _ in fitted.variances.values())
-    assert fitted.variances["own"] == fitted.variances["cosine"]
+    promised = fitted.report.schedules
+    best = promised["fitted:second-moment"].variance_independent
+    assert all(best <= promise.variance_independent * 1.002 for promise in promised.values())
+    assert promised["own"] == promised["cosine"]
     (tmp_path / "s.yaml").write_text(fitted.text)
     again = resolve_schedule(str(tmp_path / "s.yaml"))
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -100,12 +101,13 @@ def test_bins_merge_and_since_drops_early_intervals() -> None:
 def test_an_adaptive_runs_own_density_is_counted() -> None:
     text = log_text("uniform").replace('"schedule": "uniform"', '"schedule": "adaptive"')
     counted, known = fit(stream(text)), fit(stream(log_text("uniform")))
-    assert counted.variances["own"][0] == pytest.approx(known.variances["own"][0], rel=0.05)
+    one, other = (fitted.report.schedules["own"].variance_independent for fitted in (counted, known))
+    assert one == pytest.approx(other, rel=0.05)
 
 
 def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> None:
     fitted = fit(stream(log_text()))
-    report = json.loads(json.dumps(fitted.report(), allow_nan=False))
+    report = json.loads(json.dumps(fitted.report.json(), allow_nan=False))
     assert {key: value for key, value in report.items() if key != "schedules"} == {
         "weighting": "sigmoid:bias=2",
         "criterion": "loss",
@@ -131,7 +133,7 @@ def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit() -> N
     head, line = text.splitlines()
     row = json.loads(line)
     row |= {key: [0] * 50 + row[key][50:] for key in ("count", "sum", "sumsq")}
-    report = fit(stream(f"{head}\n{json.dumps(row)}\n"), weighting="elbo").report()
+    report = fit(stream(f"{head}\n{json.dumps(row)}\n"), weighting="elbo").report.json()
     json.dumps(report, allow_nan=False)
     for name in ("own", "edm"):
         assert set(report["schedules"][name].values()) == {None}
@@ -147,7 +149,8 @@ def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors
     p, draw = parse_schedule(schedule, -10, 10), torch.Generator().manual_seed(9)
     t = torch.rand(40_000, 64, generator=draw, dtype=torch.float64)
     comb = (t[:, :1] + torch.arange(64) / 64) % 1
-    for times, predicted in zip((t, comb), fitted.variances["own"]):
+    own = fitted.report.schedules["own"]
+    for times, predicted in ((t, own.variance_independent), (comb, own.variance_low_discrepancy)):
         lam = p.logsnr(times)
         noise = (1 + 0.3 * torch.randn(lam.shape, generator=draw, dtype=torch.float64)).clamp(min=0)
         loss = (fitted.weighting(lam) / p.density(lam) * (lam / 2).sigmoid() * noise).mean(1)

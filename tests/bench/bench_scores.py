@@ -17,8 +17,8 @@ from scipy.linalg import sqrtm
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from elbocli.core.metrics.feature_moments import FeatureMoments
-from elbocli.core.metrics.frechet import frechet_distance
+from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.frechet import frechet_distance
 from elbocli.nn.extractors import make_extractor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, Measurement, MeasureSettings
+from elbocli.bound.measure import ALL, ChosenImages, Measurement, MeasureSettings, open_measurement
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.loss import denoising_losses, step_coefficients
@@ -29,7 +29,7 @@ SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA
 
 def moments(run: Path, data: Path | None, draws: int) -> ErrorMoments:
     """Of the errors at the last checkpoint, from every image."""
-    loop = estimate.run(Measurement(run, data, MeasureSettings(images=ALL, draws=draws, seed=1), print))
+    loop = estimate.run(open_measurement(run, data, MeasureSettings(images=ALL, draws=draws, seed=1), print))
     try:
         while True:
             next(loop)
@@ -45,8 +45,10 @@ def measured(
     t, rows, noise = (Stream(2, f"measured-{name}-{sampling}") for name in ("t", "rows", "noise"))
     means, singles = [], []
     for step in range(batches):
-        pixels, labels = probe.images(rows.at(step).integers(len(probe.dataset), size=batch))
-        x = normalised(pixels.numpy(), probe.device)
+        chosen = rows.at(step).integers(len(probe.dataset), size=batch)
+        (images,) = ChosenImages(probe.dataset, chosen, batch, probe.conditional)
+        x = normalised(images.pixels, probe.device)
+        labels = None if images.labels is None else images.labels.to(probe.device)
         logsnr = schedule.logsnr(times(t, step, batch, sampling))
         eps = noise.normal(range(step * batch, (step + 1) * batch), (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
         c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, probe.device)
@@ -72,7 +74,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--batches", type=int, default=400)
     options = parser.parse_args()
-    probe = Measurement(options.run, options.data, MeasureSettings(), print)
+    probe = open_measurement(options.run, options.data, MeasureSettings(), print)
     known = moments(options.run, options.data, options.draws)
     line = "{:<16} {:<22} {:<16} {:>9} {:>9} {:>8} {:>6}"
     print(line.format("weighting", "schedule", "t", "predicted", "measured", "± s.e.", "ratio"))

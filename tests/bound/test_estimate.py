@@ -13,9 +13,13 @@ import pytest
 import torch
 
 from elbocli.bound import estimate, gradients, theorem
-from elbocli.bound.measure import ALL, Measurement, MeasureSettings
+from elbocli.bound.draws import Denoiser, Images
+from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
+from elbocli.bound.result import Bound, GradientVariance, Theorem
 from elbocli.core.adaptive import loss_variance
 from elbocli.core.elbo import prior, reconstruction
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, NonFiniteError, UsageError
 from elbocli.files.losslog import Reader
@@ -41,53 +45,56 @@ def finish(loop: Any) -> Any:
 
 
 def probe(run: Path, data: Path | None = None, **settings: Any) -> Measurement:
-    return Measurement(run, data, MeasureSettings(**settings), lambda text: None)
+    return open_measurement(run, data, MeasureSettings(**settings), lambda text: None)
 
 
-def bpd(run: Path, schedule: str = "", target_se: float | None = None, **settings: Any) -> dict[str, Any]:
-    return finish(estimate.run(probe(run, **settings), schedule, target_se)).result  # type: ignore[no-any-return]
+def bpd(run: Path, schedule: str = "", target_se: float | None = None, **settings: Any) -> Bound:
+    """The bound; its JSON reads back as it was."""
+    found: Bound = finish(estimate.run(probe(run, **settings), schedule, target_se)).bound
+    assert Bound.from_json(json.loads(json.dumps(found.json(), allow_nan=False))) == found
+    return found
 
 
 @pytest.fixture(scope="module")
 def long_run(trained: Path) -> float:
     """The bound on all 300 images, from 160 noise levels each."""
-    return float(bpd(trained, images=ALL, draws=160, batch=2048, seed=999)["bpd"])
+    return bpd(trained, images=ALL, draws=160, batch=2048, seed=999).bpd
 
 
 def test_intervals_hold_the_long_run_value(trained: Path, long_run: float) -> None:
     """40 seeds choose 60 of 300 images and 4 noise levels for each; 95 % intervals."""
     found = [bpd(trained, images=60, draws=4, seed=seed) for seed in range(40)]
-    off = np.array([(f["bpd"] - long_run) / f["bpd_se"] for f in found])
+    off = np.array([(f.bpd - long_run) / f.bpd_se for f in found])
     assert int((np.abs(off) < 1.96).sum()) >= 36
     assert 0.7 < off.std() < 1.4
 
 
 def test_intervals_of_the_noise_alone_are_honest_too(trained: Path, long_run: float) -> None:
     found = [bpd(trained, images=ALL, draws=2, seed=seed) for seed in range(40)]
-    off = np.array([(f["bpd"] - long_run) / f["bpd_se"] for f in found])
+    off = np.array([(f.bpd - long_run) / f.bpd_se for f in found])
     assert int((np.abs(off) < 1.96).sum()) >= 36
-    assert all(f["bpd_se"] == f["bpd_se_noise"] <= f["bpd_se_population"] for f in found)
+    assert all(f.bpd_se == f.bpd_se_noise <= f.bpd_se_population for f in found)
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "cosine", "fitted:std"])
 def test_the_schedule_changes_the_error_only(trained: Path, long_run: float, schedule: str) -> None:
     found = bpd(trained, schedule, images=ALL, draws=8)
-    assert abs(found["bpd"] - long_run) < 4 * found["bpd_se"]
-    assert found["schedule"] == schedule
+    assert abs(found.bpd - long_run) < 4 * found.bpd_se
+    assert found.schedule == schedule
 
 
 def test_the_batch_changes_nothing(trained: Path) -> None:
     few, many = (bpd(trained, images=30, draws=6, batch=batch) for batch in (4, 512))
-    assert few["bpd"] == pytest.approx(many["bpd"], rel=1e-5)
-    assert few["bpd_se"] == pytest.approx(many["bpd_se"], rel=1e-3)
+    assert few.bpd == pytest.approx(many.bpd, rel=1e-5)
+    assert few.bpd_se == pytest.approx(many.bpd_se, rel=1e-3)
 
 
 def test_the_terms_add_up_to_the_bound(trained: Path) -> None:
     found = bpd(trained, images=50)
     for unit in ("nats", "bpd"):
-        parts = sum(found[name][unit] for name in ("prior", "reconstruction", "diffusion"))
-        assert parts == pytest.approx(found[unit], rel=1e-12)
-    assert found["bpd"] * 64 * np.log(2) == pytest.approx(found["nats"])
+        parts = sum(getattr(term, unit) for term in (found.prior, found.reconstruction, found.diffusion))
+        assert parts == pytest.approx(getattr(found, unit), rel=1e-12) == getattr(found.terms["bound"], unit)
+    assert found.bpd * 64 * np.log(2) == pytest.approx(found.nats)
 
 
 def test_prior_and_reconstruction_are_exact(trained: Path, digits: Path) -> None:
@@ -95,16 +102,16 @@ def test_prior_and_reconstruction_are_exact(trained: Path, digits: Path) -> None
         pixels = torch.from_numpy(file["images"][()]).long()
     found = bpd(trained, images=ALL, draws=2)
     x = (pixels.double() / 127.5 - 1).permute(0, 3, 1, 2)
-    assert found["prior"]["nats"] == pytest.approx(float(prior(x, -10).mean()), rel=1e-6)
+    assert found.prior.nats == pytest.approx(float(prior(x, -10).mean()), rel=1e-6)
     wanted = float(reconstruction(10.0)[pixels].flatten(1).sum(1).mean())
-    assert found["reconstruction"]["nats"] == pytest.approx(wanted, rel=1e-9)
-    assert found["prior"]["nats_se"] == found["reconstruction"]["nats_se"] == 0
+    assert found.reconstruction.nats == pytest.approx(wanted, rel=1e-9)
+    assert found.prior.nats_se == found.reconstruction.nats_se == 0
 
 
 def test_the_curve_ends_at_the_bound_without_its_reconstruction(trained: Path) -> None:
     found = finish(estimate.run(probe(trained, images=40)))
-    result, curve = found.result, found.curve
-    assert float(curve.bound[-1]) == pytest.approx(result["prior"]["nats"] + result["diffusion"]["nats"], rel=1e-12)
+    result, curve = found.bound, found.curve
+    assert float(curve.bound[-1]) == pytest.approx(result.prior.nats + result.diffusion.nats, rel=1e-12)
     assert bool((curve.bound.diff() >= 0).all()) and bool((curve.bound_se >= 0).all())
     lines = curve.tsv().splitlines()
     assert lines[0].split("\t")[:3] == ["logsnr_low", "logsnr_high", "draws"] and len(lines) == 101
@@ -114,11 +121,11 @@ def test_the_curve_ends_at_the_bound_without_its_reconstruction(trained: Path) -
 def test_drawing_goes_on_until_the_error_is_small_enough(trained: Path) -> None:
     """More images first, then more noise on all of them."""
     rough = bpd(trained, images=ALL, draws=2)
-    some = bpd(trained, target_se=rough["bpd_se_population"] * 1.5, images=ALL, draws=2, batch=64)
-    assert some["n_images"] < 300 and some["bpd_se"] < rough["bpd_se_population"] * 1.5
-    fine = bpd(trained, target_se=rough["bpd_se"] / 2, images=ALL, draws=2)
-    assert fine["n_images"] == 300 and fine["draws_per_image"] >= 6
-    assert fine["bpd_se"] < rough["bpd_se"] / 2
+    some = bpd(trained, target_se=rough.bpd_se_population * 1.5, images=ALL, draws=2, batch=64)
+    assert some.n_images < 300 and some.bpd_se < rough.bpd_se_population * 1.5
+    fine = bpd(trained, target_se=rough.bpd_se / 2, images=ALL, draws=2)
+    assert fine.n_images == 300 and fine.draws_per_image >= 6
+    assert fine.bpd_se < rough.bpd_se / 2
 
 
 def test_the_errors_can_be_kept_as_a_loss_log(trained: Path) -> None:
@@ -140,6 +147,58 @@ def test_the_variance_that_a_log_predicts_is_the_one_measured(trained: Path, sch
     loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(weighting, chosen, "variance")])
     predicted, _ = loss_variance(known, weighting, chosen.density)
     assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
+
+
+# Anyone's denoiser
+
+
+class Gaussian:
+    """The exact denoiser of independent N(mean, scale²) numbers, as the network of an ε prediction."""
+
+    mean, scale = 0.1, 0.3
+
+    def __call__(self, z: torch.Tensor, logsnr: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        assert labels is None and z.dtype == logsnr.dtype == torch.float32
+        alpha, sigma = (signed.sigmoid().sqrt()[:, None, None, None] for signed in (logsnr, -logsnr))
+        return sigma * (z - alpha * self.mean) / (sigma**2 + (alpha * self.scale) ** 2)
+
+
+def images_of_a_gaussian(count: int) -> list[Images]:
+    """4 x 4 pixels of 256 levels, in parts of unequal size."""
+    draw = np.random.default_rng(0).normal(Gaussian.mean, Gaussian.scale, (count, 4, 4, 1))
+    pixels = torch.from_numpy((127.5 * (draw + 1)).round().clip(0, 255).astype(np.uint8))
+    rows = torch.arange(count).split(37)
+    return [Images(pixels[part], None, part.tolist()) for part in rows]
+
+
+def bound_of(images: Any, **options: Any) -> Bound:
+    denoiser = Denoiser(Gaussian(), Prediction("eps"), -12, 12)
+    schedule = parse_schedule("uniform", -12, 12)
+    return finish(estimate.estimate_bound(denoiser, images, schedule, **options)).bound  # type: ignore[no-any-return]
+
+
+def test_the_bound_of_the_exact_denoiser_is_the_entropy_of_its_images() -> None:
+    """−log₂ p of a level is −log₂ of the density times the width of a level, on average."""
+    found = bound_of(images_of_a_gaussian(400), draws=64)
+    entropy = 0.5 * np.log2(2 * np.pi * np.e * Gaussian.scale**2) + np.log2(127.5)
+    assert abs(found.bpd - entropy) < 4 * found.bpd_se_population + 0.002
+    assert found.n_images == 400 and found.about == {} and found.bpd_se == found.bpd_se_population
+
+
+def test_the_parts_in_which_images_come_and_the_batch_change_nothing() -> None:
+    parts = images_of_a_gaussian(80)
+    pixels, rows = torch.cat([part.pixels for part in parts]), [row for part in parts for row in part.rows]
+    whole = bound_of([Images(pixels, None, rows)])
+    assert bound_of(iter(parts)).bpd == pytest.approx(whole.bpd, rel=1e-6)
+
+
+def test_images_that_can_not_be_gone_through_again_are_enough_until_they_are_needed_again() -> None:
+    with pytest.raises(UsageError, match="gone through again"):
+        bound_of(iter(images_of_a_gaussian(80)), target_se=1e-6)
+    rough = bound_of(images_of_a_gaussian(80), population=80)
+    assert bound_of(images_of_a_gaussian(80), population=80, target_se=0.9 * rough.bpd_se).draws_per_image > 16
+    with pytest.raises(UsageError, match="at least two images"):
+        bound_of([])
 
 
 # What can't be asked
@@ -193,49 +252,40 @@ def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
     asked = probe(trained, images=ALL, draws=32, batch=1024)
     found = finish(theorem.run(asked, [parse_weighting(spec) for spec in specs]))
-    assert found["agree"]
-    for check, spec in zip(found["checks"], specs, strict=True):
-        assert abs(check["difference_in_se"]) <= 4
-        assert 0 < check["left"]["relative_se"] < 0.01 and 0 < check["right"]["relative_se"] < 0.01
-        assert check["monotone"] == (spec != "edm")
-        assert ("p_w" in check) == ("augmented_elbo" in check) == check["monotone"]
-    json.dumps(found, allow_nan=False)
+    assert found.agree
+    for check, spec in zip(found.checks, specs, strict=True):
+        assert abs(check.difference_in_se) <= 4
+        assert 0 < check.left.relative_se < 0.01 and 0 < check.right.relative_se < 0.01
+        assert check.monotone == (spec != "edm")
+        told = check.json()
+        assert ("p_w" in told) == ("augmented_elbo" in told) == check.monotone != ("signed_mass" in told)
+    assert Theorem.from_json(json.loads(json.dumps(found.json(), allow_nan=False))) == found
 
 
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
-    found = finish(theorem.run(probe(trained, images=ALL), [parse_weighting("elbo")]))["checks"][0]
-    assert found["p_w"]["at_logsnr_max"] == 1 and not any(found["p_w"]["mass"])
+    found = finish(theorem.run(probe(trained, images=ALL), [parse_weighting("elbo")])).checks[0]
+    assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)
     plain = bpd(trained, images=ALL)
-    wanted = plain["prior"]["nats"] + plain["diffusion"]["nats"]
-    assert abs(found["augmented_elbo"]["nats"] - wanted) < 5 * (found["augmented_elbo"]["se"] + plain["nats_se"])
+    wanted = plain.prior.nats + plain.diffusion.nats
+    assert abs(found.augmented_elbo.nats - wanted) < 5 * (found.augmented_elbo.se + plain.nats_se)
 
 
-def test_the_sides_are_drawn_apart(trained: Path) -> None:
+def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No two sweeps share their noise; another purpose gives other noise levels and other errors."""
-    asked, purposes = probe(trained, images=20), []
+    asked, purposes, whole = probe(trained, images=20), [], Measurement.draws
 
-    def draws(weighting: Any, schedule: Any, purpose: str) -> Any:
+    def draws(self: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
         purposes.append(purpose)
-        return Measurement.draws(asked, weighting, schedule, purpose)
+        return whole(self, weighting, schedule, purpose)
 
-    asked.draws = draws  # type: ignore[method-assign]
+    monkeypatch.setattr(Measurement, "draws", draws)
     finish(theorem.run(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")]))
     assert len(purposes) == len(set(purposes)) == 4
     plain = parse_weighting("elbo")
-    one, other = (next(Measurement.draws(asked, plain, asked.fitted(plain), purpose)) for purpose in purposes[:2])
+    one, other = (next(whole(asked, plain, asked.fitted(plain), purpose)) for purpose in purposes[:2])
     assert float((one.logsnr == other.logsnr).double().mean()) < 0.01
     assert float((one.error == other.error).double().mean()) < 0.01
-
-
-def test_a_loss_without_its_density_is_caught(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public mistake: no −dλ/dt in the training loss."""
-    from elbocli.core import loss as objective
-
-    whole = objective.weighted_loss
-    monkeypatch.setattr(objective, "weighted_loss", lambda error, log_w, log_p: whole(error, log_w, log_p * 0))
-    found = finish(theorem.run(probe(trained, images=100), [parse_weighting("sigmoid:bias=2")]))
-    assert not found["agree"] and abs(found["checks"][0]["difference_in_se"]) > 10
 
 
 # Gradients
@@ -252,7 +302,7 @@ def test_the_jackknife_knows_the_spread_of_independent_gradients() -> None:
         groups = torch.stack([found[k :: gradients.GROUPS].sum(0) for k in range(gradients.GROUPS)])
         squares = torch.stack([found[k :: gradients.GROUPS].square().sum() for k in range(gradients.GROUPS)])
         row = gradients.compare([gradients.GroupSums(groups @ groups.T, squares, 8)], 1)[0]
-        return row["ratio"], row["ratio_se"]
+        return row.ratio, row.ratio_se
 
     values = np.array([measured() for _ in range(400)])
     assert values[:, 0].mean() == pytest.approx(truth, rel=0.02)
@@ -277,8 +327,7 @@ def test_gradients_are_those_of_training(trained: Path) -> None:
 def test_gradients_are_of_all_images_whatever_the_run_held_out(trained: Path) -> None:
     asked = probe(trained, weights="model")
     held = replace(asked.trained, settings=replace(asked.trained.settings, val_split=len(asked.dataset)))
-    asked.trained = held
-    batches = gradients.Gradients(asked, batch=len(asked.dataset)).batches
+    batches = gradients.Gradients(replace(asked, trained=held), batch=len(asked.dataset)).batches
     assert sorted(batches.indices(0)) == list(range(len(asked.dataset)))
 
 
@@ -288,10 +337,11 @@ def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: py
     found, text = finish(
         gradients.run(probe(trained, weights="model"), [parse_weighting("elbo")], specs, gradients.GROUPS * 3)
     )
-    rows = {row["schedule"]: row for row in found["gradient_variance"]}
+    assert GradientVariance.from_json(json.loads(json.dumps(found.json()))) == found
+    rows = {row.schedule: row for row in found.gradient_variance}
     assert list(rows) == specs
-    assert min(row["relative"] for row in rows.values()) == 1
-    assert rows["cosine"]["relative"] > 2
+    assert min(row.relative for row in rows.values()) == 1
+    assert rows["cosine"].relative > 2
     assert "criterion: gradient" in text and text.count("logsnr:") == 41
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elbocli.core.metrics import MetricOptions
+from elbocli.core.metrics import asked
 from elbocli.evaluate import scoring
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.runtime.processes import ALONE, World
 
@@ -24,9 +25,9 @@ METRICS = ("fid", "is", "kid", "prc")
 
 def scored(world: World, job: dict[str, Any]) -> dict[str, Any]:
     """What a process gets of it; the first one's is saved."""
-    options = MetricOptions(kid_subset_size=50, fid_infinity=True)
+    metrics = asked(METRICS, kid_subset_size=50, fid_infinity=True)
     outputs = {"save_features": Path(job["out"] + ".safetensors")} if world.size > 1 else {}
-    settings = scoring.EvalSettings(metrics=METRICS, options=options, extractor="elbo-tiny", batch=7, **outputs)
+    settings = EvalSettings(metrics=metrics, extractor="elbo-tiny", batch=7, **outputs)
     samples: Any = Path(job["samples"])
     if job["streamed"]:
         samples = io.BytesIO(samples.read_bytes()) if world.first else io.BytesIO()
@@ -35,9 +36,11 @@ def scored(world: World, job: dict[str, Any]) -> dict[str, Any]:
         while True:
             next(reports)
     except StopIteration as end:
+        assert (end.value is not None) == world.first
+        found = end.value.json() if world.first else {}
         if world.first:
-            Path(job["out"]).write_text(json.dumps(end.value))
-        return end.value
+            Path(job["out"]).write_text(json.dumps(found))
+        return found
 
 
 CODE = f"""

@@ -16,12 +16,13 @@ import torch
 import torch_fidelity
 from PIL import Image
 
-from elbocli.core.metrics import METRICS, MetricOptions, least
+from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate import extract as features
 from elbocli.evaluate import scoring as evaluate
 from elbocli.evaluate.card import render
-from elbocli.evaluate.scoring import EvalSettings
+from elbocli.evaluate.result import EvalResult
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.sample_writers.npy import npy_header
@@ -34,21 +35,32 @@ from elbocli.sample import draw as sample
 TINY, SPREAD = "frechet_distance[elbo-tiny]", "frechet_distance_sd[elbo-tiny]"
 
 
-def result(reports: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
+METRIC_OPTIONS = {own.name for metric in METRICS.values() for own in metric.traits.options.own()}
+
+
+def result(reports: Generator[Any, None, EvalResult | None]) -> EvalResult:
     while True:
         try:
             next(reports)
         except StopIteration as end:
-            return end.value
+            assert end.value is not None
+            return end.value  # type: ignore[no-any-return]
+
+
+def found_of(samples: Any, ref: Path | None, save: Path | None = None, **settings: Any) -> EvalResult:
+    """Of one or several. Options of metrics are told from other settings by their names."""
+    options = {key: settings.pop(key) for key in list(settings) if key in METRIC_OPTIONS}
+    metrics = asked(settings.pop("metrics", ("fid", "is")), settings.get("seed", 0), **options)
+    chosen = EvalSettings(**{"extractor": "elbo-tiny", "save_stats": save, "metrics": metrics, **settings})
+    return result(evaluate.run(samples if isinstance(samples, list) else [samples], ref, chosen))
 
 
 def score(samples: Any, ref: Path | None, save: Path | None = None, **settings: Any) -> dict[str, Any]:
-    """Of one or several. Options of metrics are told from other settings by their names."""
-    options = {key: settings.pop(key) for key in list(settings) if key in MetricOptions.__dataclass_fields__}
-    chosen = EvalSettings(
-        **{"extractor": "elbo-tiny", "save_stats": save, "options": MetricOptions(**options), **settings}
-    )
-    return result(evaluate.run(samples if isinstance(samples, list) else [samples], ref, chosen))
+    """The same, as JSON; which reads back as it was."""
+    found = found_of(samples, ref, save, **settings)
+    text = json.dumps(found.json(), allow_nan=False)
+    assert json.dumps(EvalResult.from_json(json.loads(text)).json()) == text
+    return json.loads(text)  # type: ignore[no-any-return]
 
 
 def save_npy(path: Path, images: np.ndarray) -> Path:
@@ -354,7 +366,7 @@ def test_images_beside_statistics_serve_what_needs_features(digits: Path, tmp_pa
     assert both[TINY] == pytest.approx(score(half, whole, **metrics)[TINY], rel=1e-9)
     assert (both["n_ref"], both["n_ref_images"]) == (None, 100)
     assert both["ref_preprocessing"] == {"image_size": 8, "channels": 3}
-    assert "images for KID, precision and recall: 100\n" in render(both)
+    assert "images for KID, precision and recall: 100\n" in render(EvalResult.from_json(both))
     for key in ("precision[elbo-tiny]", "recall[elbo-tiny]"):
         assert both[key] == score(half, part, **metrics)[key]
     with pytest.raises(UsageError, match="holds statistics only, and kid needs the reference's images"):
@@ -374,7 +386,7 @@ def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Pat
     write_statistics(tmp_path / "ref.npz", replace(statistics, about={**statistics.about, "preprocessing": other}))
     with pytest.raises(DataError, match=r"crop is none, that of .* center; filter is lanczos, that of .* box, bicubic"):
         score(digits, tmp_path / "ref.npz")
-    settings = EvalSettings(metrics=("fid",), extractor="elbo-tiny", allow_mismatch=True)
+    settings = EvalSettings(metrics=asked(("fid",)), extractor="elbo-tiny", allow_mismatch=True)
     warned = [report.message for report in evaluate.run([digits], tmp_path / "ref.npz", settings)]
     assert any(message.endswith("made differently (crop, filter): this compares with no others") for message in warned)
     allowed = score(digits, tmp_path / "ref.npz", allow_mismatch=True)
@@ -405,7 +417,7 @@ def test_merged_samples_know_how_all_of_them_were_drawn(
     assert elbo("merge", "-q", tmp_path / "s.h5", tmp_path / "4.h5", tmp_path / "2.h5").returncode == 0
     found = score(tmp_path / "s.h5", digits)
     assert (found["made"]["seed"], found["made"]["steps"], found["made"]["crop"]) == ([4, 2], 2, "center")
-    card = render(found)
+    card = render(EvalResult.from_json(found))
     assert "- seed: 4, 2\n" in card and "- samples: `elbo sample --seed 4`, `elbo sample --seed 2`\n" in card
     other = ("--size", 8, "--channels", 1, "--crop", "resize", "--limit", 20)
     assert elbo("prep", "-q", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
@@ -452,7 +464,7 @@ def test_what_files_of_strangers_say_of_themselves_breaks_nothing(digits: Path, 
         write_features(paths[-1], SavedFeatures(torch.randn(30, 64), torch.randn(30, 10), about=about))
         found = score(paths[-1], digits, metrics=("fid", "is"), allow_mismatch=True)
         assert found["n_samples"] == 30 and found["made"] == {}
-        assert "not known" in render(found)
+        assert "not known" in render(EvalResult.from_json(found))
 
 
 # What can't be scored
@@ -462,7 +474,7 @@ def test_too_few_images_are_refused_by_every_metric(digits: Path, tmp_path: Path
     many = save_npy(tmp_path / "many.npy", Dataset(digits).batch(np.arange(60)))
     options = {"kid_subset_size": 50, "splits": 4}
     for name, metric in METRICS.items():
-        for side, needed in enumerate(least(metric, MetricOptions(**options))):
+        for side, needed in enumerate(metric.traits.least(asked([name], **options)[name])):
             if needed > 1:
                 few = save_npy(tmp_path / f"few-{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
                 pair = (few, many) if side == 0 else (many, few)
@@ -529,9 +541,7 @@ def test_a_network_without_logits_has_no_inception_score(
 
 def test_few_images_are_warned_of_and_why(digits: Path) -> None:
     def warned(metrics: tuple[str, ...], **options: Any) -> str:
-        settings = EvalSettings(
-            metrics=metrics, extractor="elbo-tiny", options=MetricOptions(kid_subset_size=50, **options)
-        )
+        settings = EvalSettings(metrics=asked(metrics, kid_subset_size=50, **options), extractor="elbo-tiny")
         return " ".join(r.message for r in evaluate.run([digits], digits, settings) if r.level == "warning")
 
     assert "300 images, below 10000: FID is biased upwards" in warned(("fid",))
@@ -594,11 +604,11 @@ def test_a_mismatch_of_any_repeat_stands_at_the_top(digits: Path, tmp_path: Path
     np.savez(paths[1], images[100:], np.arange(100) % 10, about=np.array(json.dumps({"crop": "none"})))
     found = score(paths, digits, allow_mismatch=True)
     assert found["mismatch"] == {"crop": ["none", "center"]} and found[TINY] > 0
-    card = render(found)
+    card = render(EvalResult.from_json(found))
     assert "compare with no others**: `crop` `none` against `center`" in card
     assert "- classes: 10, each with 10 to 10 images\n" in card, "of the repeat that knows"
     (tmp_path / "a.json").write_text(json.dumps(found))
-    assert read_result(tmp_path / "a.json").about["mismatch"] == "crop: ['none', 'center']"
+    assert dict(read_result(tmp_path / "a.json").about)["mismatch"] == "crop: ['none', 'center']"
 
 
 def test_the_network_of_saved_features_has_to_be_named_where_it_is_a_file(digits: Path, tmp_path: Path) -> None:

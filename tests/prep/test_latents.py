@@ -13,13 +13,13 @@ import yaml
 from PIL import Image
 from typed_settings import typed
 
-from elbocli.bound.measure import Measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
+from elbocli.bound.measure import open_measurement
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import walk
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.scoring import EvalSettings
 from elbocli.evaluate.scoring import run as evaluate
+from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.latents import CONVENTIONS, INPUTS
@@ -317,4 +317,4 @@ def test_scores_and_bounds_need_pixels(latents: Path, run: Path, trained: Path, 
         list(evaluate([digits], latents, EvalSettings(extractor="elbo-tiny")))
     for path, data in ((run, None), (run, digits), (trained, latents)):
         with pytest.raises(UsageError, match="latents have no levels"):
-            Measurement(path, data, ProbeSettings(device="cpu"), print)
+            open_measurement(path, data, ProbeSettings(device="cpu"), print)

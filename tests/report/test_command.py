@@ -119,15 +119,6 @@ def test_everything_that_was_given_is_in_the_facts(elbo: Callable[..., Any], run
     assert any(command.startswith("elbo prep") for command in commands)
 
 
-def test_every_command_that_drew_merged_samples_is_shown(elbo: Callable[..., Any], run: Path, tmp_path: Path) -> None:
-    result = json.loads((run.parent / "fid.json").read_text())
-    result["made"]["command"] = ["elbo sample --seed 1", "elbo sample --seed 2"]
-    (tmp_path / "m.json").write_text(json.dumps(result))
-    facts = json.loads(elbo("report", run, "--json", "--scores", tmp_path / "m.json").stdout)
-    drawn = [each["command"] for each in facts["commands"] if each["does"] == "Draw the samples of m.json"]
-    assert drawn == result["made"]["command"]
-
-
 def test_the_command_that_is_shown_trains_the_same_again(elbo: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     facts = json.loads(elbo("report", run, "--json").stdout)
     again = next(each["command"] for each in facts["commands"] if "--config" in each["command"])

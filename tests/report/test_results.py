@@ -7,16 +7,25 @@ from typing import Any
 
 import pytest
 
+from elbocli.bound.result import Bound, Theorem
 from elbocli.errors import DataError, FormatError
-from elbocli.report.results import read_result, results_in
+from elbocli.evaluate.result import EvalResult, Facts, Scores
+from elbocli.report.results import drawn_by, read_result, results_in, score_rows
 
 PART = {"nats": 1.0, "nats_se": 0.1, "bpd": 0.5, "bpd_se": 0.05}
-BOUND = {**PART, "prior": PART, "reconstruction": PART, "diffusion": PART, "run": "run"}
-SIDE = {"nats": 1.0, "se": 0.1}
-THEOREM = {
-    "agree": True,
-    "checks": [{"weighting": "edm", "left": SIDE, "right": SIDE, "difference_in_se": 0.0, "agree": True}],
+BOUND = {
+    **PART,
+    "bpd_se_noise": 0.01,
+    "bpd_se_population": 0.06,
+    **dict.fromkeys(("prior", "reconstruction", "diffusion"), PART),
+    "n_images": 9,
+    "draws_per_image": 2,
+    "schedule": "cosine",
+    "run": "run",
 }
+SIDE = {"nats": 1.0, "se": 0.1, "relative_se": 0.1}
+CHECK = {"weighting": "edm", "monotone": False, "left": SIDE, "right": SIDE, "difference_in_se": 0, "agree": True}
+THEOREM = {"agree": True, "checks": [CHECK], "n_images": 9, "draws_per_side": 2}
 SCORES = {
     "frechet_distance[a.pt2]": 1.5,
     "inception_score_mean[a.pt2]": 8.0,
@@ -34,91 +43,87 @@ def written(path: Path, content: Any) -> Path:
     return path
 
 
-def test_each_kind_is_known_by_its_content(tmp_path: Path) -> None:
-    for kind, content in (("scores", SCORES), ("bound", BOUND), ("theorem", THEOREM)):
-        assert read_result(written(tmp_path / "a.json", content)).kind == kind
+def repeated(network: str | None, *values: dict[str, Any]) -> EvalResult:
+    """Repeats with those numbers, each drawn by a command of its own."""
+    facts = {"n_samples": 9, "extractor": network or "x"}
+    made = [{"sampler": "ddim", "command": f"elbo sample --seed {k}"} for k in range(len(values))]
+    return EvalResult([Scores(network, v, Facts.from_json({**facts, "made": m})) for v, m in zip(values, made)])
+
+
+def test_each_kind_is_known_by_its_content_and_read_whole(tmp_path: Path) -> None:
+    for kind, content in ((EvalResult, SCORES), (Bound, BOUND), (Theorem, THEOREM)):
+        found = read_result(written(tmp_path / "a.json", content)).found
+        assert isinstance(found, kind)
+        again = found.json()
+        assert all(again[key] == value for key, value in content.items()), "nothing is lost, of other versions too"
 
 
 def test_scores_are_told_from_what_is_said_about_them(tmp_path: Path) -> None:
     result = read_result(written(tmp_path / "a.json", SCORES))
-    assert result.rows == [
-        ("frechet_distance", 1.5, None, "", "a.pt2"),
-        ("inception_score", 8.0, 0.2, "sd of parts", "a.pt2"),
+    assert score_rows(result.found) == [
+        ("frechet distance", 1.5, None, "", "a.pt2"),
+        ("inception score", 8.0, 0.2, "sd of parts", "a.pt2"),
         ("accuracy", 1.0, None, "", ""),
     ]
     assert result.about == {"n_samples": 900, "extractor": "a.pt2", "guidance": 1.5}
 
 
+def test_a_number_of_a_metric_that_is_not_known_here_stands_among_the_facts(tmp_path: Path) -> None:
+    result = read_result(written(tmp_path / "a.json", {**SCORES, "vendi[a.pt2]": 7.5}))
+    assert result.about["vendi[a.pt2]"] == 7.5 and len(score_rows(result.found)) == 3
+
+
 def test_the_spread_of_repeats_comes_before_others(tmp_path: Path) -> None:
-    ends = {
-        "frechet_distance_se[a.pt2]": 0.1,
-        "inception_score_mean_sd[a.pt2]": 0.3,
-        "frechet_distance_infinity[a.pt2]": 1.0,
-    }
-    ends |= {"frechet_distance_infinity_interval[a.pt2]": [0.5, 1.5]}  # type: ignore[dict-item]
-    result = read_result(written(tmp_path / "a.json", SCORES | ends))
-    spreads = {name: (spread, kind) for name, _, spread, kind, _ in result.rows}
-    assert spreads == {
-        "frechet_distance": (0.1, "standard error"),
-        "frechet_distance_infinity": (None, ""),
-        "inception_score": (0.3, "sd of repeats"),
-        "accuracy": (None, ""),
-    }
-
-
-def test_a_number_said_twice_is_shown_once(tmp_path: Path) -> None:
-    twice = {"frechet_inception_distance": 3.0, "fid": 3.0, "n_samples": 9, "extractor": "x"}
-    result = read_result(written(tmp_path / "a.json", twice))
-    assert [row[0] for row in result.rows] == ["frechet_inception_distance"]
-    beyond = {
-        "frechet_inception_distance_infinity": 2.0,
-        "fid_infinity": 2.0,
-        "fid_sd": 1.0,
-        "frechet_inception_distance_sd": 1.0,
-    }
-    rows = read_result(written(tmp_path / "a.json", twice | beyond)).rows
-    assert [row[:3] for row in rows] == [
-        ("frechet_inception_distance", 3.0, 1.0),
-        ("frechet_inception_distance_infinity", 2.0, None),
+    """And nothing is shown twice, be it published under two names."""
+    distance, score = "frechet_inception_distance", "inception_score"
+    each = [
+        {distance: v, f"{distance}_se": 0.1, f"{distance}_infinity": v, f"{score}_mean": v, f"{score}_std": 0.2}
+        for v in (1.0, 3.0)
     ]
-    alone = {key: value for key, value in twice.items() if key != "frechet_inception_distance"}
-    assert read_result(written(tmp_path / "a.json", alone)).rows[0][:2] == ("fid", 3.0)
+    sd = pytest.approx(2**0.5)
+    for network, name in ((None, "frechet inception distance"), ("a.pt2", "frechet distance")):
+        result = read_result(written(tmp_path / "a.json", repeated(network, *each).json()))
+        assert result.found == repeated(network, *each)
+        rows = score_rows(result.found)
+        by = network or ""
+        assert rows == [
+            (name, 2.0, sd, "sd of repeats", by),
+            (f"{name} infinity", 2.0, sd, "sd of repeats", by),
+            ("inception score", 2.0, sd, "sd of repeats", by),
+        ]
+        (alone, *_) = score_rows(read_result(written(tmp_path / "a.json", repeated(network, each[0]).json())).found)
+        assert alone == (name, 1.0, 0.1, "standard error", by)
 
 
 def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:
-    repeats = [{"made": {"command": f"elbo sample --seed {k}"}} for k in range(2)]
-    found = read_result(
-        written(tmp_path / "a.json", {**SCORES, "made": {"sampler": "ddim"}, "repeats": [*repeats, None, {"made": 1}]})
-    )
-    assert found.drawn_by == ["elbo sample --seed 0", "elbo sample --seed 1"]
+    content = written(tmp_path / "a.json", repeated(None, {"recall": 0.5}, {"recall": 0.25}).json())
+    assert drawn_by(read_result(content).found) == ["elbo sample --seed 0", "elbo sample --seed 1"]
     merged = read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": ["one", "other"]}}))
-    assert merged.drawn_by == ["one", "other"]
-    assert read_result(written(tmp_path / "a.json", {**SCORES, "made": {"command": "c"}, "repeats": 3})).drawn_by == [
-        "c"
-    ]
-
-
-def test_a_bound_ends_with_its_sum(tmp_path: Path) -> None:
-    rows = read_result(written(tmp_path / "a.json", {**BOUND, "nats": 3.0})).rows
-    assert [row[0] for row in rows] == ["prior", "reconstruction", "diffusion", "bound"]
-    assert rows[-1] == ("bound", 3.0, 0.1, 0.5, 0.05)
+    assert drawn_by(merged.found) == ["one", "other"]
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        [],
-        {},
-        {"state": "running"},
-        {**BOUND, "diffusion": 5},
-        {**BOUND, "prior": {}},
-        {**BOUND, "nats": "many"},
-        {**THEOREM, "checks": [{}]},
-        {**THEOREM, "checks": 7},
+        ([], "not a result"),
+        ({}, "not a result"),
+        ({"state": "running"}, "not a result"),
+        ({**BOUND, "diffusion": 5}, "diffusion is '5', not an object"),
+        ({**BOUND, "prior": {}}, "prior.nats is missing"),
+        ({**BOUND, "nats": "many"}, "nats is 'many'; expected float"),
+        ({**BOUND, "nats": True}, "nats is 'True'; expected float"),
+        ({**BOUND, "nats": 10**400}, "nats is '1000.*expected float"),
+        ({**THEOREM, "checks": [{}]}, "checks.weighting is missing"),
+        ({**THEOREM, "checks": 7}, "checks is '7'; expected list"),
+        ({**SCORES, "accuracy": "all"}, "accuracy is 'all'"),
+        ({**SCORES, "repeats": 3}, "repeats is '3'"),
+        ({**SCORES, "repeats": [None]}, "repeats is 'None'"),
+        ({**SCORES, "made": 3}, "made is '3'"),
+        ({**SCORES, "mismatch": [1]}, "mismatch is"),
     ],
 )
-def test_what_is_none_or_damaged_is_refused(content: Any, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"a\.json"):
+def test_what_is_none_or_damaged_is_refused_in_a_sentence(content: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=rf"a\.json: .*{words}"):
         read_result(written(tmp_path / "a.json", content))
 
 

@@ -266,7 +266,7 @@ def scored(*given):
         assert time.monotonic() < until, "the other process waits"
         time.sleep(0.05)
     time.sleep(1)
-    if "is" in given[2]:
+    if "is" in given[2].metrics:
         raise DataError("the disk is on fire")
     return whole(*given)
 evaluate.scored = scored

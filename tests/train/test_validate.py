@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, Measurement
+from elbocli.bound.measure import ALL, open_measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.prediction import Prediction
 from elbocli.errors import NonFiniteError, UsageError
@@ -132,18 +132,18 @@ def test_what_the_noise_alone_gives_is_known(make: Callable[..., Validation]) ->
 
 def test_bits_per_dimension_are_those_of_the_bound(make: Callable[..., Validation], run: TrainedRun) -> None:
     """Against the same images at 48 noise levels each."""
-    probe = Measurement(run.path, None, ProbeSettings(images=ALL, draws=48, batch=2048), print)
+    probe = open_measurement(run.path, None, ProbeSettings(images=ALL, draws=48, batch=2048), print)
     loop = estimate.run(probe)
     try:
         while True:
             next(loop)
     except StopIteration as end:
-        wanted = end.value.result
+        wanted = end.value.bound
     asked = make()
     found = asked.finish(asked.partial(run.network))
-    assert abs(found["val_bpd"] - wanted["bpd"]) < 2 * found["val_bpd_se"]
-    assert found["val_bpd"] == pytest.approx(wanted["bpd"], rel=0.02)
-    assert wanted["bpd_se_population"] < found["val_bpd_se"] < 0.02 * wanted["bpd"]
+    assert abs(found["val_bpd"] - wanted.bpd) < 2 * found["val_bpd_se"]
+    assert found["val_bpd"] == pytest.approx(wanted.bpd, rel=0.02)
+    assert wanted.bpd_se_population < found["val_bpd_se"] < 0.02 * wanted.bpd
 
 
 @pytest.mark.parametrize("weighting", ["sigmoid:bias=2", "edm-monotonic"])

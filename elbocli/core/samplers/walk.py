@@ -28,11 +28,10 @@ class Sampler(NamedTuple):
         return self.declared.spec(self.params)
 
 
-def parse_sampler(text: str, given: dict[str, float] | None = None) -> Sampler:
+def parse_sampler(text: str) -> Sampler:
     """The sampler that a user wrote: `ddim`, `heun:s_churn=40`, `heun:edm-imagenet64,s_churn=20`.
 
-    A preset, if any, comes first; what is said besides counts more. given: parameters from elsewhere (options), over
-    those in the text. Raises UsageError.
+    A preset, if any, comes first; what is said besides counts more. Raises UsageError.
     """
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)
@@ -44,7 +43,7 @@ def parse_sampler(text: str, given: dict[str, float] | None = None) -> Sampler:
             raise UsageError(f"{text!r}: {name} has no preset {first!r} (its presets: {known}); expected key=value")
         usual, words = presets[first], rest
     own = numbers(parse_spec(f"{name}:{words}").params)
-    return Sampler(declared, declared.bind({**usual.params, **own, **(given or {})}), usual)
+    return Sampler(declared, declared.bind({**usual.params, **own}), usual)
 
 
 def time_grid(schedule: Schedule, steps: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -10,11 +11,20 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from elbocli.core import metrics
-from elbocli.core.metrics import METRICS, PRC_PROTOCOLS, Features, MetricOptions, PrcProtocol, least
-from elbocli.core.metrics.feature_moments import FeatureMoments
+from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.metrics import METRICS, Features, MetricOptions, Number, Role, asked, metric, option
+from elbocli.core.metrics.precision_recall import PRC_PROTOCOLS, PrcProtocol
 
-SMALL = MetricOptions(splits=3, kid_subset_size=40, fid_infinity=True)
+SMALL = {"splits": 3, "kid_subset_size": 40}
+
+
+def ask(name, own, other, **options):
+    """The numbers of one metric."""
+    return METRICS[name].make(own, other, asked([name], **options)[name])
+
+
+def least(name, **options):
+    return METRICS[name].traits.least(asked([name], **options)[name])
 
 
 def drawn(n, seed=0, width=6, shift=0.0):
@@ -25,24 +35,36 @@ def drawn(n, seed=0, width=6, shift=0.0):
     return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5)
 
 
-@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda m: m.name)
-def test_a_metric_gives_finite_numbers_of_just_enough_images_and_names_them_all(metric):
-    own, other = least(metric, SMALL)
-    found = metric.make(drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), SMALL)
-    assert set(found) == set(metric.traits.keys)
-    numbers = [value for value in found.values() if isinstance(value, float)]
-    assert numbers and np.isfinite(numbers).all()
-    assert all("{}" in name for name in metric.traits.keys.values()) or metric.name == "accuracy"
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_gives_finite_numbers_of_just_enough_images_and_declares_them_all(name):
+    own, other = least(name, fid_infinity=True, **SMALL)
+    found = ask(name, drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), fid_infinity=True, **SMALL)
+    declared = {number.key: number for number in METRICS[name].traits.numbers}
+    assert set(found) == set(declared)
+    values = [value for value in found.values() if isinstance(value, float)]
+    assert values and np.isfinite(values).all()
+    for number in declared.values():
+        assert (number.role == Role.NUMBER) == (not number.of)
+        assert not number.of or number.of in declared
+
+
+def test_no_two_numbers_or_options_have_one_name():
+    numbers = [number for each in METRICS.values() for number in each.traits.numbers]
+    for network in (None, "x"):
+        names = [number.name(network, suffix) for suffix in ("", "_sd") for number in numbers]
+        names += [number.alias for number in numbers if number.alias]
+        assert len(names) == len(set(names))
+    options = [own.name for each in METRICS.values() for own in each.traits.options.own()]
+    assert len(options) == len(set(options))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["fid", "is", "kid", "prc"])
 def test_with_one_image_less_there_is_nothing_to_be_had(name):
     """So that what is refused had to be."""
-    options = MetricOptions(splits=3, kid_subset_size=40)
-    own, other = least(METRICS[name], options)
+    own, other = least(name, **SMALL)
     try:
-        found = METRICS[name].make(drawn(own - 1), drawn(max(other - 1, 2), 1), options)
+        found = ask(name, drawn(own - 1), drawn(max(other - 1, 2), 1), **SMALL)
     except Exception:
         return  # as the library does it
     assert not np.isfinite(list(found.values())).all()
@@ -51,8 +73,8 @@ def test_with_one_image_less_there_is_nothing_to_be_had(name):
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_kid_precision_and_recall_are_torch_fidelitys(shift):
     a, b = drawn(1300, 1, 12), drawn(1100, 2, 12, shift)
-    kid = METRICS["kid"].make(a, b, MetricOptions())
-    prc = METRICS["prc"].make(a, b, MetricOptions())
+    kid = ask("kid", a, b)
+    prc = ask("prc", a, b)
     theirs = {
         **kid_features_to_metric(a.values, b.values, verbose=False),
         **prc_features_to_metric(a.values, b.values, verbose=False),
@@ -66,35 +88,58 @@ def test_kid_precision_and_recall_are_torch_fidelitys(shift):
 def test_the_inception_score_takes_its_splits():
     a = drawn(100)
     for splits in (1, 7):
-        found = METRICS["is"].make(a, None, MetricOptions(splits=splits))
+        found = ask("is", a, None, splits=splits)
         assert found == isc_features_to_metric(a.logits, splits)
 
 
 def test_accuracy_is_the_share_of_labels_that_the_logits_tell():
     features = Features(FeatureMoments.of(np.zeros((4, 1))), None, torch.eye(4), np.array([0, 1, 2, 0]))
-    assert METRICS["accuracy"].make(features, None, MetricOptions()) == {"accuracy": 0.75}
+    assert ask("accuracy", features, None) == {"accuracy": 0.75}
 
 
 def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch):
     """As prep sorts by class, the first ones would be of a few classes."""
     assert (PRC_PROTOCOLS["adm"].k, PRC_PROTOCOLS["adm"].most) == (3, 10_000)
-    monkeypatch.setitem(metrics.PRC_PROTOCOLS, "adm", PrcProtocol("", most=10))
+    monkeypatch.setitem(PRC_PROTOCOLS, "adm", PrcProtocol("", most=10))
     a, b = drawn(50), drawn(40, 1)
-    found = METRICS["prc"].make(a, b, MetricOptions(prc_protocol="adm"))
-    assert found == METRICS["prc"].make(a, Features(b.moments, b.values[::4]), MetricOptions())
-    assert found != METRICS["prc"].make(a, b, MetricOptions())
+    found = ask("prc", a, b, prc_protocol="adm")
+    assert found == ask("prc", a, Features(b.moments, b.values[::4]))
+    assert found != ask("prc", a, b)
 
 
 def test_an_interval_takes_twice_as_many_images_as_features():
     key = "frechet_inception_distance_infinity"
     for n, held in ((30, True), (23, False)):
-        found = METRICS["fid"].make(drawn(n, width=12), drawn(50, 1, 12), MetricOptions(fid_infinity=True))
+        found = ask("fid", drawn(n, width=12), drawn(50, 1, 12), fid_infinity=True)
         assert (found[f"{key}_interval"] is not None) == held
         if held:
             low, high = found[f"{key}_interval"]
             assert low < found[key] < high
 
 
+def test_a_metric_of_somebody_else_is_one_declaration():
+    """With an option of its own and a number that goes by the network."""
+
+    @dataclass(frozen=True)
+    class SpreadOptions(MetricOptions):
+        power: int = field(default=2, metadata=option("Of the norm.", most=9))
+
+    try:
+
+        @metric("spread", formula="E|x|^power", numbers=[Number("spread")], options=SpreadOptions)
+        def spread(samples, reference, options):
+            return {"spread": float(samples.values.abs().pow(options.power).mean())}
+
+        a = drawn(7)
+        assert ask("spread", a, None, power=4, splits=3) == {"spread": float(a.values.abs().pow(4).mean())}
+        (own,) = METRICS["spread"].traits.options.own()
+        assert (own.name, own.default, own.metadata["most"]) == ("power", 2, 9)
+        number = METRICS["spread"].traits.numbers[0]
+        assert [number.name(None), number.name("x.pt2", "_sd")] == ["spread", "spread_sd[x.pt2]"]
+    finally:
+        METRICS.pop("spread", None)
+
+
 def test_their_names_need_no_torch():
-    code = "import sys; from elbocli.core.metrics import METRICS; sys.exit(not set(sys.modules).isdisjoint({'torch', 'numpy'}))"
-    assert METRICS and subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys; from elbocli.core.metrics import METRICS; sys.exit(not set(sys.modules).isdisjoint({'torch', 'numpy'}) or len(METRICS) < 5)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

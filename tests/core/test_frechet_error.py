@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from elbocli.core.metrics.feature_moments import FeatureMoments
-from elbocli.core.metrics.frechet import frechet_distance
-from elbocli.core.metrics.frechet_error import PARTS, extrapolate, influence, standard_error
+from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.frechet import frechet_distance
+from elbocli.core.frechet_error import PARTS, extrapolate, influence, standard_error
 
 
 class World:

@@ -6,8 +6,8 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.metrics.feature_moments import FeatureMoments
-from elbocli.core.metrics.frechet import frechet_distance, root
+from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.frechet import frechet_distance, root
 
 
 def drawn(n, width, seed=0, decay=0.5):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elbocli.core.metrics.feature_moments import FeatureMoments
-from elbocli.core.metrics.frechet import Gaussian, frechet_distance, root
+from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.frechet import Gaussian, frechet_distance, root
 
 PARTS = 10
 """Into which the samples are dealt to extrapolate; even, as they make up two halves, too."""

@@ -1,0 +1,106 @@
+"""Images seen by a denoiser at many noise levels, with their losses. It may be anyone's, and so may the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import Schedule
+from elbocli.core.streams import Stream
+from elbocli.core.weighting import Weighting
+from elbocli.errors import NonFiniteError
+from elbocli.runtime.device import autocast
+from elbocli.train.batches import normalised
+
+
+class Images(NamedTuple):
+    """Some images. pixels: [B, H, W, C] uint8. labels: [B], or None. rows: numbers by which their noise is drawn, [B]:
+    no two images have the same.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    rows: Sequence[int]
+
+
+class Draws(NamedTuple):
+    """Some images and what happened to them. pixels: [B, H, W, C] uint8. logsnr, loss, error: [B, 2, draws/2] float64 on
+    the CPU.
+
+    The two halves of an image's draws are independent; within a half, t is a comb with one uniform offset.
+    loss, error: summed over dimensions; error is ‖ε−ε̂‖².
+    """
+
+    pixels: Tensor
+    logsnr: Tensor
+    loss: Tensor
+    error: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """The images in [-1, 1], float64 on the CPU."""
+        return self.pixels.double() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network, what it outputs, and the range of logsnr that it is asked about.
+
+    network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its
+    inputs at a time. precision: fp32, bf16 or fp16, by autocast. name: for messages.
+    """
+
+    network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    prediction: Prediction
+    low: float
+    high: float
+    device: torch.device = torch.device("cpu")
+    precision: str = "fp32"
+    batch: int = 256
+    name: str = "the network"
+
+    def draws(
+        self, images: Iterable[Images], weighting: Weighting, schedule: Schedule, count: int, seed: int, purpose: str
+    ) -> Iterator[Draws]:
+        """All images, each at `count` noise levels, an even number. Another purpose is another independent set.
+
+        Raises NonFiniteError.
+        """
+        offsets, noise = (Stream(seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
+        comb = np.arange(count // 2) / (count // 2)
+        for some in images:
+            t = (np.stack([offsets.uniform(int(row), 2) for row in some.rows])[:, :, None] + comb) % 1.0
+            logsnr = schedule.logsnr(torch.from_numpy(t))
+            yield Draws(some.pixels, logsnr, *self._losses(some, logsnr, weighting, schedule, noise))
+
+    @torch.inference_mode()
+    def _losses(
+        self, images: Images, logsnr: Tensor, weighting: Weighting, schedule: Schedule, noise: Stream
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, error) at each logsnr."""
+        each = logsnr[0].numel()
+        x = normalised(images.pixels, self.device)
+        labels = None if images.labels is None else images.labels.to(self.device)
+        parts = []
+        for part in torch.arange(logsnr.numel()).split(self.batch):
+            image = (part // each).to(self.device)
+            indices = [int(images.rows[k // each]) * each + k % each for k in part.tolist()]
+            eps = noise.normal(indices, (*x.shape[2:], x.shape[1])).to(self.device, non_blocking=True)
+            c = step_coefficients(logsnr.flatten()[part], weighting, schedule, self.prediction, self.device)
+            given = None if labels is None else labels[image]
+            with autocast(self.device, self.precision):
+                parts.append(torch.stack(denoising_losses(self.network, x[image], eps.permute(0, 3, 1, 2), given, c)))
+        loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
+        if not bool(loss.isfinite().all()):
+            worst = float(logsnr[~loss.isfinite()][0])
+            raise NonFiniteError(
+                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try --precision fp32, or a narrower range"
+            )
+        return loss, error

@@ -1,0 +1,142 @@
+"""What `elbo bound` finds: the bound term by term, both sides of the theorem, the variance of gradients.
+
+nats are summed over dimensions, bpd are bits per dimension; _se is a standard error. about: which network was asked
+about which images: run, checkpoint, weights, dataset, logsnr_min, …; each result says the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from elbocli.files.json_record import REST, Record
+
+
+@dataclass(frozen=True)
+class Term(Record):
+    """One part of the bound. The errors are of the dataset's mean."""
+
+    nats: float
+    nats_se: float
+    bpd: float
+    bpd_se: float
+
+
+@dataclass(frozen=True)
+class Bound(Record):
+    """The variational bound on −log p of images.
+
+    bpd_se, nats_se: of the dataset's mean; bpd_se_noise: of the noise alone; bpd_se_population: of the mean over the
+    distribution that the images are from. schedule: of the draws.
+    """
+
+    bpd: float
+    bpd_se: float
+    bpd_se_noise: float
+    bpd_se_population: float
+    nats: float
+    nats_se: float
+    prior: Term
+    reconstruction: Term
+    diffusion: Term
+    n_images: int
+    draws_per_image: int
+    schedule: str
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The parts by name, then their sum."""
+        parts = {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion}
+        return {**parts, "bound": Term(self.nats, self.nats_se, self.bpd, self.bpd_se)}
+
+
+@dataclass(frozen=True)
+class Side(Record):
+    """One side of the theorem, with the error that its noise leaves, in nats and over its value."""
+
+    nats: float
+    se: float
+    relative_se: float
+
+
+@dataclass(frozen=True)
+class NoiseShares(Record):
+    """p_w, the noise levels that a monotone weighting augments data with: the share of each cell of logsnr.
+
+    at_logsnr_max: the share without noise beyond the cleanest level. logsnr: edges of the cells.
+    """
+
+    at_logsnr_max: float
+    logsnr: list[float]
+    mass: list[float]
+
+
+@dataclass(frozen=True)
+class SignedMass(Record):
+    """−dw of a weighting that rises, over its largest value: how much of it is positive and negative, and in each cell
+    of logsnr.
+    """
+
+    positive: float
+    negative: float
+    at_logsnr_max: float
+    logsnr: list[float]
+    mass: list[float]
+
+
+@dataclass(frozen=True)
+class Check(Record):
+    """The theorem for one weighting: left the loss as training has it, right the same from bounds.
+
+    rising, signed_mass: of a weighting that rises; rising are stretches of logsnr. augmented_elbo, p_w: of one that
+    doesn't.
+    """
+
+    weighting: str
+    monotone: bool
+    left: Side
+    right: Side
+    difference_in_se: float
+    agree: bool
+    rising: list[list[float]] | None = None
+    signed_mass: SignedMass | None = None
+    augmented_elbo: Side | None = None
+    p_w: NoiseShares | None = None
+
+
+@dataclass(frozen=True)
+class Theorem(Record):
+    """The theorem for several weightings, and whether it holds for all."""
+
+    agree: bool
+    checks: list[Check]
+    n_images: int
+    draws_per_side: int
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True)
+class ScheduleVariance(Record):
+    """How much the gradient varies under a schedule.
+
+    ratio: tr Cov for an image over ‖mean‖². relative: tr Cov over that of the best schedule.
+    """
+
+    weighting: str
+    schedule: str
+    ratio: float
+    ratio_se: float
+    relative: float
+    relative_se: float
+
+
+@dataclass(frozen=True)
+class GradientVariance(Record):
+    """The variance of gradients for every weighting under every schedule. batch: images; batches: gradients each."""
+
+    gradient_variance: list[ScheduleVariance]
+    batch: int
+    batches: int
+    t_sampling: str
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)

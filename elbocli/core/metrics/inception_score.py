@@ -1,0 +1,36 @@
+"""The Inception score, by torch-fidelity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric, option
+
+MEAN = "inception_score_mean"
+
+
+@dataclass(frozen=True)
+class InceptionScoreOptions(MetricOptions):
+    """splits: into how many parts the images are dealt."""
+
+    splits: int = field(default=10, metadata=option("Of the Inception score."))
+
+
+@metric(
+    "is",
+    formula="Inception score, mean and spread over --splits",
+    source="Salimans et al. 2016",
+    numbers=[
+        Number(MEAN, title="Inception score"),
+        Number("inception_score_std", role=Role.PARTS, of=MEAN, told="over {splits} splits"),
+    ],
+    needs={Need.LOGITS},
+    least=lambda options: (options.splits, 0),
+    options=InceptionScoreOptions,
+    few="the Inception score is biased downwards",
+)
+def inception_score(samples: Features, reference: Features | None, options: InceptionScoreOptions) -> dict[str, float]:
+    """Score the samples' logits."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    return dict(isc_features_to_metric(samples.logits, options.splits))

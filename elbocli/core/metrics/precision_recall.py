@@ -1,0 +1,81 @@
+"""Precision and recall, by torch-fidelity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
+from elbocli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PrcProtocol:
+    """How precision and recall are taken.
+
+    k: neighbours. network: the only one it is defined for. most: images of the reference.
+    """
+
+    formula: str
+    k: int = 3
+    network: str | None = None
+    most: int | None = None
+
+
+PRC_PROTOCOLS = {
+    "torch-fidelity": PrcProtocol("3 neighbours, all images of the reference"),
+    "adm": PrcProtocol(
+        "3 neighbours, Inception's features, 10000 images of the reference (evenly spaced when it has more), as in ADM's "
+        "reference batches",
+        network="inception-v3-compat",
+        most=10_000,
+    ),
+}
+
+
+PROTOCOL_HELP = (
+    "Of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + "."
+)
+
+
+@dataclass(frozen=True)
+class PrcOptions(MetricOptions):
+    """prc_protocol: one of PRC_PROTOCOLS."""
+
+    prc_protocol: str = field(default="torch-fidelity", metadata=option(PROTOCOL_HELP, choices=PRC_PROTOCOLS))
+
+    @property
+    def protocol(self) -> PrcProtocol:
+        """The protocol of that name."""
+        return PRC_PROTOCOLS[self.prc_protocol]
+
+    def check(self, network: str | None) -> None:
+        """Raise UsageError when the protocol is defined for another network's features."""
+        if self.protocol.network not in (None, network):
+            raise UsageError(f"--prc-protocol {self.prc_protocol} is defined for --extractor {self.protocol.network}")
+
+
+@metric(
+    "prc",
+    formula="precision and recall: images within reach of the other side's neighbours",
+    source="Kynkäänniemi et al. 2019",
+    numbers=[
+        Number("precision", title="precision"),
+        Number("recall", title="recall"),
+        Number("f_score", title="F-score of precision and recall"),
+    ],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    least=lambda options: (options.protocol.k + 1,) * 2,
+    options=PrcOptions,
+    few="precision and recall depend on n and on the reference's, so compare them at the same only",
+)
+def precision_recall(samples: Features, reference: Features, options: PrcOptions) -> dict[str, float]:
+    """Compare the features of both sides in parts: 50,000 images take some hundred MB instead of 10 GB."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    theirs = reference.values
+    assert theirs is not None
+    most = options.protocol.most or len(theirs)
+    if len(theirs) > most:
+        theirs = theirs[[k * len(theirs) // most for k in range(most)]]
+    settings = {"prc_batch_size": 2000, "save_cpu_ram": True, "verbose": False}
+    return dict(prc_features_to_metric(samples.values, theirs, prc_neighborhood=options.protocol.k, **settings))

@@ -1,0 +1,42 @@
+"""What is asked of `elbo eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elbocli.core.metrics import METRICS, MetricOptions, Need, asked
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What to compute. metrics: by name, with their options. extractor '': that of saved features, else Inception.
+
+    classes: a stream's labels, seed: of random ones. allow_mismatch: score although the reference was made in another
+    way, and say so. command: for the record. save_stats, save_features: files to write of the samples.
+    """
+
+    metrics: Mapping[str, MetricOptions] = field(default_factory=lambda: asked(("fid", "is")))
+    seed: int = 0
+    extractor: str = ""
+    extractor_weights: Path | None = None
+    batch: int = 64
+    classes: str = ""
+    allow_mismatch: bool = False
+    command: str = ""
+    save_stats: Path | None = None
+    save_features: Path | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything depends on the seed."""
+        return self.classes == "random" or any(options.draws for options in self.metrics.values())
+
+    def needing(self, what: Need) -> list[str]:
+        """Its metrics that need that."""
+        return [name for name in self.metrics if what in METRICS[name].traits.needs]
+
+    def least(self, name: str) -> tuple[int, int]:
+        """How many images one of its metrics needs, of the samples and of the reference."""
+        return METRICS[name].traits.least(self.metrics[name])

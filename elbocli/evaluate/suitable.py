@@ -1,0 +1,157 @@
+"""Whether samples, reference and metrics suit each other, as far as that is known before features are extracted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbocli.core.class_labels import choose_labels
+from elbocli.core.metrics import METRICS, Need
+from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.extract import FeatureSource, described
+from elbocli.evaluate.reference import Reference, fingerprint, mismatches
+from elbocli.evaluate.settings import EvalSettings
+from elbocli.files.features import SUFFIX
+from elbocli.nn.extractors import Extractor
+
+
+def possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference: Reference | None) -> EvalSettings:
+    """The settings, without metrics that need a reference where only statistics or features are to be saved.
+
+    Raises UsageError for what can't be had, DataError for too few images.
+    """
+    saving = [path for path in (settings.save_stats, settings.save_features) if path is not None]
+    if saving and len(sources) > 1:
+        raise UsageError(f"{saving[0]} can hold one set of samples; name one at a time")
+    if settings.save_features is not None and settings.save_features.suffix != SUFFIX:
+        raise UsageError(f"{settings.save_features}: features are saved as {SUFFIX}; name it so")
+    if reference is None and (needing := settings.needing(Need.REFERENCE)):
+        if not saving:
+            raise UsageError(
+                f"{needing[0]} needs --ref (a dataset, saved features or statistics); or add --save-stats FILE to make one"
+            )
+        kept = {name: options for name, options in settings.metrics.items() if name not in needing}
+        settings = replace(settings, metrics=kept)
+    if reference is not None:
+        if reference.source is not None:
+            _check_count(reference.source, settings, 1)
+        elif needing := settings.needing(Need.REFERENCE_FEATURES):
+            raise UsageError(
+                f"{reference.path}: holds statistics only, and {needing[0]} needs the reference's images: name a dataset, "
+                "or features saved by --save-features"
+            )
+    for source in sources:
+        _check_count(source, settings, 0)
+        if source.n != sources[0].n:
+            raise DataError(
+                f"{source.name}: {source.n} images, but {sources[0].name} has {sources[0].n}; scores of different n have "
+                "no common mean"
+            )
+        if settings.save_stats is not None and source.n < 2:
+            raise DataError(f"{source.name}: one image is no distribution; statistics need at least 2")
+        if settings.needing(Need.LABELS) and source.labels is None and not settings.classes:
+            raise UsageError(
+                f"{source.name}: accuracy needs labels: samples of several classes in .h5 or .npz, or --classes as given "
+                "to 'elbo sample'"
+            )
+    return settings
+
+
+def _check_count(source: FeatureSource, settings: EvalSettings, side: int) -> None:
+    """Raise DataError when a metric needs more images of it. side: 0 of samples, 1 of the reference."""
+    for name in settings.metrics:
+        needed, fewer = settings.least(name)[side], METRICS[name].traits.fewer
+        if source.n < needed:
+            hint = f", or {fewer}" if fewer else ""
+            raise DataError(f"{source.name}: {source.n} images; {name} needs at least {needed}{hint}")
+
+
+def check_made_alike(
+    source: FeatureSource, reference: Reference | None, extractor: Extractor | None, settings: EvalSettings
+) -> dict[str, list[Any]]:
+    """Where samples and reference were made differently, with both values.
+
+    Raises DataError unless that is allowed, UsageError when a metric isn't defined for the network.
+    """
+    mine = fingerprint(described(source, extractor))
+    for options in settings.metrics.values():
+        options.check(mine.get("extractor"))
+    if reference is None:
+        return {}
+    found = mismatches(mine, reference.fingerprint(extractor))
+    if found and not settings.allow_mismatch:
+        said = "; ".join(f"{key} is {theirs}, that of {source.name} {own}" for key, (own, theirs) in found.items())
+        raise DataError(
+            f"{reference.path}: {said}: such scores compare with no others; use a reference made alike, or --allow-mismatch"
+        )
+    return found
+
+
+def check_repeats_alike(sources: Sequence[FeatureSource], extractor: Extractor | None) -> None:
+    """Raise DataError unless all were made in one way: other numbers have no common mean."""
+    first = fingerprint(described(sources[0], extractor))
+    for source in sources[1:]:
+        for key, (own, others) in mismatches(fingerprint(described(source, extractor)), first).items():
+            raise DataError(
+                f"{source.name}: {key} is {own}, that of {sources[0].name} {others}; such scores have no common mean"
+            )
+
+
+def check_features(
+    found: dict[str, Tensor], source: FeatureSource, reference: Reference | None, settings: EvalSettings
+) -> None:
+    """Raise DataError or UsageError when the first features show that the others won't do either."""
+    if (needing := settings.needing(Need.LOGITS)) and "logits" not in found:
+        raise UsageError(
+            f"{source.name}: its features come without logits, and {needing[0]} needs them; choose other --metrics"
+        )
+    width = None if reference is None else reference.width
+    if width not in (None, found["values"].shape[1]):
+        raise DataError(
+            f"{source.name}: {found['values'].shape[1]} features an image, and the reference has {width}; use one made "
+            "alike"
+        )
+
+
+def labelled(
+    source: FeatureSource,
+    reference: Reference | None,
+    extractor: Extractor | None,
+    settings: EvalSettings,
+    device: torch.device,
+) -> FeatureSource:
+    """The source with the labels that a stream was drawn with, if it says none. Before any features are extracted.
+
+    Raises UsageError for a class that isn't there, DataError for one that the network doesn't tell.
+    """
+    classes = _classes_told(source, extractor, settings.batch, device)
+    if classes == 0:  # the first features will say that there are no logits
+        return source
+    labels = source.labels
+    if labels is None:
+        names = [] if reference is None else reference.class_names
+        labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
+        assert labels is not None
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
+            "accuracy needs a network of the same classes"
+        )
+    return replace(source, labels=labels)
+
+
+def _classes_told(source: FeatureSource, extractor: Extractor | None, batch: int, device: torch.device) -> int:
+    """How many classes the network's logits are of; 0 when it has none. It is shown a batch of black images."""
+    if source.saved is not None or extractor is None:
+        logits = None if source.saved is None else source.saved.logits
+    else:
+        assert source.reader is not None
+        _, height, width, channels = source.reader.shape
+        black = torch.zeros(min(batch, source.n), channels, height, width, dtype=torch.uint8, device=device)
+        with torch.inference_mode():
+            logits = extractor(black)[1]
+    return 0 if logits is None else logits.shape[1]

@@ -1,0 +1,170 @@
+"""What is known of a run, for a page or as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from elbocli.bound.result import Bound, Theorem
+from elbocli.core.schedule import Schedule
+from elbocli.core.weighting import Weighting
+from elbocli.evaluate.result import EvalResult
+from elbocli.files.json_record import Record
+from elbocli.files.latents import ATTRIBUTES
+from elbocli.report.log_history import LogHistory, Numbers, curve
+from elbocli.report.results import ResultFile
+from elbocli.report.terms import Term
+from elbocli.report.thumbnails import Thumbnails
+from elbocli.run.train_settings import TrainSettings
+
+DIGITS = 6
+"""Significant ones, of numbers on a map."""
+
+
+@dataclass(frozen=True)
+class ObjectiveFacts:
+    """What was trained: weighting and schedule (None: it adapts) on logsnr low to high, and whether that is an ELBO.
+
+    rising: where the weighting rises.
+    """
+
+    weighting: Weighting
+    schedule: Schedule | None
+    low: float
+    high: float
+    rising: list[tuple[float, float]]
+    verdict: str
+    terms: list[Term]
+
+    def json(self) -> dict[str, Any]:
+        """It by specs and numbers."""
+        return {
+            "weighting": self.weighting.spec,
+            "monotone": not self.rising,
+            "rising": self.rising,
+            "verdict": self.verdict,
+            "logsnr": [self.low, self.high],
+            "terms": [asdict(term) for term in self.terms],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(Record):
+    """Where and how a run ran: what config.yaml says of its last start, its speed, and the newest checkpoint."""
+
+    elbo_version: Any = None
+    torch_version: Any = None
+    python_version: Any = None
+    device_name: Any = None
+    processes: Any = None
+    precision: str
+    images_per_s: float | None = None
+    checkpoint: str | None = None
+    weights: str | None = None
+    checkpoint_MB: float | None = None  # noqa: N815 - so the JSON names it
+
+
+class Command(NamedTuple):
+    """A command line and what it does."""
+
+    does: str
+    line: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as its folder shows it. None, or empty, is what isn't there; `missing` says so in sentences.
+
+    status: state, step, steps, images, message, time (UTC). data, network: as config.yaml has them, and the network's
+    parameters. course, held_out: errors of training and validation. drawn: samples by class, which come from the file
+    `drawn_from`.
+    """
+
+    run: str
+    status: dict[str, Any]
+    settings: TrainSettings
+    data: dict[str, Any]
+    network: dict[str, Any]
+    environment: Environment
+    objective: ObjectiveFacts | None
+    curves: dict[str, Numbers]
+    course: LogHistory | None
+    held_out: LogHistory | None
+    previews: list[Thumbnails]
+    drawn: list[Thumbnails]
+    drawn_from: str
+    scores: list[ResultFile[EvalResult]]
+    bounds: list[ResultFile[Bound]]
+    theorems: list[ResultFile[Theorem]]
+    commands: list[Command]
+    missing: list[str]
+
+    @property
+    def trained_on(self) -> Any:
+        """How many images: those held out for validation are none of them."""
+        count = self.data.get("count", "?")
+        return count - self.settings.val_split if isinstance(count, int) else count
+
+    @property
+    def subject(self) -> str:
+        """The kind of images that it was trained to denoise."""
+        side = self.data.get("image_size", "?")
+        kind = "latents" if ATTRIBUTES["convention"] in self.data else "pixels"
+        classes = self.network.get("num_classes", 0)
+        return f"{side} × {side} {kind}" + (f" in {classes} classes" if classes else "")
+
+    def last(self, name: str) -> float | None:
+        """The last value of a curve."""
+        values = curve(self.curves, name)[1]
+        return values[-1] if values else None
+
+    def json(self) -> dict[str, Any]:
+        """All of it but the pictures; numbers that JSON doesn't have are null."""
+        facts = {
+            "run": self.run,
+            "status": self.status,
+            "objective": self.objective and self.objective.json(),
+            "settings": self.settings.stored(),
+            "data": self.data,
+            "network": self.network,
+            "environment": self.environment.json(),
+            "curves": self.curves,
+            "errors": self.course and _map(self.course),
+            "validation_errors": self.held_out and _map(self.held_out),
+            "previews": [row.name for row in self.previews],
+            "samples": {"file": self.drawn_from, "classes": [row.name for row in self.drawn]},
+            "scores": _contents(self.scores),
+            "bound": _contents(self.bounds),
+            "theorem": _contents(self.theorems),
+            "commands": [{"does": each.does, "command": each.line} for each in self.commands],
+            "missing": self.missing,
+        }
+        return {key: _finite(value) for key, value in facts.items()}
+
+
+def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:
+    return [{"file": str(result.path), **result.content} for result in results]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _map(course: LogHistory) -> dict[str, Any]:
+    def plain(values: Tensor) -> list[list[float]]:
+        return [[float(f"{v:.{DIGITS}g}") for v in row] for row in values.tolist()]
+
+    return {
+        "edges": course.edges.tolist(),
+        "images": course.images,
+        "eps_mse": plain(course.error),
+        "density": plain(course.density),
+    }

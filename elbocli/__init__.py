@@ -1,3 +1,32 @@
-"""elbo: diffusion objectives as weightings over noise levels, from packing images to scoring samples."""
+"""elbo: diffusion objectives as weightings over noise levels.
+
+The Python API is what `__init__.pyi` lists, imported on first use: `elbo --help` needs none of it.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib import import_module, resources
+from typing import Any
 
 __version__ = "0.1.0"
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """The module of each name, as the type checker reads it too."""
+    stub = ast.parse(resources.files(__name__).joinpath("__init__.pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name not in _homes():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(import_module(_homes()[name]), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_homes()})

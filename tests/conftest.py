@@ -29,7 +29,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 ROOT = Path(__file__).parent.parent
 LONGEST = ("train/test_group.py", "test_pipeline.py", "train/test_torchrun.py", "cli/test_commands.py")
 """Files, by the time that they take on an idle core."""
-pytest_plugins = ["file_fixtures"]
+pytest_plugins = ["file_fixtures", "wheel_fixtures"]
 Result = subprocess.CompletedProcess[bytes]
 
 PRESET = """

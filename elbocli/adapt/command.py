@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command
-from elbocli.cli.options import WEIGHTING, common, overwrite_option, stdin_or_fail
+from elbocli.cli.options import WEIGHTING, common, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
 from elbocli.core.criteria import CRITERIA
 
@@ -51,6 +51,7 @@ from elbocli.core.criteria import CRITERIA
     help="Print what each schedule promises as one JSON object; the schedule itself only goes to the file of -o.",
 )
 @overwrite_option
+@plugin_option
 @common
 def adapt(
     sources: tuple[Path, ...],

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command, Option
-from elbocli.cli.options import SCHEDULE, WEIGHTING, common, device_options, overwrite_option, weights_options
+from elbocli.cli.options import (
+    SCHEDULE,
+    WEIGHTING,
+    common,
+    device_options,
+    overwrite_option,
+    plugin_option,
+    weights_options,
+)
 from elbocli.cli.types import PATH, STREAM, Count, Number
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
@@ -95,6 +103,7 @@ def _mode(ctx: click.Context) -> str:
 )
 @device_options
 @overwrite_option
+@plugin_option
 @common
 def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None:
     """Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.

@@ -50,7 +50,7 @@ class Draws(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Denoiser:
+class MeasuredNetwork:
     """A network, what it outputs, and the range of logsnr that it is asked about.
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.draws import Denoiser, Draws, Images
+from elbocli.bound.draws import Draws, Images, MeasuredNetwork
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound, Term
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
@@ -134,7 +134,7 @@ class Terms:
 
 
 def estimate_bound(
-    denoiser: Denoiser,
+    denoiser: MeasuredNetwork,
     images: Iterable[Images],
     schedule: Schedule,
     *,

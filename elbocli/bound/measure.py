@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from elbocli import __version__
-from elbocli.bound.draws import Denoiser, Draws, Images
+from elbocli.bound.draws import Draws, Images, MeasuredNetwork
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -95,12 +95,12 @@ class Measurement:
         return self.trained.network.config.num_classes > 0
 
     @property
-    def denoiser(self) -> Denoiser:
+    def denoiser(self) -> MeasuredNetwork:
         """The run's network."""
         batch = self.settings.batch or max(8, min(256, PIXELS // self.dimensions))
         name, precision = str(self.trained.checkpoint.path), self.settings.precision
         network, prediction = self.trained.network, self.trained.prediction
-        return Denoiser(network, prediction, self.low, self.high, self.device, precision, batch, name)
+        return MeasuredNetwork(network, prediction, self.low, self.high, self.device, precision, batch, name)
 
     @property
     def images(self) -> ChosenImages:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from elbocli.cli.grouped_help import Option
-from elbocli.cli.types import Named
+from elbocli.cli.types import PATH, Named
+from elbocli.errors import UsageError
 from elbocli.run.setting_type import PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,6 +24,34 @@ def common(function: F) -> F:
     click.option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
     return function
+
+
+def _run_plugins(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files:
+        from elbocli.run.plugin_files import run_plugin
+
+        for file in files:
+            try:
+                run_plugin(file)
+            except UsageError as error:
+                raise click.UsageError(str(error), ctx) from error
+
+
+def plugin_option(function: F) -> F:
+    """Add --plugin, which runs files of the user's before anything else is understood."""
+    return click.option(
+        "--plugin",
+        cls=Option,
+        type=PATH,
+        multiple=True,
+        is_eager=True,
+        expose_value=False,
+        envvar="ELBO_PLUGIN",
+        callback=_run_plugins,
+        metavar="FILE.py",
+        help="Run this file first, which declares more names; may be repeated.",
+        more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
+    )(function)
 
 
 def overwrite_option(function: F) -> F:

@@ -43,8 +43,11 @@ def step_coefficients(
     prediction: Prediction,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    dimensions: int = 3,
 ) -> StepCoefficients:
     """All that depends on λ, in float64, then sent to the device as `dtype` in one copy. logsnr: [B] float64 on the CPU.
+
+    dimensions: of an example, 3 for images.
 
     loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖² never passes through ε̂.
     """
@@ -52,7 +55,7 @@ def step_coefficients(
     loss_factor = weighted_loss(c.eps_factor, weighting.log(logsnr), schedule.log_density(logsnr))
     rows = torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr])
     rows = rows.to(dtype).to(device, non_blocking=True)
-    images = rows[:5].view(5, -1, 1, 1, 1)
+    images = rows[:5].view(5, -1, *[1] * dimensions)
     return StepCoefficients(*images, *rows[5:])
 
 

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from elbocli.errors import UsageError
@@ -57,6 +58,21 @@ def plain(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
+@cache
+def load_installed() -> None:
+    """Import the plug-ins that installed packages bring, which declare more: entry points of the group elbo.plugins.
+
+    Raises UsageError when one can't be imported.
+    """
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="elbo.plugins"):
+        try:
+            point.load()
+        except Exception as error:
+            raise UsageError(f"the installed plug-in {point.value}: {type(error).__name__}: {error}") from error
+
+
 class Registry(dict[str, Declaration[T]], Generic[T]):
     """All declarations of one kind, by name. T: the dataclass of their traits."""
 
@@ -100,6 +116,8 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
 
     def find(self, name: str) -> Declaration[T]:
         """The declaration of that name. Raises UsageError, with the nearest names, when there is none."""
+        if name not in self:
+            load_installed()
         if name in self:
             return self[name]
         near = difflib.get_close_matches(name, self, n=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from elbocli.cli.grouped_help import Command
-from elbocli.cli.options import command_line, common, overwrite_option
+from elbocli.cli.options import command_line, common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, STREAM, Count, Number
 from elbocli.core.averages import MAX_STD
 
@@ -25,6 +25,7 @@ from elbocli.core.averages import MAX_STD
 @click.option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
 @click.option("-o", "--out", type=PATH, required=True, metavar="FILE", help="Where the average goes (.safetensors).")
 @overwrite_option
+@plugin_option
 @common
 def ema(run: Path, std: float, at: int | None, out: Path, overwrite: bool) -> None:
     """Make an average of RUN's weights after training.

@@ -17,9 +17,8 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import snapshots
 from elbocli.files.atomic import refuse_existing
 from elbocli.files.average_file import read_about, writing_average
-from elbocli.files.checkpoint import read_config
 from elbocli.files.snapshots import Snapshot, SnapshotLayout
-from elbocli.run.open import empty_network
+from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import trained_as
 from elbocli.runtime.progress import Progress
 
@@ -42,8 +41,8 @@ def run(
     """
     refuse_existing(out, overwrite)
     target = parse_average(f"power:std={plain(std)}")
-    config = read_config(path)
     warnings: list[str] = []
+    config = read_run_config(path, warnings.append)
     found = snapshots.whole(path, warnings.append, at)
     yield from (Progress(message=text, level="warning") for text in warnings)
     parts = [(snapshot, average) for snapshot in found for average in _stored(snapshot)]

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command, Joined
-from elbocli.cli.options import command_line, common, overwrite_option, stdin_or_fail
+from elbocli.cli.options import command_line, common, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS
+from elbocli.errors import UsageError
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
@@ -54,8 +55,10 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             return value
         chosen = tuple(dict.fromkeys(word.strip() for word in str(value).split(",") if word.strip()))
         for word in chosen:
-            if word not in METRICS:
-                self.fail(f"no metric is called {word!r}; known: {', '.join(METRICS)}", param, ctx)
+            try:
+                METRICS.find(word)
+            except UsageError as error:
+                self.fail(str(error), param, ctx)
         if not chosen:
             self.fail(f"name at least one of {', '.join(METRICS)}", param, ctx)
         return chosen
@@ -117,6 +120,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--batch", type=Count(1, 10**6), default=64, show_default=True, help="Images per call of the extractor.")
 @click.option("--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1, …  [default: cuda if there is one]")
 @overwrite_option
+@plugin_option
 @common
 def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, **options: Any) -> None:
     """Score SAMPLES against a reference; one JSON object.

@@ -171,3 +171,34 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     if reader.log is None:
         raise UsageError("name a run, a loss log, or - for standard input")
     return reader.log
+
+
+class LossLogWriter:
+    """Writes a loss log as `elbo train` does, one interval after the other, for `elbo adapt` to fit a schedule to.
+
+    path: a new file, or an earlier log of the same bins that is gone on with. edges: [bins + 1] rising λ. dimensions: of an
+    example. weighting, schedule, prediction: SPECs, for whoever reads it. Raises DataError when it can't be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        edges: Tensor,
+        *,
+        dimensions: int,
+        weighting: str = "",
+        schedule: str = "",
+        prediction: str = "",
+    ):
+        self.path = Path(path)
+        if not self.path.exists():
+            about = {"weighting": weighting, "schedule": schedule, "prediction": prediction}
+            self._append(header(edges, dimensions=dimensions, **about))
+
+    def write(self, step: int, images: int, sums: Tensor) -> None:
+        """Append an interval. step, images: done and seen so far. sums: [3, bins] since the last interval."""
+        self._append(line(step, images, sums))
+
+    def _append(self, text: str) -> None:
+        with told(self.path), open(self.path, "ab") as file:
+            file.write(text.encode())

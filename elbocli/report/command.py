@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from elbocli.cli.grouped_help import Command
-from elbocli.cli.options import common, overwrite_option
+from elbocli.cli.options import common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, STREAM
 
 
@@ -32,6 +32,7 @@ from elbocli.cli.types import PATH, STREAM
     "--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o."
 )
 @overwrite_option
+@plugin_option
 @common
 def report(
     run: Path, out: Path, samples: Path | None, results: tuple[Path, ...], as_json: bool, overwrite: bool

@@ -33,7 +33,7 @@ from elbocli.report.thumbnails import (
 )
 from elbocli.run.folder import read_status
 from elbocli.run.objective import Objective
-from elbocli.run.open import empty_network
+from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.train_settings import TrainSettings
 
@@ -59,7 +59,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     Raises FormatError when it is no run, and ElboError for a file named here that can't be used.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
-    config, missing = store.read_config(run), Missing()
+    missing = Missing()
+    config = read_run_config(run, missing.append)
     settings = run_settings(config["settings"], run / "config.yaml")
     given = [read_result(path) for path in dict.fromkeys(results)]
     named = {path.resolve() for path in results}

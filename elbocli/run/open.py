@@ -21,6 +21,7 @@ from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
 from elbocli.nn.networks import Network, build, config_of, place
 from elbocli.run.objective import Objective
+from elbocli.run.plugin_files import check_plugins
 from elbocli.run.settings import run_settings, trained_as
 from elbocli.run.train_settings import TrainSettings
 
@@ -82,6 +83,13 @@ def empty_network(config: dict[str, Any], where: Path) -> Network:
         raise FormatError(f"{where}: no network is so large: {' '.join(str(error).split())[:200]}") from error
 
 
+def read_run_config(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """A run's config.yaml. Raises FormatError, and UsageError when a plug-in that it needs was not run."""
+    config = read_config(run)
+    check_plugins(config.get("plugins", []), run, warn)
+    return config
+
+
 def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]:
     """A run and its newest whole checkpoint; or, when `path` is a checkpoint, its run and that one.
 
@@ -109,7 +117,7 @@ def open_run(
     UsageError (no such average).
     """
     run, checkpoint = find_run(path, warn)
-    config = read_config(run)
+    config = read_run_config(run, warn)
     settings = run_settings(config["settings"], run / "config.yaml")
     if average or weights == "ema":
         tensors, about = _average(average or settings.ema[0], checkpoint, config)

@@ -22,6 +22,7 @@ from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
+from elbocli.run.plugin_files import plugins_run
 from elbocli.run.setting_type import KINDS
 from elbocli.run.train_settings import ADAPTIVE, KIND, SETTINGS, TrainSettings
 
@@ -47,7 +48,14 @@ class Resolved:
     def config(self) -> dict[str, Any]:
         """Content of config.yaml."""
         network = section_of(self.network)
-        return {"settings": self.settings.stored(), "network": network, "data": self.data, "files": self.files}
+        plugins = {"plugins": plugins_run()} if plugins_run() else {}
+        return {
+            "settings": self.settings.stored(),
+            "network": network,
+            "data": self.data,
+            "files": self.files,
+            **plugins,
+        }
 
 
 class Data(Protocol):
@@ -197,6 +205,9 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             if old.get(key) != new.get(key) and key not in may_change.get(section, ()):
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
+    if before.get("plugins", []) != now.get("plugins", []):
+        old, new = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
+        lines.append(f"--plugin: the run has {', '.join(old) or 'none'}, asked for {', '.join(new) or 'none'}")
     return lines
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Joined, Option
-from elbocli.cli.options import SCHEDULE, command_line, common, device_options, overwrite_option, weights_options
+from elbocli.cli.options import (
+    SCHEDULE,
+    command_line,
+    common,
+    device_options,
+    overwrite_option,
+    plugin_option,
+    weights_options,
+)
 from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
 GROUPS = {
@@ -114,6 +122,7 @@ GROUPS = {
     help="- (an NPY stream), .npy, .npz, .h5, .png (a grid), or a folder name for PNGs.",
 )
 @overwrite_option
+@plugin_option
 @common
 def sample(
     run: Path,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command, Joined, Option, launched
-from elbocli.cli.options import command_line, common
+from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.setting_options import setting_groups, setting_options
 from elbocli.cli.types import PATH, Count, Duration, Number
 from elbocli.run.train_settings import RUN
@@ -98,6 +98,7 @@ GROUPS["Plan, without training"] = [*PLANNING]
     type=Number(0, above=True),
     help="10^12 operations a second, of each; adds days.",
 )
+@plugin_option
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import CONTEXT, Command
-from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option
+from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, Count, Number, imported
 
 REGISTRIES = {
@@ -56,6 +56,7 @@ def weights() -> None:
 @weights.command("list", cls=Command)
 @click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source.
@@ -63,7 +64,10 @@ def list_(kind: str, as_json: bool) -> None:
     KIND is weightings (the default), schedules, predictions, factors, samplers, clips, criteria, averages or
     extractors.
     """
+    from elbocli.core.registry import load_installed
+
     registry = imported(REGISTRIES[kind])
+    load_installed()
     rows = [_row(declared) for declared in registry.values()]
     if as_json:
         told = [{**row, "parameters": dict(declared.params)} for row, declared in zip(rows, registry.values())]
@@ -97,6 +101,7 @@ def _row(declared: Any) -> dict[str, Any]:
 @click.option("--schedule", type=SCHEDULE, metavar="SPEC", help="Also its t and density: NAME:key=value,… or a FILE.")
 @_range_options
 @click.option("--points", type=Count(2, 10**6), default=61, show_default=True, help="Levels, evenly spaced.")
+@plugin_option
 @common
 def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, points: int) -> None:
     """Print w(logsnr) as TSV: a column logsnr, then one per SPEC."""
@@ -133,6 +138,7 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 )
 @_range_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
+@plugin_option
 @common
 @click.pass_context
 def check(
@@ -193,6 +199,7 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
 @_range_options
 @click.option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
 @overwrite_option
+@plugin_option
 @common
 def plot(
     specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None, overwrite: bool

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from elbocli.bound import estimate, gradients, theorem
-from elbocli.bound.draws import Denoiser, Images
+from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
 from elbocli.bound.result import Bound, GradientVariance, Theorem
 from elbocli.core.adaptive import loss_variance
@@ -172,7 +172,7 @@ def images_of_a_gaussian(count: int) -> list[Images]:
 
 
 def bound_of(images: Any, **options: Any) -> Bound:
-    denoiser = Denoiser(Gaussian(), Prediction("eps"), -12, 12)
+    denoiser = MeasuredNetwork(Gaussian(), Prediction("eps"), -12, 12)
     schedule = parse_schedule("uniform", -12, 12)
     return finish(estimate.estimate_bound(denoiser, images, schedule, **options)).bound  # type: ignore[no-any-return]
 

@@ -6,11 +6,11 @@ are imported only where a metric computes.
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import Field, dataclass, fields
 from enum import Enum
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from elbocli.core.registry import Registry
@@ -155,5 +155,5 @@ def asked(names: Iterable[str], seed: int = 0, **options: Any) -> dict[str, Metr
     return found
 
 
-for _found in pkgutil.iter_modules(__path__, f"{__name__}."):
-    import_module(_found.name)
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from elbocli.core.registry import Registry
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 EXTRACTORS: Registry[None] = Registry("extractor")
+Make = TypeVar("Make", bound=Callable[..., Any])
 DEFAULT = "inception-v3-compat"
 PUBLISHED_INCEPTION = "6726825d"
 
@@ -53,7 +55,12 @@ def is_published(name: Any, weights_sha256: Any) -> bool:
     return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
 
 
-@EXTRACTORS.declare(
+def extractor(name: str, *, formula: str, source: str) -> Callable[[Make], Make]:
+    """Declare (path of weights or None) → an Extractor. Raises UsageError when the name is taken."""
+    return EXTRACTORS.declare(name, formula=formula, source=source)
+
+
+@extractor(
     DEFAULT,
     formula="Inception v3 as in the FID paper, 2048 features",
     source="Heusel et al. 2017; torch-fidelity",
@@ -74,7 +81,7 @@ def inception(weights: Path | None) -> Extractor:
     return Extractor("inception-v3-compat", module, digest, channels=3)
 
 
-@EXTRACTORS.declare(
+@extractor(
     "vgg16",
     formula="VGG16, 4096 features",
     source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
@@ -125,7 +132,7 @@ def _published() -> Path:
     return path
 
 
-@EXTRACTORS.declare(
+@extractor(
     "elbo-tiny",
     formula="small random convolutions, 64 features",
     source="fixed seed, no download: for tests and smoke runs, not for publication",

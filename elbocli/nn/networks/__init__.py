@@ -116,9 +116,10 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     """
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
     family = values.pop("family", "unet")
-    if family not in NETWORKS:
-        raise FormatError(f"{where}: network family {family!r} is not known; known: {', '.join(NETWORKS)}")
-    config = NETWORKS[family].traits.config
+    try:
+        config = NETWORKS.find(str(family)).traits.config
+    except UsageError as error:
+        raise FormatError(f"{where}: {error}") from error
     for key, kind in get_type_hints(config).items():
         if key in values and not _fits(values[key], kind):
             name = kind.__name__ if isinstance(kind, type) else kind

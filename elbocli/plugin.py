@@ -1,0 +1,34 @@
+"""Decorators for a plug-in, a file of one's own that declares more: docs/extending.md has an example of each.
+
+    import elbocli.plugin as elbo
+
+    @elbo.weighting("mine", formula="...", monotone=False, source="...")
+    def mine(logsnr): ...
+
+A plug-in is named on the command line (`--plugin FILE.py`), or installed with an entry point of the group `elbo.plugins`.
+"""
+
+from __future__ import annotations
+
+from elbocli.core.metrics import Need, Number, metric
+from elbocli.core.samplers import Move, SamplerPreset, sampler
+from elbocli.core.schedule_curves import schedule
+from elbocli.core.weighting_curves import weighting
+from elbocli.nn.extractors import Extractor, extractor
+from elbocli.nn.networks import Network, NetworkConfig, network
+
+__all__ = [
+    "Extractor",
+    "Move",
+    "Need",
+    "Network",
+    "NetworkConfig",
+    "Number",
+    "SamplerPreset",
+    "extractor",
+    "metric",
+    "network",
+    "sampler",
+    "schedule",
+    "weighting",
+]

@@ -1,0 +1,74 @@
+"""Plug-ins that the user names: files run at start-up, which declare more, and what a run remembers of them.
+
+Only a file that is named on the command line or in the user's own environment is ever run. What a run, a preset or a
+dataset says is not: a run only says which plug-in it lacks.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import ElboError, UsageError
+from elbocli.files.hashing import file_sha256
+
+
+@dataclass(frozen=True)
+class PluginFile:
+    """A plug-in that was run. file: its name, without folders. sha256: of what it said."""
+
+    file: str
+    sha256: str
+
+
+_RUN: dict[Path, PluginFile] = {}
+
+
+def run_plugin(path: Path) -> None:
+    """Run a plug-in, once. Raises UsageError when there is no such file, or with the line that it fails at."""
+    place = path.resolve()
+    if place in _RUN:
+        return
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(f"{path}: no such plug-in; name a file that ends in .py")
+    plugin = PluginFile(path.name, file_sha256(path))
+    spec = spec_from_file_location(f"elbo_plugin_{path.stem}", place)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks its module up
+    try:
+        spec.loader.exec_module(module)
+    except ElboError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except Exception as error:
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(place)]
+        number = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        raise UsageError(f"{path}: line {number}: {type(error).__name__}: {error}") from error
+    _RUN[place] = plugin
+
+
+def plugins_run() -> list[dict[str, str]]:
+    """What config.yaml remembers of the plug-ins that were run: name and digest of each, sorted."""
+    return [asdict(plugin) for plugin in sorted(_RUN.values(), key=lambda plugin: plugin.file)]
+
+
+def check_plugins(needed: Sequence[dict[str, Any]], where: Path, warn: Callable[[str], None]) -> None:
+    """Raise UsageError when a run needs a plug-in that was not run; warn of one that has changed since.
+
+    needed: as `plugins_run` said it when the run was trained. where: the run, for messages.
+    """
+    known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
+    for plugin in needed:
+        file, sha256 = str(plugin.get("file")), str(plugin.get("sha256"))
+        if file not in known:
+            raise UsageError(
+                f"{where}: was trained with the plug-in {file} (sha256 {sha256[:12]}…), which was not named; add --plugin {file}, "
+                "with the folder that it lies in"
+            )
+        if known[file] != sha256:
+            warn(f"{where}: the plug-in {file} has changed since this run was trained with it")

@@ -27,6 +27,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+LONGEST = ("train/test_group.py", "test_pipeline.py", "train/test_torchrun.py", "cli/test_commands.py")
+"""Files, by the time that they take on an idle core."""
 pytest_plugins = ["file_fixtures", "wheel_fixtures"]
 Result = subprocess.CompletedProcess[bytes]
 
@@ -208,5 +210,6 @@ def latents(autoencoder: Path, pack_latents: Callable[..., Path]) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demo, which takes longest, first: so that no core waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """The files that take longest first: so that no core waits for one of them at the end."""
+    longest = [ROOT / "tests" / name for name in LONGEST]
+    items.sort(key=lambda item: longest.index(item.path) if item.path in longest else len(longest))

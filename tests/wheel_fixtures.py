@@ -42,10 +42,8 @@ class Installed:
         )
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built of what git tracks, as it is in the working tree."""
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder: Path) -> Path:
+    """A wheel in that folder, built of what git tracks, as it is in the working tree."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).exists():
@@ -56,28 +54,30 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-@pytest.fixture(scope="session")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel, installed."""
+def install(wheel: Path, folder: Path) -> Installed:
+    """The wheel with its bytecode, in a new environment there."""
     import click
 
-    folder = tmp_path_factory.mktemp("installed") / "env"
     venv.create(folder, with_pip=False)
-    line = [
-        *PIP,
-        "--python",
-        str(folder / "bin" / "python"),
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        str(wheel),
-    ]
+    python = str(folder / "bin" / "python")
+    line = [*PIP, "--python", python, "install", "--quiet", "--compile", "--no-deps", "--no-index", str(wheel)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run(line, check=True, capture_output=True, timeout=120, env=environment)
     site = next((folder / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(str(Path(click.__file__).parent.parent) + "\n")
     return Installed(folder)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of this tree."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel, installed."""
+    return install(wheel, tmp_path_factory.mktemp("installed") / "env")
 
 
 @pytest.fixture(scope="session")

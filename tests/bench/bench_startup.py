@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,35 +18,10 @@ from compare import Row, compare
 
 from elbocli.main import elbo
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from wheel_fixtures import build_wheel, install
+
 BOUND, ROUNDS = 1.6, 15
-
-
-def installed(folder: Path) -> Path:
-    """Python of a new environment there with elbo from a wheel, compiled."""
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    source = folder / "source"
-    subprocess.run(["git", "clone", "--quiet", ROOT, source], check=True)
-    changed = subprocess.run(["git", "diff", "HEAD", "--binary"], cwd=ROOT, capture_output=True, check=True).stdout
-    if changed:
-        subprocess.run(["git", "apply"], cwd=source, input=changed, check=True)
-    wheel: list[str | Path] = [
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--wheel-dir",
-        folder,
-        source,
-    ]
-    subprocess.run([*pip, *wheel], check=True)
-    venv.create(folder / "env", with_pip=False)
-    python = folder / "env" / "bin" / "python"
-    wheels = folder.glob("*.whl")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", "--compile", *wheels], check=True)
-    site = next((folder / "env" / "lib").glob("python*/site-packages"))
-    (site / "dependencies.pth").write_text(f"{Path(click.__file__).parents[1]}\n")
-    return python
 
 
 def bare(path: Path, options: int) -> None:
@@ -62,7 +36,7 @@ def rows() -> Iterator[Row]:
     """The group's help, and each command's."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        python, peer = installed(folder), folder / "peer.py"
+        python, peer = install(build_wheel(folder), folder / "env").python, folder / "peer.py"
         environment = {**os.environ, "PYTHONPATH": ""}
 
         def run(*line: str | Path) -> str:

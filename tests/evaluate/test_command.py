@@ -92,7 +92,9 @@ def test_help_names_every_metric_and_protocol(elbo: Elbo) -> None:
     assert all(name in said for name in PRC_PROTOCOLS)
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["file", "stream"])
+@pytest.mark.parametrize(
+    "streamed", [pytest.param(False, id="file", marks=pytest.mark.slow), pytest.param(True, id="stream")]
+)
 def test_under_torchrun_the_same_object_comes_once(
     streamed: bool, elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path
 ) -> None:

@@ -24,7 +24,8 @@ from elbocli.train.state import TrainState
 
 GROUP = Path(__file__).parents[1] / "group.py"
 STEPS = 20
-WAYS = ((1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"))
+ALONE = (1, "ddp")
+FEW, ALL = ((2, "ddp"), (4, "fsdp")), ((2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"))
 PRESETS = {
     "unet": "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
     "uvit": "network: {family: uvit, patching: dwt-1, channels: 8, levels: [1, 2], blocks: 1, depth: 2, heads: 2, "
@@ -56,8 +57,12 @@ def lines(run: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("family", ["unet", pytest.param("uvit", marks=pytest.mark.slow)])
-def test_losses_do_not_depend_on_processes_or_how_they_share(family: str, digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "ways"), [("unet", FEW), *(pytest.param(name, ALL, marks=pytest.mark.slow) for name in PRESETS)]
+)
+def test_losses_do_not_depend_on_processes_or_how_they_share(
+    family: str, ways: tuple[tuple[int, str], ...], digits: Path, tmp_path: Path
+) -> None:
     """With a batch that neither two parts nor four processes divide evenly."""
     preset = tmp_path / "preset.yaml"
     preset.write_text(PRESETS[family] + TRAIN)
@@ -73,11 +78,11 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family: str, digits
                 "val_split": 20,
             },
         }
-        for size, parallel in WAYS
+        for size, parallel in (ALONE, *ways)
     ]
     succeeded(tmp_path, jobs)
     alone = tmp_path / "1-ddp"
-    for size, parallel in WAYS[1:]:
+    for size, parallel in ways:
         run = tmp_path / f"{size}-{parallel}"
         for name, keys in (
             ("metrics.jsonl", ("loss", "grad_norm", "val_loss", "val_bpd")),

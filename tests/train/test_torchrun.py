@@ -237,8 +237,8 @@ if os.environ["RANK"] == "1":
     ("verb", "what", "error"),
     [
         ("train", "loop.update", "torch.OutOfMemoryError"),
-        ("sample", "sample.draw", "torch.OutOfMemoryError"),
-        ("eval", "features._extracted", "MemoryError"),
+        pytest.param("sample", "sample.draw", "torch.OutOfMemoryError", marks=pytest.mark.slow),
+        pytest.param("eval", "features._extracted", "MemoryError", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_out_of_memory_says_so_and_which_it_is(

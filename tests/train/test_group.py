@@ -205,7 +205,6 @@ PATCHES = {
         "[1, 1, 1]",
         "rank 1: gone",
     ),
-    "validation": ("Validation._read = reading", {"val_split": 100}, 2, "[1, 1]", "rank 1: gone"),
     "validation, sharded": (
         "Validation._read = reading",
         {"val_split": 100, "parallel": "fsdp"},

@@ -29,6 +29,8 @@ from elbocli.train.plan import Plan, Way, Weights
 HERE = Path(__file__).parent
 UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
+PAIRS = UNetConfig(32, 3, 0, channels=32, levels=(1,), blocks=1, attention=(32,))
+"""Attention between 1024 pixels, whose weights no fused kernel keeps."""
 MINE = "digits-uvit"
 WIDE = """
 network: {family: uvit, patching: dwt-1, channels: 64, levels: [1, 2, 4, 16], blocks: 1, depth: 6, heads: 4,
@@ -73,8 +75,8 @@ def measured_peak(config, batch, precision, recompute):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
     ("config", "precision"),
-    [(UNET, "fp32"), (UVIT, "fp32"), (UNET, "bf16"), (UVIT, "bf16")],
-    ids=["unet-fp32", "uvit-fp32", "unet-bf16", "uvit-bf16"],
+    [(UNET, "fp32"), (UVIT, "fp32"), (UNET, "bf16"), (UVIT, "bf16"), (PAIRS, "fp32")],
+    ids=["unet-fp32", "uvit-fp32", "unet-bf16", "uvit-bf16", "pairs-fp32"],
 )
 def test_the_memory_of_a_pass_is_what_was_planned(config, precision, recompute):
     for batch in (24, 48):
@@ -90,6 +92,8 @@ def test_weights_are_copied_into_a_lower_precision_and_only_there():
     _, copies = measure_step(UVIT, "bf16").peak(8)
     assert 0.7 * 2 * count < copies < 2 * count  # not those of norms
     assert measure_step(UVIT, "bf16").peak(8, copying=False)[1] == 0
+    again = measure_step(UVIT, "bf16", recompute=True)
+    assert again.peak(1)[1] == copies > 2 * again.peak(1000)[1]  # the forward pass of few images, the backward of many
 
 
 def test_cuda_keeps_norms_in_float32_also_when_computed_again():

@@ -14,8 +14,13 @@ from elbocli.train.step import step_losses, update
 
 
 def fresh(digits: Path, preset: Path, **options: object) -> TrainState:
+    """A state whose network, unlike a new one, says something."""
     data = Dataset(digits)
-    return TrainState(resolve({"preset": str(preset), "dropout": 0.0, "clip": 0.0, **options}, data), data)
+    state = TrainState(resolve({"preset": str(preset), "dropout": 0.0, "clip": 0.0, **options}, data), data)
+    torch.manual_seed(1)
+    for piece in state.live.values():
+        piece.normal_(0, 0.1)
+    return state
 
 
 def losses(state: TrainState, step: int, part: int = 0, schedule: Schedule | None = None) -> torch.Tensor:

@@ -1,21 +1,32 @@
 """What TensorBoard would show, read back by its own reader."""
 
 import io
+import itertools
 import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.summary.writer import event_file_writer
 
 from elbocli.errors import UsageError
 from elbocli.train.tensorboard import TensorBoard
+
+
+@pytest.fixture(autouse=True)
+def _seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers take files by the second in their names, as starts of a run are seconds apart."""
+    clock = itertools.count(int(time.time()) + 10)
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: next(clock)))
 
 
 def read(run: Path) -> Any:

@@ -29,7 +29,7 @@ def train(network: nn.Module, path: str) -> float:
     log = elbocli.LossLogWriter("losslog.jsonl", loss.edges, dimensions=64)
     for x, labels in batches(path):
         terms: elbocli.LossTerms = loss(network, x, labels)
-        terms.loss.mean().backward()
+        terms.loss.mean().backward()  # type: ignore[no-untyped-call]  # torch's own
         log.write(loss.step, loss.images, loss.take_sums())
     schedule: elbocli.Schedule = elbocli.schedule("cosine", -10, 10)
     drawn: Tensor = elbocli.draw(network, loss.prediction, (1, 8, 8), 4, schedule=schedule, sampler=elbocli.sampler("ddim"))

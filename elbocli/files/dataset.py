@@ -8,7 +8,7 @@ Any HDF5 tool reads it; a random batch costs no more than one of a plain array f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -115,13 +115,14 @@ class Dataset(DatasetFile):
         """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
         return read_space(self.attributes, self.channels, self.path) if self.kind == LATENTS else None
 
-    def batch(self, indices: np.ndarray) -> np.ndarray:
+    def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
 
         Raises FormatError when they are damaged.
         """
         with self.damage():
-            return self._decoded(np.asarray(indices)) if self.kind == ENCODED else self.block.take(indices)
+            rows = np.asarray(indices)
+            return self._decoded(rows) if self.kind == ENCODED else self.block.take(rows)
 
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), *self.shape[1:]), np.uint8)

@@ -39,10 +39,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             content = {**run["settings"], **shown}
     except ElboError as error:
         raise click.UsageError(str(error), ctx) from error
+    # A file names no other file to read settings from (--config) and none to run (--plugin): these expose no value.
     known = {
         option.name: option
         for option in ctx.command.params
-        if option.name not in ("config", "quiet", "verbose", *PLANNING)
+        if option.expose_value and option.name not in ("quiet", "verbose", *PLANNING)
     }
     values: dict[str, Any] = {}
     for written, value in content.items():

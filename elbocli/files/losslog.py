@@ -19,6 +19,7 @@ from torch import Tensor
 from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.atomic import told
+from elbocli.files.reading import check_format
 
 FORMAT = "elbo-losslog"
 MOST_BINS = 2000
@@ -35,10 +36,8 @@ def header(edges: Tensor, **about: Any) -> str:
 def line(step: int, images: int, sums: Tensor) -> str:
     """One interval. sums: [3, bins] count, sum, sum of squares."""
     count, total, squares = sums.tolist()
-    return (
-        json.dumps({"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares})
-        + "\n"
-    )
+    row = {"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares}
+    return json.dumps(row) + "\n"
 
 
 @dataclass
@@ -109,15 +108,12 @@ class Reader:
         return False
 
     def _begin(self, row: dict[str, Any], where: str) -> None:
-        if row.get("format") != FORMAT or row.get("version") != 1:
-            raise FormatError(
-                f"{where}: format is {row.get('format')!r} version {row.get('version')!r}, expected {FORMAT!r} version 1"
-            )
+        check_format(where, row, FORMAT)
         edges = row.get("edges")
-        if isinstance(edges, list) and len(edges) > MOST_BINS + 1:
-            raise FormatError(f"{where}: {len(edges) - 1} bins; at most {MOST_BINS} can be fitted")
         if not isinstance(edges, list) or len(edges) < 2 or not all(isinstance(e, (int, float)) for e in edges):
             raise FormatError(f"{where}: 'edges' must be a list of numbers")
+        if len(edges) > MOST_BINS + 1:
+            raise FormatError(f"{where}: {len(edges) - 1} bins; at most {MOST_BINS} can be fitted")
         try:
             at = torch.tensor(edges, dtype=torch.float64)
         except OverflowError as error:

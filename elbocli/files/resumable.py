@@ -49,15 +49,13 @@ class Resumable:
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
-        resuming = self.journal.exists()
-        if resuming:
-            try:
+        try:
+            if self.journal.exists():
                 self.state = self._read_journal()
-            except ElboError:
-                if not afresh:
-                    raise
-                self.journal.unlink()
-                resuming = False
+        except ElboError:
+            if not afresh:
+                raise
+            self.journal.unlink()
         try:
             with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
                 if self.preallocate:
@@ -66,7 +64,7 @@ class Resumable:
                     self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
                     os.ftruncate(self._run_handle, 8 * self.rows)
         except DataError:
-            if not resuming:
+            if not self.journal.exists():
                 self.discard()
             raise
 
@@ -105,14 +103,10 @@ class Resumable:
 
     def _other(self, source: Any, restart: str) -> ElboError:
         if not isinstance(source, dict) or not isinstance(self.source, dict):
-            return DataError(
-                f"{self.partial}: an unfinished prep of another source or with other settings; finish that one, or {restart}"
-            )
-        lines = [
-            f"{key}: {source.get(key)} there, {self.source.get(key)} asked for"
-            for key in sorted({*source, *self.source})
-            if source.get(key) != self.source.get(key)
-        ]
+            other = "an unfinished prep of another source or with other settings"
+            return DataError(f"{self.partial}: {other}; finish that one, or {restart}")
+        pairs = ((key, source.get(key), self.source.get(key)) for key in sorted({*source, *self.source}))
+        lines = [f"{key}: {there} there, {asked} asked for" for key, there, asked in pairs if there != asked]
         return UsageError(
             f"{self.partial}: unfinished, with other settings; repeat them to go on, choose another name, or add "
             "--overwrite to start afresh:\n  " + "\n  ".join(lines)

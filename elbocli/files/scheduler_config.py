@@ -13,8 +13,8 @@ from typing import Any
 from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
 from elbocli.core.schedule_curves import FmOt, ScheduleCurve
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.reading import read_text, refusing
 
-LARGEST_FILE = 16 << 20
 MOST_TIMESTEPS = 100_000
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
 
@@ -25,17 +25,12 @@ def _no_such_number(text: str) -> float:
 
 def load(path: Path) -> dict[str, Any]:
     """The JSON object in a scheduler's configuration. Raises FormatError."""
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for a scheduler's configuration")
-        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_such_number)
-    except OSError as error:
-        raise FormatError(f"{path}: could not read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not usable JSON: {error}") from error
+    text = read_text(path, "a scheduler's configuration")
+    with refusing(f"{path}: not usable JSON"):
+        config = json.loads(text, parse_constant=_no_such_number)
     if not isinstance(config, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(config).__name__}")
-    if not any(key in config for key in ("num_train_timesteps", "trained_betas")) and not _is_flow(config):
+    if not {"num_train_timesteps", "trained_betas"} & config.keys() and not _is_flow(config):
         raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
     return config
 
@@ -83,7 +78,7 @@ def _betas(path: Path, config: dict[str, Any]) -> Any:
         beta = torch.tensor([_number(path, value, "a beta of trained_betas") for value in given], dtype=torch.float64)
     else:
         count = config.get("num_train_timesteps")
-        if not isinstance(count, int) or isinstance(count, bool) or not 2 <= count <= MOST_TIMESTEPS:
+        if type(count) is not int or not 2 <= count <= MOST_TIMESTEPS:
             raise FormatError(
                 f"{path}: num_train_timesteps is {count!r}, not a whole number from 2 to {MOST_TIMESTEPS}"
             )

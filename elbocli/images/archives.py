@@ -7,16 +7,17 @@ names end in '/', so that empty ones are known.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.images.image_refs import UNPACKABLE, ImageRef, Nowhere, Span, ZipEntry
+from elbocli.files.reading import refusing
+from elbocli.images.image_refs import ImageRef, Nowhere, Span, ZipEntry
 
 Entry = tuple[str, ImageRef]
 Complain = Callable[[str], None]
@@ -80,10 +81,9 @@ def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
+    with contextlib.suppress(OSError):  # a link in a circle
         return entry.is_dir()
-    except OSError:  # a link in a circle
-        return False
+    return False
 
 
 class _Window:
@@ -180,22 +180,17 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
     if links:
         # Second names of files that came before: rare, so all names are looked through again rather than kept.
         wanted = {target for _, target in links}
-        found = {
-            clean(info.name): tar.span(info) for info in tar.members() if clean(info.name) in wanted and info.isreg()
-        }
+        files = ((clean(info.name), info) for info in tar.members() if info.isreg())
+        found = {name: tar.span(info) for name, info in files if name in wanted}
         for name, target in links:
-            yield (
-                prefix + name,
-                found.get(target, Nowhere(f"a link to {printable(target)}, which is not in the archive")),
-            )
+            nowhere = Nowhere(f"a link to {printable(target)}, which is not in the archive")
+            yield prefix + name, found.get(target, nowhere)
 
 
 def list_zip(path: Path) -> Iterator[Entry]:
     """List the files of a zip. Raises DataError when it is damaged."""
-    try:
+    with refusing(f"{path}: a zip archive, but damaged or cut short", "; get it again", DataError):
         archive = zipfile.ZipFile(path)
-    except UNPACKABLE as error:
-        raise DataError(f"{path}: a zip archive, but damaged or cut short ({error}); get it again") from error
     overlapping = _overlapping(archive.infolist())
     for info in archive.infolist():
         name = clean(info.filename)
@@ -203,8 +198,7 @@ def list_zip(path: Path) -> Iterator[Entry]:
             continue
         if info.is_dir():
             yield f"{name}/", FOLDER
-            continue
-        if stat.S_ISLNK(info.external_attr >> 16):
+        elif stat.S_ISLNK(info.external_attr >> 16):
             yield name, Nowhere("a link, in an archive")
         elif id(info) in overlapping:
             yield name, Nowhere("overlaps another entry of its archive, as only a bomb's does")
@@ -215,21 +209,16 @@ def list_zip(path: Path) -> Iterator[Entry]:
 def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
     """Find entries that reach into the next. zipfile refuses them too, but only since Python 3.12."""
     ordered = sorted(infos, key=lambda info: info.header_offset)
-    return {
-        id(info)
-        for info, after in pairwise(ordered)
-        if info.header_offset + LOCAL_HEADER_BYTES + info.compress_size > after.header_offset
-    }
+    ends = [info.header_offset + LOCAL_HEADER_BYTES + info.compress_size for info in ordered]
+    return {id(info) for info, end, after in zip(ordered, ends, ordered[1:]) if end > after.header_offset}
 
 
 def is_tar(path: Path) -> bool:
     """Whether a file begins like an uncompressed tar."""
-    try:
-        with open(path, "rb") as file:
-            tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-    except (tarfile.TarError, OSError):
-        return False
-    return True
+    with contextlib.suppress(tarfile.TarError, OSError), open(path, "rb") as file:
+        tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        return True
+    return False
 
 
 def unpacker(head: bytes) -> str | None:

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -63,9 +63,8 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
         return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
     try:
         if not root.exists():
-            raise DataError(
-                f"{root}: no such folder or file; expected images: a folder, tar, zip, .npz, .npy or dataset"
-            )
+            expected = "expected images: a folder, tar, zip, .npz, .npy or dataset"
+            raise DataError(f"{root}: no such folder or file; {expected}")
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
         with open(root, "rb") as file:
@@ -111,11 +110,9 @@ def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _rows(root: Path, rows: arrays.ArrayImages) -> Listing:
-    names = rows.class_names
-    words: list[Word | None] | None = None
-    if rows.labels is not None:
-        words = [names[label] for label in rows.labels] if names else list(rows.labels)
-    numbers = rows.labels if names else None
+    names, numbers = list(rows.class_names), rows.labels
+    words = [names[label] for label in numbers] if names and numbers is not None else numbers
+    numbers = numbers if names else None
     return Listing(f"{root}: ", rows.files, rows.refs, words, root.stem, names or None, numbers, rows.in_order)
 
 
@@ -152,17 +149,9 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     classes = {name.partition("/")[0] for name in names if "/" in name}
     flat = alone or not classes
     classes |= {name.partition("/")[0] for name in folders}
-    return Listing(
-        prefix,
-        names,
-        [ref for _, ref in entries],
-        beside,
-        stem,
-        None if flat or beside is not None else sorted(classes, key=os.fsencode),
-        flat=flat,
-        captioned=captioned and beside is None,
-        notes=notes,
-    )
+    own = None if flat or beside is not None else sorted(classes, key=os.fsencode)
+    listing = Listing(prefix, names, [ref for _, ref in entries], beside, stem, own, flat=flat, notes=notes)
+    return replace(listing, captioned=captioned and beside is None)
 
 
 def _refuse_arrays(entries: list[Entry], prefix: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,24 +16,13 @@ import numpy as np
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
+from elbocli.files.reading import refusing
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
-UNREADABLE = (
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    tokenize.TokenError,
-    RecursionError,
-    MemoryError,
-    NotImplementedError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
 
 
 class SampleReader:
@@ -70,18 +58,15 @@ class SampleReader:
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     """Read the shape (N, H, W, C) that an NPY header announces. Raises FormatError when it isn't one of images."""
-    try:
+    with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except UNREADABLE as error:
-        raise FormatError(f"{name}: not an NPY stream of images ({error}); write one with 'elbo sample'") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
         raise FormatError(f"{name}: holds {dtype} {shape}, expected uint8 (N, H, W, 1 or 3) with N > 0, C order")
     if shape[0] > LARGEST_COUNT or max(shape[1:3]) > LARGEST_SIDE:
-        raise FormatError(
-            f"{name}: announces {shape[0]} images of {shape[2]} x {shape[1]} pixels, more than can be meant"
-        )
+        size = f"{shape[2]} x {shape[1]} pixels"
+        raise FormatError(f"{name}: announces {shape[0]} images of {size}, more than can be meant")
     return shape
 
 
@@ -113,9 +98,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
 
 
 def _png_folder(folder: Path) -> SampleReader:
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-    )
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
         raise DataError(f"{folder}: no images inside")
 
@@ -149,11 +132,8 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray |
     """Read the labels in `arr_1` of an .npz, int64 [count]; None when there are none. Raises FormatError."""
     if "arr_1.npy" not in archive.namelist():
         return None
-    try:
-        with archive.open("arr_1.npy") as member:
-            labels = np.lib.format.read_array(member, allow_pickle=False)
-    except UNREADABLE as error:
-        raise FormatError(f"{name}: arr_1 is not usable as labels: {error}") from error
+    with refusing(f"{name}: arr_1 is not usable as labels"), archive.open("arr_1.npy") as member:
+        labels = np.lib.format.read_array(member, allow_pickle=False)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise FormatError(f"{name}: arr_1 is {labels.dtype} {labels.shape}, expected {count} integer labels")
     return np.asarray(labels, np.int64)
@@ -163,11 +143,8 @@ def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     """Read how the images of an .npz were made, from its `about`; empty when it has none. Raises FormatError."""
     if "about.npy" not in archive.namelist():
         return {}
-    try:
-        with archive.open("about.npy") as member:
-            about = str(np.lib.format.read_array(member, allow_pickle=False))
-    except UNREADABLE as error:
-        raise FormatError(f"{name}: about is not usable: {error}") from error
+    with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
+        about = str(np.lib.format.read_array(member, allow_pickle=False))
     return _by_name(about, f"{name}: about")
 
 
@@ -177,15 +154,11 @@ def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _by_name(text: Any, what: str) -> dict[str, Any]:
-    try:
+    with refusing(f"{what} is not usable", "; draw these samples again, or merge their parts again"):
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("expected settings by name")
-    except UNREADABLE as error:
-        raise FormatError(
-            f"{what} is not usable: {error}; draw these samples again, or merge their parts again"
-        ) from error
-    return found
+        return found
 
 
 @contextlib.contextmanager
@@ -201,14 +174,13 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     elif source.suffix == ".h5":
         data = Dataset(source)
         several = data.num_classes > 1  # One class is no label: a dataset has it that has none.
-        yield SampleReader(
-            str(source),
-            data.shape,
-            data.labels if several else None,
-            lambda start, count: data.batch(np.arange(start, start + count)),
-            data.attributes,
-            data.class_names if several and len(data.class_names) == data.num_classes else (),
-        )
+        labels = data.labels if several else None
+        names = data.class_names if several and len(data.class_names) == data.num_classes else ()
+
+        def read(start: int, count: int) -> np.ndarray:
+            return data.batch(np.arange(start, start + count))
+
+        yield SampleReader(str(source), data.shape, labels, read, data.attributes, names)
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))

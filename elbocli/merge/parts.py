@@ -13,26 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.hashing import add_rows
+from elbocli.files.reading import refusing
 from elbocli.images.samples import drawn
 
-OWN = {
-    *(
-        "format",
-        "version",
-        "count",
-        "digests",
-        "payload_sha256",
-        "contents_sha256",
-        "source_sha256",
-        "skipped",
-        "changed",
-    ),
-    *("shard", "shard_of", "command", "samples", "elbo_version", "pillow_version"),
-}
+WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
+OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples", "elbo_version", "pillow_version"}
 """Attributes in which parts of one dataset may differ; all others say how it was made."""
 
 
@@ -65,10 +54,8 @@ class Part:
     @property
     def changed(self) -> Counter[str]:
         """Number of images that were changed while decoding, by kind. Raises FormatError."""
-        try:
+        with refusing(f"{self.path}: its attribute changed is no JSON of counts", "; pack it again"):
             return Counter({str(kind): int(count) for kind, count in json.loads(self.attributes["changed"]).items()})
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise FormatError(f"{self.path}: its attribute changed is no JSON of counts; pack it again") from error
 
     def rows(self) -> Iterator[list[np.ndarray] | np.ndarray]:
         """Yield the rows, a few at a time. Raises DataError after the last when they are not what was written."""
@@ -124,10 +111,10 @@ def refuse_strangers(parts: Sequence[Part]) -> None:
                     f"{part.path}: {key} is {_short(other.get(key))}, but {_short(first.get(key))} in {parts[0].path}; "
                     "parts of one dataset are made in one way"
                 )
-        if sorted({*part.arrays, *part.names}) != sorted({*parts[0].arrays, *parts[0].names}):
+        here, there = (", ".join(sorted({*one.arrays, *one.names})) for one in (part, parts[0]))
+        if here != there:
             raise DataError(
-                f"{part.path}: holds {', '.join(sorted({*part.arrays, *part.names}))}, but {parts[0].path} holds "
-                f"{', '.join(sorted({*parts[0].arrays, *parts[0].names}))}; parts of one dataset hold the same"
+                f"{part.path}: holds {here}, but {parts[0].path} holds {there}; parts of one dataset hold the same"
             )
 
 

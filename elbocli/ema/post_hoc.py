@@ -49,20 +49,17 @@ def run(
     every = [(snapshot, parse_average(name)) for snapshot in found for name in snapshot.names]
     parts = [(snapshot, average) for snapshot, average in every if average.stored]
     if not parts:
-        raise DataError(
-            f"{path}: no snapshots of power averages{'' if at is None else f' up to step {at}'}; train with "
-            "--snapshot-every STEPS"
-        )
+        until = "" if at is None else f" up to step {at}"
+        raise DataError(f"{path}: no snapshots of power averages{until}; train with --snapshot-every STEPS")
     last = parts[-1][0]
     if at is not None and last.step != at:
         raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
     layout = _layout(path, config, parts)
     solution = solve([_profile(snapshot, average) for snapshot, average in parts], _profile(last, target))
     if solution.residual > REFUSE:
-        raise DataError(
-            f"{path}: {target.spec} can't be made of {len(found)} snapshots up to step {last.step}: the nearest profile is "
-            f"off by {100 * solution.residual:.0f} %; {REMEDY}"
-        )
+        what = f"{target.spec} can't be made of {len(found)} snapshots up to step {last.step}"
+        off = f"the nearest profile is off by {100 * solution.residual:.0f} %"
+        raise DataError(f"{path}: {what}: {off}; {REMEDY}")
     if solution.residual > WARN:
         yield Progress(
             message=f"{target.spec} is hard to make of {len(found)} snapshots up to step {last.step}: its profile is off by "
@@ -111,10 +108,8 @@ def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> SnapshotLa
         found = snapshot.layout(average.name)
         layout = layout or found
         if found != layout or {key: shape for key, (_, shape) in found.items()} != shapes:
-            raise FormatError(
-                f"{snapshot.path}: {average.name} is of another network than {path / 'config.yaml'}; "
-                "delete that snapshot, or name its own run"
-            )
+            strange = f"{average.name} is of another network than {path / 'config.yaml'}"
+            raise FormatError(f"{snapshot.path}: {strange}; delete that snapshot, or name its own run")
     return layout
 
 

@@ -105,9 +105,8 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     damaged: list[FormatError] = []
     found = next(sealed_folder.whole(reversed(checkpoints(run)), read_checkpoint, damaged.append), None)
     if found is None and damaged:
-        raise FormatError(
-            f"{run}: every checkpoint is damaged; choose another run, or delete it to train again ({damaged[0]})"
-        )
+        remedy = "choose another run, or delete it to train again"
+        raise FormatError(f"{run}: every checkpoint is damaged; {remedy} ({damaged[0]})")
     for trouble in damaged:
         warn(f"{trouble}; using the checkpoint before it")
     return found

@@ -73,8 +73,7 @@ class Dataset(DatasetFile):
         offsets = self.member("offsets")
         if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
             raise FormatError(f"{self.path}: 'encoded' is {member.dtype} {member.shape}, expected uint8 with 'offsets'")
-        self._offsets = offsets[()].astype(np.int64)
-        ends = self._offsets
+        ends = self._offsets = offsets[()].astype(np.int64)
         if len(ends) < 2 or ends[0] != 0 or ends[-1] != len(member) or (np.diff(ends) <= 0).any():
             raise FormatError(f"{self.path}: damaged: its offsets are not those of {len(member)} bytes; pack it again")
         return len(ends) - 1, size, size, channels

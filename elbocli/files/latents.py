@@ -44,7 +44,9 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel; where config.json has latents_mean and latents_std, these too."""
-    scale = _positive(config.get("scaling_factor"), "scaling_factor")
+    (scale,) = _numbers([config.get("scaling_factor")], 1, "scaling_factor")
+    if scale <= 0:
+        raise FormatError(f"scaling_factor is {scale:g}, expected a number above 0")
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         spread = _numbers(std, channels, "latents_std")
@@ -105,9 +107,8 @@ class LatentSpace:
 
     def attributes(self) -> dict[str, Any]:
         """Plain values, for a dataset's attributes and a run's config."""
-        values = {key: getattr(self, field) for field, key in ATTRIBUTES.items()}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        return {**plain, ATTRIBUTES["mirrored"]: int(self.mirrored)}
+        plain = {**vars(self), "shift": list(self.shift), "scale": list(self.scale), "mirrored": int(self.mirrored)}
+        return {key: plain[field] for field, key in ATTRIBUTES.items()}
 
 
 _OF_LATENTS = ("convention", "shift", "scale", "input")
@@ -145,10 +146,3 @@ def _numbers(values: object, count: int, name: str) -> tuple[float, ...]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise FormatError(f"{name} holds {value!r}, expected finite numbers")
     return tuple(float(value) for value in values)
-
-
-def _positive(value: object, name: str) -> float:
-    (number,) = _numbers([value], 1, name)
-    if number <= 0:
-        raise FormatError(f"{name} is {number:g}, expected a number above 0")
-    return number

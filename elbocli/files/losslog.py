@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -124,10 +123,9 @@ class Reader:
             self.log = LossLog(row, at, torch.zeros(3, len(at) - 1, dtype=torch.float64), 0, 0)
             self._edges = edges
         elif self._edges != edges:
-            raise FormatError(
-                f"{where}: its bins ({len(edges) - 1} over {edges[0]:g} to {edges[-1]:g}) differ from the first log's "
-                f"({len(self._edges) - 1} over {self._edges[0]:g} to {self._edges[-1]:g}); fit a schedule to each alone"
-            )
+            here, first = (f"({len(e) - 1} over {e[0]:g} to {e[-1]:g})" for e in (edges, self._edges))
+            bins = f"its bins {here} differ from the first log's {first}"
+            raise FormatError(f"{where}: {bins}; fit a schedule to each alone")
 
     def _add(self, row: dict[str, Any], where: str) -> None:
         assert self.log is not None
@@ -137,9 +135,8 @@ class Reader:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
         if sums.shape != self.log.sums.shape or not bool(((sums >= 0) & (sums <= LARGEST)).all()):
-            raise FormatError(
-                f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
-            )
+            numbers = f"{self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
+            raise FormatError(f"{where}: count, sum and sumsq must be {numbers}")
         if bool((sums[0] != sums[0].round()).any()):
             raise FormatError(f"{where}: count must be whole numbers")
         if step > self.since:
@@ -153,17 +150,16 @@ class Reader:
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """Add up runs, logs and streams. Raises FormatError."""
     reader = Reader(since)
-    with ExitStack() as stack:
-        for source in sources:
-            if not isinstance(source, Path):
-                reader.read(source, "standard input")
-                continue
-            path = source / "losslog.jsonl" if source.is_dir() else source
-            if not path.exists():
-                what = "no losslog.jsonl inside; is it a run?" if source.is_dir() else "no such loss log"
-                raise FormatError(f"{source}: {what}")
-            with told(path, "read"):
-                reader.read(stack.enter_context(open(path, "rb")), str(path))
+    for source in sources:
+        if not isinstance(source, Path):
+            reader.read(source, "standard input")
+            continue
+        path = source / "losslog.jsonl" if source.is_dir() else source
+        if not path.exists():
+            what = "no losslog.jsonl inside; is it a run?" if source.is_dir() else "no such loss log"
+            raise FormatError(f"{source}: {what}")
+        with told(path, "read"), open(path, "rb") as file:
+            reader.read(file, str(path))
     if reader.log is None:
         raise UsageError("name a run, a loss log, or - for standard input")
     return reader.log

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import ElboError, FormatError
+from elbocli.errors import DataError, ElboError, FormatError
 
 LARGEST_TEXT = 16 << 20
 
@@ -29,6 +29,15 @@ def refusing(what: object, then: str = "", kind: type[ElboError] = FormatError) 
         raise
     except Exception as error:
         raise kind(f"{what}: {one_line(error)}{then}") from error
+
+
+@contextlib.contextmanager
+def naming(where: object, kind: type[ElboError] = DataError) -> Iterator[None]:
+    """Put the name of a file in front of what an error of elbo's says, and make it one of that kind."""
+    try:
+        yield
+    except ElboError as error:
+        raise kind(f"{where}: {error}") from error
 
 
 def check_format(where: object, found: Mapping[str, Any], name: str, version: object = 1, then: str = "") -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
 from elbocli.files.dataset_block import BlockLayout
+from elbocli.files.reading import refusing
 
 Identity = str | dict[str, Any]
 """Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
@@ -82,7 +83,7 @@ class Resumable:
 
     def _read_journal(self) -> dict[str, Any]:
         restart = f"delete {self.partial.name} and {self.journal.name} to start again"
-        try:
+        with refusing(f"{self.journal}: not usable", f"; {restart}", DataError):
             state = json.loads(self.journal.read_text())
             rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), state["source"]
             if rows < 0 or done < 0 or size < 0 or not isinstance(state["notes"], dict):
@@ -93,8 +94,7 @@ class Resumable:
                 raise ValueError(f"{size} bytes for {rows} rows")
             if not self.layout.row and self._runs.stat().st_size < 8 * rows:
                 raise ValueError(f"{self._runs.name} is too short")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.journal}: not usable ({error}); {restart}") from error
+
         if source != self.source:
             raise self._other(source, restart)
         if done > self.limit:
@@ -181,8 +181,7 @@ def holding(
     with locked(lock, str(out), wait):
         try:
             refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
-            writer = make()
-            try:
+            with contextlib.closing(make()) as writer:
                 writer.start(afresh)
                 try:
                     yield writer
@@ -191,7 +190,5 @@ def holding(
                     if not writer.rows:
                         writer.discard()
                     raise
-            finally:
-                writer.close()
         finally:
             lock.unlink(missing_ok=True)

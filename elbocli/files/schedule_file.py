@@ -18,9 +18,9 @@ from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.core.weighting import Weighting, parse_weighting
-from elbocli.errors import ElboError, FormatError
+from elbocli.errors import FormatError
 from elbocli.files import strict_yaml
-from elbocli.files.reading import check_format
+from elbocli.files.reading import check_format, naming
 from elbocli.files.scheduler_config import read_config
 
 FORMAT = "elbo-schedule"
@@ -46,12 +46,11 @@ def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
     knots = content.get("knots")
     if not isinstance(knots, list) or not 2 <= len(knots) <= LARGEST_TABLE:
         raise FormatError(f"{path}: 'knots' must be a list of 2 to {LARGEST_TABLE} entries {{t, logsnr}}")
-    try:
-        table = Table([(float(knot["t"]), float(knot["logsnr"])) for knot in knots])
-    except (TypeError, KeyError, ValueError) as error:
-        raise FormatError(f"{path}: a knot is not {{t: NUMBER, logsnr: NUMBER}}") from error
-    except ElboError as error:
-        raise FormatError(f"{path}: {error}") from error
+    with naming(path, FormatError):
+        try:
+            table = Table([(float(knot["t"]), float(knot["logsnr"])) for knot in knots])
+        except (TypeError, KeyError, ValueError) as error:
+            raise FormatError("a knot is not {t: NUMBER, logsnr: NUMBER}") from error
     low, high = table.support
     if max(abs(low), abs(high)) > LIMIT:
         raise FormatError(f"{path}: logsnr {low:g} to {high:g} is outside -{LIMIT:g} to {LIMIT:g}")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
 from elbocli.core.schedule_curves import FmOt, ScheduleCurve
-from elbocli.errors import FormatError, UsageError
-from elbocli.files.reading import read_text, refusing
+from elbocli.errors import FormatError
+from elbocli.files.reading import naming, read_text, refusing
 
 MOST_TIMESTEPS = 100_000
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
@@ -46,10 +47,8 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     beta = _betas(path, config)
     scale = _number(path, config.get("snr_shift_scale", 1.0), "snr_shift_scale", above=0)
     logsnr = logsnr_of_betas(beta, snr_scale=scale, zero_terminal=config.get("rescale_betas_zero_snr") is True)
-    try:
+    with naming(path, FormatError):
         return TARGETS[kind], Steps(logsnr)
-    except UsageError as error:
-        raise FormatError(f"{path}: {error}") from error
 
 
 def _is_flow(config: dict[str, Any]) -> bool:
@@ -79,13 +78,10 @@ def _betas(path: Path, config: dict[str, Any]) -> Any:
     else:
         count = config.get("num_train_timesteps")
         if type(count) is not int or not 2 <= count <= MOST_TIMESTEPS:
-            raise FormatError(
-                f"{path}: num_train_timesteps is {count!r}, not a whole number from 2 to {MOST_TIMESTEPS}"
-            )
-        try:
+            wanted = f"a whole number from 2 to {MOST_TIMESTEPS}"
+            raise FormatError(f"{path}: num_train_timesteps is {count!r}, not {wanted}")
+        with naming(f"{path}: beta_schedule", FormatError):
             declared = BETAS.find(str(config.get("beta_schedule")))
-        except UsageError as error:
-            raise FormatError(f"{path}: beta_schedule: {error}") from error
         ends = [_number(path, config.get(key), key, above=0) for key in ("beta_start", "beta_end")]
         beta = declared.make(*ends, count)
     wrong = [value for value in beta.tolist() if not 0 < value < 1]
@@ -95,10 +91,7 @@ def _betas(path: Path, config: dict[str, Any]) -> Any:
 
 
 def _number(path: Path, value: Any, what: str, above: float = -math.inf) -> float:
-    try:
-        if not isinstance(value, bool) and isinstance(value, int | float) and above < float(value) < math.inf:
-            return float(value)
-    except OverflowError:
-        pass
+    if type(value) in (int, float) and above < value and abs(value) <= sys.float_info.max:
+        return float(value)
     least = f" above {above:g}" if above > -math.inf else ""
     raise FormatError(f"{path}: {what} is {str(value)[:40]}, not a number{least}")

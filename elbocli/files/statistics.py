@@ -61,9 +61,8 @@ def read_statistics(path: Path) -> Statistics:
                 raise
             raise FormatError(f"{what}: it holds pickled objects, which could run code{expected}") from error
     if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise FormatError(
-            f"{path}: mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}; expected floats (D,) and (D, D)"
-        )
+        held = f"mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}"
+        raise FormatError(f"{path}: {held}; expected floats (D,) and (D, D)")
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
         raise FormatError(f"{path}: mu or sigma holds NaN or infinity")
     largest = float(np.abs(sigma).max())

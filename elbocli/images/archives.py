@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.files.reading import refusing
+from elbocli.files.reading import one_line
 from elbocli.images.image_refs import ImageRef, Nowhere, Span, ZipEntry
 
 Entry = tuple[str, ImageRef]
@@ -86,11 +86,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-class _Window:
-    """A stretch of a file as tarfile wants it. Refuses headers of absurd size instead of reading them."""
+class _Tar:
+    """A tar that lies in a stretch of a file, and the stretch as tarfile wants it.
 
-    def __init__(self, handle: int, offset: int, size: int):
-        self.handle, self.offset, self.size, self.at = handle, offset, size, 0
+    Refuses headers of absurd size instead of reading them.
+    """
+
+    def __init__(self, handle: int, path: str, offset: int, size: int):
+        self.handle, self.path, self.offset, self.size = handle, path, offset, size
+        self.at = self.end = 0
 
     def read(self, count: int) -> bytes:
         if count > LONGEST_HEADER:
@@ -106,18 +110,10 @@ class _Window:
     def tell(self) -> int:
         return self.at
 
-
-class _Tar:
-    """A tar that lies in a stretch of a file."""
-
-    def __init__(self, handle: int, path: str, offset: int, size: int):
-        self.handle, self.path, self.offset, self.size = handle, path, offset, size
-        self.end = 0
-
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Its headers in order; `end` is then where they end."""
-        window = _Window(self.handle, self.offset, self.size)
-        with tarfile.open(fileobj=window, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
+        self.at = 0
+        with tarfile.open(fileobj=self, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 if info.size < 0 or tar.offset <= info.offset:
                     raise tarfile.ReadError(f"a file of {info.size} bytes")
@@ -131,7 +127,8 @@ class _Tar:
 
     def trouble(self) -> str:
         """Say what is wrong with the tar's end, after `members`; empty when nothing is."""
-        mark = os.pread(self.handle, max(0, min(tarfile.BLOCKSIZE, self.size - self.end)), self.offset + self.end)
+        self.at = self.end
+        mark = self.read(tarfile.BLOCKSIZE)
         if mark == bytes(tarfile.BLOCKSIZE):
             return ""
         return f"is damaged at byte {self.end} of {self.size}" if mark else "has no end mark and may be cut short"
@@ -189,8 +186,10 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
 
 def list_zip(path: Path) -> Iterator[Entry]:
     """List the files of a zip. Raises DataError when it is damaged."""
-    with refusing(f"{path}: a zip archive, but damaged or cut short", "; get it again", DataError):
+    try:
         archive = zipfile.ZipFile(path)
+    except Exception as error:  # zipfile raises of everything for damaged files
+        raise DataError(f"{path}: a zip archive, but damaged or cut short ({one_line(error)}); get it again") from error
     overlapping = _overlapping(archive.infolist())
     for info in archive.infolist():
         name = clean(info.filename)

@@ -70,17 +70,15 @@ def _open_npz(path: Path) -> ArrayImages:
     archive = zipfile.ZipFile(path)
     if "arr_0.npy" not in archive.namelist():
         inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
-        raise FormatError(
-            f"{path}: holds {inside}, but no images in arr_0; save them with numpy.savez(path, images, labels)"
-        )
+        remedy = "save them with numpy.savez(path, images, labels)"
+        raise FormatError(f"{path}: holds {inside}, but no images in arr_0; {remedy}")
     info = archive.getinfo("arr_0.npy")
     with archive.open(info) as member:
         shape = read_header(member, str(path))
         start = member.tell()
     if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
-        raise FormatError(
-            f"{path}: arr_0 announces {info.file_size} bytes, more than can be in it; make or get it again"
-        )
+        announced = f"arr_0 announces {info.file_size} bytes"
+        raise FormatError(f"{path}: {announced}, more than can be in it; make or get it again")
     labels = read_labels(archive, str(path), shape[0])
     known = None if labels is None else labels.tolist()
     _refuse_short(f"{path}: arr_0 is", info.file_size, start, shape)

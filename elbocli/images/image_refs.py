@@ -104,17 +104,11 @@ def will_need(refs: Sequence[ImageRef]) -> None:
     for ref in refs:
         if isinstance(ref, Span) and ref.size >= 0:
             low, high, total = stretches.get(ref.path, (ref.offset, 0, 0))
-            end = ref.offset + ref.size
-            stretches[ref.path] = min(low, ref.offset), max(high, end), total + ref.size
+            stretches[ref.path] = min(low, ref.offset), max(high, ref.offset + ref.size), total + ref.size
     for path, (low, high, total) in stretches.items():
-        if high - low > DENSE * total + (1 << 20):
-            continue
-        with contextlib.suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.posix_fadvise(handle, low, high - low, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(handle)
+        if high - low <= DENSE * total + (1 << 20):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), low, high - low, os.POSIX_FADV_WILLNEED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import refusing
+from elbocli.files.reading import naming, refusing
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
@@ -25,30 +26,20 @@ LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
 
 
+@dataclass
 class SampleReader:
     """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself.
 
-    class_names: of a dataset of several classes.
+    at(start, count): images from start on, uint8 [count, H, W, C]; each call must go on after the call before. Raises
+    DataError when the stream ends early. class_names: of a dataset of several classes.
     """
 
-    def __init__(
-        self,
-        name: str,
-        shape: tuple[int, int, int, int],
-        labels: np.ndarray | None,
-        read: Callable[[int, int], np.ndarray],
-        about: dict[str, Any] | None = None,
-        class_names: Sequence[str] = (),
-    ):
-        self.class_names = class_names
-        self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
-
-    def at(self, start: int, count: int) -> np.ndarray:
-        """Read images start to start + count, uint8 [count, H, W, C]; each call must go on after the call before.
-
-        Raises DataError when the stream ends early.
-        """
-        return self._read(start, count)
+    name: str
+    shape: tuple[int, int, int, int]
+    labels: np.ndarray | None
+    at: Callable[[int, int], np.ndarray]
+    about: dict[str, Any] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
@@ -88,9 +79,8 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
             except (OSError, zlib.error, zipfile.BadZipFile) as error:
                 raise DataError(f"{name}: {error}") from error
             if not got:
-                raise DataError(
-                    f"{name}: ended after {start + filled // row} of {shape[0]} images; its writer died or the file is cut short"
-                )
+                came = f"{start + filled // row} of {shape[0]} images"
+                raise DataError(f"{name}: ended after {came}; its writer died or the file is cut short")
             filled += got
         return np.frombuffer(buffer, np.uint8).reshape(count, *shape[1:])
 
@@ -103,10 +93,8 @@ def _png_folder(folder: Path) -> SampleReader:
         raise DataError(f"{folder}: no images inside")
 
     def pixels(path: Path) -> np.ndarray:
-        try:
+        with naming(path):
             array = np.asarray(decode(read_bytes(path), channels=0)[0])
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
         return array[..., None] if array.ndim == 2 else array
 
     def said(shape: tuple[int, ...]) -> str:
@@ -119,9 +107,8 @@ def _png_folder(folder: Path) -> SampleReader:
         for path in files[start : start + count]:
             image = pixels(path)
             if image.shape != shape:
-                raise DataError(
-                    f"{path}: {said(image.shape)}, but {files[0].name} has {said(shape)}; pack them alike with 'elbo prep'"
-                )
+                both = f"{said(image.shape)}, but {files[0].name} has {said(shape)}"
+                raise DataError(f"{path}: {both}; pack them alike with 'elbo prep'")
             batch.append(image)
         return np.stack(batch)
 
@@ -206,13 +193,11 @@ def _zip(path: Path) -> zipfile.ZipFile:
 
 
 def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
-    try:
-        return archive.open("arr_0.npy")
-    except KeyError:
+    if "arr_0.npy" not in archive.namelist():
         held = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))[:200]
-        raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0") from None
-    except (NotImplementedError, zipfile.BadZipFile, RuntimeError) as error:
-        raise FormatError(f"{path}: arr_0 can't be unpacked: {error}") from error
+        raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0")
+    with refusing(f"{path}: arr_0 can't be unpacked"):
+        return archive.open("arr_0.npy")
 
 
 def refuse_terminal(stream: IO[Any]) -> None:

@@ -59,12 +59,13 @@ class Source:
         return replace(self, **taken)
 
 
+def stop(trouble: str) -> None:
+    """Raise DataError."""
+    raise DataError(trouble + ", or add --on-error skip")
+
+
 def open_source(
-    roots: Sequence[Path] | Path,
-    *,
-    labels: Path | None = None,
-    classes: Path | None = None,
-    complain: Complain | None = None,
+    roots: Sequence[Path] | Path, *, labels: Path | None = None, classes: Path | None = None, complain: Complain = stop
 ) -> Source:
     """Open one or several sources.
 
@@ -73,7 +74,7 @@ def open_source(
     """
     roots = [roots] if isinstance(roots, Path) else list(roots)
     ours = [path for path in (labels, classes) if path is not None]
-    found = [layouts.list_source(root, labels is not None, len(roots) > 1, complain or _stop, ours) for root in roots]
+    found = [layouts.list_source(root, labels is not None, len(roots) > 1, complain, ours) for root in roots]
     if len(found) > 1:
         for part in found:
             layouts.named_among_others(part)
@@ -107,7 +108,9 @@ def _classified(
     notes = source.notes
     words = _of_one_kind(source, words, labels, classes, bare)
     own = found[0].classes if len(found) == 1 and labels is None else None
-    unused = set() if labels is not None else layouts.without_images(found, words)
+    every = {name for part in found for name in part.classes or ()}
+    # Classes without images count, if the sources know all those of the images.
+    unused = every if labels is None and set(words) <= every else set()
     numbers, class_names, dropped = assign(words, own, unused, classes, bare, notes)
     if labels is None and len(class_names) > 1 and any(part.captioned for part in found):
         notes.append("no class lies beside the images (.cls or .json), so their folders or archives are the classes")
@@ -132,10 +135,9 @@ def _complete(source: Source, words: Sequence[Word | None], labels: Path | None)
         (index for index in without if layouts.is_picture(source.files[index])), without[0] if not known else None
     )
     if missing is not None:
-        raise DataError(
-            f"{source.shown(missing)}: no class{f' in {labels}' if labels else ''}, as {len(without) - 1} others have none, "
-            f"but {len(known)} have one; give all of them one, or pack the two kinds apart"
-        )
+        numbers = f"as {len(without) - 1} others have none, but {len(known)} have one"
+        what = f"no class{f' in {labels}' if labels else ''}, {numbers}"
+        raise DataError(f"{source.shown(missing)}: {what}; give all of them one, or pack the two kinds apart")
     papers = [source.shown(index) for index in without]
     source.notes.append(layouts.left_out(papers, "no image by its name, and without a class"))
     return source.take([index for index, word in enumerate(words) if word is not None]), known
@@ -202,7 +204,3 @@ def _split(labels: Sequence[int], which: str, share: float) -> list[int]:
         # The same draw whatever number the class has, so that --classes leaves the parts as they are.
         held_out[rows[stream.permutation(0, len(rows))[: round(share * len(rows))]]] = True
     return np.flatnonzero(held_out if which == "val" else ~held_out).tolist()
-
-
-def _stop(trouble: str) -> None:
-    raise DataError(trouble + ", or add --on-error skip")

@@ -118,9 +118,8 @@ def _counts(path: Path, data: Dataset) -> list[str]:
         facts["class_counts"] = (arrays["class_counts"].tolist(), counted)
     for name, (found, expected) in facts.items():
         if found is not None and found != expected:
-            raise DataError(
-                f"{path}: damaged: {name} says {str(found)[:60]}, expected {str(expected)[:60]}; pack it again"
-            )
+            says = f"{name} says {str(found)[:60]}, expected {str(expected)[:60]}"
+            raise DataError(f"{path}: damaged: {says}; pack it again")
     return [name for name, (found, _) in facts.items() if found is not None]
 
 

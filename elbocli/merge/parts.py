@@ -107,15 +107,12 @@ def refuse_strangers(parts: Sequence[Part]) -> None:
         other = making(part)
         for key in [*first, *other]:
             if first.get(key) != other.get(key):
-                raise DataError(
-                    f"{part.path}: {key} is {_short(other.get(key))}, but {_short(first.get(key))} in {parts[0].path}; "
-                    "parts of one dataset are made in one way"
-                )
+                both = f"{_short(other.get(key))}, but {_short(first.get(key))} in {parts[0].path}"
+                raise DataError(f"{part.path}: {key} is {both}; parts of one dataset are made in one way")
         here, there = (", ".join(sorted({*one.arrays, *one.names})) for one in (part, parts[0]))
         if here != there:
-            raise DataError(
-                f"{part.path}: holds {here}, but {parts[0].path} holds {there}; parts of one dataset hold the same"
-            )
+            both = f"holds {here}, but {parts[0].path} holds {there}"
+            raise DataError(f"{part.path}: {both}; parts of one dataset hold the same")
 
 
 def _short(value: Any) -> str:
@@ -135,10 +132,8 @@ def in_order(parts: Sequence[Part]) -> tuple[list[Part], str]:
     for part in parts:
         index, of = part.shard or (0, 0)
         if part.attributes["shard_of"] != prep or of != total or index > total:
-            raise DataError(
-                f"{part.path}: shard {index}/{of} of another prep than {parts[0].path}; leave it out, or pack it again "
-                "from the same source with the same settings"
-            )
+            remedy = "leave it out, or pack it again from the same source with the same settings"
+            raise DataError(f"{part.path}: shard {index}/{of} of another prep than {parts[0].path}; {remedy}")
         if index in numbered:
             raise DataError(f"{part.path} and {numbered[index].path}: both are shard {index}/{total}; name one of them")
         numbered[index] = part

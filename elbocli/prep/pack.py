@@ -26,7 +26,7 @@ from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
 from elbocli.images.memory_budget import return_freed
-from elbocli.images.sources import Source, choose, open_source
+from elbocli.images.sources import Source, choose, open_source, stop
 from elbocli.prep.decode_ahead import Packed, packed_in_order
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
@@ -138,7 +138,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
         yield Progress(message=f"{named(sources)}: reading what is inside")
     complaints: list[str] = []
-    complain = complaints.append if settings.on_error == "skip" else None
+    complain = complaints.append if settings.on_error == "skip" else stop
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)

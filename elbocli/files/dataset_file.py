@@ -24,6 +24,8 @@ DIGESTS = "payload_sha256 contents_sha256"
 """Attribute `digests`: names of those that the file holds, so that none can vanish unnoticed."""
 
 
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+"""Errors of h5py and numpy when the bytes of a file make no sense."""
 Arrays = dict[str, np.ndarray]
 Names = dict[str, list[str]]
 
@@ -37,7 +39,7 @@ class DatasetFile:
             self._file = h5py.File(self.path, "r", locking=False)
         except FileNotFoundError:
             raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
-        except Exception as error:  # h5py raises of everything when the bytes of a file make no sense
+        except DAMAGE as error:
             kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
             expected = f"expected an {FORMAT} made by 'elbo prep' ({one_line(error, 120)})"
             raise FormatError(f"{path}: {kind}, {expected}") from error
@@ -47,7 +49,7 @@ class DatasetFile:
 
     def damage(self) -> contextlib.AbstractContextManager[None]:
         """Turn errors of HDF5 on a damaged file into a FormatError."""
-        return refusing(f"{self.path}: damaged", "; pack it again")
+        return refusing(f"{self.path}: damaged", "; pack it again", on=DAMAGE)
 
     def member(self, name: str, virtual: bool = False) -> h5py.Dataset:
         """An array of the file. virtual: whether it may lie in other files. Raises FormatError."""

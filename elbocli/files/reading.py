@@ -18,16 +18,18 @@ def one_line(error: Exception, most: int = 160) -> str:
 
 
 @contextlib.contextmanager
-def refusing(what: object, then: str = "", kind: type[ElboError] = FormatError) -> Iterator[None]:
-    """Turn any error of a library into one of elbo's: `what`, what the library says, `then`. Errors of elbo's pass.
+def refusing(
+    what: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
+) -> Iterator[None]:
+    """Turn errors of a library into one of elbo's: `what`, what the library says, `then`. Errors of elbo's pass.
 
-    Libraries raise everything for damaged files, so keep nothing but their calls in the block.
+    Libraries raise everything for damaged files, so keep nothing but their calls in the block. on: the errors meant.
     """
     try:
         yield
     except ElboError:
         raise
-    except Exception as error:
+    except on as error:
         raise kind(f"{what}: {one_line(error)}{then}") from error
 
 

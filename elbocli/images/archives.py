@@ -34,6 +34,7 @@ PACKED = {
     b"7z\xbc\xaf": "7z x",
     b"Rar!": "unrar x",
 }
+"""Programs that unpack what elbo can't read into, by how it begins."""
 
 
 def clean(name: str) -> str:
@@ -218,8 +219,3 @@ def is_tar(path: Path) -> bool:
         tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
         return True
     return False
-
-
-def unpacker(head: bytes) -> str | None:
-    """The program that unpacks a file that begins like this, when elbo can't read into it."""
-    return next((program for magic, program in PACKED.items() if head.startswith(magic)), None)

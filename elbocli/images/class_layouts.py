@@ -18,7 +18,7 @@ from PIL import Image
 from elbocli.errors import DataError
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays
-from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip, unpacker
+from elbocli.images.archives import PACKED, Complain, Entry, is_tar, list_folder, list_tar, list_zip
 from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
@@ -81,7 +81,7 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
         return _files(list(list_zip(root)), f"{root}: ", root.stem, any_depth, among)
     if is_tar(root):
         return _files(list(list_tar(str(root), complain)), f"{root}: ", root.stem, any_depth, among)
-    if program := unpacker(head):
+    if program := next((program for magic, program in PACKED.items() if head.startswith(magic)), None):
         why = (
             f"is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
             "then pack what comes out (images hardly get larger by it)"

@@ -24,8 +24,6 @@ from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_stra
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
 
-SUFFIX = ".h5"
-
 
 def _joined_contents(parts: Sequence[Part]) -> tuple[Arrays, Names]:
     """Join arrays with a value per image, sum counts per class, and keep others once. Raises DataError when they differ."""
@@ -97,8 +95,8 @@ def run(
     Raises UsageError: `out` exists, a part twice, a part out of reach of a virtual dataset; DataError: parts that don't
     belong together, a shard missing, a damaged part, a full disk; FormatError: no dataset.
     """
-    if out.suffix != SUFFIX:
-        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the first argument")
+    if out.suffix != ".h5":
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
     refuse_existing(out, overwrite)
     parts, message = in_order(open_parts(paths, out))
     refuse_strangers(parts)

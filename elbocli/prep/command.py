@@ -125,6 +125,6 @@ def prep(
     from elbocli.cli.progress_bar import show
     from elbocli.prep import pack as loop
 
+    options |= {"channels": int(channels), "workers": workers or 0, "preallocate": not no_preallocate}
     options |= {"device": device or "auto", "precision": precision or "fp32", "command": command_line()}
-    settings = loop.Settings(channels=int(channels), workers=workers or 0, preallocate=not no_preallocate, **options)
-    show(loop.run(list(sources), out, settings))
+    show(loop.run(list(sources), out, loop.Settings(**options)))

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
-SUFFIX = ".h5"
 LONG_LISTING_BYTES = 1 << 30
 
 
@@ -129,8 +128,8 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
     UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
     """
-    if out.suffix != SUFFIX:
-        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the last argument")
+    if out.suffix != ".h5":
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the last argument")
     refuse_existing(out, settings.overwrite)
     return_freed()
     settings.decode_options.colour  # noqa: B018 refuse a bad colour before any work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,20 @@ def run(
     config = read_run_config(path, warnings.append)
     found = snapshots.whole(path, warnings.append, at)
     yield from (Progress(message=text, level="warning") for text in warnings)
-    parts = [(snapshot, average) for snapshot in found for average in _stored(snapshot)]
+    every = [(snapshot, parse_average(name)) for snapshot in found for name in snapshot.names]
+    parts = [(snapshot, average) for snapshot, average in every if average.stored]
     if not parts:
-        raise DataError(
-            f"{path}: no snapshots of power averages{'' if at is None else f' up to step {at}'}; train with "
-            "--snapshot-every STEPS"
-        )
+        until = "" if at is None else f" up to step {at}"
+        raise DataError(f"{path}: no snapshots of power averages{until}; train with --snapshot-every STEPS")
     last = parts[-1][0]
     if at is not None and last.step != at:
         raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
     layout = _layout(path, config, parts)
     solution = solve([_profile(snapshot, average) for snapshot, average in parts], _profile(last, target))
     if solution.residual > REFUSE:
-        raise DataError(
-            f"{path}: {target.spec} can't be made of {len(found)} snapshots up to step {last.step}: the nearest profile is "
-            f"off by {100 * solution.residual:.0f} %; {REMEDY}"
-        )
+        what = f"{target.spec} can't be made of {len(found)} snapshots up to step {last.step}"
+        off = f"the nearest profile is off by {100 * solution.residual:.0f} %"
+        raise DataError(f"{path}: {what}: {off}; {REMEDY}")
     if solution.residual > WARN:
         yield Progress(
             message=f"{target.spec} is hard to make of {len(found)} snapshots up to step {last.step}: its profile is off by "
@@ -80,12 +79,11 @@ def run(
         "elbo_version": __version__,
         "command": command,
     }
-    combined = _Combination(used)
-    for done in writing_average(out, layout, about, combined.tensor):
+    files = [(x, snapshot.tensors(average.name)) for x, (snapshot, average) in used]
+    for done in writing_average(out, layout, about, partial(_combined, files)):
         yield Progress(done, len(layout), "tensor")
-    yield Progress(
-        message=f"{out}: {len(layout)} tensors from {len(used)} averages in {len(found)} snapshots", level="detail"
-    )
+    summary = f"{out}: {len(layout)} tensors from {len(used)} averages in {len(found)} snapshots"
+    yield Progress(message=summary, level="detail")
     return {
         "average": str(out),
         **{key: about[key] for key in ("spec", "std", "step", "images", "run", "residual")},
@@ -95,11 +93,6 @@ def run(
         "largest_coefficient": max(abs(x) for x, _ in used),
         "sha256": read_about(out)["payload_sha256"],
     }
-
-
-def _stored(snapshot: Snapshot) -> list[Average]:
-    """The averages of a snapshot that can be combined."""
-    return [average for average in map(parse_average, snapshot.names) if average.stored]
 
 
 def _profile(snapshot: Snapshot, average: Average) -> Profile:
@@ -115,25 +108,20 @@ def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> SnapshotLa
         found = snapshot.layout(average.name)
         layout = layout or found
         if found != layout or {key: shape for key, (_, shape) in found.items()} != shapes:
-            raise FormatError(
-                f"{snapshot.path}: {average.name} is of another network than {path / 'config.yaml'}; "
-                "delete that snapshot, or name its own run"
-            )
+            strange = f"{average.name} is of another network than {path / 'config.yaml'}"
+            raise FormatError(f"{snapshot.path}: {strange}; delete that snapshot, or name its own run")
     return layout
 
 
-class _Combination:
-    """Σ x average, a tensor at a time. Sums are in float64; whole numbers are those of the last part."""
+def _combined(files: list[tuple[float, Any]], key: str) -> Tensor:
+    """A tensor of Σ x average, in the type that the snapshots have; whole numbers are those of the last.
 
-    def __init__(self, used: list[tuple[float, Part]]):
-        self._files = [(x, snapshot.tensors(average.name)) for x, (snapshot, average) in used]
-
-    def tensor(self, key: str) -> Tensor:
-        """One tensor of the average, in the type that the snapshots have."""
-        last: Tensor = self._files[-1][1].get_tensor(key)
-        if not last.is_floating_point():
-            return last
-        total = torch.zeros(last.shape, dtype=torch.float64)
-        for x, file in self._files:
-            total.add_(file.get_tensor(key).double(), alpha=x)
-        return total.to(last.dtype)
+    files: x, and the open file of an average. Sums are in float64.
+    """
+    last: Tensor = files[-1][1].get_tensor(key)
+    if not last.is_floating_point():
+        return last
+    total = torch.zeros(last.shape, dtype=torch.float64)
+    for x, file in files:
+        total.add_(file.get_tensor(key).double(), alpha=x)
+    return total.to(last.dtype)

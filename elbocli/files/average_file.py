@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told, writing
+from elbocli.files.reading import check_format, refusing
 from elbocli.files.snapshots import SnapshotLayout
 
 FORMAT = "elbo-ema"
@@ -65,21 +66,12 @@ def writing_average(
 
 def read_about(path: Path) -> dict[str, Any]:
     """Read how the average was made: spec, step, images, run, …. Raises FormatError when the file is no such average."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{path}: not usable weights: {error}") from error
-    if meta.get("format") != FORMAT or meta.get("version") != "1":
-        raise FormatError(
-            f"{path}: weights of format {meta.get('format')!r} version {meta.get('version')!r}, "
-            f"expected {FORMAT!r} version '1'; make them with 'elbo ema'"
-        )
-    try:
+    with refusing(f"{path}: not usable weights"), safe_open(path, framework="pt") as file:
+        meta = file.metadata() or {}
+    check_format(path, meta, FORMAT, "1", "; make them with 'elbo ema'")
+    with refusing(f"{path}: doesn't say how it was made"):
         about = json.loads(meta["about"])
         str(about["spec"]), int(about["step"]), int(about["images"]), dict(about["trained"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: doesn't say how it was made: {error}") from error
     return {**about, DIGEST: meta.get(DIGEST)}
 
 
@@ -97,7 +89,5 @@ def check(path: Path) -> None:
 def load(path: Path) -> dict[str, Tensor]:
     """Read all tensors. Raises FormatError when they are not those that were written."""
     check(path)
-    try:
+    with refusing(f"{path}: not usable weights"):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{path}: not usable weights: {error}") from error

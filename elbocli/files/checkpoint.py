@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files import sealed_folder, strict_yaml
 from elbocli.files.atomic import write_text
+from elbocli.files.reading import check_format, refusing
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import WEIGHTS, SealedFolder
 
@@ -43,10 +43,8 @@ class Checkpoint(SealedFolder):
         path = self.path / f"{name}{WEIGHTS}"
         if path.name not in self.meta["files"]:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        try:
+        with refusing(f"{path}: not usable weights"):
             return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise FormatError(f"{path}: not usable weights: {error}") from error
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
@@ -55,14 +53,12 @@ class Checkpoint(SealedFolder):
 
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
-    try:
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path) or None)
-    except pickle.UnpicklingError as error:
-        raise FormatError(
-            f"{name or source}: refused: it holds more than tensors, and loading it could run code"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise FormatError(f"{name or source}: not a file of tensors: {' '.join(str(error).split())[:160]}") from error
+    what = name or source
+    with refusing(f"{what}: not a file of tensors"):
+        try:
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path) or None)
+        except pickle.UnpicklingError as error:
+            raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
 
 
 def save(
@@ -109,9 +105,8 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     damaged: list[FormatError] = []
     found = next(sealed_folder.whole(reversed(checkpoints(run)), read_checkpoint, damaged.append), None)
     if found is None and damaged:
-        raise FormatError(
-            f"{run}: every checkpoint is damaged; choose another run, or delete it to train again ({damaged[0]})"
-        )
+        remedy = "choose another run, or delete it to train again"
+        raise FormatError(f"{run}: every checkpoint is damaged; {remedy} ({damaged[0]})")
     for trouble in damaged:
         warn(f"{trouble}; using the checkpoint before it")
     return found
@@ -132,10 +127,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content of a config.yaml, if it is a run's. Raises FormatError."""
-    if config.get("format") != RUN_FORMAT or config.get("version") != 1:
-        raise FormatError(
-            f"{path}: format is {config.get('format')!r} version {config.get('version')!r}, expected {RUN_FORMAT!r} version 1"
-        )
+    check_format(path, config, RUN_FORMAT)
     for key in ("settings", "network", "data", "files"):
         if not isinstance(config.get(key), dict):
             raise FormatError(f"{path}: no section {key!r}")

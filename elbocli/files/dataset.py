@@ -7,6 +7,7 @@ Any HDF5 tool reads it; a random batch costs no more than one of a plain array f
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +19,8 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.dataset_block import (
-    ENCODED,
-    IMAGES,
-    LATENTS,
-    SCAN_BYTES,
-    Block,
-    BlockLayout,
-    encoded,
-    latents,
-    open_block,
-    plain,
-)
+from elbocli.files import dataset_block as blocks
+from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, open_block
 from elbocli.files.dataset_file import FORMAT, DatasetFile, attributes_of
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
@@ -56,25 +47,21 @@ class Dataset(DatasetFile):
             self.num_classes = max(len(self.class_names), int(self.labels.max()) + 1)
             self.block: Block = open_block(member, self.path)
         if self.kind == LATENTS and not latents:
-            raise FormatError(
-                f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves"
-            )
+            remedy = "name the dataset of the images themselves"
+            raise FormatError(f"{path}: holds latents, pixels are needed here; {remedy}")
 
     def _shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
         """Check the block; return the shape (N, H, W, C) of its images. Raises FormatError."""
         if self.kind == ENCODED:
             return self._encoded_shape(member)
+        found = f"{self.path}: {self.kind!r} is {member.dtype} {member.shape}"
         n, *row = member.shape if member.ndim == 4 else (0, 0, 0, 0)
         if self.kind == LATENTS:
             if member.dtype != np.float16 or n == 0 or row[0] % 2 or row[0] < 2:
-                raise FormatError(
-                    f"{self.path}: 'latents' is {member.dtype} {member.shape}, expected float16 (N, 2C, H, W) with N > 0"
-                )
+                raise FormatError(f"{found}, expected float16 (N, 2C, H, W) with N > 0")
             return n, row[1], row[2], row[0] // 2
         if member.dtype != np.uint8 or n == 0 or row[2] not in (1, 3):
-            raise FormatError(
-                f"{self.path}: 'images' is {member.dtype} {member.shape}, expected uint8 (N, H, W, 1 or 3) with N > 0"
-            )
+            raise FormatError(f"{found}, expected uint8 (N, H, W, 1 or 3) with N > 0")
         return n, row[0], row[1], row[2]
 
     def _encoded_shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
@@ -86,8 +73,7 @@ class Dataset(DatasetFile):
         offsets = self.member("offsets")
         if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
             raise FormatError(f"{self.path}: 'encoded' is {member.dtype} {member.shape}, expected uint8 with 'offsets'")
-        self._offsets = offsets[()].astype(np.int64)
-        ends = self._offsets
+        ends = self._offsets = offsets[()].astype(np.int64)
         if len(ends) < 2 or ends[0] != 0 or ends[-1] != len(member) or (np.diff(ends) <= 0).any():
             raise FormatError(f"{self.path}: damaged: its offsets are not those of {len(member)} bytes; pack it again")
         return len(ends) - 1, size, size, channels
@@ -166,9 +152,9 @@ class Dataset(DatasetFile):
     def layout(self) -> BlockLayout:
         """The layout of the block on disk."""
         if self.kind == ENCODED:
-            return encoded(-(-self.block.nbytes // len(self)))
+            return blocks.encoded(-(-self.block.nbytes // len(self)))
         height, width, channels = self.shape[1:]
-        return latents((2 * channels, height, width)) if self.kind == LATENTS else plain((height, width, channels))
+        return blocks.latents((2 * channels, height, width)) if self.kind == LATENTS else blocks.plain(self.shape[1:])
 
     def identity(self) -> dict[str, Any]:
         """Facts that a run must find again when it resumes."""
@@ -196,12 +182,9 @@ def find_dataset(folder: Path) -> Path:
     """Find the only elbo-dataset in a folder. Raises DataError when there is none, or more than one."""
     found = []
     for path in sorted(folder.glob("*.h5")):
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                if attributes_of(file).get("format") == FORMAT:
-                    found.append(path)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError), h5py.File(path, "r", locking=False) as file:
+            if attributes_of(file).get("format") == FORMAT:
+                found.append(path)
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} datasets here ({', '.join(p.name for p in found)})" if found else "no dataset here"

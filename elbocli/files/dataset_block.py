@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from elbocli.errors import FormatError
+from elbocli.files.reading import refusing
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
 BLOCKS = {IMAGES, ENCODED, LATENTS}
@@ -148,18 +149,15 @@ def _mapped_source(source: Any, member: h5py.Dataset, path: Path) -> Any:
     part = path.parent / name
     if not part.is_file():
         raise FormatError(f"{part}: no such file, but it is a part of {path}; keep both in place")
-    try:
-        with h5py.File(part, "r", locking=False) as file:
-            link = file.get(source.dset_name, getlink=True)
-            found = file[source.dset_name] if isinstance(link, h5py.HardLink) else None
-            low, high = source.vspace.get_select_bounds()
-            if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
-                raise FormatError(f"{part}: {source.dset_name!r} is not a self-contained dataset; {path} needs it")
-            if found.shape != (high[0] + 1 - low[0], *member.shape[1:]) or found.dtype != member.dtype:
-                raise FormatError(f"{part}: {found.dtype} {found.shape} is not what {path} was made of; merge it again")
-            block = _mapped(found, part)
-    except OSError as error:
-        raise FormatError(f"{part}: a part of {path}, can't be read ({' '.join(str(error).split())[:120]})") from error
+    with refusing(f"{part}: a part of {path}, can't be read"), h5py.File(part, "r", locking=False) as file:
+        link = file.get(source.dset_name, getlink=True)
+        found = file[source.dset_name] if isinstance(link, h5py.HardLink) else None
+        low, high = source.vspace.get_select_bounds()
+        if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
+            raise FormatError(f"{part}: {source.dset_name!r} is not a self-contained dataset; {path} needs it")
+        if found.shape != (high[0] + 1 - low[0], *member.shape[1:]) or found.dtype != member.dtype:
+            raise FormatError(f"{part}: {found.dtype} {found.shape} is not what {path} was made of; merge it again")
+        block = _mapped(found, part)
     if not isinstance(block, np.memmap):
         raise FormatError(f"{part}: its rows are not one block; pack it again")
     return block

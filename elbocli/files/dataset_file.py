@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,18 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset_block import BLOCKS
+from elbocli.files.reading import check_format, one_line, refusing
 
 FORMAT = "elbo-dataset"
 VERSION = 1
 DIGESTS = "payload_sha256 contents_sha256"
 """Attribute `digests`: names of those that the file holds, so that none can vanish unnoticed."""
+
+
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 """Errors of h5py and numpy when the bytes of a file make no sense."""
+Arrays = dict[str, np.ndarray]
+Names = dict[str, list[str]]
 
 
 class DatasetFile:
@@ -37,24 +41,15 @@ class DatasetFile:
             raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
         except DAMAGE as error:
             kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
-            raise FormatError(
-                f"{path}: {kind}, expected an {FORMAT} made by 'elbo prep' ({' '.join(str(error).split())[:120]})"
-            ) from error
+            expected = f"expected an {FORMAT} made by 'elbo prep' ({one_line(error, 120)})"
+            raise FormatError(f"{path}: {kind}, {expected}") from error
         with self.damage():
             self.attributes = attributes_of(self._file)
-        found, version = self.attributes.get("format"), self.attributes.get("version")
-        if found != FORMAT:
-            raise FormatError(f"{path}: format is {found!r}, expected {FORMAT!r}; make one with 'elbo prep'")
-        if version != VERSION:
-            raise FormatError(f"{path}: version {version!r} is not known to this elbo; it reads version {VERSION}")
+        check_format(path, self.attributes, FORMAT, VERSION, "; make one with 'elbo prep'")
 
-    @contextlib.contextmanager
-    def damage(self) -> Iterator[None]:
+    def damage(self) -> contextlib.AbstractContextManager[None]:
         """Turn errors of HDF5 on a damaged file into a FormatError."""
-        try:
-            yield
-        except DAMAGE as error:
-            raise FormatError(f"{self.path}: damaged: {' '.join(str(error).split())[:160]}; pack it again") from error
+        return refusing(f"{self.path}: damaged", "; pack it again", on=DAMAGE)
 
     def member(self, name: str, virtual: bool = False) -> h5py.Dataset:
         """An array of the file. virtual: whether it may lie in other files. Raises FormatError."""
@@ -83,7 +78,7 @@ class DatasetFile:
         with self.damage():
             return [_text(value) for value in self.member(name)[()]] if name in self._file else []
 
-    def contents(self) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    def contents(self) -> tuple[Arrays, Names]:
         """Everything beside the block: arrays, and lists of names, as a writer takes them. Raises FormatError."""
         arrays, names = {}, {}
         with self.damage():

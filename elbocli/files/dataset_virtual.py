@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import writing
 from elbocli.files.dataset_block import BlockLayout
+from elbocli.files.dataset_file import Arrays, Names
 from elbocli.files.dataset_writer import add_contents, hdf5_told
 
 LIBVER = ("earliest", "v110")
@@ -33,9 +33,9 @@ def write_virtual(
     out: Path,
     layout: BlockLayout,
     parts: Sequence[tuple[Path, int]],
-    arrays: dict[str, np.ndarray],
-    names: dict[str, list[str]],
-    attributes: dict[str, Any],
+    arrays: Arrays,
+    names: Names,
+    about: dict[str, Any],
 ) -> None:
     """Write `out`, whose block is the parts' one after the other. parts: path, and length of its block.
 
@@ -50,7 +50,7 @@ def write_virtual(
     # Put together in memory: HDF5 itself crashes when a disk is full.
     with hdf5_told(), h5py.File(out.name, "w", driver="core", backing_store=False, libver=LIBVER) as file:
         file.create_virtual_dataset(layout.name, plan)
-        add_contents(file, arrays, names, attributes)
+        add_contents(file, arrays, names, about)
         file.flush()
         content = file.id.get_file_image()
     with writing(out) as aside:

@@ -19,8 +19,9 @@ import numpy as np
 from elbocli.errors import DataError
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import SCAN_BYTES, BlockLayout
-from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, contents_digest
+from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, Arrays, Names, contents_digest
 from elbocli.files.hashing import rows_sha256
+from elbocli.files.reading import one_line
 from elbocli.files.resumable import Identity, Resumable, holding
 
 LIBVER = ("earliest", "v108")
@@ -32,7 +33,7 @@ def hdf5_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[:160]) from error
+        raise OSError(one_line(error)) from error
 
 
 def _skeleton(path: Path, layout: BlockLayout, shape: tuple[int, ...]) -> int:
@@ -78,7 +79,7 @@ class DatasetWriter(Resumable):
         block = self.block()
         return rows_sha256(block[start : start + SCAN_BYTES] for start in range(0, len(block), SCAN_BYTES))
 
-    def finish(self, arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]) -> None:
+    def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
         """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
         rows, size = self.rows, int(self.state["bytes"])
         with told(self.out):
@@ -87,9 +88,8 @@ class DatasetWriter(Resumable):
                 arrays = {**arrays, "offsets": np.concatenate([[0], ends]).astype(np.int64)}
             length = size // self.layout.row_bytes
             if _skeleton(self._head, self.layout, (length, *self.layout.row)) != self.offset:
-                raise DataError(
-                    f"{self.out}: this HDF5 library places images elsewhere for another count; please report this"
-                )
+                where = "places images elsewhere for another count"
+                raise DataError(f"{self.out}: this HDF5 library {where}; please report this")
             with open(self._head, "rb") as head:
                 os.pwrite(self._handle, head.read(self.offset), 0)
             self._head.unlink()
@@ -107,16 +107,14 @@ class DatasetWriter(Resumable):
             self.name()
 
 
-def _room(arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]) -> int:
+def _room(arrays: Arrays, names: Names, attributes: dict[str, Any]) -> int:
     """Bytes that suffice for arrays, names and attributes in HDF5."""
     words = sum(len(word.encode()) + 64 for listed in names.values() for word in listed)
     texts = sum(4 * len(str(value)) for value in attributes.values())
     return (1 << 17) + 2 * (words + texts) + sum(array.nbytes + 4096 for array in arrays.values())
 
 
-def add_contents(
-    file: h5py.File, arrays: dict[str, np.ndarray], names: dict[str, list[str]], attributes: dict[str, Any]
-) -> None:
+def add_contents(file: h5py.File, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
     """Put everything but the block into a dataset that is being written, and the digest of it all."""
     # Sorted, so that the same contents are the same bytes whoever put them together.
     for name, array in sorted(arrays.items()):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.grid import picture
+from elbocli.files.reading import refusing
 
 
 @dataclass(frozen=True)
@@ -18,26 +20,22 @@ class Encoding:
 
     name: str
     claim: float
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
 
     def encode(self, pixels: np.ndarray) -> bytes:
         """Pixels uint8 [H, W, 1 or 3] as one file of the format."""
         buffer = io.BytesIO()
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, self.name, **self.options)
+        picture(pixels).save(buffer, self.name, **self.options)
         return buffer.getvalue()
 
     def decode(self, content: Any, out: np.ndarray) -> None:
         """Decode into `out`, uint8 [H, W, C]. Raises DataError when the content is another image, or none."""
         height, width, channels = out.shape
-        try:
-            with Image.open(io.BytesIO(content), formats=[self.name]) as image:
-                if image.size != (width, height):
-                    raise DataError(
-                        f"an image of {image.size[0]} x {image.size[1]} pixels, expected {width} x {height}"
-                    )
-                pixels = np.asarray(image)
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(f"an image does not decode: {error}") from error
+        refused = refusing("an image does not decode", kind=DataError)
+        with refused, Image.open(io.BytesIO(content), formats=[self.name]) as image:
+            if image.size != (width, height):
+                raise DataError("an image of {} x {} pixels, expected {} x {}".format(*image.size, width, height))
+            pixels = np.asarray(image)
         # WebP has no grey: three equal channels stand for one.
         out[:] = pixels[..., None] if pixels.ndim == 2 else pixels[..., :channels]
 
@@ -46,10 +44,7 @@ RAW = "raw"
 # Measured on photographs (tests/bench/bench_stores.py): PNG's higher levels and WebP's higher methods cost several
 # times as much to write and save under a tenth.
 ENCODINGS = {
-    encoding.name: encoding
-    for encoding in (
-        Encoding("png", 0.7, {"compress_level": 1}),
-        Encoding("webp", 0.55, {"lossless": True, "method": 0, "quality": 0, "exact": True}),
-    )
+    "png": Encoding("png", 0.7, {"compress_level": 1}),
+    "webp": Encoding("webp", 0.55, {"lossless": True, "method": 0, "quality": 0, "exact": True}),
 }
 STORES = (RAW, *ENCODINGS)

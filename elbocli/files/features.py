@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import writing
+from elbocli.files.reading import check_format, refusing
 
 FORMAT = "elbo-features"
 SUFFIX = ".safetensors"
@@ -43,28 +45,19 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
 
 def is_features(path: Path) -> bool:
     """Whether a file of safetensors says that it holds features."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
-        return False
+    with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("format") == FORMAT
+    return False
 
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != FORMAT or meta.get("version") != "1":
-                raise FormatError(
-                    f"{path}: format is {meta.get('format')!r} version {meta.get('version')!r}, expected {FORMAT!r} "
-                    "version '1'; make it with 'elbo eval --save-features'"
-                )
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with refusing(f"{path}: not usable as features"), safe_open(path, framework="pt") as file:
+        meta = file.metadata() or {}
+        check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(meta["about"])
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise FormatError(f"{path}: not usable as features: {' '.join(str(error).split())[:160]}") from error
     _check(path, saved)
     return saved
 

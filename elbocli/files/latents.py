@@ -44,7 +44,9 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel; where config.json has latents_mean and latents_std, these too."""
-    scale = _positive(config.get("scaling_factor"), "scaling_factor")
+    (scale,) = _numbers([config.get("scaling_factor")], 1, "scaling_factor")
+    if scale <= 0:
+        raise FormatError(f"scaling_factor is {scale:g}, expected a number above 0")
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         spread = _numbers(std, channels, "latents_std")
@@ -65,9 +67,8 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel."""
     if channels != len(EDM2_MEAN):
-        raise UsageError(
-            f"the latent convention edm2 whitens {len(EDM2_MEAN)} channels, this autoencoder has {channels}; use diffusers"
-        )
+        found = f"{len(EDM2_MEAN)} channels, this autoencoder has {channels}"
+        raise UsageError(f"the latent convention edm2 whitens {found}; use diffusers")
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
@@ -90,14 +91,12 @@ class LatentSpace:
     mirrored: bool
 
     def __post_init__(self) -> None:
-        if self.convention not in CONVENTIONS:
-            known = ", ".join(CONVENTIONS)
-            raise FormatError(f"{ATTRIBUTES['convention']} is {self.convention!r}, expected one of {known}")
+        for name, value, known in (("convention", self.convention, CONVENTIONS), ("input", self.input, INPUTS)):
+            if value not in known:
+                raise FormatError(f"{ATTRIBUTES[name]} is {value!r}, expected one of {', '.join(known)}")
         _numbers(self.shift, len(self.scale), ATTRIBUTES["shift"])
         if 0 in _numbers(self.scale, len(self.shift), ATTRIBUTES["scale"]):
             raise FormatError(f"{ATTRIBUTES['scale']} is {list(self.scale)}: a scale of 0 leaves nothing")
-        if self.input not in INPUTS:
-            raise FormatError(f"{ATTRIBUTES['input']} is {self.input!r}, expected one of {', '.join(INPUTS)}")
         if self.pixel_size < 1:
             raise FormatError(f"{ATTRIBUTES['pixel_size']} is {self.pixel_size}, expected at least 1")
 
@@ -108,23 +107,13 @@ class LatentSpace:
 
     def attributes(self) -> dict[str, Any]:
         """Plain values, for a dataset's attributes and a run's config."""
-        values = {key: getattr(self, field) for field, key in ATTRIBUTES.items()}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        return {**plain, ATTRIBUTES["mirrored"]: int(self.mirrored)}
+        plain = {**vars(self), "shift": list(self.shift), "scale": list(self.scale), "mirrored": int(self.mirrored)}
+        return {key: plain[field] for field, key in ATTRIBUTES.items()}
 
 
-ATTRIBUTES = {
-    "convention": "latent_convention",
-    "shift": "latent_shift",
-    "scale": "latent_scale",
-    "input": "latent_input",
-    "autoencoder": "autoencoder",
-    "autoencoder_sha256": "autoencoder_sha256",
-    "pixel_size": "pixel_size",
-    "mirrored": "mirrored",
-}
+_OF_LATENTS = ("convention", "shift", "scale", "input")
+ATTRIBUTES = {each.name: f"{'latent_' * (each.name in _OF_LATENTS)}{each.name}" for each in fields(LatentSpace)}
 """The name of each field of LatentSpace in files."""
-assert list(ATTRIBUTES) == [field.name for field in fields(LatentSpace)]
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
@@ -132,17 +121,15 @@ def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> L
     values = {field: attributes.get(key) for field, key in ATTRIBUTES.items()}
     missing = [ATTRIBUTES[field] for field, value in values.items() if value is None]
     if missing:
-        raise FormatError(
-            f"{where}: latents without {', '.join(missing)}; pack them again with 'elbo prep --latents DIR'"
-        )
+        remedy = "pack them again with 'elbo prep --latents DIR'"
+        raise FormatError(f"{where}: latents without {', '.join(missing)}; {remedy}")
     try:
         for field in ("convention", "input", "autoencoder", "autoencoder_sha256"):
             if not isinstance(values[field], str) or not values[field]:
                 raise FormatError(f"{ATTRIBUTES[field]} is {values[field]!r}, expected text")
         if not isinstance(values["pixel_size"], int) or values["mirrored"] not in (0, 1):
-            raise FormatError(
-                f"pixel_size is {values['pixel_size']!r} and mirrored {values['mirrored']!r}, expected a whole number, and 0 or 1"
-            )
+            found = f"pixel_size is {values['pixel_size']!r} and mirrored {values['mirrored']!r}"
+            raise FormatError(f"{found}, expected a whole number, and 0 or 1")
         values["mirrored"] = bool(values["mirrored"])
         for field in ("shift", "scale"):
             values[field] = _numbers(values[field], channels, ATTRIBUTES[field])
@@ -159,10 +146,3 @@ def _numbers(values: object, count: int, name: str) -> tuple[float, ...]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise FormatError(f"{name} holds {value!r}, expected finite numbers")
     return tuple(float(value) for value in values)
-
-
-def _positive(value: object, name: str) -> float:
-    (number,) = _numbers([value], 1, name)
-    if number <= 0:
-        raise FormatError(f"{name} is {number:g}, expected a number above 0")
-    return number

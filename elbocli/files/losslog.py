@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.atomic import told
+from elbocli.files.reading import check_format
 
 FORMAT = "elbo-losslog"
 MOST_BINS = 2000
@@ -35,10 +35,8 @@ def header(edges: Tensor, **about: Any) -> str:
 def line(step: int, images: int, sums: Tensor) -> str:
     """One interval. sums: [3, bins] count, sum, sum of squares."""
     count, total, squares = sums.tolist()
-    return (
-        json.dumps({"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares})
-        + "\n"
-    )
+    row = {"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares}
+    return json.dumps(row) + "\n"
 
 
 @dataclass
@@ -109,15 +107,12 @@ class Reader:
         return False
 
     def _begin(self, row: dict[str, Any], where: str) -> None:
-        if row.get("format") != FORMAT or row.get("version") != 1:
-            raise FormatError(
-                f"{where}: format is {row.get('format')!r} version {row.get('version')!r}, expected {FORMAT!r} version 1"
-            )
+        check_format(where, row, FORMAT)
         edges = row.get("edges")
-        if isinstance(edges, list) and len(edges) > MOST_BINS + 1:
-            raise FormatError(f"{where}: {len(edges) - 1} bins; at most {MOST_BINS} can be fitted")
         if not isinstance(edges, list) or len(edges) < 2 or not all(isinstance(e, (int, float)) for e in edges):
             raise FormatError(f"{where}: 'edges' must be a list of numbers")
+        if len(edges) > MOST_BINS + 1:
+            raise FormatError(f"{where}: {len(edges) - 1} bins; at most {MOST_BINS} can be fitted")
         try:
             at = torch.tensor(edges, dtype=torch.float64)
         except OverflowError as error:
@@ -128,10 +123,9 @@ class Reader:
             self.log = LossLog(row, at, torch.zeros(3, len(at) - 1, dtype=torch.float64), 0, 0)
             self._edges = edges
         elif self._edges != edges:
-            raise FormatError(
-                f"{where}: its bins ({len(edges) - 1} over {edges[0]:g} to {edges[-1]:g}) differ from the first log's "
-                f"({len(self._edges) - 1} over {self._edges[0]:g} to {self._edges[-1]:g}); fit a schedule to each alone"
-            )
+            here, first = (f"({len(e) - 1} over {e[0]:g} to {e[-1]:g})" for e in (edges, self._edges))
+            bins = f"its bins {here} differ from the first log's {first}"
+            raise FormatError(f"{where}: {bins}; fit a schedule to each alone")
 
     def _add(self, row: dict[str, Any], where: str) -> None:
         assert self.log is not None
@@ -141,9 +135,8 @@ class Reader:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
         if sums.shape != self.log.sums.shape or not bool(((sums >= 0) & (sums <= LARGEST)).all()):
-            raise FormatError(
-                f"{where}: count, sum and sumsq must be {self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
-            )
+            numbers = f"{self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
+            raise FormatError(f"{where}: count, sum and sumsq must be {numbers}")
         if bool((sums[0] != sums[0].round()).any()):
             raise FormatError(f"{where}: count must be whole numbers")
         if step > self.since:
@@ -157,17 +150,16 @@ class Reader:
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     """Add up runs, logs and streams. Raises FormatError."""
     reader = Reader(since)
-    with ExitStack() as stack:
-        for source in sources:
-            if not isinstance(source, Path):
-                reader.read(source, "standard input")
-                continue
-            path = source / "losslog.jsonl" if source.is_dir() else source
-            if not path.exists():
-                what = "no losslog.jsonl inside; is it a run?" if source.is_dir() else "no such loss log"
-                raise FormatError(f"{source}: {what}")
-            with told(path, "read"):
-                reader.read(stack.enter_context(open(path, "rb")), str(path))
+    for source in sources:
+        if not isinstance(source, Path):
+            reader.read(source, "standard input")
+            continue
+        path = source / "losslog.jsonl" if source.is_dir() else source
+        if not path.exists():
+            what = "no losslog.jsonl inside; is it a run?" if source.is_dir() else "no such loss log"
+            raise FormatError(f"{source}: {what}")
+        with told(path, "read"), open(path, "rb") as file:
+            reader.read(file, str(path))
     if reader.log is None:
         raise UsageError("name a run, a loss log, or - for standard input")
     return reader.log

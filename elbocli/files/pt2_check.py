@@ -17,6 +17,7 @@ import torch
 
 from elbocli.errors import FormatError
 from elbocli.files.checkpoint import load_tensors
+from elbocli.files.reading import refusing
 
 RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_(weights|constants)_config\.json"
@@ -38,26 +39,17 @@ LARGEST = 8 << 30
 
 def load_program(path: Path) -> torch.nn.Module:
     """The program as a module. Raises FormatError when it is not one, or holds more than tensor operations."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = _records(archive, path)
-    except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError) as error:
-        raise FormatError(f"{path}: not a torch.export program (.pt2): {error}") from error
-    try:
+    with refusing(f"{path}: not a torch.export program (.pt2)"), zipfile.ZipFile(path) as archive:
+        records = _records(archive, path)
+    with refusing(f"{path}: refused as a .pt2 program"):
         records["models/model.json"] = _checked_model(records["models/model.json"])
         for name, content in records.items():
             if name.endswith("_config.json"):
                 _check_tensor_files(json.loads(content))
             elif name.endswith(".pt"):
                 load_tensors(io.BytesIO(content), f"{path}: {name}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path}: refused as a .pt2 program: {error}") from error
-    try:
+    with refusing(f"{path}: torch could not load this program (exported by another version?)"):
         return torch.export.load(_rewritten(records)).module()
-    except Exception as error:  # torch raises every kind for a malformed program
-        raise FormatError(
-            f"{path}: torch could not load this program (exported by another version?): {' '.join(str(error).split())[:200]}"
-        ) from error
 
 
 def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
@@ -67,9 +59,8 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     for info in archive.infolist():
         name = info.filename.partition("/")[2]
         if not RECORDS.fullmatch(name):
-            raise FormatError(
-                f"{path}: refused: it holds {info.filename!r}, which is more than a network of tensor operations"
-            )
+            more = "which is more than a network of tensor operations"
+            raise FormatError(f"{path}: refused: it holds {info.filename!r}, {more}")
         records[name] = archive.read(info)
     return records
 

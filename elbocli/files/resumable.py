@@ -19,6 +19,7 @@ import numpy as np
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
 from elbocli.files.dataset_block import BlockLayout
+from elbocli.files.reading import refusing
 
 Identity = str | dict[str, Any]
 """Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
@@ -49,15 +50,13 @@ class Resumable:
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
-        resuming = self.journal.exists()
-        if resuming:
-            try:
+        try:
+            if self.journal.exists():
                 self.state = self._read_journal()
-            except ElboError:
-                if not afresh:
-                    raise
-                self.journal.unlink()
-                resuming = False
+        except ElboError:
+            if not afresh:
+                raise
+            self.journal.unlink()
         try:
             with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
                 if self.preallocate:
@@ -66,7 +65,7 @@ class Resumable:
                     self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
                     os.ftruncate(self._run_handle, 8 * self.rows)
         except DataError:
-            if not resuming:
+            if not self.journal.exists():
                 self.discard()
             raise
 
@@ -84,7 +83,7 @@ class Resumable:
 
     def _read_journal(self) -> dict[str, Any]:
         restart = f"delete {self.partial.name} and {self.journal.name} to start again"
-        try:
+        with refusing(f"{self.journal}: not usable", f"; {restart}", DataError):
             state = json.loads(self.journal.read_text())
             rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), state["source"]
             if rows < 0 or done < 0 or size < 0 or not isinstance(state["notes"], dict):
@@ -95,8 +94,7 @@ class Resumable:
                 raise ValueError(f"{size} bytes for {rows} rows")
             if not self.layout.row and self._runs.stat().st_size < 8 * rows:
                 raise ValueError(f"{self._runs.name} is too short")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.journal}: not usable ({error}); {restart}") from error
+
         if source != self.source:
             raise self._other(source, restart)
         if done > self.limit:
@@ -105,14 +103,10 @@ class Resumable:
 
     def _other(self, source: Any, restart: str) -> ElboError:
         if not isinstance(source, dict) or not isinstance(self.source, dict):
-            return DataError(
-                f"{self.partial}: an unfinished prep of another source or with other settings; finish that one, or {restart}"
-            )
-        lines = [
-            f"{key}: {source.get(key)} there, {self.source.get(key)} asked for"
-            for key in sorted({*source, *self.source})
-            if source.get(key) != self.source.get(key)
-        ]
+            other = "an unfinished prep of another source or with other settings"
+            return DataError(f"{self.partial}: {other}; finish that one, or {restart}")
+        pairs = ((key, source.get(key), self.source.get(key)) for key in sorted({*source, *self.source}))
+        lines = [f"{key}: {there} there, {asked} asked for" for key, there, asked in pairs if there != asked]
         return UsageError(
             f"{self.partial}: unfinished, with other settings; repeat them to go on, choose another name, or add "
             "--overwrite to start afresh:\n  " + "\n  ".join(lines)
@@ -187,8 +181,7 @@ def holding(
     with locked(lock, str(out), wait):
         try:
             refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
-            writer = make()
-            try:
+            with contextlib.closing(make()) as writer:
                 writer.start(afresh)
                 try:
                     yield writer
@@ -197,7 +190,5 @@ def holding(
                     if not writer.rows:
                         writer.discard()
                     raise
-            finally:
-                writer.close()
         finally:
             lock.unlink(missing_ok=True)

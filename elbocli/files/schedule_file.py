@@ -18,8 +18,9 @@ from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.core.weighting import Weighting, parse_weighting
-from elbocli.errors import ElboError, FormatError
+from elbocli.errors import FormatError
 from elbocli.files import strict_yaml
+from elbocli.files.reading import check_format, naming
 from elbocli.files.scheduler_config import read_config
 
 FORMAT = "elbo-schedule"
@@ -34,43 +35,26 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
     rows = "".join(
         f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in zip(curve.time.tolist(), curve.level.tolist(), strict=True)
     )
-    head = {
-        "format": FORMAT,
-        "version": 1,
-        "logsnr_min": schedule.logsnr_min,
-        "logsnr_max": schedule.logsnr_max,
-        **origin,
-    }
-    return strict_yaml.dump(head) + "knots:\n" + rows
+    ends = {"logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
+    return strict_yaml.dump({"format": FORMAT, "version": 1, **ends, **origin}) + "knots:\n" + rows
 
 
 def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
     """The curve in a schedule file and the rest of what it says. Raises FormatError."""
     content = strict_yaml.read(path)
-    if content.get("format") != FORMAT:
-        raise FormatError(
-            f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}; make one with 'elbo adapt'"
-        )
-    if content.get("version") != 1:
-        raise FormatError(f"{path}: version {content.get('version')!r} is not known to this elbo; it reads version 1")
+    check_format(path, content, FORMAT, 1, "; make one with 'elbo adapt'")
     knots = content.get("knots")
     if not isinstance(knots, list) or not 2 <= len(knots) <= LARGEST_TABLE:
         raise FormatError(f"{path}: 'knots' must be a list of 2 to {LARGEST_TABLE} entries {{t, logsnr}}")
-    try:
-        pairs = [(float(knot["t"]), float(knot["logsnr"])) for knot in knots]
-        table = Table(pairs)
-    except (TypeError, KeyError, ValueError) as error:
-        raise FormatError(f"{path}: a knot is not {{t: NUMBER, logsnr: NUMBER}}") from error
-    except ElboError as error:
-        raise FormatError(f"{path}: {error}") from error
+    with naming(path, FormatError):
+        try:
+            table = Table([(float(knot["t"]), float(knot["logsnr"])) for knot in knots])
+        except (TypeError, KeyError, ValueError) as error:
+            raise FormatError("a knot is not {t: NUMBER, logsnr: NUMBER}") from error
     low, high = table.support
     if max(abs(low), abs(high)) > LIMIT:
         raise FormatError(f"{path}: logsnr {low:g} to {high:g} is outside -{LIMIT:g} to {LIMIT:g}")
     return table, content
-
-
-def _read_curve(path: Path) -> ScheduleCurve:
-    return read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
 
 
 def resolve_schedule(
@@ -91,7 +75,8 @@ def resolve_schedule(
         if path.suffix or "/" in text:
             raise FormatError(f"{text}: no such schedule file")
         SCHEDULES.find(text.partition(":")[0])
-    return make_schedule(_read_curve(path), str(path), low, high, shift=shift, clip=clip, file=path)
+    curve: ScheduleCurve = read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
+    return make_schedule(curve, str(path), low, high, shift=shift, clip=clip, file=path)
 
 
 def resolve_weighting(
@@ -114,9 +99,8 @@ def resolve_weighting(
         prediction, _ = read_config(Path(config["path"]))
         words = config["words"]
         text = f"{prediction}-mse{':' if words else ''}{words[1:]}@{config['path']}"
-    return parse_weighting(
-        text, shift=shift, monotone=monotone, given=given, schedule=partial(resolve_schedule, size=size)
-    )
+    schedule = partial(resolve_schedule, size=size)
+    return parse_weighting(text, shift=shift, monotone=monotone, given=given, schedule=schedule)
 
 
 def finite(value: float) -> float | None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
 from elbocli.core.schedule_curves import FmOt, ScheduleCurve
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import FormatError
+from elbocli.files.reading import naming, read_text, refusing
 
-LARGEST_FILE = 16 << 20
 MOST_TIMESTEPS = 100_000
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
 
@@ -25,17 +26,12 @@ def _no_such_number(text: str) -> float:
 
 def load(path: Path) -> dict[str, Any]:
     """The JSON object in a scheduler's configuration. Raises FormatError."""
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for a scheduler's configuration")
-        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_such_number)
-    except OSError as error:
-        raise FormatError(f"{path}: could not read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not usable JSON: {error}") from error
+    text = read_text(path, "a scheduler's configuration")
+    with refusing(f"{path}: not usable JSON"):
+        config = json.loads(text, parse_constant=_no_such_number)
     if not isinstance(config, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(config).__name__}")
-    if not any(key in config for key in ("num_train_timesteps", "trained_betas")) and not _is_flow(config):
+    if not {"num_train_timesteps", "trained_betas"} & config.keys() and not _is_flow(config):
         raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
     return config
 
@@ -51,10 +47,8 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     beta = _betas(path, config)
     scale = _number(path, config.get("snr_shift_scale", 1.0), "snr_shift_scale", above=0)
     logsnr = logsnr_of_betas(beta, snr_scale=scale, zero_terminal=config.get("rescale_betas_zero_snr") is True)
-    try:
+    with naming(path, FormatError):
         return TARGETS[kind], Steps(logsnr)
-    except UsageError as error:
-        raise FormatError(f"{path}: {error}") from error
 
 
 def _is_flow(config: dict[str, Any]) -> bool:
@@ -83,14 +77,11 @@ def _betas(path: Path, config: dict[str, Any]) -> Any:
         beta = torch.tensor([_number(path, value, "a beta of trained_betas") for value in given], dtype=torch.float64)
     else:
         count = config.get("num_train_timesteps")
-        if not isinstance(count, int) or isinstance(count, bool) or not 2 <= count <= MOST_TIMESTEPS:
-            raise FormatError(
-                f"{path}: num_train_timesteps is {count!r}, not a whole number from 2 to {MOST_TIMESTEPS}"
-            )
-        try:
+        if type(count) is not int or not 2 <= count <= MOST_TIMESTEPS:
+            wanted = f"a whole number from 2 to {MOST_TIMESTEPS}"
+            raise FormatError(f"{path}: num_train_timesteps is {count!r}, not {wanted}")
+        with naming(f"{path}: beta_schedule", FormatError):
             declared = BETAS.find(str(config.get("beta_schedule")))
-        except UsageError as error:
-            raise FormatError(f"{path}: beta_schedule: {error}") from error
         ends = [_number(path, config.get(key), key, above=0) for key in ("beta_start", "beta_end")]
         beta = declared.make(*ends, count)
     wrong = [value for value in beta.tolist() if not 0 < value < 1]
@@ -100,10 +91,7 @@ def _betas(path: Path, config: dict[str, Any]) -> Any:
 
 
 def _number(path: Path, value: Any, what: str, above: float = -math.inf) -> float:
-    try:
-        if not isinstance(value, bool) and isinstance(value, int | float) and above < float(value) < math.inf:
-            return float(value)
-    except OverflowError:
-        pass
+    if type(value) in (int, float) and above < value and abs(value) <= sys.float_info.max:
+        return float(value)
     least = f" above {above:g}" if above > -math.inf else ""
     raise FormatError(f"{path}: {what} is {str(value)[:40]}, not a number{least}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import flush_folder, told, writing_folder
 from elbocli.files.hashing import file_sha256
+from elbocli.files.reading import check_format, one_line, refusing
 from elbocli.files.retention import PREFIX, folder_name
 
 META = "meta.json"
@@ -55,19 +56,14 @@ class SealedFolder:
     @classmethod
     def read(cls, path: Path, verify: bool = True) -> Self:
         """A folder, every file compared with its digest unless told not to. Raises FormatError."""
-        try:
+        with refusing(f"{path}: not a whole {cls.WORD}"):
             meta = json.loads((path / META).read_text())
-            if meta["format"] != cls.FORMAT or meta["version"] != 1:
-                raise FormatError(
-                    f"{path}: format is {meta['format']!r} version {meta['version']!r}, expected {cls.FORMAT!r} version 1"
-                )
+            check_format(path, meta, cls.FORMAT)
             for name, known in meta["files"].items():
                 if Path(name).name != name or (verify and file_sha256(path / name) != known["sha256"]):
                     raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
                 int(known["bytes"])
             int(meta["step"]), int(meta["images"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise FormatError(f"{path}: not a whole {cls.WORD}: {error}") from error
         return cls(path, meta)
 
     def check_name(self) -> None:
@@ -88,14 +84,12 @@ class SealedFolder:
         try:
             with writing_folder(path) as aside:
                 yield aside
-                files = {
-                    file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-                    for file in sorted(aside.iterdir())
-                }
+                held = sorted(aside.iterdir())
+                files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in held}
                 content = {"format": cls.FORMAT, "version": 1, "step": step, **meta, "files": files}
                 (aside / META).write_text(json.dumps(content, indent=1) + "\n")
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
-            raise DataError(f"{path}: could not write: {' '.join(str(error).split())[:200]}") from error
+            raise DataError(f"{path}: could not write: {one_line(error)}") from error
 
 
 AnyFolder = TypeVar("AnyFolder", bound=SealedFolder)

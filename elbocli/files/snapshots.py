@@ -5,17 +5,19 @@ run/snapshots/step-00001000/{ema-power-….safetensors, meta.json}: a sealed fol
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files import sealed_folder
+from elbocli.files.reading import refusing
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import META, WEIGHTS, SealedFolder
 
@@ -34,10 +36,8 @@ class Snapshot(SealedFolder):
     def tensors(self, name: str) -> Any:
         """An open safetensors file of an average: its tensors are read when asked for. Raises FormatError."""
         path = self.path / f"{name}{WEIGHTS}"
-        try:
+        with refusing(f"{path}: not usable weights"):
             return safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise FormatError(f"{path}: not usable weights: {error}") from error
 
     def layout(self, name: str) -> SnapshotLayout:
         """Types and shapes of an average's tensors. Raises FormatError."""
@@ -63,10 +63,9 @@ def folders(run: Path) -> list[Path]:
 
 def is_snapshot(path: Path) -> bool:
     """Whether a folder says that it is one."""
-    try:
-        return json.loads((path / META).read_text())["format"] == Snapshot.FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads((path / META).read_text())["format"] == Snapshot.FORMAT)
+    return False
 
 
 def read(path: Path, verify: bool = True) -> Snapshot:

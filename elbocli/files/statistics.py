@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told, writing
+from elbocli.files.reading import refusing
 
 SYMMETRIC = 1e-5
 """How far a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
@@ -35,44 +36,33 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 def is_statistics(path: Path) -> bool:
     """Whether an npz holds statistics rather than images."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (OSError, NotImplementedError, zipfile.BadZipFile):
-        return False
+    with contextlib.suppress(OSError, NotImplementedError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    return False
 
 
 def is_pickle(path: Path) -> bool:
     """Whether a file is a pickle, by its name or its first bytes. One is never opened, because that can run code."""
     with told(path, "read"), open(path, "rb") as file:
         head = file.read(2)
-    return path.suffix in (".pkl", ".pickle") or (head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5"))
+    return path.suffix in (".pkl", ".pickle") or head in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 
 
 def read_statistics(path: Path) -> Statistics:
     """Load without unpickling. Raises FormatError for anything but finite, matching mu and sigma."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            mu, sigma = content["mu"], content["sigma"]
-            about = json.loads(str(content["about"])) if "about" in content else {}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        SyntaxError,
-        RuntimeError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        why = "it holds pickled objects, which could run code" if "allow_pickle" in str(error) else str(error)
-        raise FormatError(
-            f"{path}: not usable as reference statistics: {why}; expected an npz with mu and sigma"
-        ) from error
+    what, expected = f"{path}: not usable as reference statistics", "; expected an npz with mu and sigma"
+    with refusing(what, expected):
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                mu, sigma = content["mu"], content["sigma"]
+                about = json.loads(str(content["about"])) if "about" in content else {}
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            raise FormatError(f"{what}: it holds pickled objects, which could run code{expected}") from error
     if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise FormatError(
-            f"{path}: mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}; expected floats (D,) and (D, D)"
-        )
+        held = f"mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}"
+        raise FormatError(f"{path}: {held}; expected floats (D,) and (D, D)")
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
         raise FormatError(f"{path}: mu or sigma holds NaN or infinity")
     largest = float(np.abs(sigma).max())

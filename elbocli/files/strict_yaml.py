@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from elbocli.errors import FormatError
+from elbocli.files.reading import read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,10 +32,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
     seen: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        if not isinstance(key, str) or key in seen:
+            wrong = "given twice" if isinstance(key, str) else "not text"
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is {wrong}", key_node.start_mark)
         seen[key] = loader.construct_object(value_node, deep=deep)
     return seen
 
@@ -50,8 +50,6 @@ _Loader.yaml_implicit_resolvers = {  # a date is text
 }
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
-LARGEST_FILE = 16 << 20
-
 
 def load(text: str, name: str) -> dict[str, Any]:
     """The mapping that a YAML text holds. Raises FormatError, with the line, for anything else."""
@@ -66,15 +64,7 @@ def load(text: str, name: str) -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises FormatError."""
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for a settings file")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FormatError(f"{path}: could not read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not a text file") from error
-    return load(text, str(path))
+    return load(read_text(path, "a settings file"), str(path))
 
 
 def dump(value: dict[str, Any]) -> str:

@@ -7,16 +7,17 @@ names end in '/', so that empty ones are known.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.images.image_refs import UNPACKABLE, ImageRef, Nowhere, Span, ZipEntry
+from elbocli.files.reading import one_line
+from elbocli.images.image_refs import ImageRef, Nowhere, Span, ZipEntry
 
 Entry = tuple[str, ImageRef]
 Complain = Callable[[str], None]
@@ -33,6 +34,7 @@ PACKED = {
     b"7z\xbc\xaf": "7z x",
     b"Rar!": "unrar x",
 }
+"""Programs that unpack what elbo can't read into, by how it begins."""
 
 
 def clean(name: str) -> str:
@@ -80,17 +82,20 @@ def list_folder(root: Path, complain: Complain) -> Iterator[Entry]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
+    with contextlib.suppress(OSError):  # a link in a circle
         return entry.is_dir()
-    except OSError:  # a link in a circle
-        return False
+    return False
 
 
-class _Window:
-    """A stretch of a file as tarfile wants it. Refuses headers of absurd size instead of reading them."""
+class _Tar:
+    """A tar that lies in a stretch of a file, and the stretch as tarfile wants it.
 
-    def __init__(self, handle: int, offset: int, size: int):
-        self.handle, self.offset, self.size, self.at = handle, offset, size, 0
+    Refuses headers of absurd size instead of reading them.
+    """
+
+    def __init__(self, handle: int, path: str, offset: int, size: int):
+        self.handle, self.path, self.offset, self.size = handle, path, offset, size
+        self.at = self.end = 0
 
     def read(self, count: int) -> bytes:
         if count > LONGEST_HEADER:
@@ -106,18 +111,10 @@ class _Window:
     def tell(self) -> int:
         return self.at
 
-
-class _Tar:
-    """A tar that lies in a stretch of a file."""
-
-    def __init__(self, handle: int, path: str, offset: int, size: int):
-        self.handle, self.path, self.offset, self.size = handle, path, offset, size
-        self.end = 0
-
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Its headers in order; `end` is then where they end."""
-        window = _Window(self.handle, self.offset, self.size)
-        with tarfile.open(fileobj=window, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
+        self.at = 0
+        with tarfile.open(fileobj=self, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 if info.size < 0 or tar.offset <= info.offset:
                     raise tarfile.ReadError(f"a file of {info.size} bytes")
@@ -131,7 +128,8 @@ class _Tar:
 
     def trouble(self) -> str:
         """Say what is wrong with the tar's end, after `members`; empty when nothing is."""
-        mark = os.pread(self.handle, max(0, min(tarfile.BLOCKSIZE, self.size - self.end)), self.offset + self.end)
+        self.at = self.end
+        mark = self.read(tarfile.BLOCKSIZE)
         if mark == bytes(tarfile.BLOCKSIZE):
             return ""
         return f"is damaged at byte {self.end} of {self.size}" if mark else "has no end mark and may be cut short"
@@ -180,22 +178,19 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
     if links:
         # Second names of files that came before: rare, so all names are looked through again rather than kept.
         wanted = {target for _, target in links}
-        found = {
-            clean(info.name): tar.span(info) for info in tar.members() if clean(info.name) in wanted and info.isreg()
-        }
+        files = ((clean(info.name), info) for info in tar.members() if info.isreg())
+        found = {name: tar.span(info) for name, info in files if name in wanted}
         for name, target in links:
-            yield (
-                prefix + name,
-                found.get(target, Nowhere(f"a link to {printable(target)}, which is not in the archive")),
-            )
+            nowhere = Nowhere(f"a link to {printable(target)}, which is not in the archive")
+            yield prefix + name, found.get(target, nowhere)
 
 
 def list_zip(path: Path) -> Iterator[Entry]:
     """List the files of a zip. Raises DataError when it is damaged."""
     try:
         archive = zipfile.ZipFile(path)
-    except UNPACKABLE as error:
-        raise DataError(f"{path}: a zip archive, but damaged or cut short ({error}); get it again") from error
+    except Exception as error:  # zipfile raises of everything for damaged files
+        raise DataError(f"{path}: a zip archive, but damaged or cut short ({one_line(error)}); get it again") from error
     overlapping = _overlapping(archive.infolist())
     for info in archive.infolist():
         name = clean(info.filename)
@@ -203,8 +198,7 @@ def list_zip(path: Path) -> Iterator[Entry]:
             continue
         if info.is_dir():
             yield f"{name}/", FOLDER
-            continue
-        if stat.S_ISLNK(info.external_attr >> 16):
+        elif stat.S_ISLNK(info.external_attr >> 16):
             yield name, Nowhere("a link, in an archive")
         elif id(info) in overlapping:
             yield name, Nowhere("overlaps another entry of its archive, as only a bomb's does")
@@ -215,23 +209,13 @@ def list_zip(path: Path) -> Iterator[Entry]:
 def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
     """Find entries that reach into the next. zipfile refuses them too, but only since Python 3.12."""
     ordered = sorted(infos, key=lambda info: info.header_offset)
-    return {
-        id(info)
-        for info, after in pairwise(ordered)
-        if info.header_offset + LOCAL_HEADER_BYTES + info.compress_size > after.header_offset
-    }
+    ends = [info.header_offset + LOCAL_HEADER_BYTES + info.compress_size for info in ordered]
+    return {id(info) for info, end, after in zip(ordered, ends, ordered[1:]) if end > after.header_offset}
 
 
 def is_tar(path: Path) -> bool:
     """Whether a file begins like an uncompressed tar."""
-    try:
-        with open(path, "rb") as file:
-            tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-    except (tarfile.TarError, OSError):
-        return False
-    return True
-
-
-def unpacker(head: bytes) -> str | None:
-    """The program that unpacks a file that begins like this, when elbo can't read into it."""
-    return next((program for magic, program in PACKED.items() if head.startswith(magic)), None)
+    with contextlib.suppress(tarfile.TarError, OSError), open(path, "rb") as file:
+        tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        return True
+    return False

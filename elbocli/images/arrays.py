@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.images.image_refs import UNPACKABLE, DatasetRow, ImageRef, Pixels, Unpacked, UnpackedRow
+from elbocli.files.reading import refusing
+from elbocli.images.image_refs import DatasetRow, ImageRef, Pixels, Unpacked, UnpackedRow
 from elbocli.images.samples import read_header, read_labels
 
 LOCAL_HEADER = struct.Struct("<26xHH")
@@ -28,66 +30,65 @@ class ArrayImages:
     """
 
     refs: Sequence[ImageRef]
-    labels: list[int] | None
-    class_names: list[str]
-    files: list[str]
+    labels: list[int] | None = None
+    class_names: Sequence[str] = ()
+    names: Sequence[str] = ()
     in_order: bool = False
+
+    @property
+    def files(self) -> list[str]:
+        """A name for each row: its number, unless the file has names for them."""
+        return list(self.names) or [str(i) for i in range(len(self.refs))]
 
 
 def open_npy(path: Path) -> ArrayImages:
     """Open a .npy. Raises FormatError when it holds no images."""
     with open(path, "rb") as file:
-        shape = read_header(file, str(path))
-        offset = file.tell()
+        shape, offset = read_header(file, str(path)), file.tell()
+    _refuse_short(f"{path}:", path.stat().st_size, offset, shape)
+    return ArrayImages(_pixels(path, offset, shape))
+
+
+def _refuse_short(what: str, size: int, offset: int, shape: tuple[int, ...]) -> None:
+    wanted = offset + int(np.prod(shape))
+    if size < wanted:
+        raise FormatError(f"{what} cut short: {size} bytes, expected {wanted}")
+
+
+def _pixels(path: Path, offset: int, shape: tuple[int, int, int, int]) -> list[Pixels]:
     row = int(np.prod(shape[1:]))
-    if path.stat().st_size < offset + shape[0] * row:
-        raise FormatError(f"{path}: cut short: {path.stat().st_size} bytes, expected {offset + shape[0] * row}")
-    return ArrayImages(
-        [Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], None, [], _names(shape[0])
-    )
+    return [Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])]
 
 
 def open_npz(path: Path) -> ArrayImages:
     """Open an .npz. Raises FormatError when it holds no images in `arr_0`, or is damaged."""
-    try:
+    with refusing(f"{path}: damaged", "; make or get it again"):
         return _open_npz(path)
-    except UNPACKABLE as error:
-        raise FormatError(
-            f"{path}: damaged: {str(error)[:100] or type(error).__name__}; make or get it again"
-        ) from error
 
 
 def _open_npz(path: Path) -> ArrayImages:
     archive = zipfile.ZipFile(path)
     if "arr_0.npy" not in archive.namelist():
         inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
-        raise FormatError(
-            f"{path}: holds {inside}, but no images in arr_0; save them with numpy.savez(path, images, labels)"
-        )
+        remedy = "save them with numpy.savez(path, images, labels)"
+        raise FormatError(f"{path}: holds {inside}, but no images in arr_0; {remedy}")
     info = archive.getinfo("arr_0.npy")
     with archive.open(info) as member:
         shape = read_header(member, str(path))
         start = member.tell()
     if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
-        raise FormatError(
-            f"{path}: arr_0 announces {info.file_size} bytes, more than can be in it; make or get it again"
-        )
+        announced = f"arr_0 announces {info.file_size} bytes"
+        raise FormatError(f"{path}: {announced}, more than can be in it; make or get it again")
     labels = read_labels(archive, str(path), shape[0])
     known = None if labels is None else labels.tolist()
-    row = int(np.prod(shape[1:]))
-    if info.file_size < start + shape[0] * row:
-        raise FormatError(f"{path}: arr_0 is cut short: {info.file_size} bytes, expected {start + shape[0] * row}")
+    _refuse_short(f"{path}: arr_0 is", info.file_size, start, shape)
     if info.compress_type != zipfile.ZIP_STORED:
         rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
-        refs: list[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
-        return ArrayImages(refs, known, [], _names(shape[0]), in_order=True)
+        return ArrayImages([UnpackedRow(rows, i) for i in range(shape[0])], known, in_order=True)
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-        offset = info.header_offset + LOCAL_HEADER.size + name + extra + start
-    return ArrayImages(
-        [Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])], known, [], _names(shape[0])
-    )
+    return ArrayImages(_pixels(path, info.header_offset + LOCAL_HEADER.size + name + extra + start, shape), known)
 
 
 def open_dataset(path: Path) -> ArrayImages:
@@ -96,20 +97,14 @@ def open_dataset(path: Path) -> ArrayImages:
     files = data.strings("files")
     names = data.class_names if len(data.class_names) == data.num_classes else []
     refs = [DatasetRow(data, i) for i in range(len(data))]
-    return ArrayImages(refs, data.labels.tolist(), names, files if len(files) == len(data) else _names(len(data)))
+    return ArrayImages(refs, data.labels.tolist(), names, files if len(files) == len(data) else ())
 
 
 def is_array(path: Path) -> bool:
     """Whether a zip is an .npz."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            return "arr_0.npy" in names or (
-                bool(names) and all("/" not in name and name.endswith(".npy") for name in names)
-            )
-    except UNPACKABLE:
-        return False
-
-
-def _names(count: int) -> list[str]:
-    return [str(i) for i in range(count)]
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        return "arr_0.npy" in names or (
+            bool(names) and all("/" not in name and name.endswith(".npy") for name in names)
+        )
+    return False

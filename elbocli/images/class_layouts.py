@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +18,7 @@ from PIL import Image
 from elbocli.errors import DataError
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays
-from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip, unpacker
+from elbocli.images.archives import PACKED, Complain, Entry, is_tar, list_folder, list_tar, list_zip
 from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
@@ -63,9 +63,8 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
         return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
     try:
         if not root.exists():
-            raise DataError(
-                f"{root}: no such folder or file; expected images: a folder, tar, zip, .npz, .npy or dataset"
-            )
+            expected = "expected images: a folder, tar, zip, .npz, .npy or dataset"
+            raise DataError(f"{root}: no such folder or file; {expected}")
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
         with open(root, "rb") as file:
@@ -82,19 +81,18 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
         return _files(list(list_zip(root)), f"{root}: ", root.stem, any_depth, among)
     if is_tar(root):
         return _files(list(list_tar(str(root), complain)), f"{root}: ", root.stem, any_depth, among)
-    program = unpacker(head)
-    if program is not None:
-        raise DataError(
-            f"{root}: is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
+    if program := next((program for magic, program in PACKED.items() if head.startswith(magic)), None):
+        why = (
+            f"is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
             "then pack what comes out (images hardly get larger by it)"
         )
-    if is_pickle(root):
-        raise DataError(
-            f"{root}: a pickle, which is never opened, because that can run code; name the images themselves"
-        )
-    if root.suffix == ".tar":
-        raise DataError(f"{root}: is called .tar, but begins like no tar: damaged, or something else; get it again")
-    raise DataError(f"{root}: is a file, but no tar, zip, .npz, .npy or dataset; expected these or a folder of images")
+    elif is_pickle(root):
+        why = "a pickle, which is never opened, because that can run code; name the images themselves"
+    elif root.suffix == ".tar":
+        why = "is called .tar, but begins like no tar: damaged, or something else; get it again"
+    else:
+        why = "is a file, but no tar, zip, .npz, .npy or dataset; expected these or a folder of images"
+    raise DataError(f"{root}: {why}")
 
 
 def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
@@ -111,11 +109,9 @@ def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _rows(root: Path, rows: arrays.ArrayImages) -> Listing:
-    names = rows.class_names
-    words: list[Word | None] | None = None
-    if rows.labels is not None:
-        words = [names[label] for label in rows.labels] if names else list(rows.labels)
-    numbers = rows.labels if names else None
+    names, numbers = list(rows.class_names), rows.labels
+    words = [names[label] for label in numbers] if names and numbers is not None else numbers
+    numbers = numbers if names else None
     return Listing(f"{root}: ", rows.files, rows.refs, words, root.stem, names or None, numbers, rows.in_order)
 
 
@@ -136,7 +132,13 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
     prefix, stem = prefix + "".join(f"{top}/" for top in tops), tops[-1] if tops else stem
     entries.sort(key=lambda entry: _order(entry[0]))
-    _refuse_arrays(entries, prefix)
+    arrays_only = [name for name, _ in entries if name != "dataset.json"]
+    if arrays_only and all(name.endswith(".npy") for name in arrays_only):  # skipping them would leave nothing
+        raise DataError(
+            f"{prefix.rstrip(': /')}: holds an array (.npy) for each image ({some(arrays_only)}), such as the latents that EDM2's "
+            "dataset_tool.py makes, and no images; pack the images themselves, for latents of them with --latents VAE "
+            "--latent-convention edm2"
+        )
     edm = next((ref for name, ref in entries if name == "dataset.json"), None)
     if edm is not None:
         entries = [entry for entry in entries if entry[0] != "dataset.json"]
@@ -152,28 +154,9 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     classes = {name.partition("/")[0] for name in names if "/" in name}
     flat = alone or not classes
     classes |= {name.partition("/")[0] for name in folders}
-    return Listing(
-        prefix,
-        names,
-        [ref for _, ref in entries],
-        beside,
-        stem,
-        None if flat or beside is not None else sorted(classes, key=os.fsencode),
-        flat=flat,
-        captioned=captioned and beside is None,
-        notes=notes,
-    )
-
-
-def _refuse_arrays(entries: list[Entry], prefix: str) -> None:
-    """Raise DataError when all files are arrays, as in EDM2's zip of latents: skipping them would leave nothing."""
-    names = [name for name, _ in entries if name != "dataset.json"]
-    if names and all(name.endswith(".npy") for name in names):
-        raise DataError(
-            f"{prefix.rstrip(': /')}: holds an array (.npy) for each image ({some(names)}), such as the latents that EDM2's "
-            "dataset_tool.py makes, and no images; pack the images themselves, for latents of them with --latents VAE "
-            "--latent-convention edm2"
-        )
+    own = None if flat or beside is not None else sorted(classes, key=os.fsencode)
+    listing = Listing(prefix, names, [ref for _, ref in entries], beside, stem, own, flat=flat, notes=notes)
+    return replace(listing, captioned=captioned and beside is None)
 
 
 def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[str], list[str], bool]:
@@ -212,10 +195,9 @@ def _without_loose(entries: list[Entry], prefix: str, notes: list[str]) -> list[
     pictures = [name for name in loose if is_picture(name)]
     if pictures:
         folder = next(name for name, _ in entries if "/" in name).partition("/")[0]
-        raise DataError(
-            f"{prefix.rstrip(': /')}: holds both class folders ({folder}, …) and loose images ({some(pictures)}); "
-            "move one kind away, or say by --labels which class each image has"
-        )
+        both = f"both class folders ({folder}, …) and loose images ({some(pictures)})"
+        remedy = "move one kind away, or say by --labels which class each image has"
+        raise DataError(f"{prefix.rstrip(': /')}: holds {both}; {remedy}")
     notes.append(left_out([prefix + name for name in loose], "not in a class folder"))
     return [entry for entry in entries if "/" in entry[0]]
 
@@ -245,9 +227,3 @@ def words_of(part: Listing) -> Sequence[Word | None]:
     if part.classes is None:
         return [part.stem] * len(part.names)
     return [name.partition("/")[0] for name in part.names]
-
-
-def without_images(found: list[Listing], words: Sequence[Word]) -> set[str]:
-    """The classes of the sources, if these know all those of the images; some may have no images."""
-    every = {name for part in found for name in part.classes or ()}
-    return every if set(words) <= every else set()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elbocli.errors import DataError
+from elbocli.files.reading import refusing
 from elbocli.images.labels import Word, lines_of
 
 NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s+(\S.*)")
@@ -72,16 +73,9 @@ def read_meta(path: Path) -> Classes:
     """
     from scipy.io import loadmat
 
-    try:
-        table = loadmat(path, squeeze_me=True)["synsets"].reshape(-1)
-        rows = [
-            (int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"]))
-            for row in table
-            if row["num_children"] == 0
-        ]
-    except Exception as error:  # scipy raises of everything for damaged files
-        raise DataError(f"{path}: not the devkit's meta.mat ({' '.join(str(error).split())[:100]})") from error
-    rows.sort()
+    with refusing(f"{path}: not the devkit's meta.mat", kind=DataError):
+        leaves = [row for row in loadmat(path, squeeze_me=True)["synsets"].reshape(-1) if row["num_children"] == 0]
+        rows = sorted((int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in leaves)
     if not rows or [number for number, _, _ in rows] != list(range(1, len(rows) + 1)):
         raise DataError(f"{path}: not the devkit's meta.mat (its classes are not numbered from 1)")
     return Classes(path, [wnid for _, wnid, _ in rows], [words for _, _, words in rows])
@@ -124,9 +118,8 @@ def assign(
 def _note_empty(classes: Classes, used: set[str], notes: list[str]) -> None:
     empty = [key for key in classes.keys if key not in used]
     if empty and len(empty) < len(classes.keys):
-        notes.append(
-            f"{classes.path}: {len(empty)} of its {len(classes.keys)} classes have no images here ({some(empty)})"
-        )
+        share = f"{len(empty)} of its {len(classes.keys)} classes"
+        notes.append(f"{classes.path}: {share} have no images here ({some(empty)})")
 
 
 def _numbered(
@@ -145,15 +138,14 @@ def _numbered(
             dropped: list[Word] = sorted(used - set(index))
             return [index.get(number, -1) for number in numbers], classes.names, dropped
     first = int(bare and min(numbers) > 0)
-    names = (
-        [str(number) for number in range(first, largest + 1)] if largest < max(1000, 10 * len(numbers)) + first else []
-    )
     if listed is not None:
         names = classes.names
         if largest - first >= len(names):
             raise DataError(f"{listed}: {len(names)} classes, but an image has class {largest}")
-    elif not names:
+    elif largest >= max(1000, 10 * len(numbers)) + first:
         raise DataError(f"an image has class {largest}, which can't be for {len(numbers)} images; check the labels")
+    else:
+        names = [str(number) for number in range(first, largest + 1)]
     if first:
         notes.append(f"no class is 0: they are taken to count from 1, {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names, []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,29 +16,6 @@ MOST_PIXELS = 89_478_485
 Colour = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Crop:
-    """cut(image, size, background) → square image. filter: the resampling, for the dataset's attributes."""
-
-    name: str
-    filter: str
-    cut: Callable[[Image.Image, int, Colour], Image.Image]
-
-
-CROPS: dict[str, Crop] = {}
-
-
-def crop(name: str, filter: str) -> Callable[[Callable[..., Image.Image]], Callable[..., Image.Image]]:
-    """Declare a crop."""
-
-    def declare(cut: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
-        CROPS[name] = Crop(name, filter, cut)
-        return cut
-
-    return declare
-
-
-@crop("center", filter="box, bicubic")
 def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     """Crop as ADM does: halve by BOX while at least twice too large, bicubic to the short side, cut the middle.
 
@@ -53,19 +30,16 @@ def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Imag
     return _middle(image.resize((width, height), BICUBIC), size)
 
 
-@crop("edm", filter="lanczos")
 def edm(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     """Cut the middle square at full size, then Lanczos: EDM's center-crop."""
     return _middle(image, min(image.size)).resize((size, size), LANCZOS)
 
 
-@crop("resize", filter="lanczos")
 def resize(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     """Resize to the square by Lanczos, whatever the shape: nothing is cut, proportions are lost."""
     return image.resize((size, size), LANCZOS)
 
 
-@crop("pad", filter="lanczos")
 def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     """Resize the long side by Lanczos, and add bars of the background's colour."""
     scale = size / max(image.size)
@@ -75,12 +49,27 @@ def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     return square
 
 
-@crop("none", filter="none")
 def none(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     """Take images as they are. Raises DataError for one of another size."""
     if image.size != (size, size):
         raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none takes only those of --size {size}")
     return image
+
+
+class Crop(NamedTuple):
+    """cut(image, size, background) → square image. filter: the resampling, for the dataset's attributes."""
+
+    filter: str
+    cut: Callable[[Image.Image, int, Colour], Image.Image]
+
+
+CROPS = {
+    "center": Crop("box, bicubic", center),
+    "edm": Crop("lanczos", edm),
+    "resize": Crop("lanczos", resize),
+    "pad": Crop("lanczos", pad),
+    "none": Crop("none", none),
+}
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -106,10 +95,8 @@ def _reduce_is_box() -> bool:
     """Whether this Pillow's `reduce` gives the pixels of its `resize`: another release may round otherwise."""
     noise = Image.fromarray(np.random.Generator(np.random.Philox(0)).integers(0, 256, (62, 64, 3), np.uint8))
     shapes = [noise.crop((0, 0, width, height)) for width in (63, 64) for height in (61, 62)]
-    return all(
-        step.resize((step.size[0] // 2, step.size[1] // 2), BOX).tobytes() == _two_steps(step).tobytes()
-        for step in shapes
-    )
+    halves = [step.resize((step.size[0] // 2, step.size[1] // 2), BOX) for step in shapes]
+    return all(half.tobytes() == _two_steps(step).tobytes() for half, step in zip(halves, shapes))
 
 
 def _two_steps(image: Image.Image) -> Image.Image:

@@ -16,9 +16,8 @@ from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.images.crops import CROPS, MOST_PIXELS
 from elbocli.images.memory_budget import Room
 
-MAX_PIXELS = MOST_PIXELS
 # Pillow warns above it and raises above twice as many; images inside of icons are checked by it alone.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
 MAX_ASPECT = 100
 # Pillow's warnings about odd files are left out: what matters is raised, file by file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -28,7 +27,7 @@ USUAL = ("JPEG", "PNG", "WEBP")
 STRIP_PIXELS = 1 << 20
 DECODER_BYTES = {"WEBP": 16, "JPEG2000": 19, "AVIF": 10}
 """Bytes of memory a pixel takes at most in decoders that hold an image several times; measured with Pillow 13."""
-LARGEST_DECODED = 8 * MAX_PIXELS
+LARGEST_DECODED = 8 * MOST_PIXELS
 """Bytes for one image and for all threads' images together: Pillow has 4 a pixel, and again 4 after a conversion."""
 _room = Room(LARGEST_DECODED)
 
@@ -127,7 +126,7 @@ def _needed(image: Image.Image, how: DecodeOptions) -> int:
 
 def _memory(kind: str, size: tuple[int, int], each: int = 8) -> int:
     width, height = size
-    if width * height > MAX_PIXELS or max(size) > MAX_ASPECT * min(size):
+    if width * height > MOST_PIXELS or max(size) > MAX_ASPECT * min(size):
         raise DataError(f"too many pixels, or too long and thin: {width} x {height}")
     needed = width * height * DECODER_BYTES.get(kind, each)
     if needed > LARGEST_DECODED:

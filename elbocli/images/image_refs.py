@@ -7,42 +7,26 @@ DataError for what can't be read. Nothing is ever extracted to disk.
 from __future__ import annotations
 
 import contextlib
-import lzma
 import os
 import stat
-import struct
 import threading
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
+from elbocli.files.reading import refusing
 
 LARGEST_FILE = 256 << 20
 DENSE = 3
 """A stretch is read whole when it is at most this many times as long as the files that are wanted of it."""
 UNPACK_STEP = 4096
-UNPACKABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    LookupError,
-    OSError,
-)
-"""Errors of reading a damaged zip."""
+
 TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
 
 
@@ -105,10 +89,9 @@ class Span:
         """Its size."""
         if self.size >= 0:
             return self.size
-        try:
+        with contextlib.suppress(OSError):
             return Path(self.path).stat().st_size
-        except OSError:
-            return 0
+        return 0
 
 
 def will_need(refs: Sequence[ImageRef]) -> None:
@@ -121,17 +104,11 @@ def will_need(refs: Sequence[ImageRef]) -> None:
     for ref in refs:
         if isinstance(ref, Span) and ref.size >= 0:
             low, high, total = stretches.get(ref.path, (ref.offset, 0, 0))
-            end = ref.offset + ref.size
-            stretches[ref.path] = min(low, ref.offset), max(high, end), total + ref.size
+            stretches[ref.path] = min(low, ref.offset), max(high, ref.offset + ref.size), total + ref.size
     for path, (low, high, total) in stretches.items():
-        if high - low > DENSE * total + (1 << 20):
-            continue
-        with contextlib.suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.posix_fadvise(handle, low, high - low, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(handle)
+        if high - low <= DENSE * total + (1 << 20):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), low, high - low, os.POSIX_FADV_WILLNEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +125,12 @@ class ZipEntry:
             raise DataError("encrypted: unlock the archive first")
         if info.file_size > LARGEST_FILE:
             raise DataError(TOO_LARGE)
-        try:
-            with self.archive.open(info) as member:
-                content = _unpacked(member, info)
-        except UNPACKABLE as error:
-            raise DataError(f"does not unpack: {str(error)[:100] or type(error).__name__}") from error
+        with refusing("does not unpack", kind=DataError), self.archive.open(info) as member:
+            # bzip2 and LZMA unpack all that they are given, and zipfile gives them as much as is asked for: small steps.
+            if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                content = member.read(info.file_size + 1)
+            else:
+                content = b"".join(iter(lambda: member.read(UNPACK_STEP), b""))
         if len(content) != info.file_size:
             raise DataError(f"does not unpack: {len(content)} bytes where {info.file_size} were announced")
         return content
@@ -163,30 +141,16 @@ class ZipEntry:
         return self.info.file_size + self.info.compress_size
 
 
-def _unpacked(member: IO[bytes], info: zipfile.ZipInfo) -> bytes:
-    """Unpack in small steps where more might come out than was announced.
-
-    bzip2 and LZMA unpack all that they are given, and zipfile gives them as much as is asked for.
-    """
-    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return member.read(info.file_size + 1)
-    return b"".join(iter(lambda: member.read(UNPACK_STEP), b""))
-
-
 @dataclass(frozen=True, slots=True)
 class Nowhere:
     """An entry of an archive that can't be an image (a link, a device, …)."""
 
     why: str
+    weight = 0
 
     def read(self) -> bytes:
         """Raise DataError."""
         raise DataError(self.why)
-
-    @property
-    def weight(self) -> int:
-        """Nothing."""
-        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,19 +192,14 @@ class Unpacked:
     """Rows of a compressed array: only in order, one after another."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str, offset: int, shape: tuple[int, int, int]):
-        self.archive, self.name, self.offset, self.shape = archive, name, offset, shape
-        self.size = int(np.prod(shape))
-        self._lock = threading.Lock()
-        self._member = archive.open(name)
+        self.offset, self.shape, self.size = offset, shape, int(np.prod(shape))
+        self._lock, self._member = threading.Lock(), archive.open(name)
 
     def row(self, index: int) -> np.ndarray:
         """Read a row, uint8 [H, W, C]. Raises DataError."""
-        try:
-            with self._lock:
-                self._member.seek(self.offset + index * self.size)
-                content = self._member.read(self.size)
-        except UNPACKABLE as error:
-            raise DataError(f"does not unpack: {str(error)[:100] or type(error).__name__}") from error
+        with refusing("does not unpack", kind=DataError), self._lock:
+            self._member.seek(self.offset + index * self.size)
+            content = self._member.read(self.size)
         if len(content) < self.size:
             raise DataError(f"cut short: {len(content)} of {self.size} bytes are there")
         return np.frombuffer(content, np.uint8).reshape(self.shape)

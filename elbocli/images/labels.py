@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import DataError
+from elbocli.files.reading import naming, refusing
 from elbocli.images.image_refs import ImageRef, read_bytes
 
 Word = str | int
@@ -27,10 +28,10 @@ JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 def lines_of(path: Path) -> list[str]:
     """Read a user's text file. Raises DataError when it isn't text, or empty."""
+    with naming(path):
+        content = read_bytes(path)
     try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
     lines = [line for line in text.splitlines() if line.strip()]
@@ -53,9 +54,8 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
-            raise DataError(
-                f"{path}: {len(lines)} lines for {len(names)} images; expected one class for each, or lines of NAME CLASS"
-            )
+            expected = "expected one class for each, or lines of NAME CLASS"
+            raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; {expected}")
         return [_word(line) for line in lines], True
     table: dict[str, Word] = {}
     bases: dict[str, set[Word]] = {}
@@ -83,13 +83,10 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
     """Split each line into name and class."""
-    try:
-        if "," in lines[0]:
+    split = [line.split("\t" if "\t" in line else None, 1) for line in lines]
+    if "," in lines[0]:
+        with refusing(f"{path}: not usable as CSV", kind=DataError):
             split = list(csv.reader(lines))
-        else:
-            split = [line.split("\t" if "\t" in line else None, 1) for line in lines]
-    except csv.Error as error:
-        raise DataError(f"{path}: not usable as CSV: {error}") from error
     for row in split:
         if len(row) >= 2:
             yield row[0].strip().removeprefix("./"), row[1]
@@ -104,21 +101,14 @@ def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | N
     labels = content.get("labels") if isinstance(content, dict) else None
     if labels is None:
         return None
-    try:
+    with refusing(f"{where}: 'labels' is not a list of [name, number]", kind=DataError):
         table = {str(name): operator.index(label) for name, label in labels}
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: 'labels' is not a list of [name, number]: {error}") from error
     return [table.get(name) for name in names]
 
 
 def _json(ref: ImageRef, where: str) -> Any:
-    try:
-        content = ref.read()
-        return json.loads(bytes(content))
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not usable JSON: {str(error)[:100]}") from error
+    with naming(where), refusing("not usable JSON", kind=DataError):
+        return json.loads(bytes(ref.read()))
 
 
 def sample_key(name: str) -> tuple[str, str]:
@@ -153,10 +143,8 @@ def sidecar_labels(
 
 def _sidecar_word(sides: dict[str, ImageRef], where: str) -> Word | None:
     if ".cls" in sides:
-        try:
+        with naming(f"{where}.cls"):
             return _word(bytes(sides[".cls"].read()[:1000]).decode("utf-8", "replace"))
-        except DataError as error:
-            raise DataError(f"{where}.cls: {error}") from error
     if ".json" in sides:
         content = _json(sides[".json"], f"{where}.json")
         for key in JSON_KEYS:

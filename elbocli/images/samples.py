@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,50 +17,29 @@ import numpy as np
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
+from elbocli.files.reading import naming, refusing
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
-UNREADABLE = (
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    tokenize.TokenError,
-    RecursionError,
-    MemoryError,
-    NotImplementedError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
 
 
+@dataclass
 class SampleReader:
     """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself.
 
-    class_names: of a dataset of several classes.
+    at(start, count): images from start on, uint8 [count, H, W, C]; each call must go on after the call before. Raises
+    DataError when the stream ends early. class_names: of a dataset of several classes.
     """
 
-    def __init__(
-        self,
-        name: str,
-        shape: tuple[int, int, int, int],
-        labels: np.ndarray | None,
-        read: Callable[[int, int], np.ndarray],
-        about: dict[str, Any] | None = None,
-        class_names: Sequence[str] = (),
-    ):
-        self.class_names = class_names
-        self.name, self.shape, self.labels, self.about, self._read = name, shape, labels, about or {}, read
-
-    def at(self, start: int, count: int) -> np.ndarray:
-        """Read images start to start + count, uint8 [count, H, W, C]; each call must go on after the call before.
-
-        Raises DataError when the stream ends early.
-        """
-        return self._read(start, count)
+    name: str
+    shape: tuple[int, int, int, int]
+    labels: np.ndarray | None
+    at: Callable[[int, int], np.ndarray]
+    about: dict[str, Any] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
@@ -70,18 +49,15 @@ class SampleReader:
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     """Read the shape (N, H, W, C) that an NPY header announces. Raises FormatError when it isn't one of images."""
-    try:
+    with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except UNREADABLE as error:
-        raise FormatError(f"{name}: not an NPY stream of images ({error}); write one with 'elbo sample'") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
         raise FormatError(f"{name}: holds {dtype} {shape}, expected uint8 (N, H, W, 1 or 3) with N > 0, C order")
     if shape[0] > LARGEST_COUNT or max(shape[1:3]) > LARGEST_SIDE:
-        raise FormatError(
-            f"{name}: announces {shape[0]} images of {shape[2]} x {shape[1]} pixels, more than can be meant"
-        )
+        size = f"{shape[2]} x {shape[1]} pixels"
+        raise FormatError(f"{name}: announces {shape[0]} images of {size}, more than can be meant")
     return shape
 
 
@@ -103,9 +79,8 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
             except (OSError, zlib.error, zipfile.BadZipFile) as error:
                 raise DataError(f"{name}: {error}") from error
             if not got:
-                raise DataError(
-                    f"{name}: ended after {start + filled // row} of {shape[0]} images; its writer died or the file is cut short"
-                )
+                came = f"{start + filled // row} of {shape[0]} images"
+                raise DataError(f"{name}: ended after {came}; its writer died or the file is cut short")
             filled += got
         return np.frombuffer(buffer, np.uint8).reshape(count, *shape[1:])
 
@@ -113,17 +88,13 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
 
 
 def _png_folder(folder: Path) -> SampleReader:
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-    )
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
         raise DataError(f"{folder}: no images inside")
 
     def pixels(path: Path) -> np.ndarray:
-        try:
+        with naming(path):
             array = np.asarray(decode(read_bytes(path), channels=0)[0])
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
         return array[..., None] if array.ndim == 2 else array
 
     def said(shape: tuple[int, ...]) -> str:
@@ -136,9 +107,8 @@ def _png_folder(folder: Path) -> SampleReader:
         for path in files[start : start + count]:
             image = pixels(path)
             if image.shape != shape:
-                raise DataError(
-                    f"{path}: {said(image.shape)}, but {files[0].name} has {said(shape)}; pack them alike with 'elbo prep'"
-                )
+                both = f"{said(image.shape)}, but {files[0].name} has {said(shape)}"
+                raise DataError(f"{path}: {both}; pack them alike with 'elbo prep'")
             batch.append(image)
         return np.stack(batch)
 
@@ -149,11 +119,8 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray |
     """Read the labels in `arr_1` of an .npz, int64 [count]; None when there are none. Raises FormatError."""
     if "arr_1.npy" not in archive.namelist():
         return None
-    try:
-        with archive.open("arr_1.npy") as member:
-            labels = np.lib.format.read_array(member, allow_pickle=False)
-    except UNREADABLE as error:
-        raise FormatError(f"{name}: arr_1 is not usable as labels: {error}") from error
+    with refusing(f"{name}: arr_1 is not usable as labels"), archive.open("arr_1.npy") as member:
+        labels = np.lib.format.read_array(member, allow_pickle=False)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise FormatError(f"{name}: arr_1 is {labels.dtype} {labels.shape}, expected {count} integer labels")
     return np.asarray(labels, np.int64)
@@ -163,11 +130,8 @@ def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     """Read how the images of an .npz were made, from its `about`; empty when it has none. Raises FormatError."""
     if "about.npy" not in archive.namelist():
         return {}
-    try:
-        with archive.open("about.npy") as member:
-            about = str(np.lib.format.read_array(member, allow_pickle=False))
-    except UNREADABLE as error:
-        raise FormatError(f"{name}: about is not usable: {error}") from error
+    with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
+        about = str(np.lib.format.read_array(member, allow_pickle=False))
     return _by_name(about, f"{name}: about")
 
 
@@ -177,15 +141,11 @@ def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _by_name(text: Any, what: str) -> dict[str, Any]:
-    try:
+    with refusing(f"{what} is not usable", "; draw these samples again, or merge their parts again"):
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("expected settings by name")
-    except UNREADABLE as error:
-        raise FormatError(
-            f"{what} is not usable: {error}; draw these samples again, or merge their parts again"
-        ) from error
-    return found
+        return found
 
 
 @contextlib.contextmanager
@@ -201,14 +161,13 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     elif source.suffix == ".h5":
         data = Dataset(source)
         several = data.num_classes > 1  # One class is no label: a dataset has it that has none.
-        yield SampleReader(
-            str(source),
-            data.shape,
-            data.labels if several else None,
-            lambda start, count: data.batch(np.arange(start, start + count)),
-            data.attributes,
-            data.class_names if several and len(data.class_names) == data.num_classes else (),
-        )
+        labels = data.labels if several else None
+        names = data.class_names if several and len(data.class_names) == data.num_classes else ()
+
+        def read(start: int, count: int) -> np.ndarray:
+            return data.batch(np.arange(start, start + count))
+
+        yield SampleReader(str(source), data.shape, labels, read, data.attributes, names)
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
@@ -234,13 +193,11 @@ def _zip(path: Path) -> zipfile.ZipFile:
 
 
 def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
-    try:
-        return archive.open("arr_0.npy")
-    except KeyError:
+    if "arr_0.npy" not in archive.namelist():
         held = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))[:200]
-        raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0") from None
-    except (NotImplementedError, zipfile.BadZipFile, RuntimeError) as error:
-        raise FormatError(f"{path}: arr_0 can't be unpacked: {error}") from error
+        raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0")
+    with refusing(f"{path}: arr_0 can't be unpacked"):
+        return archive.open("arr_0.npy")
 
 
 def refuse_terminal(stream: IO[Any]) -> None:

@@ -10,21 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, UsageError
+from elbocli.images import class_layouts as layouts
 from elbocli.images.archives import Complain, printable
-from elbocli.images.class_layouts import (
-    Listing,
-    is_picture,
-    left_out,
-    list_source,
-    named_among_others,
-    without_images,
-    words_of,
-)
 from elbocli.images.classes import assign, by_meta, is_meta, read_meta, some
 from elbocli.images.image_refs import ImageRef
 from elbocli.images.labels import Word, read_labels_file
@@ -59,24 +52,20 @@ class Source:
     def take(self, chosen: Sequence[int]) -> Source:
         """Keep only those images, in that order. Raises UsageError when they can only be read in their own."""
         if self.in_order and any(b < a for a, b in pairwise(chosen)):
-            raise UsageError(
-                f"{self.prefixes[0].rstrip(':/ ')}: a compressed array can only be read in its order; save it with numpy.savez"
-            )
-        return replace(
-            self,
-            files=[self.files[i] for i in chosen],
-            labels=[self.labels[i] for i in chosen],
-            refs=[self.refs[i] for i in chosen],
-            owners=[self.owners[i] for i in chosen],
-        )
+            name = self.prefixes[0].rstrip(":/ ")
+            raise UsageError(f"{name}: a compressed array can only be read in its order; save it with numpy.savez")
+        lists = {name: getattr(self, name) for name in ("files", "labels", "refs", "owners")}
+        taken: dict[str, Any] = {name: [values[i] for i in chosen] for name, values in lists.items()}
+        return replace(self, **taken)
+
+
+def stop(trouble: str) -> None:
+    """Raise DataError."""
+    raise DataError(trouble + ", or add --on-error skip")
 
 
 def open_source(
-    roots: Sequence[Path] | Path,
-    *,
-    labels: Path | None = None,
-    classes: Path | None = None,
-    complain: Complain | None = None,
+    roots: Sequence[Path] | Path, *, labels: Path | None = None, classes: Path | None = None, complain: Complain = stop
 ) -> Source:
     """Open one or several sources.
 
@@ -85,41 +74,43 @@ def open_source(
     """
     roots = [roots] if isinstance(roots, Path) else list(roots)
     ours = [path for path in (labels, classes) if path is not None]
-    found = [list_source(root, labels is not None, len(roots) > 1, complain or _stop, ours) for root in roots]
+    found = [layouts.list_source(root, labels is not None, len(roots) > 1, complain, ours) for root in roots]
     if len(found) > 1:
         for part in found:
-            named_among_others(part)
+            layouts.named_among_others(part)
     names = [name for part in found for name in part.names]
     if not names:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
-    source = Source(
-        names,
-        [-1] * len(names),
-        [],
-        [ref for part in found for ref in part.refs],
-        [part.prefix for part in found],
-        [owner for owner, part in enumerate(found) for _ in part.names],
-        any(part.in_order for part in found),
-        [note for part in found for note in part.notes],
-    )
+    refs = [ref for part in found for ref in part.refs]
+    prefixes = [part.prefix for part in found]
+    owners = [owner for owner, part in enumerate(found) for _ in part.names]
+    source = Source(names, [-1] * len(names), [], refs, prefixes, owners, any(part.in_order for part in found))
+    source.notes.extend(note for part in found for note in part.notes)
     if labels is None and classes is None and len(found) == 1 and found[0].numbers is not None:
         return replace(source, labels=found[0].numbers, class_names=list(found[0].classes or ()))
     bare = False
     if labels is not None:
         words, bare = read_labels_file(labels, names)
     else:
-        words = [word for part in found for word in words_of(part)]
+        words = [word for part in found for word in layouts.words_of(part)]
     return _classified(*_complete(source, words, labels), found, labels, classes, bare)
 
 
 def _classified(
-    source: Source, words: list[Word], found: list[Listing], labels: Path | None, classes: Path | None, bare: bool
+    source: Source,
+    words: list[Word],
+    found: list[layouts.Listing],
+    labels: Path | None,
+    classes: Path | None,
+    bare: bool,
 ) -> Source:
     """Number the classes, and leave out images whose class isn't listed."""
     notes = source.notes
     words = _of_one_kind(source, words, labels, classes, bare)
     own = found[0].classes if len(found) == 1 and labels is None else None
-    unused = set() if labels is not None else without_images(found, words)
+    every = {name for part in found for name in part.classes or ()}
+    # Classes without images count, if the sources know all those of the images.
+    unused = every if labels is None and set(words) <= every else set()
     numbers, class_names, dropped = assign(words, own, unused, classes, bare, notes)
     if labels is None and len(class_names) > 1 and any(part.captioned for part in found):
         notes.append("no class lies beside the images (.cls or .json), so their folders or archives are the classes")
@@ -129,9 +120,8 @@ def _classified(
     kept = [index for index, number in enumerate(numbers) if number >= 0]
     if not kept:
         raise DataError(f"{classes}: lists none of the classes of these images ({some(dropped)})")
-    notes.append(
-        f"{len(source) - len(kept)} images of {len(dropped)} classes that {classes} doesn't list are left out ({some(dropped)})"
-    )
+    images = f"{len(source) - len(kept)} images of {len(dropped)} classes"
+    notes.append(f"{images} that {classes} doesn't list are left out ({some(dropped)})")
     return source.take(kept)
 
 
@@ -141,15 +131,15 @@ def _complete(source: Source, words: Sequence[Word | None], labels: Path | None)
     known = [word for word in words if word is not None]
     if not without:
         return source, known
-    missing = next((index for index in without if is_picture(source.files[index])), without[0] if not known else None)
-    if missing is not None:
-        raise DataError(
-            f"{source.shown(missing)}: no class{f' in {labels}' if labels else ''}, as {len(without) - 1} others have none, "
-            f"but {len(known)} have one; give all of them one, or pack the two kinds apart"
-        )
-    source.notes.append(
-        left_out([source.shown(index) for index in without], "no image by its name, and without a class")
+    missing = next(
+        (index for index in without if layouts.is_picture(source.files[index])), without[0] if not known else None
     )
+    if missing is not None:
+        numbers = f"as {len(without) - 1} others have none, but {len(known)} have one"
+        what = f"no class{f' in {labels}' if labels else ''}, {numbers}"
+        raise DataError(f"{source.shown(missing)}: {what}; give all of them one, or pack the two kinds apart")
+    papers = [source.shown(index) for index in without]
+    source.notes.append(layouts.left_out(papers, "no image by its name, and without a class"))
     return source.take([index for index, word in enumerate(words) if word is not None]), known
 
 
@@ -214,7 +204,3 @@ def _split(labels: Sequence[int], which: str, share: float) -> list[int]:
         # The same draw whatever number the class has, so that --classes leaves the parts as they are.
         held_out[rows[stream.permutation(0, len(rows))[: round(share * len(rows))]]] = True
     return np.flatnonzero(held_out if which == "val" else ~held_out).tolist()
-
-
-def _stop(trouble: str) -> None:
-    raise DataError(trouble + ", or add --on-error skip")

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import FormatError
+from elbocli.files.atomic import told
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in known.items() if key not in keys}
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -18,19 +23,13 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return _folder(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4096)
-    except OSError as error:
-        raise DataError(f"{path}: could not read: {error.strerror}") from error
-    if head.startswith(HDF5_MAGIC):
-        return _dataset(path)
+    with told(path, "read"), open(path, "rb") as file:
+        head = file.read(4096)
     if is_safetensors(path, head):
         return _tensors(path)
-    if head.startswith(b"PK"):
-        return _npz(path)
-    if head.startswith(b"\x93NUMPY"):
-        return _samples(path)
+    for magic, tell in ((HDF5_MAGIC, _dataset), (b"PK", _npz), (b"\x93NUMPY", _samples)):
+        if head.startswith(magic):
+            return tell(path)
     if head.lstrip().startswith(b"{"):
         return _losslog(path)
     if b"format:" in head:
@@ -44,22 +43,19 @@ def _dataset(path: Path) -> dict[str, Any]:
     from elbocli.files.dataset import Dataset
 
     data = Dataset(path, latents=True)
-    kind = "samples" if "samples" in data.attributes else "dataset" if data.latent_space is None else "latents"
+    latents = data.latent_space is not None
+    kind = "samples" if "samples" in data.attributes else "latents" if latents else "dataset"
     return {
         "is": f"elbo-dataset ({kind})",
         "images": len(data),
-        "store": "latents" if data.latent_space is not None else data.store,
+        "store": "latents" if latents else data.store,
         "bytes_per_image": round(data.block.nbytes / len(data)),
         **({"parts": len(data.block.parts)} if len(data.block.parts) > 1 else {}),
         "size": data.image_size,
         "channels": data.channels,
         "classes": data.num_classes,
         "bytes": path.stat().st_size,
-        **{
-            key: value
-            for key, value in data.attributes.items()
-            if key not in ("format", "count", "image_size", "num_classes")
-        },
+        **_but(data.attributes, "format", "count", "image_size", "num_classes"),
     }
 
 
@@ -70,32 +66,15 @@ def is_safetensors(path: Path, head: bytes) -> bool:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    from elbocli.files.features import is_features
-
-    return _features(path) if is_features(path) else _average(path)
-
-
-def _average(path: Path) -> dict[str, Any]:
     from elbocli.files.average_file import read_about
+    from elbocli.files.features import is_features, read_features
 
-    about = {key: value for key, value in read_about(path).items() if key != "coefficients"}
-    return {"is": "average of weights", "bytes": path.stat().st_size, **about}
-
-
-def _features(path: Path) -> dict[str, Any]:
-    from elbocli.files.features import read_features
-
+    if not is_features(path):
+        about = _but(read_about(path), "coefficients")
+        return {"is": "average of weights", "bytes": path.stat().st_size, **about}
     saved = read_features(path)
     held = [name for name in ("logits", "labels") if getattr(saved, name) is not None]
     return {"is": "features of images", "features": saved.features.shape[1], "beside": ", ".join(held), **saved.about}
-
-
-def _snapshot(path: Path) -> dict[str, Any]:
-    from elbocli.files.snapshots import read
-
-    snapshot = read(path, verify=False)
-    facts = {key: value for key, value in snapshot.meta.items() if key not in ("format", "files")}
-    return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -104,14 +83,12 @@ def _folder(path: Path) -> dict[str, Any]:
     from elbocli.run.folder import read_status
 
     if snapshots.is_snapshot(path):
-        return _snapshot(path)
+        snapshot = snapshots.read(path, verify=False)
+        facts = _but(snapshot.meta, "format", "files")
+        return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
     if (path / "meta.json").exists():
-        checkpoint = read_checkpoint(path)
-        return {
-            "is": "checkpoint",
-            **{key: value for key, value in checkpoint.meta.items() if key not in ("format", "files", "log_bytes")},
-            "files": ", ".join(checkpoint.meta["files"]),
-        }
+        meta = read_checkpoint(path).meta
+        return {"is": "checkpoint", **_but(meta, "format", "files", "log_bytes"), "files": ", ".join(meta["files"])}
     if not (path / "config.yaml").exists():
         raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint or snapshot (meta.json)")
     config = read_config(path)
@@ -150,21 +127,15 @@ def _samples(path: Path) -> dict[str, Any]:
 
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
-        return {
-            "is": "samples",
-            "images": n,
-            "size": f"{height} x {width}",
-            "channels": channels,
-            "labels": reader.labels is not None,
-            **reader.about,
-        }
+        facts = {"is": "samples", "images": n, "size": f"{height} x {width}", "channels": channels}
+        return {**facts, "labels": reader.labels is not None, **reader.about}
 
 
 def _losslog(path: Path) -> dict[str, Any]:
     from elbocli.files.losslog import read_logs
 
     log = read_logs([path])
-    about = {key: value for key, value in log.header.items() if key not in ("format", "version", "edges")}
+
     return {
         "is": "loss log",
         "bins": log.sums.shape[1],
@@ -172,7 +143,7 @@ def _losslog(path: Path) -> dict[str, Any]:
         "intervals": log.lines,
         "images": log.images,
         "errors": int(log.sums[0].sum()),
-        **about,
+        **_but(log.header, "format", "version", "edges"),
     }
 
 
@@ -184,8 +155,4 @@ def _yaml(path: Path) -> dict[str, Any]:
     if content.get("format") == "elbo-run":
         return {"is": "config of a run", **content.get("settings", {})}
     _, content = read_table(path)
-    return {
-        "is": "schedule",
-        "knots": len(content["knots"]),
-        **{key: value for key, value in content.items() if key not in ("format", "knots")},
-    }
+    return {"is": "schedule", "knots": len(content["knots"]), **_but(content, "format", "knots")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
 import sys
@@ -59,30 +60,29 @@ def survive(path: Path) -> None:
     Raises DataError when it does.
     """
     code = "import sys; from elbocli.files.dataset import Dataset; Dataset(sys.argv[1], latents=True).contents_digest()"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path)], capture_output=True, timeout=PATIENCE_S, check=False
-        )
-        ended = done.returncode >= 0
-    except subprocess.TimeoutExpired:
-        ended = False
-    if not ended:
-        raise DataError(f"{path}: damaged: the HDF5 library itself fails on it; pack it again")
+    command = [sys.executable, "-c", code, str(path)]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False).returncode >= 0:
+            return
+    raise DataError(f"{path}: damaged: the HDF5 library itself fails on it; pack it again")
 
 
 def _dataset(path: Path) -> Generator[Progress, None, Facts]:
     data = Dataset(path, latents=True)
     verified, unverified = [], []
-    promised = str(data.attributes.get("digests", "")).split()
-    for name in promised:
+
+    def compare(name: str, digest: str, damage: str) -> None:
+        if name not in data.attributes:
+            unverified.append(f"{name}: not in this file, which another program wrote")
+        elif digest != data.attributes[name]:
+            raise DataError(f"{path}:{damage} not what was written; pack it again")
+        else:
+            verified.append(name)
+
+    for name in str(data.attributes.get("digests", "")).split():
         if name not in data.attributes:
             raise DataError(f"{path}: damaged: its attribute {name} is gone; pack it again")
-    if "contents_sha256" not in data.attributes:
-        unverified.append("contents_sha256: not in this file, which another program wrote")
-    elif data.contents_digest() != data.attributes["contents_sha256"]:
-        raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
-    else:
-        verified.append("contents_sha256")
+    compare("contents_sha256", data.contents_digest(), " damaged: its labels, names or attributes are")
     verified += _counts(path, data)
     digest = hashlib.sha256()
     done = 0
@@ -90,13 +90,8 @@ def _dataset(path: Path) -> Generator[Progress, None, Facts]:
         add_rows(digest, rows)
         done += len(rows)
         yield Progress(done, len(data), "img")
-    if "payload_sha256" not in data.attributes:
-        unverified.append("payload_sha256: not in this file, which another program wrote")
-    elif digest.hexdigest() != data.attributes["payload_sha256"]:
-        parts = ", or a part of it," if len(data.block.parts) > 1 else ""
-        raise DataError(f"{path}:{parts} damaged: its images are not what was written; pack it again")
-    else:
-        verified.append("payload_sha256")
+    part = ", or a part of it," if len(data.block.parts) > 1 else ""
+    compare("payload_sha256", digest.hexdigest(), f"{part} damaged: its images are")
     if data.kind == ENCODED:
         for done, rows in enumerate(data.batches(BATCH)):
             yield Progress(min((done + 1) * BATCH, len(data)), len(data), "img", values={"decoded": len(rows)})
@@ -123,9 +118,8 @@ def _counts(path: Path, data: Dataset) -> list[str]:
         facts["class_counts"] = (arrays["class_counts"].tolist(), counted)
     for name, (found, expected) in facts.items():
         if found is not None and found != expected:
-            raise DataError(
-                f"{path}: damaged: {name} says {str(found)[:60]}, expected {str(expected)[:60]}; pack it again"
-            )
+            says = f"{name} says {str(found)[:60]}, expected {str(expected)[:60]}"
+            raise DataError(f"{path}: damaged: {says}; pack it again")
     return [name for name, (found, _) in facts.items() if found is not None]
 
 
@@ -142,27 +136,17 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
     for index, folder in enumerate([*checkpoints, *kept]):
         yield Progress(index, len(checkpoints) + len(kept), "folder")
         try:
-            files += len(_checkpoint(folder) if index < len(checkpoints) else _snapshot(folder))
+            found = store.read_checkpoint(folder) if index < len(checkpoints) else snapshots.read(folder)
+            found.check_name()
+            files += len(found.meta["files"])
         except FormatError as error:
             damaged.append(str(error))
-    total = " and ".join(
-        f"{len(found)} {what}" for found, what in ((checkpoints, "checkpoints"), (kept, "snapshots")) if found
-    )
+    counts = ((len(checkpoints), "checkpoints"), (len(kept), "snapshots"))
+    total = " and ".join(f"{count} {what}" for count, what in counts if count)
     if damaged:
         more = f" (and {len(damaged) - 1} more of {total})" if damaged[1:] else ""
         raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on without it")
     return {"verified": [f"sha256 of {files} files in {total or 'no checkpoints'}"]}
-
-
-def _checkpoint(folder: Path) -> dict[str, Any]:
-    checkpoint = store.read_checkpoint(folder)
-    checkpoint.check_name()
-    return checkpoint.meta["files"]
-
-
-def _snapshot(folder: Path) -> dict[str, Any]:
-    snapshot = snapshots.read(folder)
-    return snapshot.meta["files"]
 
 
 def _samples(path: Path) -> Generator[Progress, None, None]:

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +16,53 @@ import numpy as np
 from elbocli.errors import DataError, UsageError
 from elbocli.files.atomic import refuse_existing
 from elbocli.files.dataset_block import ENCODED
+from elbocli.files.dataset_file import Arrays, Names
 from elbocli.files.dataset_virtual import relative_name, write_virtual
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.hashing import add_digests, add_rows
-from elbocli.merge.parts import Part, in_order, open_parts, refuse_strangers
+from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
 
-SUFFIX = ".h5"
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a merge. virtual: refer to the parts instead of copying them."""
-
-    virtual: bool = False
-    overwrite: bool = False
-    command: str = ""
-
-
-def _joined_contents(parts: Sequence[Part]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def _joined_contents(parts: Sequence[Part]) -> tuple[Arrays, Names]:
     """Join arrays with a value per image, sum counts per class, and keep others once. Raises DataError when they differ."""
-    arrays: dict[str, np.ndarray] = {}
-    names: dict[str, list[str]] = {}
-    first = parts[0]
+    arrays, names, first = Arrays(), Names(), parts[0]
     for name in first.arrays:
         columns = [part.arrays[name] for part in parts]
         if name == "offsets" and first.kind == ENCODED:
-            ends = np.cumsum([part.length for part in parts]).tolist()
-            runs = [
-                column[1:].astype(np.int64) + (end - part.length) for column, end, part in zip(columns, ends, parts)
-            ]
+            begins = np.cumsum([0, *(part.length for part in parts)]).tolist()
+            runs = [column[1:].astype(np.int64) + begin for column, begin in zip(columns, begins)]
             arrays[name] = np.concatenate([np.zeros(1, np.int64), *runs])
         elif name == "class_counts":
             arrays[name] = np.asarray(np.sum(columns, axis=0, dtype=np.int64))
         elif all(column.ndim and len(column) == part.count for column, part in zip(columns, parts)):
             arrays[name] = np.concatenate(columns)
-        else:
-            if not all(np.array_equal(column, columns[0]) for column in columns):
-                raise DataError(f"{first.path}: {name!r} has no value per image, and another part has other values")
+        elif all(np.array_equal(column, columns[0]) for column in columns):
             arrays[name] = columns[0]
+        else:
+            raise DataError(f"{first.path}: {name!r} has no value per image, and another part has other values")
     for name in first.names:
         lists = [part.names[name] for part in parts]
         if name != "class_names" and all(len(words) == part.count for words, part in zip(lists, parts)):
             names[name] = [word for words in lists for word in words]
-        else:
-            if any(words != lists[0] for words in lists):
-                raise DataError(f"{first.path}: {name!r} has no word per image, and another part has other words")
+        elif all(words == lists[0] for words in lists):
             names[name] = lists[0]
+        else:
+            raise DataError(f"{first.path}: {name!r} has no word per image, and another part has other words")
     return arrays, names
 
 
 def _joined_attributes(parts: Sequence[Part], command: str) -> dict[str, Any]:
     columns = {key: [part.attributes.get(key) for part in parts] for key in parts[0].attributes}
     found = {key: values[0] for key, values in columns.items() if all(value == values[0] for value in values)}
-    for key in ("format", "version", "digests", "count", "payload_sha256", "contents_sha256", "shard", "shard_of"):
-        found.pop(key, None)
+    found = {key: value for key, value in found.items() if key not in WRITTEN | {"shard", "shard_of"}}
     if "skipped" in columns:
         found["skipped"] = sum(int(part.attributes.get("skipped", 0)) for part in parts)
     if "changed" in columns:
         found["changed"] = json.dumps(dict(sum((part.changed for part in parts), Counter())), sort_keys=True)
     sums = [str(part.attributes.get("source_sha256", "")) for part in parts]
-    found.pop("source_sha256", None)
+
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in sums):
         found["source_sha256"] = add_digests(sums)
     if any(part.drawn for part in parts):
@@ -93,23 +78,26 @@ def _joined_description(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         values = [part.get(key) for part in parts]
+        joined[key] = values[0]
         if any(value != values[0] for value in values):
             single = [each for value in values for each in (value if isinstance(value, list) else [value])]
             joined[key] = [each for place, each in enumerate(single) if each not in single[:place]]
-        else:
-            joined[key] = values[0]
     return joined
 
 
-def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Progress]:
+def run(
+    paths: Sequence[Path], out: Path, virtual: bool = False, overwrite: bool = False, command: str = ""
+) -> Iterator[Progress]:
     """Merge the datasets `paths` into `out`. Rerun after a kill to go on where it stopped.
+
+    virtual: refer to the parts instead of copying them.
 
     Raises UsageError: `out` exists, a part twice, a part out of reach of a virtual dataset; DataError: parts that don't
     belong together, a shard missing, a damaged part, a full disk; FormatError: no dataset.
     """
-    if out.suffix != SUFFIX:
-        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the first argument")
-    refuse_existing(out, settings.overwrite)
+    if out.suffix != ".h5":
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
+    refuse_existing(out, overwrite)
     parts, message = in_order(open_parts(paths, out))
     refuse_strangers(parts)
     total = sum(part.count for part in parts)
@@ -122,22 +110,18 @@ def run(paths: Sequence[Path], out: Path, settings: Settings) -> Iterator[Progre
         if len(found) > 1:
             yield Progress(message=f"parts differ in {key}: {', '.join(sorted(found))}", level="warning")
     arrays, names = _joined_contents(parts)
-    attributes = _joined_attributes(parts, settings.command)
-    if settings.virtual:
-        with catching_signals() as signals:
+    attributes = _joined_attributes(parts, command)
+    with catching_signals() as signals:
+        if virtual:
             yield from _refer(out, parts, arrays, names, attributes, signals)
-    else:
-        layout = parts[0].layout
-        if parts[0].kind == ENCODED:
-            layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
-        with (
-            catching_signals() as signals,
-            open_writer(out, layout, total, _fingerprint(parts), overwrite=settings.overwrite) as writer,
-        ):
-            yield from _copy(writer, parts, signals)
-            # The writer adds its own, from where the rows came to lie.
-            arrays.pop("offsets" if parts[0].kind == ENCODED else "", None)
-            writer.finish(arrays, names, attributes)
+        else:
+            layout = parts[0].layout
+            if parts[0].kind == ENCODED:
+                layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
+                del arrays["offsets"]  # the writer adds its own, from where the rows came to lie
+            with open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer:
+                yield from _copy(writer, parts, signals)
+                writer.finish(arrays, names, attributes)
     yield Progress(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -172,12 +156,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Part], signals: Signals) -> Ite
 
 
 def _refer(
-    out: Path,
-    parts: Sequence[Part],
-    arrays: dict[str, np.ndarray],
-    names: dict[str, list[str]],
-    attributes: dict[str, Any],
-    signals: Signals,
+    out: Path, parts: Sequence[Part], arrays: Arrays, names: Names, attributes: dict[str, Any], signals: Signals
 ) -> Iterator[Progress]:
     for part in parts:
         relative_name(part.path, out)

@@ -29,6 +29,6 @@ def merge(out: Path, parts: tuple[Path, ...], virtual: bool, overwrite: bool) ->
     digests. Killed at any moment, the same command goes on where it stopped.
     """
     from elbocli.cli.progress_bar import show
-    from elbocli.merge import combine as loop
+    from elbocli.merge.combine import run
 
-    show(loop.run(parts, out, loop.Settings(virtual, overwrite, command_line())))
+    show(run(parts, out, virtual, overwrite, command_line()))

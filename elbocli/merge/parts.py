@@ -13,26 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.hashing import add_rows
+from elbocli.files.reading import refusing
 from elbocli.images.samples import drawn
 
-OWN = {
-    *(
-        "format",
-        "version",
-        "count",
-        "digests",
-        "payload_sha256",
-        "contents_sha256",
-        "source_sha256",
-        "skipped",
-        "changed",
-    ),
-    *("shard", "shard_of", "command", "samples", "elbo_version", "pillow_version"),
-}
+WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
+OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples", "elbo_version", "pillow_version"}
 """Attributes in which parts of one dataset may differ; all others say how it was made."""
 
 
@@ -65,10 +54,8 @@ class Part:
     @property
     def changed(self) -> Counter[str]:
         """Number of images that were changed while decoding, by kind. Raises FormatError."""
-        try:
+        with refusing(f"{self.path}: its attribute changed is no JSON of counts", "; pack it again"):
             return Counter({str(kind): int(count) for kind, count in json.loads(self.attributes["changed"]).items()})
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise FormatError(f"{self.path}: its attribute changed is no JSON of counts; pack it again") from error
 
     def rows(self) -> Iterator[list[np.ndarray] | np.ndarray]:
         """Yield the rows, a few at a time. Raises DataError after the last when they are not what was written."""
@@ -120,15 +107,12 @@ def refuse_strangers(parts: Sequence[Part]) -> None:
         other = making(part)
         for key in [*first, *other]:
             if first.get(key) != other.get(key):
-                raise DataError(
-                    f"{part.path}: {key} is {_short(other.get(key))}, but {_short(first.get(key))} in {parts[0].path}; "
-                    "parts of one dataset are made in one way"
-                )
-        if sorted({*part.arrays, *part.names}) != sorted({*parts[0].arrays, *parts[0].names}):
-            raise DataError(
-                f"{part.path}: holds {', '.join(sorted({*part.arrays, *part.names}))}, but {parts[0].path} holds "
-                f"{', '.join(sorted({*parts[0].arrays, *parts[0].names}))}; parts of one dataset hold the same"
-            )
+                both = f"{_short(other.get(key))}, but {_short(first.get(key))} in {parts[0].path}"
+                raise DataError(f"{part.path}: {key} is {both}; parts of one dataset are made in one way")
+        here, there = (", ".join(sorted({*one.arrays, *one.names})) for one in (part, parts[0]))
+        if here != there:
+            both = f"holds {here}, but {parts[0].path} holds {there}"
+            raise DataError(f"{part.path}: {both}; parts of one dataset hold the same")
 
 
 def _short(value: Any) -> str:
@@ -148,10 +132,8 @@ def in_order(parts: Sequence[Part]) -> tuple[list[Part], str]:
     for part in parts:
         index, of = part.shard or (0, 0)
         if part.attributes["shard_of"] != prep or of != total or index > total:
-            raise DataError(
-                f"{part.path}: shard {index}/{of} of another prep than {parts[0].path}; leave it out, or pack it again "
-                "from the same source with the same settings"
-            )
+            remedy = "leave it out, or pack it again from the same source with the same settings"
+            raise DataError(f"{part.path}: shard {index}/{of} of another prep than {parts[0].path}; {remedy}")
         if index in numbered:
             raise DataError(f"{part.path} and {numbered[index].path}: both are shard {index}/{total}; name one of them")
         numbered[index] = part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +20,23 @@ CROP_HELP = (
 )
 
 
-class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """I/N, counting from 1."""
+option = partial(click.option, show_default=True)
 
-    name = "i/n"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        index, slash, count = str(value).partition("/")
-        if not slash or not index.isdecimal() or not count.isdecimal() or not 1 <= int(index) <= int(count) <= 10**6:
-            self.fail(f"{value!r} is not I/N with 1 <= I <= N, such as 2/4", param, ctx)
-        return int(index), int(count)
+def shard(value: str) -> tuple[int, int]:
+    """I/N, counting from 1. Raises BadParameter."""
+    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 10**6:
+        raise click.BadParameter(f"{value!r} is not I/N with 1 <= I <= N, such as 2/4")
+    return int(match[1]), int(match[2])
 
 
 @click.command(cls=Command)
 @click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
 @click.argument("out", type=PATH, metavar="OUT.h5")
-@click.option("--size", type=Count(1, 8192), default=64, show_default=True, help="Side of the square images in pixels.")
-@click.option(
-    "--crop",
-    type=click.Choice(["center", "edm", "resize", "pad", "none"]),
-    default="center",
-    show_default=True,
-    help=CROP_HELP,
-)
-@click.option(
-    "--channels", type=click.Choice(["1", "3"]), default="3", show_default=True, help="1 for grey images, 3 for RGB."
-)
+@option("--size", type=Count(1, 8192), default=64, help="Side of the square images in pixels.")
+@option("--crop", type=click.Choice(["center", "edm", "resize", "pad", "none"]), default="center", help=CROP_HELP)
+@option("--channels", type=click.Choice(["1", "3"]), default="3", help="1 for grey images, 3 for RGB.")
 @click.option(
     "--background",
     metavar="COLOUR",
@@ -58,11 +49,10 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     is_flag=True,
     help="Decode large JPEGs at reduced scale: faster, but other pixels than anybody else's.",
 )
-@click.option(
+@option(
     "--store",
     type=click.Choice(["raw", "png", "webp"]),
     default="raw",
-    show_default=True,
     help="Plain pixels, or encoded without loss: smaller, decoded while training.",
 )
 @click.option(
@@ -82,34 +72,31 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option(
     "--subset",
     type=(click.Choice(["train", "val"]), Number(0, 1, above=True)),
-    default=None,
     metavar="train|val SHARE",
     help="val: a share of each class (such as 0.1), always the same; train: all the others.",
 )
-@click.option("--shuffle-seed", type=Count(0, 2**63 - 1), default=None, help="Put the images in a random order.")
-@click.option("--limit", type=Count(), default=None, help="Take only the first N images.")
-@click.option("--shard", type=Shard(), default=None, help="Pack the I-th of N parts; 'elbo merge' joins them.")
+@click.option("--shuffle-seed", type=Count(0, 2**63 - 1), help="Put the images in a random order.")
+@click.option("--limit", type=Count(), help="Take only the first N images.")
+@click.option("--shard", type=shard, metavar="I/N", help="Pack the I-th of N parts; 'elbo merge' joins them.")
 @click.option(
     "--latents",
     type=PATH,
     metavar="DIR",
     help="Store latents of a diffusers AutoencoderKL folder: mean and standard deviation of each.",
 )
-@click.option(
+@option(
     "--latent-convention",
     type=click.Choice(list(CONVENTIONS)),
     default="diffusers",
-    show_default=True,
     help="How a network sees latents z. " + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values()) + ".",
 )
 @click.option("--mirror", is_flag=True, help="With --latents: also those of each mirrored image.")
 @device_options
-@click.option("--workers", type=Count(1, 1024), default=None, help="Threads.  [default: as many as cores]")
-@click.option(
+@click.option("--workers", type=Count(1, 1024), help="Threads.  [default: as many as cores]")
+@option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
     default="stop",
-    show_default=True,
     help="What to do with a file that is no usable image; skipped ones are listed in OUT.skipped.jsonl.",
 )
 @click.option("--no-preallocate", is_flag=True, help="Don't claim the disk beforehand, where the file system can't.")
@@ -133,19 +120,11 @@ def prep(
     unpacked to disk. Killed at any moment, the same command goes on where it stopped.
     """
     if not sources:
-        raise click.UsageError(
-            f"one name only, {out}; give the images and the dataset to write: elbo prep SRC... OUT.h5"
-        )
+        wanted = "give the images and the dataset to write: elbo prep SRC... OUT.h5"
+        raise click.UsageError(f"one name only, {out}; {wanted}")
     from elbocli.cli.progress_bar import show
     from elbocli.prep import pack as loop
 
-    settings = loop.Settings(
-        channels=int(channels),
-        workers=workers or 0,
-        preallocate=not no_preallocate,
-        device=device or "auto",
-        precision=precision or "fp32",
-        command=command_line(),
-        **options,
-    )
-    show(loop.run(list(sources), out, settings))
+    options |= {"channels": int(channels), "workers": workers or 0, "preallocate": not no_preallocate}
+    options |= {"device": device or "auto", "precision": precision or "fp32", "command": command_line()}
+    show(loop.run(list(sources), out, loop.Settings(**options)))

@@ -23,7 +23,7 @@ class LatentEncoder:
     layout: that of the rows. batch: images to hand over at a time; the same groups give the same bytes. copies: rows of
     an image, 2 with `mirror` (the second is of its mirror image). attributes: those of the dataset. fingerprint:
     everything that decides the rows, images excepted.
-    Raises UsageError (no diffusers, a size or channels that don't fit), FormatError and DataError (an unusable folder).
+    Raises UsageError (no diffusers, a size that doesn't fit), FormatError and DataError (an unusable folder).
     """
 
     def __init__(
@@ -33,12 +33,10 @@ class LatentEncoder:
         convention: str = "diffusers",
         *,
         mirror: bool = False,
-        channels: int = 3,
         device: str = "auto",
         precision: str = "fp32",
     ):
-        if channels != 3:
-            raise UsageError(f"latents are made of images of 3 channels, not {channels}; leave --channels out")
+
         self.device, self.precision = choose_device(device), precision
         self.autoencoder = Autoencoder(folder, self.device)
         factor = self.autoencoder.factor
@@ -69,7 +67,6 @@ class LatentEncoder:
             moments = torch.cat(self.autoencoder.encode(pixels, self.space), 1)
         half = moments.to(torch.float16).cpu()
         if not bool(half.isfinite().all()):
-            raise DataError(
-                f"{self.autoencoder.folder}: gives latents that are not finite in float16; is it the right autoencoder?"
-            )
+            trouble = "gives latents that are not finite in float16; is it the right autoencoder?"
+            raise DataError(f"{self.autoencoder.folder}: {trouble}")
         return half.numpy()

@@ -29,20 +29,14 @@ def named(sources: list[Path]) -> str:
 
 def introduced(source: Source, sources: list[Path], how: DecodeOptions, complaints: list[str]) -> Iterator[Progress]:
     """Say what was found. complaints: of damaged archives."""
-    yield Progress(
-        0,
-        len(source),
-        "img",
-        f"{named(sources)}: {count(len(source), 'image', 'images')} in "
-        f"{count(len(source.class_names), 'class', 'classes')} -> {how.size} x {how.size} x {how.channels}",
-    )
-    yield from (Progress(message=text, level="warning") for text in complaints)
-    yield from (Progress(message=text, level="warning") for text in source.notes)
-    if len(source.class_names) > 1 and set(source.class_names) <= SPLIT_NAMES:
-        yield Progress(
-            message=f"the classes are called {', '.join(source.class_names)}: did you mean one of these folders?",
-            level="warning",
-        )
+    classes = source.class_names
+    found = f"{count(len(source), 'image', 'images')} in {count(len(classes), 'class', 'classes')}"
+    shape = f"{how.size} x {how.size} x {how.channels}"
+    yield Progress(0, len(source), "img", f"{named(sources)}: {found} -> {shape}")
+    warnings = [*complaints, *source.notes]
+    if len(classes) > 1 and set(classes) <= SPLIT_NAMES:
+        warnings.append(f"the classes are called {', '.join(classes)}: did you mean one of these folders?")
+    yield from (Progress(message=text, level="warning") for text in warnings)
 
 
 def list_skipped(out: Path, source: Source, skipped: dict[int, str]) -> Iterator[Progress]:

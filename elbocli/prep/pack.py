@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
 from elbocli.images.memory_budget import return_freed
-from elbocli.images.sources import Source, choose, open_source
+from elbocli.images.sources import Source, choose, open_source, stop
 from elbocli.prep.decode_ahead import Packed, packed_in_order
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
-SUFFIX = ".h5"
 LONG_LISTING_BYTES = 1 << 30
 
 
@@ -110,14 +109,8 @@ def _encoder(settings: Settings) -> LatentEncoder | None:
         raise UsageError("--latents takes colour images and stores numbers; leave --channels and --store out")
     from elbocli.prep.encode_latents import LatentEncoder
 
-    return LatentEncoder(
-        settings.latents,
-        settings.size,
-        convention=settings.latent_convention,
-        mirror=settings.mirror,
-        device=settings.device,
-        precision=settings.precision,
-    )
+    where: dict[str, Any] = {"device": settings.device, "precision": settings.precision}
+    return LatentEncoder(settings.latents, settings.size, settings.latent_convention, mirror=settings.mirror, **where)
 
 
 def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.BlockLayout:
@@ -135,14 +128,16 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
     UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
     """
-    _refuse_name(out, settings.overwrite)
+    if out.suffix != ".h5":
+        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the last argument")
+    refuse_existing(out, settings.overwrite)
     return_freed()
     settings.decode_options.colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
         yield Progress(message=f"{named(sources)}: reading what is inside")
     complaints: list[str] = []
-    complain = complaints.append if settings.on_error == "skip" else None
+    complain = complaints.append if settings.on_error == "skip" else stop
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
@@ -163,55 +158,36 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
             raise DataError(f"{named(sources)}: none of its {len(source)} files is a usable image")
         kept = [index for index in range(len(source)) if index not in skipped for _ in range(copies)]
         yield from list_skipped(out, source, skipped)
-        labels = np.array([source.labels[i] for i in kept], np.int64)
-        writer.finish(
-            {"labels": labels, "class_counts": np.bincount(labels, minlength=len(source.class_names)).astype(np.int64)},
-            {
-                "class_names": [utf8(name) for name in source.class_names],
-                "files": [utf8(source.files[i]) for i in kept],
-            },
-            {
-                "num_classes": len(source.class_names),
-                **settings.about(),
-                "elbo_version": __version__,
-                "pillow_version": PIL.__version__,
-                "source_sha256": notes["source_sha256"],
-                "skipped": len(skipped),
-                "changed": json.dumps(notes["changed"], sort_keys=True),
-                **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
-                **({} if encoder is None else encoder.attributes),
-                "command": settings.command,
-            },
-        )
+        labels, classes = np.array([source.labels[i] for i in kept], np.int64), source.class_names
+        counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
+        names = {"class_names": list(map(utf8, classes)), "files": [utf8(source.files[i]) for i in kept]}
+        about = {
+            "num_classes": len(classes),
+            **settings.about(),
+            "elbo_version": __version__,
+            "pillow_version": PIL.__version__,
+            "source_sha256": notes["source_sha256"],
+            "skipped": len(skipped),
+            "changed": json.dumps(notes["changed"], sort_keys=True),
+            **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
+            **({} if encoder is None else encoder.attributes),
+            "command": settings.command,
+        }
+        writer.finish({"labels": labels, "class_counts": counts}, names, about)
     yield from summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
 
 
-def _refuse_name(out: Path, overwrite: bool) -> None:
-    if out.suffix != SUFFIX:
-        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in {SUFFIX} as the last argument")
-    refuse_existing(out, overwrite)
+def _note(notes: dict[str, Any], index: int, file: str, packed: Packed) -> None:
+    """Add an image to what a resumed prep must know of those that are done.
 
-
-class _Notes:
-    """Facts about the images that are done, which a resumed prep must know."""
-
-    def __init__(self, saved: dict[str, Any]):
-        self.digest = str(saved.get("source_sha256", add_digests([])))
-        self.skipped: dict[str, str] = dict(saved.get("skipped", {}))
-        self.changed = Counter(saved.get("changed", {}))
-
-    def add(self, index: int, file: str, packed: Packed) -> None:
-        """The digest is a sum, so that the parts of a source add up to it."""
-        one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).hexdigest()
-        self.digest = add_digests([self.digest, one])
-        if packed.trouble:
-            self.skipped[str(index)] = packed.trouble
-        if packed.change:
-            self.changed[packed.change] += 1
-
-    def saved(self) -> dict[str, Any]:
-        """A plain value for the journal."""
-        return {"source_sha256": self.digest, "skipped": self.skipped, "changed": dict(self.changed)}
+    The digest is a sum, so that the parts of a source add up to it.
+    """
+    one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).hexdigest()
+    notes["source_sha256"] = add_digests([notes["source_sha256"], one])
+    if packed.trouble:
+        notes["skipped"][str(index)] = packed.trouble
+    if packed.change:
+        notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
 
 
 def _stopped(source: Source, index: int, trouble: str) -> DataError:
@@ -221,10 +197,12 @@ def _stopped(source: Source, index: int, trouble: str) -> DataError:
 def _fill(
     writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
 ) -> Iterator[Progress]:
-    notes = _Notes(writer.state["notes"])
-    total, done = len(source), int(writer.state["done"])
-    if notes.skipped and settings.on_error == "stop":
-        raise _stopped(source, *next((int(index), trouble) for index, trouble in notes.skipped.items()))
+    blank: dict[str, Any] = {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
+    notes = copy.deepcopy(writer.state["notes"]) or blank
+    total, done, skipped = len(source), int(writer.state["done"]), notes["skipped"]
+    if notes["skipped"] and settings.on_error == "stop":
+        index, trouble = next(iter(notes["skipped"].items()))
+        raise _stopped(source, int(index), trouble)
     if done:
         yield Progress(done, total, "img", f"going on after {count(done, 'image', 'images')}")
     rows: list[Any] = []
@@ -239,7 +217,7 @@ def _fill(
     def save() -> None:
         """Make rows safe, unless a batch of latents is incomplete: it is encoded whole, so that its numbers are the same."""
         if not pending:
-            writer.append(rows, done, notes.saved())
+            writer.append(rows, done, copy.deepcopy(notes))
             rows.clear()
 
     safe_at, held = begun, 0
@@ -247,7 +225,7 @@ def _fill(
         if packed.trouble and settings.on_error == "stop":
             save()
             raise _stopped(source, done, packed.trouble)
-        notes.add(done, source.files[done], packed)
+        _note(notes, done, source.files[done], packed)
         if packed.row is not None:
             (rows if encoder is None else pending).append(packed.row)
             held += len(packed.row) if isinstance(packed.row, bytes) else packed.row.nbytes
@@ -259,11 +237,10 @@ def _fill(
             save()
             safe_at, held = time.monotonic(), 0
         if signals.received and done < total:
-            raise signals.interrupted(
-                f"{writer.state['done']} of {total} images are safe in {writer.partial.name}; the same command goes on from there"
-            )
+            safe = f"{writer.state['done']} of {total} images are safe in {writer.partial.name}"
+            raise signals.interrupted(f"{safe}; the same command goes on from there")
         values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
-        yield Progress(done, total, "img", values=values | ({"skipped": len(notes.skipped)} if notes.skipped else {}))
+        yield Progress(done, total, "img", values=values | ({"skipped": len(skipped)} if skipped else {}))
     encode()
     if done > int(writer.state["done"]) or not writer.state["notes"]:
         save()

@@ -44,7 +44,7 @@ def write(folder: Path) -> tuple[Dataset, np.ndarray, Dataset]:
     for start in range(0, IMAGES, 5000):
         plain[start : start + 5000] = rng.integers(0, 256, (5000, *SHAPE), np.uint8)
     parts = [write_rows(folder / f"{k}.h5", rows) for k, rows in enumerate(np.split(plain, PARTS))]
-    for _ in combine.run(parts, folder / "virtual.h5", combine.Settings(virtual=True)):
+    for _ in combine.run(parts, folder / "virtual.h5", virtual=True):
         pass
     whole = Dataset(write_rows(folder / "data.h5", plain))
     return whole, np.load(folder / "plain.npy", mmap_mode="r"), Dataset(folder / "virtual.h5")

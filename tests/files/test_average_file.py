@@ -108,8 +108,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(small_disk):
 @pytest.mark.parametrize(
     ("meta", "words"),
     [
-        (None, "format None"),
-        ({"format": "pt"}, "format 'pt'"),
+        (None, "format is None"),
+        ({"format": "pt"}, "format is 'pt'"),
         ({"format": "elbo-ema", "version": "2"}, "version '2'"),
         ({"format": "elbo-ema", "version": "1"}, "doesn't say how"),
         ({"format": "elbo-ema", "version": "1", "about": "[]"}, "doesn't say how"),

@@ -12,7 +12,6 @@ from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.monotone import likeness
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import ElboError, FormatError
-from elbocli.files import scheduler_config
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 
 BASE = {
@@ -236,9 +235,9 @@ def test_a_file_that_is_missing_binary_or_too_large_is_refused(tmp_path, write, 
             resolve_weighting(spec)
     path = tmp_path / "x.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(FormatError, match="not usable JSON"):
+    with pytest.raises(FormatError, match="not a text file"):
         resolve_weighting(str(path))
-    monkeypatch.setattr(scheduler_config, "LARGEST_FILE", 10)
+    monkeypatch.setattr("elbocli.files.reading.LARGEST_TEXT", 10)
     with pytest.raises(FormatError, match="too large"):
         resolve_weighting(str(write(BASE)))
 

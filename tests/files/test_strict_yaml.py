@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.errors import FormatError
-from elbocli.files import strict_yaml
+from elbocli.files import reading, strict_yaml
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_files_that_cannot_be_settings_are_refused(tmp_path):
     with pytest.raises(FormatError, match="not a text file"):
         strict_yaml.read(path)
     with open(path, "wb") as file:
-        file.truncate(strict_yaml.LARGEST_FILE + 1)
+        file.truncate(reading.LARGEST_TEXT + 1)
     with pytest.raises(FormatError, match="too large"):
         strict_yaml.read(path)
 

@@ -51,7 +51,7 @@ def pack(path: Path, kind: str = "raw", count: int = 12) -> Path:
 
 def virtual(folder: Path) -> Path:
     parts = [pack(folder / f"p{i}.h5", "png") for i in range(3)]
-    for _ in combine.run(parts, folder / "v.h5", combine.Settings(virtual=True)):
+    for _ in combine.run(parts, folder / "v.h5", virtual=True):
         pass
     return folder / "v.h5"
 

@@ -74,7 +74,7 @@ def shards(folder: Path, kind: str, cuts: tuple[int, ...] = (0, 5, 6, 16, COUNT)
 
 
 def merged(out: Path, parts: list[Path], **settings: Any) -> list[str]:
-    return [report.message for report in combine.run(parts, out, combine.Settings(**settings)) if report.message]
+    return [report.message for report in combine.run(parts, out, **settings) if report.message]
 
 
 def everything(path: Path) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_foreign_and_doubled_parts_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already exists"):
         merged(plain, parts)
     with pytest.raises(UsageError, match="already exists"):
-        for _ in combine.run(parts, out, combine.Settings()):
+        for _ in combine.run(parts, out):
             out.touch()  # by another, meanwhile
     with pytest.raises(UsageError, match=r"ends in \.h5 as the first argument"):
         merged(tmp_path / "out", parts)
@@ -279,7 +279,7 @@ def test_what_was_copied_of_an_unfinished_part_is_copied_again(tmp_path: Path, m
     good = parts[2].read_bytes()
     with h5py.File(parts[2], "r+") as file:
         file["images"][0, 1, 2, 0] ^= 4
-    reports: Iterator[Any] = combine.run(parts, out, combine.Settings())
+    reports: Iterator[Any] = combine.run(parts, out)
     while next(reports).done != 8:
         pass
     reports.close()  # type: ignore[attr-defined]
@@ -306,7 +306,7 @@ from pathlib import Path
 from elbocli.files import dataset, dataset_block
 dataset_block.SCAN_BYTES = dataset.SCAN_BYTES = 2000
 from elbocli.merge import combine
-for _ in combine.run([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), combine.Settings()):
+for _ in combine.run([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])):
     time.sleep(0.004)
 """
 
@@ -369,7 +369,7 @@ def test_the_command_says_what_it_did(elbo: Callable[..., Any], tmp_path: Path) 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_what_the_same_command_goes_on_with(sent: int, tmp_path: Path) -> None:
     parts, out = shards(tmp_path, "raw"), tmp_path / "out.h5"
-    reports: Iterator[Any] = combine.run(parts, out, combine.Settings())
+    reports: Iterator[Any] = combine.run(parts, out)
     while next(reports).done != 6:
         pass
     os.kill(os.getpid(), sent)

@@ -76,9 +76,8 @@ def open_samples(
         named = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UsageError(f"{target}: unknown format {target.suffix!r}; use {named}, a folder name, or - for a stream")
     if target.suffix == ".png" and header.shape[0] > LARGEST_GRID:
-        raise UsageError(
-            f"{target}: a grid of {header.shape[0]} images is not a picture; use a folder, .npy, .npz or .h5"
-        )
+        grid = f"a grid of {header.shape[0]} images"
+        raise UsageError(f"{target}: {grid} is not a picture; use a folder, .npy, .npz or .h5")
     refuse_existing(target, overwrite, folder=not target.suffix)
     if not target.suffix:
         with told(target):

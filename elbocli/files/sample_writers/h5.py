@@ -26,14 +26,6 @@ class H5(DatasetWriter):
         labels, names = header.labels, header.class_names
         if labels is None:
             labels, names = np.zeros(header.shape[0], np.int64), ["all"]
-        self.finish(
-            {"labels": labels, "seeds": header.seeds},
-            {"class_names": names},
-            {
-                "num_classes": len(names),
-                "image_size": header.shape[1],
-                "elbo_version": __version__,
-                "command": header.about.get("command", ""),
-                "samples": header.about_json,
-            },
-        )
+        about = {"num_classes": len(names), "image_size": header.shape[1], "elbo_version": __version__}
+        about |= {"command": header.about.get("command", ""), "samples": header.about_json}
+        self.finish({"labels": labels, "seeds": header.seeds}, {"class_names": names}, about)

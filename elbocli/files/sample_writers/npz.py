@@ -67,13 +67,10 @@ class Npz(Resumable):
                     raise DataError(f"{self.out}: this zip library places images elsewhere; please report this")
                 for start in range(0, len(rows), SCAN_BYTES):
                     member.write(rows[start : start + SCAN_BYTES].data)
-            for name, array in (
-                ("arr_1.npy", None if labels is None else labels.astype("<i8")),
-                ("about.npy", np.array(self.header.about_json)),
-            ):
-                if array is not None:
-                    content = io.BytesIO()
-                    np.lib.format.write_array(content, array, (1, 0), allow_pickle=False)
-                    archive.writestr(zipfile.ZipInfo(name), content.getvalue())
+            beside = {} if labels is None else {"arr_1.npy": labels.astype("<i8")}
+            for name, array in (beside | {"about.npy": np.array(self.header.about_json)}).items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, array, (1, 0), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(name), content.getvalue())
         os.ftruncate(self._handle, around.tell())
         self.name()

@@ -1,0 +1,63 @@
+"""Reading what others may have written: what a file says that it is, and errors of libraries in elbo's words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import DataError, ElboError, FormatError
+
+LARGEST_TEXT = 16 << 20
+
+
+def one_line(error: Exception, most: int = 160) -> str:
+    """What a library says of an error, in one line; its kind when it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+@contextlib.contextmanager
+def refusing(
+    what: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
+) -> Iterator[None]:
+    """Turn errors of a library into one of elbo's: `what`, what the library says, `then`. Errors of elbo's pass.
+
+    Libraries raise everything for damaged files, so keep nothing but their calls in the block. on: the errors meant.
+    """
+    try:
+        yield
+    except ElboError:
+        raise
+    except on as error:
+        raise kind(f"{what}: {one_line(error)}{then}") from error
+
+
+@contextlib.contextmanager
+def naming(where: object, kind: type[ElboError] = DataError) -> Iterator[None]:
+    """Put the name of a file in front of what an error of elbo's says, and make it one of that kind."""
+    try:
+        yield
+    except ElboError as error:
+        raise kind(f"{where}: {error}") from error
+
+
+def check_format(where: object, found: Mapping[str, Any], name: str, version: object = 1, then: str = "") -> None:
+    """Raise FormatError when a file doesn't say that it is of that format and version. then: the remedy."""
+    said = found.get("format"), found.get("version")
+    if said != (name, version):
+        raise FormatError(
+            f"{where}: format is {said[0]!r} version {said[1]!r}, expected {name!r} version {version!r}{then}"
+        )
+
+
+def read_text(path: Path, what: str) -> str:
+    """A small text file. Raises FormatError when it can't be read, is no text, or too large for `what`."""
+    try:
+        if path.stat().st_size > LARGEST_TEXT:
+            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for {what}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FormatError(f"{path}: could not read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not a text file") from error

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec, plain
+from elbocli.core.registry import Declaration, Registry, number, plain
 from elbocli.errors import UsageError
 
-
-class AverageTraits(NamedTuple):
-    """bare: written by its one number alone. stored: others can be made of its snapshots after training."""
-
-    bare: bool = False
-    stored: bool = False
-
-
-AVERAGES: Registry[AverageTraits] = Registry("average")
+AVERAGES: Registry[None] = Registry("average")
+BARE, STORED = "decay", "power"
+"""The one that is written by its number alone, and the one of whose snapshots others can be made after training."""
 Beta = Callable[[int, float, float], float]
 """(step from 1, images seen, images of this update) → β in [0, 1)."""
 PREFIX = "ema-"
@@ -30,11 +24,10 @@ MOST_IMAGES = 1e15
 
 
 @AVERAGES.declare(
-    "decay",
-    {"beta": 0.9999},
+    BARE,
     formula="min(beta, (1 + n)/(10 + n)) at update n",
     source="common since TensorFlow's ExponentialMovingAverage",
-    traits=AverageTraits(bare=True),
+    beta=0.9999,
 )
 def decay(beta: float) -> Beta:
     """A constant β, smaller while the average is young. A bare number means this one."""
@@ -45,12 +38,12 @@ def decay(beta: float) -> Beta:
 
 @AVERAGES.declare(
     "halflife",
-    {"images": 50e6, "ramp": 0.05},
     formula="2^(-batch/h), h = min(images, ramp seen)",
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
-    traits=AverageTraits(),
+    images=50e6,
+    ramp=0.05,
 )
 def halflife(images: float, ramp: float) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
@@ -63,12 +56,11 @@ def halflife(images: float, ramp: float) -> Beta:
 
 
 @AVERAGES.declare(
-    "power",
-    {"std": 0.05},
+    STORED,
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
     positive=["std"],
-    traits=AverageTraits(stored=True),
+    std=0.05,
 )
 def power(std: float) -> Beta:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
@@ -95,31 +87,28 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """An average with its parameters bound. beta: its `Beta`. Raises UsageError when a parameter is out of range."""
+    """An average with its parameters bound. beta: its `Beta`. stored: whether its snapshots can be combined into others.
 
-    def __init__(self, declared: Declaration[AverageTraits], params: dict[str, float]):
+    Raises UsageError when a parameter is out of range.
+    """
+
+    def __init__(self, declared: Declaration[None], params: dict[str, float]):
         self.declared, self.params = declared, declared.bind(params)
         self.beta: Beta = declared.make(**self.params)
+        self.stored = declared.name == STORED
 
     @property
     def spec(self) -> str:
         """Text that a user writes: `0.9999`, `power:std=0.05`."""
-        if self.declared.traits.bare:
-            return plain(next(iter(self.params.values())))
-        return self.declared.spec(self.params)
+        return plain(self.params["beta"]) if self.declared.name == BARE else self.declared.spec(self.params)
 
     @property
     def name(self) -> str:
         """Name of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
         (_, first), *others = self.params.items()
-        words = [] if self.declared.traits.bare else [self.declared.name]
+        words = [] if self.declared.name == BARE else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
         return PREFIX + "-".join(words)
-
-    @property
-    def stored(self) -> bool:
-        """Tell whether snapshots of it can be combined into other averages."""
-        return self.declared.traits.stored
 
 
 def _short(value: float) -> str:
@@ -147,17 +136,14 @@ def parse_average(text: str | float) -> Average:
     try:
         float(words)
     except ValueError:
-        spec = parse_spec(words)
-        return Average(AVERAGES.find(spec.name), numbers(spec.params, MOST_IMAGES))
-    bare = next(declared for declared in AVERAGES.values() if declared.traits.bare)
-    (key,) = bare.params
-    return Average(bare, {key: number(words, bare.name)})
+        return Average(*AVERAGES.parse(words, MOST_IMAGES))
+    return Average(AVERAGES[BARE], {"beta": number(words, BARE)})
 
 
 def _of_name(name: str) -> Average:
     words = name.removeprefix(PREFIX).split("-")
     if words[0] not in AVERAGES:
-        words = [next(key for key, declared in AVERAGES.items() if declared.traits.bare), *words]
+        words = [BARE, *words]
     declared = AVERAGES[words[0]]
     keys = list(declared.params)
     if words[2::2] != keys[1:] or len(words) != 2 * len(keys):

@@ -8,7 +8,6 @@ Written TARGET-mse[:FACTOR]@SCHEDULE: what is left of '@' says what is weighed, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.prediction import Prediction
@@ -23,45 +22,39 @@ if TYPE_CHECKING:
 
 
 class FactorTraits(NamedTuple):
-    """on: the target whose error F multiplies whatever the network's is; "" is the network's own."""
-
-    on: str = ""
-
-
-FACTORS: Registry[FactorTraits] = Registry("factor")
-
-
-def factor(
-    name: str, *, formula: str, source: str, on: str = "", positive: Iterable[str] = (), **params: float
-) -> Callable[..., Any]:
-    """Declare F(λ), which multiplies the squared error of the target.
-
-    on: the target whose error F multiplies whatever the network's is, where the authors give F for each target
-    so that the loss is the same.
+    """on: the target whose error F multiplies whatever the network's is, where the authors give F for each target so that
+    the loss is the same.
     """
-    return FACTORS.declare(name, params, formula=formula, source=source, positive=positive, traits=FactorTraits(on))
+
+    on: str
 
 
-@factor("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
+FACTORS: Registry[FactorTraits | None] = Registry("factor")
+"""F(λ), which multiplies the squared error of the target."""
+
+
+@FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
 def snr(logsnr: Tensor) -> Tensor:
     return logsnr.exp()
 
 
-@factor("snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss")
+@FACTORS.declare(
+    "snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss"
+)
 def snr_plus_one(logsnr: Tensor) -> Tensor:
     return logsnr.exp() + 1
 
 
-@factor("truncated-snr", formula="max(exp(logsnr), 1)", source="Salimans & Ho 2022: x loss, truncated SNR")
+@FACTORS.declare("truncated-snr", formula="max(exp(logsnr), 1)", source="Salimans & Ho 2022: x loss, truncated SNR")
 def truncated_snr(logsnr: Tensor) -> Tensor:
     return logsnr.exp().clamp(min=1)
 
 
-@factor(
+@FACTORS.declare(
     "min-snr",
     formula="min(exp(logsnr), gamma) on x, /SNR on eps, /(SNR+1) on v",
     source="Hang et al. 2023: the same loss for every target",
-    on="x",
+    traits=FactorTraits("x"),
     positive=["gamma"],
     gamma=5.0,
 )
@@ -69,7 +62,7 @@ def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
     return logsnr.exp().clamp(max=gamma)
 
 
-@factor("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1", gamma=1.0)
+@FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1", gamma=1.0)
 def p2(logsnr: Tensor, gamma: float) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
@@ -89,7 +82,7 @@ class Factor(NamedTuple):
     def on(self) -> Prediction | None:
         """The target whose error it multiplies, whatever the network's is; None is the network's own."""
         traits = self.declared.traits
-        return Prediction(traits.on) if isinstance(traits, FactorTraits) and traits.on else None
+        return Prediction(traits.on) if isinstance(traits, FactorTraits) else None
 
 
 class ForeignLoss(NamedTuple):

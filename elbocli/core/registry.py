@@ -30,7 +30,7 @@ class Declaration(Generic[T]):
     source: str
     params: dict[str, float]
     positive: frozenset[str]
-    within: dict[str, tuple[float, float]]
+    within: Mapping[str, tuple[float, float]]
     traits: T
 
     def bind(self, given: dict[str, float]) -> dict[str, float]:
@@ -83,33 +83,24 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
     def declare(
         self,
         name: str,
-        params: Mapping[str, float] | None = None,
         *,
         formula: str = "",
         source: str = "",
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
         traits: T = None,  # type: ignore[assignment]
+        **params: float,
     ) -> Callable[[M], M]:
-        """Decorator that enters a function or class under `name`; `params` are its defaults.
+        """Decorator that enters a function or class under `name`; `params` are its parameters with their defaults.
 
-        positive: those that must be above 0. within: the least and the most that others may be. Raises UsageError when
-        the name is taken.
+        positive: names of those that must be above 0. within: the least and the most that others may be. Raises
+        UsageError when the name is taken.
         """
         if name in self:
             raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 
         def enter(make: M) -> M:
-            self[name] = Declaration(
-                name,
-                make,
-                formula,
-                source,
-                dict(params or {}),
-                frozenset(positive),
-                dict(within or {}),
-                traits,
-            )
+            self[name] = Declaration(name, make, formula, source, params, frozenset(positive), within or {}, traits)
             return make
 
         return enter
@@ -123,6 +114,12 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         near = difflib.get_close_matches(name, self, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self)}"
         raise UsageError(f"no {self.kind} is called {name!r}; {hint}")
+
+    def parse(self, text: str, largest: float = LARGEST) -> tuple[Declaration[T], dict[str, float]]:
+        """The declaration that `name:key=value,…` names, and all its parameters. Raises UsageError."""
+        spec = parse_spec(text)
+        declared = self.find(spec.name)
+        return declared, declared.bind(numbers(spec.params, largest))
 
 
 class Spec(NamedTuple):

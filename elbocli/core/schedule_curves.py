@@ -7,8 +7,7 @@ Tensor methods and plain maths only at import: listing the names must not import
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from elbocli.core.logsnr import logsnr_of
 from elbocli.core.registry import Registry
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEDULES: Registry[None] = Registry("schedule")
+schedule = SCHEDULES.declare
+"""Declares a ScheduleCurve: a class made from the parameters named here with their defaults."""
 
 
 class ScheduleCurve(Protocol):
@@ -29,16 +30,6 @@ class ScheduleCurve(Protocol):
     def logsnr(self, t: Tensor) -> Tensor: ...
     def t(self, logsnr: Tensor) -> Tensor: ...
     def density(self, logsnr: Tensor) -> Tensor: ...
-
-
-def schedule(
-    name: str, *, formula: str, source: str, positive: Iterable[str] = (), **params: float
-) -> Callable[..., Any]:
-    """Declare a ScheduleCurve: a class made from the parameters named here with their defaults.
-
-    positive: names of those that must be above 0. Raises UsageError when the name is taken.
-    """
-    return SCHEDULES.declare(name, params, formula=formula, source=source, positive=positive)
 
 
 def _cosine_t(logsnr: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Tensor methods and plain maths only: listing the names must not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,23 +31,13 @@ WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
 PAPER = "arXiv:2303.00848"
 
 
-def weighting(
-    name: str,
-    *,
-    formula: str,
-    monotone: bool,
-    source: str,
-    const: str = "",
-    positive: Iterable[str] = (),
-    **params: float,
-) -> Callable[..., Any]:
+def weighting(name: str, *, monotone: bool, const: str = "", **declared: Any) -> Callable[..., Any]:
     """Declare w(λ): a function of a float64 tensor of any shape, and of the parameters named here with their defaults.
 
-    monotone, const: as in WeightingTraits. positive: names of parameters that must be above 0. Raises UsageError when
-    the name is taken.
+    monotone, const: as in WeightingTraits. declared: as Registry.declare takes it. Raises UsageError when the name is
+    taken.
     """
-    traits = WeightingTraits(monotone, const)
-    return WEIGHTINGS.declare(name, params, formula=formula, source=source, positive=positive, traits=traits)
+    return WEIGHTINGS.declare(name, traits=WeightingTraits(monotone, const), **declared)
 
 
 def _sech(x: Tensor) -> Tensor:

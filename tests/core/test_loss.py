@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from identities import eps_hat, target
 
 from elbocli.core.logsnr import alpha, sigma
 from elbocli.core.loss import losses, step_coefficients, weighted_loss
@@ -33,7 +34,7 @@ def integrate(panels, mixture):
         z = (alpha(lam) * data.flatten() + sigma(lam) * noise.flatten()).view(-1, 1, 1, 1)
         x_hat = mixture.denoise(z.flatten(), lam).view(-1, 1, 1, 1)
         eps_hat = (z - alpha(lam).view(-1, 1, 1, 1) * x_hat) / sigma(lam).view(-1, 1, 1, 1)
-        out = p.target(x_hat, eps_hat, lam)
+        out = target(p, x_hat, eps_hat, lam)
         loss, error = losses(out.float(), data.float(), noise.float(), step_coefficients(lam, w, s, p))
         if spoil is not None:
             loss = spoil(loss, error, w, s, lam)
@@ -86,9 +87,9 @@ def test_the_reported_error_is_that_of_the_noise_whatever_the_prediction(mixture
     w, s = parse_weighting("sigmoid"), parse_schedule("cosine", -10, 10)
     for name in PREDICTIONS:
         p = Prediction(name)
-        out = p.target(x, eps, lam) + off
+        out = target(p, x, eps, lam) + off
         z = alpha(lam).view(-1, 1, 1, 1).float() * x + sigma(lam).view(-1, 1, 1, 1).float() * eps
-        wanted = (p.eps_hat(out.double(), z.double(), lam) - eps).square().mean((1, 2, 3))
+        wanted = (eps_hat(p, out.double(), z.double(), lam) - eps).square().mean((1, 2, 3))
         loss, error = losses(out, x, eps, step_coefficients(lam, w, s, p))
         np.testing.assert_allclose(error, wanted, rtol=2e-3)
         np.testing.assert_allclose(loss, 0.5 * w(lam) / s.density(lam) * error, rtol=1e-5)

@@ -19,7 +19,7 @@ FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
 @pytest.fixture
 def shapes():
     registry = Registry("shape")
-    registry.declare("circle", {"r": 1.0, "x": 0.0}, formula="r^2", source="Euclid", positive=["r"])(dict)
+    registry.declare("circle", formula="r^2", source="Euclid", positive=["r"], r=1.0, x=0.0)(dict)
     registry.declare("dot")(dict)
     return registry
 
@@ -44,7 +44,7 @@ def test_number_refuses_what_is_not_a_sane_number(text):
 @given(FLOATS, FLOATS)
 def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
     registry = Registry("shape")
-    registry.declare("circle", {"r": 1.0, "x": 0.0})(dict)
+    registry.declare("circle", r=1.0, x=0.0)(dict)
     declared = registry["circle"]
     spec = parse_spec(declared.spec({"r": r, "x": x}))
     assert spec.name == "circle"

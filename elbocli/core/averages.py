@@ -92,15 +92,15 @@ class Average:
     Raises UsageError when a parameter is out of range.
     """
 
-    def __init__(self, declared: Declaration[None], params: dict[str, float]):
-        self.declared, self.params = declared, declared.bind(params)
-        self.beta: Beta = declared.make(**self.params)
+    def __init__(self, declared: Declaration[None]):
+        self.declared, self.params = declared, declared.params
+        self.beta: Beta = declared()
         self.stored = declared.name == STORED
 
     @property
     def spec(self) -> str:
         """Text that a user writes: `0.9999`, `power:std=0.05`."""
-        return plain(self.params["beta"]) if self.declared.name == BARE else self.declared.spec(self.params)
+        return plain(self.params["beta"]) if self.declared.name == BARE else self.declared.spec
 
     @property
     def name(self) -> str:
@@ -136,8 +136,8 @@ def parse_average(text: str | float) -> Average:
     try:
         float(words)
     except ValueError:
-        return Average(*AVERAGES.parse(words, MOST_IMAGES))
-    return Average(AVERAGES[BARE], {"beta": number(words, BARE)})
+        return Average(AVERAGES.parse(words, MOST_IMAGES))
+    return Average(AVERAGES[BARE].bind({"beta": number(words, BARE)}))
 
 
 def _of_name(name: str) -> Average:
@@ -148,7 +148,7 @@ def _of_name(name: str) -> Average:
     keys = list(declared.params)
     if words[2::2] != keys[1:] or len(words) != 2 * len(keys):
         raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
-    return Average(declared, dict(zip(keys, map(_long, words[1::2]))))
+    return Average(declared.bind(dict(zip(keys, map(_long, words[1::2])))))
 
 
 def canonical(value: Any) -> tuple[str, ...]:

@@ -61,5 +61,5 @@ class Clip(NamedTuple):
 
 def parse_clip(text: str) -> Clip:
     """`none`, `static`, `dynamic:percentile=99`. Raises UsageError."""
-    declared, params = CLIPS.parse(text)
-    return Clip(declared.spec(params), declared.make(**params))
+    declared = CLIPS.parse(text)
+    return Clip(declared.spec, declared())

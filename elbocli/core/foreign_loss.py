@@ -67,22 +67,8 @@ def p2(logsnr: Tensor, gamma: float) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 
-class Factor(NamedTuple):
-    """F(λ) with all its parameters: a declared factor, or any declared weighting."""
-
-    declared: Declaration[Any]
-    params: dict[str, float]
-
-    @property
-    def spec(self) -> str:
-        """Text that means the same again."""
-        return self.declared.spec(self.params)
-
-    @property
-    def on(self) -> Prediction | None:
-        """The target whose error it multiplies, whatever the network's is; None is the network's own."""
-        traits = self.declared.traits
-        return Prediction(traits.on) if isinstance(traits, FactorTraits) else None
+Factor = Declaration[Any]
+"""F(λ) with all its parameters: a declared factor, or any declared weighting."""
 
 
 class ForeignLoss(NamedTuple):
@@ -109,8 +95,9 @@ class ForeignLoss(NamedTuple):
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
-            weighed = self.factor.on or weighed
-            value = value * self.factor.declared.make(logsnr, **self.factor.params)
+            traits = self.factor.traits
+            weighed = Prediction(traits.on) if isinstance(traits, FactorTraits) else weighed
+            value = value * self.factor(logsnr)
         return value / weighed.coefficients(logsnr).eps_factor
 
 
@@ -170,4 +157,4 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
     if words and "=" not in words and len(declared.params) == 1:
         words = f"{next(iter(declared.params))}={words}"
     params = numbers(parse_spec(f"{name}:{words}").params)
-    return Factor(declared, declared.bind({**params, **(given or {})}))
+    return declared.bind({**params, **(given or {})})

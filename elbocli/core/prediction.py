@@ -69,20 +69,19 @@ class Prediction:
     """A declared prediction with its parameters bound. Raises UsageError for an unknown name or parameter."""
 
     def __init__(self, name: str, params: dict[str, float] | None = None):
-        self.declared = PREDICTIONS.find(name)
-        self.params = self.declared.bind(params or {})
-        self.spec = self.declared.spec(self.params)
+        self.declared = PREDICTIONS.find(name).bind(params or {})
+        self.spec = self.declared.spec
 
     @classmethod
     def parse(cls, text: str) -> Prediction:
         """`v`, `edm:sigma_data=0.5`. Raises UsageError."""
-        declared, params = PREDICTIONS.parse(text)
-        return cls(declared.name, params)
+        declared = PREDICTIONS.parse(text)
+        return cls(declared.name, declared.params)
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
         """Coefficients at each λ, float64 of any shape. eps_factor = (α/d)² turns the target's squared error into that of ε."""
         alpha, sigma = level.alpha(logsnr), level.sigma(logsnr)
-        a, b, c_in = self.declared.make(alpha, sigma, **self.params)
+        a, b, c_in = self.declared(alpha, sigma)
         d = alpha * b - sigma * a
         return Coefficients(alpha, sigma, a, b, c_in, b / d, -sigma / d, (alpha / d).square())
 

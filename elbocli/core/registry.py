@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Declaration(Generic[T]):
-    """One named thing: how to make it, how to write it down, and where it comes from.
+    """One named thing: how to make it, how to write it down, and where it comes from; with values for its parameters.
 
     traits: what only things of its kind have, as the dataclass that the kind's registry names; None where there is
     nothing.
@@ -33,8 +33,12 @@ class Declaration(Generic[T]):
     within: Mapping[str, tuple[float, float]]
     traits: T
 
-    def bind(self, given: dict[str, float]) -> dict[str, float]:
-        """All parameters, the given ones over the defaults. Raises UsageError for an unknown or bad one."""
+    def __call__(self, *args: Any) -> Any:
+        """Make it, with its parameters."""
+        return self.make(*args, **self.params)
+
+    def bind(self, given: Mapping[str, float]) -> Declaration[T]:
+        """The same, the given parameters over those that it has. Raises UsageError for an unknown or bad one."""
         for key, value in given.items():
             if key not in self.params:
                 known = ", ".join(self.params) or "none"
@@ -45,11 +49,12 @@ class Declaration(Generic[T]):
             if not low <= value <= high:
                 allowed = f"at least {low:g}" if value < low else f"at most {high:g}"
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be {allowed}")
-        return {**self.params, **given}
+        return replace(self, params={**self.params, **given})
 
-    def spec(self, params: dict[str, float]) -> str:
+    @property
+    def spec(self) -> str:
         """`name:key=value,…` with every parameter, so that it means the same when defaults change."""
-        words = ",".join(f"{key}={plain(value)}" for key, value in params.items())
+        words = ",".join(f"{key}={plain(value)}" for key, value in self.params.items())
         return f"{self.name}:{words}" if words else self.name
 
 
@@ -115,11 +120,10 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self)}"
         raise UsageError(f"no {self.kind} is called {name!r}; {hint}")
 
-    def parse(self, text: str, largest: float = LARGEST) -> tuple[Declaration[T], dict[str, float]]:
-        """The declaration that `name:key=value,…` names, and all its parameters. Raises UsageError."""
+    def parse(self, text: str, largest: float = LARGEST) -> Declaration[T]:
+        """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
         spec = parse_spec(text)
-        declared = self.find(spec.name)
-        return declared, declared.bind(numbers(spec.params, largest))
+        return self.find(spec.name).bind(numbers(spec.params, largest))
 
 
 class Spec(NamedTuple):

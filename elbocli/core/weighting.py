@@ -29,18 +29,17 @@ class DeclaredCurve:
     """A declared weighting with all its parameters."""
 
     declared: Declaration[WeightingTraits]
-    params: dict[str, float]
     tail = ""
     schedule = None
 
     @property
     def head(self) -> str:
         """Its name and parameters."""
-        return self.declared.spec(self.params)
+        return self.declared.spec
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         """w at each λ, float64."""
-        return self.declared.make(logsnr, **self.params)
+        return self.declared(logsnr)
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,8 @@ def parse_weighting(
         return _parse_scheduled(text, shift, monotone, given, schedule)
     spec = parse_spec(text, flags=["monotone"])
     own_shift = number(spec.params.pop("shift", 0.0), "shift")
-    declared = WEIGHTINGS.find(spec.name)
-    params = declared.bind({**numbers(spec.params), **(given or {})})
-    return Weighting(DeclaredCurve(declared, params), shift + own_shift, monotone or "monotone" in spec.flags)
+    declared = WEIGHTINGS.find(spec.name).bind({**numbers(spec.params), **(given or {})})
+    return Weighting(DeclaredCurve(declared), shift + own_shift, monotone or "monotone" in spec.flags)
 
 
 def _parse_scheduled(

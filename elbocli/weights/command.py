@@ -84,7 +84,7 @@ def _row(declared: Any) -> dict[str, Any]:
 
     traits = declared.traits
     monotone = {"monotone": "yes" if traits.monotone else "no"} if isinstance(traits, WeightingTraits) else {}
-    parameters = declared.spec(declared.params).partition(":")[2] or "-"
+    parameters = declared.spec.partition(":")[2] or "-"
     presets = {"presets": ",".join(traits.presets) or "-"} if isinstance(traits, SamplerTraits) else {}
     return {
         "name": declared.name,

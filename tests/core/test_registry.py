@@ -46,13 +46,13 @@ def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
     registry = Registry("shape")
     registry.declare("circle", r=1.0, x=0.0)(dict)
     declared = registry["circle"]
-    spec = parse_spec(declared.spec({"r": r, "x": x}))
+    spec = parse_spec(declared.bind({"r": r, "x": x}).spec)
     assert spec.name == "circle"
-    assert declared.bind(numbers(spec.params)) == {"r": r, "x": x}
+    assert declared.bind(numbers(spec.params)).params == {"r": r, "x": x}
 
 
 def test_bind_puts_given_values_over_defaults(shapes):
-    assert shapes["circle"].bind({"x": 3.0}) == {"r": 1.0, "x": 3.0}
+    assert shapes["circle"].bind({"x": 3.0}).params == {"r": 1.0, "x": 3.0}
 
 
 def test_bind_names_the_parameters_that_exist(shapes):

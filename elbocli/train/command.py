@@ -138,8 +138,8 @@ def _plan(data: Path | None, options: dict[str, Any], devices: int | None, devic
     from elbocli.cli.progress_bar import say
     from elbocli.files import strict_yaml
     from elbocli.files.dataset import Dataset
-    from elbocli.run import settings
-    from elbocli.train import plan, preset_data
+    from elbocli.run import preset_data, settings
+    from elbocli.train import plan
 
     if Command.silent:
         return

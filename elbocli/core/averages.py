@@ -24,12 +24,9 @@ MOST_IMAGES = 1e15
 
 
 @AVERAGES.declare(
-    BARE,
-    formula="min(beta, (1 + n)/(10 + n)) at update n",
-    source="common since TensorFlow's ExponentialMovingAverage",
-    beta=0.9999,
+    BARE, formula="min(beta, (1 + n)/(10 + n)) at update n", source="common since TensorFlow's ExponentialMovingAverage"
 )
-def decay(beta: float) -> Beta:
+def decay(beta: float = 0.9999) -> Beta:
     """A constant β, smaller while the average is young. A bare number means this one."""
     if not 0 <= beta < 1:
         raise UsageError(f"decay is {beta:g}; it must be at least 0 and below 1")
@@ -42,10 +39,8 @@ def decay(beta: float) -> Beta:
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
-    images=50e6,
-    ramp=0.05,
 )
-def halflife(images: float, ramp: float) -> Beta:
+def halflife(images: float = 50e6, ramp: float = 0.05) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
 
     def beta(step: int, seen: float, batch: float) -> float:
@@ -60,9 +55,8 @@ def halflife(images: float, ramp: float) -> Beta:
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
     positive=["std"],
-    std=0.05,
 )
-def power(std: float) -> Beta:
+def power(std: float = 0.05) -> Beta:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
     exponent = gamma_of(std) + 1
     return lambda step, images, batch: (1 - 1 / step) ** exponent

@@ -33,9 +33,8 @@ def static() -> Function:
     source="Saharia et al. 2022: Imagen",
     positive=["percentile"],
     within={"percentile": (0, 100)},
-    percentile=99.5,
 )
-def dynamic(percentile: float) -> Function:
+def dynamic(percentile: float = 99.5) -> Function:
     """x̂ [B, …] cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
 
     def cut(x_hat: Tensor) -> Tensor:

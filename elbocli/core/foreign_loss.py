@@ -56,14 +56,13 @@ def truncated_snr(logsnr: Tensor) -> Tensor:
     source="Hang et al. 2023: the same loss for every target",
     traits=FactorTraits("x"),
     positive=["gamma"],
-    gamma=5.0,
 )
-def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
+def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
     return logsnr.exp().clamp(max=gamma)
 
 
-@FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1", gamma=1.0)
-def p2(logsnr: Tensor, gamma: float) -> Tensor:
+@FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")
+def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 

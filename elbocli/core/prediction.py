@@ -41,13 +41,9 @@ def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @PREDICTIONS.declare(
-    "edm",
-    formula="F of EDM's preconditioning",
-    source="Karras et al. 2022, table 1",
-    positive=["sigma_data"],
-    sigma_data=0.5,
+    "edm", formula="F of EDM's preconditioning", source="Karras et al. 2022, table 1", positive=["sigma_data"]
 )
-def edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+def edm(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     scale = (sigma.square() + (sigma_data * alpha).square()).sqrt()
     return sigma / sigma_data / scale, -sigma_data * alpha / scale, 1 / scale
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from elbocli.errors import UsageError
@@ -96,7 +97,8 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         traits: T = None,  # type: ignore[assignment]
         **params: float,
     ) -> Callable[[M], M]:
-        """Decorator that enters a function or class under `name`; `params` are its parameters with their defaults.
+        """Decorator that enters a function or class under `name`. Its parameters are those that have a float for a default,
+        in its signature or here in `params`.
 
         positive: names of those that must be above 0. within: the least and the most that others may be. Raises
         UsageError when the name is taken.
@@ -105,7 +107,11 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
             raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 
         def enter(make: M) -> M:
-            self[name] = Declaration(name, make, formula, source, params, frozenset(positive), within or {}, traits)
+            said = {
+                key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float
+            }
+            own = {**said, **params}
+            self[name] = Declaration(name, make, formula, source, own, frozenset(positive), within or {}, traits)
             return make
 
         return enter

@@ -16,11 +16,15 @@ from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
 
 
+def made(**params):
+    return params
+
+
 @pytest.fixture
 def shapes():
     registry = Registry("shape")
-    registry.declare("circle", formula="r^2", source="Euclid", positive=["r"], r=1.0, x=0.0)(dict)
-    registry.declare("dot")(dict)
+    registry.declare("circle", formula="r^2", source="Euclid", positive=["r"], r=1.0, x=0.0)(made)
+    registry.declare("dot")(made)
     return registry
 
 
@@ -44,7 +48,7 @@ def test_number_refuses_what_is_not_a_sane_number(text):
 @given(FLOATS, FLOATS)
 def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
     registry = Registry("shape")
-    registry.declare("circle", r=1.0, x=0.0)(dict)
+    registry.declare("circle", r=1.0, x=0.0)(made)
     declared = registry["circle"]
     spec = parse_spec(declared.bind({"r": r, "x": x}).spec)
     assert spec.name == "circle"

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     source="Lu et al. 2022: SDE-DPM-Solver++(2M), midpoint",
     grid="edm-sample",
     positive=["eta"],
-    eta=1.0,
 )
 def dpmpp_2m_sde(
-    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, eta: float
+    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, eta: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """eta: how much noise; 1 is the reverse of diffusion; towards 0 it becomes dpmpp-2m.
 

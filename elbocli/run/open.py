@@ -123,12 +123,8 @@ def open_run(
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
-    about = {
-        **_trained(settings, config),
-        "step": checkpoint.step,
-        "images_trained": checkpoint.meta["images"],
-        **about,
-    }
+    seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"]}
+    about = {**_trained(settings, config), **seen, **about}
     network = empty_network(config, run / "config.yaml")
     try:
         network.load_state_dict(tensors, assign=True)
@@ -179,10 +175,5 @@ def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tup
             raise DataError(
                 f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
             )
-    return load(file), {
-        "weights": parse_average(made["spec"]).name,
-        "step": made["step"],
-        "images_trained": made["images"],
-        "weights_file": str(file),
-        "weights_sha256": made["payload_sha256"],
-    }
+    seen = {"weights": parse_average(made["spec"]).name, "step": made["step"], "images_trained": made["images"]}
+    return load(file), {**seen, "weights_file": str(file), "weights_sha256": made["payload_sha256"]}

@@ -90,11 +90,7 @@ GROUPS["Plan, without training"] = [*PLANNING]
     "it, this is for the data that the preset is made for.",
 )
 @option("--devices", type=Count(1, 10**6), help="Plan for that many.  [default: torchrun's, or 1]")
-@option(
-    "--device-tflops",
-    type=Number(0, above=True),
-    help="10^12 operations a second, of each; adds days.",
-)
+@option("--device-tflops", type=Number(0, above=True), help="10^12 operations a second, of each; adds days.")
 @plugin_option
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:

@@ -71,9 +71,8 @@ class _Training:
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
         self.pending: list[Progress] = []
-        self.hook = stack.enter_context(
-            CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
-        )
+        self.hook = CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
+        stack.callback(self.hook.stop)
         with self.world.together():
             self.recorder = Recorder(state, out, self._restore(), self._warn)
         stack.callback(self.recorder.close)

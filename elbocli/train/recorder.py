@@ -104,13 +104,9 @@ class Recorder:
 
     def _header(self) -> str:
         settings, network = self.state.settings, self.state.resolved.network
-        return losslog.header(
-            self.state.edges,
-            dimensions=network.image_channels * network.image_size**2,
-            weighting=settings.weighting,
-            schedule=settings.schedule,
-            prediction=settings.prediction,
-        )
+        named = {key: getattr(settings, key) for key in ("weighting", "schedule", "prediction")}
+        dimensions = network.image_channels * network.image_size**2
+        return losslog.header(self.state.edges, dimensions=dimensions, **named)
 
     def after(self, step: int) -> dict[str, Any]:
         """Record what is due after a step. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""

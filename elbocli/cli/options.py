@@ -37,25 +37,21 @@ def _run_plugins(ctx: click.Context, param: click.Parameter, files: tuple[Path, 
                 raise click.UsageError(str(error), ctx) from error
 
 
-def plugin_option(function: F) -> F:
-    """Add --plugin, which runs files of the user's before anything else is understood."""
-    return option(
-        "--plugin",
-        type=PATH,
-        multiple=True,
-        is_eager=True,
-        expose_value=False,
-        envvar="ELBO_PLUGIN",
-        callback=_run_plugins,
-        metavar="FILE.py",
-        help="Run this file first, which declares more names; may be repeated.",
-        more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
-    )(function)
+plugin_option = option(
+    "--plugin",
+    type=PATH,
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    envvar="ELBO_PLUGIN",
+    callback=_run_plugins,
+    metavar="FILE.py",
+    help="Run this file first, which declares more names; may be repeated.",
+    more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
+)
 
 
-def overwrite_option(function: F) -> F:
-    """Add --overwrite."""
-    return option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
+overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
 def weights_options(default: str | None, note: str) -> Callable[[F], F]:

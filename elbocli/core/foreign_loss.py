@@ -100,22 +100,15 @@ class ForeignLoss(NamedTuple):
         return value / weighed.coefficients(logsnr).eps_factor
 
 
-class Head(NamedTuple):
-    """The left side of a loss: prediction and factor, and the modifiers of any weighting."""
-
-    prediction: Prediction
-    factor: Factor | None
-    shift: float
-    monotone: bool
-
-
 def is_foreign_loss(text: str) -> bool:
     """Tell whether a weighting's spec is TARGET-mse…, not a name."""
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
-def parse_head(text: str, given: dict[str, float] | None = None) -> Head:
-    """`v-mse`, `x-mse:min-snr:5,monotone`, `edm-mse:sigma_data=1,shift=-2`. Raises UsageError.
+def parse_head(text: str, given: dict[str, float] | None = None) -> tuple[Prediction, Factor | None, float, bool]:
+    """The left side of a loss, `v-mse` or `x-mse:min-snr:5,monotone`: (prediction, factor, shift, monotone).
+
+    Raises UsageError.
 
     Words before the factor's name are the prediction's parameters, words after it the factor's; shift and
     monotone may stand anywhere, as they can't be mistaken. given: parameters of the factor from options, over the text's.
@@ -141,7 +134,7 @@ def parse_head(text: str, given: dict[str, float] | None = None) -> Head:
             f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
         )
     prediction = Prediction.parse(":".join(filter(None, [name.removesuffix("-mse"), ",".join(own)])))
-    return Head(prediction, parse_factor(",".join(chosen), given) if chosen else None, shift or 0.0, monotone)
+    return prediction, parse_factor(",".join(chosen), given) if chosen else None, shift or 0.0, monotone
 
 
 def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:

@@ -131,10 +131,6 @@ class Schedule:
         inside = (logsnr >= self.logsnr_min) & (logsnr <= self.logsnr_max)
         return self.curve.density(logsnr - self.shift) / (last - first) * inside
 
-    def log_density(self, logsnr: Tensor) -> Tensor:
-        """log p(λ)."""
-        return self.density(logsnr).log()
-
     def untruncated_density(self, logsnr: Tensor) -> Tensor:
         """The curve's own density, shifted, on its own support and zero beyond."""
         low, high = self.support

@@ -122,10 +122,6 @@ class Weighting:
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self._function(logsnr - self.shift)
 
-    def log(self, logsnr: Tensor) -> Tensor:
-        """log w at each λ."""
-        return self(logsnr).log()
-
     def slope(self, logsnr: Tensor) -> Tensor:
         """dw/dλ by automatic differentiation; −slope is the density p_w of a monotone weighting."""
         return slope(self, logsnr)
@@ -175,9 +171,8 @@ def _parse_scheduled(
     if not inner:
         raise UsageError(f"{text!r}: name a schedule after {left + kind!r}, for example {left}{kind}cosine")
     if kind == "@":
-        head = parse_head(left, given)
-        loss = ForeignLoss(head.prediction, head.factor, find(inner))
-        return Weighting(loss, shift + head.shift, monotone or head.monotone)
+        prediction, factor, own_shift, held = parse_head(left, given)
+        return Weighting(ForeignLoss(prediction, factor, find(inner)), shift + own_shift, monotone or held)
     if given:
         raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")
     return Weighting(ScheduleDensity(find(inner).shifted(shift)), monotone=monotone)

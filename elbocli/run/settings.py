@@ -61,9 +61,19 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     """
     given = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
-    name = str(given["preset"]) if "preset" in given else _choose(dataset, notes)
+    latents = dataset.kind == LATENTS
+    if "preset" in given:
+        name = str(given["preset"])
+    else:
+        name = choose_preset(dataset.image_size, len(dataset), latents)
+        what = "latents a side" if latents else "pixels"
+        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
-    _check_data(preset, dataset)
+    if not latents and any(said.latents for said in (preset.about, preset.data) if said):
+        raise UsageError(  # an image of pixels would fill a device's memory
+            f"--preset {preset.name} is for latents, and {dataset.path} holds pixels; leave it out, or pack latents with "
+            "'elbo prep --latents'"
+        )
     train = dict(preset.train)
     known = [key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)]
     unknown = [key for key in train if key not in known]
@@ -73,7 +83,7 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
     values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **train, **stored, "preset": name}
-    if dataset.kind == LATENTS and values["flip"]:
+    if latents and values["flip"]:
         raise UsageError(
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
             "leave it out, and pack both with 'elbo prep --mirror'"
@@ -87,24 +97,6 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     objective = Objective(settings, weighting=weighting, schedule=schedule)
     network = _network(preset, given, dataset)
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
-
-
-def _choose(dataset: Data, notes: list[str]) -> str:
-    """The preset for a dataset, where none is named."""
-    name = choose_preset(dataset.image_size, len(dataset), dataset.kind == LATENTS)
-    what = "latents a side" if dataset.kind == LATENTS else "pixels"
-    notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
-    return name
-
-
-def _check_data(preset: Preset, dataset: Data) -> None:
-    """Raise UsageError for a preset of latents on pixels, of which one image would fill a device's memory."""
-    latents = any(said.latents for said in (preset.about, preset.data) if said)
-    if latents and dataset.kind != LATENTS:
-        raise UsageError(
-            f"--preset {preset.name} is for latents, and {dataset.path} holds pixels; leave it out, or pack latents with "
-            "'elbo prep --latents'"
-        )
 
 
 def _check_kinds(written: dict[str, Any], where: object) -> None:

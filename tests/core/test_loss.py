@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from identities import eps_hat, target
 
 from elbocli.core.logsnr import alpha, sigma
-from elbocli.core.loss import losses, step_coefficients, weighted_loss
+from elbocli.core.loss import losses, step_coefficients
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -120,19 +120,6 @@ def test_coefficients_are_single_precision_and_shaped_for_images():
     assert [tuple(tensor.shape) for tensor in c] == [(5, 1, 1, 1)] * 5 + [(5,)] * 3
     assert all(bool(tensor.isfinite().all()) for tensor in c)
     np.testing.assert_allclose(c.sigma.flatten(), sigma(lam), rtol=1e-7)
-
-
-@given(st.floats(-100, 100), st.floats(0.1, 10))
-def test_weighted_loss_is_half_w_over_p_times_the_error(log_ratio, error):
-    zero = torch.zeros(1, dtype=torch.float64)
-    found = weighted_loss(torch.tensor([error], dtype=torch.float64), zero + log_ratio, zero)
-    assert float(found) == pytest.approx(0.5 * math.exp(log_ratio) * error, rel=1e-12)
-
-
-def test_weighted_loss_survives_where_w_over_p_would_not():
-    half = torch.tensor([1e-7], dtype=torch.float64)
-    found = weighted_loss(half, torch.tensor([800.0], dtype=torch.float64), torch.tensor([790.0], dtype=torch.float64))
-    assert float(found) == pytest.approx(0.5e-7 * math.exp(10), rel=1e-12)
 
 
 def test_losses_are_computed_in_single_precision_under_autocast():

@@ -164,12 +164,6 @@ def test_logsnr_falls_all_the_way(schedule):
     assert bool((schedule.logsnr(torch.linspace(0, 1, 500, dtype=torch.float64)).diff() < 0).all())
 
 
-@given(any_schedule())
-def test_log_density_is_the_log_of_density(schedule):
-    lam = torch.linspace(schedule.logsnr_min, schedule.logsnr_max, 50, dtype=torch.float64)
-    np.testing.assert_allclose(schedule.log_density(lam).exp(), schedule.density(lam), rtol=1e-12)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_t_runs_from_the_highest_level_to_the_lowest_exactly(name):
     low, high = RANGES[name]

@@ -128,7 +128,7 @@ class Recorder:
         values = {
             "loss": finite(loss),
             "eps_mse": finite(float(sums[1].sum() / sums[0].sum())),
-            "lr": self.state.learning_rate,
+            "lr": float(self.state.optimizer.param_groups[0]["lr"]),
             "grad_norm": finite(norm),
             "images_per_s": round(rate, 2),
             **({"skipped": skipped} if skipped else {}),

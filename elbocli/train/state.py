@@ -82,11 +82,6 @@ class TrainState:
         """Images seen."""
         return self.steps_done * self.settings.batch
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Give the network the averaged weights, in eval mode, during the block."""

@@ -146,9 +146,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def place(network: Network, device: torch.device) -> Network:
     """Move to a device, in the memory layout of its images (channels last)."""
-    network.to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 for module in iter_modules(__path__):

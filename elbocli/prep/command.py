@@ -104,12 +104,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @overwrite_option
 @common
 def prep(
-    sources: tuple[Path, ...],
-    out: Path,
-    channels: str,
-    workers: int | None,
-    no_preallocate: bool,
-    **options: Any,
+    sources: tuple[Path, ...], out: Path, channels: str, workers: int | None, no_preallocate: bool, **options: Any
 ) -> None:
     """Pack images into one dataset, OUT.h5.
 

@@ -106,11 +106,7 @@ GROUPS = {
 @plugin_option
 @common
 def sample(
-    run: Path,
-    out: Path,
-    guidance: float,
-    guidance_interval: tuple[float, float] | None,
-    **options: Any,
+    run: Path, out: Path, guidance: float, guidance_interval: tuple[float, float] | None, **options: Any
 ) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 

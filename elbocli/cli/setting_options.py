@@ -40,6 +40,7 @@ def _option(name: str, setting: Setting, kind: str, default: Any) -> Callable[[F
         flags,
         name,
         type=None if kind == "bool" else _type(setting, kind),
+        default=None,
         multiple=kind.startswith("tuple"),
         metavar=setting.metavar or "|".join(setting.choices) or None,
         help=setting.help + (f"  [default: {shown}]" if shown else ""),

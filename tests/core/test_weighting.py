@@ -123,16 +123,6 @@ def test_weighting_is_its_formula_at_any_parameters(chosen):
     np.testing.assert_allclose(named(name, params)(LAMBDA).numpy(), FORMULA[name](GRID, **params), rtol=1e-11, atol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_log_is_the_log_of_the_formula(name):
-    np.testing.assert_allclose(
-        named(name).log(LAMBDA).numpy(),
-        np.log(FORMULA[name](GRID, **WEIGHTINGS[name].params)),
-        rtol=1e-12,
-        atol=1e-12,
-    )
-
-
 # The objective as its authors write it: E_t[c ‖target error‖²]. Then w = 2·c·p·factor, and const·w is that.
 
 

@@ -318,7 +318,7 @@ def listed(type_: Named) -> str:
     table, words = imported(type_.table), []
     for name in type_.known:
         declared = table[name] if isinstance(table, dict) and name in table else None
-        words.append(declared.spec(declared.params) if declared else name)
+        words.append(declared.spec if declared else name)
         if declared and isinstance(declared.traits, SamplerTraits):
             words[-1] += f" (on {declared.traits.usual.grid})"
             words += [f"{name}:{preset} ({how.steps} steps)" for preset, how in declared.traits.presets.items()]

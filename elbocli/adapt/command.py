@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import WEIGHTING, common, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
 from elbocli.core.criteria import CRITERIA
@@ -16,36 +16,33 @@ from elbocli.core.criteria import CRITERIA
 
 @click.command(cls=Command)
 @click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
-@click.option(
+@option(
     "--weighting",
     type=WEIGHTING,
-    metavar="SPEC",
     help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.  [default: the log's own]",
 )
-@click.option("--bias", type=Number(), help="The weighting's parameter of that name.")
-@click.option("--shift", type=Shift(), default=0.0, help="Move the weighting in logsnr.")
-@click.option("--monotone/--no-monotone", help="Hold the weighting constant left of its peak.")
-@click.option(
+@option("--bias", type=Number(), help="The weighting's parameter of that name.")
+@option("--shift", type=Shift(), default=0.0, show_default=False, help="Move the weighting in logsnr.")
+@option("--monotone/--no-monotone", help="Hold the weighting constant left of its peak.")
+@option(
     "--criterion",
     type=click.Choice(list(CRITERIA)),
     default="loss",
-    show_default=True,
     help="What the density follows: "
     + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
     + ".",
 )
-@click.option("--bins", type=Count(2, 2000), help="Merge the log's bins to this many.")
-@click.option(
+@option("--bins", type=Count(2, 2000), help="Merge the log's bins to this many.")
+@option(
     "--floor",
     type=Number(0, 1, above=True),
     default=0.01,
-    show_default=True,
     help="Least density, as a share of the uniform one, so that every level is sampled.",
 )
-@click.option("--since", type=Count(0), default=0, show_default=True, help="Use only intervals after this step.")
-@click.option("-o", "--out", type=PATH, default="-", show_default=True, help="Where the schedule goes.")
-@click.option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
-@click.option(
+@option("--since", type=Count(0), default=0, help="Use only intervals after this step.")
+@option("-o", "--out", type=PATH, default="-", help="Where the schedule goes.")
+@option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
+@option(
     "--report",
     is_flag=True,
     help="Print what each schedule promises as one JSON object; the schedule itself only goes to the file of -o.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, Option
+from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import (
     SCHEDULE,
     WEIGHTING,
@@ -54,51 +54,44 @@ def _mode(ctx: click.Context) -> str:
 @click.command(cls=Command, groups=GROUPS)
 @click.argument("run", type=PATH)
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
-@click.option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
-@click.option(
+@option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
+@option(
     "--gradient-variance",
     is_flag=True,
     help="Measure how much the training gradient varies, for each --weighting under each --schedule.",
 )
-@click.option("-n", "--images", type=Count(2, 10**9), help="How many images.  [default: 1000, or all with --target-se]")
-@click.option(
-    "--draws", type=Count(2, 10**6), default=16, show_default=True, help="Noise levels for each image, an even number."
-)
-@click.option(
+@option("-n", "--images", type=Count(2, 10**9), help="How many images.  [default: 1000, or all with --target-se]")
+@option("--draws", type=Count(2, 10**6), default=16, help="Noise levels for each image, an even number.")
+@option(
     "--target-se", type=Number(0, above=True), help="Draw until the standard error of the bits per dimension is below."
 )
-@click.option(
+@option(
     "--weighting",
     "weightings",
     type=WEIGHTING,
     multiple=True,
-    metavar="SPEC",
     help="w(logsnr) to check or measure: NAME or NAME:key=value,…; may be repeated.  [default: the run's own]",
 )
-@click.option(
+@option(
     "--schedule",
     "schedules",
-    cls=Option,
     type=SCHEDULE,
     multiple=True,
-    metavar="SPEC",
     help="Of the draws, or those to compare, repeated: NAME:key=value,…, FILE or fitted:CRITERION.",
     more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. With --gradient-variance the default "
     "is cosine, edm, uniform, and all fitted ones. fitted:CRITERION is fitted to the run's own log, fitted:gradient to "
     "gradients measured here.",
 )
-@click.option(
-    "--batches", type=Count(16, 10**6), default=64, show_default=True, help="Of gradients, for each schedule."
-)
-@click.option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
-@click.option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
-@click.option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
-@click.option("-o", "--out", type=PATH, help="Also the schedule with the least gradient variance, measured here.")
-@click.option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
-@click.option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where pixels are read.  [default: the run's]")
+@option("--batches", type=Count(16, 10**6), default=64, help="Of gradients, for each schedule.")
+@option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
+@option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
+@option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
+@option("-o", "--out", type=PATH, help="Also the schedule with the least gradient variance, measured here.")
+@option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
+@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where pixels are read.  [default: the run's]")
 @weights_options(None, "  [default: ema; model with --gradient-variance]")
-@click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of images and noise.")
-@click.option(
+@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Of images and noise.")
+@option(
     "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
 )
 @device_options
@@ -124,13 +117,10 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         if path == STREAM:
             raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
         refuse_existing(path, overwrite)
-    keys = ("draws", "seed", "batch", "logsnr_min", "logsnr_max")
+    keys = ("draws", "seed", "batch", "device", "precision", "average", "logsnr_min", "logsnr_max")
     settings = MeasureSettings(
         images=ALL if options["target_se"] and options["images"] is None else options["images"],
-        device=options["device"] or "auto",
-        precision=options["precision"] or "fp32",
         weights=options["weights"] or ("model" if mode == "--gradient-variance" else "ema"),
-        average=options["average"],
         **{key: options[key] for key in keys},
     )
     probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import click
@@ -17,11 +18,16 @@ SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
 
 
 class Option(click.Option):
-    """An option. more: what its page says besides its help."""
+    """An option, whose help shows its default where it has one. more: what its page says besides its help."""
 
     def __init__(self, *args: Any, more: str = "", **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        shown = kwargs.get("default") not in (None, "") and not kwargs.get("is_flag")
+        super().__init__(*args, **{"show_default": shown, **kwargs})
         self.more = more
+
+
+option = partial(click.option, cls=Option)
+"""Decorator that adds an Option, as click.option does its own."""
 
 
 class Command(click.Command):

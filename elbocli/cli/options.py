@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from elbocli.cli.grouped_help import Option
+from elbocli.cli.grouped_help import option
 from elbocli.cli.types import PATH, Named
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import PRECISIONS
@@ -21,8 +21,8 @@ SCHEDULE = Named("elbocli.core.schedule_curves.SCHEDULES")
 
 def common(function: F) -> F:
     """Add -q and -v."""
-    click.option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
-    click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
+    option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
+    option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
     return function
 
 
@@ -37,46 +37,39 @@ def _run_plugins(ctx: click.Context, param: click.Parameter, files: tuple[Path, 
                 raise click.UsageError(str(error), ctx) from error
 
 
-def plugin_option(function: F) -> F:
-    """Add --plugin, which runs files of the user's before anything else is understood."""
-    return click.option(
-        "--plugin",
-        cls=Option,
-        type=PATH,
-        multiple=True,
-        is_eager=True,
-        expose_value=False,
-        envvar="ELBO_PLUGIN",
-        callback=_run_plugins,
-        metavar="FILE.py",
-        help="Run this file first, which declares more names; may be repeated.",
-        more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
-    )(function)
+plugin_option = option(
+    "--plugin",
+    type=PATH,
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    envvar="ELBO_PLUGIN",
+    callback=_run_plugins,
+    metavar="FILE.py",
+    help="Run this file first, which declares more names; may be repeated.",
+    more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
+)
 
 
-def overwrite_option(function: F) -> F:
-    """Add --overwrite."""
-    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
+overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
 def weights_options(default: str | None, note: str) -> Callable[[F], F]:
     """Add --weights and --ema, which say the weights of a run. default: of --weights; note: what else its help says."""
 
     def decorate(function: F) -> F:
-        click.option(
+        option(
             "--ema",
             "average",
-            cls=Option,
             metavar="NAME|FILE",
             callback=_average,
             help="Another average: of the checkpoint, or a file of 'elbo ema'.",
             more="One in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
         )(function)
-        click.option(
+        option(
             "--weights",
             type=click.Choice(["ema", "model"]),
             default=default,
-            show_default=default is not None,
             is_eager=True,
             help=f"The run's first average, or the last weights.{note}",
         )(function)
@@ -93,15 +86,9 @@ def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 def device_options(function: F) -> F:
     """Add --device and --precision."""
-    click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default=None,
-        help="Of the network, by autocast.  [default: fp32]",
-    )(function)
-    click.option(
-        "--device", metavar="NAME", default=None, help="cpu, cuda, cuda:1, …  [default: cuda if there is one]"
-    )(function)
+    option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Of the network, by autocast.")(function)
+    about = "cpu, cuda, cuda:1, …  [default: cuda if there is one]"
+    option("--device", metavar="NAME", default="auto", show_default=False, help=about)(function)
     return function
 
 

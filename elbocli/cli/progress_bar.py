@@ -84,17 +84,9 @@ class _Bar:
         if self.bar is not None and report.done < self.bar.n:
             self.close()
         if self.bar is None:
-            self.bar = tqdm(
-                total=report.total,
-                initial=report.done,
-                unit=report.unit,
-                file=sys.stderr,
-                dynamic_ncols=True,
-                desc=Command.path,
-                smoothing=0.1,
-                leave=False,
-                disable=Command.quiet or Command.silent,
-            )
+            count: Any = {"total": report.total, "initial": report.done, "unit": report.unit, "desc": Command.path}
+            hidden = Command.quiet or Command.silent
+            self.bar = tqdm(file=sys.stderr, dynamic_ncols=True, smoothing=0.1, leave=False, disable=hidden, **count)
         if report.values:
             self.bar.set_postfix_str(_pretty(report.values), refresh=False)
         self.bar.update(report.done - self.bar.n)

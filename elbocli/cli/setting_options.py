@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from elbocli.cli.grouped_help import Option
+from elbocli.cli.grouped_help import option
 from elbocli.cli.types import Count, Duration, Named, Number, Shift
 from elbocli.run.setting_type import Setting
 from elbocli.run.train_settings import KIND, SETTINGS, TrainSettings
@@ -36,10 +36,9 @@ def _option(name: str, setting: Setting, kind: str, default: Any) -> Callable[[F
     shown = setting.shown
     if shown is None and default not in (None, "", False):
         shown = "on" if default is True else str(default)
-    return click.option(
+    return option(
         flags,
         name,
-        cls=Option,
         type=None if kind == "bool" else _type(setting, kind),
         default=None,
         multiple=kind.startswith("tuple"),

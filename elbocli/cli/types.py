@@ -113,7 +113,7 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     table: the module and the name in it that hold the names, imported when they are asked for. others: more names.
     """
 
-    name = "text"
+    name = "spec"
 
     def __init__(self, table: str, *others: str):
         self.table, self.others = table, others

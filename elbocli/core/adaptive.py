@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -225,7 +225,6 @@ def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     return values[right - 1].lerp(values[right], part.clamp(0, 1))
 
 
-@dataclass
 class AdaptiveSchedule:
     """Statistics that follow a network in training: an error counts for less the more images were seen after it.
 
@@ -237,11 +236,8 @@ class AdaptiveSchedule:
     state: [4, bins] float64, all that a checkpoint needs: weighted count, sum, sum of squares; errors ever seen.
     """
 
-    edges: Tensor
-    state: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.state = torch.zeros(4, len(self.edges) - 1, dtype=torch.float64)
+    def __init__(self, edges: Tensor):
+        self.edges, self.state = edges, torch.zeros(4, len(edges) - 1, dtype=torch.float64)
 
     def update(self, sums: Tensor) -> None:
         """Take in [3, bins] of count, sum and sum of squares since the last update."""

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec, plain
+from elbocli.core.registry import Declaration, Registry, number, plain
 from elbocli.errors import UsageError
 
-
-class AverageTraits(NamedTuple):
-    """bare: written by its one number alone. stored: others can be made of its snapshots after training."""
-
-    bare: bool = False
-    stored: bool = False
-
-
-AVERAGES: Registry[AverageTraits] = Registry("average")
+AVERAGES: Registry[None] = Registry("average")
+BARE, STORED = "decay", "power"
+"""The one that is written by its number alone, and the one of whose snapshots others can be made after training."""
 Beta = Callable[[int, float, float], float]
 """(step from 1, images seen, images of this update) → β in [0, 1)."""
 PREFIX = "ema-"
@@ -30,13 +24,9 @@ MOST_IMAGES = 1e15
 
 
 @AVERAGES.declare(
-    "decay",
-    {"beta": 0.9999},
-    formula="min(beta, (1 + n)/(10 + n)) at update n",
-    source="common since TensorFlow's ExponentialMovingAverage",
-    traits=AverageTraits(bare=True),
+    BARE, formula="min(beta, (1 + n)/(10 + n)) at update n", source="common since TensorFlow's ExponentialMovingAverage"
 )
-def decay(beta: float) -> Beta:
+def decay(beta: float = 0.9999) -> Beta:
     """A constant β, smaller while the average is young. A bare number means this one."""
     if not 0 <= beta < 1:
         raise UsageError(f"decay is {beta:g}; it must be at least 0 and below 1")
@@ -45,14 +35,12 @@ def decay(beta: float) -> Beta:
 
 @AVERAGES.declare(
     "halflife",
-    {"images": 50e6, "ramp": 0.05},
     formula="2^(-batch/h), h = min(images, ramp seen)",
     source="Karras et al. 2022 (EDM)",
     positive=["images"],
     within={"ramp": (0, math.inf)},
-    traits=AverageTraits(),
 )
-def halflife(images: float, ramp: float) -> Beta:
+def halflife(images: float = 50e6, ramp: float = 0.05) -> Beta:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
 
     def beta(step: int, seen: float, batch: float) -> float:
@@ -63,14 +51,12 @@ def halflife(images: float, ramp: float) -> Beta:
 
 
 @AVERAGES.declare(
-    "power",
-    {"std": 0.05},
+    STORED,
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
     positive=["std"],
-    traits=AverageTraits(stored=True),
 )
-def power(std: float) -> Beta:
+def power(std: float = 0.05) -> Beta:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
     exponent = gamma_of(std) + 1
     return lambda step, images, batch: (1 - 1 / step) ** exponent
@@ -95,31 +81,28 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """An average with its parameters bound. beta: its `Beta`. Raises UsageError when a parameter is out of range."""
+    """An average with its parameters bound. beta: its `Beta`. stored: whether its snapshots can be combined into others.
 
-    def __init__(self, declared: Declaration[AverageTraits], params: dict[str, float]):
-        self.declared, self.params = declared, declared.bind(params)
-        self.beta: Beta = declared.make(**self.params)
+    Raises UsageError when a parameter is out of range.
+    """
+
+    def __init__(self, declared: Declaration[None]):
+        self.declared, self.params = declared, declared.params
+        self.beta: Beta = declared()
+        self.stored = declared.name == STORED
 
     @property
     def spec(self) -> str:
         """Text that a user writes: `0.9999`, `power:std=0.05`."""
-        if self.declared.traits.bare:
-            return plain(next(iter(self.params.values())))
-        return self.declared.spec(self.params)
+        return plain(self.params["beta"]) if self.declared.name == BARE else self.declared.spec
 
     @property
     def name(self) -> str:
         """Name of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
         (_, first), *others = self.params.items()
-        words = [] if self.declared.traits.bare else [self.declared.name]
+        words = [] if self.declared.name == BARE else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
         return PREFIX + "-".join(words)
-
-    @property
-    def stored(self) -> bool:
-        """Tell whether snapshots of it can be combined into other averages."""
-        return self.declared.traits.stored
 
 
 def _short(value: float) -> str:
@@ -147,22 +130,19 @@ def parse_average(text: str | float) -> Average:
     try:
         float(words)
     except ValueError:
-        spec = parse_spec(words)
-        return Average(AVERAGES.find(spec.name), numbers(spec.params, MOST_IMAGES))
-    bare = next(declared for declared in AVERAGES.values() if declared.traits.bare)
-    (key,) = bare.params
-    return Average(bare, {key: number(words, bare.name)})
+        return Average(AVERAGES.parse(words, MOST_IMAGES))
+    return Average(AVERAGES[BARE].bind({"beta": number(words, BARE)}))
 
 
 def _of_name(name: str) -> Average:
     words = name.removeprefix(PREFIX).split("-")
     if words[0] not in AVERAGES:
-        words = [next(key for key, declared in AVERAGES.items() if declared.traits.bare), *words]
+        words = [BARE, *words]
     declared = AVERAGES[words[0]]
     keys = list(declared.params)
     if words[2::2] != keys[1:] or len(words) != 2 * len(keys):
         raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
-    return Average(declared, dict(zip(keys, map(_long, words[1::2]))))
+    return Average(declared.bind(dict(zip(keys, map(_long, words[1::2])))))
 
 
 def canonical(value: Any) -> tuple[str, ...]:

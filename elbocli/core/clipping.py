@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.core.registry import Registry, numbers, parse_spec
+from elbocli.core.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +29,12 @@ def static() -> Function:
 
 @CLIPS.declare(
     "dynamic",
-    {"percentile": 99.5},
     formula="x_hat cut to [-s, s] and divided by s = max(1, percentile of |x_hat| in the image)",
     source="Saharia et al. 2022: Imagen",
     positive=["percentile"],
     within={"percentile": (0, 100)},
 )
-def dynamic(percentile: float) -> Function:
+def dynamic(percentile: float = 99.5) -> Function:
     """x̂ [B, …] cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
 
     def cut(x_hat: Tensor) -> Tensor:
@@ -61,7 +60,5 @@ class Clip(NamedTuple):
 
 def parse_clip(text: str) -> Clip:
     """`none`, `static`, `dynamic:percentile=99`. Raises UsageError."""
-    spec = parse_spec(text)
-    declared = CLIPS.find(spec.name)
-    params = declared.bind(numbers(spec.params))
-    return Clip(declared.spec(params), declared.make(**params))
+    declared = CLIPS.parse(text)
+    return Clip(declared.spec, declared())

@@ -54,14 +54,6 @@ def reconstruction(logsnr_max: float) -> Tensor:
     return found
 
 
-def gaussian_reconstruction(dimensions: int, logsnr_max: float) -> float:
-    """E[−log p(x|z₀)] in nats for data with a density, whose decoder is the posterior of a flat prior.
-
-    ½ D log(2πe e^{−λmax}), exact as λmax grows.
-    """
-    return 0.5 * dimensions * (math.log(2 * math.pi * math.e) - logsnr_max)
-
-
 def bits_per_dimension(nats: float, dimensions: int) -> float:
     """nats / (D ln 2)."""
     return nats / (dimensions * math.log(2))

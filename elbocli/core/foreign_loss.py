@@ -8,7 +8,6 @@ Written TARGET-mse[:FACTOR]@SCHEDULE: what is left of '@' says what is weighed, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.prediction import Prediction
@@ -23,73 +22,52 @@ if TYPE_CHECKING:
 
 
 class FactorTraits(NamedTuple):
-    """on: the target whose error F multiplies whatever the network's is; "" is the network's own."""
-
-    on: str = ""
-
-
-FACTORS: Registry[FactorTraits] = Registry("factor")
-
-
-def factor(
-    name: str, *, formula: str, source: str, on: str = "", positive: Iterable[str] = (), **params: float
-) -> Callable[..., Any]:
-    """Declare F(λ), which multiplies the squared error of the target.
-
-    on: the target whose error F multiplies whatever the network's is, where the authors give F for each target
-    so that the loss is the same.
+    """on: the target whose error F multiplies whatever the network's is, where the authors give F for each target so that
+    the loss is the same.
     """
-    return FACTORS.declare(name, params, formula=formula, source=source, positive=positive, traits=FactorTraits(on))
+
+    on: str
 
 
-@factor("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
+FACTORS: Registry[FactorTraits | None] = Registry("factor")
+"""F(λ), which multiplies the squared error of the target."""
+
+
+@FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
 def snr(logsnr: Tensor) -> Tensor:
     return logsnr.exp()
 
 
-@factor("snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss")
+@FACTORS.declare(
+    "snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss"
+)
 def snr_plus_one(logsnr: Tensor) -> Tensor:
     return logsnr.exp() + 1
 
 
-@factor("truncated-snr", formula="max(exp(logsnr), 1)", source="Salimans & Ho 2022: x loss, truncated SNR")
+@FACTORS.declare("truncated-snr", formula="max(exp(logsnr), 1)", source="Salimans & Ho 2022: x loss, truncated SNR")
 def truncated_snr(logsnr: Tensor) -> Tensor:
     return logsnr.exp().clamp(min=1)
 
 
-@factor(
+@FACTORS.declare(
     "min-snr",
     formula="min(exp(logsnr), gamma) on x, /SNR on eps, /(SNR+1) on v",
     source="Hang et al. 2023: the same loss for every target",
-    on="x",
+    traits=FactorTraits("x"),
     positive=["gamma"],
-    gamma=5.0,
 )
-def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
+def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
     return logsnr.exp().clamp(max=gamma)
 
 
-@factor("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1", gamma=1.0)
-def p2(logsnr: Tensor, gamma: float) -> Tensor:
+@FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")
+def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 
-class Factor(NamedTuple):
-    """F(λ) with all its parameters: a declared factor, or any declared weighting."""
-
-    declared: Declaration[Any]
-    params: dict[str, float]
-
-    @property
-    def spec(self) -> str:
-        """Text that means the same again."""
-        return self.declared.spec(self.params)
-
-    @property
-    def on(self) -> Prediction | None:
-        """The target whose error it multiplies, whatever the network's is; None is the network's own."""
-        traits = self.declared.traits
-        return Prediction(traits.on) if isinstance(traits, FactorTraits) and traits.on else None
+Factor = Declaration[Any]
+"""F(λ) with all its parameters: a declared factor, or any declared weighting."""
 
 
 class ForeignLoss(NamedTuple):
@@ -116,18 +94,10 @@ class ForeignLoss(NamedTuple):
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
-            weighed = self.factor.on or weighed
-            value = value * self.factor.declared.make(logsnr, **self.factor.params)
+            traits = self.factor.traits
+            weighed = Prediction(traits.on) if isinstance(traits, FactorTraits) else weighed
+            value = value * self.factor(logsnr)
         return value / weighed.coefficients(logsnr).eps_factor
-
-
-class Head(NamedTuple):
-    """The left side of a loss: prediction and factor, and the modifiers of any weighting."""
-
-    prediction: Prediction
-    factor: Factor | None
-    shift: float
-    monotone: bool
 
 
 def is_foreign_loss(text: str) -> bool:
@@ -135,8 +105,10 @@ def is_foreign_loss(text: str) -> bool:
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
-def parse_head(text: str, given: dict[str, float] | None = None) -> Head:
-    """`v-mse`, `x-mse:min-snr:5,monotone`, `edm-mse:sigma_data=1,shift=-2`. Raises UsageError.
+def parse_head(text: str, given: dict[str, float] | None = None) -> tuple[Prediction, Factor | None, float, bool]:
+    """The left side of a loss, `v-mse` or `x-mse:min-snr:5,monotone`: (prediction, factor, shift, monotone).
+
+    Raises UsageError.
 
     Words before the factor's name are the prediction's parameters, words after it the factor's; shift and
     monotone may stand anywhere, as they can't be mistaken. given: parameters of the factor from options, over the text's.
@@ -162,7 +134,7 @@ def parse_head(text: str, given: dict[str, float] | None = None) -> Head:
             f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
         )
     prediction = Prediction.parse(":".join(filter(None, [name.removesuffix("-mse"), ",".join(own)])))
-    return Head(prediction, parse_factor(",".join(chosen), given) if chosen else None, shift or 0.0, monotone)
+    return prediction, parse_factor(",".join(chosen), given) if chosen else None, shift or 0.0, monotone
 
 
 def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
@@ -177,4 +149,4 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
     if words and "=" not in words and len(declared.params) == 1:
         words = f"{next(iter(declared.params))}={words}"
     params = numbers(parse_spec(f"{name}:{words}").params)
-    return Factor(declared, declared.bind({**params, **(given or {})}))
+    return declared.bind({**params, **(given or {})})

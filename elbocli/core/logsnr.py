@@ -22,13 +22,8 @@ def sigma(logsnr: Tensor) -> Tensor:
     return (-logsnr).sigmoid().sqrt()
 
 
-def sigma_edm(logsnr: Tensor) -> Tensor:
-    """σ/α = e^{−λ/2}, the noise level of EDM (Karras et al. 2022)."""
-    return (-0.5 * logsnr).exp()
-
-
 def logsnr_of(sigma_edm: float) -> float:
-    """λ = −2 ln σ_edm."""
+    """λ = −2 ln σ_edm; σ_edm = σ/α is the noise level of EDM (Karras et al. 2022)."""
     return -2.0 * math.log(sigma_edm)
 
 
@@ -39,12 +34,6 @@ def alpha_sigma(logsnr: float) -> tuple[float, float]:
         return math.sqrt(1 / (1 + odds)), math.sqrt(odds / (1 + odds))
     odds = math.exp(logsnr)
     return math.sqrt(odds / (1 + odds)), math.sqrt(1 / (1 + odds))
-
-
-def diffuse(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-    """z = αx + σε. x, eps: [B, …]; logsnr: [B]."""
-    shape = (-1, *[1] * (x.dim() - 1))
-    return alpha(logsnr).to(x.dtype).view(shape) * x + sigma(logsnr).to(x.dtype).view(shape) * eps
 
 
 def resolution_shift(image_size: int) -> float:

@@ -14,15 +14,6 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
 
-def weighted_loss(error: Tensor, log_weight: Tensor, log_density: Tensor) -> Tensor:
-    """½ (w/p) ‖ε−ε̂‖² per example, in nats (or nats per dimension if error is).
-
-    error: [B] squared error of ε. log_weight, log_density: [B] at each example's λ; as logarithms,
-    because w/p alone overflows half precision. Source: Kingma & Gao 2023, eq. 6, importance-sampled.
-    """
-    return 0.5 * (log_weight - log_density).exp().to(error.dtype) * error
-
-
 class StepCoefficients(NamedTuple):
     """One row per example, on the device of the step: [B, 1, 1, 1] for images, [B] for factors."""
 
@@ -49,10 +40,10 @@ def step_coefficients(
 
     dimensions: of an example, 3 for images.
 
-    loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖² never passes through ε̂.
+    loss_factor is ½ (w/p) (α/d)² (Kingma & Gao 2023, eq. 6, importance-sampled), so that loss = loss_factor · ‖target−out‖² never passes through ε̂.
     """
     c = prediction.coefficients(logsnr)
-    loss_factor = weighted_loss(c.eps_factor, weighting.log(logsnr), schedule.log_density(logsnr))
+    loss_factor = 0.5 * (weighting(logsnr).log() - schedule.density(logsnr).log()).exp() * c.eps_factor
     rows = torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr])
     rows = rows.to(dtype).to(device, non_blocking=True)
     images = rows[:5].view(5, -1, *[1] * dimensions)

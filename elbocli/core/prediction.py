@@ -7,54 +7,43 @@ Source: Kingma & Gao 2023, appendix on parameterizations; Karras et al. 2022, ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core import logsnr as level
-from elbocli.core.registry import Registry, numbers, parse_spec
+from elbocli.core.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PREDICTIONS: Registry[None] = Registry("prediction")
+"""(α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
 
 
-def prediction(
-    name: str, *, formula: str, source: str, positive: Iterable[str] = (), **params: float
-) -> Callable[..., Any]:
-    """Declare (α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
-    return PREDICTIONS.declare(name, params, formula=formula, source=source, positive=positive)
-
-
-@prediction("eps", formula="eps", source="Ho et al. 2020")
+@PREDICTIONS.declare("eps", formula="eps", source="Ho et al. 2020")
 def eps(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0, alpha * 0 + 1, alpha * 0 + 1
 
 
-@prediction("x", formula="x", source="Salimans & Ho 2022")
+@PREDICTIONS.declare("x", formula="x", source="Salimans & Ho 2022")
 def x(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0 + 1, alpha * 0, alpha * 0 + 1
 
 
-@prediction("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022")
+@PREDICTIONS.declare("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022")
 def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return -sigma, alpha, alpha * 0 + 1
 
 
-@prediction("u", formula="eps - x", source="Lipman et al. 2022: velocity of the optimal-transport path")
+@PREDICTIONS.declare("u", formula="eps - x", source="Lipman et al. 2022: velocity of the optimal-transport path")
 def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0 - 1, alpha * 0 + 1, alpha * 0 + 1
 
 
-@prediction(
-    "edm",
-    formula="F of EDM's preconditioning",
-    source="Karras et al. 2022, table 1",
-    positive=["sigma_data"],
-    sigma_data=0.5,
+@PREDICTIONS.declare(
+    "edm", formula="F of EDM's preconditioning", source="Karras et al. 2022, table 1", positive=["sigma_data"]
 )
-def edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+def edm(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     scale = (sigma.square() + (sigma_data * alpha).square()).sqrt()
     return sigma / sigma_data / scale, -sigma_data * alpha / scale, 1 / scale
 
@@ -76,20 +65,19 @@ class Prediction:
     """A declared prediction with its parameters bound. Raises UsageError for an unknown name or parameter."""
 
     def __init__(self, name: str, params: dict[str, float] | None = None):
-        self.declared = PREDICTIONS.find(name)
-        self.params = self.declared.bind(params or {})
-        self.spec = self.declared.spec(self.params)
+        self.declared = PREDICTIONS.find(name).bind(params or {})
+        self.spec = self.declared.spec
 
     @classmethod
     def parse(cls, text: str) -> Prediction:
         """`v`, `edm:sigma_data=0.5`. Raises UsageError."""
-        spec = parse_spec(text)
-        return cls(spec.name, numbers(spec.params))
+        declared = PREDICTIONS.parse(text)
+        return cls(declared.name, declared.params)
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
         """Coefficients at each λ, float64 of any shape. eps_factor = (α/d)² turns the target's squared error into that of ε."""
         alpha, sigma = level.alpha(logsnr), level.sigma(logsnr)
-        a, b, c_in = self.declared.make(alpha, sigma, **self.params)
+        a, b, c_in = self.declared(alpha, sigma)
         d = alpha * b - sigma * a
         return Coefficients(alpha, sigma, a, b, c_in, b / d, -sigma / d, (alpha / d).square())
 
@@ -100,24 +88,3 @@ class Prediction:
 
         c = self.coefficients(torch.tensor([logsnr], dtype=torch.float64))
         return float(c.c_in), float(c.x_from_z), float(c.x_from_out)
-
-    def target(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-        """Target of the network, a·x + b·ε. x, eps: [B, …]; logsnr: [B]."""
-        c = self.coefficients(logsnr)
-        return expand(c.a, x) * x + expand(c.b, x) * eps
-
-    def x_hat(self, out: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
-        """The estimate of the data. out, z: [B, …]; logsnr: [B]."""
-        c = self.coefficients(logsnr)
-        return expand(c.x_from_z, z) * z + expand(c.x_from_out, z) * out
-
-    def eps_hat(self, out: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
-        """The estimate of the noise, (α·out − a·z)/d. out, z: [B, …]; logsnr: [B]."""
-        c = self.coefficients(logsnr)
-        d = c.alpha * c.b - c.sigma * c.a
-        return expand(c.alpha / d, z) * out - expand(c.a / d, z) * z
-
-
-def expand(values: Tensor, like: Tensor) -> Tensor:
-    """[B] → [B, 1, …] with the dtype and device of `like`."""
-    return values.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from elbocli.errors import UsageError
@@ -18,7 +19,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Declaration(Generic[T]):
-    """One named thing: how to make it, how to write it down, and where it comes from.
+    """One named thing: how to make it, how to write it down, and where it comes from; with values for its parameters.
 
     traits: what only things of its kind have, as the dataclass that the kind's registry names; None where there is
     nothing.
@@ -30,11 +31,15 @@ class Declaration(Generic[T]):
     source: str
     params: dict[str, float]
     positive: frozenset[str]
-    within: dict[str, tuple[float, float]]
+    within: Mapping[str, tuple[float, float]]
     traits: T
 
-    def bind(self, given: dict[str, float]) -> dict[str, float]:
-        """All parameters, the given ones over the defaults. Raises UsageError for an unknown or bad one."""
+    def __call__(self, *args: Any) -> Any:
+        """Make it, with its parameters."""
+        return self.make(*args, **self.params)
+
+    def bind(self, given: Mapping[str, float]) -> Declaration[T]:
+        """The same, the given parameters over those that it has. Raises UsageError for an unknown or bad one."""
         for key, value in given.items():
             if key not in self.params:
                 known = ", ".join(self.params) or "none"
@@ -45,11 +50,12 @@ class Declaration(Generic[T]):
             if not low <= value <= high:
                 allowed = f"at least {low:g}" if value < low else f"at most {high:g}"
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be {allowed}")
-        return {**self.params, **given}
+        return replace(self, params={**self.params, **given})
 
-    def spec(self, params: dict[str, float]) -> str:
+    @property
+    def spec(self) -> str:
         """`name:key=value,…` with every parameter, so that it means the same when defaults change."""
-        words = ",".join(f"{key}={plain(value)}" for key, value in params.items())
+        words = ",".join(f"{key}={plain(value)}" for key, value in self.params.items())
         return f"{self.name}:{words}" if words else self.name
 
 
@@ -83,33 +89,29 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
     def declare(
         self,
         name: str,
-        params: Mapping[str, float] | None = None,
         *,
         formula: str = "",
         source: str = "",
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
         traits: T = None,  # type: ignore[assignment]
+        **params: float,
     ) -> Callable[[M], M]:
-        """Decorator that enters a function or class under `name`; `params` are its defaults.
+        """Decorator that enters a function or class under `name`. Its parameters are those that have a float for a default,
+        in its signature or here in `params`.
 
-        positive: those that must be above 0. within: the least and the most that others may be. Raises UsageError when
-        the name is taken.
+        positive: names of those that must be above 0. within: the least and the most that others may be. Raises
+        UsageError when the name is taken.
         """
         if name in self:
             raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 
         def enter(make: M) -> M:
-            self[name] = Declaration(
-                name,
-                make,
-                formula,
-                source,
-                dict(params or {}),
-                frozenset(positive),
-                dict(within or {}),
-                traits,
-            )
+            said = {
+                key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float
+            }
+            own = {**said, **params}
+            self[name] = Declaration(name, make, formula, source, own, frozenset(positive), within or {}, traits)
             return make
 
         return enter
@@ -123,6 +125,11 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         near = difflib.get_close_matches(name, self, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self)}"
         raise UsageError(f"no {self.kind} is called {name!r}; {hint}")
+
+    def parse(self, text: str, largest: float = LARGEST) -> Declaration[T]:
+        """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
+        spec = parse_spec(text)
+        return self.find(spec.name).bind(numbers(spec.params, largest))
 
 
 class Spec(NamedTuple):

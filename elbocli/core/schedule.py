@@ -131,10 +131,6 @@ class Schedule:
         inside = (logsnr >= self.logsnr_min) & (logsnr <= self.logsnr_max)
         return self.curve.density(logsnr - self.shift) / (last - first) * inside
 
-    def log_density(self, logsnr: Tensor) -> Tensor:
-        """log p(λ)."""
-        return self.density(logsnr).log()
-
     def untruncated_density(self, logsnr: Tensor) -> Tensor:
         """The curve's own density, shifted, on its own support and zero beyond."""
         low, high = self.support
@@ -198,12 +194,12 @@ def parse_schedule(
     shift = number(params.pop("shift", 0.0), "shift")
     if size is not None and "size" in declared.params:
         params = {"size": float(size), **params}
-    bound = declared.bind(params)
+    declared = declared.bind(params)
     try:
-        curve = declared.make(**bound)
+        curve = declared()
     except (OverflowError, ZeroDivisionError):
         raise UsageError(f"{text!r}: these parameters go beyond what numbers can hold") from None
-    return make_schedule(curve, declared.spec(bound), low, high, shift=shift, clip=clip, declared=declared)
+    return make_schedule(curve, declared.spec, low, high, shift=shift, clip=clip, declared=declared)
 
 
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:

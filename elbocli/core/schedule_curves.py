@@ -7,8 +7,7 @@ Tensor methods and plain maths only at import: listing the names must not import
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from elbocli.core.logsnr import logsnr_of
 from elbocli.core.registry import Registry
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEDULES: Registry[None] = Registry("schedule")
+schedule = SCHEDULES.declare
+"""Declares a ScheduleCurve: a class made from the parameters named here with their defaults."""
 
 
 class ScheduleCurve(Protocol):
@@ -29,16 +30,6 @@ class ScheduleCurve(Protocol):
     def logsnr(self, t: Tensor) -> Tensor: ...
     def t(self, logsnr: Tensor) -> Tensor: ...
     def density(self, logsnr: Tensor) -> Tensor: ...
-
-
-def schedule(
-    name: str, *, formula: str, source: str, positive: Iterable[str] = (), **params: float
-) -> Callable[..., Any]:
-    """Declare a ScheduleCurve: a class made from the parameters named here with their defaults.
-
-    positive: names of those that must be above 0. Raises UsageError when the name is taken.
-    """
-    return SCHEDULES.declare(name, params, formula=formula, source=source, positive=positive)
 
 
 def _cosine_t(logsnr: Tensor) -> Tensor:
@@ -66,12 +57,11 @@ class Cosine:
     formula="logit abar, abar = [cos((t+s)/(1+s) pi/2) / cos(s/(1+s) pi/2)]^2",
     source="Nichol & Dhariwal 2021",
     positive=["s"],
-    s=0.008,
 )
 class Iddpm:
     """ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, with θ the angle and θ₀ its value at t = 0."""
 
-    def __init__(self, s: float):
+    def __init__(self, s: float = 0.008):
         self.rate = math.pi / 2 / (1 + s)
         self.start = s * self.rate
 
@@ -93,15 +83,10 @@ class Iddpm:
 
 
 @schedule(
-    "edm",
-    formula="-2 mean - 2 std Phi^-1(t)",
-    source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
-    positive=["std"],
-    mean=-1.2,
-    std=1.2,
+    "edm", formula="-2 mean - 2 std Phi^-1(t)", source="Karras et al. 2022: ln sigma ~ N(mean, std^2)", positive=["std"]
 )
 class Edm:
-    def __init__(self, mean: float, std: float):
+    def __init__(self, mean: float = -1.2, std: float = 1.2):
         self.center, self.width = -2 * mean, 2 * std
 
     def logsnr(self, t: Tensor) -> Tensor:
@@ -121,12 +106,9 @@ class Edm:
     formula="-2 rho log(a + t(b-a)), a = sigma_min^(1/rho), b = sigma_max^(1/rho)",
     source="Karras et al. 2022, eq. 5",
     positive=["rho", "sigma_min", "sigma_max"],
-    rho=7.0,
-    sigma_min=0.002,
-    sigma_max=80.0,
 )
 class EdmSample:
-    def __init__(self, rho: float, sigma_min: float, sigma_max: float):
+    def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
         if not sigma_min < sigma_max:
             raise UsageError(f"edm-sample: sigma_min {sigma_min:g} must be below sigma_max {sigma_max:g}")
         self.rho = rho
@@ -160,11 +142,9 @@ class FmOt:
     formula="-log expm1(beta_min t + (beta_max-beta_min) t^2/2)",
     source="Ho et al. 2020; Song et al. 2021",
     positive=["beta_max"],
-    beta_min=0.1,
-    beta_max=20.0,
 )
 class LinearBeta:
-    def __init__(self, beta_min: float, beta_max: float):
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
         if not 0 <= beta_min < beta_max:
             raise UsageError(f"linear-beta: expected 0 <= beta_min < beta_max, found {beta_min:g} and {beta_max:g}")
         self.low, self.rise = beta_min, beta_max - beta_min
@@ -186,14 +166,11 @@ class LinearBeta:
     source="Hoogeboom et al. 2023, as k-diffusion reads it: from the cosine shifted as for high pixels, at clean data, to "
     "that as for low, images having size",
     positive=["low", "high", "size"],
-    low=32.0,
-    high=256.0,
-    size=64.0,
 )
 class Interpolated:
     """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
 
-    def __init__(self, low: float, high: float, size: float):
+    def __init__(self, low: float = 32.0, high: float = 256.0, size: float = 64.0):
         self.start, self.rise = 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
             raise UsageError(

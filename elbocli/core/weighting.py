@@ -29,18 +29,17 @@ class DeclaredCurve:
     """A declared weighting with all its parameters."""
 
     declared: Declaration[WeightingTraits]
-    params: dict[str, float]
     tail = ""
     schedule = None
 
     @property
     def head(self) -> str:
         """Its name and parameters."""
-        return self.declared.spec(self.params)
+        return self.declared.spec
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         """w at each λ, float64."""
-        return self.declared.make(logsnr, **self.params)
+        return self.declared(logsnr)
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,6 @@ class Weighting:
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self._function(logsnr - self.shift)
 
-    def log(self, logsnr: Tensor) -> Tensor:
-        """log w at each λ."""
-        return self(logsnr).log()
-
     def slope(self, logsnr: Tensor) -> Tensor:
         """dw/dλ by automatic differentiation; −slope is the density p_w of a monotone weighting."""
         return slope(self, logsnr)
@@ -161,9 +156,8 @@ def parse_weighting(
         return _parse_scheduled(text, shift, monotone, given, schedule)
     spec = parse_spec(text, flags=["monotone"])
     own_shift = number(spec.params.pop("shift", 0.0), "shift")
-    declared = WEIGHTINGS.find(spec.name)
-    params = declared.bind({**numbers(spec.params), **(given or {})})
-    return Weighting(DeclaredCurve(declared, params), shift + own_shift, monotone or "monotone" in spec.flags)
+    declared = WEIGHTINGS.find(spec.name).bind({**numbers(spec.params), **(given or {})})
+    return Weighting(DeclaredCurve(declared), shift + own_shift, monotone or "monotone" in spec.flags)
 
 
 def _parse_scheduled(
@@ -177,9 +171,8 @@ def _parse_scheduled(
     if not inner:
         raise UsageError(f"{text!r}: name a schedule after {left + kind!r}, for example {left}{kind}cosine")
     if kind == "@":
-        head = parse_head(left, given)
-        loss = ForeignLoss(head.prediction, head.factor, find(inner))
-        return Weighting(loss, shift + head.shift, monotone or head.monotone)
+        prediction, factor, own_shift, held = parse_head(left, given)
+        return Weighting(ForeignLoss(prediction, factor, find(inner)), shift + own_shift, monotone or held)
     if given:
         raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")
     return Weighting(ScheduleDensity(find(inner).shifted(shift)), monotone=monotone)

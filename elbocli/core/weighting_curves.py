@@ -8,7 +8,7 @@ Tensor methods and plain maths only: listing the names must not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,23 +31,13 @@ WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
 PAPER = "arXiv:2303.00848"
 
 
-def weighting(
-    name: str,
-    *,
-    formula: str,
-    monotone: bool,
-    source: str,
-    const: str = "",
-    positive: Iterable[str] = (),
-    **params: float,
-) -> Callable[..., Any]:
+def weighting(name: str, *, monotone: bool, const: str = "", **declared: Any) -> Callable[..., Any]:
     """Declare w(λ): a function of a float64 tensor of any shape, and of the parameters named here with their defaults.
 
-    monotone, const: as in WeightingTraits. positive: names of parameters that must be above 0. Raises UsageError when
-    the name is taken.
+    monotone, const: as in WeightingTraits. declared: as Registry.declare takes it. Raises UsageError when the name is
+    taken.
     """
-    traits = WeightingTraits(monotone, const)
-    return WEIGHTINGS.declare(name, params, formula=formula, source=source, positive=positive, traits=traits)
+    return WEIGHTINGS.declare(name, traits=WeightingTraits(monotone, const), **declared)
 
 
 def _sech(x: Tensor) -> Tensor:
@@ -123,9 +113,8 @@ def snr_trunc(logsnr: Tensor) -> Tensor:
     monotone=False,
     source="Choi et al. 2022: P2, k = 1, cosine schedule",
     const="1/pi",
-    gamma=1.0,
 )
-def p2(logsnr: Tensor, gamma: float) -> Tensor:
+def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
 
 
@@ -136,9 +125,8 @@ def p2(logsnr: Tensor, gamma: float) -> Tensor:
     source="Hang et al. 2023: Min-SNR, cosine schedule",
     const="1/pi",
     positive=["gamma"],
-    gamma=5.0,
 )
-def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
+def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
     return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
 
 
@@ -149,9 +137,8 @@ def min_snr(logsnr: Tensor, gamma: float) -> Tensor:
     source="soft Min-SNR of Crowson et al. 2024 on the unshifted cosine; k-diffusion shifts it: "
     "eps-mse:sigmoid:bias=1.386294@cosine:shift=1.386294",
     positive=["sigma_data"],
-    sigma_data=0.5,
 )
-def soft_min_snr(logsnr: Tensor, sigma_data: float) -> Tensor:
+def soft_min_snr(logsnr: Tensor, sigma_data: float = 0.5) -> Tensor:
     """Not k-diffusion's objective, which draws σ_edm = sigma_data tan(πt/2): the cosine shifted by s = −2 ln sigma_data.
 
     That one is eps-mse:sigmoid:bias=s@cosine:shift=s, with s = 1.386294 at sigma_data .5. At sigma_data 1 both agree.
@@ -167,10 +154,8 @@ def soft_min_snr(logsnr: Tensor, sigma_data: float) -> Tensor:
     source="Ho et al. 2020: eps loss, linear beta schedule",
     const="2",
     positive=["beta_max"],
-    beta_min=0.1,
-    beta_max=20.0,
 )
-def ddpm(logsnr: Tensor, beta_min: float, beta_max: float) -> Tensor:
+def ddpm(logsnr: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
     return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
 
 
@@ -185,11 +170,8 @@ def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
     source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
     const="2/sigma_data^2",
     positive=["std", "sigma_data"],
-    mean=-1.2,
-    std=1.2,
-    sigma_data=0.5,
 )
-def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
+def edm(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
     return _normal(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
 
 
@@ -199,11 +181,8 @@ def edm(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
     monotone=True,
     source=f"{PAPER} sec. 4",
     positive=["std", "sigma_data"],
-    mean=-1.2,
-    std=1.2,
-    sigma_data=0.5,
 )
-def edm_monotonic(logsnr: Tensor, mean: float, std: float, sigma_data: float) -> Tensor:
+def edm_monotonic(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
     return _edm_held(mean, std, sigma_data)(logsnr)
 
 
@@ -213,8 +192,8 @@ def _edm_held(mean: float, std: float, sigma_data: float) -> NonIncreasing:
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 
 
-@weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5", bias=2.0)
-def sigmoid(logsnr: Tensor, bias: float) -> Tensor:
+@weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5")
+def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor:
     return (bias - logsnr).sigmoid()
 
 
@@ -225,8 +204,6 @@ def sigmoid(logsnr: Tensor, bias: float) -> Tensor:
     source="Esser et al. 2024: logit-normal t, optimal-transport path",
     const="2",
     positive=["s"],
-    m=0.0,
-    s=1.0,
 )
-def sd3(logsnr: Tensor, m: float, s: float) -> Tensor:
+def sd3(logsnr: Tensor, m: float = 0.0, s: float = 1.0) -> Tensor:
     return _normal(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import command_line, common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, STREAM, Count, Number
 from elbocli.core.averages import MAX_STD
@@ -15,15 +15,15 @@ from elbocli.core.averages import MAX_STD
 
 @click.command(cls=Command)
 @click.argument("run", type=PATH)
-@click.option(
+@option(
     "--std",
     type=Number(0, MAX_STD, above=True),
     required=True,
     help="Standard deviation of the weights' profile, as a share of the steps so far: 0.1 is mostly of the last third; "
     "at most 0.288675, the plain mean.",
 )
-@click.option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
-@click.option("-o", "--out", type=PATH, required=True, metavar="FILE", help="Where the average goes (.safetensors).")
+@option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
+@option("-o", "--out", type=PATH, required=True, metavar="FILE", help="Where the average goes (.safetensors).")
 @overwrite_option
 @plugin_option
 @common

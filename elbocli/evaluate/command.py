@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, Joined
+from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS
@@ -34,12 +34,11 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
         for own in reversed(metric.traits.options.own()):
             flag, words, about = isinstance(own.default, bool), own.metadata["choices"], own.metadata
             kind: Any = click.Choice(list(words)) if words else Count(about["least"], about["most"])
-            click.option(
+            option(
                 f"--{own.name.replace('_', '-')}",
                 type=None if flag else kind,
                 is_flag=flag,
                 default=own.default,
-                show_default=not flag,
                 help=about["help"],
             )(function)
     return function
@@ -66,59 +65,61 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 @click.command("eval", cls=Joined, groups=GROUPS)
 @click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
-@click.option(
+@option(
     "--ref",
     type=PATH,
     help="What to compare with: a dataset (.h5) or other images, features saved by --save-features, or statistics "
     "(.npz; ADM's and EDM's too).",
 )
-@click.option(
+@option(
     "--metrics",
     type=Metrics(),
     default="fid,is",
-    show_default=True,
     help="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
 @metric_options
-@click.option(
+@option(
     "--extractor",
     metavar="NAME|FILE.pt2",
     help="; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
     + "; or a torch.export program: uint8 NCHW to features, or (features, logits)."
     + f"  [default: that of saved features, or {DEFAULT}]",
 )
-@click.option(
+@option(
     "--extractor-weights",
     type=PATH,
     help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
 )
-@click.option("--allow-mismatch", is_flag=True, help="Score against a reference that was made in another way; says so.")
-@click.option("--save-stats", type=PATH, help="Also save the samples' statistics, to be a --ref later.")
-@click.option(
+@option("--allow-mismatch", is_flag=True, help="Score against a reference that was made in another way; says so.")
+@option("--save-stats", type=PATH, help="Also save the samples' statistics, to be a --ref later.")
+@option(
     "--save-features",
     type=PATH,
     metavar="FILE.safetensors",
     help="Also save the samples' features, to be SAMPLES or a --ref later.",
 )
-@click.option(
-    "--card", type=PATH, metavar="FILE.md", help="Also the result as a page, with all that must stand beside it."
-)
-@click.option(
+@option("--card", type=PATH, metavar="FILE.md", help="Also the result as a page, with all that must stand beside it.")
+@option(
     "--classes",
     default="",
     metavar="balanced|random|LIST",
     help="The classes a stream was drawn with, for accuracy, as 'elbo sample' takes them; names only if --ref is a dataset "
     "that has them.",
 )
-@click.option(
+@option(
     "--seed",
     type=Count(0, 2**63 - 1),
     default=0,
-    show_default=True,
     help="The seed a stream was drawn with, for --classes random; and that of --fid-infinity's parts.",
 )
-@click.option("--batch", type=Count(1, 10**6), default=64, show_default=True, help="Images per call of the extractor.")
-@click.option("--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1, …  [default: cuda if there is one]")
+@option("--batch", type=Count(1, 10**6), default=64, help="Images per call of the extractor.")
+@option(
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=False,
+    help="cpu, cuda, cuda:1, …  [default: cuda if there is one]",
+)
 @overwrite_option
 @plugin_option
 @common

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import common
 from elbocli.cli.types import PATH
 
 
 @click.command(cls=Command)
 @click.argument("file", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-@click.option("--verify", is_flag=True, help="Read it all and compare it with its digests; exit 1 when it is damaged.")
+@option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@option("--verify", is_flag=True, help="Read it all and compare it with its digests; exit 1 when it is damaged.")
 @common
 def info(file: Path, as_json: bool, verify: bool) -> None:
     """Say what FILE is and how it was made.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import command_line, common, overwrite_option
 from elbocli.cli.types import PATH
 
@@ -14,7 +14,7 @@ from elbocli.cli.types import PATH
 @click.command(cls=Command)
 @click.argument("out", type=PATH, metavar="OUT.h5")
 @click.argument("parts", type=PATH, nargs=-1, required=True, metavar="PART...")
-@click.option(
+@option(
     "--virtual",
     is_flag=True,
     help="Write a small file that refers to the parts, which must stay where they are: beside or below OUT.h5.",

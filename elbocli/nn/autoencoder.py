@@ -137,13 +137,8 @@ def _load(folder: Path) -> Any:
                 f"({' '.join(str(error).split())[:120]})"
             ) from error
         try:
-            model, about = AutoencoderKL.from_pretrained(
-                str(folder),
-                use_safetensors=True,
-                local_files_only=True,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )
+            how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
+            model, about = AutoencoderKL.from_pretrained(str(folder), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error
     # diffusers itself goes on with random numbers where weights are missing.

@@ -41,14 +41,11 @@ class Denoiser:
 
     def __call__(self, z: Tensor, logsnr: float) -> Tensor:
         """x̂ [B,C,H,W] at one λ for the whole batch."""
-        x_hat = self._estimate(z, logsnr)
-        if self.guide is not None and self.guidance.active(logsnr):
-            x_hat = self.guidance.combine(x_hat, self.guide(z, logsnr))
-        return self.clip.function(x_hat)
-
-    def _estimate(self, z: Tensor, logsnr: float) -> Tensor:
         self.calls += 1
         c_in, from_z, from_out = self.prediction.scalars(logsnr)
         level = torch.full((len(z),), logsnr, device=z.device, dtype=torch.float32)
         out = self.network(z if c_in == 1 else z * c_in, level, self.labels).to(z.dtype)
-        return (z * from_z).add_(out, alpha=from_out)
+        x_hat = (z * from_z).add_(out, alpha=from_out)
+        if self.guide is not None and self.guidance.active(logsnr):
+            x_hat = self.guidance.combine(x_hat, self.guide(z, logsnr))
+        return self.clip.function(x_hat)

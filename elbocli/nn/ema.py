@@ -12,53 +12,42 @@ from elbocli.core.averages import Average
 
 
 class Shadow:
-    """One average. tensors: its values, by the names of the live ones; whole numbers are kept as they last were."""
+    """One average. tensors: its values, by the names of the live ones."""
 
     def __init__(self, average: Average, live: dict[str, Tensor]):
         self.average, self.name, self.spec = average, average.name, average.spec
         self.tensors = {key: value.detach().clone() for key, value in live.items()}
-        smooth = [key for key, value in live.items() if value.is_floating_point()]
-        self._shadow, self._live = [self.tensors[key] for key in smooth], [live[key].detach() for key in smooth]
-        rest = [key for key in live if key not in smooth]
-        self._kept, self._source = [self.tensors[key] for key in rest], [live[key].detach() for key in rest]
+        self._shadow, self._live = list(self.tensors.values()), [value.detach() for value in live.values()]
 
     @torch.no_grad()
     def update(self, step: int, images: int, batch: int) -> None:
         """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
         torch._foreach_lerp_(self._shadow, self._live, 1 - self.average.beta(step, images, batch))
-        if self._kept:
-            torch._foreach_copy_(self._kept, self._source)
 
 
-class Averages(Sequence[Shadow]):
+class Averages(list[Shadow]):
     """Several averages over given live tensors, updated in place; nothing waits for the device.
 
-    averages: the first is "the" average. tensors: the live ones, whose storage must stay (under FSDP the local shards).
+    averages: the first is "the" average. tensors: the live ones, of floats, whose storage must stay (under FSDP the local shards).
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
-        self._shadows = [Shadow(average, tensors) for average in averages]
-
-    def __getitem__(self, index: int) -> Shadow:  # type: ignore[override]
-        return self._shadows[index]
-
-    def __len__(self) -> int:
-        return len(self._shadows)
+        super().__init__(Shadow(average, tensors) for average in averages)
 
     def update(self, step: int, images: int, batch: int) -> None:
         """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
-        for shadow in self._shadows:
+        for shadow in self:
             shadow.update(step, images, batch)
 
     @property
     def named(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by file name, for a checkpoint."""
-        return {shadow.name: shadow.tensors for shadow in self._shadows}
+        return {shadow.name: shadow.tensors for shadow in self}
 
     @property
     def stored(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by file name, of those averages that snapshots keep."""
-        return {shadow.name: shadow.tensors for shadow in self._shadows if shadow.average.stored}
+        return {shadow.name: shadow.tensors for shadow in self if shadow.average.stored}
 
 
 def _exchange(one: Tensor, other: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The 5/3 wavelet (LeGall) by lifting: images to subbands at half the size and back.
 
-Source: Le Gall & Tabatabai 1988; in integers as JPEG 2000's reversible transform. Edges are mirrored.
+Source: Le Gall & Tabatabai 1988. Edges are mirrored. Sides must be even, which the networks' configs see to.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ import math
 import torch
 from torch import Tensor
 
-from elbocli.errors import UsageError
-
 VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
 """Of white noise after levels 1 and 2, along one axis: (low band, high band). A band's of an image is a product of two."""
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[…, 2n] → (low, high), each […, n], along the last axis. high is what the mean of two neighbours doesn't tell.
-
-    Integers stay integers, and merge() gives the very same back: reckon with one more bit than x has.
-    """
+    """[…, 2n] → (low, high), each […, n], along the last axis. high is what the mean of two neighbours doesn't tell."""
     even, odd = x[..., 0::2], x[..., 1::2]
-    high = odd - _half(even + _after(even))
-    return even + _quarter(high + _before(high)), high
+    high = odd - 0.5 * (even + _after(even))
+    return even + 0.25 * (high + _before(high)), high
 
 
 def merge(low: Tensor, high: Tensor) -> Tensor:
     """What split() has split."""
-    even = low - _quarter(high + _before(high))
-    odd = high + _half(even + _after(even))
+    even = low - 0.25 * (high + _before(high))
+    odd = high + 0.5 * (even + _after(even))
     return torch.stack([even, odd], -1).flatten(-2)
 
 
@@ -41,21 +36,8 @@ def _before(x: Tensor) -> Tensor:
     return torch.cat([x[..., :1], x[..., :-1]], -1)
 
 
-def _half(x: Tensor) -> Tensor:
-    return x * 0.5 if x.is_floating_point() else x >> 1
-
-
-def _quarter(x: Tensor) -> Tensor:
-    return x * 0.25 if x.is_floating_point() else (x + 2) >> 2
-
-
 def bands(x: Tensor) -> Tensor:
-    """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high; C channels each.
-
-    Raises UsageError when a side is odd.
-    """
-    if x.shape[-1] % 2 or x.shape[-2] % 2:
-        raise UsageError(f"a wavelet halves the image, which {x.shape[-1]} x {x.shape[-2]} pixels don't allow")
+    """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high; C channels each."""
     parts = [half.mT for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([part.mT for part in parts], 1)
 
@@ -69,7 +51,7 @@ def image(x: Tensor) -> Tensor:
 def dwt(x: Tensor, levels: int) -> Tensor:
     """[B,C,H,W] → [B,C·4^levels,H/2^levels,W/2^levels], levels 1 or 2, as a network sees it.
 
-    Floats only, and scaled so that white noise of variance 1 has variance 1 in every subband (away from the edges).
+    Scaled so that white noise of variance 1 has variance 1 in every subband (away from the edges).
     The second level splits the lowest band once more; the three others are cut into their 2 x 2 pixels.
     """
     x = bands(x)

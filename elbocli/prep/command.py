@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import command_line, common, device_options, overwrite_option
 from elbocli.cli.types import PATH, Count, Number
 from elbocli.files.latents import CONVENTIONS
@@ -18,9 +17,6 @@ CROP_HELP = (
     "center: ADM's centre crop (BOX halving, bicubic, cut); edm: the middle square, then Lanczos; resize: Lanczos, "
     "proportions lost; pad: Lanczos to the long side, with bars; none: images must already have the size."
 )
-
-
-option = partial(click.option, show_default=True)
 
 
 def shard(value: str) -> tuple[int, int]:
@@ -37,14 +33,14 @@ def shard(value: str) -> tuple[int, int]:
 @option("--size", type=Count(1, 8192), default=64, help="Side of the square images in pixels.")
 @option("--crop", type=click.Choice(["center", "edm", "resize", "pad", "none"]), default="center", help=CROP_HELP)
 @option("--channels", type=click.Choice(["1", "3"]), default="3", help="1 for grey images, 3 for RGB.")
-@click.option(
+@option(
     "--background",
     metavar="COLOUR",
     default="",
     help="Lay transparent images on it, and pad with it: white, #8090a0, …  [default: drop alpha, pad white]",
 )
-@click.option("--auto-orient", is_flag=True, help="Turn photographs as their EXIF says; ADM's and EDM's tools don't.")
-@click.option(
+@option("--auto-orient", is_flag=True, help="Turn photographs as their EXIF says; ADM's and EDM's tools don't.")
+@option(
     "--fast-decode",
     is_flag=True,
     help="Decode large JPEGs at reduced scale: faster, but other pixels than anybody else's.",
@@ -55,30 +51,30 @@ def shard(value: str) -> tuple[int, int]:
     default="raw",
     help="Plain pixels, or encoded without loss: smaller, decoded while training.",
 )
-@click.option(
+@option(
     "--labels",
     type=PATH,
     metavar="FILE",
     help="Classes of the images: lines of NAME CLASS, CSV, or a class a line in the order of the names. Folders are "
     "then no classes.",
 )
-@click.option(
+@option(
     "--classes",
     type=PATH,
     metavar="FILE",
     help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of others "
     "are left out.",
 )
-@click.option(
+@option(
     "--subset",
     type=(click.Choice(["train", "val"]), Number(0, 1, above=True)),
     metavar="train|val SHARE",
     help="val: a share of each class (such as 0.1), always the same; train: all the others.",
 )
-@click.option("--shuffle-seed", type=Count(0, 2**63 - 1), help="Put the images in a random order.")
-@click.option("--limit", type=Count(), help="Take only the first N images.")
-@click.option("--shard", type=shard, metavar="I/N", help="Pack the I-th of N parts; 'elbo merge' joins them.")
-@click.option(
+@option("--shuffle-seed", type=Count(0, 2**63 - 1), help="Put the images in a random order.")
+@option("--limit", type=Count(), help="Take only the first N images.")
+@option("--shard", type=shard, metavar="I/N", help="Pack the I-th of N parts; 'elbo merge' joins them.")
+@option(
     "--latents",
     type=PATH,
     metavar="DIR",
@@ -90,27 +86,20 @@ def shard(value: str) -> tuple[int, int]:
     default="diffusers",
     help="How a network sees latents z. " + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values()) + ".",
 )
-@click.option("--mirror", is_flag=True, help="With --latents: also those of each mirrored image.")
+@option("--mirror", is_flag=True, help="With --latents: also those of each mirrored image.")
 @device_options
-@click.option("--workers", type=Count(1, 1024), help="Threads.  [default: as many as cores]")
+@option("--workers", type=Count(1, 1024), help="Threads.  [default: as many as cores]")
 @option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
     default="stop",
     help="What to do with a file that is no usable image; skipped ones are listed in OUT.skipped.jsonl.",
 )
-@click.option("--no-preallocate", is_flag=True, help="Don't claim the disk beforehand, where the file system can't.")
+@option("--no-preallocate", is_flag=True, help="Don't claim the disk beforehand, where the file system can't.")
 @overwrite_option
 @common
 def prep(
-    sources: tuple[Path, ...],
-    out: Path,
-    channels: str,
-    workers: int | None,
-    no_preallocate: bool,
-    device: str | None,
-    precision: str | None,
-    **options: Any,
+    sources: tuple[Path, ...], out: Path, channels: str, workers: int | None, no_preallocate: bool, **options: Any
 ) -> None:
     """Pack images into one dataset, OUT.h5.
 
@@ -125,6 +114,11 @@ def prep(
     from elbocli.cli.progress_bar import show
     from elbocli.prep import pack as loop
 
-    options |= {"channels": int(channels), "workers": workers or 0, "preallocate": not no_preallocate}
-    options |= {"device": device or "auto", "precision": precision or "fp32", "command": command_line()}
-    show(loop.run(list(sources), out, loop.Settings(**options)))
+    settings = loop.Settings(
+        channels=int(channels),
+        workers=workers or 0,
+        preallocate=not no_preallocate,
+        command=command_line(),
+        **options,
+    )
+    show(loop.run(list(sources), out, settings))

@@ -8,27 +8,25 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, STREAM
 
 
 @click.command(cls=Command)
 @click.argument("run", type=PATH)
-@click.option(
-    "-o", "--out", type=PATH, default="-", show_default=True, help="Where the page goes; - is standard output."
-)
-@click.option(
+@option("-o", "--out", type=PATH, default="-", help="Where the page goes; - is standard output.")
+@option(
     "--samples", type=PATH, help="Images to show by class (.h5, .npz, .npy, a folder).  [default: the last preview]"
 )
-@click.option(
+@option(
     "--scores",
     "results",
     type=PATH,
     multiple=True,
     help="A result of 'elbo eval' or 'elbo bound', told by content; may be repeated. Those in RUN are shown anyway.",
 )
-@click.option(
+@option(
     "--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o."
 )
 @overwrite_option

@@ -35,7 +35,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
     return [
         Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
         _term("target", loss.prediction.spec, loss.prediction.declared),
-        *([_term("factor F", loss.factor.spec, loss.factor.declared)] if loss.factor else []),
+        *([_term("factor F", loss.factor.spec, loss.factor)] if loss.factor else []),
         schedule,
     ]
 

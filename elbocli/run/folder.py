@@ -29,7 +29,9 @@ def _check(out: Path, resolved: Resolved) -> None:
     """
     if (out / "config.yaml").exists():
         before = store.read_config(out)
-        changed = difference(before, resolved.config()) if store.checkpoints(out) or _has_logged(out) else []
+        log = out / "metrics.jsonl"
+        begun = store.checkpoints(out) or (log.exists() and log.stat().st_size > 0)
+        changed = difference(before, resolved.config()) if begun else []
         if changed:
             raise UsageError(
                 f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
@@ -37,10 +39,6 @@ def _check(out: Path, resolved: Resolved) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
         raise UsageError(f"{out}: exists and is not a run; choose another -o")
-
-
-def _has_logged(out: Path) -> bool:
-    return (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 0
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> None:

@@ -123,12 +123,11 @@ def open_run(
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
-    about = {
-        **_trained(settings, config),
-        "step": checkpoint.step,
-        "images_trained": checkpoint.meta["images"],
-        **about,
-    }
+    seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"]}
+    data = config["data"]
+    trained = {"trained_weighting": settings.weighting, "trained_schedule": settings.schedule}
+    trained |= {"prediction": settings.prediction, "trained_on": data.get("payload_sha256")}
+    trained |= {key: data[key] for key in PREPROCESSING if key in data}
     network = empty_network(config, run / "config.yaml")
     try:
         network.load_state_dict(tensors, assign=True)
@@ -138,23 +137,14 @@ def open_run(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     network = place(network, device).eval().requires_grad_(False)
-    return TrainedRun(run, network, Objective(settings), settings, config["data"], config["files"], checkpoint, about)
+    return TrainedRun(
+        run, network, Objective(settings), settings, data, config["files"], checkpoint, {**trained, **seen, **about}
+    )
 
 
 def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """Name and digest of weights of a checkpoint."""
     return {"weights": name, "weights_sha256": checkpoint.meta["files"][f"{name}.safetensors"]["sha256"]}
-
-
-def _trained(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
-    """Facts of the training that a score of its samples should have beside it."""
-    return {
-        "trained_weighting": settings.weighting,
-        "trained_schedule": settings.schedule,
-        "prediction": settings.prediction,
-        "trained_on": config["data"].get("payload_sha256"),
-        **{key: config["data"][key] for key in PREPROCESSING if key in config["data"]},
-    }
 
 
 def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -179,10 +169,5 @@ def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tup
             raise DataError(
                 f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
             )
-    return load(file), {
-        "weights": parse_average(made["spec"]).name,
-        "step": made["step"],
-        "images_trained": made["images"],
-        "weights_file": str(file),
-        "weights_sha256": made["payload_sha256"],
-    }
+    seen = {"weights": parse_average(made["spec"]).name, "step": made["step"], "images_trained": made["images"]}
+    return load(file), {**seen, "weights_file": str(file), "weights_sha256": made["payload_sha256"]}

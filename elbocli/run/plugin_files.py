@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,8 @@ from typing import Any
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.hashing import file_sha256
 
-
-@dataclass(frozen=True)
-class PluginFile:
-    """A plug-in that was run. file: its name, without folders. sha256: of what it said."""
-
-    file: str
-    sha256: str
-
-
-_RUN: dict[Path, PluginFile] = {}
+_RUN: dict[Path, dict[str, str]] = {}
+"""Plug-ins that were run. file: the name, without folders. sha256: of what it said."""
 
 
 def run_plugin(path: Path) -> None:
@@ -36,7 +27,7 @@ def run_plugin(path: Path) -> None:
         return
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{path}: no such plug-in; name a file that ends in .py")
-    plugin = PluginFile(path.name, file_sha256(path))
+    plugin = {"file": path.name, "sha256": file_sha256(path)}
     spec = spec_from_file_location(f"elbo_plugin_{path.stem}", place)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -54,7 +45,7 @@ def run_plugin(path: Path) -> None:
 
 def plugins_run() -> list[dict[str, str]]:
     """What config.yaml remembers of the plug-ins that were run: name and digest of each, sorted."""
-    return [asdict(plugin) for plugin in sorted(_RUN.values(), key=lambda plugin: plugin.file)]
+    return sorted(_RUN.values(), key=lambda plugin: plugin["file"])
 
 
 def check_plugins(needed: Sequence[dict[str, Any]], where: Path, warn: Callable[[str], None]) -> None:
@@ -62,7 +53,7 @@ def check_plugins(needed: Sequence[dict[str, Any]], where: Path, warn: Callable[
 
     needed: as `plugins_run` said it when the run was trained. where: the run, for messages.
     """
-    known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
+    known = {plugin["file"]: plugin["sha256"] for plugin in _RUN.values()}
     for plugin in needed:
         file, sha256 = str(plugin.get("file")), str(plugin.get("sha256"))
         if file not in known:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
@@ -14,7 +14,7 @@ from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.dataset import PREPROCESSING
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
@@ -23,6 +23,7 @@ from elbocli.nn.networks import NetworkConfig, config_of, section_of
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import plugins_run
+from elbocli.run.preset_data import PresetData
 from elbocli.run.setting_type import KINDS
 from elbocli.run.train_settings import ADAPTIVE, KIND, SETTINGS, TrainSettings
 
@@ -30,6 +31,7 @@ PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
+Data = Dataset | PresetData
 SNAPSHOTS = 20
 """Snapshots in a whole run, when --snapshot-every isn't given."""
 
@@ -47,44 +49,9 @@ class Resolved:
 
     def config(self) -> dict[str, Any]:
         """Content of config.yaml."""
-        network = section_of(self.network)
         plugins = {"plugins": plugins_run()} if plugins_run() else {}
-        return {
-            "settings": self.settings.stored(),
-            "network": network,
-            "data": self.data,
-            "files": self.files,
-            **plugins,
-        }
-
-
-class Data(Protocol):
-    """Facts that settings depend on, of a Dataset or of what stands for one in a plan."""
-
-    @property
-    def path(self) -> Path | str:
-        """For messages."""
-
-    @property
-    def kind(self) -> str:
-        """LATENTS, or how pixels are kept."""
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels, or of the latents."""
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images, or of the latents."""
-
-    @property
-    def num_classes(self) -> int:
-        """1 when there are none to tell apart."""
-
-    def __len__(self) -> int: ...
-
-    def identity(self) -> dict[str, Any]:
-        """Facts that a run must find again when it resumes."""
+        settings, network = self.settings.stored(), section_of(self.network)
+        return {"settings": settings, "network": network, "data": self.data, "files": self.files, **plugins}
 
 
 def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
@@ -94,9 +61,19 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     """
     given = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
-    name = str(given["preset"]) if "preset" in given else _choose(dataset, notes)
+    latents = dataset.kind == LATENTS
+    if "preset" in given:
+        name = str(given["preset"])
+    else:
+        name = choose_preset(dataset.image_size, len(dataset), latents)
+        what = "latents a side" if latents else "pixels"
+        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
     preset = load_preset(name)
-    _check_data(preset, dataset)
+    if not latents and any(said.latents for said in (preset.about, preset.data) if said):
+        raise UsageError(  # an image of pixels would fill a device's memory
+            f"--preset {preset.name} is for latents, and {dataset.path} holds pixels; leave it out, or pack latents with "
+            "'elbo prep --latents'"
+        )
     train = dict(preset.train)
     known = [key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)]
     unknown = [key for key in train if key not in known]
@@ -106,7 +83,7 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
     values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **train, **stored, "preset": name}
-    if dataset.kind == LATENTS and values["flip"]:
+    if latents and values["flip"]:
         raise UsageError(
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
             "leave it out, and pack both with 'elbo prep --mirror'"
@@ -120,24 +97,6 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     objective = Objective(settings, weighting=weighting, schedule=schedule)
     network = _network(preset, given, dataset)
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
-
-
-def _choose(dataset: Data, notes: list[str]) -> str:
-    """The preset for a dataset, where none is named."""
-    name = choose_preset(dataset.image_size, len(dataset), dataset.kind == LATENTS)
-    what = "latents a side" if dataset.kind == LATENTS else "pixels"
-    notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
-    return name
-
-
-def _check_data(preset: Preset, dataset: Data) -> None:
-    """Raise UsageError for a preset of latents on pixels, of which one image would fill a device's memory."""
-    latents = any(said.latents for said in (preset.about, preset.data) if said)
-    if latents and dataset.kind != LATENTS:
-        raise UsageError(
-            f"--preset {preset.name} is for latents, and {dataset.path} holds pixels; leave it out, or pack latents with "
-            "'elbo prep --latents'"
-        )
 
 
 def _check_kinds(written: dict[str, Any], where: object) -> None:

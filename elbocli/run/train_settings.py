@@ -62,7 +62,6 @@ class TrainSettings:
         "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
         "diffusers scheduler_config.json.",
         names="elbocli.core.weighting_curves.WEIGHTINGS",
-        metavar="SPEC",
     )
     bias: float | None = setting(None, OBJECTIVE, "Its parameter of that name: --bias 2 is :bias=2.", stored=False)
     shift: float | str | None = setting(
@@ -88,7 +87,6 @@ class TrainSettings:
         "Network's output; see 'elbo weights list predictions'.",
         shown="",
         names="elbocli.core.prediction.PREDICTIONS",
-        metavar="SPEC",
     )
     logsnr_min: float = setting(-15.0, OBJECTIVE, "Noisiest level.", shown="", low=-50, high=50)
     logsnr_max: float = setting(15.0, OBJECTIVE, "Cleanest level.", shown="", low=-50, high=50)
@@ -102,7 +100,6 @@ class TrainSettings:
         shown="",
         names="elbocli.core.schedule_curves.SCHEDULES",
         words=(ADAPTIVE,),
-        metavar="SPEC",
     )
     t_sampling: str = setting(
         "low-discrepancy", LEVELS, "How t is drawn in a batch.", choices=("low-discrepancy", "independent")
@@ -153,7 +150,6 @@ class TrainSettings:
         more="The first is the one that previews, sample and bound use.",
         shown="",
         names="elbocli.core.averages.AVERAGES",
-        metavar="SPEC",
     )
     snapshot_every: int = count(
         0,

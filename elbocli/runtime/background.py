@@ -20,14 +20,14 @@ POLL_S = 0.1
 class Background:
     """Jobs that a thread does one after another; it ends with `close`, or when nobody holds this object any more.
 
-    The process waits at its end for the job in hand. abandon: nothing waits for it, `close` neither: a write into a
-    pipe may never return.
+    `close` drops the jobs that have not begun, and waits for the one in hand, as the process does at its end. abandon:
+    nothing waits for it, `close` neither: a write into a pipe may never return.
     """
 
     def __init__(self, name: str, abandon: bool = False):
         self._jobs: Jobs = SimpleQueue()
         self._thread = Thread(target=_work, args=(self._jobs,), name=f"elbo-{name}", daemon=True)
-        self._close = weakref.finalize(self, _end, self._jobs, None if abandon else self._thread)
+        self.close = weakref.finalize(self, _end, self._jobs, None if abandon else self._thread)
 
     def start(self, job: Callable[[], T]) -> Future[T]:
         """Do it after the jobs before. When it is known to be done, the thread has let go of all that the job held:
@@ -38,10 +38,6 @@ class Background:
         if self._thread.ident is None:
             self._thread.start()
         return future
-
-    def close(self) -> None:
-        """Drop the jobs that have not begun, and wait for the one in hand."""
-        self._close()
 
 
 def awaited(job: Future[T], look: Callable[[], None]) -> T:

@@ -137,13 +137,8 @@ def joined(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(chosen)
     rank = int(os.environ["RANK"])
     with telling_lost():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-            store=_meeting(rank, size),
-            rank=rank,
-            world_size=size,
-            timeout=PATIENCE,
-        )
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE)
     try:
         with telling_lost():
             yield World(rank, size, chosen)
@@ -158,14 +153,9 @@ def _meeting(rank: int, size: int) -> Store:
     predecessor has left, and wait for the dead. So rank 0 makes up a name for this meeting, and each of the others takes
     it only from a roll on which it finds the name that it has given itself.
     """
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        size,
-        is_master=rank == 0 and not hosted,
-        timeout=JOIN,
-    )
+    host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    place, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(place, port, size, is_master=host, timeout=JOIN)  # type: ignore[attr-defined]
     me, until = uuid.uuid4().hex, time.monotonic() + JOIN.total_seconds()
     store.set(f"elbo/here/{rank}", me)
     while time.monotonic() < until:

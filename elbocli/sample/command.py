@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Joined, Option
+from elbocli.cli.grouped_help import Joined, option
 from elbocli.cli.options import (
     SCHEDULE,
     command_line,
@@ -31,107 +31,82 @@ GROUPS = {
 
 @click.command(cls=Joined, groups=GROUPS)
 @click.argument("run", type=PATH)
-@click.option("-n", "--n", "n", type=Count(1, 10**9), default=64, show_default=True, help="How many images.")
-@click.option(
+@option("-n", "--n", "n", type=Count(1, 10**9), default=64, help="How many images.")
+@option(
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
-    metavar="SPEC",
     default="ddpm",
-    show_default=True,
     help="NAME, NAME:key=value,… or NAME:PRESET; see 'elbo weights list samplers'.",
 )
-@click.option(
-    "--steps", type=Count(1, 100_000), help="Levels of noise visited.  [default: 128, or the sampler preset's]"
-)
-@click.option(
+@option("--steps", type=Count(1, 100_000), help="Levels of noise visited.  [default: 128, or the sampler preset's]")
+@option(
     "--schedule",
-    cls=Option,
     type=SCHEDULE,
-    metavar="SPEC",
     help="Grid of noise levels within the run's range: NAME:key=value,…, FILE, or run.  [default: the sampler's]",
     more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. 'run' is the schedule that the run "
     "was trained under; one that adapts, as it was at the checkpoint.",
 )
-@click.option(
+@option(
     "--guidance",
-    cls=Option,
     type=Number(-1e3, 1e3),
     default=1.0,
-    show_default=True,
     help="Scale of guidance; 1 is none.",
     more="It leads away from the network without classes (classifier-free) or from --guide; 0 is that network alone.",
 )
-@click.option(
+@option(
     "--guidance-interval", type=Number(-50, 50), nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI."
 )
-@click.option(
+@option(
     "--guide",
-    cls=Option,
     type=PATH,
     metavar="RUN",
     help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
     more="It is of the same images and classes.",
 )
-@click.option(
+@option(
     "--guide-ema",
     "guide_average",
     metavar="NAME|FILE",
     default="",
     help="Which average of --guide, or without it of RUN itself, as --ema says it.",
 )
-@click.option(
+@option(
     "--clip",
     type=Named("elbocli.core.clipping.CLIPS"),
-    metavar="SPEC",
     default="none",
-    show_default=True,
     help="Keep each estimate of the image within the range of pixels, after guidance: static, or dynamic:percentile=P.",
 )
-@click.option(
+@option(
     "--classes",
     metavar="balanced|random|LIST",
     default="balanced",
-    show_default=True,
     help="i mod K, random, or numbers or names repeated to length, such as 3,5,7.",
 )
 @weights_options("ema", "")
-@click.option(
-    "--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Image i depends on (seed, i) alone."
-)
-@click.option(
-    "--batch",
-    type=Count(1, 10**6),
-    default=64,
-    show_default=True,
-    help="Images that a process draws at a time; changes nothing else.",
+@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
+@option(
+    "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
 )
 @device_options
-@click.option("--compile", is_flag=True, help="torch.compile the network: minutes at first, then faster.")
-@click.option(
+@option("--compile", is_flag=True, help="torch.compile the network: minutes at first, then faster.")
+@option(
     "--autoencoder",
     type=PATH,
     metavar="DIR",
     help="Decodes latents: a diffusers AutoencoderKL.  [default: the one they were made with]",
 )
-@click.option(
+@option(
     "-o",
     "--out",
     type=PATH,
     default="-",
-    show_default=True,
     help="- (an NPY stream), .npy, .npz, .h5, .png (a grid), or a folder name for PNGs.",
 )
 @overwrite_option
 @plugin_option
 @common
 def sample(
-    run: Path,
-    out: Path,
-    guidance: float,
-    guidance_interval: tuple[float, float] | None,
-    device: str | None,
-    precision: str | None,
-    **options: Any,
+    run: Path, out: Path, guidance: float, guidance_interval: tuple[float, float] | None, **options: Any
 ) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
@@ -154,8 +129,6 @@ def sample(
         sampler=parse_sampler(options.pop("sampler")),
         clip=parse_clip(options.pop("clip")),
         guidance=Guidance(guidance, *(guidance_interval or ())),
-        device=device or "auto",
-        precision=precision or "fp32",
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,
         command=command_line(),

@@ -18,7 +18,6 @@ from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
-from elbocli.core.schedule import Schedule
 from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
@@ -97,14 +96,6 @@ def draw(
     return output.pixels(x)
 
 
-def sampling_schedule(run: TrainedRun, settings: SampleSettings) -> Schedule:
-    """What spaces the λ that the sampler visits, within the range that the run was trained on."""
-    low, high, size = run.settings.logsnr_min, run.settings.logsnr_max, run.network.config.image_size
-    if settings.schedule == RUN:
-        return run.schedule()
-    return resolve_schedule(settings.schedule or settings.sampler.usual.grid, low, high, clip=True, size=size)
-
-
 def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
     """The run. All processes open the checkpoint that the first has found: training may be going on."""
     trained = None
@@ -117,14 +108,6 @@ def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str,
             trained = open_run(found, world.device, warn, weights, average)
     assert trained is not None
     return trained
-
-
-def _drawer(path: Path, settings: SampleSettings, world: World, warn: Callable[[str], None]) -> GuidedRun:
-    """The run and its guide, which is the same checkpoint where only another average is named."""
-    trained, guide = _opened(path, world, warn, settings.weights, settings.average), None
-    if settings.guide is not None or settings.guide_average:
-        guide = _opened(settings.guide or trained.checkpoint.path, world, warn, "ema", settings.guide_average)
-    return GuidedRun(trained, settings.guidance, guide, settings.clip)
 
 
 def run(
@@ -140,7 +123,11 @@ def run(
     with catching_signals() as signals, telling_lost():
         ending = Ending(signals, None, 0, world.size > 1)
         warnings: list[str] = []
-        drawer = _drawer(path, settings, world, warnings.append)
+        trained, guide = _opened(path, world, warnings.append, settings.weights, settings.average), None
+        if settings.guide is not None or settings.guide_average:  # the same checkpoint where only an average is named
+            other = settings.guide or trained.checkpoint.path
+            guide = _opened(other, world, warnings.append, "ema", settings.guide_average)
+        drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
         yield from (Progress(message=text, level="warning") for text in warnings)
         with world.together():
             work = _Work(drawer, settings, world, ending)
@@ -154,7 +141,10 @@ class _Work:
         self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
         trained, config = drawer.trained, drawer.trained.network.config
         self.steps = settings.steps or settings.sampler.usual.steps
-        self.schedule = sampling_schedule(trained, settings)
+        spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
+        low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
+        named = spec != RUN
+        self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
         self.grid = time_grid(self.schedule, self.steps)
         drawer.check(self.grid)
         known = trained.data.get("class_names", [])
@@ -201,18 +191,9 @@ class _Work:
         if self.labels is not None:
             chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
             labels = sent(torch.from_numpy(chosen).long(), self.world.device)
-        shape = (config.image_size, config.image_size, config.image_channels)
-        images = draw(
-            self.drawer.denoiser(labels),
-            indices,
-            shape,
-            self.grid,
-            self.settings,
-            self.world.device,
-            self.output,
-            self.watch.look,
-        )
-        return images[:count]
+        shape, place = (config.image_size, config.image_size, config.image_channels), self.world.device
+        denoiser, look = self.drawer.denoiser(labels), self.watch.look
+        return draw(denoiser, indices, shape, self.grid, self.settings, place, self.output, look)[:count]
 
     def reports(self, target: Path | IO[bytes]) -> Iterator[Progress]:
         """Draw, and tell."""

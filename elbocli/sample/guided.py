@@ -63,10 +63,8 @@ class GuidedRun:
         told: dict[str, Any] = {"guidance": self.guidance.scale}
         told |= {end: at for end, at in ends.items() if math.isfinite(at)}
         if self.guide is not None:
-            told |= {
-                "guide": str(self.guide.path),
-                **{f"guide_{key}": value for key, value in self.guide.about.items()},
-            }
+            told["guide"] = str(self.guide.path)
+            told |= {f"guide_{key}": value for key, value in self.guide.about.items()}
         return {**told, "clip": self.clip.spec}
 
     def check(self, grid: list[float]) -> None:

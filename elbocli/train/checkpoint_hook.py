@@ -12,7 +12,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from elbocli.files.retention import step_of
 from elbocli.runtime.background import Background
@@ -32,12 +32,8 @@ LAUNCHERS_PREFIX = "TORCHELASTIC_"
 def environment(run: Path, checkpoint: Path) -> dict[str, str]:
     """Return the command's environment: paths are absolute, and there is no trace of a launcher."""
     own = {k: v for k, v in os.environ.items() if k not in LAUNCHERS and not k.startswith(LAUNCHERS_PREFIX)}
-    return {
-        **own,
-        "ELBO_CHECKPOINT": str(checkpoint.absolute()),
-        "ELBO_RUN": str(run.absolute()),
-        "ELBO_STEP": str(step_of(checkpoint)),
-    }
+    about = {"ELBO_CHECKPOINT": str(checkpoint.absolute()), "ELBO_RUN": str(run.absolute())}
+    return {**own, **about, "ELBO_STEP": str(step_of(checkpoint))}
 
 
 class CheckpointHook:
@@ -47,8 +43,8 @@ class CheckpointHook:
     its own, so that Ctrl-C at the terminal doesn't reach it, no input, and both of its outputs go to stderr. What goes
     wrong is told to `warn`, from any thread, and never ends training.
 
-    Leaving a `with` block ends a command that still runs: SIGTERM to all of its processes, SIGKILL after GRACE_S. So call
-    `finish` before, where training has ended well. Only a process that is killed outright leaves it running.
+    `stop` ends a command that still runs: SIGTERM to all of its processes, SIGKILL after GRACE_S. So call `finish` before,
+    where training has ended well. Only a process that is killed outright leaves it running.
     """
 
     def __init__(self, command: str, run: Path, warn: Callable[[str], None]):
@@ -58,14 +54,6 @@ class CheckpointHook:
         self._lock = threading.Lock()
         self._running: tuple[Path, subprocess.Popen[bytes]] | None = None
         self._stopped = False
-
-    def __enter__(self) -> CheckpointHook:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self, checkpoint: Path) -> None:
         """Run the command for this checkpoint, now or when the one before has ended."""
@@ -109,14 +97,9 @@ class CheckpointHook:
             if self._stopped:
                 return
             try:
-                process = subprocess.Popen(
-                    ["/bin/sh", "-c", self.command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=STDERR,
-                    stderr=STDERR,
-                    env=environment(self.run, checkpoint),
-                    start_new_session=True,
-                )
+                shell, own = ["/bin/sh", "-c", self.command], environment(self.run, checkpoint)
+                std: Any = {"stdin": subprocess.DEVNULL, "stdout": STDERR, "stderr": STDERR}
+                process = subprocess.Popen(shell, env=own, start_new_session=True, **std)
             except (OSError, ValueError) as error:
                 self._warn(f"--on-checkpoint: could not start the command for {checkpoint.name}: {error}")
                 return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, Joined, Option, launched
+from elbocli.cli.grouped_help import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.setting_options import setting_groups, setting_options
 from elbocli.cli.types import PATH, Count, Duration, Number
@@ -73,10 +73,8 @@ GROUPS["Plan, without training"] = [*PLANNING]
 
 @click.command(cls=Joined, groups=GROUPS)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
-@click.option(
-    "-o", "--out", type=PATH, default="run", show_default=True, help="The run's folder, new or to go on with."
-)
-@click.option(
+@option("-o", "--out", type=PATH, default="run", help="The run's folder, new or to go on with.")
+@option(
     "--config",
     type=PATH,
     is_eager=True,
@@ -85,20 +83,15 @@ GROUPS["Plan, without training"] = [*PLANNING]
     help="YAML of these options, or a run's config.yaml.",
 )
 @setting_options
-@click.option(
+@option(
     "--dry-run",
     is_flag=True,
-    cls=Option,
     help="Print what would run, need and fit; then stop.",
     more="It is YAML, with the memory of each device and the operations. With --preset and no DATA.h5, unless the only dataset here fits "
     "it, this is for the data that the preset is made for.",
 )
-@click.option("--devices", type=Count(1, 10**6), help="Plan for that many.  [default: torchrun's, or 1]")
-@click.option(
-    "--device-tflops",
-    type=Number(0, above=True),
-    help="10^12 operations a second, of each; adds days.",
-)
+@option("--devices", type=Count(1, 10**6), help="Plan for that many.  [default: torchrun's, or 1]")
+@option("--device-tflops", type=Number(0, above=True), help="10^12 operations a second, of each; adds days.")
 @plugin_option
 @common
 def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
@@ -142,8 +135,8 @@ def _plan(data: Path | None, options: dict[str, Any], devices: int | None, devic
     from elbocli.cli.progress_bar import say
     from elbocli.files import strict_yaml
     from elbocli.files.dataset import Dataset
-    from elbocli.run import settings
-    from elbocli.train import plan, preset_data
+    from elbocli.run import preset_data, settings
+    from elbocli.train import plan
 
     if Command.silent:
         return

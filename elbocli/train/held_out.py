@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,17 +78,14 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
     return found
 
 
-def _content(dataset: Dataset) -> str:
-    return "latents" if dataset.kind == LATENTS else "pixels"
-
-
 def _fits(held: Dataset, trained: Dataset, conditional: bool) -> None:
     """Raise UsageError unless a network of the one can be asked about the other."""
     digest = held.attributes.get("payload_sha256")
     if digest is not None and digest == trained.attributes.get("payload_sha256"):
         raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
-    facts = [
-        ("content", _content(held), _content(trained)),
+    content = ["latents" if each.kind == LATENTS else "pixels" for each in (held, trained)]
+    facts: list[tuple[str, Any, Any]] = [
+        ("content", content[0], content[1]),
         ("size", held.image_size, trained.image_size),
         ("channels", held.channels, trained.channels),
     ]

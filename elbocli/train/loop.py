@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,8 @@ class _Training:
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
         self.pending: list[Progress] = []
-        self.hook = stack.enter_context(
-            CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
-        )
+        self.hook = CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
+        stack.callback(self.hook.stop)
         with self.world.together():
             self.recorder = Recorder(state, out, self._restore(), self._warn)
         stack.callback(self.recorder.close)
@@ -133,7 +133,11 @@ class _Training:
             values = self.recorder.after(step)
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
-                self._keep_averages()
+                state.check()
+                averages = state.copies(state.ema.stored)
+                with self.world.together():
+                    if self.world.first:
+                        self.saver.start(partial(snapshots.write, self.out, step, averages, {"images": state.images}))
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             yield Progress(step, settings.steps, "step", values=values)
@@ -159,15 +163,6 @@ class _Training:
         if failed:
             self.world.raise_first(error)
         return reason
-
-    def _keep_averages(self) -> None:
-        """Write a snapshot of the averages from which others can be made, while training goes on."""
-        state, out = self.state, self.out
-        state.check()
-        step, about, averages = state.steps_done, {"images": state.images}, state.copies(state.ema.stored)
-        with self.world.together():
-            if self.world.first:
-                self.saver.start(lambda: snapshots.write(out, step, averages, about))
 
     def _save(self) -> None:
         """Write a checkpoint of this moment while training goes on. Raises DataError after too many failures."""

@@ -117,14 +117,9 @@ class Guard:
         finite = loss.isfinite()
         place = loss.where(finite, torch.inf).argmax().view(1)
         step = torch.tensor(steps, dtype=torch.float64).to(loss.device, non_blocking=True).index_select(0, first)
-        found = BadStep(
-            step=step[0],
-            place=place[0].double(),
-            logsnr=logsnr.index_select(0, place)[0],
-            loss=loss.index_select(0, place)[0],
-            norm=norms.index_select(0, first)[0],
-            bad=(~finite).sum().double(),
-        )
+        at, lost = (rows.index_select(0, place)[0] for rows in (logsnr, loss))
+        norm, bad = norms.index_select(0, first)[0], (~finite).sum().double()
+        found = BadStep(step[0], place[0].double(), at, lost, norm, bad)
         new = bads.any() & (self._first.step == 0)
         self._first = BadStep(*(torch.where(new, now, before) for now, before in zip(found, self._first)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,11 +44,6 @@ class Weights:
         shapes = [parameter.shape for parameter in network.parameters()]
         return cls(shapes, count_parameters(network) - sum(units), max(units, default=0))
 
-    @property
-    def count(self) -> int:
-        """Return all values."""
-        return self.held(1)
-
     def held(self, shards: int) -> int:
         """Values in the process that holds most of them, when each parameter is cut along its first dimension."""
         return sum(-(-shape[0] // shards) * math.prod(shape[1:]) if shape else 1 for shape in self.shapes)
@@ -84,14 +78,11 @@ class Plan:
                 f"a batch of {resolved.settings.batch} images can't be shared by {devices} devices; raise --batch"
             )
         self.settings, self.network, self.devices = resolved.settings, resolved.network, devices
-        self.device = _device(resolved.settings.device)
+        name = self.settings.device
+        self.device = "cuda" if name.split(":")[0] == "cuda" else choose_device(name).type  # plans for CUDA need none
+        self.weights = Weights.of(self.network)
         self.share = -(-self.settings.batch // devices)
         self.way = Way(self.settings.parallel, devices, self.settings.activation_checkpointing)
-
-    @cached_property
-    def weights(self) -> Weights:
-        """The network's."""
-        return Weights.of(self.network)
 
     def step_memory(self, recompute: bool, cuda: bool) -> StepMemory:
         """Return the memory and operations of a step. recompute: with activation checkpointing. cuda: as on CUDA."""
@@ -115,13 +106,8 @@ class Plan:
         if way.shards > 1:
             unit, outside = self.weights.largest_unit, self.weights.outside
             gathered = bytes_each * (outside + 2 * unit) + (bytes_each + FLOAT) * unit
-        return {
-            "weights": held,
-            "gradients": held,
-            "optimizer": 2 * held,
-            "averages": len(self.settings.ema) * held,
-            "gathered": gathered,
-        }
+        own = {"weights": held, "gradients": held, "optimizer": 2 * held, "averages": len(self.settings.ema) * held}
+        return {**own, "gathered": gathered}
 
     def memory(self) -> dict[str, int]:
         """Return bytes per device by part, at the worst moment of a step."""
@@ -138,12 +124,8 @@ class Plan:
 
     def fitting(self) -> dict[str, dict[str, int | str]]:
         """The largest micro-batches by way and by memory."""
-        shards = self.devices if self.devices > 1 else SHARDS
-        ways = [
-            Way(parallel, shards if parallel == "fsdp" else self.devices, recompute)
-            for parallel in PARALLELS
-            for recompute in (False, True)
-        ]
+        devices = {"ddp": self.devices, "fsdp": self.devices if self.devices > 1 else SHARDS}
+        ways = [Way(parallel, devices[parallel], again) for parallel in PARALLELS for again in (False, True)]
         return {way.name: {f"{gb}_GB": self.largest(way, int(USABLE * gb * 1e9)) for gb in MEMORIES_GB} for way in ways}
 
     def compute(self, device_tflops: float | None) -> dict[str, float]:
@@ -162,11 +144,6 @@ class Plan:
         return {key: float(f"{value:.4g}") for key, value in values.items()}
 
 
-def _device(name: str) -> str:
-    """The kind of device. Plans for CUDA need none."""
-    return "cuda" if name.split(":")[0] == "cuda" else choose_device(name).type
-
-
 def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float | None = None) -> dict[str, Any]:
     """Parameters, operations, memory per device and what fits, steps, images, λ range, weighting and its verdict.
 
@@ -181,7 +158,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
         "data_images": images,
         "network": {
             "family": declaration_of(network).name,
-            "parameters": planned.weights.count,
+            "parameters": planned.weights.held(1),
             "image_size": network.image_size,
             "channels": network.image_channels,
             "classes": network.num_classes,

@@ -42,16 +42,8 @@ def preview(state: TrainState, output: Decoder) -> np.ndarray:
     # Every process evaluates the network as often as any other: where it is sharded, they need each other.
     mine = world.share(PREVIEW.n) or range(1)
     part = None if labels is None else torch.from_numpy(labels[mine.start : mine.stop]).to(state.device)
+    denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
+    shape = (network.image_size, network.image_size, network.image_channels)
     with state.averaged():
-        images = draw(
-            Denoiser(state.spread.forward, state.prediction, labels=part),
-            mine,
-            (network.image_size, network.image_size, network.image_channels),
-            grid,
-            settings,
-            state.device,
-            output,
-        )
-    images = images if world.share(PREVIEW.n) else images[:0]
-    found = world.all(images.cpu().numpy())
-    return np.concatenate(found)
+        images = draw(denoiser, mine, shape, grid, settings, state.device, output)[: len(world.share(PREVIEW.n))]
+    return np.concatenate(world.all(images.cpu().numpy()))

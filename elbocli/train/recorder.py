@@ -104,13 +104,9 @@ class Recorder:
 
     def _header(self) -> str:
         settings, network = self.state.settings, self.state.resolved.network
-        return losslog.header(
-            self.state.edges,
-            dimensions=network.image_channels * network.image_size**2,
-            weighting=settings.weighting,
-            schedule=settings.schedule,
-            prediction=settings.prediction,
-        )
+        named = {key: getattr(settings, key) for key in ("weighting", "schedule", "prediction")}
+        dimensions = network.image_channels * network.image_size**2
+        return losslog.header(self.state.edges, dimensions=dimensions, **named)
 
     def after(self, step: int) -> dict[str, Any]:
         """Record what is due after a step. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
@@ -132,7 +128,7 @@ class Recorder:
         values = {
             "loss": finite(loss),
             "eps_mse": finite(float(sums[1].sum() / sums[0].sum())),
-            "lr": self.state.learning_rate,
+            "lr": float(self.state.optimizer.param_groups[0]["lr"]),
             "grad_norm": finite(norm),
             "images_per_s": round(rate, 2),
             **({"skipped": skipped} if skipped else {}),

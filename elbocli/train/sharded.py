@@ -38,8 +38,8 @@ class Sharded:
             fully_shard(unit, mesh=self.mesh, mp_policy=policy)
         fully_shard(network, mesh=self.mesh, mp_policy=policy)
         self.names = [name for name, _ in network.named_parameters()]
-        self._sharded = list(network.parameters())
-        self.pieces = [nn.Parameter(_local(parameter.detach())) for parameter in self._sharded]
+        self._sharded: list[Any] = list(network.parameters())
+        self.pieces = [nn.Parameter(parameter.detach().to_local()) for parameter in self._sharded]
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """See Replica; but every part's gradients are shared out at once: whole ones are what sharding saves."""
@@ -48,7 +48,7 @@ class Sharded:
     def gradients(self) -> list[Tensor]:
         """See Replica."""
         for piece, parameter in zip(self.pieces, self._sharded):
-            piece.grad = None if parameter.grad is None else _local(parameter.grad)
+            piece.grad = None if parameter.grad is None else parameter.grad.to_local()
         return [piece.grad for piece in self.pieces if piece.grad is not None]
 
     def clear(self) -> None:
@@ -84,7 +84,3 @@ def compiled(units: list[nn.Module]) -> list[nn.Module]:
     for unit in units:
         unit.compile()
     return units
-
-
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local()

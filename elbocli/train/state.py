@@ -58,14 +58,8 @@ class TrainState:
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
         self.spread = distribute(network, world, settings.parallel, settings.compile, settings.precision)
-        self.optimizer = torch.optim.AdamW(
-            self.spread.pieces,
-            settings.lr,
-            betas=(0.9, settings.beta2),
-            eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        betas, eps, decay = (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
+        self.optimizer = torch.optim.AdamW(self.spread.pieces, settings.lr, betas, eps, decay, fused=True)
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
         self.ema = Averages(resolved.objective.averages, self.live)
         self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
@@ -87,11 +81,6 @@ class TrainState:
     def images(self) -> int:
         """Images seen."""
         return self.steps_done * self.settings.batch
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

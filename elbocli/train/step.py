@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.loss import losses, step_coefficients
+from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -34,15 +34,11 @@ def step_losses(
     if logsnr is None:
         logsnr = schedule.logsnr(batches.times(step))
     c = step_coefficients(logsnr[mine.start : mine.stop], weighting, schedule, prediction, device)
-    # Noise: z = αx + σε.
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.dropout_seed(step, part))
     with autocast(device, settings.precision):
-        z = torch.addcmul(c.alpha * x, c.sigma, eps)
-        # Network and loss: ½ (w/p) ‖ε−ε̂‖², as a multiple of what the network's own target misses.
-        out = network(z.mul_(c.c_in), c.logsnr, labels)
-        loss, eps_error = losses(out, x, eps, c, settings.multiscale)
+        loss, eps_error = denoising_losses(network, x, eps, labels, c, settings.multiscale)
     return loss, eps_error, c.logsnr
 
 

@@ -89,16 +89,14 @@ class Validation:
         """
         self.error = None
         turns = -(-len(self.rows) // (size * self._at_once))
-        starts = [(turn * size + rank) * self._at_once for turn in range(turns)]
-        places = np.concatenate([np.arange(start, start + self._at_once) for start in starts])
-        found = torch.cat([self._asked(network, self._at(start)) for start in starts], 1)
+        starts = (np.arange(turns) * size + rank) * self._at_once
+        places = (starts[:, None] + np.arange(self._at_once)).ravel()
+        # The last image stands for those beyond it.
+        clipped = places.reshape(-1, self._at_once).clip(max=len(self.rows) - 1)
+        found = torch.cat([self._asked(network, some) for some in clipped], 1)
         real = torch.from_numpy(places < len(self.rows))
         loss, error = found.double().cpu().view(2, -1, DRAWS)[:, real]  # the device is waited for here, once
         return self._summed(torch.from_numpy(places)[real], loss, error)
-
-    def _at(self, start: int) -> np.ndarray:
-        """Places of the images from `start`; the last image stands for those beyond it."""
-        return np.arange(start, start + self._at_once).clip(max=len(self.rows) - 1)
 
     def _asked(self, network: Network, places: np.ndarray) -> Tensor:
         """(weighted loss, ε error) per dimension of each draw, [2, images · DRAWS] on the device."""
@@ -174,16 +172,10 @@ class Validation:
 
     def header(self) -> str:
         """Return the first line of validation.jsonl, a loss log that says which images it is about."""
-        return losslog.header(
-            self.edges,
-            dimensions=self.dimensions,
-            weighting=self.settings.weighting,
-            schedule=SCHEDULE,
-            prediction=self.settings.prediction,
-            dataset=str(self.dataset.path),
-            payload_sha256=self.dataset.attributes.get("payload_sha256"),
-            held_out=len(self.rows),
-        )
+        settings, digest = self.settings, self.dataset.attributes.get("payload_sha256")
+        named = {"weighting": settings.weighting, "schedule": SCHEDULE, "prediction": settings.prediction}
+        images = {"dataset": str(self.dataset.path), "payload_sha256": digest, "held_out": len(self.rows)}
+        return losslog.header(self.edges, dimensions=self.dimensions, **named, **images)
 
     def begins(self, log: Path) -> bool:
         """Tell whether validation.jsonl needs our header now: it is new, or it holds errors of other images."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import CONTEXT, Command
+from elbocli.cli.grouped_help import CONTEXT, Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, Count, Number, imported
 
@@ -31,8 +31,8 @@ BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#"
 
 
 def _range_options(function: Any) -> Any:
-    click.option("--logsnr-max", "high", type=Number(-50, 50), default=15.0, show_default=True)(function)
-    click.option("--logsnr-min", "low", type=Number(-50, 50), default=-15.0, show_default=True)(function)
+    option("--logsnr-max", "high", type=Number(-50, 50), default=15.0)(function)
+    option("--logsnr-min", "low", type=Number(-50, 50), default=-15.0)(function)
     return function
 
 
@@ -55,7 +55,7 @@ def weights() -> None:
 
 @weights.command("list", cls=Command)
 @click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 @plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:
@@ -83,24 +83,19 @@ def _row(declared: Any) -> dict[str, Any]:
     from elbocli.core.weighting_curves import WeightingTraits
 
     traits = declared.traits
-    monotone = {"monotone": "yes" if traits.monotone else "no"} if isinstance(traits, WeightingTraits) else {}
-    parameters = declared.spec(declared.params).partition(":")[2] or "-"
-    presets = {"presets": ",".join(traits.presets) or "-"} if isinstance(traits, SamplerTraits) else {}
-    return {
-        "name": declared.name,
-        "formula": declared.formula,
-        "parameters": parameters,
-        **monotone,
-        **presets,
-        "source": declared.source,
-    }
+    row = {"name": declared.name, "formula": declared.formula, "parameters": declared.spec.partition(":")[2] or "-"}
+    if isinstance(traits, WeightingTraits):
+        row["monotone"] = "yes" if traits.monotone else "no"
+    if isinstance(traits, SamplerTraits):
+        row["presets"] = ",".join(traits.presets) or "-"
+    return {**row, "source": declared.source}
 
 
 @weights.command(cls=Command)
 @click.argument("specs", type=WEIGHTING, nargs=-1, required=True, metavar="SPEC...")
-@click.option("--schedule", type=SCHEDULE, metavar="SPEC", help="Also its t and density: NAME:key=value,… or a FILE.")
+@option("--schedule", type=SCHEDULE, help="Also its t and density: NAME:key=value,… or a FILE.")
 @_range_options
-@click.option("--points", type=Count(2, 10**6), default=61, show_default=True, help="Levels, evenly spaced.")
+@option("--points", type=Count(2, 10**6), default=61, help="Levels, evenly spaced.")
 @plugin_option
 @common
 def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, points: int) -> None:
@@ -123,21 +118,12 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 
 @weights.command(cls=Command)
 @click.argument("spec", type=WEIGHTING)
-@click.option(
-    "--equals",
-    type=WEIGHTING,
-    metavar="SPEC",
-    help="Also say whether this is the same weighting up to a constant.",
-)
-@click.option(
-    "--tolerance",
-    type=Number(0, 1, above=True),
-    default=1e-6,
-    show_default=True,
-    help="Largest relative deviation of the same weighting.",
+@option("--equals", type=WEIGHTING, help="Also say whether this is the same weighting up to a constant.")
+@option(
+    "--tolerance", type=Number(0, 1, above=True), default=1e-6, help="Largest relative deviation of the same weighting."
 )
 @_range_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
+@option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
 @plugin_option
 @common
 @click.pass_context
@@ -188,16 +174,15 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
 
 @weights.command(cls=Command)
 @click.argument("specs", type=WEIGHTING, nargs=-1, metavar="[SPEC]...")
-@click.option(
+@option(
     "--schedule",
     "schedules",
     type=SCHEDULE,
     multiple=True,
-    metavar="SPEC",
     help="Also its density: NAME:key=value,… or a FILE; may be repeated.",
 )
 @_range_options
-@click.option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
+@option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
 @overwrite_option
 @plugin_option
 @common

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from torch import Tensor
 
+from elbocli.bound import draws
 from elbocli.core import loss
+from elbocli.core.schedule import Schedule
+from elbocli.core.weighting import Weighting
 from elbocli.main import run
 
 
@@ -74,8 +78,13 @@ def test_the_check_is_of_the_runs_own_weighting_unless_told(bound: Bound, traine
 
 def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The public mistake, injected into the training loss: no −dλ/dt."""
-    whole = loss.weighted_loss
-    monkeypatch.setattr(loss, "weighted_loss", lambda error, log_w, log_p: whole(error, log_w, log_p * 0))
+    whole = loss.step_coefficients
+
+    def broken(logsnr: Tensor, weighting: Weighting, schedule: Schedule, *rest: Any) -> loss.StepCoefficients:
+        c = whole(logsnr, weighting, schedule, *rest)
+        return c._replace(loss_factor=c.loss_factor * schedule.density(logsnr).to(c.loss_factor))
+
+    monkeypatch.setattr(draws, "step_coefficients", broken)
     result = bound(trained, "--check", "-n", 100)
     assert result.code == 1, result.err
     assert not result.json["agree"] and "DISAGREE" in result.err

@@ -30,7 +30,7 @@ def effective(spec, n, batch=1.0):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_positive_add_up_to_one_and_never_fall_with_time(name):
-    spec = AVERAGES[name].spec({**AVERAGES[name].params, **({"images": 3000.0} if name == "halflife" else {})})
+    spec = AVERAGES[name].bind({"images": 3000.0} if name == "halflife" else {}).spec
     weights = effective(spec, 500, batch=16)
     assert weights.min() >= 0 and weights.sum() == pytest.approx(1, abs=1e-12)
     if name != "decay":  # whose warm start forgets the first values more slowly than the later ones
@@ -131,7 +131,7 @@ def params(name):
 @given(data=st.data())
 @settings(max_examples=50)
 def test_specs_and_file_names_lead_back_to_the_same_average(name, data):
-    average = Average(AVERAGES[name], data.draw(params(name)))
+    average = Average(AVERAGES[name].bind(data.draw(params(name))))
     for text in (average.spec, average.name):
         found = parse_average(text)
         assert (found.declared.name, found.params) == (name, average.params)
@@ -204,4 +204,4 @@ def test_all_are_declared_in_full():
     assert NAMES == ["decay", "halflife", "power"]
     for declared in AVERAGES.values():
         assert declared.formula and declared.source and declared.make.__doc__
-    assert [name for name in NAMES if Average(AVERAGES[name], {}).stored] == ["power"]
+    assert [name for name in NAMES if Average(AVERAGES[name]).stored] == ["power"]

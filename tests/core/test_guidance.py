@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from identities import diffuse, eps_hat
 
 from elbocli.core.guidance import Guidance
-from elbocli.core.logsnr import diffuse
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.errors import UsageError
 
@@ -38,8 +38,8 @@ def test_guiding_any_prediction_is_guiding_the_noise_estimate(scale, lam, name):
     x, eps = pair(1)
     z = diffuse(x, eps, at)
     guide, prediction = Guidance(scale), Prediction(name)
-    guided = prediction.eps_hat(guide.combine(conditional, unconditional), z, at)
-    wanted = guide.combine(prediction.eps_hat(conditional, z, at), prediction.eps_hat(unconditional, z, at))
+    guided = eps_hat(prediction, guide.combine(conditional, unconditional), z, at)
+    wanted = guide.combine(eps_hat(prediction, conditional, z, at), eps_hat(prediction, unconditional, z, at))
     np.testing.assert_allclose(guided, wanted, rtol=1e-8, atol=1e-8 * math.exp(abs(lam) / 2))
 
 

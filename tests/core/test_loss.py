@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from identities import eps_hat, target
 
 from elbocli.core.logsnr import alpha, sigma
-from elbocli.core.loss import losses, step_coefficients, weighted_loss
+from elbocli.core.loss import losses, step_coefficients
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -33,7 +34,7 @@ def integrate(panels, mixture):
         z = (alpha(lam) * data.flatten() + sigma(lam) * noise.flatten()).view(-1, 1, 1, 1)
         x_hat = mixture.denoise(z.flatten(), lam).view(-1, 1, 1, 1)
         eps_hat = (z - alpha(lam).view(-1, 1, 1, 1) * x_hat) / sigma(lam).view(-1, 1, 1, 1)
-        out = p.target(x_hat, eps_hat, lam)
+        out = target(p, x_hat, eps_hat, lam)
         loss, error = losses(out.float(), data.float(), noise.float(), step_coefficients(lam, w, s, p))
         if spoil is not None:
             loss = spoil(loss, error, w, s, lam)
@@ -86,9 +87,9 @@ def test_the_reported_error_is_that_of_the_noise_whatever_the_prediction(mixture
     w, s = parse_weighting("sigmoid"), parse_schedule("cosine", -10, 10)
     for name in PREDICTIONS:
         p = Prediction(name)
-        out = p.target(x, eps, lam) + off
+        out = target(p, x, eps, lam) + off
         z = alpha(lam).view(-1, 1, 1, 1).float() * x + sigma(lam).view(-1, 1, 1, 1).float() * eps
-        wanted = (p.eps_hat(out.double(), z.double(), lam) - eps).square().mean((1, 2, 3))
+        wanted = (eps_hat(p, out.double(), z.double(), lam) - eps).square().mean((1, 2, 3))
         loss, error = losses(out, x, eps, step_coefficients(lam, w, s, p))
         np.testing.assert_allclose(error, wanted, rtol=2e-3)
         np.testing.assert_allclose(loss, 0.5 * w(lam) / s.density(lam) * error, rtol=1e-5)
@@ -119,19 +120,6 @@ def test_coefficients_are_single_precision_and_shaped_for_images():
     assert [tuple(tensor.shape) for tensor in c] == [(5, 1, 1, 1)] * 5 + [(5,)] * 3
     assert all(bool(tensor.isfinite().all()) for tensor in c)
     np.testing.assert_allclose(c.sigma.flatten(), sigma(lam), rtol=1e-7)
-
-
-@given(st.floats(-100, 100), st.floats(0.1, 10))
-def test_weighted_loss_is_half_w_over_p_times_the_error(log_ratio, error):
-    zero = torch.zeros(1, dtype=torch.float64)
-    found = weighted_loss(torch.tensor([error], dtype=torch.float64), zero + log_ratio, zero)
-    assert float(found) == pytest.approx(0.5 * math.exp(log_ratio) * error, rel=1e-12)
-
-
-def test_weighted_loss_survives_where_w_over_p_would_not():
-    half = torch.tensor([1e-7], dtype=torch.float64)
-    found = weighted_loss(half, torch.tensor([800.0], dtype=torch.float64), torch.tensor([790.0], dtype=torch.float64))
-    assert float(found) == pytest.approx(0.5e-7 * math.exp(10), rel=1e-12)
 
 
 def test_losses_are_computed_in_single_precision_under_autocast():

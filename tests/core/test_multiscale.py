@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from identities import target
 
 from elbocli.core.loss import denoising_losses, losses, step_coefficients
 from elbocli.core.multiscale import BASE, multiscale_error, shares, sizes
@@ -110,7 +111,7 @@ def test_only_the_weighted_loss_changes(prediction: str) -> None:
     w, s, p = parse_weighting("sigmoid"), parse_schedule("cosine", -10, 10), Prediction(prediction)
     c = step_coefficients(lam, w, s, p, dtype=torch.float64)
     x, eps, off = draw(3, 4, 3, 64, 64)
-    out = p.target(x, eps, lam) + off
+    out = target(p, x, eps, lam) + off
     plain, many = losses(out, x, eps, c), losses(out, x, eps, c, multiscale=True)
     assert torch.equal(plain[1], many[1])
     np.testing.assert_allclose(many[0], c.loss_factor * multiscale_error(off), rtol=1e-9)

@@ -16,11 +16,15 @@ from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
 
 
+def made(**params):
+    return params
+
+
 @pytest.fixture
 def shapes():
     registry = Registry("shape")
-    registry.declare("circle", {"r": 1.0, "x": 0.0}, formula="r^2", source="Euclid", positive=["r"])(dict)
-    registry.declare("dot")(dict)
+    registry.declare("circle", formula="r^2", source="Euclid", positive=["r"], r=1.0, x=0.0)(made)
+    registry.declare("dot")(made)
     return registry
 
 
@@ -44,15 +48,15 @@ def test_number_refuses_what_is_not_a_sane_number(text):
 @given(FLOATS, FLOATS)
 def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
     registry = Registry("shape")
-    registry.declare("circle", {"r": 1.0, "x": 0.0})(dict)
+    registry.declare("circle", r=1.0, x=0.0)(made)
     declared = registry["circle"]
-    spec = parse_spec(declared.spec({"r": r, "x": x}))
+    spec = parse_spec(declared.bind({"r": r, "x": x}).spec)
     assert spec.name == "circle"
-    assert declared.bind(numbers(spec.params)) == {"r": r, "x": x}
+    assert declared.bind(numbers(spec.params)).params == {"r": r, "x": x}
 
 
 def test_bind_puts_given_values_over_defaults(shapes):
-    assert shapes["circle"].bind({"x": 3.0}) == {"r": 1.0, "x": 3.0}
+    assert shapes["circle"].bind({"x": 3.0}).params == {"r": 1.0, "x": 3.0}
 
 
 def test_bind_names_the_parameters_that_exist(shapes):

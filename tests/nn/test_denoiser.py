@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from identities import diffuse, target
 from torch import Tensor, nn
 
 from elbocli.core.clipping import parse_clip
 from elbocli.core.guidance import Guidance
-from elbocli.core.logsnr import diffuse
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.nn.denoiser import Denoiser
 
@@ -35,7 +35,7 @@ def test_a_perfect_network_gives_back_the_data(name: str, logsnr: float) -> None
     x, eps = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
     level = torch.full((3,), logsnr, dtype=torch.float64)
     prediction = Prediction(name)
-    denoise = Denoiser(Exact(prediction.target(x, eps, level)), prediction)
+    denoise = Denoiser(Exact(target(prediction, x, eps, level)), prediction)
     torch.testing.assert_close(denoise(diffuse(x, eps, level), logsnr), x)
 
 
@@ -54,7 +54,7 @@ def test_another_network_guides_by_its_own_x_hat_and_the_same_labels() -> None:
     level = torch.full((2,), 0.5, dtype=torch.float64)
     z = diffuse(x, eps, level)
     eps_of_weak = (z - level.sigmoid().sqrt()[0] * weak) / (-level).sigmoid().sqrt()[0]
-    guide = Denoiser(Exact(Prediction("v").target(weak, eps_of_weak, level)), Prediction("v"))
+    guide = Denoiser(Exact(target(Prediction("v"), weak, eps_of_weak, level)), Prediction("v"))
     denoise = Denoiser(Exact(x), Prediction("x"), Guidance(2.0, 0.0, 1.0), guide=guide)
     torch.testing.assert_close(denoise(z, 0.5), weak + 2 * (x - weak))
     torch.testing.assert_close(denoise(z, 1.5), x)

@@ -48,21 +48,9 @@ def test_a_warm_start_by_its_own_formula() -> None:
     assert average[0].tensors["x"].item() == pytest.approx(9 / 11)
 
 
-def test_whole_numbers_are_kept_as_they_last_were() -> None:
-    live = {"x": torch.zeros(2), "count": torch.tensor(0), "flag": torch.tensor(False)}
-    averages = Averages([parse_average("0.9")], live)
-    live["count"].fill_(7)
-    live["flag"].fill_(True)
-    averages.update(1, 1, 1)
-    assert int(averages[0].tensors["count"]) == 7 and bool(averages[0].tensors["flag"])
-
-
 def test_an_update_never_waits_for_the_device() -> None:
     # A tensor on the meta device has no value to wait for: asking for one would raise.
-    averages = Averages(
-        [*map(parse_average, SPECS)],
-        {"x": torch.empty(2, device="meta"), "n": torch.empty(1, dtype=torch.long, device="meta")},
-    )
+    averages = Averages([*map(parse_average, SPECS)], {"x": torch.empty(2, device="meta")})
     for step in (1, 2, 3):
         averages.update(step, step, 1)
 

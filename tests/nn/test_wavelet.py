@@ -1,42 +1,12 @@
-"""The 5/3 wavelet: exact on integers, to rounding on floats, and the scale of its bands."""
+"""The 5/3 wavelet: back to within rounding, and the scale of its bands."""
 
 import numpy as np
 import pytest
 import torch
 
-from elbocli.errors import UsageError
 from elbocli.nn import wavelet
 
 SIZES = pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 6), (4, 10), (32, 32), (6, 64)])
-
-
-@SIZES
-@pytest.mark.parametrize(
-    ("dtype", "low", "high"),
-    [
-        (torch.uint8, 0, 256),
-        (torch.int16, -(2**13), 2**13),
-        (torch.int32, -(2**28), 2**28),
-        (torch.int64, -(2**40), 2**40),
-    ],
-)
-def test_integers_come_back_as_they_were(dtype, low, high, rows, columns):
-    x = torch.randint(low, high, (3, 2, rows, columns), generator=torch.Generator().manual_seed(rows)).to(dtype)
-    once = wavelet.bands(x)
-    assert (once.dtype, once.shape) == (dtype, (3, 8, rows // 2, columns // 2))
-    assert torch.equal(wavelet.image(once), x)
-    if rows % 4 == columns % 4 == 0:
-        assert torch.equal(wavelet.image(wavelet.image(wavelet.bands(once))), x)
-
-
-def test_lifting_is_jpeg_2000s_on_a_mirrored_line():
-    x = np.random.default_rng(0).integers(-99, 99, 12)
-    mirrored = {n: x[-n if n < 0 else 22 - n if n > 11 else n] for n in range(-2, 14)}
-    high = {n: mirrored[2 * n + 1] - (mirrored[2 * n] + mirrored[2 * n + 2]) // 2 for n in range(-1, 6)}
-    low = [mirrored[2 * n] + (high[n - 1] + high[n] + 2) // 4 for n in range(6)]
-    found = wavelet.split(torch.from_numpy(x))
-    assert found[0].tolist() == low
-    assert found[1].tolist() == [high[n] for n in range(6)]
 
 
 def test_bands_are_filters_of_three_and_five_taps():
@@ -89,9 +59,3 @@ def test_a_flat_image_is_in_the_lowest_band_alone(levels):
     low = wavelet.VARIANCE[levels - 1][0]
     torch.testing.assert_close(y[:, :3], torch.full((1, 3, 8 >> levels, 8 >> levels), 0.5 / low))
     assert y[:, 3:].abs().max() < 1e-6
-
-
-def test_an_odd_side_is_refused():
-    for shape in ((1, 1, 3, 4), (1, 1, 4, 3)):
-        with pytest.raises(UsageError, match="halves the image"):
-            wavelet.bands(torch.zeros(shape))

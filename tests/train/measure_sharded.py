@@ -12,9 +12,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from elbocli.core.loss import StepCoefficients, denoising_losses
 from elbocli.nn.networks import build
 from elbocli.run import settings
+from elbocli.run.preset_data import PresetData
 from elbocli.runtime.device import PRECISIONS, autocast
 from elbocli.train.plan import Plan
-from elbocli.train.preset_data import PresetData
 
 
 def memory(line: str) -> int:

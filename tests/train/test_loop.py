@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from identities import eps_hat
 from safetensors.torch import load_file
 
 from elbocli.core.streams import Stream
@@ -281,5 +282,5 @@ def error_curve(state: TrainState) -> list[float]:
         z = c.alpha.float().view(-1, 1, 1, 1) * x + c.sigma.float().view(-1, 1, 1, 1) * eps
         with torch.no_grad():
             out = state.network(z * c.c_in.float().view(-1, 1, 1, 1), at.float(), labels)
-        curve.append(float((state.prediction.eps_hat(out, z, at) - eps).square().mean()))
+        curve.append(float((eps_hat(state.prediction, out, z, at) - eps).square().mean()))
     return curve

@@ -20,9 +20,9 @@ from elbocli.nn.networks import build, place
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
-from elbocli.run import settings
+from elbocli.run import preset_data, settings
 from elbocli.runtime.device import autocast
-from elbocli.train import plan, preset_data
+from elbocli.train import plan
 from elbocli.train.memory import measure_step
 from elbocli.train.plan import Plan, Way, Weights
 
@@ -87,7 +87,7 @@ def test_the_memory_of_a_pass_is_what_was_planned(config, precision, recompute):
 
 
 def test_weights_are_copied_into_a_lower_precision_and_only_there():
-    count = Weights.of(UVIT).count
+    count = Weights.of(UVIT).held(1)
     assert measure_step(UVIT, "fp32").peak(8)[1] < 100
     _, copies = measure_step(UVIT, "bf16").peak(8)
     assert 0.7 * 2 * count < copies < 2 * count  # not those of norms
@@ -143,7 +143,7 @@ def test_shards_are_as_torch_cuts_them(shards):
 def test_sharding_divides_what_stays_and_gathers_what_passes():
     alone, spread = plan_of(batch=64), plan_of(batch=64, devices=4, parallel="fsdp")
     whole, parts = alone.memory(), spread.memory()
-    assert whole["weights"] == 4 * alone.weights.count and whole["optimizer"] == 2 * whole["weights"]
+    assert whole["weights"] == 4 * alone.weights.held(1) and whole["optimizer"] == 2 * whole["weights"]
     for key in ("weights", "gradients", "optimizer", "averages"):
         assert parts[key] == pytest.approx(whole[key] / 4, rel=0.05), key
     assert whole["gathered"] == 0 < 4 * spread.weights.largest_unit < parts["gathered"]
@@ -228,7 +228,7 @@ def test_latents_are_planned_without_an_autoencoder():
 @pytest.mark.parametrize("name", ["imagenet128", "imagenet256", "imagenet512"])
 def test_the_papers_networks_have_two_billion_parameters(name):
     data = preset_data.preset_data(name)
-    assert Weights.of(settings.resolve({"preset": name}, data).network).count == pytest.approx(2e9, rel=0.1)
+    assert Weights.of(settings.resolve({"preset": name}, data).network).held(1) == pytest.approx(2e9, rel=0.1)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != MINE)) for name in NAMES])

@@ -1,4 +1,4 @@
-"""Samplers: pure steps from one λ to the next, declared by name. Each module here but `walk` declares one; being here is enough.
+"""Samplers: pure steps from one λ to the next, declared by name. Modules here declare them; being here is enough.
 
 A step sees z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ = inf is clean data.
 Coefficients are Python floats in double precision; only z and x̂ are tensors.
@@ -7,7 +7,7 @@ Coefficients are Python floats in double precision; only z and x̂ are tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
@@ -63,24 +63,14 @@ SAMPLERS: Registry[SamplerTraits] = Registry("sampler")
 
 
 def sampler(
-    name: str,
-    *,
-    formula: str,
-    source: str,
-    grid: str,
-    positive: Iterable[str] = (),
-    within: Mapping[str, tuple[float, float]] | None = None,
-    presets: Mapping[str, SamplerPreset] | None = None,
-    **params: float,
+    name: str, *, grid: str, presets: Mapping[str, SamplerPreset] | None = None, **declared: Any
 ) -> Callable[..., Any]:
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
+    declared: as Registry.declare takes it.
     """
-    traits = SamplerTraits(SamplerPreset(grid), dict(presets or {}))
-    return SAMPLERS.declare(
-        name, params, formula=formula, source=source, positive=positive, within=within, traits=traits
-    )
+    return SAMPLERS.declare(name, traits=SamplerTraits(SamplerPreset(grid), presets or {}), **declared)
 
 
 for module in iter_modules(__path__):

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     source="Ho et al. 2020; Kingma et al. 2021",
     grid="cosine",
     within={"gamma": (0, 1)},
-    gamma=0.2,
 )
 def ddpm(
-    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, gamma: float
+    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, gamma: float = 0.2
 ) -> tuple[Tensor, Tensor]:
     """A draw from q(z' | z, x̂), whose variance is c σ'² (small), or from one with c σ² (large), c = 1 − e^{λ−λ'}.
 

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
         )
     },
     within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
-    s_churn=0.0,
-    s_min=0.0,
-    s_max=1e5,
-    s_noise=1.0,
 )
 def heun(
     z: Tensor,
@@ -37,10 +33,10 @@ def heun(
     move: Move,
     denoise: Denoise,
     noise: DrawNoise,
-    s_churn: float,
-    s_min: float,
-    s_max: float,
-    s_noise: float,
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = 1e5,
+    s_noise: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Euler's step in y = z/α with d = (y − x̂)/σ_edm, then the mean of d at both its ends: second order.
 

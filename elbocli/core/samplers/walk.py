@@ -19,13 +19,12 @@ class Sampler(NamedTuple):
     """A declared step with all its parameters; usual: how it is walked where nothing else is asked for."""
 
     declared: Declaration[SamplerTraits]
-    params: dict[str, float]
     usual: SamplerPreset
 
     @property
     def spec(self) -> str:
         """Text that means the same again."""
-        return self.declared.spec(self.params)
+        return self.declared.spec
 
 
 def parse_sampler(text: str) -> Sampler:
@@ -43,7 +42,7 @@ def parse_sampler(text: str) -> Sampler:
             raise UsageError(f"{text!r}: {name} has no preset {first!r} (its presets: {known}); expected key=value")
         usual, words = presets[first], rest
     own = numbers(parse_spec(f"{name}:{words}").params)
-    return Sampler(declared, declared.bind({**usual.params, **own}), usual)
+    return Sampler(declared.bind({**usual.params, **own}), usual)
 
 
 def time_grid(schedule: Schedule, steps: int) -> list[float]:
@@ -59,5 +58,5 @@ def walk(sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise, noise
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)
-        z, last = sampler.declared.make(z, last, move, denoise, noise, **sampler.params)
+        z, last = sampler.declared(z, last, move, denoise, noise)
     return z

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from elbocli.core.registry import Registry
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 EXTRACTORS: Registry[None] = Registry("extractor")
-Make = TypeVar("Make", bound=Callable[..., Any])
+extractor = EXTRACTORS.declare
+"""Declares (path of weights or None) → an Extractor."""
 DEFAULT = "inception-v3-compat"
 PUBLISHED_INCEPTION = "6726825d"
 
@@ -55,15 +55,8 @@ def is_published(name: Any, weights_sha256: Any) -> bool:
     return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
 
 
-def extractor(name: str, *, formula: str, source: str) -> Callable[[Make], Make]:
-    """Declare (path of weights or None) → an Extractor. Raises UsageError when the name is taken."""
-    return EXTRACTORS.declare(name, formula=formula, source=source)
-
-
 @extractor(
-    DEFAULT,
-    formula="Inception v3 as in the FID paper, 2048 features",
-    source="Heusel et al. 2017; torch-fidelity",
+    DEFAULT, formula="Inception v3 as in the FID paper, 2048 features", source="Heusel et al. 2017; torch-fidelity"
 )
 def inception(weights: Path | None) -> Extractor:
     """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once).
@@ -76,9 +69,9 @@ def inception(weights: Path | None) -> Extractor:
     from elbocli.nn.extractors.fold import folded
 
     path = weights or _published()
-    module, digest = _loaded(FeatureExtractorInceptionV3, "inception-v3-compat", ["2048", "logits_unbiased"], path)
+    module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
     module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Extractor("inception-v3-compat", module, digest, channels=3)
+    return Extractor(DEFAULT, module, digest, channels=3)
 
 
 @extractor(
@@ -155,12 +148,13 @@ def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:
         from elbocli.files.hashing import file_sha256
         from elbocli.files.pt2_check import load_program
 
-        extractor = Extractor(Path(name).name, load_program(Path(name)), file_sha256(Path(name)))
+        path = Path(name)
+        made = Extractor(path.name, load_program(path), file_sha256(path))
     else:
         try:
             declared = EXTRACTORS.find(name)
         except ElboError as error:
             raise UsageError(f"{error}, or a path ending in .pt2") from None
-        extractor = declared.make(weights)
-    extractor.module.to(device)
-    return extractor
+        made = declared(weights)
+    made.module.to(device)
+    return made

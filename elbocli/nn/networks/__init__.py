@@ -75,14 +75,8 @@ class Network(nn.Module):
         return unit(*inputs)
 
 
-@dataclass(frozen=True)
-class NetworkTraits:
-    """config: the class of its configs."""
-
-    config: type[NetworkConfig]
-
-
-NETWORKS: Registry[NetworkTraits] = Registry("network family")
+NETWORKS: Registry[type[NetworkConfig]] = Registry("network family")
+"""Their traits are the class of their configs."""
 N = TypeVar("N", bound=type[Network])
 
 
@@ -96,12 +90,12 @@ def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[
             raise UsageError(
                 f"network {name}: {key} is a {kind}; files hold int, float, str, bool and tuples of one of them"
             )
-    return NETWORKS.declare(name, source=source, traits=NetworkTraits(config))
+    return NETWORKS.declare(name, source=source, traits=config)
 
 
-def declaration_of(config: NetworkConfig) -> Declaration[NetworkTraits]:
+def declaration_of(config: NetworkConfig) -> Declaration[type[NetworkConfig]]:
     """The network that a config is of."""
-    return next(declared for declared in NETWORKS.values() if declared.traits.config is type(config))
+    return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 
 
 def build(config: NetworkConfig) -> Network:
@@ -117,7 +111,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
     family = values.pop("family", "unet")
     try:
-        config = NETWORKS.find(str(family)).traits.config
+        config = NETWORKS.find(str(family)).traits
     except UsageError as error:
         raise FormatError(f"{where}: {error}") from error
     for key, kind in get_type_hints(config).items():
@@ -152,9 +146,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def place(network: Network, device: torch.device) -> Network:
     """Move to a device, in the memory layout of its images (channels last)."""
-    network.to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 for module in iter_modules(__path__):

@@ -125,7 +125,11 @@ class UViT(Network):
                 x = self.through(block, x, code)
                 skips.append(x)
             x = widen(F.avg_pool2d(x, 2))
-        x = self._transformed(x + self.position, code)
+        x = x + self.position
+        tokens = x.flatten(2).transpose(1, 2)
+        for block in self.transformer:
+            tokens = self.through(block, tokens, code)
+        x = tokens.transpose(1, 2).unflatten(2, x.shape[2:])
         for level, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
             x = F.interpolate(narrow(x), scale_factor=2, mode="nearest")
             for block in level:  # type: ignore[attr-defined]
@@ -135,9 +139,3 @@ class UViT(Network):
             return out
         # In the layout of images, and no view of something else: FSDP hooks itself to what comes out.
         return idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last)
-
-    def _transformed(self, x: Tensor, code: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)
-        for block in self.transformer:
-            tokens = self.through(block, tokens, code)
-        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])

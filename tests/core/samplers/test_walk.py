@@ -45,7 +45,7 @@ def denoise_normal(z, logsnr):
 def step(spec, z, now, then, denoise, noise=no_noise, steps=1):
     """z after one step that knows of none before."""
     sampler = parse_sampler(spec)
-    return sampler.declared.make(z, None, Move(now, then, steps=steps), denoise, noise, **sampler.params)[0]
+    return sampler.declared(z, None, Move(now, then, steps=steps), denoise, noise)[0]
 
 
 def probe(spec, now, then, steps=1):
@@ -281,13 +281,13 @@ def test_heuns_correction_keeps_its_digits_over_the_widest_range():
 
 def test_a_spec_names_parameters():
     sampler = parse_sampler("heun:s-churn=20,s_min=0.05")
-    assert sampler.params == {**SAMPLERS["heun"].params, "s_churn": 20.0, "s_min": 0.05}
-    assert parse_sampler(sampler.spec).params == sampler.params
+    assert sampler.declared.params == {**SAMPLERS["heun"].params, "s_churn": 20.0, "s_min": 0.05}
+    assert parse_sampler(sampler.spec).declared.params == sampler.declared.params
 
 
 def test_edms_preset_is_that_of_imagenet_64():
     sampler = parse_sampler("heun:edm-imagenet64")
-    assert sampler.params == {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
+    assert sampler.declared.params == {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
     assert sampler.usual.steps == 256
     grid = time_grid(parse_schedule(sampler.usual.grid), 256)
     assert np.exp(-np.array([grid[0], grid[-2]]) / 2) == pytest.approx([80, 0.002])
@@ -295,7 +295,7 @@ def test_edms_preset_is_that_of_imagenet_64():
 
 def test_what_is_said_besides_a_preset_counts_more():
     sampler = parse_sampler("heun:edm-imagenet64,s_churn=20,s_noise=1")
-    assert sampler.params == {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1}
+    assert sampler.declared.params == {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1}
     assert parse_sampler("heun").usual.steps != 256
 
 
@@ -303,7 +303,7 @@ def test_what_is_said_besides_a_preset_counts_more():
 def test_a_presets_parameters_are_its_samplers(sampler, preset):
     declared = SAMPLERS[sampler]
     chosen = declared.traits.presets[preset]
-    assert parse_sampler(f"{sampler}:{preset}").params == {**declared.params, **chosen.params}
+    assert parse_sampler(f"{sampler}:{preset}").declared.params == {**declared.params, **chosen.params}
     assert set(chosen.params) <= set(declared.params)
     parse_schedule(chosen.grid)
 

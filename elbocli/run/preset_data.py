@@ -28,28 +28,16 @@ class PresetData:
 
     def identity(self) -> dict[str, Any]:
         """Return what a Dataset's identity would say, as far as it is known."""
-        return {
-            "path": self.path,
-            "count": self.count,
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-        }
+        return {key: getattr(self, key) for key in ("path", "count", "image_size", "channels", "num_classes")}
 
     def fits(self, dataset: Dataset) -> bool:
         """Tell whether that dataset holds such images."""
-        return (self.kind == LATENTS, self.image_size, self.channels) == (
-            dataset.kind == LATENTS,
-            dataset.image_size,
-            dataset.channels,
-        )
+        mine, its = ((data.kind == LATENTS, data.image_size, data.channels) for data in (self, dataset))
+        return mine == its
 
     def __str__(self) -> str:
-        what = "latents" if self.kind == LATENTS else "pixels"
-        return (
-            f"{self.count} images of {self.image_size} x {self.image_size} {what}, "
-            f"{self.channels} channels, {self.num_classes} classes"
-        )
+        size = f"{self.image_size} x {self.image_size} {'latents' if self.kind == LATENTS else 'pixels'}"
+        return f"{self.count} images of {size}, {self.channels} channels, {self.num_classes} classes"
 
 
 def preset_data(preset: str) -> PresetData | None:

@@ -83,17 +83,13 @@ def _row(declared: Any) -> dict[str, Any]:
     from elbocli.core.weighting_curves import WeightingTraits
 
     traits = declared.traits
-    monotone = {"monotone": "yes" if traits.monotone else "no"} if isinstance(traits, WeightingTraits) else {}
-    parameters = declared.spec(declared.params).partition(":")[2] or "-"
-    presets = {"presets": ",".join(traits.presets) or "-"} if isinstance(traits, SamplerTraits) else {}
-    return {
-        "name": declared.name,
-        "formula": declared.formula,
-        "parameters": parameters,
-        **monotone,
-        **presets,
-        "source": declared.source,
-    }
+    row = {"name": declared.name, "formula": declared.formula}
+    row["parameters"] = declared.spec(declared.params).partition(":")[2] or "-"
+    if isinstance(traits, WeightingTraits):
+        row["monotone"] = "yes" if traits.monotone else "no"
+    if isinstance(traits, SamplerTraits):
+        row["presets"] = ",".join(traits.presets) or "-"
+    return {**row, "source": declared.source}
 
 
 @weights.command(cls=Command)
@@ -124,10 +120,7 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 @weights.command(cls=Command)
 @click.argument("spec", type=WEIGHTING)
 @click.option(
-    "--equals",
-    type=WEIGHTING,
-    metavar="SPEC",
-    help="Also say whether this is the same weighting up to a constant.",
+    "--equals", type=WEIGHTING, metavar="SPEC", help="Also say whether this is the same weighting up to a constant."
 )
 @click.option(
     "--tolerance",

@@ -27,14 +27,12 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
 
     What is not there or damaged is told to `missing`.
     """
-    rows, bad = [], 0
+    read: list[dict[str, float]] = []
     if path.exists():
         with told(path, "read"), open(path, "rb") as file:
-            for text in file:
-                row = _row(text)
-                bad += not row
-                rows += [row] if row else []
-    if bad:
+            read = [_row(text) for text in file]
+    rows = [row for row in read if row]
+    if bad := len(read) - len(rows):
         missing(f"{path}: {bad} damaged {'line' if bad == 1 else 'lines'}, left out")
     if not rows:
         missing(f"{path}: no numbers yet")

@@ -37,20 +37,13 @@ class Thumbnails:
 
 def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
     """images: [H, W, C] uint8 each, of one size."""
-    small = [_reduced(image) for image in images]
-    buffer = io.BytesIO()
-    row = np.concatenate(small, 1)
-    Image.fromarray(row[..., 0] if row.shape[2] == 1 else row).save(buffer, "png", optimize=True)
+    small, buffer = [], io.BytesIO()
+    for image in images:
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        picture.thumbnail((LARGEST_TILE, LARGEST_TILE), Image.Resampling.LANCZOS)
+        small.append(np.asarray(picture))
+    Image.fromarray(np.concatenate(small, 1)).save(buffer, "png", optimize=True)
     return Thumbnails(name, buffer.getvalue(), len(images), small[0].shape[0])
-
-
-def _reduced(image: np.ndarray) -> np.ndarray:
-    height, width, channels = image.shape
-    if max(height, width) <= LARGEST_TILE:
-        return image
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    picture.thumbnail((LARGEST_TILE, LARGEST_TILE), Image.Resampling.LANCZOS)
-    return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def read_sheet(path: Path) -> np.ndarray:

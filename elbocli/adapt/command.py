@@ -51,12 +51,7 @@ from elbocli.core.criteria import CRITERIA
 @plugin_option
 @common
 def adapt(
-    sources: tuple[Path, ...],
-    out: Path,
-    plot: Path | None,
-    report: bool,
-    overwrite: bool,
-    **options: Any,
+    sources: tuple[Path, ...], out: Path, plot: Path | None, report: bool, overwrite: bool, **options: Any
 ) -> None:
     """Fit a noise schedule to the loss logs of runs, for any weighting.
 
@@ -79,22 +74,17 @@ def adapt(
         check_suffix(plot)
     inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
     fitted = loop.run(inputs, **options)
-    say(
-        f"{fitted.weighting.spec}, {options['criterion']} criterion, {fitted.log.images} images in {fitted.log.lines} intervals"
-    )
-    say(
-        f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {fitted.log.batch}:"
-    )
-    say(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
-    for name, promise in fitted.report.schedules.items():
-        say(
-            f"{name:>21}  {promise.variance_independent:13.4g}  {promise.ratio_independent:8.3g}  "
-            f"{promise.variance_low_discrepancy:17.4g}  {promise.ratio_low_discrepancy:8.3g}"
-        )
+    told, best = fitted.report, "/ best"
+    say(f"{told.weighting}, {told.criterion} criterion, {told.images} images in {told.intervals} intervals")
+    say(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {told.batch}:")
+    say(f"{'schedule':>21}  {'independent t':>13}  {best:>8}  {'low-discrepancy t':>17}  {best:>8}")
+    for name, p in told.schedules.items():
+        independent = f"{p.variance_independent:13.4g}  {p.ratio_independent:8.3g}"
+        say(f"{name:>21}  {independent}  {p.variance_low_discrepancy:17.4g}  {p.ratio_low_discrepancy:8.3g}")
     if plot is not None:
         from elbocli.adapt.plot import plot_fit
 
-        shown = {"log's own": loop.OWN, "cosine": "cosine", "edm": "edm", "fitted": loop.FITTED + fitted.criterion}
+        shown = {"log's own": loop.OWN, "cosine": "cosine", "edm": "edm", "fitted": loop.FITTED + told.criterion}
         densities = {label: fitted.candidates[name] for label, name in shown.items()}
         plot_fit(fitted.moments, fitted.weighting, densities, plot)
     if report:

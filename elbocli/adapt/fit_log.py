@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -69,7 +71,6 @@ class FittedSchedule:
     text: str
     moments: ErrorMoments
     weighting: Weighting
-    criterion: str
     log: LossLog
     candidates: dict[str, Density]
     report: AdaptReport
@@ -98,10 +99,9 @@ def _own_density(log: LossLog) -> Density:
 
 def _fixed_density(name: str, like: Schedule) -> Density:
     """The density of a schedule of that name on the same range; zero where it has next to nothing there."""
-    try:
+    with suppress(UsageError):
         return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
-    except UsageError:
-        return torch.zeros_like
+    return torch.zeros_like
 
 
 def run(
@@ -126,21 +126,13 @@ def run(
     candidates = {OWN: _own_density(log)}
     candidates |= {name: _fixed_density(name, schedule) for name in FIXED}
     candidates |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in CRITERIA}
-    report = AdaptReport(
-        w.spec,
-        criterion,
-        log.images,
-        log.lines,
-        log.batch,
-        schedule.logsnr_min,
-        schedule.logsnr_max,
-        len(moments.mean),
-        _promises({name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()}),
-    )
-    text = to_text(
-        schedule, weighting=w.spec, criterion=criterion, floor=floor, source_sha256=_digest(log), images=log.images
-    )
-    return FittedSchedule(schedule, text, moments, w, criterion, log, candidates, report)
+    promises = _promises({name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()})
+    low, high, count = schedule.logsnr_min, schedule.logsnr_max, len(moments.mean)
+    report = AdaptReport(w.spec, criterion, log.images, log.lines, log.batch, low, high, count, promises)
+    digest = hashlib.sha256(log.edges.numpy().tobytes() + log.sums.numpy().tobytes()).hexdigest()
+    known = {"criterion": criterion, "floor": floor, "source_sha256": digest, "images": log.images}
+    text = to_text(schedule, weighting=w.spec, **known)
+    return FittedSchedule(schedule, text, moments, w, log, candidates, report)
 
 
 def _promises(variances: dict[str, tuple[float, float]]) -> dict[str, Promise]:
@@ -152,9 +144,3 @@ def _promises(variances: dict[str, tuple[float, float]]) -> dict[str, Promise]:
         return Promise(*pair, *ratios)
 
     return {name: promise(pair) for name, pair in variances.items()}
-
-
-def _digest(log: LossLog) -> str:
-    import hashlib
-
-    return hashlib.sha256(log.edges.numpy().tobytes() + log.sums.numpy().tobytes()).hexdigest()

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from elbocli.cli.figure import ERROR, POINTS, brief, check_suffix, draw_band, draw_densities, finish, new_figure
+from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, new_figure
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import Weighting
-from elbocli.errors import UsageError
 
 
 def plot_fit(
     moments: ErrorMoments, weighting: Weighting, densities: dict[str, Callable[[Tensor], Tensor]], out: Path
 ) -> None:
     """Draw panels over λ: the measured ε error per dimension ± 2 standard errors; the share of the weighted loss that each
-    λ has, and the densities of several schedules, EDM's among them.
-
-    Raises UsageError for an unknown suffix.
+    λ has, and the densities of several schedules.
     """
-    check_suffix(out)
     low, high = float(moments.edges[0]), float(moments.edges[-1])
     at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
     sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
@@ -38,13 +32,5 @@ def plot_fit(
     axes["density"].fill_between(
         middle, share, color="0.85", label=f"share of the loss, {brief(weighting.spec)}", step="mid"
     )
-    draw_densities(axes["density"], densities | _edm(low, high, densities), at)
+    draw_densities(axes["density"], densities, at)
     finish(sheet, axes, ["density"], low, high, out)
-
-
-def _edm(low: float, high: float, densities: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """EDM's density, unless it is there already or has nothing in the range."""
-    try:
-        return {} if "edm" in densities else {"edm": parse_schedule("edm", low, high).density}
-    except UsageError:
-        return {}

@@ -37,9 +37,8 @@ GROUPS = {
 
 def _mode(ctx: click.Context) -> str:
     """The one of the three questions that is asked. Raises UsageError for an option of another one."""
-    given = {
-        name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-    } - EVERY
+    default = click.core.ParameterSource.DEFAULT
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is not default} - EVERY
     asked = [mode for mode in MODES if mode and mode[2:].replace("-", "_") in given]
     if len(asked) > 1:
         raise click.UsageError(f"{' and '.join(asked)} are two questions; ask one at a time", ctx)
@@ -107,15 +106,19 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     integral of bounds over the noise levels that the weighting implies, from independent draws; exit status 0 when
     they agree within 4 standard errors, 1 when not.
     """
-    from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
+    from elbocli.bound import estimate, gradients, theorem
+    from elbocli.bound.measure import ALL, MEASURED, MeasureSettings, open_measurement
+    from elbocli.bound.plot import plot_curve
+    from elbocli.cli.figure import check_suffix
     from elbocli.cli.progress_bar import say, show
-    from elbocli.files.atomic import refuse_existing
+    from elbocli.files.atomic import refuse_existing, write_text
 
-    mode = _mode(click.get_current_context())
-    outputs = {name: options.pop(name) for name in ("curve", "plot", "log", "out")}
-    for path in filter(None, outputs.values()):
+    ctx = click.get_current_context()
+    mode = _mode(ctx)
+    curve, plot, log, out = outputs = [options[name] for name in ("curve", "plot", "log", "out")]
+    for path in filter(None, outputs):
         if path == STREAM:
-            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
+            raise click.UsageError("standard output is for the JSON; name a file", ctx)
         refuse_existing(path, overwrite)
     keys = ("draws", "seed", "batch", "device", "precision", "average", "logsnr_min", "logsnr_max")
     settings = MeasureSettings(
@@ -124,50 +127,30 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         **{key: options[key] for key in keys},
     )
     probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))
+    specs = options["schedules"]
     if mode == "":
-        _bound(probe, options, outputs, show)
-    elif mode == "--check":
-        from elbocli.bound import theorem
-
-        result = show(theorem.run(probe, probe.weightings(options["weightings"])))
-        click.echo(json.dumps(result.json(), indent=1))
-        click.get_current_context().exit(0 if result.agree else 1)
-    else:
-        _gradients(probe, options, outputs["out"], show)
-
-
-def _bound(probe: Any, options: dict[str, Any], outputs: dict[str, Path | None], show: Any) -> None:
-    from elbocli.bound import estimate as loop
-    from elbocli.files.atomic import write_text
-
-    if len(options["schedules"]) > 1:
-        raise click.UsageError("the bound is drawn under one --schedule", click.get_current_context())
-    if outputs["plot"]:
-        from elbocli.cli.figure import check_suffix
-
-        check_suffix(outputs["plot"])
-    found = show(loop.run(probe, "".join(options["schedules"]), options["target_se"]))
-    click.echo(json.dumps(found.bound.json(), indent=1))
-    if outputs["curve"]:
-        write_text(outputs["curve"], found.curve.tsv())
-    if outputs["log"]:
-        write_text(outputs["log"], loop.log_text(probe, found))
-    if outputs["plot"]:
-        from elbocli.bound.plot import plot_curve
-
-        plot_curve(found.curve, outputs["plot"])
-
-
-def _gradients(probe: Any, options: dict[str, Any], out: Path | None, show: Any) -> None:
-    from elbocli.bound import gradients as loop
-    from elbocli.bound.measure import MEASURED
-    from elbocli.files.atomic import write_text
-
+        if len(specs) > 1:
+            raise click.UsageError("the bound is drawn under one --schedule", ctx)
+        if plot:
+            check_suffix(plot)
+        found = show(estimate.run(probe, "".join(specs), options["target_se"]))
+        click.echo(json.dumps(found.bound.json(), indent=1))
+        if curve:
+            write_text(curve, found.curve.tsv())
+        if log:
+            write_text(log, estimate.log_text(probe, found))
+        if plot:
+            plot_curve(found.curve, plot)
+        return
     weightings = probe.weightings(options["weightings"])
-    specs = list(options["schedules"]) or list(loop.DEFAULT)
-    if out and (len(weightings) > 1 or MEASURED not in specs):
-        raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", click.get_current_context())
-    result, text = show(loop.run(probe, weightings, specs, options["batches"]))
+    if mode == "--check":
+        result = show(theorem.run(probe, weightings))
+    else:
+        specs = list(specs or gradients.DEFAULT)
+        if out and (len(weightings) > 1 or MEASURED not in specs):
+            raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", ctx)
+        result, text = show(gradients.run(probe, weightings, specs, options["batches"]))
     click.echo(json.dumps(result.json(), indent=1))
     if out:
         write_text(out, text)
+    ctx.exit(0 if mode != "--check" or result.agree else 1)

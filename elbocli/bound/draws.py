@@ -48,6 +48,10 @@ class Draws(NamedTuple):
         """The images in [-1, 1], float64 on the CPU."""
         return self.pixels.double() / 127.5 - 1
 
+    def shares(self, schedule: Schedule) -> Tensor:
+        """Of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
+        return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
+
 
 @dataclass(frozen=True)
 class MeasuredNetwork:

@@ -36,17 +36,12 @@ class BoundCurve:
 
     def tsv(self) -> str:
         """As a table with a header."""
-        columns = {
-            "logsnr_low": self.moments.edges[:-1],
-            "logsnr_high": self.moments.edges[1:],
-            "draws": self.moments.count,
-            "eps_mse": self.moments.mean.where(self.moments.count > 0, torch.nan),
-            "eps_mse_se": self.moments.mean_se,
-            "bound": self.bound,
-            "bound_se": self.bound_se,
-        }
-        rows = zip(*(column.tolist() for column in columns.values()))
-        return "\n".join(["\t".join(columns), *("\t".join(f"{v:.10g}" for v in row) for row in rows)]) + "\n"
+        known = self.moments
+        mean = known.mean.where(known.count > 0, torch.nan)
+        columns = [known.edges[:-1], known.edges[1:], known.count, mean, known.mean_se, self.bound, self.bound_se]
+        lines = ["logsnr_low logsnr_high draws eps_mse eps_mse_se bound bound_se".replace(" ", "\t")]
+        lines += ["\t".join(f"{v:.10g}" for v in row) for row in torch.stack(columns, 1).tolist()]
+        return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -77,10 +72,8 @@ class Terms:
         self.dimensions = drawn.pixels[0].numel()
         read = self.decoder[drawn.pixels.long()].flatten(1).sum(1)
         fixed = torch.stack([prior(drawn.x, self.low), read], 1)  # [B, 2]
-        part = 0.5 * drawn.error / self.schedule.density(drawn.logsnr) / drawn.error.shape[-1]
-        integral = by_cell(part, drawn.logsnr, self.edges)  # [B, 2, cells]
-        pairs = torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2)
-        self.rounds[-1].add(pairs)
+        integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
+        self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
         self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)
 
     def estimate(self) -> PairedEstimate:
@@ -106,9 +99,8 @@ class Terms:
         bits = whole / (self.dimensions * np.log(2))
 
         def term(chosen: np.ndarray) -> Term:
-            of = chosen.astype(float)
-            nats, se = estimate.value(of), estimate.se(of, population)
-            return Term(nats, se, bits_per_dimension(nats, self.dimensions), bits_per_dimension(se, self.dimensions))
+            each = estimate.value(chosen.astype(float)), estimate.se(chosen.astype(float), population)
+            return Term(*each, *(bits_per_dimension(nats, self.dimensions) for nats in each))
 
         bound = Bound(
             bpd=estimate.value(bits),
@@ -125,11 +117,8 @@ class Terms:
             schedule=self.schedule.base,
         )
         upto = [((place == 0) | ((place > 1) & (place <= k))).astype(float) for k in place[2:]]
-        curve = BoundCurve(
-            ErrorMoments.of_sums(self.edges, self.sums.values),
-            torch.tensor([estimate.value(of) for of in upto], dtype=torch.float64),
-            torch.tensor([estimate.se(of, population) for of in upto], dtype=torch.float64),
-        )
+        profile = torch.tensor([(estimate.value(of), estimate.se(of, population)) for of in upto], dtype=torch.float64)
+        curve = BoundCurve(ErrorMoments.of_sums(self.edges, self.sums.values), *profile.T)
         return BoundEstimate(bound, curve, self.sums.values)
 
 
@@ -187,20 +176,13 @@ def run(
     """
     plain = parse_weighting("elbo")
     chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
-    total, draws = len(asked.rows), asked.settings.draws
+    draws, seed, total, n = asked.settings.draws, asked.settings.seed, len(asked.rows), len(asked.dataset)
     rounds = estimate_bound(
-        asked.denoiser,
-        asked.images,
-        chosen,
-        draws=draws,
-        seed=asked.settings.seed,
-        population=len(asked.dataset),
-        target_se=target_se,
-        total=total,
+        asked.denoiser, asked, chosen, draws=draws, seed=seed, population=n, target_se=target_se, total=total
     )
     message = (
-        f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {total} of {len(asked.dataset)} images, "
-        f"{draws} draws each, logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}"
+        f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {total} of {n} images, {draws} draws each, "
+        f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}"
     )
     yield Progress(0, total, "img", message)
     found = yield from rounds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,28 +50,19 @@ def jackknife(value: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     return float(value(every)), float(spread.sqrt())
 
 
-class Ratios(NamedTuple):
-    """How much gradients vary under a schedule: tr Cov per image over ‖mean‖², and tr Cov over the smallest, with
-    standard errors.
-    """
+def compare(sums: list[GroupSums], batch: int) -> list[tuple[float, float, float, float]]:
+    """For each schedule tr Cov per image over ‖mean‖², and tr Cov over the smallest, each followed by its standard error.
 
-    ratio: float
-    ratio_se: float
-    relative: float
-    relative_se: float
-
-
-def compare(sums: list[GroupSums], batch: int) -> list[Ratios]:
-    """Ratios for each schedule. batch: images in a gradient.
+    batch: images in a gradient.
 
     The mean gradient doesn't depend on the schedule, so its norm is taken where it is known best.
     """
     every = torch.ones(GROUPS, dtype=torch.float64)
     best = min(sums, key=lambda s: float(s.trace_and_norm(every)[0]))
 
-    def ratios(own: GroupSums) -> Ratios:
+    def ratios(own: GroupSums) -> tuple[float, float, float, float]:
         ratio = jackknife(lambda keep: batch * own.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[1])
-        return Ratios(*ratio, *jackknife(lambda keep: own.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[0]))
+        return *ratio, *jackknife(lambda keep: own.trace_and_norm(keep)[0] / best.trace_and_norm(keep)[0])
 
     return [ratios(own) for own in sums]
 
@@ -118,11 +108,8 @@ def _squared_norm(singles: Gradients, asked: Measurement, cell: int, edges: Tens
     offset = Stream(asked.settings.seed, "gradient-norm").uniform(cell, 1)
     part = torch.from_numpy((offset + np.arange(PER_BIN) / PER_BIN) % 1.0)
     levels = edges[cell] + (edges[cell + 1] - edges[cell]) * part
-    total = 0.0
-    for k in range(PER_BIN):
-        gradient = singles.at(cell * PER_BIN + k, plain, uniform, levels[k : k + 1])
-        total += float(gradient.double().square().sum())
-    return total / PER_BIN
+    steps = (singles.at(cell * PER_BIN + k, plain, uniform, levels[k : k + 1]) for k in range(PER_BIN))
+    return sum(float(gradient.double().square().sum()) for gradient in steps) / PER_BIN
 
 
 def run(
@@ -136,8 +123,7 @@ def run(
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
     gradients, settings = Gradients(asked), asked.trained.settings
     size, total = gradients.settings.batch, len(weightings) * len(specs) * batches
-    message = f"{asked.trained.path}: {batches} batches of {size} images for each schedule"
-    yield Progress(0, total, "batch", message)
+    yield Progress(0, total, "batch", f"{asked.trained.path}: {batches} batches of {size} images for each schedule")
     edges = bin_edges(asked.low, asked.high, BINS)
     singles, norms = Gradients(asked, batch=1), list[float]()
     while MEASURED in specs and len(norms) < BINS:
@@ -145,14 +131,13 @@ def run(
         yield Progress(len(norms), BINS, "level")
     rows, text, done = list[ScheduleVariance](), "", 0
     for weighting in weightings:
-        schedules = []
+        schedules, sums = [], []
         for spec in specs:
             if spec == MEASURED:
                 schedules.append(_least(edges, norms, weighting, settings.floor))
                 text = to_text(schedules[-1], weighting=weighting.spec, criterion="gradient")
             else:
                 schedules.append(asked.schedule(spec, weighting))
-        sums = []
         for schedule in schedules:
             sums.append((yield from group_sums(gradients, weighting, schedule, batches, done, total)))
             done += batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,24 +56,6 @@ class MeasureSettings:
 
 
 @dataclass(frozen=True)
-class ChosenImages:
-    """Rows of a dataset, `size` at a time, with their labels where the network is told classes. It can be gone through
-    again.
-    """
-
-    dataset: Dataset
-    rows: np.ndarray
-    size: int
-    labelled: bool
-
-    def __iter__(self) -> Iterator[Images]:
-        for start in range(0, len(self.rows), self.size):
-            rows = self.rows[start : start + self.size]
-            labels = torch.from_numpy(self.dataset.labels[rows]) if self.labelled else None
-            yield Images(torch.from_numpy(self.dataset.batch(rows)), labels, rows.tolist())
-
-
-@dataclass(frozen=True)
 class Measurement:
     """A run, a dataset that fits it, which of its images to ask about (rows), and from which logsnr to which."""
 
@@ -102,26 +85,27 @@ class Measurement:
         network, prediction = self.trained.network, self.trained.prediction
         return MeasuredNetwork(network, prediction, self.low, self.high, self.device, precision, batch, name)
 
-    @property
-    def images(self) -> ChosenImages:
-        """The chosen images, as many at a time as the network sees all draws of."""
+    def __iter__(self) -> Iterator[Images]:
+        """Go through the chosen images, as many at a time as the network sees all draws of; labels where it is told
+        classes. It can be done again.
+        """
         size = max(1, self.denoiser.batch // self.settings.draws)
-        return ChosenImages(self.dataset, self.rows, size, self.conditional)
+        for start in range(0, len(self.rows), size):
+            rows = self.rows[start : start + size]
+            labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
+            yield Images(torch.from_numpy(self.dataset.batch(rows)), labels, rows.tolist())
 
     def draws(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
         """The chosen images with their draws. Another purpose is another independent set."""
-        settings = self.settings
-        return self.denoiser.draws(self.images, weighting, schedule, settings.draws, settings.seed, purpose)
+        return self.denoiser.draws(self, weighting, schedule, self.settings.draws, self.settings.seed, purpose)
 
     def fitted(self, weighting: Weighting, criterion: str = "second-moment", floor: float = FLOOR) -> Schedule:
         """The schedule that samples this weighting well, by the run's own loss log; uniform where that can't say."""
-        try:
+        with suppress(DataError, FormatError):
             log = read_logs([self.trained.path])
             if float(log.edges[0]) <= self.low and self.high <= float(log.edges[-1]):
                 schedule = fit_schedule(ErrorMoments.of_sums(log.edges, log.sums), weighting, criterion, floor)
                 return make_schedule(schedule.curve, f"{FITTED}:{criterion}", self.low, self.high)
-        except (DataError, FormatError):
-            pass
         return parse_schedule("uniform", self.low, self.high)
 
     def weightings(self, specs: tuple[str, ...]) -> list[Weighting]:
@@ -169,7 +153,12 @@ def open_measurement(
     device = choose_device(settings.device)
     trained = open_run(path, device, warn, settings.weights, settings.average)
     dataset = _open_data(trained, data)
-    low, high = _range(trained.settings.logsnr_min, trained.settings.logsnr_max, settings, warn)
+    known = trained.settings.logsnr_min, trained.settings.logsnr_max
+    asked = settings.logsnr_min, settings.logsnr_max
+    low, high = (usual if own is None else own for usual, own in zip(known, asked))
+    check_range(low, high)
+    if low < known[0] or high > known[1]:
+        warn(f"logsnr {low:g} to {high:g} goes beyond the {known[0]:g} to {known[1]:g} the network was trained on")
     count = len(dataset)
     wanted = DEFAULT_IMAGES if settings.images is None else settings.images
     if settings.images not in (None, ALL) and wanted > count:
@@ -182,7 +171,10 @@ def open_measurement(
 
 def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     known = trained.data
-    path = _own_data(trained.path, Path(str(known.get("path")))) if data is None else data
+    path = data or Path(str(known.get("path")))
+    beside = trained.path.parent / path  # where the run was trained, when its dataset's path was relative
+    if data is None and beside.exists() and not path.exists():
+        path = beside
     dataset = Dataset(path, latents=True)
     if dataset.kind == LATENTS or ATTRIBUTES["convention"] in known:
         raise UsageError(
@@ -192,30 +184,10 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")
     config = trained.network.config
-    for what, found, expected in (
-        ("pixels", dataset.image_size, config.image_size),
-        ("channels", dataset.channels, config.image_channels),
-    ):
+    pairs = {"pixels": (dataset.image_size, config.image_size), "channels": (dataset.channels, config.image_channels)}
+    for what, (found, expected) in pairs.items():
         if found != expected:
             raise UsageError(f"{path}: images have {found} {what}, the run's have {expected}")
     if config.num_classes and dataset.num_classes > config.num_classes:
         raise UsageError(f"{path}: has {dataset.num_classes} classes, the run knows {config.num_classes}")
     return dataset
-
-
-def _own_data(run: Path, path: Path) -> Path:
-    """The run's dataset, also where its path was relative to the folder that holds the run."""
-    beside = run.parent / path
-    return beside if beside.exists() and not path.exists() else path
-
-
-def _range(
-    known_low: float, known_high: float, settings: MeasureSettings, warn: Callable[[str], None]
-) -> tuple[float, float]:
-    """From which logsnr to which, given what the network was trained on. Raises UsageError."""
-    low = known_low if settings.logsnr_min is None else settings.logsnr_min
-    high = known_high if settings.logsnr_max is None else settings.logsnr_max
-    check_range(low, high)
-    if low < known_low or high > known_high:
-        warn(f"logsnr {low:g} to {high:g} goes beyond the {known_low:g} to {known_high:g} the network was trained on")
-    return low, high

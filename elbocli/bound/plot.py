@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from elbocli.bound.estimate import BoundCurve
-from elbocli.cli.figure import ERROR, check_suffix, draw_band, finish, new_figure
+from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
 
 def plot_curve(curve: BoundCurve, out: Path) -> None:
-    """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors.
-
-    Raises UsageError for an unknown suffix.
-    """
-    check_suffix(out)
-    edges, seen = curve.moments.edges, curve.moments.count > 1
+    """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors."""
+    moments, edges, seen = curve.moments, curve.moments.edges, curve.moments.count > 1
     sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
-    moments = curve.moments
     draw_band(axes["error"], moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
     draw_band(axes["bound"], edges[1:], curve.bound, curve.bound_se)
     axes["error"].set_yscale("log")

@@ -69,7 +69,7 @@ def _mixture(schedules: list[Schedule]) -> Schedule:
 
 def _bounds(drawn: Draws, schedule: Schedule, measures: list[Augmented], low: float) -> Tensor:
     """[B, 2, measures + 1]: the error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x)."""
-    part = 0.5 * drawn.error / schedule.density(drawn.logsnr) / drawn.error.shape[-1]
+    part = drawn.shares(schedule)
     columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
     return torch.stack([*columns, prior(drawn.x, low)[:, None].expand(-1, 2)], 2)
 
@@ -91,8 +91,8 @@ def _check(
         positive, negative = (
             float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0))
         )
-        stretches = [[*stretch] for stretch in rising]
-        return Check(*sides, rising=stretches, signed_mass=SignedMass(positive, negative, point, levels, mass))
+        signed = SignedMass(positive, negative, point, levels, mass)
+        return Check(*sides, rising=[[*stretch] for stretch in rising], signed_mass=signed)
     # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
     of = of / measure.first
     of[-1] = 1

@@ -36,6 +36,11 @@ DRAWN = {
 """What there is to know of how samples were drawn, in this order."""
 OPTIONAL = {"guidance_low", "guidance_high", "guide"}
 """Unsaid when there is none."""
+REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
+OF_SOME_METRICS = {
+    "n_ref_images": "images for KID, precision and recall",
+    "prc_protocol": "protocol of precision and recall",
+}
 
 
 def code(value: Any) -> str:
@@ -61,16 +66,19 @@ def said(value: Any) -> str:
 
 def render(result: EvalResult) -> str:
     """The Markdown of a result."""
-    facts = result.common()
+    facts, made = result.common(), [one.facts.made for one in result.repeats]
     versions = {f"{name}_version": name for name in ("elbo", "torch", "torch_fidelity")}
+    optional = {key: name for key, name in OF_SOME_METRICS.items() if key in facts}
+    commands = dict.fromkeys(said(each.get("command")) for each in made)
     sections = {
-        "Score card": [*_numbers(result, facts), *_mismatch(facts)],
+        "Score card": _numbers(result, facts),
         "Samples": _samples(result, facts),
-        "How they were drawn": _drawn([one.facts.made for one in result.repeats]),
-        "Reference": _reference(facts),
+        "How they were drawn": _drawn(made),
+        "Reference": _lines({**REFERENCE, **optional}, facts),
         "Network": _lines({"extractor": "extractor", "extractor_sha256": "sha256 of its weights"}, facts),
         "Versions": _lines(versions, facts),
-        "Commands": _commands(result),
+        "Commands": [f"- samples: {line}" for line in commands]
+        + [f"- scores: {said(result.repeats[0].facts.command)}"],
     }
     text = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items())
     return text.removeprefix("#") + "\n"
@@ -81,7 +89,7 @@ def _lines(names: dict[str, str], facts: dict[str, Any]) -> list[str]:
 
 
 def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
-    """A line for each number, with its spread and what that is of."""
+    """A line for each number, with its spread and what that is of; and what was made differently."""
     found = []
     for score in result.scores:
         if score.number.role == Role.NUMBER:
@@ -90,14 +98,10 @@ def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
             limit = "" if beyond is None else _beyond(beyond, result.about(beyond, Role.INTERVAL))
             heading = score.number.heading(result.network)
             found.append(f"- {heading}{by}: **{said(score.value)}**{_spread(result, score, facts)}{limit}")
-    return found
-
-
-def _mismatch(facts: dict[str, Any]) -> list[str]:
-    if "mismatch" not in facts:
-        return []
-    pairs = [f"{code(key)} {said(mine)} against {said(theirs)}" for key, (mine, theirs) in facts["mismatch"].items()]
-    return [f"- **Made differently from the reference, so these compare with no others**: {'; '.join(pairs)}"]
+    differ = facts.get("mismatch", {}).items()
+    pairs = "; ".join(f"{code(key)} {said(mine)} against {said(theirs)}" for key, (mine, theirs) in differ)
+    told = f"- **Made differently from the reference, so these compare with no others**: {pairs}"
+    return [*found, told] if differ else found
 
 
 def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
@@ -145,17 +149,3 @@ def _drawn(each: list[dict[str, Any]]) -> list[str]:
         values = dict.fromkeys(said(made.get(key)) for made in each)
         lines.append(f"- {DRAWN.get(key) or code(key)}: {', '.join(values)}")
     return lines
-
-
-def _reference(facts: dict[str, Any]) -> list[str]:
-    names = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
-    optional = {
-        "n_ref_images": "images for KID, precision and recall",
-        "prc_protocol": "protocol of precision and recall",
-    }
-    return _lines({**names, **{key: name for key, name in optional.items() if key in facts}}, facts)
-
-
-def _commands(result: EvalResult) -> list[str]:
-    drawn = dict.fromkeys(said(one.facts.made.get("command")) for one in result.repeats)
-    return [*(f"- samples: {command}" for command in drawn), f"- scores: {said(result.repeats[0].facts.command)}"]

@@ -13,7 +13,7 @@ import click
 from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
-from elbocli.core.metrics import METRICS
+from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import UsageError
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
@@ -53,13 +53,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         if isinstance(value, tuple):
             return value
         chosen = tuple(dict.fromkeys(word.strip() for word in str(value).split(",") if word.strip()))
-        for word in chosen:
-            try:
-                METRICS.find(word)
-            except UsageError as error:
-                self.fail(str(error), param, ctx)
         if not chosen:
             self.fail(f"name at least one of {', '.join(METRICS)}", param, ctx)
+        try:
+            asked(chosen)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
         return chosen
 
 
@@ -132,7 +131,6 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     processes share the images, but for those of a stream.
     """
     from elbocli.cli.progress_bar import show
-    from elbocli.core.metrics import asked
     from elbocli.evaluate import scoring as loop
     from elbocli.evaluate.card import render
     from elbocli.evaluate.settings import EvalSettings
@@ -144,7 +142,7 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and metric not in options["metrics"]:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
-    targets = [path for path in (options["save_stats"], options["save_features"], card) if path is not None]
+    targets = [*filter(None, (options["save_stats"], options["save_features"], card))]
     if len({path.absolute() for path in targets}) < len(targets):
         raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
     for path in targets:

@@ -51,12 +51,6 @@ class Seen:
     features: Features | None
     about: dict[str, Any]
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """values and logits, those that there are."""
-        held = {} if self.features is None else {"values": self.features.values, "logits": self.features.logits}
-        return {key: tensor for key, tensor in held.items() if tensor is not None}
-
 
 def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World) -> FeatureSource:
     """Saved features, or images from a path or a binary stream, which only the first process reads.
@@ -68,27 +62,18 @@ def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, w
         labels = None if saved.labels is None else saved.labels.numpy()
         return FeatureSource(str(source), len(saved.features), saved.about, saved=saved, labels=labels)
     streamed = not isinstance(source, Path)
+    reader, labels, attributes, made = None, None, dict[str, Any](), dict[str, Any]()
     with world.together():
-        reader = None if streamed and not world.first else stack.enter_context(read_samples(source))
-        made = {} if reader is None else _made(reader)
+        if world.first or not streamed:
+            reader = stack.enter_context(read_samples(source))
+            labels, attributes = reader.labels, reader.about
+            # A dataset says how its samples were drawn in an attribute, an .npz at once, other images not at all.
+            made = drawn(attributes, reader.name) if "format" in attributes else attributes
     name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
-    attributes: dict[str, Any] = {} if reader is None else reader.about
     how = {key: told[key] for told in (made, attributes) for key in PREPROCESSING if key in told}
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
-    about: dict[str, Any] = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
-    if made:
-        about["made"] = made
-    return FeatureSource(
-        name, shape[0], about, reader, alone=streamed, labels=None if reader is None else reader.labels
-    )
-
-
-def _made(reader: SampleReader) -> dict[str, Any]:
-    """How samples were drawn, as a dataset says it in an attribute and an .npz at once; nothing of other images.
-
-    Raises FormatError.
-    """
-    return drawn(reader.about, reader.name) if "format" in reader.about else reader.about
+    about = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
+    return FeatureSource(name, shape[0], about | ({"made": made} if made else {}), reader, None, streamed, labels)
 
 
 def described(source: FeatureSource, extractor: Extractor | None) -> dict[str, Any]:
@@ -112,11 +97,15 @@ def see(
 
     Every process takes whole batches, so that the numbers don't depend on how many there are. Raises DataError.
     """
+    own, digests = StreamingFeatureMoments(), list[str]()
     if source.saved is not None or extractor is None:
-        seen = _saved(source)
-        check(seen.tensors)
-        return seen
-    own, digests = StreamingFeatureMoments(), []
+        assert source.saved is not None
+        saved = source.saved
+        for values in saved.features.split(own.ROWS):
+            own.add(values.numpy())
+        features = Features(own.moments(), saved.features, saved.logits, source.labels)
+        check({"values": saved.features} | ({} if saved.logits is None else {"logits": saved.logits}))
+        return Seen(source.name, features, {**saved.about, "n": source.n})
     held: dict[str, Tensor] = {}
     filled = 0
     sharers = 1 if source.alone else world.size
@@ -141,17 +130,8 @@ def see(
         yield Progress(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
     moments = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     digest = add_digests(world.all(add_digests(digests)))
-    features = Features(sum(moments[1:], moments[0]), labels=source.labels, **held) if world.first else None
-    return Seen(source.name, features, {**described(source, extractor), "images_sha256": digest})
-
-
-def _saved(source: FeatureSource) -> Seen:
-    assert source.saved is not None
-    values, own = source.saved.features, StreamingFeatureMoments()
-    for part in values.split(own.ROWS):
-        own.add(part.numpy())
-    features = Features(own.moments(), values, source.saved.logits, source.labels)
-    return Seen(source.name, features, {**source.saved.about, "n": source.n})
+    seen = Features(sum(moments[1:], moments[0]), labels=source.labels, **held) if world.first else None
+    return Seen(source.name, seen, {**described(source, extractor), "images_sha256": digest})
 
 
 def _extracted(

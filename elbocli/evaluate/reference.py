@@ -80,10 +80,8 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Ref
 def fingerprint(about: dict[str, Any]) -> dict[str, Any]:
     """Of a file's `about`, what must be the same on both sides: size, channels, crop, filter, network and weights."""
     made = about.get("preprocessing")
-    found = {
-        **(made if isinstance(made, dict) else {}),
-        **{key: about.get(key) for key in ("extractor", "weights_sha256")},
-    }
+    found = dict(made) if isinstance(made, dict) else {}
+    found |= {key: about.get(key) for key in ("extractor", "weights_sha256")}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -79,7 +79,7 @@ class Score:
 class EvalResult:
     """The result of one set of samples, or of several repeats of one experiment."""
 
-    repeats: Sequence[Scores]
+    repeats: list[Scores]
 
     @property
     def network(self) -> str | None:
@@ -169,6 +169,6 @@ def _scores(content: dict[str, Any]) -> Scores:
     values = {named[name]: typed(Value, value, name) for name, value in content.items() if name in named}
     again = {number.name(by, SD) for by in (network, None) for number in known}
     again |= {number.alias + suffix for suffix in ("", SD) for number in known}
-    facts = {name: value for name, value in content.items() if name not in named and name not in again}
+    facts = {name: value for name, value in content.items() if name not in again | named.keys()}
     published = any(number.by_network and number.key in content for number in known)
     return Scores(None if published else network, values, Facts.from_json(facts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -48,9 +48,8 @@ def run(
         opened = [open_feature_source(source, stack, world) for source in sources]
         reference = None if ref is None else open_reference(ref, stack, world)
         settings = possible(settings, opened, reference)
-        extractor = _extractor(
-            settings, [*opened, *([reference.source] if reference and reference.source else [])], world
-        )
+        others = [reference.source] if reference and reference.source else []
+        extractor = _extractor(settings, [*opened, *others], world)
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
         check_repeats_alike(opened, extractor)
         with world.together():
@@ -66,13 +65,16 @@ def run(
                 theirs = yield from reference.see(extractor, settings.batch, world, features)
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
-    scores: list[Scores] = []
+    result = EvalResult([])
     for mine, mismatch in zip(seen, differ, strict=True):
         _save(mine, settings)
-        scores.append(scored(mine, theirs, settings, any(differ), ref, mismatch))
-        _check_repeats(scores)
-    result = EvalResult(scores)
-    yield from _notes(result, settings)
+        last = scored(mine, theirs, settings, any(differ), ref, mismatch)
+        for other in result.repeats:
+            digest, name = other.facts.samples_sha256, other.facts.samples
+            if digest is not None and digest == last.facts.samples_sha256:
+                raise DataError(f"{mine.name}: the same images as {name}; repeats must be drawn with other seeds")
+        result.repeats.append(last)
+    yield from (Progress(message=note, level="warning") for note in _notes(result, settings))
     return result
 
 
@@ -83,15 +85,13 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
     """
     told = {str(name): each for each in sources if each.saved is not None and (name := each.about.get("extractor"))}
     name = settings.extractor or next((name for name in told if name in EXTRACTORS), DEFAULT)
-    chosen: Extractor | None = None
     with world.together():
-        if any(source.saved is None for source in sources):
-            if told and name not in told and not settings.extractor:
-                raise UsageError(
-                    "; ".join(f"{of.name} is of {known}" for known, of in told.items()) + ": name it with --extractor"
-                )
-            chosen = make_extractor(name, settings.extractor_weights, world.device)
-    return chosen
+        if all(source.saved is not None for source in sources):
+            return None
+        if told and name not in told and not settings.extractor:
+            known = "; ".join(f"{of.name} is of {network}" for network, of in told.items())
+            raise UsageError(f"{known}: name it with --extractor")
+        return make_extractor(name, settings.extractor_weights, world.device)
 
 
 def scored(
@@ -107,11 +107,10 @@ def scored(
     Raises DataError when features don't go together.
     """
     assert seen.features is not None
-    reference = None if theirs is None else theirs.features
-    if reference is not None and len(reference.moments.mu) != len(seen.features.moments.mu):
+    reference, width = None if theirs is None else theirs.features, len(seen.features.moments.mu)
+    if reference is not None and (other_width := len(reference.moments.mu)) != width:
         raise DataError(
-            f"{seen.name}: {len(seen.features.moments.mu)} features an image, and the reference has "
-            f"{len(reference.moments.mu)}; use one made alike"
+            f"{seen.name}: {width} features an image, and the reference has {other_width}; use one made alike"
         )
     values: dict[str, Value] = {}
     for name, options in settings.metrics.items():
@@ -149,16 +148,6 @@ def scored(
     return Scores(None if published else network, values, facts)
 
 
-def _check_repeats(scores: Sequence[Scores]) -> None:
-    """Raise DataError when the last is of the same images as one before it: their spread would be none."""
-    *before, last = (one.facts for one in scores)
-    for other in before:
-        if last.samples_sha256 is not None and last.samples_sha256 == other.samples_sha256:
-            raise DataError(
-                f"{last.samples}: the same images as {other.samples}; repeats must be drawn with other seeds"
-            )
-
-
 def _save(seen: Seen, settings: EvalSettings) -> None:
     features = seen.features
     assert features is not None
@@ -169,20 +158,19 @@ def _save(seen: Seen, settings: EvalSettings) -> None:
         write_features(settings.save_features, SavedFeatures(features.values, features.logits, labels, seen.about))
 
 
-def _notes(result: EvalResult, settings: EvalSettings) -> Iterator[Progress]:
+def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
     """What people should know beside the numbers."""
-    few = [METRICS[name].traits.few for name in settings.metrics if METRICS[name].traits.few]
+    few = [why for name in settings.metrics if (why := METRICS[name].traits.few)]
     first, notes = result.repeats[0].facts, []
     if first.n_samples is not None and first.n_samples < ENOUGH and few:
         notes.append(f"{first.samples}: {first.n_samples} images, below {ENOUGH}: {'; '.join(few)}")
     for one in result.repeats:
+        name, ref = one.facts.samples, one.facts.ref
         if one.facts.mismatch:
             keys = ", ".join(one.facts.mismatch)
-            notes.append(
-                f"{one.facts.samples} and {one.facts.ref} were made differently ({keys}): this compares with no others"
-            )
+            notes.append(f"{name} and {ref} were made differently ({keys}): this compares with no others")
         if None in one.values.values():
-            notes.append(f"{one.facts.samples}: no interval for FID: it takes twice as many images as features")
+            notes.append(f"{name}: no interval for FID: it takes twice as many images as features")
     if differ := result.unlike():
         notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")
-    yield from (Progress(message=note, level="warning") for note in notes)
+    return notes

@@ -21,8 +21,7 @@ from elbocli.report.log_history import LogHistory
 WIDTH = 4.8
 """Inches of a drawing that a telephone shows at about its own size."""
 INKS = {"#010101": "--ink", "#020202": "--muted", "#030303": "--rule", "#040404": "--one", "#050505": "--two"}
-INKS |= {"#060606": "--three"}
-INK, MUTED, RULE, ONE, TWO, THREE = INKS
+INK, MUTED, RULE, ONE, TWO = INKS
 """Colours that stand for variables of the page's style sheet."""
 OWN: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -30,26 +29,19 @@ OWN: dict[Any, Any] = {
     "font.size": 10,
     "legend.fontsize": 9,
     "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
     "grid.color": RULE,
     "grid.alpha": 1.0,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
 }
 LEVEL = "noise  ←  λ  →  data"
-IMAGES = "images trained on"
 MARGINS = {"left": 0.15, "right": 0.955, "hspace": 0.08}
 """The same in all drawings, so that axes stand under each other."""
-BAR = {"right": 0.8, "width": 0.03}
-"""Of a map: where it ends, and of the scale of its colours beside it."""
+RIGHT, BAR = 0.8, 0.03
+"""Of a map: where it ends, and how wide the scale of its colours beside it is."""
 
 
 @contextmanager
@@ -86,9 +78,9 @@ def _svg(figure: Any, name: str) -> str:
     return re.sub(r"\n\s*", "\n", text)
 
 
-def plain(value: float) -> str:
+def plain(value: Tensor) -> str:
     """A number of a caption."""
-    return f"{value:.2g}".replace("-", "−")
+    return f"{float(value):.2g}".replace("-", "−")
 
 
 def over_images(axis: Any) -> None:
@@ -96,7 +88,7 @@ def over_images(axis: Any) -> None:
     from matplotlib.ticker import EngFormatter
 
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_xlabel(IMAGES)
+    axis.set_xlabel("images trained on")
     axis.set_xlim(left=0)
 
 
@@ -118,11 +110,9 @@ def draw_map(figure: Any, axis: Any, course: LogHistory, values: Tensor, label: 
     limits = {} if norm is not None else {"vmin": 0.0, "vmax": float(seen.quantile(0.995)) if len(seen) else 1.0}
     shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", norm=norm, **limits)
     axis.grid(False)
-    figure.subplots_adjust(right=BAR["right"])
+    figure.subplots_adjust(right=RIGHT)
     place = axis.get_position()
-    bar = figure.colorbar(
-        shown, figure.add_axes((BAR["right"] + BAR["width"] / 2, place.y0, BAR["width"], place.height))
-    )
+    bar = figure.colorbar(shown, figure.add_axes((RIGHT + BAR / 2, place.y0, BAR, place.height)))
     bar.ax.grid(False)
     bar.solids.set_rasterized(True)
     bar.outline.set_visible(False)

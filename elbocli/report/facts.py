@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from elbocli.bound.result import Bound, Theorem
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.evaluate.result import EvalResult
-from elbocli.files.json_record import Record
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
@@ -52,22 +49,6 @@ class ObjectiveFacts:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Environment(Record):
-    """Where and how a run ran: what config.yaml says of its last start, its speed, and the newest checkpoint."""
-
-    elbo_version: Any = None
-    torch_version: Any = None
-    python_version: Any = None
-    device_name: Any = None
-    processes: Any = None
-    precision: str
-    images_per_s: float | None = None
-    checkpoint: str | None = None
-    weights: str | None = None
-    checkpoint_MB: float | None = None  # noqa: N815 - so the JSON names it
-
-
 class Command(NamedTuple):
     """A command line and what it does."""
 
@@ -80,8 +61,8 @@ class RunFacts:
     """A run as its folder shows it. None, or empty, is what isn't there; `missing` says so in sentences.
 
     status: state, step, steps, images, message, time (UTC). data, network: as config.yaml has them, and the network's
-    parameters. course, held_out: errors of training and validation. drawn: samples by class, which come from the file
-    `drawn_from`.
+    parameters. environment: what config.yaml says of its last start, its speed, and the newest checkpoint. course,
+    held_out: errors of training and validation. drawn: samples by class, which come from the file `drawn_from`.
     """
 
     run: str
@@ -89,7 +70,7 @@ class RunFacts:
     settings: TrainSettings
     data: dict[str, Any]
     network: dict[str, Any]
-    environment: Environment
+    environment: dict[str, Any]
     objective: ObjectiveFacts | None
     curves: dict[str, Numbers]
     course: LogHistory | None
@@ -131,7 +112,7 @@ class RunFacts:
             "settings": self.settings.stored(),
             "data": self.data,
             "network": self.network,
-            "environment": self.environment.json(),
+            "environment": self.environment,
             "curves": self.curves,
             "errors": self.course and _map(self.course),
             "validation_errors": self.held_out and _map(self.held_out),
@@ -159,12 +140,6 @@ def _finite(value: Any) -> Any:
 
 
 def _map(course: LogHistory) -> dict[str, Any]:
-    def plain(values: Tensor) -> list[list[float]]:
-        return [[float(f"{v:.{DIGITS}g}") for v in row] for row in values.tolist()]
-
-    return {
-        "edges": course.edges.tolist(),
-        "images": course.images,
-        "eps_mse": plain(course.error),
-        "density": plain(course.density),
-    }
+    maps = {"eps_mse": course.error.tolist(), "density": course.density.tolist()}
+    rounded = {key: [[float(f"{v:.{DIGITS}g}") for v in row] for row in rows] for key, rows in maps.items()}
+    return {"edges": course.edges.tolist(), "images": course.images, **rounded}

@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from elbocli.bound.result import Bound, Theorem
+from elbocli.core.class_labels import choose_labels
 from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
-from elbocli.report.facts import Command, Environment, ObjectiveFacts, RunFacts
-from elbocli.report.log_history import LogHistory, Numbers, curve, read_curves, read_log_history
+from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
+from elbocli.report.log_history import Numbers, curve, read_curves, read_log_history
 from elbocli.report.results import drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
-from elbocli.report.thumbnails import (
-    ROW,
-    Thumbnails,
-    by_class,
-    chosen_times,
-    preview_labels,
-    read_by_class,
-    read_sheet,
-    thumbnails_of,
-)
-from elbocli.run.folder import read_status
+from elbocli.report.thumbnails import ROW, Thumbnails, by_class, chosen_times, read_by_class, read_sheet, thumbnails_of
+from elbocli.run.folder import PREVIEW_COUNT, read_status
 from elbocli.run.objective import Objective
 from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.train_settings import TrainSettings
 
+T = TypeVar("T")
 MULTISCALE = "; but errors are seen at several resolutions at once (--multiscale), which is no ELBO's"
 
 
 class Missing(list[str]):
     """Sentences on what couldn't be told."""
 
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Take an ElboError of what is asked inside for a sentence."""
+    def asked(self, ask: Callable[..., T], *given: Any, otherwise: Any = None) -> T:
+        """What `ask` answers. An ElboError is taken for a sentence, and the answer is `otherwise`."""
         try:
-            yield
+            return ask(*given)
         except ElboError as error:
             self.append(str(error))
+            return otherwise
 
 
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
@@ -67,9 +58,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
     scores = [each for each in found if isinstance(each.found, EvalResult)]
     bounds = [each for each in found if isinstance(each.found, Bound)]
-    status, curves = dict[str, Any](), dict[str, Numbers]()
-    with missing.noted():
-        curves = read_curves(run / "metrics.jsonl", missing.append)
+    curves = missing.asked(read_curves, run / "metrics.jsonl", missing.append, otherwise={})
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
     validates = (run / "validation.jsonl").exists()
@@ -78,36 +67,19 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     for of_kind, how in ((scores, "elbo eval"), (bounds, "elbo bound")):
         if not of_kind:
             missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
-    with missing.noted():
-        status = read_status(run)
-    network = dict(config["network"])
-    with missing.noted():
-        network["parameters"] = count_parameters(empty_network(config, run / "config.yaml"))
-    environment = _environment(run, config, settings, curves, missing)
-    objective: ObjectiveFacts | None = None
-    with missing.noted():
-        objective = _objective(settings)
-    course: LogHistory | None = None
-    held_out: LogHistory | None = None
-    with missing.noted():
-        course = read_log_history(run / "losslog.jsonl", missing.append)
-    if validates:
-        with missing.noted():
-            held_out = read_log_history(run / "validation.jsonl", missing.append)
-    if not sheets:
-        missing.append(f"{run}: no previews yet")
-    return RunFacts(
+    course, held_out = (run / log for log in ("losslog.jsonl", "validation.jsonl"))
+    return RunFacts(  # in the order in which they are asked for, and missing
         run=name,
-        status=status,
+        status=missing.asked(read_status, run, otherwise={}),
         settings=settings,
         data=config["data"],
-        network=network,
-        environment=environment,
-        objective=objective,
+        network=config["network"] | missing.asked(_parameters, config, run, otherwise={}),
+        environment=_environment(run, config, settings, curves, missing),
+        objective=missing.asked(_objective, settings),
         curves=curves,
-        course=course,
-        held_out=held_out,
-        previews=_previews(sheets, missing),
+        course=missing.asked(read_log_history, course, missing.append),
+        held_out=missing.asked(read_log_history, held_out, missing.append) if validates else None,
+        previews=_previews(run, sheets, missing),
         drawn=drawn,
         drawn_from=drawn_from,
         scores=scores,
@@ -129,40 +101,38 @@ def _objective(settings: TrainSettings) -> ObjectiveFacts:
     return ObjectiveFacts(weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms)
 
 
+def _parameters(config: dict[str, Any], run: Path) -> dict[str, int]:
+    return {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}
+
+
 def _environment(
     run: Path, config: dict[str, Any], settings: TrainSettings, curves: dict[str, Numbers], missing: Missing
-) -> Environment:
+) -> dict[str, Any]:
+    """What is known of how it ran, with the newest checkpoint that is whole, as it says itself: its files aren't read."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
-    rates, newest = curve(curves, "images_per_s")[1], _newest_checkpoint(run, missing)
-    environment = Environment(
-        **{key: config.get(key) for key in keys},
-        precision=settings.precision,
-        images_per_s=median(rates) if rates else None,
-    )
+    rates = curve(curves, "images_per_s")[1]
+    found = {key: config.get(key) for key in keys}
+    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None}
+    read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
+    newest = next(filter(None, read), None)
     if newest is None:
         missing.append(f"{run}: no checkpoint yet")
-        return environment
-    size = sum(int(known.get("bytes", 0)) for known in newest.meta["files"].values()) / 1e6
-    return replace(environment, checkpoint=newest.path.name, weights=", ".join(newest.names), checkpoint_MB=size)
+    else:
+        size = sum(int(known.get("bytes", 0)) for known in newest.meta["files"].values()) / 1e6
+        found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
+    return {key: value for key, value in found.items() if value is not None}
 
 
-def _newest_checkpoint(run: Path, missing: Missing) -> store.Checkpoint | None:
-    """The newest one that is whole, as it says itself: its files aren't read."""
-    for path in reversed(store.checkpoints(run)):
-        with missing.noted():
-            return store.read_checkpoint(path, verify=False)
-    return None
-
-
-def _previews(sheets: list[Path], missing: Missing) -> list[Thumbnails]:
+def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnails]:
     """The same pictures of the same noise, at several times."""
-    found = []
-    for index in chosen_times(len(sheets)):
-        with missing.noted():
-            images = read_sheet(sheets[index])
-            step = sheets[index].stem.removeprefix("step-").lstrip("0") or "0"
-            found.append(thumbnails_of(step, list(images[:ROW])))
-    return found
+    if not sheets:
+        missing.append(f"{run}: no previews yet")
+
+    def strip(sheet: Path) -> Thumbnails:
+        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet)[:ROW]))
+
+    strips = [missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))]
+    return [each for each in strips if each is not None]
 
 
 def _drawn(
@@ -173,12 +143,13 @@ def _drawn(
     names = [str(name) for name in told] if isinstance(told, list) else []
     if samples is not None:
         return read_by_class(samples, names), str(samples)
-    for path in sheets[-1:]:
-        with missing.noted():
-            classes = config["network"].get("num_classes")  # what is none is told of the network
-            labels = preview_labels(classes if isinstance(classes, int) else 0)
-            return by_class(read_sheet(path), labels, names), str(path)
-    return [], ""
+
+    def last(sheet: Path) -> tuple[list[Thumbnails], str]:
+        classes = config["network"].get("num_classes")  # what is none is told of the network
+        labels = choose_labels("balanced", PREVIEW_COUNT, classes if isinstance(classes, int) else 0, 0)
+        return by_class(read_sheet(sheet), labels, names), str(sheet)
+
+    return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
 
 
 def _packed(data: dict[str, Any]) -> str:
@@ -194,13 +165,10 @@ def _commands(
     run: Path, name: str, config: dict[str, Any], samples: Path | None, scores: Sequence[Any], missing: Missing
 ) -> list[Command]:
     """Command lines as they were typed, where they were written down."""
-    packed = ""
-    with missing.noted():
-        packed = _packed(config["data"])
     data = str(config["data"].get("path"))
     again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
     found = [
-        Command("Pack the images", packed),
+        Command("Pack the images", missing.asked(_packed, config["data"], otherwise="")),
         Command("Train, as typed", str(config.get("command", ""))),
         Command("Train again with the same settings, whatever the environment says by then", again),
     ]

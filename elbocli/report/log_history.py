@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,65 +27,54 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
 
     What is not there or damaged is told to `missing`.
     """
-    rows, bad = [], 0
+    read: list[dict[str, float]] = []
     if path.exists():
         with told(path, "read"), open(path, "rb") as file:
-            for text in file:
-                row = _row(text)
-                bad += not row
-                rows += [row] if row else []
-    if bad:
+            read = [_row(text) for text in file]
+    rows = [row for row in read if row]
+    if bad := len(read) - len(rows):
         missing(f"{path}: {bad} damaged {'line' if bad == 1 else 'lines'}, left out")
     if not rows:
         missing(f"{path}: no numbers yet")
-    return _columns(rows)
+    size = -(-len(rows) // POINTS) or 1
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    names = sorted({name for row in rows for name in row})
+    return {name: [_pooled(name, [row[name] for row in group if name in row]) for group in groups] for name in names}
 
 
 def _row(text: bytes) -> dict[str, float]:
     """The finite numbers of a line; nothing when it is no line of metrics."""
     try:
-        row = json.loads(text)
-        numbers = {key: float(value) for key, value in row.items() if type(value) in (int, float)}
+        row = {key: float(value) for key, value in json.loads(text).items() if type(value) in (int, float)}
     except (ValueError, AttributeError, OverflowError, RecursionError):
         return {}
-    numbers = {key: value for key, value in numbers.items() if math.isfinite(value)}
-    return numbers if {"step", "images"} <= set(numbers) else {}
+    row = {key: value for key, value in row.items() if math.isfinite(value)}
+    return row if {"step", "images"} <= set(row) else {}
 
 
-def _columns(rows: list[dict[str, float]]) -> dict[str, Numbers]:
-    size = -(-len(rows) // POINTS) if rows else 1
-    names = sorted({name for row in rows for name in row})
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    found: dict[str, Numbers] = {name: [] for name in names}
-    for group in groups:
-        for name in names:
-            values = [row[name] for row in group if name in row]
-            last = name in ("step", "images") or name.startswith("val_")  # a mean of validations is none of them
-            found[name].append(
-                (values[-1] if last else sum(value / len(values) for value in values)) if values else None
-            )
-    return found
+def _pooled(name: str, values: list[float]) -> float | None:
+    if name in ("step", "images") or name.startswith("val_"):  # a mean of validations is none of them
+        return values[-1] if values else None
+    return sum(value / len(values) for value in values) if values else None
 
 
 def curve(columns: dict[str, Numbers], name: str) -> tuple[list[float], list[float]]:
     """(images, values) of a column, where it has values."""
-    pairs = [
-        (at, value) for at, value in zip(columns.get("images", []), columns.get(name, [])) if None not in (at, value)
-    ]
-    return [at for at, _ in pairs if at is not None], [value for _, value in pairs if value is not None]
+    pairs = zip(columns.get("images", []), columns.get(name, []))
+    known = [(at, value) for at, value in pairs if at is not None and value is not None]
+    return [at for at, _ in known], [value for _, value in known]
 
 
 @dataclass
 class LogHistory:
     """How the error at each λ went over a run: intervals of images, and the sums [3, bins] in each.
 
-    edges: of the bins of λ. images: where each interval ends. about: the log's header.
+    edges: of the bins of λ. images: where each interval ends.
     """
 
     edges: Tensor
     images: list[int] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
 
     def add(self, images: int, sums: Tensor) -> None:
         """The next interval. Raises FormatError when it isn't later than the one before."""
@@ -97,6 +85,11 @@ class LogHistory:
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
         self.images.append(images)  # the last stays alone
         self.sums.append(sums)
+
+    @property
+    def middle(self) -> Tensor:
+        """λ in the middle of each bin."""
+        return 0.5 * (self.edges[1:] + self.edges[:-1])
 
     @property
     def error(self) -> Tensor:
@@ -126,13 +119,12 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
         missing(f"{path}: no errors by noise level yet")
         return None
     damaged: list[FormatError] = []
-    found: list[LogHistory] = []
+    found = LogHistory(torch.empty(0))
 
     def seen(interval: Interval) -> None:
-        if not found:
-            assert reader.log is not None
-            found.append(LogHistory(reader.log.edges, about=reader.log.header))
-        found[0].add(interval.images, interval.sums)
+        assert reader.log is not None
+        found.edges = reader.log.edges
+        found.add(interval.images, interval.sums)
 
     reader = Reader(seen=seen, damaged=damaged.append)
     try:
@@ -142,7 +134,7 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
         damaged.append(error)
     if damaged:
         missing(f"{path}: {len(damaged)} damaged {'line' if len(damaged) == 1 else 'lines'}, left out ({damaged[0]})")
-    if not found or not found[0].images:
+    if not found.images:
         missing(f"{path}: no errors by noise level yet")
         return None
-    return found[0]
+    return found

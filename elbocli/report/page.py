@@ -18,7 +18,6 @@ from elbocli.report.plots import pictures
 from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
-TEMPLATE = "page.html"
 LARGEST = 8 << 20
 """Bytes, which no page exceeds: pictures are counted and of bounded size, curves have bounded numbers of points."""
 
@@ -27,16 +26,12 @@ TWICE = ", ± {} (2 standard errors)"
 
 def render(facts: RunFacts) -> str:
     """The page. Same facts, same text."""
+    folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters: dict[str, Any] = {"number": number, "error": error, "source": source, "svg": Markup, "rows": score_rows}
-    environment.filters |= filters
-    template = environment.get_template(TEMPLATE)
+    environment.filters.update(number=number, error=error, source=source, svg=Markup, rows=score_rows)
+    template = environment.get_template("page.html")
     return template.render(facts=facts, pictures=pictures(facts), headline=_headline(facts))
 
 
@@ -66,18 +61,18 @@ def source(strip: Thumbnails) -> str:
 
 def _headline(facts: RunFacts) -> list[tuple[str, str, str]]:
     """The few numbers that come first: (what, value, detail)."""
-    found = []
-    if facts.last("loss") is not None:
-        found.append(("training loss", number(facts.last("loss")), "nats per dimension"))
-    for name, what, unit in (
-        ("val_loss", "validation loss", "nats per dimension"),
-        ("val_bpd", "validation bound", "bits per dimension"),
-    ):
+    found, nats, bits = [], "nats per dimension", "bits per dimension"
+    curves = {
+        "loss": ("training loss", nats),
+        "val_loss": ("validation loss", nats),
+        "val_bpd": ("validation bound", bits),
+    }
+    for name, (what, unit) in curves.items():
         value, se = facts.last(name), facts.last(f"{name}_se")
         if value is not None:
             found.append((what, number(value), unit + (TWICE.format(error(2 * se)) if se is not None else "")))
     for bound in facts.bounds[-1:]:
-        detail = "bits per dimension" + TWICE.format(error(2 * bound.found.bpd_se))
+        detail = bits + TWICE.format(error(2 * bound.found.bpd_se))
         found.append(("variational bound", number(bound.found.bpd), detail))
     for result in facts.scores[-1:]:
         for row in score_rows(result.found)[:2]:

@@ -16,6 +16,10 @@ from elbocli.report.log_history import LogHistory, curve
 
 ERROR = "‖ε − ε̂‖² / D"
 POINTS = 241
+HELD_OUT = (
+    " Validation is of the averaged weights: where it lies above training once they have caught up, the network knows its "
+    "training images."
+)
 EARLY, LATE = 0.1, 0.2
 """Shares of the run that stand for its beginning and its end."""
 
@@ -32,13 +36,10 @@ class Picture:
 def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
     """The drawings by the section of the page that they belong to; those that there is nothing for are left out."""
     objective, course = facts.objective, facts.course
-    found: dict[str, list[Picture | None]] = {
-        "objective": [
-            _weighting(objective) if objective else None,
-            _schedule(objective, course) if objective else None,
-        ],
+    found = {
+        "objective": [_weighting(objective), _schedule(objective, course)] if objective else [],
         "training": [_loss(facts), _bits(facts)],
-        "errors": [_errors(course) if course else None, _profiles(course, facts.held_out) if course else None],
+        "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],
     }
     return {section: [each for each in drawn if each is not None] for section, drawn in found.items()}
 
@@ -60,15 +61,13 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
         lower.set_ylabel("−dw/dλ over max w")
         over_levels(lower, low, high)
         figure.align_ylabels()
-        drawn = svg()
-    rest = float(value[-1]) / top
-    rises = "Where w rises p_w is negative, and no noise augmentation has that loss. " if objective.rising else ""
-    mass = f"At the largest λ a point mass of {rest:.2g} is left." if rest > 0 else ""
-    caption = (
-        "Above, how much each noise level counts; below, p_w, the distribution of the noise that this adds to the data. "
-        f"{rises}{mass}"
-    )
-    return Picture(f"Weighting {brief(w.spec)}", caption.strip(), drawn)
+        rest = float(value[-1]) / top
+        caption = "Above, how much each noise level counts; below, p_w, the distribution of the noise that this adds to the data."
+        caption += (
+            " Where w rises p_w is negative, and no noise augmentation has that loss." if objective.rising else ""
+        )
+        caption += f" At the largest λ a point mass of {rest:.2g} is left." if rest > 0 else ""
+        return Picture(f"Weighting {brief(w.spec)}", caption, svg())
 
 
 def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture | None:
@@ -86,25 +85,23 @@ def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture |
         axis.set_ylim(bottom=0)
         axis.legend()
         over_levels(axis, objective.low, objective.high)
-        drawn = svg()
-    caption = "How often each noise level is drawn. It decides how noisy the loss's estimate is, not what is learned."
-    return Picture(f"Schedule {brief(objective.schedule.base)}", caption, drawn)
+        caption = (
+            "How often each noise level is drawn. It decides how noisy the loss's estimate is, not what is learned."
+        )
+        return Picture(f"Schedule {brief(objective.schedule.base)}", caption, svg())
 
 
 def _adapted(course: LogHistory) -> Picture:
     """The density that was drawn, over time."""
     late = LogHistory(course.edges, [1], [course.late(LATE)]).density[0]
     share = (late * course.edges.diff()).cumsum(0)
-    middle = 0.5 * (course.edges[1:] + course.edges[:-1])
-    low, high = (float(middle[int((share < part).sum().clamp(max=len(middle) - 1))]) for part in (0.25, 0.75))
+    low, high = (plain(course.middle[int((share < part).sum().clamp(max=len(share) - 1))]) for part in (0.25, 0.75))
     with drawing("schedule") as (figure, (axis,), svg):
         draw_map(figure, axis, course, course.density, "density p(λ)", None)
-        drawn = svg()
-    caption = (
-        f"How often each noise level was drawn as the schedule followed the errors: at the end half of the draws "
-        f"lie between λ = {plain(low)} and {plain(high)}."
-    )
-    return Picture("Schedule, adaptive", caption, drawn)
+        caption = (
+            "How often each noise level was drawn as the schedule followed the errors: at the end half of the draws "
+        )
+        return Picture("Schedule, adaptive", f"{caption}lie between λ = {low} and {high}.", svg())
 
 
 def _errors(course: LogHistory) -> Picture | None:
@@ -115,26 +112,15 @@ def _errors(course: LogHistory) -> Picture | None:
     seen = error[error.isfinite() & (error > 0)]
     if not len(seen):
         return None
+    low, high = float(seen.min()), float(seen.max())
     with drawing("errors") as (figure, (axis,), svg):
-        draw_map(
-            figure,
-            axis,
-            course,
-            error.clamp(min=float(seen.min())),
-            ERROR,
-            LogNorm(float(seen.min()), float(seen.max())),
-        )
-        drawn = svg()
-    return Picture(
-        "Error by noise level, over time",
-        f"The unweighted error of the network's ε̂ for each dimension, as it was last seen. {_fall(course)}".strip(),
-        drawn,
-    )
+        draw_map(figure, axis, course, error.clamp(min=low), ERROR, LogNorm(low, high))
+        caption = f"The unweighted error of the network's ε̂ for each dimension, as it was last seen.{_fall(course)}"
+        return Picture("Error by noise level, over time", caption, svg())
 
 
 def _fall(course: LogHistory) -> str:
     """Where the error fell most, in words."""
-    middle = 0.5 * (course.edges[1:] + course.edges[:-1])
     first, last = _beginning(course), course.late(LATE)
     seen = (first[0] > 1) & (last[0] > 1) & (last[1] > 0)
     if len(course.images) < 2 or not bool(seen.any()):
@@ -142,8 +128,9 @@ def _fall(course: LogHistory) -> str:
     ratio = ((first[1] / first[0]) / (last[1] / last[0])).where(seen, 0)
     best = int(ratio.argmax())
     if float(ratio[best]) <= 1:
-        return "It fell nowhere since the beginning."
-    return f"Since the first tenth of the run it fell most at λ = {plain(float(middle[best]))}, to {1 / float(ratio[best]):.0%}."
+        return " It fell nowhere since the beginning."
+    where = plain(course.middle[best])
+    return f" Since the first tenth of the run it fell most at λ = {where}, to {1 / float(ratio[best]):.0%}."
 
 
 def _beginning(course: LogHistory) -> Tensor:
@@ -171,12 +158,7 @@ def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture:
         axis.set_ylabel(ERROR)
         axis.legend(loc="lower right")
         over_levels(axis, float(course.edges[0]), float(course.edges[-1]))
-        drawn = svg()
-    held = (
-        " Validation is of the averaged weights: where it lies above training once they have caught up, the network "
-        "knows its training images."
-    )
-    return Picture("Error by noise level, now", "With ± 2 standard errors." + (held if held_out else ""), drawn)
+        return Picture("Error by noise level, now", "With ± 2 standard errors." + (HELD_OUT if held_out else ""), svg())
 
 
 def _loss(facts: RunFacts) -> Picture | None:
@@ -193,8 +175,7 @@ def _loss(facts: RunFacts) -> Picture | None:
         axis.set_ylabel("loss, nats per dimension")
         axis.legend()
         over_images(axis)
-        drawn = svg()
-    return Picture("Weighted loss", f"The loss that training minimises. {words}", drawn)
+        return Picture("Weighted loss", f"The loss that training minimises. {words}", svg())
 
 
 def _bits(facts: RunFacts) -> Picture | None:
@@ -207,11 +188,9 @@ def _bits(facts: RunFacts) -> Picture | None:
         logarithmic(axis, bits)
         axis.set_ylabel("bits per dimension")
         over_images(axis)
-        drawn = svg()
-    words = f" Now {known[0]:.4g} ± {known[1]:.2g}." if known else ""
-    return Picture(
-        "Bound on held-out images", f"Bits per dimension, ± 2 standard errors over the images.{words}", drawn
-    )
+        words = f" Now {known[0]:.4g} ± {known[1]:.2g}." if known else ""
+        caption = f"Bits per dimension, ± 2 standard errors over the images.{words}"
+        return Picture("Bound on held-out images", caption, svg())
 
 
 def _banded(axis: Any, facts: RunFacts, name: str, label: str) -> tuple[float, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -34,13 +34,12 @@ class ResultFile(Generic[T]):
     @property
     def about(self) -> dict[str, Any]:
         """What it says beside the scores of how it came about, with what was made otherwise than the reference."""
-        scores: Container[str] = self.found.named() if isinstance(self.found, EvalResult) else ()
-        told = {
-            key: value
-            for key, value in self.content.items()
-            if key not in scores and value not in (None, "") and not isinstance(value, dict | list)
-        }
-        mismatch = self.found.common().get("mismatch") if isinstance(self.found, EvalResult) else None
+        flat = {key: value for key, value in self.content.items() if not isinstance(value, dict | list)}
+        told = {key: value for key, value in flat.items() if value not in (None, "")}
+        if not isinstance(self.found, EvalResult):
+            return told
+        mismatch, scores = self.found.common().get("mismatch"), self.found.named()
+        told = {key: value for key, value in told.items() if key not in scores}
         return told | ({"mismatch": "; ".join(f"{key}: {pair}" for key, pair in mismatch.items())} if mismatch else {})
 
 
@@ -49,7 +48,7 @@ class ScoreRow(NamedTuple):
 
     name: str
     value: Any
-    spread: float | None
+    spread: Any
     spread_is: str
     network: str
 
@@ -59,11 +58,11 @@ def score_rows(result: EvalResult) -> list[ScoreRow]:
     rows = []
     for score in result.scores:
         if score.number.role in (Role.NUMBER, Role.LIMIT):
-            of = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
-            spread: Any = None if of is None else of.value
-            spread_is = "" if of is None else of.number.role.value
-            if score.sd is not None:
-                spread, spread_is = score.sd, "sd of repeats"
+            spread: Any = score.sd
+            spread_is = "sd of repeats"
+            if spread is None:
+                of = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
+                spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
             network = (score.number.by_network and result.network) or ""
             name = score.number.stem(result.network).removesuffix("_mean").replace("_", " ")
             rows.append(ScoreRow(name, score.value, spread, spread_is, network))

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from elbocli.core.class_labels import choose_labels
 from elbocli.errors import DataError
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
-from elbocli.images.samples import SampleReader, read_samples
+from elbocli.images.samples import read_samples
 from elbocli.run.folder import PREVIEW_COUNT
 
 ROW = 8
@@ -24,7 +23,6 @@ CLASSES = 16
 """At most so many rows of previews, and of classes."""
 LARGEST_TILE = 96
 """Pixels: larger pictures are made smaller."""
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,13 @@ class Thumbnails:
 
 def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
     """images: [H, W, C] uint8 each, of one size."""
-    small = [_reduced(image) for image in images]
-    buffer = io.BytesIO()
-    row = np.concatenate(small, 1)
-    Image.fromarray(row[..., 0] if row.shape[2] == 1 else row).save(buffer, "png", optimize=True)
+    small, buffer = [], io.BytesIO()
+    for image in images:
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        picture.thumbnail((LARGEST_TILE, LARGEST_TILE), Image.Resampling.LANCZOS)
+        small.append(np.asarray(picture))
+    Image.fromarray(np.concatenate(small, 1)).save(buffer, "png", optimize=True)
     return Thumbnails(name, buffer.getvalue(), len(images), small[0].shape[0])
-
-
-def _reduced(image: np.ndarray) -> np.ndarray:
-    height, width, channels = image.shape
-    if max(height, width) <= LARGEST_TILE:
-        return image
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    picture.thumbnail((LARGEST_TILE, LARGEST_TILE), Image.Resampling.LANCZOS)
-    return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def read_sheet(path: Path) -> np.ndarray:
@@ -77,55 +68,26 @@ def chosen_times(count: int) -> list[int]:
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)})
 
 
-def preview_labels(num_classes: int) -> np.ndarray | None:
-    """The class of each picture on a preview; None when there are none."""
-    return choose_labels("balanced", PREVIEW_COUNT, num_classes, 0)
-
-
 def by_class(images: np.ndarray, labels: np.ndarray | None, names: list[str]) -> list[Thumbnails]:
     """A strip for each class, or for each ROW images when there are no labels."""
-    labels = _told_apart(labels)
-    wanted = _wanted(labels, len(images))
-    return [thumbnails_of(_name(key, labels, names), [images[i] for i in rows]) for key, rows in wanted.items()]
+    return [thumbnails_of(name, [images[i] for i in rows]) for name, rows in _wanted(labels, len(images), names)]
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
     """The same of a file of samples, of which no more is read than it takes. Raises FormatError and DataError."""
     with read_samples(path) as reader:
-        labels = _told_apart(reader.labels)
-        wanted = _wanted(labels, reader.shape[0])
-        images = _pick(reader, {i for rows in wanted.values() for i in rows})
-    return [thumbnails_of(_name(key, labels, names), [images[i] for i in rows]) for key, rows in wanted.items()]
+        wanted = _wanted(reader.labels, reader.shape[0], names)
+        images = {i: reader.at(i, 1)[0] for i in sorted({i for _, rows in wanted for i in rows})}
+    return [thumbnails_of(name, [images[i] for i in rows]) for name, rows in wanted]
 
 
-def _told_apart(labels: np.ndarray | None) -> np.ndarray | None:
-    """None when all are of one class."""
-    return None if labels is None or (labels == labels[0]).all() else labels
-
-
-def _wanted(labels: np.ndarray | None, count: int) -> dict[int, list[int]]:
-    """Which images make each row: the first ROW of each class, of at most CLASSES spread over all there are."""
-    if labels is None:
+def _wanted(labels: np.ndarray | None, count: int, names: list[str]) -> list[tuple[str, list[int]]]:
+    """The name and the images of each row: the first ROW of each class, of at most CLASSES spread over all there are."""
+    if labels is None or (labels == labels[0]).all():
         starts = range(0, min(count, ROW * ROW), ROW)
-        return {start: list(range(start, min(start + ROW, count))) for start in starts}
+        return [("", list(range(start, min(start + ROW, count)))) for start in starts]
     classes = np.unique(labels)
     if len(classes) > CLASSES:
         classes = classes[np.linspace(0, len(classes) - 1, CLASSES).round().astype(int)]
-    return {int(each): np.flatnonzero(labels == each)[:ROW].tolist() for each in classes}
-
-
-def _name(key: int, labels: np.ndarray | None, names: list[str]) -> str:
-    if labels is None:
-        return ""
-    return names[key] if 0 <= key < len(names) else str(key)
-
-
-def _pick(reader: SampleReader, wanted: set[int]) -> dict[int, np.ndarray]:
-    found: dict[int, np.ndarray] = {}
-    start = 0
-    for batch in reader.batches(BATCH):
-        found |= {start + i: image for i, image in enumerate(batch) if start + i in wanted}
-        start += len(batch)
-        if start > max(wanted):
-            break
-    return found
+    called = [names[each] if 0 <= each < len(names) else str(each) for each in classes]
+    return [(name, np.flatnonzero(labels == each)[:ROW].tolist()) for name, each in zip(called, classes)]

@@ -92,7 +92,7 @@ def plot_weights(weightings: list[Weighting], schedules: list[Schedule], low: fl
     rows += [["density"] * len(columns)] if schedules else []
     sheet, axes = new_figure(rows, 7.5 if len(columns) > 1 else 6.0, 2.4 * len(rows) + 0.3)
     for column, chosen in enumerate(columns):
-        chosen = _restyled(chosen)
+        chosen = [replace(line, style=line_style(index)) for index, line in enumerate(chosen)]
         _draw_weightings(axes[f"w{column}"], chosen, at)
         _draw_noise(axes[f"p{column}"], chosen, at)
         if len(columns) > 1:
@@ -101,10 +101,6 @@ def plot_weights(weightings: list[Weighting], schedules: list[Schedule], low: fl
         names = labels([schedule.base for schedule in schedules])
         draw_densities(axes["density"], dict(zip(names, [s.density for s in schedules])), at)
     finish(sheet, axes, rows[-1], low, high, out)
-
-
-def _restyled(lines: list[Line]) -> list[Line]:
-    return [replace(line, style=line_style(index)) for index, line in enumerate(lines)]
 
 
 def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
@@ -154,10 +150,7 @@ def text_plot(weightings: list[Weighting], low: float, high: float, columns: int
     rows = []
     for name, weighting in zip(names, weightings):
         share = weighting(at) / weighting(at).max()
-        rows.append(
-            f"{name:>{margin}}  "
-            + "".join(blocks[min(len(blocks) - 1, int(part * len(blocks)))] for part in share.tolist())
-        )
-    ends = f"{low:g}", f"{high:g}"
-    rows.append(" " * (margin + 2) + ends[0] + "logsnr".center(wide - len(ends[0]) - len(ends[1])) + ends[1])
-    return rows
+        heights = (share * len(blocks)).long().clamp(max=len(blocks) - 1)
+        rows.append(f"{name:>{margin}}  " + "".join(blocks[height] for height in heights.tolist()))
+    left, right = f"{low:g}", f"{high:g}"
+    return [*rows, " " * (margin + 2) + left + "logsnr".center(wide - len(left) - len(right)) + right]

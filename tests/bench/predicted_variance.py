@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import ALL, ChosenImages, Measurement, MeasureSettings, open_measurement
+from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.loss import denoising_losses, step_coefficients
@@ -46,9 +46,8 @@ def measured(
     means, singles = [], []
     for step in range(batches):
         chosen = rows.at(step).integers(len(probe.dataset), size=batch)
-        (images,) = ChosenImages(probe.dataset, chosen, batch, probe.conditional)
-        x = normalised(images.pixels, probe.device)
-        labels = None if images.labels is None else images.labels.to(probe.device)
+        x = normalised(torch.from_numpy(probe.dataset.batch(chosen)), probe.device)
+        labels = torch.from_numpy(probe.dataset.labels[chosen]).to(probe.device) if probe.conditional else None
         logsnr = schedule.logsnr(times(t, step, batch, sampling))
         eps = noise.normal(range(step * batch, (step + 1) * batch), (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
         c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, probe.device)

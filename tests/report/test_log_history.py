@@ -96,7 +96,6 @@ def test_a_long_log_is_added_up_and_loses_nothing(count: int, tmp_path: Path) ->
     assert course.images[-1] == 10 * count
     torch.testing.assert_close(course.late(1.0), torch.stack(draws).sum(0))
     assert torch.equal(course.sums[-1], draws[-1])  # of a validation, the last
-    assert course.about["weighting"] == "elbo"
 
 
 def test_the_late_part_is_of_the_last_images(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_finished_run_says_everything(trained: Path, shown: tuple[RunFacts, st
     assert f"{number(facts.network['parameters'])}" in read.text
     assert "elbo prep" in read.text and f"elbo train {facts.data['path']} -o {trained}" in read.text
     assert f"--config {trained}/config.yaml" in read.text
-    assert facts.environment.device_name in read.text and torch.__version__ in read.text
+    assert facts.environment["device_name"] in read.text and torch.__version__ in read.text
     assert [strip.name for strip in facts.previews] == ["20", "40"]
     assert [strip.name for strip in facts.drawn] == [str(i) for i in range(10)]
     assert read.tags.count("svg") == 5  # no validation

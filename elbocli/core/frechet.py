@@ -37,15 +37,14 @@ def root(sigma: np.ndarray) -> np.ndarray:
     return factor
 
 
-def trace_of_root(first: np.ndarray, second: np.ndarray) -> float:
-    """tr (Σ₁Σ₂)^½: the sum of the singular values of A₂ᵀA₁, whose squares are the eigenvalues of the smaller Gram matrix."""
-    cross = root(first).T @ root(second)
-    gram = cross @ cross.T if cross.shape[0] <= cross.shape[1] else cross.T @ cross
-    return float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
-
-
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Of two Gaussians of the same dimension. Zero up to rounding, perhaps below, when they are the same."""
+    """Of two Gaussians of the same dimension. Zero up to rounding, perhaps below, when they are the same.
+
+    tr (Σ₁Σ₂)^½ is the sum of the singular values of A₂ᵀA₁, whose squares are the eigenvalues of the smaller Gram matrix.
+    """
+    cross = root(first.sigma).T @ root(second.sigma)
+    gram = cross @ cross.T if cross.shape[0] <= cross.shape[1] else cross.T @ cross
+    shared = float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
     apart = first.mu - second.mu
     traces = np.trace(first.sigma) + np.trace(second.sigma)
-    return float(apart @ apart + traces - 2 * trace_of_root(first.sigma, second.sigma))
+    return float(apart @ apart + traces - 2 * shared)

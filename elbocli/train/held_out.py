@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ LEAST = 2
 SAME_SPACE = ("convention", "shift", "scale", "autoencoder_sha256", "pixel_size")
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Rows of a dataset, rising, [N] int64."""
 
     dataset: Dataset

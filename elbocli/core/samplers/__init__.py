@@ -1,4 +1,4 @@
-"""Samplers: pure steps from one λ to the next, declared by name. Modules here declare them; being here is enough.
+"""Samplers: pure steps from one λ to the next, declared by name. Each module here but `walk` declares one; being here is enough.
 
 A step sees z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ = inf is clean data.
 Coefficients are Python floats in double precision; only z and x̂ are tensors.

@@ -67,7 +67,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 
 GROUPS = setting_groups()
-GROUPS[RUN] = ["out", "config", *GROUPS[RUN]]
+GROUPS[RUN] = ["out", "config", "plugin", *GROUPS[RUN]]
 GROUPS["Plan, without training"] = [*PLANNING]
 
 

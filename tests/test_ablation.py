@@ -89,6 +89,7 @@ def test_a_failure_is_a_result_and_spreads_are_of_the_others(ablation: ModuleTyp
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_cells_are_measured_once_by_elbos_own_commands(
     ablation: ModuleType, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

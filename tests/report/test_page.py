@@ -256,7 +256,12 @@ STATES: dict[Callable[[Path], None], list[str]] = {
     ],
     empty_logs: ["metrics.jsonl: no numbers yet", "losslog.jsonl: empty", "validation.jsonl: no errors", "status.json"],
     header_only: ["losslog.jsonl: no errors by noise level yet", "validation.jsonl: no errors by noise level yet"],
-    damaged: ["not a whole checkpoint", "step-00000020.png", "step-00000040.png", "status.json: how the run stands"],
+    damaged: [
+        "expected 'elbo-checkpoint'",
+        "step-00000020.png",
+        "step-00000040.png",
+        "status.json: how the run stands",
+    ],
     gone: ["nowhere.h5", "nowhere.yaml: no such schedule file"],
     nested: ["status.json: how the run stands"],
     no_classes: ["network num_classes is 'ten'"],

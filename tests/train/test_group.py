@@ -127,7 +127,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
 
 
 @pytest.mark.parametrize(
-    ("size", "parallel"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.slow)]
+    ("size", "parallel"), [(2, "fsdp"), *(pytest.param(size, "ddp", marks=pytest.mark.slow) for size in (2, 4))]
 )
 def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, digits: Path, preset: Path, tmp_path: Path
@@ -152,7 +152,7 @@ def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_f
     assert (tmp_path / "whole" / log).read_bytes() == (tmp_path / "pieces" / log).read_bytes()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(
     parallel: str, digits: Path, preset: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def losses(state: TrainState, steps: int, interval: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_uvit_behind_two_wavelet_levels_learns_photographs(tmp_path):
     preset = tmp_path / "preset.yaml"
     preset.write_text(

@@ -273,6 +273,7 @@ evaluate.scored = scored
 """
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_the_scores_of_the_first_process(digits: Path, tmp_path: Path, launch: Any) -> None:
     """However long they take, for several samples too; and what goes wrong is still told."""
     images = Dataset(digits).batch(np.arange(200))
@@ -289,6 +290,7 @@ def test_nobody_waits_for_the_scores_of_the_first_process(digits: Path, tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_samples_go_on_after_a_killed_launcher_and_are_those_of_one_process(
     elbo: Any, trained: Path, tmp_path: Path, launch: Any
 ) -> None:

@@ -5,9 +5,7 @@ The Python API is what `__init__.pyi` lists, imported on first use: `elbo --help
 
 from __future__ import annotations
 
-import ast
 from functools import cache
-from importlib import import_module, resources
 from typing import Any
 
 __version__ = "0.1.0"
@@ -16,7 +14,10 @@ __version__ = "0.1.0"
 @cache
 def _homes() -> dict[str, str]:
     """The module of each name, as the type checker reads it too."""
-    stub = ast.parse(resources.files(__name__).joinpath("__init__.pyi").read_text("utf-8"))
+    import ast
+    from pathlib import Path
+
+    stub = ast.parse(Path(__file__).with_name("__init__.pyi").read_text("utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
@@ -24,6 +25,8 @@ def _homes() -> dict[str, str]:
 def __getattr__(name: str) -> Any:
     if name.startswith("_") or name not in _homes():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     globals()[name] = getattr(import_module(_homes()[name]), name)
     return globals()[name]
 

@@ -35,7 +35,7 @@ def test_importing_it_imports_nothing_heavy_and_every_name_is_there() -> None:
     assert said == "[] []\n"
     assert {"DiffusionLoss", "draw", "open_run", "variational_bound", "weighting"} <= set(dir(elbocli))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        elbocli.nothing  # noqa: B018 - reading it is what raises
+        getattr(elbocli, "nothing")  # noqa: B009 - type checkers know that there is none
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "adaptive"])

@@ -26,8 +26,7 @@ def step_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (weighted loss, unweighted ε error, λ) of a part of a step's images: [n] each, per dimension, on the device.
 
-    network: (z [n,C,H,W], λ [n], labels [n] or None) → out [n,C,H,W]. logsnr: of the whole batch [batch], in place of
-    λ(t). Source: Kingma & Gao 2023, the weighted loss, importance-sampled.
+    network: (z, λ [n], labels [n] or None) → out [n,C,H,W]. logsnr: [batch], in place of λ(t). Source: Kingma & Gao 2023.
     """
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
     # Levels: λ(t) of every image of the batch, and all that depends on λ.
@@ -56,7 +55,6 @@ def update(state: TrainState) -> None:
         state.sums.add(logsnr, eps_error)
         seen.append((loss.detach(), logsnr))
     loss, logsnr = (torch.cat(columns) for columns in zip(*seen))
-
     # Not finite? The whole batch's loss and its gradient's norm are known to the device alone.
     squares = torch.stack(torch._foreach_norm(spread.gradients())).double().square().sum()
     if not spread.sharded and not world.first:

@@ -61,7 +61,7 @@ def schedule(
 
 
 def prediction(spec: str) -> Prediction:
-    """What a network outputs: `eps`, `x`, `v`, `u`, `edm:sigma_data=0.5`. Raises UsageError."""
+    """The prediction of a SPEC, which says what a network outputs: `eps`, `x`, `v`, `u`, `edm:sigma_data=0.5`. Raises UsageError."""
     return Prediction.parse(spec)
 
 
@@ -72,7 +72,7 @@ def sampler(spec: str) -> Sampler:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a batch came to, a number per example: [B] each, on the device of the batch.
+    """The loss of a batch, a number per example: [B] each, on the device of the batch.
 
     loss: ½ (w/p) ‖ε−ε̂‖²/D in nats per dimension, to be averaged and differentiated. eps_mse: ‖ε−ε̂‖²/D, unweighted and
     without gradient. logsnr: the λ that each example was shown at.
@@ -167,7 +167,7 @@ class DiffusionLoss:
             self.schedule = self.adaptive.schedule(self.weighting, self.floor)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on as if nothing had happened. Take the sums before, or they are lost."""
+        """The state that a checkpoint needs to go on as if nothing had happened. Take the sums before, or they are lost."""
         state = None if self.adaptive is None else self.adaptive.state.clone()
         return {"step": self.step, "images": self.images, "adaptive": state}
 

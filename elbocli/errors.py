@@ -8,7 +8,7 @@ class ElboError(Exception):
 
 
 class UsageError(ElboError):
-    """What was asked for can't be: an unknown name, a value out of range, settings that contradict."""
+    """The user asked for what can't be: an unknown name, a value out of range, settings that contradict."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ class PeerLost(ElboError):
 
 
 class ReaderGone(ElboError):
-    """What read the output of a run has ended; as a shell says it, by SIGPIPE."""
+    """The reader of a run's output has ended; as a shell says it, by SIGPIPE."""
 
     exit_code = 141
 

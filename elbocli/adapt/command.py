@@ -28,9 +28,7 @@ from elbocli.core.criteria import CRITERIA
     "--criterion",
     type=click.Choice(list(CRITERIA)),
     default="loss",
-    help="What the density follows: "
-    + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
-    + ".",
+    help="The density follows it: " + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values()) + ".",
 )
 @option("--bins", type=Count(2, 2000), help="Merge the log's bins to this many.")
 @option(
@@ -40,7 +38,7 @@ from elbocli.core.criteria import CRITERIA
     help="Least density, as a share of the uniform one, so that every level is sampled.",
 )
 @option("--since", type=Count(0), default=0, help="Use only intervals after this step.")
-@option("-o", "--out", type=PATH, default="-", help="Where the schedule goes.")
+@option("-o", "--out", type=PATH, default="-", help="The file that the schedule goes to.")
 @option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(
     "--report",

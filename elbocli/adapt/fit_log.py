@@ -30,7 +30,7 @@ FITTED = "fitted:"
 
 @dataclass(frozen=True)
 class Promise(Record):
-    """What a schedule promises: the variance of the loss estimate per image, relative to the loss squared, for
+    """The promise of a schedule: the variance of the loss estimate per image, relative to the loss squared, for
     independent and for low-discrepancy t, and its ratio to the least.
 
     As JSON, null is infinite, or a ratio to zero.
@@ -48,7 +48,7 @@ class Promise(Record):
 
 @dataclass(frozen=True)
 class AdaptReport(Record):
-    """What was fitted to which log, and what each schedule promises."""
+    """The schedule fitted to a log, and what each schedule promises."""
 
     weighting: str
     criterion: str

@@ -59,7 +59,7 @@ def _mode(ctx: click.Context) -> str:
     is_flag=True,
     help="Measure how much the training gradient varies, for each --weighting under each --schedule.",
 )
-@option("-n", "--images", type=Count(2, 10**9), help="How many images.  [default: 1000, or all with --target-se]")
+@option("-n", "--images", type=Count(2, 10**9), help="Number of images.  [default: 1000, or all with --target-se]")
 @option("--draws", type=Count(2, 10**6), default=16, help="Noise levels for each image, an even number.")
 @option(
     "--target-se", type=Number(0, above=True), help="Draw until the standard error of the bits per dimension is below."
@@ -76,12 +76,12 @@ def _mode(ctx: click.Context) -> str:
     "schedules",
     type=SCHEDULE,
     multiple=True,
-    help="Of the draws, or those to compare, repeated: NAME:key=value,…, FILE or fitted:CRITERION.",
+    help="Draw λ by it; repeated, compare them: NAME:key=value,…, FILE or fitted:CRITERION.",
     more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. With --gradient-variance the default "
     "is cosine, edm, uniform, and all fitted ones. fitted:CRITERION is fitted to the run's own log, fitted:gradient to "
     "gradients measured here.",
 )
-@option("--batches", type=Count(16, 10**6), default=64, help="Of gradients, for each schedule.")
+@option("--batches", type=Count(16, 10**6), default=64, help="Batches of gradients for each schedule.")
 @option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
 @option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
 @option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
@@ -89,7 +89,7 @@ def _mode(ctx: click.Context) -> str:
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where pixels are read.  [default: the run's]")
 @weights_options(None, "  [default: ema; model with --gradient-variance]")
-@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Of images and noise.")
+@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
 @option(
     "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
 )

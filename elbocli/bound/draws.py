@@ -49,7 +49,7 @@ class Draws(NamedTuple):
         return self.pixels.double() / 127.5 - 1
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
+        """The share of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
 

@@ -35,7 +35,7 @@ class BoundCurve:
     bound_se: Tensor
 
     def tsv(self) -> str:
-        """As a table with a header."""
+        """The curve as a table with a header."""
         known = self.moments
         mean = known.mean.where(known.count > 0, torch.nan)
         columns = [known.edges[:-1], known.edges[1:], known.count, mean, known.mean_se, self.bound, self.bound_se]

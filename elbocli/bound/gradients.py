@@ -1,4 +1,4 @@
-"""How much the training gradient varies under a schedule: tr Cov / ‖mean‖², the thing a schedule is for."""
+"""The variance of the training gradient under a schedule: tr Cov / ‖mean‖², the thing a schedule is for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT = ("cosine", "edm", "uniform", "fitted:loss", "fitted:second-moment", "f
 
 @dataclass(frozen=True)
 class GroupSums:
-    """Of batch gradients in groups: products [G, G] of the groups' sums, squares [G] summed, and batches per group."""
+    """Sums over batch gradients in groups: products [G, G] of the groups' sums, squares [G] summed, and batches per group."""
 
     products: Tensor
     squares: Tensor
@@ -83,7 +83,7 @@ class Gradients:
         self.parameters = list(self.network.parameters())
 
     def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
-        """Of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
+        """The gradient of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
         loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, self.prediction, logsnr)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 

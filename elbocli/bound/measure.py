@@ -36,7 +36,7 @@ PIXELS = 256 * 3072
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """How a run is asked.
+    """Settings of a measurement.
 
     images: how many (None: DEFAULT_IMAGES, or all if fewer; ALL). draws: noise levels per image, an even number.
     weights, average: as open_run takes them. batch: network inputs at a time; None is 256, fewer for images larger than
@@ -123,7 +123,7 @@ class Measurement:
         return resolve_schedule(spec, self.low, self.high, clip=True, size=self.trained.network.config.image_size)
 
     def about(self) -> dict[str, Any]:
-        """What every result says about itself."""
+        """Facts that every result says about itself."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,

@@ -1,4 +1,4 @@
-"""What `elbo bound` finds: the bound term by term, both sides of the theorem, the variance of gradients.
+"""The results of `elbo bound`: the bound term by term, both sides of the theorem, the variance of gradients.
 
 nats are summed over dimensions, bpd are bits per dimension; _se is a standard error. about: which network was asked
 about which images: run, checkpoint, weights, dataset, logsnr_min, …; each result says the same.
@@ -118,7 +118,7 @@ class Theorem(Record):
 
 @dataclass(frozen=True)
 class ScheduleVariance(Record):
-    """How much the gradient varies under a schedule.
+    """The variance of the gradient under a schedule.
 
     ratio: tr Cov for an image over ‖mean‖². relative: tr Cov over that of the best schedule.
     """

@@ -86,7 +86,9 @@ def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 def device_options(function: F) -> F:
     """Add --device and --precision."""
-    option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Of the network, by autocast.")(function)
+    option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Precision of the network, by autocast.")(
+        function
+    )
     about = "cpu, cuda, cuda:1, …  [default: cuda if there is one]"
     option("--device", metavar="NAME", default="auto", show_default=False, help=about)(function)
     return function

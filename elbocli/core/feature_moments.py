@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Of n vectors: their mean [D] and the sum of outer products about it [D, D], float64.
+    """Moments of n vectors: their mean [D] and the sum of outer products about it [D, D], float64.
 
     Those of two sets add up to those of both, and a part can be taken out again.
     """
@@ -76,7 +76,7 @@ class StreamingFeatureMoments:
         self._waiting = []
 
     def moments(self) -> FeatureMoments:
-        """Of all vectors so far. Needs one."""
+        """Moments of all vectors so far. Needs one."""
         if self._waiting:
             self._take()
         mean = self._sum / self.n

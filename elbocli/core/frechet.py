@@ -38,7 +38,7 @@ def root(sigma: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Of two Gaussians of the same dimension. Zero up to rounding, perhaps below, when they are the same.
+    """The distance of two Gaussians of the same dimension. Zero up to rounding, perhaps below, when they are the same.
 
     tr (Σ₁Σ₂)^½ is the sum of the singular values of A₂ᵀA₁, whose squares are the eigenvalues of the smaller Gram matrix.
     """

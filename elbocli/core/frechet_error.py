@@ -1,4 +1,4 @@
-"""How far a Fréchet distance from n samples is off: its standard error, and what it would be of infinitely many.
+"""The error of a Fréchet distance from n samples: its standard error, and what it would be of infinitely many.
 
 The reference is taken as it is. Samples are independent draws.
 """
@@ -20,7 +20,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """How much each of the features [N, D] moves the distance of them all, times N: [N], zero on average.
+    """The amount by which each of the features [N, D] moves the distance of them all, times N: [N], zero on average.
 
     The derivative of the distance with respect to an image's weight. With c = x − μ, and T the optimal map between the
     two Gaussians, Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½: 2 c·(μ − μᵣ) + cᵀ(1 − T)c less its mean. T is never formed: cᵀTc is
@@ -40,7 +40,7 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
 
 
 def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
-    """Of the distance of the features [N, D] from the reference, by the infinitesimal jackknife.
+    """The standard error of the distance of the features [N, D] from the reference, by the infinitesimal jackknife.
 
     That is where the bootstrap's standard error tends with the number of its resamples, in closed form.
     It is of the spread alone: the distance's bias, which falls as 1/N, is often larger.

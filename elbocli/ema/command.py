@@ -23,7 +23,9 @@ from elbocli.core.averages import MAX_STD
     "at most 0.288675, the plain mean.",
 )
 @option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
-@option("-o", "--out", type=PATH, required=True, metavar="FILE", help="Where the average goes (.safetensors).")
+@option(
+    "-o", "--out", type=PATH, required=True, metavar="FILE", help="The file that the average goes to (.safetensors)."
+)
 @overwrite_option
 @plugin_option
 @common

@@ -33,7 +33,7 @@ DRAWN = {
     "classes": "classes as asked for",
     "seed": "seed",
 }
-"""What there is to know of how samples were drawn, in this order."""
+"""Facts on how samples were drawn, in the order of the card."""
 OPTIONAL = {"guidance_low", "guidance_high", "guide"}
 """Unsaid when there is none."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
@@ -105,7 +105,7 @@ def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
 
 
 def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
-    """What stands behind a number."""
+    """The text that stands behind a number."""
     n = f"n = {said(facts.get('n_samples'))}"
     if score.sd is not None:
         return f" ± {said(score.sd)} (mean and standard deviation of {len(result.repeats)} repeats, {n})"

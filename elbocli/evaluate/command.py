@@ -67,7 +67,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @option(
     "--ref",
     type=PATH,
-    help="What to compare with: a dataset (.h5) or other images, features saved by --save-features, or statistics "
+    help="The reference to compare with: a dataset (.h5) or other images, features saved by --save-features, or statistics "
     "(.npz; ADM's and EDM's too).",
 )
 @option(

@@ -45,7 +45,7 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of a source. features: None in all processes but the first. about: as a file of them says it."""
+    """A source after its extraction. features: None in all processes but the first. about: as a file of them says it."""
 
     name: str
     features: Features | None

@@ -1,4 +1,4 @@
-"""What samples are scored against, and whether it was made as they were."""
+"""The reference that samples are scored against, and whether it was made as they were."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Reference:
 
     @property
     def class_names(self) -> list[str]:
-        """Of a dataset of several classes."""
+        """Names of the classes of a dataset that has several."""
         return [] if self.source is None or self.source.reader is None else list(self.source.reader.class_names)
 
     @property
     def width(self) -> int | None:
-        """How many features an image has, where that is known beforehand."""
+        """Number of features of an image, where that is known beforehand."""
         if self.statistics is not None:
             return len(self.statistics.mu)
         return None if self.source is None or self.source.saved is None else self.source.saved.features.shape[1]
 
     def fingerprint(self, extractor: Extractor | None) -> dict[str, Any]:
-        """How it was made, or will be, as far as is known."""
+        """Facts on how it was made, or will be, as far as they are known."""
         images = {} if self.source is None else fingerprint(described(self.source, extractor))
         return {**images, **({} if self.statistics is None else fingerprint(self.statistics.about))}
 
@@ -78,7 +78,7 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Ref
 
 
 def fingerprint(about: dict[str, Any]) -> dict[str, Any]:
-    """Of a file's `about`, what must be the same on both sides: size, channels, crop, filter, network and weights."""
+    """The part of a file's `about` that must be the same on both sides: size, channels, crop, filter, network and weights."""
     made = about.get("preprocessing")
     found = dict(made) if isinstance(made, dict) else {}
     found |= {key: about.get(key) for key in ("extractor", "weights_sha256")}

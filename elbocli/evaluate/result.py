@@ -1,4 +1,4 @@
-"""What `elbo eval` finds: numbers of one set of samples or of several repeats, and all that must stand beside them."""
+"""The result of `elbo eval`: numbers of one set of samples or of several repeats, and all that must stand beside them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from elbocli.files.json_record import REST, Record, typed
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
 EXPECTED_TO_DIFFER = {"seed", "command"}
-"""What repeats are drawn with, each its own."""
+"""Facts that each repeat has of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts(Record):
-    """What stands beside the numbers of one set of samples, as the JSON names it. None is not known.
+    """Facts that stand beside the numbers of one set of samples, as the JSON names it. None is not known.
 
     n_ref_images: images of the reference, where its statistics are of others too. classes: how many there are, and how
     many images the smallest and the largest has. made: how the samples were drawn, as their file says. options: how
@@ -53,7 +53,7 @@ class Facts(Record):
 
 @dataclass(frozen=True)
 class Scores:
-    """What was found of one set of samples. values: by the keys of the metrics' numbers. network: None where these
+    """The numbers of one set of samples. values: by the keys of the metrics' numbers. network: None where these
     have their published names.
     """
 
@@ -101,7 +101,7 @@ class EvalResult:
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """What belongs to a number: what has that role, where there is one."""
+        """The number of that role that belongs to another, where there is one."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
@@ -151,7 +151,7 @@ class EvalResult:
         return cls(read)
 
     def unlike(self) -> list[str]:
-        """What differs in how repeats were drawn, and should not."""
+        """Facts that differ between repeats, and should not."""
         made = [one.facts.made for one in self.repeats]
         keys = {key for one in made for key in one} - EXPECTED_TO_DIFFER
         return sorted(key for key in keys if any(one.get(key) != made[0].get(key) for one in made))

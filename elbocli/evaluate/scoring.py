@@ -159,7 +159,7 @@ def _save(seen: Seen, settings: EvalSettings) -> None:
 
 
 def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
-    """What people should know beside the numbers."""
+    """Notes that people should read beside the numbers."""
     few = [why for name in settings.metrics if (why := METRICS[name].traits.few)]
     first, notes = result.repeats[0].facts, []
     if first.n_samples is not None and first.n_samples < ENOUGH and few:

@@ -1,4 +1,4 @@
-"""What is asked of `elbo eval`."""
+"""The settings of `elbo eval`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elbocli.core.metrics import METRICS, MetricOptions, Need, asked
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What to compute. metrics: by name, with their options. extractor '': that of saved features, else Inception.
+    """The scores to compute. metrics: by name, with their options. extractor '': that of saved features, else Inception.
 
     classes: a stream's labels, seed: of random ones. allow_mismatch: score although the reference was made in another
     way, and say so. command: for the record. save_stats, save_features: files to write of the samples.
@@ -38,5 +38,5 @@ class EvalSettings:
         return [name for name in self.metrics if what in METRICS[name].traits.needs]
 
     def least(self, name: str) -> tuple[int, int]:
-        """How many images one of its metrics needs, of the samples and of the reference."""
+        """Number of images that one of its metrics needs, of the samples and of the reference."""
         return METRICS[name].traits.least(self.metrics[name])

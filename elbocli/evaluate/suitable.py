@@ -73,7 +73,7 @@ def _check_count(source: FeatureSource, settings: EvalSettings, side: int) -> No
 def check_made_alike(
     source: FeatureSource, reference: Reference | None, extractor: Extractor | None, settings: EvalSettings
 ) -> dict[str, list[Any]]:
-    """Where samples and reference were made differently, with both values.
+    """Facts in which samples and reference were made differently, with both values.
 
     Raises DataError unless that is allowed, UsageError when a metric isn't defined for the network.
     """

@@ -1,4 +1,4 @@
-"""How images may be kept in a dataset: as plain pixels, or losslessly encoded, each image by itself."""
+"""Ways to keep images in a dataset: as plain pixels, or losslessly encoded, each image by itself."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ LARGEST_TEXT = 16 << 20
 
 
 def one_line(error: Exception, most: int = 160) -> str:
-    """What a library says of an error, in one line; its kind when it says nothing."""
+    """The words of a library on an error, in one line; its kind when it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 

@@ -16,7 +16,7 @@ from elbocli.files.atomic import told, writing
 from elbocli.files.reading import refusing
 
 SYMMETRIC = 1e-5
-"""How far a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
+"""The distance that a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a file of elbo's is and how it was made."""
+"""Descriptions of elbo's files: what each is and how it was made."""
 
 from __future__ import annotations
 

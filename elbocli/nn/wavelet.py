@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
-"""Of white noise after levels 1 and 2, along one axis: (low band, high band). A band's of an image is a product of two."""
+"""Standard deviations of white noise after levels 1 and 2, along one axis: (low band, high band). A band's of an image is a product of two."""
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge(low: Tensor, high: Tensor) -> Tensor:
-    """What split() has split."""
+    """Join what split() has split."""
     even = low - 0.25 * (high + _before(high))
     odd = high + 0.5 * (even + _after(even))
     return torch.stack([even, odd], -1).flatten(-2)
@@ -43,7 +43,7 @@ def bands(x: Tensor) -> Tensor:
 
 
 def image(x: Tensor) -> Tensor:
-    """What bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
+    """Join what bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
     ll, lh, hl, hh = x.chunk(4, 1)
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 
@@ -65,7 +65,7 @@ def dwt(x: Tensor, levels: int) -> Tensor:
 
 
 def idwt(x: Tensor, levels: int) -> Tensor:
-    """What dwt() made of an image, to within rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
+    """Undo dwt(), to within rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
     channels = x.shape[1] // 4**levels
     if levels == 1:
         return image(x / _scale(1, channels, x))

@@ -84,7 +84,9 @@ def shard(value: str) -> tuple[int, int]:
     "--latent-convention",
     type=click.Choice(list(CONVENTIONS)),
     default="diffusers",
-    help="How a network sees latents z. " + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values()) + ".",
+    help="The way in which a network sees latents z. "
+    + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values())
+    + ".",
 )
 @option("--mirror", is_flag=True, help="With --latents: also those of each mirrored image.")
 @device_options
@@ -93,7 +95,7 @@ def shard(value: str) -> tuple[int, int]:
     "--on-error",
     type=click.Choice(["stop", "skip"]),
     default="stop",
-    help="What to do with a file that is no usable image; skipped ones are listed in OUT.skipped.jsonl.",
+    help="Stop at a file that is no usable image, or skip it; skipped ones are listed in OUT.skipped.jsonl.",
 )
 @option("--no-preallocate", is_flag=True, help="Don't claim the disk beforehand, where the file system can't.")
 @overwrite_option

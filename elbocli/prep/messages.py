@@ -1,4 +1,4 @@
-"""What `elbo prep` says: what it found, what it skipped and changed, and how long it took."""
+"""The messages of `elbo prep`: what it found, what it skipped and changed, and how long it took."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from elbocli.cli.types import PATH, STREAM
 
 @click.command(cls=Command)
 @click.argument("run", type=PATH)
-@option("-o", "--out", type=PATH, default="-", help="Where the page goes; - is standard output.")
+@option("-o", "--out", type=PATH, default="-", help="The file that the page goes to; - is standard output.")
 @option(
     "--samples", type=PATH, help="Images to show by class (.h5, .npz, .npy, a folder).  [default: the last preview]"
 )

@@ -41,7 +41,7 @@ LEVEL = "noise  ←  λ  →  data"
 MARGINS = {"left": 0.15, "right": 0.955, "hspace": 0.08}
 """The same in all drawings, so that axes stand under each other."""
 RIGHT, BAR = 0.8, 0.03
-"""Of a map: where it ends, and how wide the scale of its colours beside it is."""
+"""Layout of a map: where it ends, and how wide the scale of its colours beside it is."""
 
 
 @contextmanager

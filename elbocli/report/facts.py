@@ -1,4 +1,4 @@
-"""What is known of a run, for a page or as JSON."""
+"""Facts on a run, for a page or as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class ObjectiveFacts:
-    """What was trained: weighting and schedule (None: it adapts) on logsnr low to high, and whether that is an ELBO.
+    """The objective of training: weighting and schedule (None: it adapts) on logsnr low to high, and whether that is an ELBO.
 
     rising: where the weighting rises.
     """
@@ -86,7 +86,7 @@ class RunFacts:
 
     @property
     def trained_on(self) -> Any:
-        """How many images: those held out for validation are none of them."""
+        """Number of images: those held out for validation are none of them."""
         count = self.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 

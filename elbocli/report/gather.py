@@ -35,7 +35,7 @@ class Missing(list[str]):
     """Sentences on what couldn't be told."""
 
     def asked(self, ask: Callable[..., T], *given: Any, otherwise: Any = None) -> T:
-        """What `ask` answers. An ElboError is taken for a sentence, and the answer is `otherwise`."""
+        """Return what `ask` answers. An ElboError is taken for a sentence, and the answer is `otherwise`."""
         try:
             return ask(*given)
         except ElboError as error:
@@ -108,7 +108,7 @@ def _parameters(config: dict[str, Any], run: Path) -> dict[str, int]:
 def _environment(
     run: Path, config: dict[str, Any], settings: TrainSettings, curves: dict[str, Numbers], missing: Missing
 ) -> dict[str, Any]:
-    """What is known of how it ran, with the newest checkpoint that is whole, as it says itself: its files aren't read."""
+    """Facts on how it ran, with the newest checkpoint that is whole, as it says itself: its files aren't read."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: config.get(key) for key in keys}

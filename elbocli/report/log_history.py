@@ -16,9 +16,9 @@ from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
 
 POINTS = 400
-"""Of a curve: neighbours are averaged until no more are left."""
+"""Points of a curve: neighbours are averaged until no more are left."""
 CELLS = 48
-"""Of time on a map: neighbours are added up from twice as many on."""
+"""Cells of time on a map: neighbours are added up from twice as many on."""
 Numbers = list[float | None]
 
 
@@ -67,7 +67,7 @@ def curve(columns: dict[str, Numbers], name: str) -> tuple[list[float], list[flo
 
 @dataclass
 class LogHistory:
-    """How the error at each λ went over a run: intervals of images, and the sums [3, bins] in each.
+    """The error at each λ over a run: intervals of images, and the sums [3, bins] in each.
 
     edges: of the bins of λ. images: where each interval ends.
     """
@@ -103,7 +103,7 @@ class LogHistory:
 
     @property
     def density(self) -> Tensor:
-        """Which share of an interval's draws fell on each bin, over the bin's width: [intervals, bins]."""
+        """The share of an interval's draws that fell on each bin, over the bin's width: [intervals, bins]."""
         count = torch.stack(self.sums)[:, 0]
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 

@@ -120,7 +120,7 @@ def _errors(course: LogHistory) -> Picture | None:
 
 
 def _fall(course: LogHistory) -> str:
-    """Where the error fell most, in words."""
+    """The levels at which the error fell most, in words."""
     first, last = _beginning(course), course.late(LATE)
     seen = (first[0] > 1) & (last[0] > 1) & (last[1] > 0)
     if len(course.images) < 2 or not bool(seen.any()):

@@ -1,4 +1,4 @@
-"""What was found out about a run by 'elbo eval' and 'elbo bound': their JSON, told apart by content."""
+"""Results of 'elbo eval' and 'elbo bound' on a run: their JSON, told apart by content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS: dict[tuple[str, str], type[Any]] = {
     ("bpd", "diffusion"): Bound,
     ("agree", "checks"): Theorem,
 }
-"""What a result is, by keys that it has."""
+"""Kinds of results, by keys that they have."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ResultFile(Generic[T]):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What it says beside the scores of how it came about, with what was made otherwise than the reference."""
+        """Facts beside the scores: how it came about, and what was made otherwise than the reference."""
         flat = {key: value for key, value in self.content.items() if not isinstance(value, dict | list)}
         told = {key: value for key, value in flat.items() if value not in (None, "")}
         if not isinstance(self.found, EvalResult):

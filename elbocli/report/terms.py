@@ -1,4 +1,4 @@
-"""What the names in a run's settings stand for: formula and source, as they were declared."""
+"""The meaning of the names in a run's settings: formula and source, as they were declared."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def schedule_term(schedule: Schedule | None) -> Term:
 
 
 def prediction_term(objective: Objective) -> Term:
-    """What the network outputs. Raises UsageError."""
+    """The term for what the network outputs. Raises UsageError."""
     return _term("prediction", objective.settings.prediction, objective.prediction.declared)
 
 

@@ -62,7 +62,7 @@ def read_sheet(path: Path) -> np.ndarray:
 
 
 def chosen_times(count: int) -> list[int]:
-    """Which of `count` previews are shown: the first and the last, and between them ever fewer, as less changes."""
+    """Indices of the previews, of `count`, that are shown: the first and the last, and between them ever fewer, as less changes."""
     if count <= TIMES:
         return list(range(count))
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)})

@@ -44,7 +44,7 @@ def run_plugin(path: Path) -> None:
 
 
 def plugins_run() -> list[dict[str, str]]:
-    """What config.yaml remembers of the plug-ins that were run: name and digest of each, sorted."""
+    """Name and digest of each plug-in that was run, sorted: config.yaml remembers them."""
     return sorted(_RUN.values(), key=lambda plugin: plugin["file"])
 
 

@@ -31,7 +31,7 @@ GROUPS = {
 
 @click.command(cls=Joined, groups=GROUPS)
 @click.argument("run", type=PATH)
-@option("-n", "--n", "n", type=Count(1, 10**9), default=64, help="How many images.")
+@option("-n", "--n", "n", type=Count(1, 10**9), default=64, help="Number of images.")
 @option(
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
@@ -68,7 +68,7 @@ GROUPS = {
     "guide_average",
     metavar="NAME|FILE",
     default="",
-    help="Which average of --guide, or without it of RUN itself, as --ema says it.",
+    help="The average of --guide, or without it of RUN itself, as --ema says it.",
 )
 @option(
     "--clip",

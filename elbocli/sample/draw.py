@@ -37,7 +37,7 @@ RUN = "run"
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How to draw. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
+    """Settings of a drawing. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
     under.
 
     weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
@@ -135,7 +135,7 @@ def run(
 
 
 class _Work:
-    """What is drawn, by whom, and how."""
+    """One drawing: the images, the processes, the denoiser."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
@@ -161,7 +161,7 @@ class _Work:
         self.batch = min(settings.batch, -(-settings.n // world.size))
 
     def _about(self, space: LatentSpace | None) -> dict[str, Any]:
-        """How the images are made: all that they depend on, and where it came from."""
+        """Facts on how the images are made: all that they depend on, and where it came from."""
         settings, grid = self.settings, self.grid
         return {
             "run": str(self.drawer.trained.path),

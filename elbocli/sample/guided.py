@@ -1,4 +1,4 @@
-"""What draws images: a run's network, what guides it, and how its estimates are cut."""
+"""The denoiser that draws images: a run's network, what guides it, and how its estimates are cut."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class GuidedRun:
 
 
 def _space(run: TrainedRun) -> tuple[Any, ...] | None:
-    """What two runs of latents must share; None for pixels."""
+    """Facts that two runs of latents must share; None for pixels."""
     space = latent_space(run.data, run.network.config, run.path / "config.yaml")
     return None if space is None else (space.shift, space.scale, space.autoencoder_sha256)
 

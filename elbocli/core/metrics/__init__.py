@@ -1,4 +1,4 @@
-"""What every metric is: a function of images' features, declared by name. A module here declares one each.
+"""Metrics: each is a function of images' features, declared by name. A module here declares one each.
 
 The command line, the checks, the score card and the page follow from the declaration. torch, numpy and torch-fidelity
 are imported only where a metric computes.
@@ -26,7 +26,7 @@ Value = float | list[float] | None
 
 
 class Need(Enum):
-    """What a metric needs beside the samples' moments and features."""
+    """Things that a metric may need beside the samples' moments and features."""
 
     LOGITS = "logits"
     LABELS = "labels"
@@ -35,7 +35,7 @@ class Need(Enum):
 
 
 class Role(Enum):
-    """What a number is: a result, or what belongs to one: its standard error, its spread over parts, what it tends to
+    """The role of a number: a result, or what belongs to one: its standard error, its spread over parts, what it tends to
     with infinitely many images, the interval that holds it.
     """
 
@@ -67,7 +67,7 @@ def option(help: str, *, least: int = 1, most: int = 10**6, choices: Collection[
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """How a metric is asked for. One with options of its own has a subclass, whose fields have the metadata that `option` makes.
+    """Options of a metric. One with options of its own has a subclass, whose fields have the metadata that `option` makes.
 
     seed: of what it draws at random.
     """
@@ -118,13 +118,13 @@ class Number:
         return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
-        """What people call it."""
+        """The name that people call it by."""
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricTraits:
-    """What a metric needs and how its numbers are called.
+    """Needs of a metric, and how its numbers are called.
 
     numbers: all that it may find. least: how many images of the samples and of the reference. options: its own. few:
     what few images do to it. fewer: what to do when there are too few.

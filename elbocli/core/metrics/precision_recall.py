@@ -10,7 +10,7 @@ from elbocli.errors import UsageError
 
 @dataclass(frozen=True)
 class PrcProtocol:
-    """How precision and recall are taken.
+    """A way to take precision and recall.
 
     k: neighbours. network: the only one it is defined for. most: images of the reference.
     """

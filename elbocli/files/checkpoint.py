@@ -26,6 +26,8 @@ from elbocli.files.sealed_folder import WEIGHTS, SealedFolder
 
 RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
+GONE = ("on_checkpoint",)
+"""Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 
 @dataclass(frozen=True)
@@ -131,4 +133,4 @@ def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for key in ("settings", "network", "data", "files"):
         if not isinstance(config.get(key), dict):
             raise FormatError(f"{path}: no section {key!r}")
-    return config
+    return {**config, "settings": {key: value for key, value in config["settings"].items() if key not in GONE}}

@@ -164,16 +164,6 @@ class TrainSettings:
     save_every: int = count(1000, KEPT, "Updates per checkpoint.", shown="", free=True)
     keep: int = count(2, KEPT, "Checkpoints to keep.", free=True)
     milestone_every: int = count(0, KEPT, "Updates per checkpoint that stays; 0 is none.", low=0, free=True)
-    on_checkpoint: str = setting(
-        "",
-        KEPT,
-        "Run this in a shell after each checkpoint.",
-        more="Training goes on meanwhile: $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP say of which checkpoint, and the "
-        "output goes to stderr. One at a time: of the checkpoints that come meanwhile, the newest is next. The end of "
-        "training waits for it; an interrupted or failed run ends it (SIGTERM, after 5 s SIGKILL).",
-        metavar="COMMAND",
-        free=True,
-    )
     log_every: int = count(100, KEPT, "Updates per line of the logs.", shown="")
     preview_every: int = count(5000, KEPT, "Updates per preview picture; 0 is none.", shown="", low=0, free=True)
     tensorboard: bool = setting(False, KEPT, "Also RUN/tensorboard (pip install 'elbocli[tensorboard]').", free=True)

@@ -11,9 +11,11 @@ from elbocli.cli.grouped_help import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.setting_options import setting_groups, setting_options
 from elbocli.cli.types import PATH, Count, Duration, Number
-from elbocli.run.train_settings import RUN
+from elbocli.run.train_settings import KEPT, RUN
 
 PLANNING = ("dry_run", "devices", "device_tflops")
+TYPED = ("out", "on_checkpoint")
+"""Options that no file may say: where to write, and what to run. Anyone may have written the file."""
 
 
 def _typed(value: Any) -> str:
@@ -36,7 +38,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             run = checked_config(content, path)
             network = run["network"]
             shown = {"dropout": network.get("dropout"), "conditional": bool(network.get("num_classes"))}
-            content = {**run["settings"], **shown}
+            said = {key: value for key, value in content["settings"].items() if key in TYPED and value}
+            content = {**run["settings"], **shown, **said}
     except ElboError as error:
         raise click.UsageError(str(error), ctx) from error
     # A file names no other file to read settings from (--config) and none to run (--plugin): these expose no value.
@@ -48,6 +51,12 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     values: dict[str, Any] = {}
     for written, value in content.items():
         key = written.replace("-", "_")
+        if key in TYPED:
+            raise click.UsageError(
+                f"{path}: {key} is taken from the command line or $ELBO_TRAIN_{key.upper()} alone, and from no file; "
+                f"leave it out there, and give --{key.replace('_', '-')}",
+                ctx,
+            )
         if key not in known:
             raise click.UsageError(f"{path}: unknown setting {key!r}; known: {', '.join(sorted(known))}", ctx)
         if key in values:
@@ -68,6 +77,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 GROUPS = setting_groups()
 GROUPS[RUN] = ["out", "config", "plugin", *GROUPS[RUN]]
+GROUPS[KEPT].append("on_checkpoint")
 GROUPS["Plan, without training"] = [*PLANNING]
 
 
@@ -84,6 +94,15 @@ GROUPS["Plan, without training"] = [*PLANNING]
 )
 @setting_options
 @option(
+    "--on-checkpoint",
+    metavar="COMMAND",
+    default="",
+    help="Run this in a shell after each checkpoint.",
+    more="Training goes on meanwhile: $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP say of which checkpoint, and the output goes to "
+    "stderr. One at a time: of the checkpoints that come meanwhile, the newest is next. The end of training waits for it; an "
+    "interrupted or failed run ends it (SIGTERM, after 5 s SIGKILL). No file can say it: neither a preset nor --config.",
+)
+@option(
     "--dry-run",
     is_flag=True,
     help="Print what would run, need and fit; then stop.",
@@ -94,7 +113,7 @@ GROUPS["Plan, without training"] = [*PLANNING]
 @option("--device-tflops", type=Number(0, above=True), help="10^12 operations a second, of each; adds days.")
 @plugin_option
 @common
-def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
+def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **options: Any) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
 
     Without DATA.h5, the dataset is $ELBO_DATA, else the only one in this folder. Options not given come from
@@ -125,7 +144,7 @@ def train(data: Path | None, out: Path, dry_run: bool, **options: Any) -> None:
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        show(loop.run(dataset, out, resolved, world, command_line()))
+        show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
     if world.first:
         click.echo(out)
 

@@ -31,12 +31,17 @@ from elbocli.train.step import rehearse, update
 
 
 def run(
-    dataset: Dataset, out: Path, resolved: Resolved, world: World | None = None, command: str = ""
+    dataset: Dataset,
+    out: Path,
+    resolved: Resolved,
+    world: World | None = None,
+    command: str = "",
+    on_checkpoint: str = "",
 ) -> Iterator[Progress]:
     """Train until `steps`, going on where an earlier run of the same settings stopped.
 
-    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. Raises UsageError
-    (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
+    Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
+    to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
     allow_tf32(resolved.settings.tf32)
@@ -52,7 +57,7 @@ def run(
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                yield from _Training(state, out, signals, status, saver, stack).reports()
+                yield from _Training(state, out, signals, status, saver, stack, on_checkpoint).reports()
         except BaseException as error:
             saver.close()
             if status is not None:
@@ -66,13 +71,20 @@ class _Training:
     """One start of a run, from its last checkpoint to wherever it ends."""
 
     def __init__(
-        self, state: TrainState, out: Path, signals: Signals, status: Status | None, saver: Saver, stack: ExitStack
+        self,
+        state: TrainState,
+        out: Path,
+        signals: Signals,
+        status: Status | None,
+        saver: Saver,
+        stack: ExitStack,
+        on_checkpoint: str,
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
         self.pending: list[Progress] = []
-        self.hook = CheckpointHook(self.settings.on_checkpoint if self.world.first else "", out, self._warn)
+        self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
             self.recorder = Recorder(state, out, self._restore(), self._warn)

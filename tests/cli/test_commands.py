@@ -155,6 +155,17 @@ def test_nonsense_options_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+RUN_THAT_RUNS = """
+format: elbo-run
+version: 1
+settings: {on_checkpoint: touch hacked, steps: 1}
+network: {}
+data: {}
+files: {}
+"""
+"""A run's config.yaml of a version that kept the command there."""
+
+
 @pytest.mark.parametrize(
     ("content", "code", "words"),
     [
@@ -175,6 +186,9 @@ def test_nonsense_options_are_refused(
         ("ema: [0.9, [1]]\n", 2, ["ema is a list"]),
         ("- lr\n", 2, ["expected 'key: value' lines"]),
         ("lr: {\n", 2, ["not usable YAML"]),
+        ("on_checkpoint: touch hacked\n", 2, ["c.yaml: on_checkpoint is taken from the command line", "no file"]),
+        (RUN_THAT_RUNS, 2, ["c.yaml: on_checkpoint is taken from the command line", "no file"]),
+        ("out: elsewhere\n", 2, ["c.yaml: out is taken from the command line or $ELBO_TRAIN_OUT alone"]),
         ("lr: !!python/object/apply:os.system ['touch hacked']\n", 2, ["not usable YAML"]),
     ],
 )
@@ -184,6 +198,32 @@ def test_a_bad_config_is_refused(
     (tmp_path / "c.yaml").write_text(content)
     check(elbo("train", digits, "--config", "c.yaml", cwd=tmp_path), code, *words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
+
+
+def test_a_preset_runs_nothing(elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path) -> None:
+    said = preset.read_text().replace("steps: 40", "steps: 1, on_checkpoint: touch hacked")
+    (tmp_path / "stranger.yaml").write_text(said)
+    check(elbo("train", digits, "--preset", "stranger.yaml", cwd=tmp_path), 1, "unknown setting 'on_checkpoint'")
+    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
+
+
+def test_a_command_for_checkpoints_comes_from_the_command_line_or_the_environment(
+    elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    line = ("train", digits, "--preset", preset, "--save-every", 1, "--steps")
+    check(elbo(*line, 1, "--on-checkpoint", "touch $ELBO_STEP", cwd=tmp_path), 0)
+    check(elbo(*line, 2, cwd=tmp_path, env={"ELBO_TRAIN_ON_CHECKPOINT": "touch $ELBO_STEP-env"}), 0)
+    check(elbo(*line, 3, cwd=tmp_path), 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2-env", "run"]
+    import yaml
+
+    config = tmp_path / "run" / "config.yaml"
+    kept = yaml.safe_load(config.read_text())
+    assert "on_checkpoint" not in kept["settings"]
+    kept["settings"]["on_checkpoint"] = "touch hacked"  # as an earlier version kept it
+    config.write_text(yaml.safe_dump(kept))
+    check(elbo(*line, 4, cwd=tmp_path), 0)
+    assert not (tmp_path / "hacked").exists()
 
 
 def test_a_runs_config_shows_classes_as_the_run_did(

@@ -139,7 +139,7 @@ def test_strings_of_strangers_are_shown_as_text(copy: Path, tmp_path: Path) -> N
     config = strict_yaml.read(copy / "config.yaml")
     config |= {"command": HOSTILE, "device_name": HOSTILE, "torch_version": HOSTILE}
     config["data"] |= {"class_names": names, "path": HOSTILE, "payload_sha256": HOSTILE}
-    config["settings"] |= {"weighting": HOSTILE, "on_checkpoint": HOSTILE}
+    config["settings"] |= {"weighting": HOSTILE, "val": HOSTILE}
     (copy / "config.yaml").write_text(strict_yaml.dump(config))
     scores = {
         f"frechet_distance[{HOSTILE}]": 1.0,

@@ -576,9 +576,9 @@ def test_milestones_and_what_a_command_uses_stay(digits: Path, preset: Path, tmp
     resolved = small(digits, preset, steps=40, save_every=4, keep=2, milestone_every=10)
     list(reports(digits, tmp_path / "run", resolved))
     assert steps_of(tmp_path / "run") == [10, 20, 30, 36, 40]
-    options = {"on_checkpoint": f"cat > /dev/null; sleep 1; ls $ELBO_CHECKPOINT >> {tmp_path}/seen"}
-    resolved = small(digits, preset, steps=40, save_every=4, keep=1, **options)
-    list(reports(digits, tmp_path / "held", resolved))
+    command = f"cat > /dev/null; sleep 1; ls $ELBO_CHECKPOINT >> {tmp_path}/seen"
+    resolved = small(digits, preset, steps=40, save_every=4, keep=1)
+    list(loop.run(Dataset(digits), tmp_path / "held", resolved, on_checkpoint=command))
     assert (tmp_path / "seen").read_text().count("model.safetensors") >= 2
     assert status_of(tmp_path / "held")["state"] == "done"
 

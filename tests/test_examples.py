@@ -27,8 +27,8 @@ def start(tmp_path: Path) -> Any:
     fake(tmp_path, "elbo", f'exec {sys.executable} -m elbocli "$@"')
 
     def run(script: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        kept = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith(("ELBO_", "SLURM_"))}
-        environment = {**kept, "PATH": f"{tmp_path / 'bin'}:{HERE}", **variables}
+        own = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith(("ELBO_", "SLURM_"))}
+        environment = {**own, "ELBO_DEVICE": "cpu", "PATH": f"{tmp_path / 'bin'}:{HERE}", **variables}
         line = [script.read_text().splitlines()[0].removeprefix("#!").split()[-1].rpartition("/")[2], str(script)]
         return subprocess.run(
             [*line, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False

@@ -131,4 +131,9 @@ def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for key in ("settings", "network", "data", "files"):
         if not isinstance(config.get(key), dict):
             raise FormatError(f"{path}: no section {key!r}")
+    settings = config["settings"]
+    # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
+    faster = settings.pop("tf32", False) and not str(config.get("device_name")).startswith("cpu")
+    if faster and settings.get("precision") == "fp32":
+        settings["precision"] = "tf32"
     return config

@@ -58,10 +58,10 @@ class CudaDefaults:
         if step == first:
             if self.settings.nccl_timeout:
                 self.world.limit_waits(timedelta(seconds=self.settings.nccl_timeout))
-            if self._collects:
-                gc.freeze()  # what is there by now stays: weights, compiled code, modules
-        if self._collects and step % min(self.settings.log_every, GC_EVERY) == 0:
+        if self._collects and (step == first or step % min(self.settings.log_every, GC_EVERY) == 0):
             gc.collect()
+            if step == first:
+                gc.freeze()  # what is there by now stays: weights, compiled code, modules
 
 
 @contextmanager

@@ -245,9 +245,9 @@ def test_a_preset_says_truly_or_not_that_it_is_for_a_gpu(resolved):
 
 
 def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(digits, preset):
-    go_on = lambda **options: resolve(  # noqa: E731
-        {"preset": str(preset), **options}, Dataset(digits), {"precision": "bf16"}
-    ).settings.precision
+    def go_on(**options):
+        return resolve({"preset": str(preset), **options}, Dataset(digits), {"precision": "bf16"}).settings.precision
+
     assert go_on() == go_on(device="cuda") == "bf16" and go_on(precision="fp32") == "fp32"
 
 

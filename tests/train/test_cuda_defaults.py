@@ -60,7 +60,7 @@ def test_cudnn_tries_its_kernels_while_training(on: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log_every", "wanted"), [(10, [10, 20, 30]), (7, [7, 14, 21, 28]), (5000, [1000, 2000, 3000])]
+    ("log_every", "wanted"), [(10, [4, 10, 20, 30]), (7, [4, 7, 14, 21, 28]), (5000, [4, 1000, 2000, 3000])]
 )
 def test_garbage_is_collected_at_set_steps_alone(log_every: int, wanted: list[int], collected: list[int]) -> None:
     own = defaults(log_every=log_every)

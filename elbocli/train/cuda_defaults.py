@@ -55,9 +55,8 @@ class CudaDefaults:
 
     def after(self, step: int, first: int) -> None:
         """Do what is due after a step. first: the first one of this start of the run."""
-        if step == first:
-            if self.settings.nccl_timeout:
-                self.world.limit_waits(timedelta(seconds=self.settings.nccl_timeout))
+        if step == first and self.settings.nccl_timeout:
+            self.world.limit_waits(timedelta(seconds=self.settings.nccl_timeout))
         if self._collects and (step == first or step % min(self.settings.log_every, GC_EVERY) == 0):
             gc.collect()
             if step == first:

@@ -88,6 +88,15 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
+def extend_segments() -> None:
+    """Let CUDA's allocator extend its segments, which leaves fewer gaps, unless the user has said how it allocates.
+
+    Must come before torch is imported.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank.
 
@@ -148,6 +157,7 @@ def main() -> None:
     if COMPLETE in os.environ:
         sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
     share_cores()
+    extend_segments()
     code = run()
     try:
         sys.stdout.flush()

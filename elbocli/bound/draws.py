@@ -16,7 +16,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
 from elbocli.errors import NonFiniteError
-from elbocli.runtime.device import autocast
+from elbocli.runtime.device import Precision
 from elbocli.train.batches import normalised
 
 
@@ -58,7 +58,7 @@ class MeasuredNetwork:
     """A network, what it outputs, and the range of logsnr that it is asked about.
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its
-    inputs at a time. precision: fp32, bf16 or fp16, by autocast. name: for messages.
+    inputs at a time. precision: by the name that Precision has. name: for messages.
     """
 
     network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -89,7 +89,7 @@ class MeasuredNetwork:
         self, images: Images, logsnr: Tensor, weighting: Weighting, schedule: Schedule, noise: Stream
     ) -> tuple[Tensor, Tensor]:
         """(loss, error) at each logsnr."""
-        each = logsnr[0].numel()
+        each, precision = logsnr[0].numel(), Precision(self.precision, self.device)
         x = normalised(images.pixels, self.device)
         labels = None if images.labels is None else images.labels.to(self.device)
         parts = []
@@ -99,7 +99,7 @@ class MeasuredNetwork:
             eps = noise.normal(indices, (*x.shape[2:], x.shape[1])).to(self.device, non_blocking=True)
             c = step_coefficients(logsnr.flatten()[part], weighting, schedule, self.prediction, self.device)
             given = None if labels is None else labels[image]
-            with autocast(self.device, self.precision):
+            with precision.applied(), precision.autocast():
                 parts.append(torch.stack(denoising_losses(self.network, x[image], eps.permute(0, 3, 1, 2), given, c)))
         loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
         if not bool(loss.isfinite().all()):

@@ -24,7 +24,7 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.device import choose_device
+from elbocli.runtime.device import Precision, choose_device
 
 DEFAULT_IMAGES = 1000
 ALL = 10**12
@@ -66,6 +66,11 @@ class Measurement:
     low: float
     high: float
     device: torch.device
+
+    @property
+    def precision(self) -> Precision:
+        """The network's."""
+        return Precision(self.settings.precision, self.device)
 
     @property
     def dimensions(self) -> int:
@@ -135,7 +140,7 @@ class Measurement:
             "dimensions": self.dimensions,
             "logsnr_min": self.low,
             "logsnr_max": self.high,
-            "precision": self.settings.precision,
+            "precision": str(self.precision),
             "seed": self.settings.seed,
             "elbo_version": __version__,
         }

@@ -26,7 +26,7 @@ from elbocli.files.sealed_folder import WEIGHTS, SealedFolder
 
 RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
-GONE = ("on_checkpoint",)
+GONE = ("on_checkpoint", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 
@@ -133,4 +133,9 @@ def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for key in ("settings", "network", "data", "files"):
         if not isinstance(config.get(key), dict):
             raise FormatError(f"{path}: no section {key!r}")
-    return {**config, "settings": {key: value for key, value in config["settings"].items() if key not in GONE}}
+    settings = {key: value for key, value in config["settings"].items() if key not in GONE}
+    # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
+    faster = config["settings"].get("tf32", False) and not str(config.get("device_name")).startswith("cpu")
+    if faster and settings.get("precision") == "fp32":
+        settings["precision"] = "tf32"
+    return {**config, "settings": settings}

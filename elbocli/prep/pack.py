@@ -143,6 +143,8 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
     yield from introduced(source, sources, settings.decode_options, complaints)
+    if encoder is not None:
+        yield Progress(message=f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
     shard_of = _fingerprint(every, settings, encoder)
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
     copies = 1 if encoder is None else encoder.copies

@@ -41,6 +41,13 @@ def _check(out: Path, resolved: Resolved) -> None:
         raise UsageError(f"{out}: exists and is not a run; choose another -o")
 
 
+def settings_before(out: Path) -> dict[str, Any]:
+    """Settings of the run that the folder holds, which may be no run yet. Raises FormatError."""
+    with told(out):
+        found: dict[str, Any] = store.read_config(out)["settings"] if (out / "config.yaml").exists() else {}
+    return found
+
+
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> None:
     """Make the folder this process's alone until the stack ends, and this run's.
 

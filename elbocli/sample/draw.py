@@ -24,7 +24,7 @@ from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.device import autocast, choose_device, sent
+from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
@@ -91,9 +91,11 @@ def draw(
             look()
         return denoiser(z, logsnr)
 
-    with autocast(device, settings.precision):
-        x = walk(settings.sampler, noise(), grid, watched, noise)
-    return output.pixels(x)
+    precision = Precision(settings.precision, device)
+    with precision.applied():
+        with precision.autocast():
+            x = walk(settings.sampler, noise(), grid, watched, noise)
+        return output.pixels(x)
 
 
 def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
@@ -139,6 +141,7 @@ class _Work:
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
+        self.precision = Precision(settings.precision, world.device)
         trained, config = drawer.trained, drawer.trained.network.config
         self.steps = settings.steps or settings.sampler.usual.steps
         spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
@@ -176,7 +179,7 @@ class _Work:
             **self.drawer.about,
             "classes": settings.classes,
             "seed": settings.seed,
-            "precision": settings.precision,
+            "precision": str(self.precision),
             **({} if space is None else space.attributes()),
             "elbo_version": __version__,
             "command": settings.command,
@@ -230,7 +233,7 @@ class _Work:
         trained, grid = self.drawer.trained, self.grid
         return (
             f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {self.settings.sampler.spec}, "
-            f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}"
+            f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}; {self.world.device}, {self.precision}"
             + (f"; {self.world.size} processes" if self.world.size > 1 else "")
             + (f"; going on after {start} images" if start else "")
         )

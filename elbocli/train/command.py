@@ -121,7 +121,7 @@ def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **opt
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.dataset import Dataset, find_dataset
-    from elbocli.run import settings
+    from elbocli.run import folder, settings
     from elbocli.runtime.processes import joined
     from elbocli.train import held_out, loop
     from elbocli.train import tensorboard as board
@@ -138,7 +138,7 @@ def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **opt
                 data = find_dataset(Path())
                 say(f"dataset {data}, the only one here")
             dataset = Dataset(data, latents=True)
-            resolved = settings.resolve(options, dataset)
+            resolved = settings.resolve(options, dataset, folder.settings_before(out))
             if resolved.settings.tensorboard:
                 board.require()
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)

@@ -19,11 +19,12 @@ from elbocli.files.retention import due, kept, step_of
 from elbocli.nn.networks import count_parameters
 from elbocli.run.folder import Status, claim
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import allow_tf32, choose_device, name_of, precision_of
+from elbocli.runtime.device import choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import ASKED, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.train.checkpoint_hook import CheckpointHook
+from elbocli.train.cuda_defaults import CudaDefaults
 from elbocli.train.recorder import Recorder
 from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
@@ -41,11 +42,13 @@ def run(
     """Train until `steps`, going on where an earlier run of the same settings stopped.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
-    to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
+    to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError,
+    Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
-    allow_tf32(resolved.settings.tf32)
     with ExitStack() as stack:
+        defaults = CudaDefaults(resolved.settings, world)
+        stack.enter_context(defaults.applied())
         signals = stack.enter_context(catching_signals())
         with world.together():
             if world.first:
@@ -57,7 +60,8 @@ def run(
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                yield from _Training(state, out, signals, status, saver, stack, on_checkpoint).reports()
+                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint)
+                yield from training.reports()
         except BaseException as error:
             saver.close()
             if status is not None:
@@ -73,6 +77,7 @@ class _Training:
     def __init__(
         self,
         state: TrainState,
+        defaults: CudaDefaults,
         out: Path,
         signals: Signals,
         status: Status | None,
@@ -81,6 +86,7 @@ class _Training:
         on_checkpoint: str,
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
+        self.defaults = defaults
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
         self.pending: list[Progress] = []
@@ -123,7 +129,7 @@ class _Training:
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
             f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
-            f"{precision_of(state.device, settings.precision)}; "
+            f"{self.defaults.precision}; "
             f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
             f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
         )
@@ -133,7 +139,10 @@ class _Training:
         state, settings = self.state, self.settings
         yield from self._messages()
         yield Progress(state.steps_done, settings.steps, "step", self._introduction())
+        if told := str(self.defaults):
+            yield Progress(message=f"on {name_of(state.device)}: {told}")
         self._tell_status("running")
+        first = state.steps_done + 1
         rehearse(state)
         while state.steps_done < settings.steps:
             reason = self._reason_to_end()
@@ -142,6 +151,7 @@ class _Training:
                 return
             update(state)
             step = state.steps_done
+            self.defaults.after(step, first)
             values = self.recorder.after(step)
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):

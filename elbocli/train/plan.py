@@ -14,7 +14,7 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.networks import NetworkConfig, build, count_parameters, declaration_of
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import PARALLELS
-from elbocli.runtime.device import PRECISIONS, choose_device
+from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
 from elbocli.train.memory import StepMemory, measure_step
 
 FLOAT = 4
@@ -78,7 +78,7 @@ class Plan:
                 f"a batch of {resolved.settings.batch} images can't be shared by {devices} devices; raise --batch"
             )
         self.settings, self.network, self.devices = resolved.settings, resolved.network, devices
-        name = self.settings.device
+        name = meant_by(self.settings.device)
         self.device = "cuda" if name.split(":")[0] == "cuda" else choose_device(name).type  # plans for CUDA need none
         self.weights = Weights.of(self.network)
         self.share = -(-self.settings.batch // devices)
@@ -86,8 +86,7 @@ class Plan:
 
     def step_memory(self, recompute: bool, cuda: bool) -> StepMemory:
         """Return the memory and operations of a step. recompute: with activation checkpointing. cuda: as on CUDA."""
-        precision = self.settings.precision
-        return measure_step(self.network, precision, recompute=recompute, cuda=cuda and precision != "fp32")
+        return measure_step(self.network, self.settings.precision, recompute=recompute, cuda=cuda)
 
     @property
     def passes(self) -> int:

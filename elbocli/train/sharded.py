@@ -29,7 +29,7 @@ class Sharded:
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
         # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
         policy = MixedPrecisionPolicy(
-            param_dtype=PRECISIONS[precision] if precision != "fp32" else None,
+            param_dtype=None if PRECISIONS[precision] == torch.float32 else PRECISIONS[precision],
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )

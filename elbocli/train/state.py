@@ -19,7 +19,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import build
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import autocast, choose_device
+from elbocli.runtime.device import Precision, choose_device
 from elbocli.runtime.processes import World
 from elbocli.train.batches import Batches
 from elbocli.train.micro_batch import micro_batch, split
@@ -63,8 +63,8 @@ class TrainState:
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
         self.ema = Averages(resolved.objective.averages, self.live)
         self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
-        precision, share = autocast(self.device, settings.precision), math.ceil(settings.batch / world.size)
-        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, precision)
+        share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()
+        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, autocast)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)

@@ -9,7 +9,7 @@ from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.runtime.device import autocast, seed_dropout
+from elbocli.runtime.device import Precision, seed_dropout
 from elbocli.train.batches import Batches
 from elbocli.train.state import TrainState
 
@@ -36,7 +36,7 @@ def step_losses(
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.dropout_seed(step, part))
-    with autocast(device, settings.precision):
+    with Precision(settings.precision, device).autocast():
         loss, eps_error = denoising_losses(network, x, eps, labels, c, settings.multiscale)
     return loss, eps_error, c.logsnr
 

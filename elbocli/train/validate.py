@@ -23,7 +23,7 @@ from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import LATENTS
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import autocast, sent
+from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import Posterior, normalised
 from elbocli.train.held_out import HeldOut
 
@@ -115,7 +115,7 @@ class Validation:
         logsnr = self.schedule.logsnr(self._t[places]).flatten()
         c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, self.device)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
-        with autocast(self.device, self.settings.precision):
+        with Precision(self.settings.precision, self.device).autocast():
             return torch.stack(denoising_losses(network, x, eps, labels, c, self.settings.multiscale))
 
     def _read(self, places: np.ndarray) -> np.ndarray:

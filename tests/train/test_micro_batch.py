@@ -10,7 +10,7 @@ import torch
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
-from elbocli.runtime.device import autocast
+from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import ALONE
 from elbocli.train import micro_batch
 from elbocli.train.state import TrainState
@@ -59,7 +59,7 @@ def test_gradients_of_a_part_lie_beside_the_next(digits: Path, preset: Path, mon
     state = TrainState(resolved, Dataset(digits))
     there: list[int] = []
     state.network.register_forward_pre_hook(lambda *_: there.append(len(state.spread.gradients())))
-    micro_batch.passes(state.spread, resolved.network, ALONE, 2, autocast(state.device, "fp32"))
+    micro_batch.passes(state.spread, resolved.network, ALONE, 2, Precision("fp32", state.device).autocast())
     assert there == [0, len(state.spread.pieces)]
     assert not state.spread.gradients()
 
@@ -74,7 +74,7 @@ import group, torch
 from pathlib import Path
 from elbocli.files.dataset import Dataset
 from elbocli.train import micro_batch as fit
-from elbocli.runtime.device import autocast
+from elbocli.runtime.device import Precision
 from elbocli.run.settings import resolve
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
@@ -83,7 +83,7 @@ def work(world):
     resolved = resolve({{"preset": {str(preset)!r}, "parallel": {parallel!r}}}, dataset)
     state = TrainState(resolved, dataset, world)
     def used(count):
-        fit.passes(state.spread, resolved.network, world, count, autocast(world.device, "fp32"))
+        fit.passes(state.spread, resolved.network, world, count, Precision("fp32", world.device).autocast())
         if world.rank == 1 and count > 5:
             raise torch.OutOfMemoryError
         return 10 * count

@@ -21,7 +21,7 @@ from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
 from elbocli.run import preset_data, settings
-from elbocli.runtime.device import autocast
+from elbocli.runtime.device import Precision
 from elbocli.train import plan
 from elbocli.train.memory import measure_step
 from elbocli.train.plan import Plan, Way, Weights
@@ -46,7 +46,7 @@ def one_pass(network, config, batch, precision):
     labels = torch.zeros(batch, dtype=torch.int64) if config.num_classes else None
     rows = torch.zeros(8, batch)
     c = StepCoefficients(*rows[:5].view(5, -1, 1, 1, 1), *rows[5:])
-    with autocast(torch.device("cpu"), precision):
+    with Precision(precision, torch.device("cpu")).autocast():
         loss, _ = denoising_losses(network, x, torch.zeros_like(x), labels, c)
     loss.mean().backward()
 

@@ -107,12 +107,14 @@ class Conditioning(nn.Module):
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
         weight, bias = self.first.weight, self.first.bias
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        # bf16 can't hold the digits of λ that tell neighbouring levels apart, and neither can TF32, in which CUDA may
+        # multiply float32, but never float64. Meta tensors know no autocast. Weights that are sharded come in the lower
+        # precision.
+        kept = torch.promote_types(weight.dtype, torch.float32)
+        wide = torch.float64 if logsnr.is_cuda else kept
         code = self.code(logsnr).to(wide)
-        # bf16 can't hold the digits of λ that tell neighbouring levels apart; meta tensors know no autocast. Weights
-        # that are sharded come in the lower precision.
         with nullcontext() if code.is_meta else torch.autocast(code.device.type, enabled=False):
-            code = F.linear(code, weight.to(wide), bias.to(wide))
+            code = F.linear(code, weight.to(wide), bias.to(wide)).to(kept)
         code = self.second(F.silu(code))
         if self.classes is not None and labels is not None:
             named = (labels >= 0).to(code.dtype)[:, None]

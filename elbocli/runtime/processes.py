@@ -25,6 +25,10 @@ PATIENCE = timedelta(minutes=30)
 JOIN = timedelta(minutes=10)
 """Time that it waits for them to be there at all: imports over a network take long."""
 POLL_S = 0.02
+_kept: list[Any] = []
+"""Groups that were joined. To free one is to wait for its thread, and that may be waiting for Python's lock to free a
+tensor: a failed DDP run, freed with its traceback just after an exchange, then never ended (torch 2.13).
+"""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ def joined(device: str = "auto") -> Iterator[World]:
     with telling_lost():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+    _kept.append(dist.group.WORLD)
     try:
         with telling_lost():
             yield World(rank, size, chosen)

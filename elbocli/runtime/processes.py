@@ -26,6 +26,10 @@ JOIN = timedelta(minutes=10)
 """Time that it waits for them to be there at all: imports over a network take long. On CUDA also for what they compute,
 until the first step: compiling takes long."""
 POLL_S = 0.02
+_kept: list[Any] = []
+"""Groups that were joined. To free one is to wait for its thread, and that may be waiting for Python's lock to free a
+tensor: a failed DDP run, freed with its traceback just after an exchange, then never ended (torch 2.13).
+"""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         dist.init_process_group(store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE, **how)
         world = World(rank, size, chosen)
         world.limit_waits(JOIN)
+    _kept.append(dist.group.WORLD)
     try:
         with telling_lost():
             yield world

@@ -16,6 +16,7 @@ from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import PARALLELS
 from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
 from elbocli.train.memory import StepMemory, measure_step
+from elbocli.train.micro_batch import count_parts
 
 FLOAT = 4
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
@@ -90,8 +91,8 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Micro-batches per device and step: as even as can be. Automatic ones are the whole share."""
-        return -(-self.share // (self.settings.micro_batch or self.share))
+        """Micro-batches per device and step, as training counts them. Automatic ones are the whole share."""
+        return count_parts(self.settings.batch, self.devices, self.settings.micro_batch or self.share)
 
     @property
     def micro_batch(self) -> int:

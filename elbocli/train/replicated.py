@@ -7,7 +7,9 @@ it was, and a run may go on under the other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +21,13 @@ from elbocli.runtime.processes import World
 
 if TYPE_CHECKING:
     from elbocli.train.sharded import Sharded
+
+
+def empty_copy(network: Network, device: torch.device) -> Network:
+    """Return a copy of a network whose weights are on a device and have no values."""
+    # Only what deepcopy finds here is not copied. Buffers must be: made-up indices can end a CUDA device's work for good.
+    weights = {id(p): nn.Parameter(torch.empty_like(p, device=device), p.requires_grad) for p in network.parameters()}
+    return deepcopy(network, weights)
 
 
 class Replica:
@@ -35,6 +44,13 @@ class Replica:
             devices = [world.device] if world.device.type == "cuda" else None
             forward = DistributedDataParallel(forward, devices, gradient_as_bucket_view=True)
         self.forward = forward
+
+    def stand_ins(self) -> Callable[[], nn.Module]:
+        """Return a maker of networks that take as much memory as this one while they work, and need no other process.
+
+        Every process must ask. What they compute means nothing.
+        """
+        return lambda: empty_copy(self.network, self.world.device)
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a part of a batch: gradients are averaged over processes with the last."""

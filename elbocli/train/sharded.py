@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from elbocli.nn.networks import Network
 from elbocli.runtime.device import PRECISIONS
 from elbocli.runtime.processes import World
+from elbocli.train.replicated import empty_copy
 
 SHAPES = 8
 """Ways to call a unit, for each of which it is compiled: the parts of a batch, validation, previews."""
@@ -28,18 +31,29 @@ class Sharded:
         self.network = self.forward = network
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
         # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
-        policy = MixedPrecisionPolicy(
+        self._policy = MixedPrecisionPolicy(
             param_dtype=None if PRECISIONS[precision] == torch.float32 else PRECISIONS[precision],
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
         self.shapes = [parameter.shape for parameter in network.parameters()]
-        for unit in compiled(network.units()) if compile else network.units():
-            fully_shard(unit, mesh=self.mesh, mp_policy=policy)
-        fully_shard(network, mesh=self.mesh, mp_policy=policy)
+        self._outline = empty_copy(network, torch.device("meta"))  # sharded networks can't be copied
+        if compile:
+            compiled(network.units())
+        shard(network, self.mesh, self._policy)
         self.names = [name for name, _ in network.named_parameters()]
         self._sharded: list[Any] = list(network.parameters())
         self.pieces = [nn.Parameter(parameter.detach().to_local()) for parameter in self._sharded]
+
+    def stand_ins(self) -> Callable[[], nn.Module]:
+        """See Replica. Their gathered weights are whatever was in memory: nothing is exchanged for them."""
+        import torch.testing._internal.distributed.fake_pg  # makes the backend "fake" known
+
+        # Meshes of the same processes are one to torch's caches, unless they have a name.
+        silent = DeviceMesh.from_group(
+            dist.new_group(backend="fake"), self.world.device.type, mesh_dim_names=("stand_in",)
+        )
+        return lambda: shard(empty_copy(self._outline, torch.device("cpu")), silent, self._policy)
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """See Replica; but every part's gradients are shared out at once: whole ones are what sharding saves."""
@@ -72,6 +86,13 @@ class Sharded:
         """See Replica."""
         parts = whole.chunk(self.world.size)
         return parts[self.world.rank] if self.world.rank < len(parts) else whole[:0]
+
+
+def shard(network: Network, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> Network:
+    """Shard a network over a mesh, unit by unit and what is outside them, and return it."""
+    for module in (*network.units(), network):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    return network
 
 
 def compiled(units: list[nn.Module]) -> list[nn.Module]:

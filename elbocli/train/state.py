@@ -22,7 +22,7 @@ from elbocli.run.settings import Resolved
 from elbocli.runtime.device import Precision, choose_device
 from elbocli.runtime.processes import World
 from elbocli.train.batches import Batches
-from elbocli.train.micro_batch import micro_batch, split
+from elbocli.train.micro_batch import gauge_of, micro_batch, split
 from elbocli.train.nonfinite import Findings, Guard, GuardState
 from elbocli.train.replicated import distribute
 
@@ -64,7 +64,8 @@ class TrainState:
         self.ema = Averages(resolved.objective.averages, self.live)
         self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
         share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()
-        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, autocast)
+        gauge = gauge_of(self.device)
+        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, autocast, gauge)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)

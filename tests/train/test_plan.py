@@ -22,8 +22,10 @@ from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
 from elbocli.run import preset_data, settings
 from elbocli.runtime.device import Precision
+from elbocli.runtime.processes import World
 from elbocli.train import plan
 from elbocli.train.memory import measure_step
+from elbocli.train.micro_batch import split
 from elbocli.train.plan import Plan, Way, Weights
 
 HERE = Path(__file__).parent
@@ -155,6 +157,14 @@ def test_parts_of_a_batch_share_out_their_gradients_at_once():
     spread = plan_of(batch=64, devices=4, parallel="fsdp", micro_batch=5)
     assert (spread.share, spread.passes, spread.micro_batch) == (16, 4, 4)
     assert spread.memory()["gradients"] == spread.memory()["weights"]
+
+
+@pytest.mark.parametrize(("batch", "devices", "most"), [(60, 4, 4), (64, 4, 5), (17, 1, 16), (14, 2, 3), (14, 4, 0)])
+def test_parts_are_those_of_training(batch, devices, most):
+    planned = plan_of(batch=batch, devices=devices, micro_batch=most)
+    parts = [split(World(rank, devices), batch, most or batch) for rank in range(devices)]
+    assert {len(mine) for mine in parts} == {planned.passes}
+    assert max(len(part) for mine in parts for part in mine) == planned.micro_batch
 
 
 def test_what_fits_is_what_the_parts_add_up_to():

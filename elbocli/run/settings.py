@@ -103,6 +103,8 @@ def _check_kinds(written: dict[str, Any], where: object) -> None:
     """Raise FormatError for a setting in a file that isn't of its kind, or no finite number."""
     for key in set(written) & set(SETTINGS):
         value = written[key]
+        if value is None and SETTINGS[key].stored and getattr(TrainSettings, key) is None:
+            continue  # the device will decide
         if type(value) not in KINDS[KIND[key]] or (isinstance(value, float) and not math.isfinite(value)):
             raise FormatError(f"{where}: {key} is {value!r}, expected {KIND[key]}")
 

@@ -129,7 +129,16 @@ class TrainSettings:
     )
     precision: str = setting("fp32", SPEED, "Autocast; changes rounding.", choices=PRECISIONS)
     tf32: bool = setting(True, SPEED, "Fast fp32 on CUDA, with 10-bit mantissas.", free=True)
-    compile: bool = setting(False, SPEED, "torch.compile the network.", free=True)
+    compile: bool | None = setting(
+        None,
+        SPEED,
+        "torch.compile the network.",
+        more="A minute or more at first, then faster. Where the compiler lacks something (Triton, a C compiler), training "
+        "says so and goes on without. On CUDA, the kernels of networks of up to 100 million parameters are also replayed "
+        "as CUDA graphs, where one process sees a whole batch at once, without --activation-checkpointing.",
+        shown="on CUDA",
+        free=True,
+    )
     parallel: str = setting("ddp", SPEED, "Each process holds all weights, or a share.", choices=PARALLELS, free=True)
     micro_batch: int = count(
         0,

@@ -23,7 +23,7 @@ class Sharded:
 
     sharded = True
 
-    def __init__(self, network: Network, world: World, compile: bool, precision: str):
+    def __init__(self, network: Network, world: World, precision: str):
         # Not placed: it goes to the device unit by unit, and its parts must lie contiguous. Images stay channels last.
         self.network = self.forward = network
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
@@ -34,12 +34,17 @@ class Sharded:
             cast_forward_inputs=False,
         )
         self.shapes = [parameter.shape for parameter in network.parameters()]
-        for unit in compiled(network.units()) if compile else network.units():
+        for unit in network.units():
             fully_shard(unit, mesh=self.mesh, mp_policy=policy)
         fully_shard(network, mesh=self.mesh, mp_policy=policy)
         self.names = [name for name, _ in network.named_parameters()]
         self._sharded: list[Any] = list(network.parameters())
         self.pieces = [nn.Parameter(parameter.detach().to_local()) for parameter in self._sharded]
+
+    def compile(self, parts: int) -> str:
+        """Compile each unit by itself: between them, whole parameters come and go."""
+        compile_units(self.network.units())
+        return "compiled"
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """See Replica; but every part's gradients are shared out at once: whole ones are what sharding saves."""
@@ -74,13 +79,12 @@ class Sharded:
         return parts[self.world.rank] if self.world.rank < len(parts) else whole[:0]
 
 
-def compiled(units: list[nn.Module]) -> list[nn.Module]:
-    """Each compiled by itself, and all of them: they share their code, whose versions torch limits to 8."""
+def compile_units(units: list[nn.Module]) -> None:
+    """Compile each by itself, and all of them: they share their code, whose versions torch limits to 8."""
     from torch._dynamo import config
 
     most = SHAPES * len(units)
     config.recompile_limit = max(config.recompile_limit, most)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, most)
     for unit in units:
-        unit.compile()
-    return units
+        unit.compile(dynamic=False)

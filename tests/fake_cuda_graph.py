@@ -32,7 +32,7 @@ class Graph(TorchDispatchMode):
         with torch.autocast("cpu", enabled=False):
             for function, args, kwargs, out in self.done:
                 for place, value in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs)), strict=True):
-                    if place.data_ptr() != value.data_ptr():
+                    if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
                         place.copy_(value)
 
 

@@ -92,6 +92,7 @@ GROUPS = {
 @option(
     "--cuda-graphs/--no-cuda-graphs",
     default=True,
+    show_default=False,
     help="On CUDA, launch all of the network's kernels at once.  [default: on]",
 )
 @option(

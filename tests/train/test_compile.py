@@ -135,7 +135,8 @@ def test_a_compiled_run_is_the_same_run_says_so_and_goes_on_uncompiled(digits: P
     said, runs = [], [("plain", 6, False), ("compiled", 3, True), ("compiled", 6, None)]
     for name, steps, compile in runs:
         resolved = resolve({"preset": preset, "steps": steps, "compile": compile, "device": "cpu"}, data)
-        said.append([report.message for report in loop.run(data, tmp_path / name, resolved)][0])
+        first, *_ = loop.run(data, tmp_path / name, resolved)
+        said.append(first.message)
     assert [", fp32, compiled; " in message for message in said] == [False, True, False]
     whole, parts = (
         read_checkpoint(tmp_path / name / "checkpoints" / "step-00000006") for name in ("plain", "compiled")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.nn.cast_once import cast_weights
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device
 
@@ -82,13 +84,14 @@ class Measurement:
         """Whether the network is told classes."""
         return self.trained.network.config.num_classes > 0
 
-    @property
+    @cached_property
     def denoiser(self) -> MeasuredNetwork:
-        """The run's network."""
+        """The run's network, no longer to be trained."""
         batch = self.settings.batch or max(8, min(256, PIXELS // self.dimensions))
-        name, precision = str(self.trained.checkpoint.path), self.settings.precision
-        network, prediction = self.trained.network, self.trained.prediction
-        return MeasuredNetwork(network, prediction, self.low, self.high, self.device, precision, batch, name)
+        network, prediction, name = self.trained.network, self.trained.prediction, str(self.trained.checkpoint.path)
+        cast_weights(network, self.precision)
+        how = self.device, self.settings.precision, batch, name
+        return MeasuredNetwork(network, prediction, self.low, self.high, *how)
 
     def __iter__(self) -> Iterator[Images]:
         """Go through the chosen images, as many at a time as the network sees all draws of; labels where it is told

@@ -109,6 +109,8 @@ def _check_kinds(written: dict[str, Any], where: object) -> None:
     """Raise FormatError for a setting in a file that isn't of its kind, or no finite number."""
     for key in set(written) & set(SETTINGS):
         value = written[key]
+        if value is None and SETTINGS[key].stored and getattr(TrainSettings, key) is None:
+            continue  # the device will decide
         if type(value) not in KINDS[KIND[key]] or (isinstance(value, float) and not math.isfinite(value)):
             raise FormatError(f"{where}: {key} is {value!r}, expected {KIND[key]}")
 
@@ -163,9 +165,10 @@ def _network(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkCon
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Changes that a resumed run may not make: a line each."""
     lines = []
-    may_change = {"settings": [key for key, setting in SETTINGS.items() if setting.free], "data": PLACES}
+    free = [key for key, setting in SETTINGS.items() if setting.free]
     if {str(each["settings"].get("precision")) for each in (before, now)} == FLOAT32:
-        may_change["settings"].append("precision")
+        free.append("precision")
+    may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
         old, new = before.get(section, {}), now[section]
         for key in sorted({*old, *new}):

@@ -154,7 +154,16 @@ class TrainSettings:
         "once: one that stops to collect holds up all others.",
         free=True,
     )
-    compile: bool = setting(False, SPEED, "torch.compile the network.", free=True)
+    compile: bool | None = setting(
+        None,
+        SPEED,
+        "torch.compile the network.",
+        more="A minute or more at first, then faster. Where the compiler lacks something (Triton, a C compiler), training "
+        "says so and goes on without. On CUDA, the kernels of networks of up to 100 million parameters are also replayed "
+        "as CUDA graphs, where one process sees a whole batch at once, without --activation-checkpointing.",
+        shown="on CUDA",
+        free=True,
+    )
     nccl_timeout: float = setting(
         300.0,
         SPEED,

@@ -25,7 +25,7 @@ GROUPS = {
     "Weights": ("weights", "average", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "clip"),
     "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
-    "Speed and memory": ("batch", "device", "precision", "compile"),
+    "Speed and memory": ("batch", "device", "precision", "compile", "cuda_graphs"),
 }
 
 
@@ -89,6 +89,12 @@ GROUPS = {
 )
 @device_options
 @option("--compile", is_flag=True, help="torch.compile the network: minutes at first, then faster.")
+@option(
+    "--cuda-graphs/--no-cuda-graphs",
+    default=True,
+    show_default=False,
+    help="On CUDA, launch all of the network's kernels at once.  [default: on]",
+)
 @option(
     "--autoencoder",
     type=PATH,

@@ -24,6 +24,7 @@ from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
+from elbocli.runtime.cuda_graph import CudaGraphs
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
@@ -60,6 +61,7 @@ class SampleSettings:
     device: str = "auto"
     precision: str = "fp32"
     compile: bool = False
+    cuda_graphs: bool = True
     autoencoder: Path | None = None
     overwrite: bool = False
     command: str = ""
@@ -140,8 +142,14 @@ class _Work:
     """One drawing: the images, the processes, the denoiser."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
-        self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
+        self.settings, self.world, self.ending = settings, world, ending
         self.precision = Precision(settings.precision, world.device)
+        self.warnings: list[str] = []
+        replayed = settings.cuda_graphs and world.device.type == "cuda"
+        graphs = CudaGraphs(self.warnings.append) if replayed else None
+        self.fixed = settings.compile or replayed
+        """Whether the network sees a whole batch each time, whatever is left to draw."""
+        drawer = self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
         trained, config = drawer.trained, drawer.trained.network.config
         self.steps = settings.steps or settings.sampler.usual.steps
         spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
@@ -159,8 +167,6 @@ class _Work:
         seeds = np.arange(settings.n, dtype=np.int64)
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about)
         self.watch = Watch(ending)
-        if settings.compile:
-            drawer.compile()
         self.batch = min(settings.batch, -(-settings.n // world.size))
 
     def _about(self, space: LatentSpace | None) -> dict[str, Any]:
@@ -186,9 +192,9 @@ class _Work:
         }
 
     def draw(self, indices: range) -> Tensor:
-        """Images [len(indices), H, W, C] uint8, on the device. A compiled network always sees a whole batch."""
+        """Images [len(indices), H, W, C] uint8, on the device."""
         count, config = len(indices), self.drawer.trained.network.config
-        if self.settings.compile:
+        if self.fixed:
             indices = range(indices.start, indices.start + self.batch)
         labels = None
         if self.labels is not None:
@@ -213,6 +219,8 @@ class _Work:
             rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
             for done in rounds.run(start, self.draw):
                 yield Progress(done, n, "img")
+                while self.warnings:
+                    yield Progress(message=self.warnings.pop(), level="warning")
             # The others need not wait for this: PNGs of many images may take an hour.
             yield from self._finished(sink)
         yield Progress(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")

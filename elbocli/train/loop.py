@@ -89,7 +89,7 @@ class _Training:
         self.defaults = defaults
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
-        self.pending: list[Progress] = []
+        self.pending = [Progress(message=text, level="warning") for text in state.warnings]
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
@@ -129,7 +129,7 @@ class _Training:
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
             f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
-            f"{self.defaults.precision}; "
+            f"{self.defaults.precision}{state.compiled and f', {state.compiled}'}; "
             f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
             f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
         )

@@ -26,7 +26,7 @@ class Sharded:
 
     sharded = True
 
-    def __init__(self, network: Network, world: World, compile: bool, precision: str):
+    def __init__(self, network: Network, world: World, precision: str):
         # Not placed: it goes to the device unit by unit, and its parts must lie contiguous. Images stay channels last.
         self.network = self.forward = network
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
@@ -38,8 +38,6 @@ class Sharded:
         )
         self.shapes = [parameter.shape for parameter in network.parameters()]
         self._outline = empty_copy(network, torch.device("meta"))  # sharded networks can't be copied
-        if compile:
-            compiled(network.units())
         shard(network, self.mesh, self._policy)
         self.names = [name for name, _ in network.named_parameters()]
         self._sharded: list[Any] = list(network.parameters())
@@ -54,6 +52,11 @@ class Sharded:
             dist.new_group(backend="fake"), self.world.device.type, mesh_dim_names=("stand_in",)
         )
         return lambda: shard(empty_copy(self._outline, torch.device("cpu")), silent, self._policy)
+
+    def compile(self, parts: int) -> str:
+        """Compile each unit by itself: between them, whole parameters come and go."""
+        compile_units(self.network.units())
+        return "compiled"
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """See Replica; but every part's gradients are shared out at once: whole ones are what sharding saves."""
@@ -95,13 +98,12 @@ def shard(network: Network, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> N
     return network
 
 
-def compiled(units: list[nn.Module]) -> list[nn.Module]:
-    """Each compiled by itself, and all of them: they share their code, whose versions torch limits to 8."""
+def compile_units(units: list[nn.Module]) -> None:
+    """Compile each by itself, and all of them: they share their code, whose versions torch limits to 8."""
     from torch._dynamo import config
 
     most = SHAPES * len(units)
     config.recompile_limit = max(config.recompile_limit, most)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, most)
     for unit in units:
-        unit.compile()
-    return units
+        unit.compile(dynamic=False)

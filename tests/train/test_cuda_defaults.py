@@ -105,6 +105,7 @@ def test_devices_wait_less_for_each_other_from_the_first_step_on(
 ) -> None:
     limits, own = list[Any](), defaults(size=2, nccl_timeout=seconds, manual_gc=False)
     monkeypatch.setattr(World, "limit_waits", lambda self, limit: limits.append((step, limit)))
+    step = 3
     for step in range(3, 8):
         own.after(step, 3)
     assert limits == wanted

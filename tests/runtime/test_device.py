@@ -102,12 +102,9 @@ def test_tests_and_the_commands_they_run_are_on_the_cpu_whatever_there_is(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == CPU
-    line = ("train", "--preset", "cifar", "--dry-run")
+    monkeypatch.setenv("ELBO_DEVICE", "tape")
     for env in ({}, {"OMP_NUM_THREADS": "1"}):  # forked, and a process of its own
-        assert b"device: cpu\n" in elbo(*line, env=env).stdout
-    card = elbo(*line, env={"ELBO_DEVICE": "cuda"}).stdout
-    assert b"device: cuda\n" in card and b"precision: bf16\n" in card
-    assert b"'tape' can't be used here" in elbo("sample", "none", "-o", "x.npy", env={"ELBO_DEVICE": "tape"}).stderr
+        assert b"device 'tape' can't be used here" in elbo("sample", "none", "-o", "x.npy", env=env).stderr
 
 
 def test_dropout_is_seeded_on_its_own_card(cards: Cards) -> None:

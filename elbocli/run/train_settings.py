@@ -182,7 +182,7 @@ class TrainSettings:
         SPEED,
         "Images at once in a process; 0 is automatic.",
         more="The gradients of a batch are added up. Automatic is the whole share of the batch on a CPU, and on CUDA the "
-        "most that fits.",
+        "most that fits. Fewer are taken at once where that makes all parts of one size and fewer than twice as many.",
         low=0,
         high=10**6,
         free=True,

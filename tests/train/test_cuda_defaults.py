@@ -103,10 +103,10 @@ def test_an_error_gives_the_collector_back(collected: list[int]) -> None:
 def test_devices_wait_less_for_each_other_from_the_first_step_on(
     seconds: float, wanted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits, own = list[Any](), defaults(size=2, nccl_timeout=seconds, manual_gc=False)
-    monkeypatch.setattr(World, "limit_waits", lambda self, limit: limits.append((step, limit)))
-    step = 3
+    limits, now, own = list[Any](), list[int](), defaults(size=2, nccl_timeout=seconds, manual_gc=False)
+    monkeypatch.setattr(World, "limit_waits", lambda _, limit: limits.append((now[-1], limit)))
     for step in range(3, 8):
+        now.append(step)
         own.after(step, 3)
     assert limits == wanted
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
-from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import ALONE, World
 from elbocli.train import micro_batch
 from elbocli.train.replicated import empty_copy
 from elbocli.train.state import TrainState
 
+FP32 = torch.autocast("cpu", enabled=False)
 SCRIPT = Path(__file__).with_name("short_of_memory.py")
 FAILURES = {
     "fsdp": [
@@ -48,7 +48,7 @@ def test_parts_are_as_few_as_can_be_or_of_one_size(batch: int, processes: int, m
     ("batch", "processes", "most", "sizes"),
     [
         *((256, 1, 60, {32}), (2048, 8, 17, {16}), (60, 4, 4, {3}), (64, 4, 5, {4}), (64, 4, 16, {16})),
-        *((17, 1, 16, {8, 9}), (14, 2, 3, {2, 3}), (14, 4, 8, {3, 4})),  # a prime, too small a divisor, uneven shares
+        *((17, 1, 16, {8, 9}), (14, 2, 3, {2, 3}), (29, 3, 4, {3, 4})),  # a prime, too small a divisor, uneven shares
     ],
 )
 def test_parts_are_of_one_size_where_that_costs_less_than_twice_as_many(
@@ -124,8 +124,7 @@ def searched(state: TrainState, gauge: Allocator, share: int = 64) -> int:
     """What the search finds where passes take what `gauge` says."""
     state.network.register_forward_pre_hook(lambda _, inputs: gauge.run(len(inputs[0])))
     gauge.room += 2 * sum(piece.numel() * piece.element_size() for piece in state.spread.pieces)  # for the moments
-    precision = Precision("fp32", state.device).autocast()
-    return micro_batch.micro_batch(state.spread, state.resolved.network, ALONE, share, precision, gauge)
+    return micro_batch.micro_batch(state.spread, state.resolved.network, ALONE, share, FP32, gauge)
 
 
 @pytest.fixture
@@ -161,10 +160,28 @@ def test_when_not_even_one_image_fits_it_is_said(state: TrainState) -> None:
         searched(state, Allocator(350))
 
 
+def test_a_run_searches_unless_it_is_told(digits: Path, preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elbocli.train.state.gauge_of", lambda device: Allocator(0))
+    told, automatic = (resolve({"preset": str(preset), "micro_batch": most}, Dataset(digits)) for most in (4, 0))
+    assert [len(part) for part in TrainState(told, Dataset(digits)).batches.parts] == [4] * 4
+    with pytest.raises(DataError, match="not even one image"):
+        TrainState(automatic, Dataset(digits))
+
+
+def test_a_cuda_device_is_asked_for_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    numbers = {"memory_reserved": 70, "memory_allocated": 50, "max_memory_allocated": 60, "mem_get_info": (100, 200)}
+    for name, number in (numbers | {"reset_peak_memory_stats": None, "synchronize": None}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: (asked.append(device), number)[1])
+    gauge = micro_batch.gauge_of(torch.device("cuda", 1))
+    assert gauge is not None
+    assert (gauge.free(), gauge.reset(), gauge.peak()) == (120, 50, 60)
+    assert set(asked) == {torch.device("cuda", 1)} and len(asked) == 7
+
+
 def test_without_a_gauge_the_whole_share_is_taken(state: TrainState) -> None:
-    precision = Precision("fp32", state.device).autocast()
     assert micro_batch.gauge_of(state.device) is None
-    assert micro_batch.micro_batch(state.spread, state.resolved.network, ALONE, 64, precision, None) == 64
+    assert micro_batch.micro_batch(state.spread, state.resolved.network, ALONE, 64, FP32, None) == 64
 
 
 def test_gradients_of_a_part_lie_beside_the_next(state: TrainState) -> None:

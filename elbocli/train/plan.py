@@ -86,8 +86,7 @@ class Plan:
 
     def step_memory(self, recompute: bool, cuda: bool) -> StepMemory:
         """Return the memory and operations of a step. recompute: with activation checkpointing. cuda: as on CUDA."""
-        precision = self.settings.precision
-        return measure_step(self.network, precision, recompute=recompute, cuda=cuda and precision != "fp32")
+        return measure_step(self.network, self.settings.precision, recompute=recompute, cuda=cuda)
 
     @property
     def passes(self) -> int:

@@ -6,8 +6,8 @@
 
 A tensor on another device than the others of its operation raises, as on a card. Copies to the host arrive when
 somebody waits for the stream that they are on, and are garbage until then. Each of the two cards has its own random
-numbers, stream and memory (`device.cards[1].memory = 1 << 20`). Backward passes work, autocast is CUDA's, attention
-and all else is the CPU's in the arithmetic that `plain_attention()` makes the CPU use too, so that results are equal.
+numbers, stream and memory (`device.cards[1].memory = 1 << 20`). Backward passes work, autocast is CUDA's, CUDA graphs are
+captured and replayed; attention is computed as `plain_attention()` makes the CPU do it, so that results are equal.
 
 Whoever uses it imports it before the process's first backward pass, which starts a thread for each device it knows.
 Where `lacking()` says why, it can't be used.
@@ -25,7 +25,8 @@ from unittest.mock import patch
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pretend.cards import Card, stand_ins
+from pretend import cards, graphs
+from pretend.cards import Card
 from pretend.records import Records
 from pretend.shim import CARDS, lacking, shim
 from pretend.tensor import Calls, methods
@@ -60,7 +61,7 @@ def pretending() -> Iterator[Pretence]:
     """Have two CUDA devices during the block."""
     device = Pretence()
     with ExitStack() as stack:
-        for name, value in stand_ins(device.cards, device.waits).items():
+        for name, value in {**cards.stand_ins(device.cards, device.waits), **graphs.stand_ins()}.items():
             stack.enter_context(patch.object(torch.cuda, name, value))
         for name, value in methods().items():
             stack.enter_context(patch.object(torch.Tensor, name, value))

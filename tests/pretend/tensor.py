@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ class Calls(TorchDispatchMode):
     def __init__(self, cards: tuple[Card, ...], waits: Records, copies: Records, rounded: Records):
         super().__init__()
         self.cards, self.waits, self.copies, self.rounded = cards, waits, copies, rounded
+        self.capture: list[Callable[[], None]] | None = None
+        """What a CUDA graph that is being captured has to do again."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _composite(func):
@@ -97,8 +99,15 @@ class Calls(TorchDispatchMode):
             return func(*map(_real, args), **plain)
 
         card = self.cards[home.index]
-        out = drawn_by(card, do) if torch.Tag.nondeterministic_seeded in func.tags else do()
-        return self._wrapped(func, out, args, kwargs, card)
+        work = partial(drawn_by, card, do) if torch.Tag.nondeterministic_seeded in func.tags else do
+        return self._wrapped(func, self._done(work), args, kwargs, card)
+
+    def _done(self, work: Callable[[], Any]) -> Any:
+        """Do it; the graph that is being captured does it again, to the same tensors."""
+        out = work()
+        if self.capture is not None:
+            self.capture.append(lambda: _overwrite(out, work()))
+        return out
 
     def _indexed(self, device: torch.device) -> torch.device:
         if device.type != "cuda":
@@ -140,7 +149,7 @@ class Calls(TorchDispatchMode):
     def _moved(self, source: Tensor, target: torch.device, kwargs: dict[str, Any]) -> Tensor:
         """`to`: another device, another dtype or another layout."""
         plain = {**kwargs, "device": torch.device("cpu"), "non_blocking": False}
-        made = aten._to_copy.default(_real(source), **plain)
+        made = self._done(lambda: aten._to_copy.default(_real(source), **plain))
         if not isinstance(source, PretendTensor):
             self._to_card(source, kwargs.get("non_blocking", False))
         elif target.type == "cpu":
@@ -156,7 +165,7 @@ class Calls(TorchDispatchMode):
         if isinstance(target, PretendTensor):
             if not isinstance(source, PretendTensor):
                 self._to_card(source, non_blocking)
-            target.twin.copy_(_real(source))
+            self._done(lambda: target.twin.copy_(_real(source)))
         elif non_blocking and is_pinned(target):
             self.cards[source.device.index].send(target, _real(source))
         else:
@@ -235,6 +244,13 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, tuple | list):
             yield from _tensors(value)
+
+
+def _overwrite(out: Any, again: Any) -> None:
+    """Give the tensors of a result the values of the same result of another time."""
+    for old, new in zip(_tensors([out]), _tensors([again]), strict=True):
+        if old is not new:
+            old.copy_(new)
 
 
 def _real(value: Any) -> Any:

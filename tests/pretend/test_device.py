@@ -195,6 +195,20 @@ def test_each_card_has_its_own_random_numbers_and_the_host_keeps_its_own() -> No
         assert torch.ones(1, device=CUDA).device == torch.device("cuda:1")
 
 
+def test_a_graph_does_it_again_to_the_same_tensors_and_waits_for_nobody() -> None:
+    with pretending() as device:
+        x, graph = torch.zeros(4, device=CUDA), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = (x + 1).double()
+            y[1:].mul_(10).add_(y[0])
+        x.copy_(torch.full((4,), 5.0, device=CUDA))
+        device.clear()
+        graph.replay()
+        assert device.waits == [] and y.tolist() == [6, 66, 66, 66]
+        with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            float(x.sum())
+
+
 def test_nothing_is_left_behind() -> None:
     before = torch.cuda.is_available(), torch.cuda.Event, torch.Tensor.tolist, torch._C._get_accelerator()
     with pytest.raises(ZeroDivisionError), pretending():

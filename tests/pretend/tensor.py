@@ -51,6 +51,16 @@ class PretendTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"{self.twin.detach()!r} on {self.device}"
 
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """Values, of which autograd knows nothing."""
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: PretendTensor) -> None:
+        torch.Tensor.data.__set__(self, value)
+        self.twin = value.twin
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return Calls.now.call(func, args, kwargs or {})

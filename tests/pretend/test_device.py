@@ -160,6 +160,16 @@ def test_gradients_are_the_cpus_on_either_card_and_accumulate() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
+def test_a_parameter_may_be_given_other_values_and_another_precision() -> None:
+    with pretending():
+        layer = torch.nn.Linear(4, 4).to(CUDA)
+        layer.weight.data = torch.ones(4, 4, device=CUDA).half()
+        layer.weight.data[0] = 2
+        assert layer.weight.dtype == torch.float16
+        out = torch.nn.functional.linear(torch.ones(1, 4, device=CUDA, dtype=torch.float16), layer.weight)
+        assert out.tolist() == [[8, 4, 4, 4]]
+
+
 def test_autocast_is_cudas() -> None:
     with pretending(), torch.autocast("cuda", torch.float16):
         x = torch.ones(2, 8, 4, 4, device=CUDA)

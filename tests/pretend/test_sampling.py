@@ -14,7 +14,8 @@ from pretend import plain_attention, pretending
 from pretend.runs import NETWORKS, train
 
 N, BATCH = 10, 4
-MAY_COPY = ("place", "Autoencoder.__init__")
+ONCE = ("place", "CudaGraphs._capture")
+"""What is done once, not in every batch."""
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {
     "ddim": {"guidance": Guidance(2.0)},
     "heun": {"sampler": "heun:s_churn=10", "clip": "static"},
@@ -43,10 +44,10 @@ def both(run: Path, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarra
         cpu = drawn(run, folder / "cpu.npy", device="cpu", **options)
     with pretending() as device:
         cuda = drawn(run, folder / "cuda.npy", device="cuda", **options)
-    assert device.waits.outside(*MAY_COPY, "fetched.<locals>.arrived") == []
+    assert device.waits.outside(*ONCE, "fetched.<locals>.arrived") == []
     assert len(device.waits.within("fetched.<locals>.arrived")) == -(-N // BATCH)
-    assert device.waits.within("walk") == []
-    assert device.copies.outside(*MAY_COPY) == []
+    assert [wait for wait in device.waits.within("walk") if "CudaGraphs._capture" not in wait.inside] == []
+    assert device.copies.outside(*ONCE) == []
     assert cpu.std() > 1
     return cuda.astype(int), cpu.astype(int)
 

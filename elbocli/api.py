@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ class DiffusionLoss:
         if eps is None:
             places = range(self.images + first, self.images + first + size)
             eps = sent(self._noise.normal(places, (*x.shape[2:], x.shape[1])), x.device).movedim(-1, 1)
-        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, x.device, dimensions=x.dim() - 1)
+        send = partial(sent, device=x.device)
+        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, send, dimensions=x.dim() - 1)
         loss, error = denoising_losses(network, x, eps, labels, c)
         if self._sums is None:
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
@@ -216,7 +218,7 @@ def draw(
     drawn, arithmetic = [], Precision(precision, place)
     for first in range(0, n, batch):
         indices = range(first, min(first + batch, n))
-        mine = None if labels is None else labels[first : first + batch].to(place)
+        mine = None if labels is None else sent(labels[first : first + batch], place)
         calls = count(1)
 
         def noise(indices: range = indices, calls: Iterator[int] = calls) -> Tensor:

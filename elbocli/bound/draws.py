@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
 from elbocli.errors import NonFiniteError
-from elbocli.runtime.device import Precision
+from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import normalised
 
 
@@ -90,14 +91,15 @@ class MeasuredNetwork:
     ) -> tuple[Tensor, Tensor]:
         """(loss, error) at each logsnr."""
         each, precision = logsnr[0].numel(), Precision(self.precision, self.device)
+        send = partial(sent, device=self.device)
         x = normalised(images.pixels, self.device)
-        labels = None if images.labels is None else images.labels.to(self.device)
+        labels = None if images.labels is None else send(images.labels)
         parts = []
         for part in torch.arange(logsnr.numel()).split(self.batch):
-            image = (part // each).to(self.device)
+            image = send(part // each)
             indices = [int(images.rows[k // each]) * each + k % each for k in part.tolist()]
-            eps = noise.normal(indices, (*x.shape[2:], x.shape[1])).to(self.device, non_blocking=True)
-            c = step_coefficients(logsnr.flatten()[part], weighting, schedule, self.prediction, self.device)
+            eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1])))
+            c = step_coefficients(logsnr.flatten()[part], weighting, schedule, self.prediction, send)
             given = None if labels is None else labels[image]
             with precision.applied(), precision.autocast():
                 parts.append(torch.stack(denoising_losses(self.network, x[image], eps.permute(0, 3, 1, 2), given, c)))

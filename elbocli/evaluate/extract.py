@@ -21,7 +21,7 @@ from elbocli.files.features import SUFFIX, SavedFeatures, read_features
 from elbocli.files.hashing import add_digests
 from elbocli.images.samples import SampleReader, drawn, read_samples
 from elbocli.nn.extractors import Extractor
-from elbocli.runtime.device import Precision
+from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import Progress
 
@@ -143,7 +143,7 @@ def _extracted(
 ) -> dict[str, Tensor]:
     """values [B, D], and logits [B, K] where there are any. Raises DataError when they are not finite."""
     with torch.inference_mode(), Precision(PRECISION, device).applied():
-        features, logits = extractor(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        features, logits = extractor(sent(torch.from_numpy(images), device).permute(0, 3, 1, 2))
     found = {"values": features.cpu(), **({} if logits is None else {"logits": logits.cpu()})}
     for tensor in found.values():
         bad = (~tensor.isfinite().all(1)).nonzero().flatten().tolist()

@@ -125,7 +125,8 @@ def name_of(device: torch.device) -> str:
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
     """Return it in memory that the device can fetch from by itself."""
-    return value.pin_memory() if device.type == "cuda" and not value.is_pinned() else value
+    travels = device.type == "cuda" and value.device.type == "cpu"
+    return value.pin_memory() if travels and not value.is_pinned() else value
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,8 @@ class Validation:
             labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
         eps = self._noise.normal([row * DRAWS + k for row in rows for k in range(DRAWS)], (*x.shape[2:], x.shape[1]))
         logsnr = self.schedule.logsnr(self._t[places]).flatten()
-        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, self.device)
+        send = partial(sent, device=self.device)
+        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, send)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with Precision(self.settings.precision, self.device).autocast():
             return torch.stack(denoising_losses(network, x, eps, labels, c, self.settings.multiscale))

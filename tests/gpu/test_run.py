@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from elbocli.train.batches import normalised
 
 GPU = Path(__file__).parent
 ABSENT = (
@@ -34,7 +39,7 @@ def absent(session): raise Skipped("nothing to do it with"); yield
 def dies(session): yield from good(session); os._exit(7)
 def hangs(session):
     yield from good(session)
-    os.system("sleep 600 & echo $! > child; wait")
+    os.system("sleep 100 >/dev/null 2>&1 & echo $! > child; wait")
 def again(session): yield Row("process", os.getpid()); yield Row("folder", str(session.folder.is_dir()))
 """
 
@@ -161,3 +166,50 @@ def test_steps_share_what_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert run.planned(short, [long], 400) == (100, 230)
     assert run.planned(long, [], 5)[0] < run.LEAST * long.seconds, "too little to begin it"
     assert sum(step.seconds for step in run.STEPS) <= 540 + 30
+
+
+def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (GPU, tmp_path):
+        monkeypatch.syspath_prepend(str(folder))
+    environment = pytest.importorskip("environment")
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\necho '580.1, 1980 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W, 81559 MiB'\n"
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, total_memory=85 * 10**9)
+    for name, value in (
+        ("get_device_properties", properties),
+        ("get_device_name", "H100"),
+        ("is_bf16_supported", True),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    session = environment.Session("cuda", False, 0.0, tmp_path)
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        list(environment.rows(session))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {row.name: row.value for row in environment.rows(session)}
+    assert (found["card"], found["compute capability"], found["memory"], found["bf16"]) == ("H100", "9.0", 85.0, "yes")
+    assert (found["driver version"], found["clocks sm"], found["memory total"]) == ("580.1", "1980 MHz", "81559 MiB")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    assert {row.name: row.value for row in environment.rows(session)}["driver version"] == "not told by nvidia-smi"
+
+
+def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (GPU, GPU.parent):
+        monkeypatch.syspath_prepend(str(folder))
+    host_waits = pytest.importorskip("host_waits")
+    calls: list[str] = []
+
+    @contextmanager
+    def no_waits(device: str) -> Iterator[None]:
+        calls.append("from here on")
+        yield
+
+    monkeypatch.setattr(host_waits.on, "no_waits", no_waits)
+    assert host_waits.watched("fine", "cuda", lambda: calls.append("work"), 2, 1).text == "no wait"
+    assert calls == ["work", "work", "from here on", "work"]
+    row = host_waits.watched("waits", "cuda", lambda: normalised(torch.empty(2), torch.device("cpu")), 0, 1)
+    assert not row.ok and row.note.startswith("train/batches.py:"), (
+        "a scalar has no axes to permute: that is a RuntimeError"
+    )

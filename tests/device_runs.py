@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor
 from elbocli.bound import estimate
 from elbocli.bound.measure import MeasureSettings, open_measurement
 from elbocli.core.samplers.walk import parse_sampler
+from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import NetworkConfig, build
 from elbocli.run.settings import Resolved, resolve
+from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import World
 from elbocli.sample import draw
 from elbocli.train import loop
@@ -36,13 +38,19 @@ def resolved(data: Dataset, device: str, network: dict[str, Any] | None = None, 
     return replace(found, network=replace(found.network, **(network or {})))
 
 
+def arithmetic(precision: str, device: str) -> AbstractContextManager[None]:
+    """Torch's switches as `elbo train` sets them: around whatever is done without its loop."""
+    return Precision(precision, torch.device(device)).applied(benchmark=True)
+
+
 def losses(data: Dataset, device: str, steps: int, **options: Any) -> list[float]:
     """The loss of each of the first steps."""
     state = TrainState(resolved(data, device, **options), data)
     found = []
-    for _ in range(steps):
-        update(state)
-        found.append(state.interval().loss)
+    with arithmetic(state.settings.precision, device):
+        for _ in range(steps):
+            update(state)
+            found.append(state.interval().loss)
     return found
 
 
@@ -50,6 +58,15 @@ def trained(data: Dataset, out: Path, device: str, **options: Any) -> list[float
     """A run as `elbo train` makes it; the losses of its log."""
     reports = loop.run(data, out, resolved(data, device, **options))
     return [report.values["loss"] for report in reports if report.values]
+
+
+def untrained(data: Dataset, out: Path, settings: Resolved) -> Path:
+    """A run before its first step: neither speed nor waits depend on what it has learned."""
+    weights, rest = TrainState(settings, data).snapshot()
+    out.mkdir()
+    store.write_config(out, settings.config())
+    store.save(out, 0, weights, rest, {"images": 0, "log_bytes": {}})
+    return out
 
 
 def samples(run: Path, out: Path, device: str, **settings: Any) -> np.ndarray:
@@ -92,21 +109,22 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
 
     found = []
     with alone_in_a_group(device) as world:
+        shape = (4, config.image_channels, config.image_size, config.image_size)
+        how = Precision(precision, world.device)
         for sharded in (True, False):
             torch.manual_seed(0)
             network = build(config)
             for parameter in network.parameters():  # a new network's last layers are zero, and so would gradients be
                 torch.nn.init.normal_(parameter, 0, 0.1)
-            spread = Sharded(network, world, False, precision) if sharded else Replica(network, world, False)
-            shape = (4, config.image_channels, config.image_size, config.image_size)
+            spread = Sharded(network, world, precision) if sharded else Replica(network, world)
             z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(world.device)
             labels = torch.arange(4, device=world.device) % config.num_classes if config.num_classes else None
             for _ in range(2 if sharded else 1):
                 spread.clear()
-                half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-                with torch.autocast(world.device.type, half or torch.bfloat16, enabled=half is not None):
-                    out = spread.forward(z, torch.linspace(-3, 3, 4, device=world.device), labels)
-                out.float().square().mean().backward()
+                with how.applied():
+                    with how.autocast():
+                        out = spread.forward(z, torch.linspace(-3, 3, 4, device=world.device), labels)
+                    out.float().square().mean().backward()
             found.append([gradient.detach().float().cpu() for gradient in spread.gradients()])
     return found[0], found[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import device_runs as on
@@ -15,10 +16,14 @@ from worker import Session
 from elbocli.core.clipping import parse_clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import parse_sampler, time_grid
-from elbocli.nn.denoiser import Denoiser
+from elbocli.core.schedule import parse_schedule
+from elbocli.run.open import open_run
 from elbocli.run.setting_type import PRECISIONS
+from elbocli.runtime.cuda_graph import CudaGraphs
+from elbocli.runtime.device import Precision, choose_device
 from elbocli.sample.decode import Decoder, to_pixels
 from elbocli.sample.draw import SampleSettings, draw
+from elbocli.sample.guided import GuidedRun
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -64,15 +69,26 @@ def training(state: TrainState) -> Callable[[], None]:
     return step
 
 
-def walks(state: TrainState, spec: str, precision: str) -> Callable[[], object]:
-    """A guided and clipped walk of four steps, from noise to pixels."""
-    config, device = state.resolved.network, state.device
-    labels = torch.arange(4, device=device) % config.num_classes
+def opened(run: Path, precision: str, device: str) -> GuidedRun:
+    """A run as `elbo sample` draws from it, guided by itself without classes, and clipped."""
+
+    def failed(why: str) -> None:
+        raise RuntimeError(why)
+
+    where = choose_device(device)
+    clip, graphs = parse_clip("dynamic:percentile=99"), CudaGraphs(failed) if where.type == "cuda" else None
+    trained = open_run(run, where, lambda text: None)
+    return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(Precision(precision, where), False, graphs)
+
+
+def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[[], object]:
+    """A walk of four steps, from noise to pixels."""
+    config, where = run.trained.network.config, choose_device(device)
     shape = (config.image_size, config.image_size, config.image_channels)
-    settings = SampleSettings(sampler=parse_sampler(spec), precision=precision, device=device.type)
-    grid, clip = time_grid(state.schedule, 4), parse_clip("dynamic:percentile=99")
-    denoiser = Denoiser(state.network, state.prediction, Guidance(2.0), labels, clip=clip)
-    return lambda: draw(denoiser, range(4), shape, grid, settings, device, Decoder(shape, to_pixels))
+    settings = SampleSettings(sampler=parse_sampler(spec), precision=precision, device=device)
+    grid, labels = time_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
+    decoder = Decoder(shape, to_pixels)
+    return lambda: draw(run.denoiser(labels), range(4), shape, grid, settings, where, decoder)
 
 
 def rows(session: Session) -> Iterator[Row]:
@@ -87,11 +103,19 @@ def rows(session: Session) -> Iterator[Row]:
         first = family == "U-Net"
         for precision in PRECISIONS if first or not session.small else ("bf16",):
             how: dict[str, Any] = {**options, "batch": 4, "micro_batch": 2, "precision": precision}
-            state = TrainState(on.resolved(data[kind], device, network=network, **how), data[kind])
-            yield watched(f"{family}, {precision}, training", device, training(state), WARM, STEPS)
-            state.network.eval()
+            settings = on.resolved(data[kind], device, network=network, **how)
+            with on.arithmetic(precision, device):
+                step = training(TrainState(settings, data[kind]))
+                yield watched(f"{family}, {precision}, training", device, step, WARM, STEPS)
+            run = opened(
+                on.untrained(data[kind], session.folder / f"{family} {precision}", settings), precision, device
+            )
             # Samplers walk alike whatever the network: one family tries them all.
             for spec in SAMPLERS if first else ("ddpm",):
-                yield watched(f"{family}, {precision}, {spec}", device, walks(state, spec, precision), 1, 1)
-    state = TrainState(on.resolved(data["digits"], device, preset="digits", batch=8, compile=True), data["digits"])
-    yield watched("U-Net, compiled, training", device, training(state), WARM, STEPS)
+                walk = walking(run, spec, precision, device)
+                yield watched(f"{family}, {precision}, {spec}", device, walk, 1, 1)
+    # In one part, so that CUDA graphs are replayed: the steps before are those in which they are made.
+    settings = on.resolved(data["digits"], device, preset="digits", batch=8, compile=True, precision="bf16")
+    with on.arithmetic("bf16", device):
+        step = training(TrainState(settings, data["digits"]))
+        yield watched("U-Net, bf16, compiled, training", device, step, 2 * WARM, STEPS)

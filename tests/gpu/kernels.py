@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import device_runs as on
 import torch
 from record import Row
 from step_loops import step_of
@@ -16,6 +17,17 @@ from elbocli.train.state import TrainState
 SHOWN, MICRO_BATCH = 15, 16
 
 
+def profiled(step: Callable[[], None], cuda: bool) -> profile:
+    """What happens in a step, after two to warm up."""
+    for _ in range(2):
+        step()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+    return seen
+
+
 def rows(session: Session) -> Iterator[Row]:
     """The share of each of the first ones, of bf16 as it is, and compiled."""
     data, cuda = data_of(IMAGENET64, session), session.device == "cuda"
@@ -24,15 +36,9 @@ def rows(session: Session) -> Iterator[Row]:
             yield Row(way.name, "skipped", note="on a CPU nothing is compiled" if session.small else "no time")
             continue
         released()
-        step = step_of(
-            TrainState(settings_of(IMAGENET64, session, data, way, 4 if session.small else MICRO_BATCH), data)
-        )
-        for _ in range(2):
-            step()
-        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
-            step()
-            if cuda:
-                torch.cuda.synchronize()
+        settings = settings_of(IMAGENET64, session, data, way, 4 if session.small else MICRO_BATCH)
+        with on.arithmetic(way.precision, session.device):
+            seen = profiled(step_of(TrainState(settings, data)), cuda)
         events = [
             (e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in seen.key_averages()
         ]

@@ -21,7 +21,7 @@ def rows(session: Session) -> Iterator[Row]:
     batch = 2048 if cuda else 8
     noise = made_data.packed(session.folder, 64, 3, count=batch)
     for precision in ("fp32", "bf16"):
-        with on.little_memory(session.device):
+        with on.little_memory(session.device), on.arithmetic(precision, session.device):
             settings = on.resolved(noise, session.device, preset="small64", batch=batch, precision=precision)
             state = TrainState(settings, noise)
             parts = [len(part) for part in state.batches.parts]

@@ -23,7 +23,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 from record import FAILED, SKIPPED, Report, StepResult  # noqa: E402
 from worker import Session, Step, Worker  # noqa: E402
 
-from elbocli.main import share_cores  # noqa: E402
+from elbocli.main import extend_segments, share_cores  # noqa: E402
 
 STEPS = (
     Step("environment", "environment.rows", 8),
@@ -94,6 +94,7 @@ def main() -> None:
         parser.error(f"no step is called {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     chosen = [step for step in STEPS if step.name in (options.names or known)]
     share_cores()
+    extend_segments()
     if options.device == "cpu":
         os.environ["TORCH_COMPILE_DISABLE"] = "1"  # a CPU compiles for minutes what a step here runs for moments
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the process that does the steps is ended, too

@@ -4,46 +4,58 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import device_runs as on
 from record import Row
 from throughput import IMAGENET64, Way, data_of, released, settings_of
 from worker import Session
 
 from elbocli.core.samplers.walk import parse_sampler
-from elbocli.files import checkpoint as store
 from elbocli.sample import draw
-from elbocli.train.state import TrainState
 
 STEPS, BATCH, BATCHES = 32, 32, 4
 LEAST_S = 8.0
-WAYS = (Way("bf16"), Way("bf16", compile=True), Way("tf32"), Way("fp32"))
 
 
-def new_run(session: Session) -> Path:
-    """A run whose network has not been trained: how fast it is doesn't depend on that."""
-    run, data = session.folder / "imagenet64", data_of(IMAGENET64, session)
-    resolved = settings_of(IMAGENET64, session, data, Way("fp32"), 1)
-    state = TrainState(resolved, data)
-    weights, rest = state.snapshot()
-    run.mkdir()
-    store.write_config(run, resolved.config())
-    store.save(run, 0, weights, rest, {"images": 0, "log_bytes": {}})
-    return run
+@dataclass(frozen=True)
+class Drawing:
+    """A way to draw. graphs: CUDA graphs, which are the default on CUDA, and nothing on a CPU."""
+
+    precision: str
+    graphs: bool = True
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name in rows."""
+        return f"{self.precision}{', CUDA graphs' * self.graphs}{', compiled' * self.compile}"
 
 
-def drawn(run: Path, way: Way, session: Session) -> float:
+DRAWINGS = (
+    Drawing("bf16"),
+    Drawing("bf16", graphs=False),
+    Drawing("tf32"),
+    Drawing("bf16", compile=True),
+    Drawing("fp32"),
+    Drawing("fp32", graphs=False),
+)
+"""In their order: the first are there when time is short. fp32 with graphs is what `elbo sample` does unasked."""
+
+
+def drawn(run: Path, way: Drawing, session: Session) -> float:
     """Images a second, from the end of the first batch to the end of the last."""
     batch, n = (2, 4) if session.small else (BATCH, BATCH * BATCHES)
-    steps = 2 if session.small else STEPS
     settings = draw.SampleSettings(
         n=n,
         sampler=parse_sampler("ddim"),
-        steps=steps,
+        steps=2 if session.small else STEPS,
         batch=batch,
         device=session.device,
         precision=way.precision,
         compile=way.compile,
+        cuda_graphs=way.graphs,
         overwrite=True,
     )
     ends = [
@@ -56,9 +68,10 @@ def drawn(run: Path, way: Way, session: Session) -> float:
 
 
 def rows(session: Session) -> Iterator[Row]:
-    """A rate for each precision, and compiled."""
-    run = new_run(session)
-    for way in WAYS:
+    """A rate for each way."""
+    data = data_of(IMAGENET64, session)
+    run = on.untrained(data, session.folder / "imagenet64", settings_of(IMAGENET64, session, data, Way("fp32"), 1))
+    for way in DRAWINGS:
         if session.left < LEAST_S and not session.small:
             yield Row(way.name, "skipped", note=f"no time: {max(session.left, 0):.0f} s are left")
             continue

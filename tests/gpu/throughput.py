@@ -105,12 +105,15 @@ def measured(case: Case, session: Session, data: Dataset, way: Way, micro_batch:
     """(images a second, GB at the worst moment) of one way; on a CPU, nobody counts its memory."""
     settings = settings_of(case, session, data, way, micro_batch)
     batch = settings.settings.batch
-    if way.bare:
-        device = torch.device(session.device)
-        bare = Bare(data, settings.network, batch, device, way.precision, way.compile, settings.settings.micro_batch)
-        found = rate(bare.step, batch, session)
-    else:
-        found = rate(step_of(TrainState(settings, data)), batch, session)
+    with on.arithmetic(way.precision, session.device):
+        if way.bare:
+            device = torch.device(session.device)
+            bare = Bare(
+                data, settings.network, batch, device, way.precision, way.compile, settings.settings.micro_batch
+            )
+            found = rate(bare.step, batch, session)
+        else:
+            found = rate(step_of(TrainState(settings, data)), batch, session)
     return found, torch.cuda.max_memory_allocated() / 1e9 if session.device == "cuda" else 0.0
 
 

@@ -91,8 +91,8 @@ def test_a_search_for_memory_finds_what_fits(device: str, tmp_path: Path) -> Non
     """With little memory, fewer images than a batch fit at once; steps of so many then run, and each image is seen once."""
     batch = 2048 if device == "cuda" else 8
     noise = made_data.packed(tmp_path, 64, 3, count=max(64, batch))
-    with on.little_memory(device):
-        state = TrainState(on.resolved(noise, device, preset="small64", batch=batch, micro_batch=0), noise)
+    with on.little_memory(device), on.arithmetic("fp32", device):
+        state = TrainState(on.resolved(noise, device, preset="small64", batch=batch, precision="fp32"), noise)
         parts = state.batches.parts
         for _ in range(2):
             update(state)
@@ -114,8 +114,9 @@ def test_sharded_over_a_group_of_one_gradients_are_the_network_s(precision: str,
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_no_step_waits_for_the_device(precision: str, device: str, data: Dataset) -> None:
     state = TrainState(on.resolved(data, device, preset="digits", precision=precision, micro_batch=8, **SMALL), data)
-    for step in range(5):
-        state.batches.ready(step)
-        with on.no_waits(device) if step > 1 else nullcontext():
-            update(state)
+    with on.arithmetic(precision, device):
+        for step in range(5):
+            state.batches.ready(step)
+            with on.no_waits(device) if step > 1 else nullcontext():
+                update(state)
     assert state.interval().skipped <= (2 if precision == "fp16" else 0)

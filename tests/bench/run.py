@@ -17,6 +17,7 @@ from compare import Row, Skipped
 
 from elbocli.main import share_cores
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what the benchmarks share with tests/gpu
 NAMES = [path.stem.removeprefix("bench_") for path in sorted(Path(__file__).parent.glob("bench_*.py"))]
 LINE = "{:<58} {:>10} {:>10} {:>6} {:>6}  {}"
 

@@ -58,8 +58,8 @@ class PretendTensor(torch.Tensor):
         """Values, of which autograd knows nothing."""
         return DATA.__get__(self)
 
-    @data.setter
-    def data(self, value: PretendTensor) -> None:  # type: ignore[override]
+    @data.setter  # type: ignore[override]
+    def data(self, value: PretendTensor) -> None:
         DATA.__set__(self, value)
         self.twin = value.twin
 

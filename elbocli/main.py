@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
 from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
+from elbocli.cli.stderr import heard
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
 
@@ -104,7 +105,8 @@ def fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
-        click.echo(f"{where}: error: {rank}{message}", err=True)
+        with heard():
+            click.echo(f"{where}: error: {rank}{message}", err=True)
     elif code < 128:
         with suppress(KeyboardInterrupt):
             time.sleep(LATER_S)
@@ -130,7 +132,8 @@ def run(args: list[str] | None = None) -> int:
         return fail("elbo", error.format_message(), 1)
     except ElboError as error:
         if Command.verbose:
-            traceback.print_exc()
+            with heard():
+                traceback.print_exc()
         return fail(Command.path, str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # As torch and numpy say it, who need not be imported here; anything else is our bug.

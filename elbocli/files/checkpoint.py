@@ -19,13 +19,13 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files import sealed_folder, strict_yaml
-from elbocli.files.atomic import write_text
+from elbocli.files.atomic import sweep, write_text
 from elbocli.files.reading import check_format, refusing
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import WEIGHTS, SealedFolder
 
 RUN_FORMAT = "elbo-run"
-FOLDER = "checkpoints"
+FOLDER, CONFIG = "checkpoints", "config.yaml"
 GONE = ("on_checkpoint", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
@@ -86,9 +86,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed writer left behind. Only for the process that holds the run's lock."""
+    """Remove what killed writers left behind."""
     for folder in (run / FOLDER, run / "previews", run):
-        sealed_folder.clean(folder)
+        sweep(folder)
 
 
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
@@ -116,12 +116,12 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Write config.yaml: everything that was resolved."""
-    write_text(run / "config.yaml", strict_yaml.dump({"format": RUN_FORMAT, "version": 1, **config}))
+    write_text(run / CONFIG, strict_yaml.dump({"format": RUN_FORMAT, "version": 1, **config}))
 
 
 def read_config(run: Path) -> dict[str, Any]:
     """config.yaml of a run. Raises FormatError when it is not one."""
-    path = run / "config.yaml"
+    path = run / CONFIG
     if not run.is_dir() or not path.exists():
         raise FormatError(f"{run}: not a run (no config.yaml inside); make one with 'elbo train -o {run}'")
     return checked_config(strict_yaml.read(path), path)

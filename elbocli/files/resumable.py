@@ -7,7 +7,6 @@ final place; a journal beside it says how many are safe. A subclass knows the fo
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
+from elbocli.files.atomic import locked, refuse_existing, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
+from elbocli.files.file_system import claim_room
 from elbocli.files.reading import refusing
 
 Identity = str | dict[str, Any]
@@ -28,8 +28,11 @@ Identity = str | dict[str, Any]
 class Resumable:
     """Appends rows, and remembers how many. Use it in `holding`.
 
-    offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand.
+    offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand. unlocked: a warning, where the
+    file system can't keep other processes from the file.
     """
+
+    unlocked = ""
 
     def __init__(
         self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity, preallocate: bool = True
@@ -45,8 +48,8 @@ class Resumable:
     def start(self, afresh: bool) -> None:
         """Open or make the file and claim the disk. afresh: one of another source doesn't count."""
         with told(self.out):
-            for torn in self.out.parent.glob(f".{glob.escape(self.journal.name)}.*.tmp"):  # by a kill
-                torn.unlink()
+            for made in (self.journal, self.out):
+                sweep(made.parent, made.name)
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
@@ -60,7 +63,7 @@ class Resumable:
         try:
             with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
                 if self.preallocate:
-                    os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.layout.claim)
+                    claim_room(self._handle, 0, self.offset + self.limit * self.layout.claim)
                 if not self.layout.row:
                     self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
                     os.ftruncate(self._run_handle, 8 * self.rows)
@@ -158,8 +161,7 @@ class Resumable:
     def name(self) -> None:
         """The file is whole: give it its name."""
         os.fsync(self._handle)
-        os.replace(self.partial, self.out)
-        flush_folder(self.out.parent)
+        replace(self.partial, self.out)
         self.journal.unlink(missing_ok=True)
         self._runs.unlink(missing_ok=True)
 
@@ -178,10 +180,11 @@ def holding(
     without overwrite; other settings, without afresh).
     """
     lock = out.with_name(out.name + ".lock")
-    with locked(lock, str(out), wait):
+    with locked(lock, str(out), wait) as unlocked:
         try:
             refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
             with contextlib.closing(make()) as writer:
+                writer.unlocked = unlocked
                 writer.start(afresh)
                 try:
                     yield writer

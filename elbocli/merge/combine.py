@@ -120,6 +120,8 @@ def run(
                 layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
                 del arrays["offsets"]  # the writer adds its own, from where the rows came to lie
             with open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer:
+                if writer.unlocked:
+                    yield Progress(message=writer.unlocked, level="warning")
                 yield from _copy(writer, parts, signals)
                 writer.finish(arrays, names, attributes)
     yield Progress(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")

@@ -144,9 +144,9 @@ def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **opt
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
+        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
     if world.first:
-        click.echo(out)
+        click.echo(where)
 
 
 def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,8 @@ def run(
     world: World | None = None,
     command: str = "",
     on_checkpoint: str = "",
-) -> Iterator[Progress]:
-    """Train until `steps`, going on where an earlier run of the same settings stopped.
+) -> Generator[Progress, None, Path]:
+    """Train until `steps`, going on where an earlier run of the same settings stopped. Returns where the run is in the end.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
     to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError,
@@ -50,11 +50,14 @@ def run(
         defaults = CudaDefaults(resolved.settings, world)
         stack.enter_context(defaults.applied())
         signals = stack.enter_context(catching_signals())
+        folder = None
         with world.together():
             if world.first:
                 about = {"command": command, "processes": world.size, "device_name": name_of(world.device)}
-                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
-        status = Status(out, resolved.settings.steps) if world.first else None
+                folder = claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
+        if folder is not None and folder.unlocked:
+            yield Progress(message=folder.unlocked, level="warning")
+        status = None if folder is None else Status(folder, resolved.settings.steps)
         saver = Saver()
         try:
             with telling_lost():
@@ -69,6 +72,7 @@ def run(
                 status.write("interrupted" if ended else "failed", str(error))
             raise
         saver.close()
+        return training.out
 
 
 class _Training:
@@ -96,6 +100,15 @@ class _Training:
             self.recorder = Recorder(state, out, self._restore(), self._warn)
         stack.callback(self.recorder.close)
         self.last_saved = state.steps_done if state.steps_done else -1
+
+    def _follow(self) -> None:
+        """Go on in the run's folder wherever somebody has moved it. Raises DataError when it is gone."""
+        if self.status is None or self.status.folder.find() == self.out:
+            return
+        now = self.status.folder.path
+        self._warn(f"{self.out}: was moved to {now}; training goes on there")
+        self.out = self.ending.run = self.hook.run = now
+        self.recorder.move(now)
 
     def _warn(self, text: str) -> None:
         self.pending.append(Progress(message=text, level="warning"))
@@ -158,8 +171,10 @@ class _Training:
                 state.check()
                 averages = state.copies(state.ema.stored)
                 with self.world.together():
-                    if self.world.first:
-                        self.saver.start(partial(snapshots.write, self.out, step, averages, {"images": state.images}))
+                    if self.status is not None:
+                        about = {"images": state.images}
+                        write = partial(snapshots.write, step=step, averages=averages, meta=about)
+                        self.saver.start(partial(self.status.folder.write, write), vital=False)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             yield Progress(step, settings.steps, "step", values=values)
@@ -177,6 +192,7 @@ class _Training:
         """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
         error = None
         try:
+            self._follow()
             self.saver.look()
             self.state.batches.ready(self.state.steps_done)
         except ElboError as caught:
@@ -194,24 +210,26 @@ class _Training:
         weights, rest = self.state.snapshot()
         with self.world.together():
             if self.world.first:
+                self._follow()
                 self.saver.finish()
                 self._write(weights, rest)
         self.last_saved = self.state.steps_done
 
     def _write(self, weights: dict[str, dict[str, Tensor]], rest: dict[str, Any]) -> None:
-        logs, status, hook, settings, out = self.recorder.logs, self.status, self.hook, self.settings, self.out
+        logs, status, hook, settings = self.recorder.logs, self.status, self.hook, self.settings
         assert logs is not None and status is not None
         step, images = self.state.steps_done, self.state.images
         about = {"images": images, "seed": settings.seed, "world_size": self.world.size, "parallel": settings.parallel}
 
         def write() -> None:
             logs.sync()
-            path = store.save(out, step, weights, rest, meta)
+            path = status.folder.write(lambda out: store.save(out, step, weights, rest, meta))
             hook.start(path)
             held = {step_of(path) for path in hook.held()}
             # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
             store.drop(
-                out, lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held)
+                status.folder.find(),
+                lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held),
             )
             status.step, status.images = step, images
             status.write("running")
@@ -229,6 +247,7 @@ class _Training:
         self._save()
         with self.world.together():
             self.saver.settle()
+            self._follow()
 
     def _end(self, reason: int) -> Iterator[Progress]:
         """End before the last step: save, and say why. Raises Interrupted, unless a person or a limit asked for it."""

@@ -41,9 +41,12 @@ class StreamSink:
     """Writes to a binary stream. done: number of images written."""
 
     partial: Path | None = None
+    unlocked = ""
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
         self.done, self._header = 0, header
+        name = getattr(file, "name", None)
+        self._name = str(name) if isinstance(name, Path) else "standard output"
         file.flush()
         # Past the buffer, whose lock a thread would hold that waits for a reader when the process ends.
         self._file: Any = getattr(file, "raw", file)
@@ -51,7 +54,7 @@ class StreamSink:
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
-        with told(Path("standard output")):
+        with told(Path(self._name)):
             while view:
                 view = view[self._file.write(view) :]
 
@@ -62,5 +65,5 @@ class StreamSink:
 
     def finish(self) -> Iterator[int]:
         """Raise DataError when fewer images came than the header says."""
-        self._header.check_count("standard output", self.done)
+        self._header.check_count(self._name, self.done)
         yield from ()

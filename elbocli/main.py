@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import signal
 import sys
@@ -148,6 +149,9 @@ def main() -> None:
     if COMPLETE in os.environ:
         sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
     share_cores()
+    if sys.stderr is not None:
+        # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
+        faulthandler.enable()
     code = run()
     try:
         sys.stdout.flush()

@@ -165,7 +165,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         names = data.class_names if several and len(data.class_names) == data.num_classes else ()
 
         def read(start: int, count: int) -> np.ndarray:
-            return data.batch(np.arange(start, start + count))
+            return data.batch(range(start, start + count))
 
         yield SampleReader(str(source), data.shape, labels, read, data.attributes, names)
     elif source.suffix == ".npz":

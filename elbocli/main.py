@@ -18,6 +18,7 @@ from elbocli import __version__
 from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
+from elbocli.runtime.descriptors import make_streams_whole
 
 COMMANDS = {
     "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
@@ -149,6 +150,7 @@ def main() -> None:
     if COMPLETE in os.environ:
         sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
     share_cores()
+    make_streams_whole()
     if sys.stderr is not None:
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
         faulthandler.enable()

@@ -23,6 +23,7 @@ from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, Arrays, Names, 
 from elbocli.files.hashing import rows_sha256
 from elbocli.files.reading import one_line
 from elbocli.files.resumable import Identity, Resumable, holding
+from elbocli.runtime.descriptors import write_all
 
 LIBVER = ("earliest", "v108")
 
@@ -91,7 +92,7 @@ class DatasetWriter(Resumable):
                 where = "places images elsewhere for another count"
                 raise DataError(f"{self.out}: this HDF5 library {where}; please report this")
             with open(self._head, "rb") as head:
-                os.pwrite(self._handle, head.read(self.offset), 0)
+                write_all(self._handle, head.read(self.offset), 0)
             self._head.unlink()
             os.ftruncate(self._handle, self.offset + size)
             os.fsync(self._handle)

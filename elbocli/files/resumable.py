@@ -20,6 +20,7 @@ from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.reading import refusing
+from elbocli.runtime.descriptors import write_all
 
 Identity = str | dict[str, Any]
 """Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
@@ -129,13 +130,12 @@ class Resumable:
             for row in rows:
                 view = memoryview(row if isinstance(row, bytes) else np.ascontiguousarray(row)).cast("B")  # type: ignore[arg-type, unused-ignore]
                 self._seen(view)
-                while view:
-                    written = os.pwrite(self._handle, view, self.offset + at)
-                    view, at = view[written:], at + written
+                write_all(self._handle, view, self.offset + at)
+                at += len(view)
                 ends.append(at)
             os.fdatasync(self._handle)
             if self._run_handle >= 0:
-                os.pwrite(self._run_handle, np.array(ends, "<i8").tobytes(), 8 * self.rows)
+                write_all(self._run_handle, np.array(ends, "<i8"), 8 * self.rows)
                 os.fdatasync(self._run_handle)
         self._remember(self.rows + len(ends), at, done, notes)
 

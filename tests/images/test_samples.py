@@ -49,6 +49,20 @@ def rows(request, images):
 # Round trips
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x", "x.png"])
+def test_short_writes_change_no_byte(tmp_path, rows, name, monkeypatch):
+    def content(path):
+        return [each.read_bytes() for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
+    (tmp_path / "whole").mkdir()
+    write(tmp_path / "whole" / name, rows)
+    for function in ("write", "pwrite"):
+        real = getattr(os, function)
+        monkeypatch.setattr(os, function, lambda handle, data, *at, real=real: real(handle, data[:7], *at))
+    write(tmp_path / name, rows)
+    assert content(tmp_path / name) == content(tmp_path / "whole" / name)
+
+
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x"])
 def test_what_is_written_is_read(tmp_path, rows, name):
     write(tmp_path / name, rows)

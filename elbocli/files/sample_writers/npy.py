@@ -14,6 +14,7 @@ from elbocli.files.atomic import told
 from elbocli.files.dataset_block import plain
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
+from elbocli.runtime.descriptors import write_all
 
 
 def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
@@ -32,7 +33,7 @@ class Npy(Resumable):
 
     def seal(self) -> None:
         """Write the header and give the file its name."""
-        os.pwrite(self._handle, self._head, 0)
+        write_all(self._handle, self._head, 0)
         os.ftruncate(self._handle, self.offset + int(self.state["bytes"]))
         self.name()
 
@@ -50,10 +51,11 @@ class StreamSink:
         self._write(npy_header(header.shape))
 
     def _write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
         with told(Path("standard output")):
-            while view:
-                view = view[self._file.write(view) :]
+            if isinstance(self._file, io.FileIO):
+                write_all(self._file.fileno(), data)
+            else:
+                self._file.write(data)
 
     def put(self, batch: np.ndarray) -> None:
         """Write the next images, uint8 [b, H, W, C]. Raises DataError when that fails."""

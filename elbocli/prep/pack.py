@@ -203,6 +203,8 @@ def _fill(
     if notes["skipped"] and settings.on_error == "stop":
         index, trouble = next(iter(notes["skipped"].items()))
         raise _stopped(source, int(index), trouble)
+    if writer.lost:
+        yield Progress(message=writer.lost, level="warning")
     if done:
         yield Progress(done, total, "img", f"going on after {count(done, 'image', 'images')}")
     rows: list[Any] = []

@@ -49,6 +49,19 @@ def rows(request, images):
 # Round trips
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x"])
+def test_an_unfinished_file_that_was_harmed_is_drawn_again(tmp_path, rows, name):
+    with open_samples(tmp_path / name, plan(rows)) as sink:
+        sink.put(rows[:8])
+    partial = tmp_path / f"{name}.partial"
+    partial.write_bytes(bytes(partial.stat().st_size))
+    with open_samples(tmp_path / name, plan(rows)) as sink:
+        assert sink.done == 0 and "its 8 rows are not what was written" in sink.lost
+        sink.put(rows)
+        list(sink.finish())
+    np.testing.assert_array_equal(read(tmp_path / name)[1], rows)
+
+
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x", "x.png"])
 def test_short_writes_change_no_byte(tmp_path, rows, name, monkeypatch):
     def content(path):

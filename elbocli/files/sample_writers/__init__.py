@@ -35,6 +35,7 @@ class FileSink:
     def __init__(self, file: Any):
         self._file = file
         self.partial: Path | None = file.partial
+        self.lost: str = file.lost
 
     @property
     def done(self) -> int:

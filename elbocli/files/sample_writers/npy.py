@@ -42,6 +42,7 @@ class StreamSink:
     """Writes to a binary stream. done: number of images written."""
 
     partial: Path | None = None
+    lost = ""
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
         self.done, self._header = 0, header

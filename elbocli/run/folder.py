@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from contextlib import ExitStack, suppress
@@ -16,6 +17,7 @@ from elbocli import __version__
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import locked, told, write_json
+from elbocli.files.sealed_folder import RUN_ID, run_id
 from elbocli.run.settings import Resolved, difference
 
 PREVIEW_COUNT = 64
@@ -29,9 +31,7 @@ def _check(out: Path, resolved: Resolved) -> None:
     """
     if (out / "config.yaml").exists():
         before = store.read_config(out)
-        log = out / "metrics.jsonl"
-        begun = store.checkpoints(out) or (log.exists() and log.stat().st_size > 0)
-        changed = difference(before, resolved.config()) if begun else []
+        changed = difference(before, resolved.config()) if _begun(out) else []
         if changed:
             raise UsageError(
                 f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
@@ -39,6 +39,12 @@ def _check(out: Path, resolved: Resolved) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
         raise UsageError(f"{out}: exists and is not a run; choose another -o")
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run got anywhere."""
+    log = out / "metrics.jsonl"
+    return bool(store.checkpoints(out)) or (log.exists() and log.stat().st_size > 0)
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> None:
@@ -59,7 +65,14 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
         "torch_version": str(torch.__version__),
         "python_version": python_version(),
     }
-    store.write_config(out, {**versions, **about, **resolved.config()})
+    now = resolved.config()
+    known = run_id(out) if _begun(out) else None
+    store.write_config(out, {RUN_ID: known or _identity(now), **versions, **about, **now})
+
+
+def _identity(config: dict[str, Any]) -> str:
+    """Digest what a run is at its first start; it keeps that when it goes on with more steps, or is copied."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_status(run: Path) -> dict[str, Any]:

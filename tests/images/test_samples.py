@@ -5,6 +5,7 @@ import pty
 import warnings
 import zipfile
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,15 @@ def test_an_unfinished_file_that_was_harmed_is_drawn_again(tmp_path, rows, name)
         sink.put(rows)
         list(sink.finish())
     np.testing.assert_array_equal(read(tmp_path / name)[1], rows)
+
+
+def test_a_pipe_with_a_name_is_read(tmp_path, rows):
+    write(tmp_path / "x.npy", rows)
+    reader, writer = os.pipe()
+    os.write(writer, (tmp_path / "x.npy").read_bytes())
+    os.close(writer)
+    np.testing.assert_array_equal(read(Path(f"/dev/fd/{reader}"))[1], rows)
+    os.close(reader)
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x", "x.png"])

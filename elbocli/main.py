@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
 from elbocli.cli.stderr import heard
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
+from elbocli.runtime.descriptors import make_streams_whole
 
 COMMANDS = {
     "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
@@ -161,6 +163,10 @@ def main() -> None:
         sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
     share_cores()
     extend_segments()
+    make_streams_whole()
+    if sys.stderr is not None:
+        # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
+        faulthandler.enable()
     code = run()
     try:
         sys.stdout.flush()

@@ -22,10 +22,10 @@ from elbocli.files import sealed_folder, strict_yaml
 from elbocli.files.atomic import sweep, write_text
 from elbocli.files.reading import check_format, refusing
 from elbocli.files.retention import folder_name, numbered, step_of
-from elbocli.files.sealed_folder import WEIGHTS, SealedFolder
+from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
 
 RUN_FORMAT = "elbo-run"
-FOLDER, CONFIG = "checkpoints", "config.yaml"
+FOLDER = "checkpoints"
 GONE = ("on_checkpoint", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files import dataset_block as blocks
-from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, open_block
+from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, Mapped, open_block
 from elbocli.files.dataset_file import FORMAT, DatasetFile, attributes_of
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
@@ -104,11 +104,15 @@ class Dataset(DatasetFile):
     def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
 
-        Raises FormatError when they are damaged.
+        Raises FormatError when they are damaged, DataError when somebody has changed the file meanwhile.
         """
         with self.damage():
             rows = np.asarray(indices)
-            return self._decoded(rows) if self.kind == ENCODED else self.block.take(rows)
+            if self.kind == ENCODED:
+                return self._decoded(rows)
+            if isinstance(indices, range) and indices.step == 1:
+                return self.block.read(indices.start, indices.stop)
+            return self.block.take(rows)
 
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), *self.shape[1:]), np.uint8)
@@ -116,9 +120,9 @@ class Dataset(DatasetFile):
 
         def decode(k: int) -> None:
             index = int(indices[k])
-            start, stop = self._offsets[index], self._offsets[index + 1]
+            content = self.block.read(self._offsets[index], self._offsets[index + 1])
             try:
-                encoding.decode(self.block.run(start, stop), out[k])
+                encoding.decode(content, out[k])
             except DataError as error:
                 raise FormatError(f"{self.path}: damaged: row {index} is {error}; pack it again") from error
 
@@ -129,7 +133,7 @@ class Dataset(DatasetFile):
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all rows in order, `size` at a time. Raises FormatError when they are damaged."""
         for start in range(0, len(self), size):
-            yield self.batch(np.arange(start, min(start + size, len(self))))
+            yield self.batch(range(start, min(start + size, len(self))))
 
     def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
         """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
@@ -140,13 +144,14 @@ class Dataset(DatasetFile):
         while start < len(self):
             stop = int(np.searchsorted(self._offsets, self._offsets[start] + SCAN_BYTES, side="right")) - 1
             stop = min(max(stop, start + 1), len(self))
-            yield [self.block.run(self._offsets[k], self._offsets[k + 1]) for k in range(start, stop)]
+            ends = self._offsets[start + 1 : stop] - self._offsets[start]
+            yield np.split(self.block.read(self._offsets[start], self._offsets[stop]), ends)
             start = stop
 
     @property
     def self_contained(self) -> bool:
         """Whether the block is one run of bytes in this very file."""
-        return not self.member(self.kind, virtual=True).is_virtual and isinstance(self.block.parts[0], np.memmap)
+        return not self.member(self.kind, virtual=True).is_virtual and isinstance(self.block.parts[0], Mapped)
 
     @property
     def layout(self) -> BlockLayout:

@@ -6,15 +6,17 @@ A block may be spread over the blocks of several files (a virtual dataset of HDF
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from elbocli.errors import FormatError
+from elbocli.errors import DataError, FormatError
 from elbocli.files.reading import refusing
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
@@ -55,15 +57,74 @@ def latents(row: tuple[int, int, int]) -> BlockLayout:
     return BlockLayout(LATENTS, "<f2", row, 2 * int(np.prod(row)))
 
 
+class Mapped:
+    """Rows in one run of bytes of a file. Whoever changes the file in place meanwhile is noticed.
+
+    Raises FormatError when the file is cut short.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]):
+        self.path, self.dtype, self.offset, self.shape = path, dtype, offset, shape
+        self.row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        self.nbytes = shape[0] * self.row_bytes
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._handle)
+        self._state = self._now()
+        size, wanted = self._state[0], offset + self.nbytes
+        if size < wanted:
+            raise FormatError(f"{path}: cut short: {size} bytes, expected {wanted}; pack it again")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._handle)
+        return status.st_size, status.st_mtime_ns
+
+    def check(self) -> None:
+        """Raise DataError when the file has changed.
+
+        To touch what is mapped behind the end of a file that was cut short would end the process.
+        """
+        now = self._now()
+        if now != self._state:
+            sizes = f"{now[0]} bytes, {self._state[0]} at first"
+            raise DataError(f"{self.path}: has changed while it was read ({sizes}); put it right, or pack it again")
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The rows in mapped memory, gathered in half the time of reading each. `check` before touching them, and after."""
+        with open(self._handle, "rb", closefd=False) as file:
+            return np.memmap(file, self.dtype, "r", self.offset, self.shape)
+
+    @cached_property
+    def bytes(self) -> memoryview:
+        """Their bytes, to be touched in the same way."""
+        return self.rows.data.cast("B")
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Read rows that follow each other. Raises DataError when the file has changed."""
+        start, stop, _ = wanted.indices(len(self))
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        left, at = out.reshape(-1).view(np.uint8).data, self.offset + start * self.row_bytes
+        while left and (count := os.preadv(self._handle, [left], at)):
+            left, at = left[count:], at + count
+        self.check()
+        if left:
+            raise DataError(f"{self.path}: ends at {at} bytes, which was longer; put it right, or pack it again")
+        return out
+
+
 class Block:
-    """An array on disk, in one part or several that follow each other."""
+    """An array on disk, in one part or several that follow each other.
+
+    parts: mapped, or one of HDF5's that is not one run of bytes.
+    """
 
     def __init__(self, parts: list[Any]):
         self.parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
         self._starts = self._ends - [len(part) for part in parts]
-        mapped = all(isinstance(part, np.memmap) for part in parts)
-        self._views = [memoryview(part).cast("B") for part in parts] if mapped else None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -74,38 +135,44 @@ class Block:
         return sum(int(part.nbytes) for part in self.parts)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """Copy the rows at those indices, [len(indices), …]."""
+        """Copy the rows at those indices, [len(indices), …]. Raises DataError when a file has changed."""
         first = self.parts[0]
-        if len(self.parts) == 1 and isinstance(first, np.memmap):
-            return np.take(first, indices, axis=0)
-        rows = np.asarray(indices)
-        owners = np.searchsorted(self._ends, rows, side="right")
-        places = rows - self._starts[owners]
-        if self._views is None:
-            out = np.empty((len(rows), *first.shape[1:]), first.dtype)
-            for k, (owner, place) in enumerate(zip(owners.tolist(), places.tolist(), strict=True)):
-                out[k] = self.parts[owner][place]
+        if not isinstance(first, Mapped):
+            out = np.empty((len(indices), *first.shape[1:]), first.dtype)
+            for k, index in enumerate(indices.tolist()):
+                out[k] = first[index]
             return out
+        if len(self.parts) == 1:
+            first.check()
+            taken = np.take(first.rows, indices, axis=0)
+            first.check()
+            return taken
+        owners = np.searchsorted(self._ends, indices, side="right")
+        starts = (indices - self._starts[owners]) * first.row_bytes
+        runs = zip(owners.tolist(), starts.tolist(), (starts + first.row_bytes).tolist(), strict=True)
+        parts = {owner: self.parts[owner] for owner in set(owners.tolist())}
+        views = {owner: part.bytes for owner, part in parts.items()}
+        for part in parts.values():
+            part.check()
         # Each row copied once: gathering part by part would copy twice. Joining takes 0.85 of the time that
         # assigning row by row does.
-        size = first[:1].nbytes
-        starts = places * size
-        runs = zip(owners.tolist(), starts.tolist(), (starts + size).tolist(), strict=True)
-        joined = bytearray().join([self._views[owner][start:stop] for owner, start, stop in runs])
-        return np.frombuffer(joined, first.dtype).reshape(len(rows), *first.shape[1:])
+        joined = bytearray().join([views[owner][start:stop] for owner, start, stop in runs])
+        for part in parts.values():
+            part.check()
+        return np.frombuffer(joined, first.dtype).reshape(len(indices), *first.shape[1:])
 
-    def run(self, start: int, stop: int) -> Any:
-        """Read elements start to stop, which must lie in one part: a view of a mapped file."""
-        owner = int(np.searchsorted(self._ends, start, side="right")) if start < stop else 0
-        begin = int(self._starts[owner])
-        return self.parts[owner][start - begin : stop - begin]
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Copy elements start to stop. Raises DataError when a file has changed."""
+        first, last = np.searchsorted(self._ends, [start, max(start, stop - 1)], side="right").tolist()
+        owners = zip(self.parts[first : last + 1], self._starts[first : last + 1].tolist(), strict=True)
+        found = [part[max(0, start - at) : stop - at] for part, at in owners]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def scan(self) -> Iterator[np.ndarray]:
         """Yield the whole block in order, some megabytes at a time."""
-        for part in self.parts:
-            rows = max(1, SCAN_BYTES // max(1, int(part.nbytes) // max(1, len(part))))
-            for start in range(0, len(part), rows):
-                yield np.ascontiguousarray(part[start : start + rows])
+        rows = max(1, SCAN_BYTES * len(self) // max(1, self.nbytes))
+        for start in range(0, len(self), rows):
+            yield self.read(start, min(start + rows, len(self)))
 
 
 def open_block(member: h5py.Dataset, path: Path) -> Block:
@@ -120,10 +187,7 @@ def _mapped(member: h5py.Dataset, path: Path) -> Any:
     offset = member.id.get_offset() if member.chunks is None else None
     if offset is None:
         return member
-    size = path.stat().st_size
-    if size < offset + member.nbytes:
-        raise FormatError(f"{path}: cut short: {size} bytes, expected {offset + member.nbytes}; pack it again")
-    return np.memmap(path, member.dtype, "r", offset, member.shape)
+    return Mapped(path, member.dtype, offset, member.shape)
 
 
 def _in_order(member: h5py.Dataset, path: Path) -> list[Any]:
@@ -158,6 +222,6 @@ def _mapped_source(source: Any, member: h5py.Dataset, path: Path) -> Any:
         if found.shape != (high[0] + 1 - low[0], *member.shape[1:]) or found.dtype != member.dtype:
             raise FormatError(f"{part}: {found.dtype} {found.shape} is not what {path} was made of; merge it again")
         block = _mapped(found, part)
-    if not isinstance(block, np.memmap):
+    if not isinstance(block, Mapped):
         raise FormatError(f"{part}: its rows are not one block; pack it again")
     return block

@@ -7,7 +7,6 @@ labels and attributes are added behind, and the file is renamed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,12 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.atomic import told
-from elbocli.files.dataset_block import SCAN_BYTES, BlockLayout
+from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, Arrays, Names, contents_digest
 from elbocli.files.file_system import claim_room
-from elbocli.files.hashing import rows_sha256
 from elbocli.files.reading import one_line
 from elbocli.files.resumable import Identity, Resumable, holding
+from elbocli.runtime.descriptors import write_all
 
 LIBVER = ("earliest", "v108")
 
@@ -54,35 +53,14 @@ class DatasetWriter(Resumable):
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity, preallocate: bool):
         self._head = out.with_name(out.name + ".partial.head")
-        self._digest: Any = None
         with told(out):
             offset = _skeleton(self._head, layout, (1,) * (1 + len(layout.row)))
             self._head.unlink()
         super().__init__(out, layout, offset, limit, source, preallocate)
 
-    def start(self, afresh: bool) -> None:
-        """Do the same as for any resumable file, and begin the digest of the rows."""
-        super().start(afresh)
-        self._digest = None if self.rows else hashlib.sha256()
-
-    def _seen(self, row: memoryview) -> None:
-        if self._digest is not None:
-            self._digest.update(row)
-
-    def rewind(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
-        """Do the same as for any resumable file, and begin the digest of the rows."""
-        self._digest = None if rows else hashlib.sha256()
-        super().rewind(rows, size, done, notes)
-
-    def _block_digest(self) -> str:
-        if self._digest is not None:
-            return str(self._digest.hexdigest())
-        block = self.block()
-        return rows_sha256(block[start : start + SCAN_BYTES] for start in range(0, len(block), SCAN_BYTES))
-
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
         """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
-        rows, size = self.rows, int(self.state["bytes"])
+        rows, size, digest = self.rows, int(self.state["bytes"]), self.state["sha256"][0]
         with told(self.out):
             if self._run_handle >= 0:
                 ends = np.frombuffer(os.pread(self._run_handle, 8 * rows, 0), "<i8")
@@ -92,11 +70,10 @@ class DatasetWriter(Resumable):
                 where = "places images elsewhere for another count"
                 raise DataError(f"{self.out}: this HDF5 library {where}; please report this")
             with open(self._head, "rb") as head:
-                os.pwrite(self._handle, head.read(self.offset), 0)
+                write_all(self._handle, head.read(self.offset), 0)
             self._head.unlink()
             os.ftruncate(self._handle, self.offset + size)
             os.fsync(self._handle)
-            digest = self._block_digest()
             if self.preallocate:
                 # HDF5 itself crashes when the disk is full, and cuts off in the end what it didn't need.
                 claim_room(self._handle, self.offset + size, _room(arrays, names, attributes))

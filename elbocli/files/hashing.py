@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+PIECE = 1 << 24
+
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's content, 64 hex digits. Raises OSError when it can't be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def span_sha256(handle: int, offset: int, size: int) -> Any:
+    """The sha256, as hashlib has it, of `size` bytes of an open file, or of those before its end. Raises OSError."""
+    digest = hashlib.sha256()
+    while size and (content := os.pread(handle, min(size, PIECE), offset)):
+        digest.update(content)
+        offset, size = offset + len(content), size - len(content)
+    return digest
 
 
 def add_rows(digest: Any, rows: np.ndarray | list[np.ndarray]) -> None:

@@ -1,12 +1,14 @@
 """A large file in the making, block of rows first and the rest last, so that a kill at any moment loses little.
 
 `OUT.partial` is locked and claimed on disk whole before the first row, so a full disk fails at once. Rows go to their
-final place; a journal beside it says how many are safe. A subclass knows the format, adds the rest and names the file.
+final place; a journal beside it says how many are safe, and their digest: when they are not what it says, all are made
+again. A subclass knows the format, adds the rest and names the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,9 @@ from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import locked, refuse_existing, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.file_system import claim_room
+from elbocli.files.hashing import span_sha256
 from elbocli.files.reading import refusing
+from elbocli.runtime.descriptors import write_all
 
 Identity = str | dict[str, Any]
 """Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
@@ -28,11 +32,9 @@ Identity = str | dict[str, Any]
 class Resumable:
     """Appends rows, and remembers how many. Use it in `holding`.
 
-    offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand. unlocked: a warning, where the
-    file system can't keep other processes from the file.
+    offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand. warnings: of a file system that
+    can't keep other processes from the file, and of an unfinished file that was there, but not as its journal says.
     """
-
-    unlocked = ""
 
     def __init__(
         self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity, preallocate: bool = True
@@ -43,7 +45,13 @@ class Resumable:
             out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs")
         )
         self._handle = self._run_handle = -1
-        self.state: dict[str, Any] = {"source": source, "rows": 0, "bytes": 0, "done": 0, "notes": {}}
+        self.warnings: list[str] = []
+        self._afresh()
+
+    def _afresh(self) -> None:
+        self.state: dict[str, Any] = {"source": self.source, "rows": 0, "bytes": 0, "done": 0, "notes": {}}
+        self._count = self._size = 0  # of what is written, safe or not
+        self._digests = hashlib.sha256(), hashlib.sha256()  # of the rows, and of their ends
 
     def start(self, afresh: bool) -> None:
         """Open or make the file and claim the disk. afresh: one of another source doesn't count."""
@@ -53,9 +61,11 @@ class Resumable:
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            if not self.layout.row:
+                self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if self.journal.exists():
-                self.state = self._read_journal()
+                self._go_on(self._read_journal())
         except ElboError:
             if not afresh:
                 raise
@@ -64,8 +74,7 @@ class Resumable:
             with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
                 if self.preallocate:
                     claim_room(self._handle, 0, self.offset + self.limit * self.layout.claim)
-                if not self.layout.row:
-                    self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
+                if self._run_handle >= 0:
                     os.ftruncate(self._run_handle, 8 * self.rows)
         except DataError:
             if not self.journal.exists():
@@ -95,14 +104,25 @@ class Resumable:
                 raise ValueError(f"{rows} rows of {self.limit}")
             if source == self.source and self.layout.row and size != rows * self.layout.row_bytes:
                 raise ValueError(f"{size} bytes for {rows} rows")
-            if not self.layout.row and self._runs.stat().st_size < 8 * rows:
-                raise ValueError(f"{self._runs.name} is too short")
 
         if source != self.source:
             raise self._other(source, restart)
         if done > self.limit:
             raise DataError(f"{self.journal}: {done} images done, but there are only {self.limit}; {restart}")
         return dict(state)
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Take up what the journal says, if it is still there; else forget it before anything is claimed anew."""
+        rows, size = int(state["rows"]), int(state["bytes"])
+        spans = (self._handle, self.offset, size), (self._run_handle, 0, 0 if self.layout.row else 8 * rows)
+        with told(self.partial, "read"):
+            found = span_sha256(*spans[0]), span_sha256(*spans[1])
+        if [each.hexdigest() for each in found] == state.get("sha256"):
+            self.state, self._count, self._size, self._digests = state, rows, size, found
+            return
+        self.journal.unlink()
+        if rows:
+            self.warnings.append(f"{self.partial}: its {rows} rows are not what was written; all are made again")
 
     def _other(self, source: Any, restart: str) -> ElboError:
         if not isinstance(source, dict) or not isinstance(self.source, dict):
@@ -120,37 +140,37 @@ class Resumable:
         """Rows that are safe on disk."""
         return int(self.state["rows"])
 
-    def append(
-        self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]
-    ) -> None:
-        """Write rows and make them safe. done: how far the source was read; notes: kept beside it.
+    def write(self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray) -> None:
+        """Write rows after those before them. They are not safe until `append`.
 
         rows: arrays of the layout's row, or bytes of any length when it has none.
         """
-        at, ends = int(self.state["bytes"]), []
+        ends = []
         with told(self.out):
             for row in rows:
                 view = memoryview(row if isinstance(row, bytes) else np.ascontiguousarray(row)).cast("B")  # type: ignore[arg-type, unused-ignore]
-                self._seen(view)
-                while view:
-                    written = os.pwrite(self._handle, view, self.offset + at)
-                    view, at = view[written:], at + written
-                ends.append(at)
-            os.fdatasync(self._handle)
+                self._digests[0].update(view)
+                write_all(self._handle, view, self.offset + self._size)
+                self._size += len(view)
+                ends.append(self._size)
             if self._run_handle >= 0:
-                os.pwrite(self._run_handle, np.array(ends, "<i8").tobytes(), 8 * self.rows)
-                os.fdatasync(self._run_handle)
-        self._remember(self.rows + len(ends), at, done, notes)
+                content = np.array(ends, "<i8").tobytes()
+                self._digests[1].update(content)
+                write_all(self._run_handle, content, 8 * self._count)
+        self._count += len(ends)
 
-    def _seen(self, row: memoryview) -> None:
-        """A row that is about to be written."""
-
-    def rewind(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
-        """Forget all but the first `rows` rows, of `size` bytes, as if the source had been read as far as `done`."""
-        self._remember(rows, size, done, notes)
-
-    def _remember(self, rows: int, size: int, done: int, notes: dict[str, Any]) -> None:
-        self.state = {"source": self.source, "rows": rows, "bytes": size, "done": done, "notes": notes}
+    def append(
+        self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]
+    ) -> None:
+        """Write rows and make all safe. done: how far the source was read; notes: kept beside it."""
+        self.write(rows)
+        with told(self.out):
+            for handle in (self._handle, self._run_handle):
+                if handle >= 0:
+                    os.fdatasync(handle)
+        counts = {"rows": self._count, "bytes": self._size, "done": done}
+        digests = [digest.hexdigest() for digest in self._digests]
+        self.state = {"source": self.source, **counts, "sha256": digests, "notes": notes}
         write_json(self.journal, self.state)
 
     def block(self) -> np.ndarray:
@@ -184,7 +204,7 @@ def holding(
         try:
             refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
             with contextlib.closing(make()) as writer:
-                writer.unlocked = unlocked
+                writer.warnings += [unlocked] if unlocked else []
                 writer.start(afresh)
                 try:
                     yield writer

@@ -1,7 +1,7 @@
 """Folders of weights, called by their step, that are there whole or not at all.
 
-step-00001000/ is written aside, flushed and renamed. Its meta.json holds the step, and the size and sha256 of every
-other file, so that damage is noticed, named and passed over.
+RUN/…/step-00001000/ is written aside, flushed and renamed. Its meta.json holds the step, the run that it is of, and the size
+and sha256 of every other file, so that damage, and what another run has written, is noticed, named and passed over.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files import strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
@@ -26,7 +28,25 @@ from elbocli.files.reading import check_format, one_line, refusing
 from elbocli.files.retention import PREFIX, folder_name
 
 META = "meta.json"
+CONFIG = "config.yaml"
+RUN_ID = "run_id"
+"""Key of config.yaml and of meta.json: the same in both when one is of the other."""
 WEIGHTS = ".safetensors"
+
+
+def run_id(run: Path) -> str | None:
+    """The identity in a run's config.yaml; None when there is none to be read, or an earlier version wrote it."""
+    with suppress(OSError):
+        status = (run / CONFIG).stat()
+        return _run_id(run, status.st_mtime_ns, status.st_size)
+    return None
+
+
+@lru_cache
+def _run_id(run: Path, changed: int, size: int) -> str | None:
+    with suppress(FormatError):
+        return strict_yaml.read(run / CONFIG).get(RUN_ID)
+    return None
 
 
 @dataclass(frozen=True)
@@ -55,7 +75,10 @@ class SealedFolder:
 
     @classmethod
     def read(cls, path: Path, verify: bool = True) -> Self:
-        """A folder, every file compared with its digest unless told not to. Raises FormatError."""
+        """A folder, every file compared with its digest unless told not to.
+
+        Raises FormatError, also when it lies in a run that didn't write it.
+        """
         with refusing(f"{path}: not a whole {cls.WORD}"):
             meta = json.loads((path / META).read_text())
             check_format(path, meta, cls.FORMAT)
@@ -64,6 +87,10 @@ class SealedFolder:
                     raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
                 int(known["bytes"])
             int(meta["step"]), int(meta["images"])
+        run = path.resolve().parent.parent
+        ids = meta.get(RUN_ID), run_id(run)
+        if None not in ids and ids[0] != ids[1]:
+            raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
         return cls(path, meta)
 
     def check_name(self) -> None:
@@ -87,7 +114,9 @@ class SealedFolder:
                 yield aside
                 held = sorted(aside.iterdir())
                 files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in held}
-                content = {"format": cls.FORMAT, "version": 1, "step": step, **meta, "files": files}
+                known = run_id(parent.parent)
+                said = {"step": step, **({} if known is None else {RUN_ID: known}), **meta}
+                content = {"format": cls.FORMAT, "version": 1, **said, "files": files}
                 (aside / META).write_text(json.dumps(content, indent=1) + "\n")
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
             raise DataError(f"{path}: could not write: {one_line(error)}") from error

@@ -15,7 +15,7 @@ from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import refusing
 from elbocli.images.image_refs import DatasetRow, ImageRef, Pixels, Unpacked, UnpackedRow
-from elbocli.images.samples import read_header, read_labels
+from elbocli.images.samples import read_header, read_labels, refuse_short
 
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
@@ -45,14 +45,8 @@ def open_npy(path: Path) -> ArrayImages:
     """Open a .npy. Raises FormatError when it holds no images."""
     with open(path, "rb") as file:
         shape, offset = read_header(file, str(path)), file.tell()
-    _refuse_short(f"{path}:", path.stat().st_size, offset, shape)
+    refuse_short(f"{path}:", path.stat().st_size, offset, shape)
     return ArrayImages(_pixels(path, offset, shape))
-
-
-def _refuse_short(what: str, size: int, offset: int, shape: tuple[int, ...]) -> None:
-    wanted = offset + int(np.prod(shape))
-    if size < wanted:
-        raise FormatError(f"{what} cut short: {size} bytes, expected {wanted}")
 
 
 def _pixels(path: Path, offset: int, shape: tuple[int, int, int, int]) -> list[Pixels]:
@@ -81,7 +75,7 @@ def _open_npz(path: Path) -> ArrayImages:
         raise FormatError(f"{path}: {announced}, more than can be in it; make or get it again")
     labels = read_labels(archive, str(path), shape[0])
     known = None if labels is None else labels.tolist()
-    _refuse_short(f"{path}: arr_0 is", info.file_size, start, shape)
+    refuse_short(f"{path}: arr_0 is", info.file_size, start, shape)
     if info.compress_type != zipfile.ZIP_STORED:
         rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
         return ArrayImages([UnpackedRow(rows, i) for i in range(shape[0])], known, in_order=True)

@@ -61,6 +61,13 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     return shape
 
 
+def refuse_short(what: str, size: int, offset: int, shape: tuple[int, ...]) -> None:
+    """Raise FormatError when `size` bytes can't hold images of that shape from `offset` on."""
+    wanted = offset + int(np.prod(shape))
+    if size < wanted:
+        raise FormatError(f"{what} cut short: {size} bytes, expected {wanted}")
+
+
 def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> SampleReader:
     shape = read_header(file, name)
     row = int(np.prod(shape[1:]))
@@ -165,18 +172,22 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         names = data.class_names if several and len(data.class_names) == data.num_classes else ()
 
         def read(start: int, count: int) -> np.ndarray:
-            return data.batch(np.arange(start, start + count))
+            return data.batch(range(start, start + count))
 
         yield SampleReader(str(source), data.shape, labels, read, data.attributes, names)
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
+            refuse_short(f"{source}: arr_0 is", archive.getinfo("arr_0.npy").file_size, member.tell(), reader.shape)
             reader.labels = read_labels(archive, str(source), reader.shape[0])
             reader.about = read_about(archive, str(source))
             yield reader
     else:
         with told(source, "read"), open(source, "rb") as file:
-            yield _stream(file, str(source))
+            reader = _stream(file, str(source))
+            if source.is_file():  # a pipe has no size
+                refuse_short(f"{source}:", source.stat().st_size, file.tell(), reader.shape)
+            yield reader
 
 
 def has_images(path: Path) -> bool:

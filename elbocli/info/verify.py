@@ -19,6 +19,7 @@ from elbocli.files.atomic import told
 from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
+from elbocli.files.features import is_features
 from elbocli.files.hashing import add_rows
 from elbocli.info.describe import HDF5_MAGIC, describe, is_safetensors
 from elbocli.runtime.progress import Progress
@@ -41,7 +42,7 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
         return facts | (yield from _dataset(path))
     if path.is_dir():
         return facts | (yield from _folder(path))
-    if is_safetensors(path, _head(path, 16)):
+    if is_safetensors(path, _head(path, 16)) and not is_features(path):
         check(path)
         return {**facts, "verified": ["payload_sha256"]}
     if _head(path).startswith((b"PK", b"\x93NUMPY")):

@@ -120,8 +120,7 @@ def run(
                 layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
                 del arrays["offsets"]  # the writer adds its own, from where the rows came to lie
             with open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer:
-                if writer.unlocked:
-                    yield Progress(message=writer.unlocked, level="warning")
+                yield from (Progress(message=text, level="warning") for text in writer.warnings)
                 yield from _copy(writer, parts, signals)
                 writer.finish(arrays, names, attributes)
     yield Progress(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
@@ -134,27 +133,19 @@ def _fingerprint(parts: Sequence[Part]) -> str:
 
 def _copy(writer: DatasetWriter, parts: Sequence[Part], signals: Signals) -> Iterator[Progress]:
     total = sum(part.count for part in parts)
-    # What was copied of a part that wasn't checked to its end doesn't count: the part may have been replaced since.
-    notes = writer.state["notes"]
-    safe = [int(notes.get(key, 0)) for key in ("parts", "rows", "bytes")]
-    if writer.rows != safe[1]:
-        writer.rewind(safe[1], safe[2], safe[1], notes)
-    if safe[0]:
-        yield Progress(safe[1], total, "img", f"going on after {safe[0]} parts")
-    for index, part in enumerate(parts[safe[0] :], start=safe[0] + 1):
-        try:
-            for rows in part.rows():
-                writer.append(rows, writer.rows + len(rows), notes)
-                yield Progress(writer.rows, total, "img")
-                if signals.received:
-                    safe_in = f"{safe[0]} of {len(parts)} parts are safe in {writer.partial.name}"
-                    raise signals.interrupted(f"{safe_in}; the same command goes on from there")
-        except DataError:
-            writer.rewind(safe[1], safe[2], safe[1], notes)
-            raise
-        safe = [index, writer.rows, int(writer.state["bytes"])]
-        notes = dict(zip(("parts", "rows", "bytes"), safe))
-        writer.append([], writer.rows, notes)
+    done, before = writer.rows, int(writer.state["notes"].get("parts", 0))
+    if before:
+        yield Progress(done, total, "img", f"going on after {before} parts")
+    for index, part in enumerate(parts[before:], start=before):
+        for rows in part.rows():
+            writer.write(rows)
+            done += len(rows)
+            yield Progress(done, total, "img")
+            if signals.received:
+                safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
+                raise signals.interrupted(f"{safe}; the same command goes on from there")
+        # Not earlier: a part counts when it was checked to its end.
+        writer.append([], done, {"parts": index + 1})
 
 
 def _refer(

@@ -152,8 +152,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     layout, limit = _layout(settings, encoder), len(source) * copies
     how = {"preallocate": settings.preallocate, "overwrite": settings.overwrite}
     with catching_signals() as signals, open_writer(out, layout, limit, fingerprint, **how) as writer:
-        if writer.unlocked:
-            yield Progress(message=writer.unlocked, level="warning")
+        yield from (Progress(message=text, level="warning") for text in writer.warnings)
         before = int(writer.state["done"])
         yield from _fill(writer, source, settings, encoder, signals)
         notes = writer.state["notes"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from elbocli import __version__
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told, write_json
+from elbocli.files.sealed_folder import CONFIG, RUN_ID, run_id
 from elbocli.run.settings import Resolved, difference
 
 LOCK, STATUS = ".lock", "status.json"
@@ -32,11 +34,9 @@ def _check(out: Path, resolved: Resolved) -> None:
 
     A run that got nowhere may go on with any settings: one that ran out of memory at once, with a smaller batch.
     """
-    if (out / store.CONFIG).exists():
+    if (out / CONFIG).exists():
         before = store.read_config(out)
-        log = out / "metrics.jsonl"
-        begun = store.checkpoints(out) or (log.exists() and log.stat().st_size > 0)
-        changed = difference(before, resolved.config()) if begun else []
+        changed = difference(before, resolved.config()) if _begun(out) else []
         if changed:
             raise UsageError(
                 f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
@@ -44,6 +44,12 @@ def _check(out: Path, resolved: Resolved) -> None:
             )
     elif out.exists() and (not out.is_dir() or not all(path.name == LOCK or is_aside(path) for path in out.iterdir())):
         raise UsageError(f"{out}: exists and is not a run; choose another -o")
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run got anywhere."""
+    log = out / "metrics.jsonl"
+    return bool(store.checkpoints(out)) or (log.exists() and log.stat().st_size > 0)
 
 
 def settings_before(out: Path) -> dict[str, Any]:
@@ -72,7 +78,7 @@ class RunFolder:
         if not self._is_at(self.path):
             gone = "the run's folder is gone, deleted or moved to another disk"
             raise DataError(f"{self.path}: {gone}; no checkpoint can be saved any more")
-        if not (self.path / store.CONFIG).exists():
+        if not (self.path / CONFIG).exists():
             store.write_config(self.path, self._config)
         return self.path
 
@@ -113,9 +119,16 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
         "torch_version": str(torch.__version__),
         "python_version": python_version(),
     }
-    config = {**versions, **about, **resolved.config()}
+    now = resolved.config()
+    known = run_id(out) if _begun(out) else None
+    config = {RUN_ID: known or _identity(now), **versions, **about, **now}
     store.write_config(out, config)
     return RunFolder(out, handle, config, unlocked)
+
+
+def _identity(config: dict[str, Any]) -> str:
+    """Digest what a run is at its first start; it keeps that when it goes on with more steps, or is copied."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_status(run: Path) -> dict[str, Any]:

@@ -213,8 +213,8 @@ class _Work:
                 if world.first:
                     wait = PATIENCE_S if world.size > 1 else 0
                     sink = stack.enter_context(open_samples(target, self.plan, settings.overwrite, wait))
-            if sink is not None and sink.unlocked:
-                yield Progress(message=sink.unlocked, level="warning")
+            if sink is not None:
+                yield from (Progress(message=text, level="warning") for text in sink.warnings)
             start = world.of_first(0 if sink is None else sink.done)
             yield Progress(start, n, "img", self._introduction(start))
             depth = 1 if world.device.type == "cuda" else 0

@@ -5,6 +5,7 @@ import pty
 import warnings
 import zipfile
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,42 @@ def rows(request, images):
 
 
 # Round trips
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x"])
+def test_an_unfinished_file_that_was_harmed_is_drawn_again(tmp_path, rows, name):
+    with open_samples(tmp_path / name, plan(rows)) as sink:
+        sink.put(rows[:8])
+    partial = tmp_path / f"{name}.partial"
+    partial.write_bytes(bytes(partial.stat().st_size))
+    with open_samples(tmp_path / name, plan(rows)) as sink:
+        assert sink.done == 0 and "its 8 rows are not what was written" in sink.warnings[0]
+        sink.put(rows)
+        list(sink.finish())
+    np.testing.assert_array_equal(read(tmp_path / name)[1], rows)
+
+
+def test_a_pipe_with_a_name_is_read(tmp_path, rows):
+    write(tmp_path / "x.npy", rows)
+    reader, writer = os.pipe()
+    os.write(writer, (tmp_path / "x.npy").read_bytes())
+    os.close(writer)
+    np.testing.assert_array_equal(read(Path(f"/dev/fd/{reader}"))[1], rows)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x", "x.png"])
+def test_short_writes_change_no_byte(tmp_path, rows, name, monkeypatch):
+    def content(path):
+        return [each.read_bytes() for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
+    (tmp_path / "whole").mkdir()
+    write(tmp_path / "whole" / name, rows)
+    for function in ("write", "pwrite"):
+        real = getattr(os, function)
+        monkeypatch.setattr(os, function, lambda handle, data, *at, real=real: real(handle, data[:7], *at))
+    write(tmp_path / name, rows)
+    assert content(tmp_path / name) == content(tmp_path / "whole" / name)
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5", "x"])

@@ -1,6 +1,7 @@
 """elbo info --verify: what is whole passes, a flipped bit is found wherever it lies."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from elbocli.errors import DataError, ElboError
+from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files import dataset_block
 from elbocli.files.dataset_file import contents_digest
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
+from elbocli.files.features import SavedFeatures, write_features
 from elbocli.info import verify
 from elbocli.merge import combine
 
@@ -165,7 +168,7 @@ def test_runs_checkpoints_and_other_files(elbo: Callable[..., Any], trained: Pat
     np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 3), np.uint8))
     assert "read whole" in facts_of(tmp_path / "x.npy")["verified"][0]
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1])
-    with pytest.raises(DataError, match="ended after 2 of 3 images"):
+    with pytest.raises(FormatError, match="cut short: 703 bytes, expected 704"):
         facts_of(tmp_path / "x.npy")
     newest = max((trained / "checkpoints").iterdir())
     for name in ("state.pt", "model.safetensors"):
@@ -178,3 +181,22 @@ def test_runs_checkpoints_and_other_files(elbo: Callable[..., Any], trained: Pat
         (copy / name).write_bytes(content)
         result = elbo("info", copy, "--verify")
         assert result.returncode == 1 and f"{name}: damaged".encode() in result.stderr and result.stdout == b""
+
+
+def test_features_are_read_whole(elbo: Callable[..., Any], tmp_path: Path) -> None:
+    write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about={"n": 5}))
+    result = elbo("info", "--verify", "--json", tmp_path / "f.safetensors")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["is"] == "features of images"
+    content = (tmp_path / "f.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[:-4])
+    assert elbo("info", "--verify", tmp_path / "cut.safetensors").returncode == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--verify",)])
+def test_an_npy_that_was_cut_short_is_told(flags: tuple[str, ...], elbo: Callable[..., Any], tmp_path: Path) -> None:
+    np.save(tmp_path / "s.npy", np.zeros((100, 8, 8, 3), np.uint8))
+    assert elbo("info", *flags, tmp_path / "s.npy").returncode == 0
+    os.truncate(tmp_path / "s.npy", 5000)
+    result = elbo("info", *flags, tmp_path / "s.npy")
+    assert result.returncode == 1 and b"s.npy: cut short: 5000 bytes, expected 19328" in result.stderr

@@ -220,6 +220,22 @@ def test_a_signal_saves_what_is_done(number: int, photographs: Path, tmp_path: P
     assert any("1000 images" in message for message in messages)
 
 
+@pytest.mark.parametrize("store", ["raw", "png"])
+def test_an_unfinished_file_that_was_cut_short_is_made_again(store: str, photographs: Path, tmp_path: Path) -> None:
+    """Its images were black, with a digest that agreed, and nothing was said."""
+    whole, out = tmp_path / "whole.h5", tmp_path / "out.h5"
+    list(prep.run(photographs, whole, prep.Settings(size=16, store=store)))
+    reports = started(photographs, out, size=16, store=store)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        list(reports)
+    os.truncate(tmp_path / "out.h5.partial", 2200)
+    said = [report.message for report in prep.run(photographs, out, prep.Settings(size=16, store=store))]
+    assert any("rows are not what was written; all are made again" in message for message in said)
+    assert not any("going on after" in message for message in said)
+    assert out.read_bytes() == whole.read_bytes()
+
+
 def test_a_command_that_a_signal_ends_says_how_to_go_on(photographs: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "elbocli", "prep", str(photographs), str(tmp_path / "out.h5"), "--size", "256"]
     process = subprocess.Popen(line, stderr=subprocess.PIPE)

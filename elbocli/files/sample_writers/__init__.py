@@ -36,7 +36,7 @@ class FileSink:
     def __init__(self, file: Any):
         self._file = file
         self.partial: Path | None = file.partial
-        self.unlocked: str = file.unlocked
+        self.warnings: list[str] = file.warnings
 
     @property
     def done(self) -> int:

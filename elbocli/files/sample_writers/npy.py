@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +14,7 @@ from elbocli.files.atomic import told
 from elbocli.files.dataset_block import plain
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
+from elbocli.runtime.descriptors import write_all
 
 
 def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
@@ -32,7 +33,7 @@ class Npy(Resumable):
 
     def seal(self) -> None:
         """Write the header and give the file its name."""
-        os.pwrite(self._handle, self._head, 0)
+        write_all(self._handle, self._head, 0)
         os.ftruncate(self._handle, self.offset + int(self.state["bytes"]))
         self.name()
 
@@ -41,7 +42,7 @@ class StreamSink:
     """Writes to a binary stream. done: number of images written."""
 
     partial: Path | None = None
-    unlocked = ""
+    warnings: Sequence[str] = ()
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
         self.done, self._header = 0, header
@@ -53,10 +54,11 @@ class StreamSink:
         self._write(npy_header(header.shape))
 
     def _write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
         with told(Path(self._name)):
-            while view:
-                view = view[self._file.write(view) :]
+            if isinstance(self._file, io.FileIO):
+                write_all(self._file.fileno(), data)
+            else:
+                self._file.write(data)
 
     def put(self, batch: np.ndarray) -> None:
         """Write the next images, uint8 [b, H, W, C]. Raises DataError when that fails."""

@@ -17,6 +17,7 @@ from elbocli.files.dataset_block import IMAGES, SCAN_BYTES, BlockLayout
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
 from elbocli.files.sample_writers.npy import npy_header
+from elbocli.runtime.descriptors import write_all
 
 
 class _Around(io.RawIOBase):
@@ -27,7 +28,7 @@ class _Around(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         if not self._start <= self._at < self._stop:
-            os.pwrite(self._handle, data, self._at)
+            write_all(self._handle, data, self._at)
         self._at += len(data)
         return len(data)
 

@@ -1,0 +1,105 @@
+"""Checkpoints and snapshots know the run that they are of; a run that is copied whole is the same run."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from elbocli.ema import post_hoc
+from elbocli.errors import DataError, FormatError
+from elbocli.files.checkpoint import latest, read_config
+from elbocli.files.dataset import Dataset
+from elbocli.info import verify
+from elbocli.run.open import find_run
+from elbocli.run.settings import resolve
+from elbocli.train import loop
+
+Train = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def train(digits: Path, preset: Path) -> Train:
+    """train(out, **options): 20 steps, with 4 checkpoints and 4 snapshots; what is said."""
+
+    def run(out: Path, **options: Any) -> list[str]:
+        data = Dataset(digits)
+        many = {"steps": 20, "save_every": 5, "keep": 10, "snapshot_every": 5, **options}
+        return [report.message for report in loop.run(data, out, resolve({"preset": str(preset), **many}, data))]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs `mine` and `other`, which differ by their seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(folder / "mine")
+    train(folder / "other", seed=1)
+    return folder
+
+
+@pytest.fixture
+def mixed(runs: Path, tmp_path: Path) -> Path:
+    """The run `mine`, whose newest checkpoint and last three snapshots are those of `other`."""
+    mine = shutil.copytree(runs / "mine", tmp_path / "mine")
+    for name in ("checkpoints/step-00000020", *(f"snapshots/step-000000{step}" for step in (10, 15, 20))):
+        shutil.rmtree(mine / name)
+        shutil.copytree(runs / "other" / name, mine / name)
+    return mine
+
+
+def verified(path: Path) -> Any:
+    reports = verify.run(path)
+    try:
+        while True:
+            next(reports)
+    except StopIteration as end:
+        return end.value
+
+
+def test_a_checkpoint_of_another_run_is_named_and_passed_over(mixed: Path, train: Train, runs: Path) -> None:
+    strange = mixed / "checkpoints" / "step-00000020"
+    for read in (verified, lambda path: find_run(path, print)):
+        with pytest.raises((FormatError, DataError), match="step-00000020: of another run than"):
+            read(strange)
+    with pytest.raises(DataError, match="step-00000020: of another run than"):
+        verified(mixed)
+    warnings: list[str] = []
+    found = latest(mixed, warnings.append)
+    assert found is not None and found.step == 15 and "of another run" in warnings[0]
+    assert any("going on after step 15" in said for said in train(mixed))
+    for name in ("model", "ema-0.9"):
+        again, whole = (
+            load_file(run / "checkpoints/step-00000020" / f"{name}.safetensors") for run in (mixed, runs / "mine")
+        )
+        assert all(bool((again[key] == whole[key]).all()) for key in whole)
+
+
+def test_snapshots_of_another_run_make_no_average(mixed: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    reports = post_hoc.run(mixed, 0.1, tmp_path / "a.safetensors")
+    with pytest.raises(StopIteration):
+        while True:
+            said.append(next(reports).message)
+    assert sum("of another run than" in message for message in said) == 3
+
+
+def test_a_run_that_is_copied_moved_or_trained_on_is_the_same(train: Train, runs: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(runs / "mine", tmp_path / "elsewhere" / "copy")
+    assert latest(copy, pytest.fail) is not None and verified(copy)["verified"]
+    train(copy, steps=25)
+    assert verified(copy)["step"] == 25
+    assert read_config(copy)["run_id"] == read_config(runs / "mine")["run_id"] != read_config(runs / "other")["run_id"]
+
+
+def test_a_checkpoint_from_before_runs_had_identities_is_taken(mixed: Path) -> None:
+    meta = mixed / "checkpoints" / "step-00000020" / "meta.json"
+    content = json.loads(meta.read_text())
+    del content["run_id"]
+    meta.write_text(json.dumps(content))
+    found = latest(mixed, pytest.fail)
+    assert found is not None and found.step == 20

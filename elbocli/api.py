@@ -263,7 +263,7 @@ def variational_bound(
     size = max(1, batch // draws)
     parts = [range(first, min(first + size, len(pixels))) for first in range(0, len(pixels), size)]
     images = [
-        Images(torch.as_tensor(pixels[p.start : p.stop]), None if labels is None else labels[p.start : p.stop], p)
+        Images(torch.as_tensor(pixels[p.start : p.stop]).cpu(), None if labels is None else labels[p.start : p.stop], p)
         for p in parts
     ]
     rounds = estimate_bound(measured, images, schedule, draws=draws, seed=seed, population=population)

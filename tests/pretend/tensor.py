@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -112,7 +113,10 @@ class Calls(TorchDispatchMode):
 
         card = self.cards[home.index]
         work = partial(drawn_by, card, do) if torch.Tag.nondeterministic_seeded in func.tags else do
-        return self._wrapped(func, self._done(work), args, kwargs, card)
+        # A view of a tensor that is no inference tensor is none either.
+        plain_view = torch.is_inference_mode_enabled() and _views(func) and not args[0].is_inference()
+        with torch.inference_mode(False) if plain_view else nullcontext():
+            return self._wrapped(func, self._done(work), args, kwargs, card)
 
     def _done(self, work: Callable[[], Any]) -> Any:
         """Do it; the graph that is being captured does it again, to the same tensors."""
@@ -233,6 +237,12 @@ def _composite(func: Any) -> bool:
     """Tell whether a device has no code of its own for it."""
     of, has = func.name(), torch._C._dispatch_has_kernel_for_dispatch_key
     return has(of, "CompositeImplicitAutograd") and not has(of, "CPU")
+
+
+@cache
+def _views(func: Any) -> bool:
+    """Tell whether its results lie in the memory of what it is given, and are not the same tensors."""
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
 
 
 @cache

@@ -219,6 +219,15 @@ def test_a_graph_does_it_again_to_the_same_tensors_and_waits_for_nobody() -> Non
             float(x.sum())
 
 
+def test_inference_mode_takes_parameters_and_views_of_them() -> None:
+    with pretending():
+        layer = torch.nn.Linear(2, 2).to(CUDA)
+        with torch.inference_mode():
+            view, made = layer.weight[None].unflatten(1, (1, 2)), layer.weight * 2
+            assert made.is_inference() and not view.is_inference()
+            assert torch.equal(view.flatten(), layer.weight.flatten())
+
+
 def test_nothing_is_left_behind() -> None:
     before = torch.cuda.is_available(), torch.cuda.Event, torch.Tensor.tolist, torch._C._get_accelerator()
     with pytest.raises(ZeroDivisionError), pretending():

@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from elbocli import api
 from elbocli.bound import estimate, gradients, theorem
 from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
 from elbocli.core.metrics import asked
 from elbocli.core.weighting import parse_weighting
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
+from elbocli.nn.networks import build, config_of
+from elbocli.runtime.device import sent
 from elbocli.runtime.processes import World
 from pretend import Pretence, plain_attention, pretending
-from pretend.runs import train
+from pretend.runs import NETWORKS, train
 
 IMAGES, DRAWS, BATCH = 6, 4, 8
 TIMES = IMAGES * DRAWS // BATCH
 """Batches that show all draws of all images to the network."""
+IMAGES_OF = {"image_size": 8, "image_channels": 1, "num_classes": 4}
 ONCE = ("place", "make_extractor")
 """What is done before the first batch."""
 
@@ -105,3 +110,26 @@ def test_scores(
     batches = -(-count // 32) * (1 if ref is None else 2)
     assert len(device.waits.outside(*ONCE)) == 2 * batches, "features and logits come to the host"
     assert device.copies.outside(*ONCE) == []
+
+
+def test_the_api_in_anyones_own_loop() -> None:
+    """Batches, labels and pixels that are on the device already stay there; those that aren't are sent."""
+
+    def ask(device: str, given: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        network = build(config_of({**yaml.safe_load(NETWORKS["unet"]), **IMAGES_OF}, "test")).to(device).eval()
+        labels, pixels = torch.arange(4).to(given), torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1).to(given)
+        x, loss = torch.linspace(-1, 1, 256).view(4, 1, 8, 8), api.DiffusionLoss()
+        loss(network, sent(x, torch.device(device)), sent(labels, torch.device(device))).loss.sum().backward()
+        drawn = api.draw(network, "v", (1, 8, 8), 4, labels=labels, steps=2, device=device)
+        bound = api.variational_bound(network, "v", pixels, labels, draws=2, device=device)
+        return loss.take_sums().tolist(), drawn.tolist(), bound.bpd
+
+    cpu = ask("cpu", "cpu")
+    with pretending() as device:
+        for given in ("cpu", "cuda"):
+            device.clear()
+            for ours, theirs in zip(ask("cuda", given), cpu, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+            assert [copy for copy in device.copies if copy.inside] == []  # those of elbo, not of this test
+            assert device.waits.within("walk", "DiffusionLoss.__call__") == []

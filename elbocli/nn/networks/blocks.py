@@ -145,9 +145,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).contiguous(
-            memory_format=torch.channels_last
-        )  # flash wants a pixel's channels together
+        # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
+        qkv = self.qkv(self.norm(x)).contiguous(memory_format=torch.channels_last)
         qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(3, 4).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)

@@ -147,7 +147,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        # Flash attention wants a pixel's channels together.
+        # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
         qkv = self.qkv(self.norm(x)).contiguous(memory_format=torch.channels_last)
         qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(3, 4).unbind(1)

@@ -136,9 +136,9 @@ class _Training:
     def _introduction(self) -> str:
         state, settings, start, size = self.state, self.settings, self.state.steps_done, self.world.size
         rising = state.weighting.rising(settings.logsnr_min, settings.logsnr_max)
-        parts = len(state.batches.parts)
+        parts, most = len(state.batches.parts), max(map(len, state.batches.parts))
         shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
-        shared += f", each {settings.batch // size} images a step in {parts} parts" if parts > 1 else ""
+        shared += f", each {settings.batch // size} images a step in {parts} parts of {most}" if parts > 1 else ""
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
             f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "

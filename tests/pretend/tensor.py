@@ -1,4 +1,4 @@
-"""Tensors that say cuda:0 or cuda:1 and are computed on the CPU, and what a CUDA device would have made of each call."""
+"""Tensors that say cuda:0 or cuda:1 and are computed on the CPU, and what a CUDA device would make of each call."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ MULTIPLYING = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddb
 CONVOLVING = {aten.convolution.default, aten.convolution_backward.default}
 
 
+DATA: Any = torch.Tensor.data
+
+
 class PretendTensor(torch.Tensor):
     """A tensor on a card. twin: the same on the CPU, where it is computed."""
 
@@ -49,21 +52,23 @@ class PretendTensor(torch.Tensor):
     def __init__(self, real: Tensor, device: torch.device):
         pass
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{self.twin.detach()!r} on {self.device}"
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]
         """Values, of which autograd knows nothing."""
-        return torch.Tensor.data.__get__(self)
+        return DATA.__get__(self)
 
     @data.setter
-    def data(self, value: PretendTensor) -> None:
-        torch.Tensor.data.__set__(self, value)
-        self.twin = value.twin
+    def data(self, value: Tensor) -> None:
+        DATA.__set__(self, value)
+        self.twin = _real(value)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return Calls.now.call(func, args, kwargs or {})
 
 

@@ -1,4 +1,4 @@
-"""A pretend CUDA device: tensors that say cuda:0 or cuda:1, are computed on the CPU, and tell what a card would wait for.
+"""A pretend CUDA device: tensors that say cuda:0 or cuda:1, are computed on the CPU, and tell what a card waits for.
 
     with pretending() as device:
         ...                                       # any code that works with torch.device("cuda")
@@ -6,8 +6,8 @@
 
 A tensor on another device than the others of its operation raises, as on a card. Copies to the host arrive when
 somebody waits for the stream that they are on, and are garbage until then. Each of the two cards has its own random
-numbers, stream and memory (`device.cards[1].memory = 1 << 20`). Backward passes work, autocast is CUDA's, CUDA graphs are
-captured and replayed; attention is computed as `plain_attention()` makes the CPU do it, so that results are equal.
+numbers, stream and memory (`device.cards[1].memory = 1 << 20`). Backward passes work, autocast is CUDA's, CUDA graphs
+are captured and replayed; attention is computed as `plain_attention()` makes the CPU do it, so that results are equal.
 
 Whoever uses it imports it before the process's first backward pass, which starts a thread for each device it knows.
 Where `lacking()` says why, it can't be used.

@@ -1,4 +1,4 @@
-"""CUDA graphs that are none: operations that are done again, to the same tensors. Nobody may wait while one is captured."""
+"""CUDA graphs that are none: operations that are done again, to the same tensors. No capture lets anybody wait."""
 
 from __future__ import annotations
 

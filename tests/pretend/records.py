@@ -38,7 +38,7 @@ class Records(list[Record]):
         self.append(Record(what, where, frozenset(frame.f_code.co_qualname for frame in frames)))
 
     def within(self, *functions: str) -> list[Record]:
-        """Return what happened while one of these functions of elbocli ran, by their qualified names in their modules."""
+        """Return what happened while one of these functions of elbocli ran, by their qualified names."""
         return [record for record in self if record.inside & {*functions}]
 
     def outside(self, *functions: str) -> list[Record]:
@@ -47,7 +47,7 @@ class Records(list[Record]):
 
 
 def _frames() -> list[FrameType]:
-    """Frames of elbocli's functions, the innermost first. A thread of the backward pass works for whoever asked for it."""
+    """Frames of elbocli's functions, the innermost first. A backward pass's thread works for whoever asked for it."""
     mine = isinstance(threading.current_thread(), threading._DummyThread)
     frame = sys._current_frames()[threading.main_thread().ident] if mine else sys._getframe()
     found: list[FrameType] = []

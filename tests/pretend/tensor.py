@@ -1,4 +1,4 @@
-"""Tensors that say cuda:0 or cuda:1 and are computed on the CPU, and what a CUDA device would have made of each call."""
+"""Tensors that say cuda:0 or cuda:1 and are computed on the CPU, and what a CUDA device would make of each call."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PretendTensor(torch.Tensor):
     def __init__(self, real: Tensor, device: torch.device):
         pass
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{self.twin.detach()!r} on {self.device}"
 
     @property
@@ -59,13 +59,15 @@ class PretendTensor(torch.Tensor):
         """Values, of which autograd knows nothing."""
         return DATA.__get__(self)
 
-    @data.setter  # type: ignore[override]
-    def data(self, value: PretendTensor) -> None:
+    @data.setter
+    def data(self, value: Tensor) -> None:
         DATA.__set__(self, value)
-        self.twin = value.twin
+        self.twin = _real(value)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return Calls.now.call(func, args, kwargs or {})
 
 

@@ -73,4 +73,4 @@ def test_fp32_training_is_strict_and_tf32_rounds_all_but_the_noise_level(
     assert trained("fp32") == []
     multiplied = [each for each in trained("tf32") if each.startswith("aten.addmm")]
     assert any("self.second(" in each for each in multiplied), "the layer after it may be rounded"
-    assert not [each for each in multiplied if f" and [{inputs}, " in each]
+    assert not [each for each in multiplied if f", {inputs}] and [{inputs}, " in each]

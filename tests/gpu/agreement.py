@@ -22,12 +22,13 @@ def rows(session: Session) -> Iterator[Row]:
     digits = made_data.packed_digits(session.folder)
     noise = made_data.packed(session.folder, 32, 3, count=64)
     steps = 3 if session.small else 20
-    for preset, data, batch in (("digits", digits, 32), ("digits-uvit", digits, 32), ("small32-uvit", noise, 8)):
+    cases = (("digits", digits, 32), ("digits-uvit", digits, 32), ("small32-uvit", noise, 8))
+    for preset, data, batch in cases[:2] if session.small else cases:
         options = {**SMALL, "preset": preset, "batch": batch, "precision": "fp32"}
         cpu, device = (np.array(on.losses(data, where, steps, **options)) for where in ("cpu", session.device))
         apart = float(np.abs(device / cpu - 1).max())
         yield Row(f"{preset}: {steps} losses, largest difference", apart, "relative", ok=apart < LOSSES)
-    for preset, data, batch in (("digits", digits, 32), ("small32-uvit", noise, 8))[: 1 if session.small else 2]:
+    for preset, data, batch in cases[:1] if session.small else (cases[0], cases[2]):
         run = session.folder / f"agree-{preset}"
         on.trained(data, run, "cpu", preset=preset, batch=batch, steps=2 * steps, precision="fp32", **SMALL)
         yield from drawn(session, run, preset)

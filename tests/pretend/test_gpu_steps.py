@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from pretend import Pretence, pretending
+from pretend import Pretence, plain_attention, pretending
 
 TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """rows_of(step, device): its rows, by name, small and on that card."""
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """module(name): one of those of `make gpu`."""
     for folder in (TESTS, TESTS / "bench", TESTS / "gpu"):
         monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)  # the compiler knows no pretence
+    with torch.compiler.set_stance("force_eager"):  # the compiler knows no pretence
+        yield import_module
 
-    def rows(step: str, device: Pretence, small: bool = True) -> dict[str, Any]:
-        module, _, function = step.partition(".")
-        watched = import_module("device_runs")
 
+@pytest.fixture
+def session(module: Callable[[str], ModuleType], tmp_path: Path) -> Any:
+    return module("worker").Session("cuda", True, math.inf, tmp_path)
+
+
+def test_no_step_waits(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host_waits, device_runs = module("host_waits"), module("device_runs")
+    families = ("U-Net", "U-ViT, two wavelet levels")
+    monkeypatch.setattr(host_waits, "FAMILIES", {name: host_waits.FAMILIES[name] for name in families})
+    monkeypatch.setattr(host_waits, "PRECISIONS", ("fp32", "bf16"))
+
+    def watching(device: Pretence) -> Any:
         @contextmanager
         def no_waits(name: str) -> Iterator[None]:
             device.waits.clear()
@@ -35,15 +46,26 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             if found := device.waits.outside():
                 raise RuntimeError(str(found))
 
-        monkeypatch.setattr(watched, "no_waits", no_waits)
-        session = import_module("worker").Session("cuda", small, math.inf, tmp_path)
-        return {row.name: row for row in getattr(import_module(module), function)(session)}
+        return no_waits
 
-    return rows
-
-
-def test_no_step_of_any_family_waits(rows_of: Any) -> None:
     with pretending() as device:
-        rows = rows_of("host_waits.rows", device)
+        monkeypatch.setattr(device_runs, "no_waits", watching(device))
+        rows = {row.name: row for row in host_waits.rows(session)}
     assert {row.value for row in rows.values()} == {"no wait"}, [row for row in rows.values() if not row.ok]
-    assert {"U-Net, fp16, training", "U-ViT, two wavelet levels, bf16, ddpm"} <= rows.keys()
+    assert {"U-Net, bf16, training", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
+
+
+def test_rates_and_memory_are_taken(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = module("throughput")
+    monkeypatch.setattr(throughput, "SHORT", throughput.SHORT[:3])
+    with pretending():
+        rows = {row.name: row for row in throughput.cifar(session)}
+    assert all(row.ok for row in rows.values()), rows
+    for way in ("bf16", "bf16, bare loop", "bf16 compiled"):
+        assert rows[f"cifar: {way}"].value > 0 and rows[f"cifar: {way}, memory"].unit == "GB"
+
+
+def test_losses_images_and_bits_are_compared(module: Any, session: Any) -> None:
+    with pretending(), plain_attention():
+        rows = list(module("agreement").rows(session))
+    assert all(row.ok for row in rows) and len(rows) == 5, rows

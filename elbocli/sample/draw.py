@@ -149,7 +149,6 @@ class _Work:
         graphs = CudaGraphs(self.warnings.append) if replayed else None
         self.fixed = settings.compile or replayed
         """Whether the network sees a whole batch each time, whatever is left to draw."""
-        drawer = self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
         trained, config = drawer.trained, drawer.trained.network.config
         self.steps = settings.steps or settings.sampler.usual.steps
         spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
@@ -158,6 +157,7 @@ class _Work:
         self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
         self.grid = time_grid(self.schedule, self.steps)
         drawer.check(self.grid)
+        self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
         known = trained.data.get("class_names", [])
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)

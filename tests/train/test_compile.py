@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from elbocli.files.checkpoint import read_checkpoint
 from elbocli.files.dataset import Dataset
+from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.run.settings import resolve
@@ -84,10 +85,20 @@ WAYS: list[dict[str, Any]] = [
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize(("network", "options"), [*((each, {}) for each in NETWORKS), *(("uvit", way) for way in WAYS)])
+@pytest.mark.parametrize(
+    ("network", "options", "norms"),
+    [*((each, {}, None) for each in NETWORKS), *(("uvit", way, None) for way in WAYS), ("unet", WAYS[0], True)],
+)
 def test_a_run_has_three_graphs_without_a_break(
-    network: str, options: dict[str, Any], digits: Path, tmp_path: Path
+    network: str,
+    options: dict[str, Any],
+    norms: bool | None,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """norms: whether those of CUDA, here on a CPU."""
+    monkeypatch.setattr(GroupNorm, "fused", norms)
     how = {"preset": str(written(tmp_path, NETWORKS[network])), "compile": True, **options}
     state, found = graphs_of_a_run(Dataset(digits), World(), how)
     assert state.compiled == "compiled" and not state.warnings

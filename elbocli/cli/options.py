@@ -12,6 +12,7 @@ import click
 from elbocli.cli.grouped_help import option
 from elbocli.cli.types import PATH, Named
 from elbocli.errors import UsageError
+from elbocli.files.reading import encodable
 from elbocli.run.setting_type import AUTO, PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,7 +110,7 @@ def command_line() -> str:
     """The command as typed, for provenance."""
     import shlex
 
-    return shlex.join(["elbo", *sys.argv[1:]])
+    return encodable(shlex.join(["elbo", *sys.argv[1:]]))
 
 
 def stdin_or_fail(what: str) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told, writing
-from elbocli.files.reading import check_format, refusing
+from elbocli.files.reading import check_format, refusing, utf8_path
 from elbocli.files.snapshots import SnapshotLayout
 
 FORMAT = "elbo-ema"
@@ -66,7 +66,7 @@ def writing_average(
 
 def read_about(path: Path) -> dict[str, Any]:
     """Read how the average was made: spec, step, images, run, …. Raises FormatError when the file is no such average."""
-    with refusing(f"{path}: not usable weights"), safe_open(path, framework="pt") as file:
+    with refusing(f"{path}: not usable weights"), utf8_path(path) as name, safe_open(name, framework="pt") as file:
         meta = file.metadata() or {}
     check_format(path, meta, FORMAT, "1", "; make them with 'elbo ema'")
     with refusing(f"{path}: doesn't say how it was made"):
@@ -89,5 +89,5 @@ def check(path: Path) -> None:
 def load(path: Path) -> dict[str, Tensor]:
     """Read all tensors. Raises FormatError when they are not those that were written."""
     check(path)
-    with refusing(f"{path}: not usable weights"):
-        return load_file(path)
+    with refusing(f"{path}: not usable weights"), utf8_path(path) as name:
+        return load_file(name)

@@ -6,6 +6,7 @@ checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), me
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from collections.abc import Callable, Collection
@@ -20,7 +21,7 @@ from torch import Tensor
 from elbocli.errors import FormatError
 from elbocli.files import sealed_folder, strict_yaml
 from elbocli.files.atomic import sweep, write_text
-from elbocli.files.reading import check_format, refusing
+from elbocli.files.reading import check_format, refusing, utf8_path
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
 
@@ -45,8 +46,8 @@ class Checkpoint(SealedFolder):
         path = self.path / f"{name}{WEIGHTS}"
         if path.name not in self.meta["files"]:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        with refusing(f"{path}: not usable weights"):
-            return load_file(path)
+        with refusing(f"{path}: not usable weights"), utf8_path(path) as name:
+            return load_file(name)
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
@@ -56,9 +57,12 @@ class Checkpoint(SealedFolder):
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     what = name or source
-    with refusing(f"{what}: not a file of tensors"):
+    with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack:
+        mapped = isinstance(source, Path) or None
+        if isinstance(source, Path):
+            source = stack.enter_context(utf8_path(source))
         try:
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path) or None)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
 

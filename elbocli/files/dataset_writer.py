@@ -20,7 +20,7 @@ from elbocli.files.atomic import told
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, Arrays, Names, contents_digest
 from elbocli.files.file_system import claim_room
-from elbocli.files.reading import one_line
+from elbocli.files.reading import encodable, one_line
 from elbocli.files.resumable import Identity, Resumable, holding
 from elbocli.runtime.descriptors import write_all
 
@@ -87,7 +87,7 @@ class DatasetWriter(Resumable):
 
 def _room(arrays: Arrays, names: Names, attributes: dict[str, Any]) -> int:
     """Bytes that suffice for arrays, names and attributes in HDF5."""
-    words = sum(len(word.encode()) + 64 for listed in names.values() for word in listed)
+    words = sum(len(encodable(word).encode()) + 64 for listed in names.values() for word in listed)
     texts = sum(4 * len(str(value)) for value in attributes.values())
     return (1 << 17) + 2 * (words + texts) + sum(array.nbytes + 4096 for array in arrays.values())
 
@@ -98,10 +98,10 @@ def add_contents(file: h5py.File, arrays: Arrays, names: Names, attributes: dict
     for name, array in sorted(arrays.items()):
         file[name] = array
     for name, words in sorted(names.items()):
-        file.create_dataset(name, data=words, dtype=h5py.string_dtype())
+        file.create_dataset(name, data=[*map(encodable, words)], dtype=h5py.string_dtype())
     for key, value in sorted({"format": FORMAT, "version": VERSION, "digests": DIGESTS, **attributes}.items()):
         # HDF5's limit of 64 KiB isn't one for text, which lies outside of the attribute itself.
-        file.attrs[key] = value
+        file.attrs[key] = encodable(value) if isinstance(value, str) else value
     file.attrs["contents_sha256"] = contents_digest(file)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import writing
-from elbocli.files.reading import check_format, refusing
+from elbocli.files.reading import check_format, refusing, utf8_path
 
 FORMAT = "elbo-features"
 SUFFIX = ".safetensors"
@@ -45,17 +45,22 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
 
 def is_features(path: Path) -> bool:
     """Whether a file of safetensors says that it holds features."""
-    with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+    with (
+        contextlib.suppress(OSError, SafetensorError),
+        utf8_path(path) as name,
+        safe_open(name, framework="pt") as file,
+    ):
         return (file.metadata() or {}).get("format") == FORMAT
     return False
 
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
-    with refusing(f"{path}: not usable as features"), safe_open(path, framework="pt") as file:
+    refused = refusing(f"{path}: not usable as features")
+    with refused, utf8_path(path) as name, safe_open(name, framework="pt") as file:
         meta = file.metadata() or {}
         check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
-        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         about = json.loads(meta["about"])
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
     _check(path, saved)

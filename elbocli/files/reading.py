@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,24 @@ LARGEST_TEXT = 16 << 20
 def one_line(error: Exception, most: int = 160) -> str:
     """The words of a library on an error, in one line; its kind when it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def encodable(text: str) -> str:
+    """Text as files and libraries take it: bytes of a name that are not UTF-8, and other halves of letters, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """A name of a file or folder for libraries that open none whose name is not UTF-8. Raises OSError."""
+    if encodable(str(path)) == str(path):
+        yield path
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/dev/fd/{handle}")
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

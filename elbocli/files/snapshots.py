@@ -18,7 +18,7 @@ from torch import Tensor
 from elbocli.errors import FormatError
 from elbocli.files import sealed_folder
 from elbocli.files.atomic import sweep
-from elbocli.files.reading import refusing
+from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import META, WEIGHTS, SealedFolder
 
@@ -37,8 +37,8 @@ class Snapshot(SealedFolder):
     def tensors(self, name: str) -> Any:
         """An open safetensors file of an average: its tensors are read when asked for. Raises FormatError."""
         path = self.path / f"{name}{WEIGHTS}"
-        with refusing(f"{path}: not usable weights"):
-            return safe_open(path, framework="pt")
+        with refusing(f"{path}: not usable weights"), utf8_path(path) as name:
+            return safe_open(name, framework="pt")
 
     def layout(self, name: str) -> SnapshotLayout:
         """Types and shapes of an average's tensors. Raises FormatError."""

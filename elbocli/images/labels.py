@@ -9,14 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import operator
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from elbocli.errors import DataError
-from elbocli.files.reading import naming, refusing
+from elbocli.files.reading import encodable, naming, refusing
 from elbocli.images.image_refs import ImageRef, read_bytes
 
 Word = str | int
@@ -154,5 +153,5 @@ def _sidecar_word(sides: dict[str, ImageRef], where: str) -> Word | None:
 
 
 def utf8(name: str) -> str:
-    """A file name as text, bytes that are not UTF-8 shown as replacement characters; NUL too, which HDF5 can't hold."""
-    return os.fsencode(name).decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    """A file name as text, bytes that are not UTF-8 escaped; NUL too, which HDF5 can't hold."""
+    return encodable(name).replace("\0", "\\0")

@@ -18,6 +18,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
+from elbocli.files.reading import utf8_path
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
@@ -139,7 +140,8 @@ def _load(folder: Path) -> Any:
             ) from error
         try:
             how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
-            model, about = AutoencoderKL.from_pretrained(str(folder), output_loading_info=True, **how)
+            with utf8_path(folder) as name:
+                model, about = AutoencoderKL.from_pretrained(str(name), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error
     # diffusers itself goes on with random numbers where weights are missing.

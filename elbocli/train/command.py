@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **opt
             say(note)
         where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
     if world.first:
-        click.echo(where)
+        click.echo(os.fsencode(where))  # for a script, which needs the name itself
 
 
 def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:

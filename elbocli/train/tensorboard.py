@@ -14,6 +14,7 @@ import numpy as np
 from elbocli.errors import UsageError
 from elbocli.files.atomic import told
 from elbocli.files.grid import grid
+from elbocli.files.reading import encodable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -49,6 +50,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self._trouble = run / FOLDER, ""
+        if encodable(str(run)) != str(run):
+            raise UsageError(f"--tensorboard: it can't write into {run}, whose name is not UTF-8; choose another -o")
         with told(self.folder):
             self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 

@@ -75,7 +75,7 @@ class Gradients:
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.settings.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch, asked.settings.precision
-        self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
+        self.settings = replace(settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0)
         resolved = Resolved(self.settings, asked.trained.network.config, {}, {}, [], asked.trained.objective)
         self.device, self.precision, self.prediction = asked.device, asked.precision, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, asked.device)

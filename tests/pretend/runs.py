@@ -27,12 +27,16 @@ train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps:
 def train(
     dataset: Path, out: Path, network: str = "unet", tell: Callable[[str], Any] = lambda text: None, **options: Any
 ) -> Path:
-    """Train into a folder, which may hold the beginning of the run. Returns the folder. tell: is told what is said."""
+    """Train into a folder, which may hold the beginning of the run. Returns the folder. tell: is told what is said.
+
+    micro_batch: 0 searches for it.
+    """
     out.parent.mkdir(exist_ok=True, parents=True)
     preset = out.parent / f"{out.name}.yaml"
     preset.write_text(PRESET % NETWORKS[network])
     data = Dataset(dataset, latents=True)
-    for report in loop.run(data, out, settings.resolve({"preset": str(preset), **options}, data)):
+    resolved = settings.resolve({"preset": str(preset), "micro_batch": 8, **options}, data)
+    for report in loop.run(data, out, resolved):
         if report.message:
             tell(report.message)
     return out

@@ -51,7 +51,7 @@ def test_the_search_for_a_micro_batch_measures_the_card_that_trains(full: int, d
     messages = []
     with pretending() as device:
         device.cards[full].memory = 6_000_000
-        train(digits, tmp_path / "run", device="cuda:1", tell=messages.append)
+        train(digits, tmp_path / "run", device="cuda:1", micro_batch=0, tell=messages.append)
     assert ("parts" in messages[0]) == (full == 1), messages[0]
 
 

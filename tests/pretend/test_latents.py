@@ -34,6 +34,7 @@ def test_trained_on_drawn_and_decoded(latents: Path, tmp_path: Path, make_autoen
         images[device] = np.load(tmp_path / f"{device}.npy").astype(int)
     assert np.abs(images["cuda"] - images["cpu"]).max() <= 1 and images["cpu"].std() > 1
     assert (tmp_path / "cuda" / "previews" / "step-00000004.png").exists()
-    assert pretend.waits.within("walk", "update", "decode") == []
+    waits = pretend.waits.within("walk", "update", "decode")
+    assert [wait for wait in waits if "CudaGraphs._capture" not in wait.inside] == []
     assert pretend.copies.outside(*ONCE) == []
-    assert [wait.what for wait in pretend.waits.within("_Work.reports")] == ["event.synchronize()"] * 2
+    assert len(pretend.waits.within("fetched.<locals>.arrived")) == 2

@@ -68,7 +68,7 @@ def test_fp32_training_is_strict_and_tf32_rounds_all_but_the_noise_level(
 
     def trained(precision: str) -> list[str]:
         out = tmp_path / precision
-        return rounded_by(lambda: train(digits, out, network, device="cuda", precision=precision, micro_batch=8))
+        return rounded_by(lambda: train(digits, out, network, device="cuda", precision=precision))
 
     assert trained("fp32") == []
     multiplied = [each for each in trained("tf32") if each.startswith("aten.addmm")]

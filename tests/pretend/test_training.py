@@ -26,6 +26,7 @@ MAY_WAIT = (
 MAY_COPY = ("place", "TrainState.restore")
 """What sends memory that isn't pinned, once."""
 EVERYTHING: dict[str, Any] = {
+    "micro_batch": 0,
     "schedule": "adaptive",
     "on_nonfinite": "skip",
     "val_split": 20,
@@ -81,7 +82,7 @@ def test_all_that_is_done_between_steps(digits: Path, tmp_path: Path) -> None:
     assert [len([*(cuda / name).iterdir()]) for name in ("previews", "snapshots")] == [2, 2]
     for picture in (cuda / "previews").iterdir():
         ours, theirs = (np.asarray(Image.open(run / "previews" / picture.name)) for run in (cuda, cpu))
-        assert np.array_equal(ours, theirs) and ours.std() > 1
+        assert np.abs(ours.astype(int) - theirs).max() <= 1 and ours.std() > 1
     assert len(device.waits.within("Validation.partial")) == len(device.waits.within("preview")) == 2
     assert device.waits.within("walk") == []
 

@@ -100,13 +100,13 @@ class Mapped:
     @cached_property
     def bytes(self) -> memoryview:
         """Their bytes, to be touched in the same way."""
-        return memoryview(self.rows).cast("B")
+        return self.rows.data.cast("B")
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
         """Read rows that follow each other. Raises DataError when the file has changed."""
         start, stop, _ = wanted.indices(len(self))
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        left, at = memoryview(out.reshape(-1).view(np.uint8)), self.offset + start * self.row_bytes
+        left, at = out.reshape(-1).view(np.uint8).data, self.offset + start * self.row_bytes
         while left and (count := os.preadv(self._handle, [left], at)):
             left, at = left[count:], at + count
         self.check()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun
-from elbocli.runtime.device import choose_device, sent
+from elbocli.runtime.device import Precision, choose_device, sent
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
 """(z [B, …], logsnr [B], labels) → out [B, …]: any module or function. z is noised data, times the prediction's c_in."""
@@ -142,7 +143,8 @@ class DiffusionLoss:
         if eps is None:
             places = range(self.images + first, self.images + first + size)
             eps = sent(self._noise.normal(places, (*x.shape[2:], x.shape[1])), x.device).movedim(-1, 1)
-        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, x.device, dimensions=x.dim() - 1)
+        send = partial(sent, device=x.device)
+        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, send, dimensions=x.dim() - 1)
         loss, error = denoising_losses(network, x, eps, labels, c)
         if self._sums is None:
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
@@ -197,12 +199,14 @@ def draw(
     seed: int = 0,
     batch: int = 64,
     device: torch.device | str = "auto",
+    precision: str = "fp32",
 ) -> Tensor:
     """Draw n examples [n, *shape] float32 from a trained network: example i is a function of the seed and i alone.
 
     shape: (channels, height, width), or any other. labels: [n], −1 being no class, which guidance other than 1 needs the
-    network to know. steps, schedule: the sampler's usual ones unless given; a Schedule object brings its own range. The
-    network should be in eval mode. Raises UsageError.
+    network to know. steps, schedule: the sampler's usual ones unless given; a Schedule object brings its own range.
+    precision: fp32, which is strict; tf32, bf16 or fp16. A CUDA device becomes the current one. The network should be in
+    eval mode. Raises UsageError.
     """
     chosen = parse_sampler(sampler) if isinstance(sampler, str) else sampler
     what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
@@ -211,10 +215,10 @@ def draw(
     grid, place = time_grid(schedule, steps or chosen.usual.steps), choose_device(str(device))
     if labels is not None and len(labels) != n:
         raise UsageError(f"{len(labels)} labels for {n} examples; give one for each")
-    drawn = []
+    drawn, arithmetic = [], Precision(precision, place)
     for first in range(0, n, batch):
         indices = range(first, min(first + batch, n))
-        mine = None if labels is None else labels[first : first + batch].to(place)
+        mine = None if labels is None else sent(labels[first : first + batch], place)
         calls = count(1)
 
         def noise(indices: range = indices, calls: Iterator[int] = calls) -> Tensor:
@@ -222,7 +226,8 @@ def draw(
             return sent(eps, place).movedim(-1, 1)
 
         denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=parse_clip(clip))  # type: ignore[arg-type]
-        drawn.append(walk(chosen, noise(), grid, denoiser, noise))
+        with arithmetic.applied(), arithmetic.autocast():
+            drawn.append(walk(chosen, noise(), grid, denoiser, noise))
     return torch.cat(drawn)
 
 
@@ -240,6 +245,7 @@ def variational_bound(
     seed: int = 0,
     batch: int = 256,
     device: torch.device | str = "auto",
+    precision: str = "fp32",
 ) -> Bound:
     """The variational bound on −log p of images under anyone's network, with its terms and their standard errors.
 
@@ -247,17 +253,17 @@ def variational_bound(
     logsnr_max: the levels the bound goes over, which the network must have been trained on. schedule: of the draws; it
     changes the errors, not the expectation. draws: noise levels for each image, an even number. population: how many
     images these are chosen from, for the errors of bpd and nats; inf is a distribution. batch: inputs of the network at a
-    time. Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
+    time. device, precision: as `draw` takes them. Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
     if isinstance(schedule, str):
         schedule = resolve_schedule(schedule, logsnr_min, logsnr_max)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
-    measured = MeasuredNetwork(network, what, low, high, place, batch=batch)
+    measured = MeasuredNetwork(network, what, low, high, place, precision, batch)
     size = max(1, batch // draws)
     parts = [range(first, min(first + size, len(pixels))) for first in range(0, len(pixels), size)]
     images = [
-        Images(torch.as_tensor(pixels[p.start : p.stop]), None if labels is None else labels[p.start : p.stop], p)
+        Images(torch.as_tensor(pixels[p.start : p.stop]).cpu(), None if labels is None else labels[p.start : p.stop], p)
         for p in parts
     ]
     rounds = estimate_bound(measured, images, schedule, draws=draws, seed=seed, population=population)

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
 from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
+from elbocli.cli.stderr import heard
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
 from elbocli.runtime.descriptors import make_streams_whole
@@ -90,6 +91,15 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
+def extend_segments() -> None:
+    """Let CUDA's allocator extend its segments, which leaves fewer gaps, unless the user has said how it allocates.
+
+    Must come before torch is imported.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank.
 
@@ -97,7 +107,8 @@ def fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
-        click.echo(f"{where}: error: {rank}{message}", err=True)
+        with heard():
+            click.echo(f"{where}: error: {rank}{message}", err=True)
     elif code < 128:
         with suppress(KeyboardInterrupt):
             time.sleep(LATER_S)
@@ -123,7 +134,8 @@ def run(args: list[str] | None = None) -> int:
         return fail("elbo", error.format_message(), 1)
     except ElboError as error:
         if Command.verbose:
-            traceback.print_exc()
+            with heard():
+                traceback.print_exc()
         return fail(Command.path, str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # As torch and numpy say it, who need not be imported here; anything else is our bug.
@@ -150,6 +162,7 @@ def main() -> None:
     if COMPLETE in os.environ:
         sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
     share_cores()
+    extend_segments()
     make_streams_whole()
     if sys.stderr is not None:
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.

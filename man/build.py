@@ -67,13 +67,14 @@ EXAMPLES = {
         ("See what would run.", "elbo train out.h5 --preset imagenet64 --dry-run"),
         (
             "What would the paper's largest network need, on 64 devices that sustain 300 TFLOP/s? Needs no dataset.",
-            "elbo train --preset imagenet512 --dry-run --device cuda --precision bf16 --devices 64 --parallel fsdp \\\n"
-            "    --micro-batch 8 --device-tflops 300",
+            "elbo train --preset imagenet512 --dry-run --device cuda --devices 64 --parallel fsdp --micro-batch 8 \\\n"
+            "    --device-tflops 300",
         ),
         (
-            "Hold 1000 images out, and score every checkpoint while training goes on.",
+            "Hold 1000 images out, and score checkpoints while training goes on, beside the device that it fills.",
             "elbo train out.h5 --val-split 1000 --on-checkpoint \\\n"
-            '  \'elbo sample -q "$ELBO_CHECKPOINT" -n 5000 | elbo eval -q --ref ref.npz > "$ELBO_RUN/fid-$ELBO_STEP.json"\'',
+            '  \'export ELBO_DEVICE=cpu; elbo sample -q "$ELBO_CHECKPOINT" -n 5000 | \\\n'
+            '   elbo eval -q --ref ref.npz > "$ELBO_RUN/fid-$ELBO_STEP.json"\'',
         ),
         (
             "Three averages of the weights: by decay, by EDM's half-life in images, by EDM2's power function.",
@@ -234,7 +235,15 @@ EXIT = [
 ]
 ENVIRONMENT = [
     ("ELBO_DATA", "The dataset that train uses when none is named."),
+    (
+        "ELBO_DEVICE",
+        "The device of every command that is told none: cpu, cuda, cuda:1. Without it, cuda if there is one.",
+    ),
     ("ELBO_COMMAND_OPTION", "Default of any option: ELBO_TRAIN_LR, ELBO_SAMPLE_STEPS. The command line comes first."),
+    (
+        "PYTORCH_ALLOC_CONF",
+        "How torch allocates the memory of devices. Commands set expandable_segments:True where it is not set.",
+    ),
 ]
 FILES = {
     "elbo train": [

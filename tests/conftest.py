@@ -22,6 +22,8 @@ from sklearn.datasets import load_digits, load_sample_image
 
 # As the commands do: several processes share the cores. Before anything imports torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# What `auto` is in all tests and in the commands they run, but for tests marked cuda, whatever there is.
+os.environ["ELBO_DEVICE"] = "cpu"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core already: more threads only wait for each other, which made the demo three times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -86,7 +88,8 @@ def run_elbo(
     stdin: bytes, or whatever subprocess takes. Whoever changes more of the environment than elbo's own variables,
     which libraries may read when they are imported, gets a process that imports them.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")} | (env or {})
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_") or key == "ELBO_DEVICE"}
+    environment = kept | (env or {})
     line = [*map(str, args)]
     if isinstance(stdin, bytes) and all(key.startswith("ELBO_") for key in env or {}):
         return zygote().run(line, cwd, environment, stdin, timeout)
@@ -100,6 +103,13 @@ def run_elbo(
         check=False,
         **given,
     )
+
+
+@pytest.fixture(autouse=True)
+def device_of_marked_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked cuda say which device they mean; `auto` is CUDA there, as for a user."""
+    if request.node.get_closest_marker("cuda"):
+        monkeypatch.delenv("ELBO_DEVICE")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ TRAIN = Path(__file__).parent.parent / "examples" / "train"
 SCRIPTS = sorted(TRAIN.iterdir())
 DEVICES = {"one-gpu.sh": 1, "eight-gpus.sh": 8, "slurm-two-nodes.sbatch": 16}
 HERE = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-VARIABLES = ("DATA", "RUN", "PRESET", "GPUS", "REF", "DRY", "TIME_LIMIT")
+VARIABLES = ("DATA", "RUN", "PRESET", "GPUS", "REF", "SCORE_DEVICE", "DRY", "TIME_LIMIT")
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def start(tmp_path: Path) -> Any:
     fake(tmp_path, "elbo", f'exec {sys.executable} -m elbocli "$@"')
 
     def run(script: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        kept = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith(("ELBO_", "SLURM_"))}
-        environment = {**kept, "PATH": f"{tmp_path / 'bin'}:{HERE}", **variables}
+        own = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith(("ELBO_", "SLURM_"))}
+        environment = {**own, "ELBO_DEVICE": "cpu", "PATH": f"{tmp_path / 'bin'}:{HERE}", **variables}
         line = [script.read_text().splitlines()[0].removeprefix("#!").split()[-1].rpartition("/")[2], str(script)]
         return subprocess.run(
             [*line, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -110,13 +110,27 @@ def test_what_is_printed_is_what_is_launched_and_torchrun_and_elbo_understand_it
 
 
 def test_one_gpu_trains_with_options_that_elbo_understands(start: Any, tmp_path: Path) -> None:
-    fake(tmp_path, "elbo", f'for word in "$@"; do printf "%s\\n" "$word"; done > {tmp_path}/words; exit 143')
+    fake(tmp_path, "elbo", f'for word in "$@"; do printf "%s\\0" "$word"; done > {tmp_path}/words; exit 143')
     result = start(TRAIN / "one-gpu.sh", "--seed", "4", REF="my ref.npz", RUN="there/run")
     assert result.returncode == 143 and (tmp_path / "there").is_dir()
-    verb, *words = (tmp_path / "words").read_text().splitlines()
+    verb, *words = (tmp_path / "words").read_text().removesuffix("\0").split("\0")
     options = understood(words)
     assert verb == "train" and options["seed"] == 4 and options["out"] == Path("there/run")
     assert '"$ELBO_CHECKPOINT"' in options["on_checkpoint"] and '--ref "$REF"' in options["on_checkpoint"]
+
+
+@pytest.mark.parametrize(("given", "device"), [({}, "cpu"), ({"SCORE_DEVICE": "cuda:1"}, "cuda:1")])
+def test_checkpoints_are_scored_beside_the_card_that_training_fills(
+    given: dict[str, str], device: str, start: Any, tmp_path: Path
+) -> None:
+    """By running the command as training would: the lines of both commands in it, each with its device."""
+    hook = f'while [ "$1" != --on-checkpoint ]; do shift; done; ELBO_CHECKPOINT=c ELBO_RUN={tmp_path} ELBO_STEP=7 sh -ec "$2"'
+    tell = f'printf "%s " "$@" > {tmp_path}/$1'
+    fake(tmp_path, "elbo", f'if [ "$1" = train ]; then {hook}; else {tell}; fi')
+    assert start(TRAIN / "one-gpu.sh", REF="my ref.npz", **given).returncode == 0
+    for command in ("sample", "eval"):
+        assert f" --device {device} " in (tmp_path / command).read_text()
+    assert (tmp_path / "fid-7.json").exists() and "--ref my ref.npz " in (tmp_path / "eval").read_text()
 
 
 def status(state: str, message: str) -> str:

@@ -34,7 +34,12 @@ class Installed:
         return subprocess.run(
             [*map(str, line)],
             cwd=cwd,
-            env={**own, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(self.folder)},
+            env={
+                **own,
+                "ELBO_DEVICE": "cpu",
+                "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+                "VIRTUAL_ENV": str(self.folder),
+            },
             capture_output=True,
             text=True,
             check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
 from elbocli.errors import NonFiniteError
-from elbocli.runtime.device import autocast
+from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import normalised
 
 
@@ -58,7 +59,7 @@ class MeasuredNetwork:
     """A network, what it outputs, and the range of logsnr that it is asked about.
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its
-    inputs at a time. precision: fp32, bf16 or fp16, by autocast. name: for messages.
+    inputs at a time. precision: by the name that Precision has. name: for messages.
     """
 
     network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -89,17 +90,18 @@ class MeasuredNetwork:
         self, images: Images, logsnr: Tensor, weighting: Weighting, schedule: Schedule, noise: Stream
     ) -> tuple[Tensor, Tensor]:
         """(loss, error) at each logsnr."""
-        each = logsnr[0].numel()
+        each, precision = logsnr[0].numel(), Precision(self.precision, self.device)
+        send = partial(sent, device=self.device)
         x = normalised(images.pixels, self.device)
-        labels = None if images.labels is None else images.labels.to(self.device)
+        labels = None if images.labels is None else send(images.labels)
         parts = []
         for part in torch.arange(logsnr.numel()).split(self.batch):
-            image = (part // each).to(self.device)
+            image = send(part // each)
             indices = [int(images.rows[k // each]) * each + k % each for k in part.tolist()]
-            eps = noise.normal(indices, (*x.shape[2:], x.shape[1])).to(self.device, non_blocking=True)
-            c = step_coefficients(logsnr.flatten()[part], weighting, schedule, self.prediction, self.device)
+            eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1])))
+            c = step_coefficients(logsnr.flatten()[part], weighting, schedule, self.prediction, send)
             given = None if labels is None else labels[image]
-            with autocast(self.device, self.precision):
+            with precision.applied(), precision.autocast():
                 parts.append(torch.stack(denoising_losses(self.network, x[image], eps.permute(0, 3, 1, 2), given, c)))
         loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
         if not bool(loss.isfinite().all()):

@@ -182,7 +182,7 @@ def run(
     )
     message = (
         f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {total} of {n} images, {draws} draws each, "
-        f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}"
+        f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}; {asked.device}, {asked.precision}"
     )
     yield Progress(0, total, "img", message)
     found = yield from rounds

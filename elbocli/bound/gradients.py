@@ -77,15 +77,16 @@ class Gradients:
         batch, precision = batch or settings.batch, asked.settings.precision
         self.settings = replace(settings, seed=seed, batch=batch, precision=precision, val_split=0)
         resolved = Resolved(self.settings, asked.trained.network.config, {}, {}, [], asked.trained.objective)
-        self.device, self.prediction = asked.device, asked.trained.prediction
+        self.device, self.precision, self.prediction = asked.device, asked.precision, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, asked.device)
         self.network = asked.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
 
     def at(self, step: int, weighting: Weighting, schedule: Schedule, logsnr: Tensor | None = None) -> Tensor:
         """The gradient of a step's mean loss, flattened: under any schedule of the same images, noise and t (or at given λ)."""
-        loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, self.prediction, logsnr)
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
+        with self.precision.applied():
+            loss, _, _ = step_losses(self.network, self.batches, step, 0, weighting, schedule, self.prediction, logsnr)
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
 
 def group_sums(
@@ -123,7 +124,8 @@ def run(
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
     gradients, settings = Gradients(asked), asked.trained.settings
     size, total = gradients.settings.batch, len(weightings) * len(specs) * batches
-    yield Progress(0, total, "batch", f"{asked.trained.path}: {batches} batches of {size} images for each schedule")
+    what = f"{batches} batches of {size} images for each schedule; {asked.device}, {asked.precision}"
+    yield Progress(0, total, "batch", f"{asked.trained.path}: {what}")
     edges = bin_edges(asked.low, asked.high, BINS)
     singles, norms = Gradients(asked, batch=1), list[float]()
     while MEASURED in specs and len(norms) < BINS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.nn.cast_once import cast_weights
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.device import choose_device
+from elbocli.runtime.device import Precision, choose_device
 
 DEFAULT_IMAGES = 1000
 ALL = 10**12
@@ -68,6 +70,11 @@ class Measurement:
     device: torch.device
 
     @property
+    def precision(self) -> Precision:
+        """The network's."""
+        return Precision(self.settings.precision, self.device)
+
+    @property
     def dimensions(self) -> int:
         """D, numbers in an image."""
         return int(np.prod(self.dataset.shape[1:]))
@@ -77,13 +84,14 @@ class Measurement:
         """Whether the network is told classes."""
         return self.trained.network.config.num_classes > 0
 
-    @property
+    @cached_property
     def denoiser(self) -> MeasuredNetwork:
-        """The run's network."""
+        """The run's network, no longer to be trained."""
         batch = self.settings.batch or max(8, min(256, PIXELS // self.dimensions))
-        name, precision = str(self.trained.checkpoint.path), self.settings.precision
-        network, prediction = self.trained.network, self.trained.prediction
-        return MeasuredNetwork(network, prediction, self.low, self.high, self.device, precision, batch, name)
+        network, prediction, name = self.trained.network, self.trained.prediction, str(self.trained.checkpoint.path)
+        cast_weights(network, self.precision)
+        how = self.device, self.settings.precision, batch, name
+        return MeasuredNetwork(network, prediction, self.low, self.high, *how)
 
     def __iter__(self) -> Iterator[Images]:
         """Go through the chosen images, as many at a time as the network sees all draws of; labels where it is told
@@ -135,7 +143,7 @@ class Measurement:
             "dimensions": self.dimensions,
             "logsnr_min": self.low,
             "logsnr_max": self.high,
-            "precision": self.settings.precision,
+            "precision": str(self.precision),
             "seed": self.settings.seed,
             "elbo_version": __version__,
         }

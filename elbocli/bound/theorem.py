@@ -39,7 +39,8 @@ def run(asked: Measurement, weightings: list[Weighting]) -> Generator[Progress, 
             raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {low:g} to {high:g}")
     count, draws = len(asked.rows), asked.settings.draws
     total, done = count * (len(weightings) + 1), 0
-    yield Progress(0, total, "img", f"{asked.trained.path}: {count} images, {draws} draws a side")
+    where = f"{asked.device}, {asked.precision}"
+    yield Progress(0, total, "img", f"{asked.trained.path}: {count} images, {draws} draws a side; {where}")
     shared = _mixture([asked.fitted(weighting) for weighting in [plain, *weightings]])
     bounds = PairedMoments()
     for drawn in asked.draws(plain, shared, "right"):

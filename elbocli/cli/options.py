@@ -13,7 +13,7 @@ from elbocli.cli.grouped_help import option
 from elbocli.cli.types import PATH, Named
 from elbocli.errors import UsageError
 from elbocli.files.reading import encodable
-from elbocli.run.setting_type import PRECISIONS
+from elbocli.run.setting_type import AUTO, PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 WEIGHTING = Named("elbocli.core.weighting_curves.WEIGHTINGS")
@@ -85,14 +85,25 @@ def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     return value or ""
 
 
+device_option = option(
+    "--device",
+    metavar="NAME",
+    default=AUTO,
+    show_default=False,
+    help="cpu, cuda, cuda:1, …  [default: $ELBO_DEVICE, else cuda if there is one]",
+)
+
+
 def device_options(function: F) -> F:
     """Add --device and --precision."""
-    option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Precision of the network, by autocast.")(
-        function
-    )
-    about = "cpu, cuda, cuda:1, …  [default: cuda if there is one]"
-    option("--device", metavar="NAME", default="auto", show_default=False, help=about)(function)
-    return function
+    option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        help="Precision of the network: fp32 is strict.",
+        more="tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by autocast.",
+    )(function)
+    return device_option(function)
 
 
 def command_line() -> str:

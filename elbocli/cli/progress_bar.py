@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command
+from elbocli.cli.stderr import heard
 from elbocli.runtime.progress import Progress
 
 LINE_EVERY_S = 10.0
@@ -19,10 +20,11 @@ def say(message: str, level: str = "info") -> None:
     """A message for people."""
     if Command.silent:
         return
-    if level == "warning":
-        click.echo(f"{Command.path}: warning: {message}", err=True)
-    elif not Command.quiet and (level != "detail" or Command.verbose):
-        click.echo(f"{Command.path}: {message}", err=True)
+    with heard():
+        if level == "warning":
+            click.echo(f"{Command.path}: warning: {message}", err=True)
+        elif not Command.quiet and (level != "detail" or Command.verbose):
+            click.echo(f"{Command.path}: {message}", err=True)
 
 
 def _pretty(values: dict[str, Any]) -> str:
@@ -103,13 +105,15 @@ def show(reports: Iterator[Progress]) -> Any:
     try:
         while True:
             report = next(reports)
-            if report.message:
-                shown.close()
-                say(report.message, report.level)
-            if report.done is not None:
-                shown.update(report)
+            with heard():
+                if report.message:
+                    shown.close()
+                    say(report.message, report.level)
+                if report.done is not None:
+                    shown.update(report)
     except StopIteration as end:
         return end.value
     finally:
-        shown.close()
+        with heard():
+            shown.close()
         reports.close()  # type: ignore[attr-defined]

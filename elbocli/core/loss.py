@@ -15,7 +15,7 @@ from elbocli.core.weighting import Weighting
 
 
 class StepCoefficients(NamedTuple):
-    """One row per example, on the device of the step: [B, 1, 1, 1] for images, [B] for factors."""
+    """One row per example: [B, 1, 1, 1] for images, [B] for factors."""
 
     alpha: Tensor
     sigma: Tensor
@@ -32,20 +32,19 @@ def step_coefficients(
     weighting: Weighting,
     schedule: Schedule,
     prediction: Prediction,
-    device: torch.device | str = "cpu",
+    send: Callable[[Tensor], Tensor] = lambda rows: rows,
     dtype: torch.dtype = torch.float32,
     dimensions: int = 3,
 ) -> StepCoefficients:
-    """All that depends on λ, in float64, then sent to the device as `dtype` in one copy. logsnr: [B] float64 on the CPU.
+    """All that depends on λ, in float64, then as `dtype`. logsnr: [B] float64 on the CPU.
 
-    dimensions: of an example, 3 for images.
+    send: what brings a tensor to where the step is done; it is called once. dimensions: of an example, 3 for images.
 
     loss_factor is ½ (w/p) (α/d)² (Kingma & Gao 2023, eq. 6, importance-sampled), so that loss = loss_factor · ‖target−out‖² never passes through ε̂.
     """
     c = prediction.coefficients(logsnr)
     loss_factor = 0.5 * (weighting(logsnr).log() - schedule.density(logsnr).log()).exp() * c.eps_factor
-    rows = torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr])
-    rows = rows.to(dtype).to(device, non_blocking=True)
+    rows = send(torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr]).to(dtype))
     images = rows[:5].view(5, -1, *[1] * dimensions)
     return StepCoefficients(*images, *rows[5:])
 

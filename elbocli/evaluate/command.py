@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command, Joined, option
-from elbocli.cli.options import command_line, common, overwrite_option, plugin_option, stdin_or_fail
+from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import UsageError
@@ -112,13 +112,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help="The seed a stream was drawn with, for --classes random; and that of --fid-infinity's parts.",
 )
 @option("--batch", type=Count(1, 10**6), default=64, help="Images per call of the extractor.")
-@option(
-    "--device",
-    metavar="NAME",
-    default="auto",
-    show_default=False,
-    help="cpu, cuda, cuda:1, …  [default: cuda if there is one]",
-)
+@device_option
 @overwrite_option
 @plugin_option
 @common

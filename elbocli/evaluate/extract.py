@@ -21,8 +21,12 @@ from elbocli.files.features import SUFFIX, SavedFeatures, read_features
 from elbocli.files.hashing import add_digests
 from elbocli.images.samples import SampleReader, drawn, read_samples
 from elbocli.nn.extractors import Extractor
+from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import Progress
+
+PRECISION = "fp32"
+"""The one in which features are extracted: numbers that others publish are of that."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,8 @@ def _extracted(
     images: np.ndarray, extractor: Extractor, device: torch.device, name: str, begin: int
 ) -> dict[str, Tensor]:
     """values [B, D], and logits [B, K] where there are any. Raises DataError when they are not finite."""
-    with torch.inference_mode():
-        features, logits = extractor(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+    with torch.inference_mode(), Precision(PRECISION, device).applied():
+        features, logits = extractor(sent(torch.from_numpy(images), device).permute(0, 3, 1, 2))
     found = {"values": features.cpu(), **({} if logits is None else {"logits": logits.cpu()})}
     for tensor in found.values():
         bad = (~tensor.isfinite().all(1)).nonzero().flatten().tolist()

@@ -15,7 +15,7 @@ from torch_fidelity.version import __version__ as fidelity_version
 from elbocli import __version__
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
+from elbocli.evaluate.extract import PRECISION, FeatureSource, Seen, open_feature_source, see
 from elbocli.evaluate.reference import open_reference
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
@@ -23,7 +23,6 @@ from elbocli.evaluate.suitable import check_features, check_made_alike, check_re
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
-from elbocli.runtime.device import allow_tf32
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import Progress
 
@@ -41,7 +40,6 @@ def run(
     features.
     Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
-    allow_tf32(False)
     theirs: Seen | None = None
     seen: list[Seen] = []
     with contextlib.ExitStack() as stack:
@@ -50,6 +48,8 @@ def run(
         settings = possible(settings, opened, reference)
         others = [reference.source] if reference and reference.source else []
         extractor = _extractor(settings, [*opened, *others], world)
+        if extractor is not None:
+            yield Progress(message=f"features of {extractor.name}; {world.device}, {PRECISION}")
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
         check_repeats_alike(opened, extractor)
         with world.together():

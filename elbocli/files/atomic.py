@@ -1,11 +1,16 @@
-"""Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed."""
+"""Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed.
+
+`.NAME.PID.tmp` is a file or folder that is written, `.NAME.PID.trash` a folder that makes room. Whoever writes one holds a
+lock on it, so that what a killed writer has left can be told, and is removed by the next start.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,13 +18,54 @@ from pathlib import Path
 from typing import IO, Any
 
 from elbocli.errors import DataError, UsageError
+from elbocli.files.file_system import flush_folder, special, try_lock
+
+ASIDE = re.compile(r"\.(.+)\.\d+\.(?:tmp|trash)", re.DOTALL)
+
+
+def aside_of(path: Path, end: str = "tmp") -> Path:
+    """The name beside `path` for what becomes `path`, or ('trash') for what makes room for it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{end}")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether that is such a name."""
+    return ASIDE.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left in a folder: all, or what was to become `name`. Litter that stays harms nobody."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = ASIDE.fullmatch(entry.name)
+            if found and name in (None, found[1]):
+                _remove_left(Path(entry.path))
+
+
+def _remove_left(aside: Path) -> None:
+    """Remove a file or folder that was written aside, unless somebody writes it still."""
+    with contextlib.suppress(OSError):
+        handle = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            try_lock(handle)
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+        finally:
+            os.close(handle)
+
+
+@functools.cache
+def _swept(path: Path) -> None:
+    """Remove what killed writers of `path` left. Once is enough: this process leaves nothing itself."""
+    sweep(path.parent, path.name)
 
 
 def refuse_existing(path: Path, overwrite: bool, folder: bool = False) -> None:
     """Raise UsageError when `path` exists and may not be replaced, or is of another kind; DataError without its folder.
 
-    folder: whether a folder is to be made there, and not a file.
+    folder: whether a folder is to be made there, and not a file. A device or a pipe is never replaced.
     """
+    if what := special(path):
+        raise UsageError(f"{path}: is {what}, and only files are replaced; choose another name")
     if os.path.lexists(path) and not overwrite:
         raise UsageError(f"{path}: already exists; choose another name or add --overwrite")
     if path.exists() and path.is_dir() != folder:
@@ -27,15 +73,6 @@ def refuse_existing(path: Path, overwrite: bool, folder: bool = False) -> None:
         raise UsageError(f"{path}: is {is_}, and {wanted} is to be written; choose another name")
     if not folder and not path.parent.is_dir():
         raise DataError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -49,51 +86,71 @@ def told(path: Path, what: str = "write") -> Iterator[None]:
         raise DataError(f"{path}: could not {what}: {error.strerror or error}") from error
 
 
+def replace(aside: Path, path: Path) -> None:
+    """Give what was written its name, for good. Raises DataError where a device, a pipe or a socket has it."""
+    with told(path):
+        if what := special(path):
+            raise DataError(f"{path}: could not write: is {what}, and only files are replaced")
+        os.replace(aside, path)
+        flush_folder(path.parent)
+
+
 @contextlib.contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     with told(path):
+        _swept(path)
         try:
             encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")  # a path may be no text
-            with open(aside, mode, encoding=encoding, errors=errors) as file:
+            with os.fdopen(_open_locked(aside)[0], mode, encoding=encoding, errors=errors) as file:
+                file.truncate()
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
-            flush_folder(path.parent)
+                replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def writing_folder(path: Path, aside: Path | None = None) -> Iterator[Path]:
+def writing_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside `path` that takes its name when the block ends well, replacing what was there.
 
-    aside: its name until then, for a caller that alone may write `path`.
+    Its parent must be there: nothing is made again that somebody has moved away meanwhile.
     """
-    aside = aside or path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
+    aside, trash = aside_of(path), aside_of(path, "trash")
     with told(path):
+        _swept(path)
         try:
-            aside.mkdir(parents=True)
-            yield aside
-            for file in aside.iterdir():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            flush_folder(aside)
-            if path.is_dir():
-                os.replace(path, trash)
-            try:
-                os.replace(aside, path)
-            except OSError:
-                if trash.exists():
-                    os.replace(trash, path)
-                raise
-            flush_folder(path.parent)
+            aside.mkdir()
+            with _held(aside):
+                yield aside
+                for file in aside.iterdir():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+                flush_folder(aside)
+                if path.is_dir():
+                    os.replace(path, trash)
+                try:
+                    replace(aside, path)
+                except (OSError, DataError):
+                    if trash.exists():
+                        os.replace(trash, path)
+                    raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
             shutil.rmtree(trash, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try_lock(handle)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,27 +164,41 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def _open_locked(path: Path) -> tuple[int, bool]:
+    """Open or make a file that is locked until it is closed; False with it where the file system knows no locks.
+
+    Raises BlockingIOError when another process holds it, and other OSErrors.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            known = try_lock(handle)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    return handle, known
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its holder removed the file meanwhile: lock the new one
+
+
 @contextlib.contextmanager
-def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
-    """Hold `path` as a lock for the block. Raises DataError when another process still holds it after `wait` seconds."""
+def locked(path: Path, what: str, wait: float = 0) -> Iterator[str]:
+    """Hold `path` as a lock for the block, and say where the file system knows no locks: '' where it does.
+
+    Raises DataError when another process still holds it after `wait` seconds.
+    """
     until = time.monotonic() + wait
     while True:
-        with told(path, "lock"):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                break
-        except BlockingIOError:
-            os.close(handle)
-            if time.monotonic() < until:
-                time.sleep(0.1)
-                continue
-            raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name") from None
-        except FileNotFoundError:  # between the two looks
-            pass
-        os.close(handle)  # its holder removed the file meanwhile: lock the new one
+        with told(path, "lock"), contextlib.suppress(BlockingIOError):
+            handle, known = _open_locked(path)
+            break
+        if time.monotonic() >= until:
+            raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name")
+        time.sleep(0.1)
     try:
-        yield
+        yield (
+            "" if known else f"{what}: the file system knows no locks; see to it that no other elbo process writes here"
+        )
     finally:
         os.close(handle)

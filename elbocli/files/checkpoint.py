@@ -20,14 +20,14 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files import sealed_folder, strict_yaml
-from elbocli.files.atomic import write_text
+from elbocli.files.atomic import sweep, write_text
 from elbocli.files.reading import check_format, refusing, utf8_path
 from elbocli.files.retention import folder_name, numbered, step_of
-from elbocli.files.sealed_folder import WEIGHTS, SealedFolder
+from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
 
 RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
-GONE = ("on_checkpoint",)
+GONE = ("on_checkpoint", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 
@@ -90,9 +90,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed writer left behind. Only for the process that holds the run's lock."""
+    """Remove what killed writers left behind."""
     for folder in (run / FOLDER, run / "previews", run):
-        sealed_folder.clean(folder)
+        sweep(folder)
 
 
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
@@ -120,12 +120,12 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Write config.yaml: everything that was resolved."""
-    write_text(run / "config.yaml", strict_yaml.dump({"format": RUN_FORMAT, "version": 1, **config}))
+    write_text(run / CONFIG, strict_yaml.dump({"format": RUN_FORMAT, "version": 1, **config}))
 
 
 def read_config(run: Path) -> dict[str, Any]:
     """config.yaml of a run. Raises FormatError when it is not one."""
-    path = run / "config.yaml"
+    path = run / CONFIG
     if not run.is_dir() or not path.exists():
         raise FormatError(f"{run}: not a run (no config.yaml inside); make one with 'elbo train -o {run}'")
     return checked_config(strict_yaml.read(path), path)
@@ -137,4 +137,9 @@ def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for key in ("settings", "network", "data", "files"):
         if not isinstance(config.get(key), dict):
             raise FormatError(f"{path}: no section {key!r}")
-    return {**config, "settings": {key: value for key, value in config["settings"].items() if key not in GONE}}
+    settings = {key: value for key, value in config["settings"].items() if key not in GONE}
+    # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
+    faster = config["settings"].get("tf32", False) and not str(config.get("device_name")).startswith("cpu")
+    if faster and settings.get("precision") == "fp32":
+        settings["precision"] = "tf32"
+    return {**config, "settings": settings}

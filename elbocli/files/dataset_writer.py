@@ -19,6 +19,7 @@ from elbocli.errors import DataError
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, Arrays, Names, contents_digest
+from elbocli.files.file_system import claim_room
 from elbocli.files.reading import encodable, one_line
 from elbocli.files.resumable import Identity, Resumable, holding
 from elbocli.runtime.descriptors import write_all
@@ -75,7 +76,7 @@ class DatasetWriter(Resumable):
             os.fsync(self._handle)
             if self.preallocate:
                 # HDF5 itself crashes when the disk is full, and cuts off in the end what it didn't need.
-                os.posix_fallocate(self._handle, self.offset + size, _room(arrays, names, attributes))
+                claim_room(self._handle, self.offset + size, _room(arrays, names, attributes))
             with hdf5_told(), h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 for name in (*arrays, *names):
                     if name in file:

@@ -8,7 +8,6 @@ again. A subclass knows the format, adds the rest and names the file.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -19,8 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.atomic import flush_folder, locked, refuse_existing, told, write_json
+from elbocli.files.atomic import locked, refuse_existing, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
+from elbocli.files.file_system import claim_room
 from elbocli.files.hashing import span_sha256
 from elbocli.files.reading import refusing
 from elbocli.runtime.descriptors import write_all
@@ -32,7 +32,8 @@ Identity = str | dict[str, Any]
 class Resumable:
     """Appends rows, and remembers how many. Use it in `holding`.
 
-    offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand.
+    offset: where the rows begin. limit: of rows. preallocate: claim the disk beforehand. warnings: of a file system that
+    can't keep other processes from the file, and of an unfinished file that was there, but not as its journal says.
     """
 
     def __init__(
@@ -44,8 +45,7 @@ class Resumable:
             out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs")
         )
         self._handle = self._run_handle = -1
-        self.lost = ""
-        """Words on an unfinished file that was there, but not as its journal says; '' when there was none such."""
+        self.warnings: list[str] = []
         self._afresh()
 
     def _afresh(self) -> None:
@@ -56,8 +56,8 @@ class Resumable:
     def start(self, afresh: bool) -> None:
         """Open or make the file and claim the disk. afresh: one of another source doesn't count."""
         with told(self.out):
-            for torn in self.out.parent.glob(f".{glob.escape(self.journal.name)}.*.tmp"):  # by a kill
-                torn.unlink()
+            for made in (self.journal, self.out):
+                sweep(made.parent, made.name)
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
             self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
@@ -73,7 +73,7 @@ class Resumable:
         try:
             with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
                 if self.preallocate:
-                    os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.layout.claim)
+                    claim_room(self._handle, 0, self.offset + self.limit * self.layout.claim)
                 if self._run_handle >= 0:
                     os.ftruncate(self._run_handle, 8 * self.rows)
         except DataError:
@@ -122,7 +122,7 @@ class Resumable:
             return
         self.journal.unlink()
         if rows:
-            self.lost = f"{self.partial}: its {rows} rows are not what was written; all are made again"
+            self.warnings.append(f"{self.partial}: its {rows} rows are not what was written; all are made again")
 
     def _other(self, source: Any, restart: str) -> ElboError:
         if not isinstance(source, dict) or not isinstance(self.source, dict):
@@ -181,8 +181,7 @@ class Resumable:
     def name(self) -> None:
         """The file is whole: give it its name."""
         os.fsync(self._handle)
-        os.replace(self.partial, self.out)
-        flush_folder(self.out.parent)
+        replace(self.partial, self.out)
         self.journal.unlink(missing_ok=True)
         self._runs.unlink(missing_ok=True)
 
@@ -201,10 +200,11 @@ def holding(
     without overwrite; other settings, without afresh).
     """
     lock = out.with_name(out.name + ".lock")
-    with locked(lock, str(out), wait):
+    with locked(lock, str(out), wait) as unlocked:
         try:
             refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
             with contextlib.closing(make()) as writer:
+                writer.warnings += [unlocked] if unlocked else []
                 writer.start(afresh)
                 try:
                     yield writer

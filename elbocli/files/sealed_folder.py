@@ -21,7 +21,8 @@ from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files import strict_yaml
-from elbocli.files.atomic import flush_folder, told, writing_folder
+from elbocli.files.atomic import aside_of, told, writing_folder
+from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
 from elbocli.files.reading import check_format, one_line, refusing
 from elbocli.files.retention import PREFIX, folder_name
@@ -31,7 +32,6 @@ CONFIG = "config.yaml"
 RUN_ID = "run_id"
 """Key of config.yaml and of meta.json: the same in both when one is of the other."""
 WEIGHTS = ".safetensors"
-STALE = (".tmp", ".trash")
 
 
 def run_id(run: Path) -> str | None:
@@ -103,11 +103,12 @@ class SealedFolder:
     def writing(cls, parent: Path, step: int, meta: dict[str, Any]) -> Iterator[Path]:
         """An empty folder to fill. It takes its name, with a meta.json, when the block ends well.
 
-        meta: at least `images`. Raises DataError, and leaves no trace, when the disk is full.
+        meta: at least `images`. Raises DataError, and leaves no trace, when the disk is full, or when the folder that
+        `parent` lies in is gone.
         """
         path = parent / folder_name(step)
         with told(parent):
-            parent.mkdir(parents=True, exist_ok=True)
+            parent.mkdir(exist_ok=True)
         try:
             with writing_folder(path) as aside:
                 yield aside
@@ -147,14 +148,7 @@ def remove(paths: Iterable[Path]) -> None:
     """Delete folders so that no half of one keeps its name. Raises DataError."""
     for path in paths:
         with told(path, "delete"):
-            trash = path.with_name(f".{path.name}.trash")
+            trash = aside_of(path, "trash")
             path.rename(trash)
             shutil.rmtree(trash)
             flush_folder(path.parent)
-
-
-def clean(parent: Path) -> None:
-    """Delete what killed writers left in a folder. Only for the process that holds the run's lock."""
-    for left in parent.glob(".*"):
-        if left.name.endswith(STALE):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()

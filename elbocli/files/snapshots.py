@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files import sealed_folder
+from elbocli.files.atomic import sweep
 from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import META, WEIGHTS, SealedFolder
@@ -90,7 +91,7 @@ def drop_after(run: Path, step: int) -> list[int]:
 
     For a run that goes on from `step`, and only for the process that holds its lock. Raises DataError.
     """
-    sealed_folder.clean(run / FOLDER)
+    sweep(run / FOLDER)
     late = [path for path in folders(run) if step_of(path) > step]
     sealed_folder.remove(late)
     return [step_of(path) for path in late]

@@ -120,6 +120,7 @@ def run(
                 layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
                 del arrays["offsets"]  # the writer adds its own, from where the rows came to lie
             with open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer:
+                yield from (Progress(message=text, level="warning") for text in writer.warnings)
                 yield from _copy(writer, parts, signals)
                 writer.finish(arrays, names, attributes)
     yield Progress(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
@@ -132,8 +133,6 @@ def _fingerprint(parts: Sequence[Part]) -> str:
 
 def _copy(writer: DatasetWriter, parts: Sequence[Part], signals: Signals) -> Iterator[Progress]:
     total = sum(part.count for part in parts)
-    if writer.lost:
-        yield Progress(message=writer.lost, level="warning")
     done, before = writer.rows, int(writer.state["notes"].get("parts", 0))
     if before:
         yield Progress(done, total, "img", f"going on after {before} parts")

@@ -19,6 +19,7 @@ from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import utf8_path
+from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -60,7 +61,7 @@ class Autoencoder:
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
         """Encode uint8 [B,H,W,3] to mean and standard deviation of the posterior, each [B,C,h,w], on the device."""
         divisor, offset = INPUTS[space.input]
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
+        x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
         return posterior.mean, posterior.std
 
@@ -81,7 +82,7 @@ class Autoencoder:
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
     """Shift and scale, each [1,C,1,1] float32: x0 = (z − shift)·scale."""
-    shift, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (space.shift, space.scale))
+    shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
     return shift, scale
 
 

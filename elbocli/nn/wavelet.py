@@ -6,12 +6,16 @@ Source: Le Gall & Tabatabai 1988. Edges are mirrored. Sides must be even, which 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
 """Standard deviations of white noise after levels 1 and 2, along one axis: (low band, high band). A band's of an image is a product of two."""
+
+SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
+"""1/σ of white noise in the four bands of an image, of levels 1 and 2. Numbers, which a device need not wait for."""
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,28 +59,22 @@ def dwt(x: Tensor, levels: int) -> Tensor:
     The second level splits the lowest band once more; the three others are cut into their 2 x 2 pixels.
     """
     x = bands(x)
-    channels = x.shape[1] // 4
     if levels == 1:
-        return x * _scale(1, channels, x)
-    low, high = x[:, :channels], x[:, channels:]
-    fine = torch.pixel_unshuffle(high * _scale(1, channels, x)[:, channels:], 2)
-    coarse = bands(low)
-    return torch.cat([coarse * _scale(2, channels, x), fine], 1)
+        return _scaled(x, SCALES[0], torch.mul)
+    channels = x.shape[1] // 4
+    fine = torch.pixel_unshuffle(_scaled(x[:, channels:], SCALES[0][1:], torch.mul), 2)
+    return torch.cat([_scaled(bands(x[:, :channels]), SCALES[1], torch.mul), fine], 1)
 
 
 def idwt(x: Tensor, levels: int) -> Tensor:
     """Undo dwt(), to within rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
-    channels = x.shape[1] // 4**levels
     if levels == 1:
-        return image(x / _scale(1, channels, x))
-    coarse, fine = x[:, : 4 * channels], x[:, 4 * channels :]
-    low = image(coarse / _scale(2, channels, x))
-    high = torch.pixel_shuffle(fine, 2) / _scale(1, channels, x)[:, channels:]
-    return image(torch.cat([low, high], 1))
+        return image(_scaled(x, SCALES[0], torch.div))
+    coarse, fine = x.tensor_split([x.shape[1] // 4], 1)
+    low = image(_scaled(coarse, SCALES[1], torch.div))
+    return image(torch.cat([low, _scaled(torch.pixel_shuffle(fine, 2), SCALES[0][1:], torch.div)], 1))
 
 
-def _scale(level: int, channels: int, like: Tensor) -> Tensor:
-    """1/σ of white noise in each band of a level, [1, 4·channels, 1, 1]."""
-    low, high = VARIANCE[level - 1]
-    each = [1 / math.sqrt(rows * columns) for rows in (low, high) for columns in (low, high)]
-    return torch.tensor(each, dtype=like.dtype, device=like.device).repeat_interleave(channels).view(1, -1, 1, 1)
+def _scaled(x: Tensor, scales: list[float], by: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """Multiply or divide the bands in x, as many as scales."""
+    return torch.cat([by(band, scale) for band, scale in zip(x.chunk(len(scales), 1), scales, strict=True)], 1)

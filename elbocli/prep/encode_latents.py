@@ -14,7 +14,7 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset_block import BlockLayout, latents
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.autoencoder import Autoencoder
-from elbocli.runtime.device import autocast, choose_device
+from elbocli.runtime.device import Precision, choose_device
 
 
 class LatentEncoder:
@@ -37,7 +37,8 @@ class LatentEncoder:
         precision: str = "fp32",
     ):
 
-        self.device, self.precision = choose_device(device), precision
+        self.device = choose_device(device)
+        self.precision = Precision(precision, self.device)
         self.autoencoder = Autoencoder(folder, self.device)
         factor = self.autoencoder.factor
         if size % factor:
@@ -47,7 +48,11 @@ class LatentEncoder:
         self.batch = self.autoencoder.comfortable_batch(size)
         self.copies = 2 if mirror else 1
         versions = {f"{name}_version": version(name) for name in ("torch", "diffusers")}
-        self.attributes: dict[str, Any] = {**self.space.attributes(), "latent_precision": precision, **versions}
+        self.attributes: dict[str, Any] = {
+            **self.space.attributes(),
+            "latent_precision": str(self.precision),
+            **versions,
+        }
         decides = {key: value for key, value in self.attributes.items() if key != ATTRIBUTES["autoencoder"]}
         self.fingerprint: dict[str, Any] = {**decides, "batch": self.batch, "device": self.device.type}
 
@@ -63,7 +68,7 @@ class LatentEncoder:
 
     def _moments(self, pixels: np.ndarray) -> np.ndarray:
         """Mean ‖ deviation, float16 [B,2C,h,w]."""
-        with autocast(self.device, self.precision):
+        with self.precision.applied(), self.precision.autocast():
             moments = torch.cat(self.autoencoder.encode(pixels, self.space), 1)
         half = moments.to(torch.float16).cpu()
         if not bool(half.isfinite().all()):

@@ -143,6 +143,8 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
     yield from introduced(source, sources, settings.decode_options, complaints)
+    if encoder is not None:
+        yield Progress(message=f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
     shard_of = _fingerprint(every, settings, encoder)
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
     copies = 1 if encoder is None else encoder.copies
@@ -150,6 +152,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     layout, limit = _layout(settings, encoder), len(source) * copies
     how = {"preallocate": settings.preallocate, "overwrite": settings.overwrite}
     with catching_signals() as signals, open_writer(out, layout, limit, fingerprint, **how) as writer:
+        yield from (Progress(message=text, level="warning") for text in writer.warnings)
         before = int(writer.state["done"])
         yield from _fill(writer, source, settings, encoder, signals)
         notes = writer.state["notes"]
@@ -203,8 +206,6 @@ def _fill(
     if notes["skipped"] and settings.on_error == "stop":
         index, trouble = next(iter(notes["skipped"].items()))
         raise _stopped(source, int(index), trouble)
-    if writer.lost:
-        yield Progress(message=writer.lost, level="warning")
     if done:
         yield Progress(done, total, "img", f"going on after {count(done, 'image', 'images')}")
     rows: list[Any] = []

@@ -1,10 +1,12 @@
-"""The run folder while a process holds it: that it is this run's, and how the run stands."""
+"""The run folder while a process holds it: that it is this run's, where it is, and how the run stands."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +18,11 @@ import torch
 from elbocli import __version__
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.atomic import locked, told, write_json
-from elbocli.files.sealed_folder import RUN_ID, run_id
+from elbocli.files.atomic import is_aside, locked, told, write_json
+from elbocli.files.sealed_folder import CONFIG, RUN_ID, run_id
 from elbocli.run.settings import Resolved, difference
 
+LOCK, STATUS = ".lock", "status.json"
 PREVIEW_COUNT = 64
 """Images in each preview: as many of every class as of any other, all of the same noise."""
 
@@ -27,9 +30,11 @@ PREVIEW_COUNT = 64
 def _check(out: Path, resolved: Resolved) -> None:
     """Raise UsageError unless the folder is empty or this run's; with the differences when it is another's.
 
+    Empty is one too in which a claim was killed: nothing but the lock and files that were written aside.
+
     A run that got nowhere may go on with any settings: one that ran out of memory at once, with a smaller batch.
     """
-    if (out / "config.yaml").exists():
+    if (out / CONFIG).exists():
         before = store.read_config(out)
         changed = difference(before, resolved.config()) if _begun(out) else []
         if changed:
@@ -37,7 +42,7 @@ def _check(out: Path, resolved: Resolved) -> None:
                 f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
                 + "\n  ".join(changed)
             )
-    elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or not all(path.name == LOCK or is_aside(path) for path in out.iterdir())):
         raise UsageError(f"{out}: exists and is not a run; choose another -o")
 
 
@@ -47,7 +52,53 @@ def _begun(out: Path) -> bool:
     return bool(store.checkpoints(out)) or (log.exists() and log.stat().st_size > 0)
 
 
-def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> None:
+def settings_before(out: Path) -> dict[str, Any]:
+    """Settings of the run that the folder holds, which may be no run yet. Raises FormatError."""
+    with told(out):
+        found: dict[str, Any] = store.read_config(out)["settings"] if (out / "config.yaml").exists() else {}
+    return found
+
+
+class RunFolder:
+    """A run's folder, held while the run is trained, wherever somebody moves it to.
+
+    path: where it was found last. unlocked: a warning, where the file system can't keep other processes from it.
+    """
+
+    def __init__(self, path: Path, handle: int, config: dict[str, Any], unlocked: str):
+        self.path, self.unlocked = path, unlocked
+        self._handle, self._config = handle, config
+
+    def find(self) -> Path:
+        """Look where the folder is now, and that its config.yaml is in it. Raises DataError when it is gone."""
+        if not self._is_at(self.path):
+            with suppress(OSError):
+                moved = Path(f"/proc/self/fd/{self._handle}").readlink()
+                self.path = moved if self._is_at(moved) else self.path
+        if not self._is_at(self.path):
+            gone = "the run's folder is gone, deleted or moved to another disk"
+            raise DataError(f"{self.path}: {gone}; no checkpoint can be saved any more")
+        if not (self.path / CONFIG).exists():
+            store.write_config(self.path, self._config)
+        return self.path
+
+    def write(self, write: Callable[[Path], Path]) -> Path:
+        """Return what `write` has made in the folder; it does it again where somebody has moved the folder meanwhile."""
+        while True:
+            before = self.find()
+            try:
+                return write(before)
+            except DataError:
+                if self.find() == before:
+                    raise
+
+    def _is_at(self, path: Path) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self._handle), path.stat())
+        return False
+
+
+def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> RunFolder:
     """Make the folder this process's alone until the stack ends, and this run's.
 
     patience: seconds to wait for another process to leave it. about: how it is trained now, for config.yaml. Raises
@@ -57,8 +108,11 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
         if out.exists():
             _check(out, resolved)
         out.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(locked(out / ".lock", str(out), patience))
-    _check(out, resolved)
+    unlocked = stack.enter_context(locked(out / LOCK, str(out), patience))
+    with told(out):
+        _check(out, resolved)
+        handle = os.open(out, os.O_RDONLY)
+    stack.callback(os.close, handle)
     store.clean(out)
     versions = {
         "elbo_version": __version__,
@@ -67,7 +121,9 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
     }
     now = resolved.config()
     known = run_id(out) if _begun(out) else None
-    store.write_config(out, {RUN_ID: known or _identity(now), **versions, **about, **now})
+    config = {RUN_ID: known or _identity(now), **versions, **about, **now}
+    store.write_config(out, config)
+    return RunFolder(out, handle, config, unlocked)
 
 
 def _identity(config: dict[str, Any]) -> str:
@@ -77,7 +133,7 @@ def _identity(config: dict[str, Any]) -> str:
 
 def read_status(run: Path) -> dict[str, Any]:
     """status.json: state, step, steps, images, message, time (UTC, in words). Raises FormatError when it isn't known."""
-    path = run / "status.json"
+    path = run / STATUS
     try:
         found = json.loads(path.read_text())
         when = datetime.fromtimestamp(float(found["time"]), UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -90,14 +146,14 @@ def read_status(run: Path) -> dict[str, Any]:
 class Status:
     """status.json: how the run stands, for scripts and schedulers. step, images: what is safe, from earlier starts too."""
 
-    def __init__(self, out: Path, steps: int):
-        self.path, self.steps, self.step, self.images = out / "status.json", steps, 0, 0
+    def __init__(self, folder: RunFolder, steps: int):
+        self.folder, self.steps, self.step, self.images = folder, steps, 0, 0
         with suppress(FormatError):
-            before = read_status(out)
+            before = read_status(folder.path)
             self.step, self.images = before["step"], before["images"]
 
     def write(self, state: str, message: str = "") -> None:
         """Write as well as can be: what prevents it is told by whoever writes what matters."""
         content = {"state": state, "step": self.step, "steps": self.steps, "images": self.images, "message": message}
         with suppress(DataError):
-            write_json(self.path, {**content, "time": round(time.time(), 3)})
+            write_json(self.folder.find() / STATUS, {**content, "time": round(time.time(), 3)})

@@ -10,7 +10,8 @@ from elbocli.errors import UsageError
 LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_DURATION_S = 1000 * 86400
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+AUTO = "auto"
 
 KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),

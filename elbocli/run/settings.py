@@ -24,13 +24,16 @@ from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import plugins_run
 from elbocli.run.preset_data import PresetData
-from elbocli.run.setting_type import KINDS
+from elbocli.run.setting_type import AUTO, KINDS
 from elbocli.run.train_settings import ADAPTIVE, KIND, SETTINGS, TrainSettings
+from elbocli.runtime.device import usual_precision
 
 PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
+FLOAT32 = {"fp32", "tf32"}
+"""Precisions that a run may change between when it goes on: which devices have the second is theirs to say."""
 Data = Dataset | PresetData
 SNAPSHOTS = 20
 """Snapshots in a whole run, when --snapshot-every isn't given."""
@@ -54,10 +57,11 @@ class Resolved:
         return {"settings": settings, "network": network, "data": self.data, "files": self.files, **plugins}
 
 
-def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
+def resolve(options: Mapping[str, Any], dataset: Data, before: Mapping[str, Any] | None = None) -> Resolved:
     """Options by the names of TrainSettings (None where not given) over the preset over the defaults.
 
-    Raises UsageError for options that fit neither each other nor the dataset, FormatError for a preset that is none.
+    before: settings of the run that goes on, if any, for what the device would else decide. Raises UsageError for options
+    that fit neither each other nor the dataset, FormatError for a preset that is none.
     """
     given = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
@@ -83,6 +87,8 @@ def resolve(options: Mapping[str, Any], dataset: Data) -> Resolved:
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
     values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **train, **stored, "preset": name}
+    if values["precision"] == AUTO:
+        values["precision"] = (before or {}).get("precision") or usual_precision(values["device"], preset.gpu)
     if latents and values["flip"]:
         raise UsageError(
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
@@ -103,6 +109,8 @@ def _check_kinds(written: dict[str, Any], where: object) -> None:
     """Raise FormatError for a setting in a file that isn't of its kind, or no finite number."""
     for key in set(written) & set(SETTINGS):
         value = written[key]
+        if value is None and SETTINGS[key].stored and getattr(TrainSettings, key) is None:
+            continue  # the device will decide
         if type(value) not in KINDS[KIND[key]] or (isinstance(value, float) and not math.isfinite(value)):
             raise FormatError(f"{where}: {key} is {value!r}, expected {KIND[key]}")
 
@@ -157,7 +165,10 @@ def _network(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkCon
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Changes that a resumed run may not make: a line each."""
     lines = []
-    may_change = {"settings": [key for key, setting in SETTINGS.items() if setting.free], "data": PLACES}
+    free = [key for key, setting in SETTINGS.items() if setting.free]
+    if {str(each["settings"].get("precision")) for each in (before, now)} == FLOAT32:
+        free.append("precision")
+    may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
         old, new = before.get(section, {}), now[section]
         for key in sorted({*old, *new}):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from elbocli.errors import UsageError
-from elbocli.run.setting_type import LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
+from elbocli.run.setting_type import AUTO, LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
 
 ADAPTIVE = "adaptive"
 PARALLELS = ("ddp", "fsdp")
@@ -125,18 +125,64 @@ class TrainSettings:
     clip: float = setting(1.0, OPTIMIZER, "Largest gradient norm; 0 is no limit.", shown="", low=0)
 
     device: str = setting(
-        "auto", SPEED, "cpu, cuda, cuda:1.", shown="cuda, else cpu", metavar="NAME", free=True, in_presets=False
+        AUTO,
+        SPEED,
+        "cpu, cuda, cuda:1.",
+        more="Where none is named, $ELBO_DEVICE comes first.",
+        shown="cuda, else cpu",
+        metavar="NAME",
+        free=True,
+        in_presets=False,
     )
-    precision: str = setting("fp32", SPEED, "Autocast; changes rounding.", choices=PRECISIONS)
-    tf32: bool = setting(True, SPEED, "Fast fp32 on CUDA, with 10-bit mantissas.", free=True)
-    compile: bool = setting(False, SPEED, "torch.compile the network.", free=True)
+    precision: str = setting(
+        AUTO,
+        SPEED,
+        "Changes rounding.",
+        more="fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
+        "autocast, with fp32 weights. auto is that of the run that goes on, else fp32 on a CPU, and on CUDA bf16 for "
+        "presets that are meant for a GPU, where the card has it, else tf32. A run may go from fp32 to tf32 and back.",
+        choices=(AUTO, *PRECISIONS),
+    )
+    cudnn_benchmark: bool = setting(
+        True, SPEED, "cuDNN tries its kernels.", more="It keeps the fastest for each shape.", free=True
+    )
+    manual_gc: bool = setting(
+        True,
+        SPEED,
+        "Collect garbage at set steps.",
+        more="On CUDA, Python's collector runs at lines of the logs, at most 1000 steps apart, and so in all processes at "
+        "once: one that stops to collect holds up all others.",
+        free=True,
+    )
+    compile: bool | None = setting(
+        None,
+        SPEED,
+        "torch.compile the network.",
+        more="A minute or more at first, then faster. Where the compiler lacks something (Triton, a C compiler), training "
+        "says so and goes on without. On CUDA, the kernels of networks of up to 100 million parameters are also replayed "
+        "as CUDA graphs, where one process sees a whole batch at once, without --activation-checkpointing.",
+        shown="on CUDA",
+        free=True,
+    )
+    nccl_timeout: float = setting(
+        300.0,
+        SPEED,
+        "Longest wait between devices.",
+        more="A process that hangs ends the run after that. Before the first step is done it is 10 minutes, as compiling "
+        "takes long; 0 leaves it at that. It must be longer than one process may take to read some images of validation.",
+        shown="5m",
+        low=0,
+        high=LARGEST_DURATION_S,
+        metavar="DURATION",
+        free=True,
+    )
     parallel: str = setting("ddp", SPEED, "Each process holds all weights, or a share.", choices=PARALLELS, free=True)
     micro_batch: int = count(
         0,
         SPEED,
         "Images at once in a process; 0 is automatic.",
         more="The gradients of a batch are added up. Automatic is the whole share of the batch on a CPU, and on CUDA the "
-        "most that fits.",
+        "most that fits. Fewer are taken at once where that makes all parts of one size and fewer than twice as many.",
         low=0,
         high=10**6,
         free=True,

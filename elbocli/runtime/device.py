@@ -1,24 +1,43 @@
-"""The device that a run works on, and its precision."""
+"""The device that a run works on, and the precision of its networks there."""
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import UsageError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions, and the type in which each keeps what a network computes."""
+DEFAULT = "ELBO_DEVICE"
+"""The variable that says what `auto` is."""
+
+
+def meant_by(name: str) -> str:
+    """Return the name that `auto` stands for: $ELBO_DEVICE, else cuda if there is one, else cpu. Others mean themselves."""
+    asked = os.environ.get(DEFAULT) or "auto" if name == "auto" else name
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device by its name: `auto` is CUDA if there is one. Raises UsageError when it doesn't work here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device by its name, or what `auto` means. A CUDA device has an index, and is from now on the current one.
+
+    Raises UsageError when it doesn't work here.
+    """
+    name = meant_by(name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda":
+            if device.index is not None:
+                torch.cuda.set_device(device)
+            device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"device {name!r} can't be used here: {str(error).splitlines()[0]}; leave --device out, or use cpu"
@@ -28,25 +47,73 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision for the network; off for fp32."""
-    dtype = PRECISIONS[precision]
-    return torch.autocast(
-        device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32
-    )
+@dataclass(frozen=True)
+class Precision:
+    """The arithmetic of a network on a device, by name; it says itself as what it is there.
+
+    fp32: strict, as on a CPU. tf32: CUDA multiplies float32 with 10 bits of mantissa, and adds up in float32; elsewhere
+    it is fp32. bf16, fp16: by autocast; what that leaves in float32 is as with tf32. Losses are never below float32, and
+    λ is never rounded. Raises UsageError for another name.
+    """
+
+    name: str
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.name not in PRECISIONS:
+            raise UsageError(f"precision is {self.name!r}; it must be one of {', '.join(PRECISIONS)}")
+
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 is multiplied in TF32, by matrices and by convolutions."""
+        return self.device.type == "cuda" and self.name != "fp32"
+
+    def __str__(self) -> str:
+        return "fp32" if self.name == "tf32" and not self.tf32 else self.name
+
+    def autocast(self) -> torch.autocast:
+        """Return what goes around a network's forward pass."""
+        dtype = PRECISIONS[self.name]
+        lower = dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=dtype if lower else torch.bfloat16, enabled=lower)
+
+    @contextmanager
+    def applied(self, benchmark: bool = False) -> Iterator[None]:
+        """Set torch's switches for all that CUDA computes in the block, backward passes too. Nothing on other devices.
+
+        benchmark: let cuDNN try its algorithms for each shape, and keep the fastest.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        matmul.allow_tf32 = cudnn.allow_tf32 = self.tf32
+        cudnn.benchmark = benchmark
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def usual_precision(device: str, for_gpu: bool) -> str:
+    """Return the precision to train in by default on a device by name, which need not be there: fp32 on a CPU; on CUDA
+    bf16 for a network made for GPUs, where the card has it, else tf32.
+    """
+    if meant_by(device).partition(":")[0] != "cuda":
+        return "fp32"
+    has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if for_gpu and has_bf16 else "tf32"
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:
     """Masks on the device follow from a seed. torch.manual_seed also asks what other devices there are, which is slow."""
     torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
-
-
-def allow_tf32(allow: bool) -> None:
-    """Let CUDA multiply float32 with 10 bits of mantissa where it is faster; it adds up in float32 still."""
-    torch.set_float32_matmul_precision("high" if allow else "highest")
-    torch.backends.cudnn.allow_tf32 = allow
 
 
 def name_of(device: torch.device) -> str:
@@ -56,15 +123,10 @@ def name_of(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
 
 
-def precision_of(device: torch.device, precision: str) -> str:
-    """Return a precision as people are told of it."""
-    tf32 = device.type == "cuda" and precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
-    return f"{precision} (multiplications in TF32)" if tf32 else precision
-
-
 def pinned(value: Tensor, device: torch.device) -> Tensor:
     """Return it in memory that the device can fetch from by itself."""
-    return value.pin_memory() if device.type == "cuda" and not value.is_pinned() else value
+    travels = device.type == "cuda" and value.device.type == "cpu"
+    return value.pin_memory() if travels and not value.is_pinned() else value
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:

@@ -17,14 +17,19 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from elbocli.errors import ElboError, PeerLost, UsageError
-from elbocli.runtime.device import choose_device
+from elbocli.runtime.device import choose_device, meant_by
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
-"""Time that a process waits for the others: rank 0 reads and checks a checkpoint meanwhile."""
+"""Time that a process waits for the others on the host: rank 0 reads and checks a checkpoint meanwhile."""
 JOIN = timedelta(minutes=10)
-"""Time that it waits for them to be there at all: imports over a network take long."""
+"""Time that it waits for them to be there at all: imports over a network take long. On CUDA also for what they compute,
+until the first step: compiling takes long."""
 POLL_S = 0.02
+_kept: list[Any] = []
+"""Groups that were joined. To free one is to wait for its thread, and that may be waiting for Python's lock to free a
+tensor: a failed DDP run, freed with its traceback just after an exchange, then never ended (torch 2.13).
+"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,14 @@ class World:
         dist.gather(value, found)
         return found or []
 
+    def limit_waits(self, limit: timedelta) -> None:
+        """From now on, end a process whose CUDA device waits longer for another's: one that hangs stops all others.
+
+        On the host PATIENCE stays. What is under way keeps its limit.
+        """
+        if self.size > 1 and self.device.type == "cuda":
+            _limit(self.device, limit)
+
     def share(self, count: int) -> range:
         """Return this process's part of `count` things; parts differ by one at most."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -123,27 +136,44 @@ def joined(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(device=choose_device(device))
         return
-    chosen = choose_device(device)
-    if chosen.type == "cuda":
-        if chosen.index is not None:
-            raise UsageError(f"--device {device}: under torchrun each process takes its own; leave --device out")
-        here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if here > devices:
-            raise UsageError(
-                f"{here} processes on a machine with {devices} CUDA device{'s' if devices > 1 else ''}: each takes its own; "
-                f"start {devices} (--nproc-per-node), or --device cpu"
-            )
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(chosen)
-    rank = int(os.environ["RANK"])
+    rank, chosen = int(os.environ["RANK"]), choose_device(_own(device))
     with telling_lost():
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+        how: dict[str, Any] = {"backend": "gloo"}
+        if chosen.type == "cuda":
+            how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}  # said, it is connected at once
+        dist.init_process_group(store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE, **how)
+        world = World(rank, size, chosen)
+        world.limit_waits(JOIN)
+    _kept.append(dist.group.WORLD)
     try:
         with telling_lost():
-            yield World(rank, size, chosen)
+            yield world
     finally:
         dist.destroy_process_group()
+
+
+def _own(device: str) -> str:
+    """The name of this process's own device. Raises UsageError when there is none."""
+    meant = meant_by(device)
+    if meant.startswith("cuda:"):
+        raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
+    if meant != "cuda":
+        return meant
+    here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if 0 < devices < here:
+        raise UsageError(
+            f"{here} processes on a machine with {devices} CUDA device{'s' if devices > 1 else ''}: each takes its own; "
+            f"start {devices} (--nproc-per-node), or --device cpu"
+        )
+    return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+def _limit(device: torch.device, limit: timedelta) -> None:
+    """Set the time after which waits of the group's backend for such devices are given up; torch's own function sets
+    those of all its backends."""
+    group = dist.group.WORLD
+    assert group is not None
+    group._get_backend(device)._set_default_timeout(limit)
 
 
 def _meeting(rank: int, size: int) -> Store:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from elbocli.errors import ElboError, Interrupted, PeerLost
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE_S = 1.0
 """torchrun passes on a Ctrl-C that a terminal has sent to everyone already: that is no second one."""
 PATIENCE_S = 60
@@ -23,7 +23,7 @@ LOOK_S = 0.5
 
 
 class Signals:
-    """Remembers the first SIGINT, SIGTERM or SIGUSR1. A later SIGINT ends the process at once."""
+    """Remembers the first SIGINT, SIGTERM, SIGHUP or SIGUSR1. A later SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -50,10 +50,11 @@ def interrupted(reason: int, saved: str) -> ElboError:
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[Signals]:
-    """Signals are noted, not acted on, during the block."""
+    """Signals are noted, not acted on, during the block. SIGHUP stays ignored where it is, as under nohup."""
     signals = Signals()
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     try:
-        before = {caught: signal.signal(caught, signals._remember) for caught in CAUGHT}
+        before = {caught: signal.signal(caught, signals._remember) for caught in CAUGHT if caught not in ignored}
     except ValueError:  # not the main thread: somebody else's business
         before = {}
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Joined, option
+from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import (
     SCHEDULE,
     command_line,
@@ -25,7 +25,7 @@ GROUPS = {
     "Weights": ("weights", "average", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "clip"),
     "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
-    "Speed and memory": ("batch", "device", "precision", "compile"),
+    "Speed and memory": ("batch", "device", "precision", "compile", "cuda_graphs"),
 }
 
 
@@ -90,6 +90,12 @@ GROUPS = {
 @device_options
 @option("--compile", is_flag=True, help="torch.compile the network: minutes at first, then faster.")
 @option(
+    "--cuda-graphs/--no-cuda-graphs",
+    default=True,
+    show_default=False,
+    help="On CUDA, launch all of the network's kernels at once.  [default: on]",
+)
+@option(
     "--autoencoder",
     type=PATH,
     metavar="DIR",
@@ -117,14 +123,18 @@ def sample(
     from elbocli.core.clipping import parse_clip
     from elbocli.core.guidance import Guidance
     from elbocli.core.samplers.walk import parse_sampler
+    from elbocli.files.sample_writers import open_stream
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
     from elbocli.sample import draw as loop
 
     target: Any = out
     if out == STREAM:
-        refuse_terminal(sys.stdout)
         target = sys.stdout.buffer
+    elif not Command.silent:  # the first process alone writes
+        target = open_stream(out) or out
+    if target != out:
+        refuse_terminal(target)
     settings = loop.SampleSettings(
         sampler=parse_sampler(options.pop("sampler")),
         clip=parse_clip(options.pop("clip")),

@@ -41,7 +41,7 @@ def fetched(images: Tensor) -> Callable[[], Tensor]:
     host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
     host.copy_(images, non_blocking=True)
     there = torch.cuda.Event()
-    there.record()
+    there.record(torch.cuda.current_stream(images.device))
 
     def arrived() -> Tensor:
         there.synchronize()

@@ -24,7 +24,8 @@ from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.device import autocast, choose_device, sent
+from elbocli.runtime.cuda_graph import CudaGraphs
+from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
@@ -60,6 +61,7 @@ class SampleSettings:
     device: str = "auto"
     precision: str = "fp32"
     compile: bool = False
+    cuda_graphs: bool = True
     autoencoder: Path | None = None
     overwrite: bool = False
     command: str = ""
@@ -91,9 +93,11 @@ def draw(
             look()
         return denoiser(z, logsnr)
 
-    with autocast(device, settings.precision):
-        x = walk(settings.sampler, noise(), grid, watched, noise)
-    return output.pixels(x)
+    precision = Precision(settings.precision, device)
+    with precision.applied():
+        with precision.autocast():
+            x = walk(settings.sampler, noise(), grid, watched, noise)
+        return output.pixels(x)
 
 
 def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
@@ -138,7 +142,13 @@ class _Work:
     """One drawing: the images, the processes, the denoiser."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
-        self.drawer, self.settings, self.world, self.ending = drawer, settings, world, ending
+        self.settings, self.world, self.ending = settings, world, ending
+        self.precision = Precision(settings.precision, world.device)
+        self.warnings: list[str] = []
+        replayed = settings.cuda_graphs and world.device.type == "cuda"
+        graphs = CudaGraphs(self.warnings.append) if replayed else None
+        self.fixed = settings.compile or replayed
+        """Whether the network sees a whole batch each time, whatever is left to draw."""
         trained, config = drawer.trained, drawer.trained.network.config
         self.steps = settings.steps or settings.sampler.usual.steps
         spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
@@ -147,6 +157,7 @@ class _Work:
         self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
         self.grid = time_grid(self.schedule, self.steps)
         drawer.check(self.grid)
+        self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
         known = trained.data.get("class_names", [])
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
@@ -156,8 +167,6 @@ class _Work:
         seeds = np.arange(settings.n, dtype=np.int64)
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about)
         self.watch = Watch(ending)
-        if settings.compile:
-            drawer.compile()
         self.batch = min(settings.batch, -(-settings.n // world.size))
 
     def _about(self, space: LatentSpace | None) -> dict[str, Any]:
@@ -176,16 +185,16 @@ class _Work:
             **self.drawer.about,
             "classes": settings.classes,
             "seed": settings.seed,
-            "precision": settings.precision,
+            "precision": str(self.precision),
             **({} if space is None else space.attributes()),
             "elbo_version": __version__,
             "command": settings.command,
         }
 
     def draw(self, indices: range) -> Tensor:
-        """Images [len(indices), H, W, C] uint8, on the device. A compiled network always sees a whole batch."""
+        """Images [len(indices), H, W, C] uint8, on the device."""
         count, config = len(indices), self.drawer.trained.network.config
-        if self.settings.compile:
+        if self.fixed:
             indices = range(indices.start, indices.start + self.batch)
         labels = None
         if self.labels is not None:
@@ -204,14 +213,16 @@ class _Work:
                 if world.first:
                     wait = PATIENCE_S if world.size > 1 else 0
                     sink = stack.enter_context(open_samples(target, self.plan, settings.overwrite, wait))
-            if sink is not None and sink.lost:
-                yield Progress(message=sink.lost, level="warning")
+            if sink is not None:
+                yield from (Progress(message=text, level="warning") for text in sink.warnings)
             start = world.of_first(0 if sink is None else sink.done)
             yield Progress(start, n, "img", self._introduction(start))
             depth = 1 if world.device.type == "cuda" else 0
             rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
             for done in rounds.run(start, self.draw):
                 yield Progress(done, n, "img")
+                while self.warnings:
+                    yield Progress(message=self.warnings.pop(), level="warning")
             # The others need not wait for this: PNGs of many images may take an hour.
             yield from self._finished(sink)
         yield Progress(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")
@@ -232,7 +243,7 @@ class _Work:
         trained, grid = self.drawer.trained, self.grid
         return (
             f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {self.settings.sampler.spec}, "
-            f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}"
+            f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}; {self.world.device}, {self.precision}"
             + (f"; {self.world.size} processes" if self.world.size > 1 else "")
             + (f"; going on after {start} images" if start else "")
         )

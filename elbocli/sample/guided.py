@@ -13,8 +13,12 @@ from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import Sampler, walk
 from elbocli.errors import UsageError
+from elbocli.nn.cast_once import cast_weights
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
+from elbocli.nn.networks import Network
 from elbocli.run.open import TrainedRun
+from elbocli.runtime.cuda_graph import CudaGraphs
+from elbocli.runtime.device import Precision
 from elbocli.sample.decode import latent_space
 
 
@@ -24,6 +28,18 @@ class Idle(nn.Module):
     def forward(self, z: Tensor, *_: Any) -> Tensor:
         """Its input."""
         return z
+
+
+class Replayed(Network):
+    """A network whose calls become CUDA graphs."""
+
+    def __init__(self, network: Network, graphs: CudaGraphs):
+        super().__init__(network.config)
+        self.network, self.graphs = network, graphs
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See networks."""
+        return self.graphs.call(self.network, z, logsnr, labels)
 
 
 @dataclass(frozen=True)
@@ -40,11 +56,18 @@ class GuidedRun:
         guide = None if self.guide is None else Denoiser(self.guide.network, self.guide.prediction, labels=labels)
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
 
-    def compile(self) -> None:
-        """torch.compile all networks. They must then always see as many images."""
-        for run in (self.trained, self.guide):
-            if run is not None:
+    def hastened(self, precision: Precision, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
+        """The same for drawing alone: weights cast to `precision` once, networks compiled if asked for, and with graphs
+        captured. Compiled and captured ones had better always see as many images.
+        """
+
+        def ready(run: TrainedRun) -> TrainedRun:
+            cast_weights(run.network, precision)
+            if compile:
                 run.network.compile(dynamic=False)
+            return run if graphs is None else replace(run, network=Replayed(run.network, graphs))
+
+        return replace(self, trained=ready(self.trained), guide=None if self.guide is None else ready(self.guide))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""

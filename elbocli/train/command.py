@@ -122,7 +122,7 @@ def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **opt
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.dataset import Dataset, find_dataset
-    from elbocli.run import settings
+    from elbocli.run import folder, settings
     from elbocli.runtime.processes import joined
     from elbocli.train import held_out, loop
     from elbocli.train import tensorboard as board
@@ -139,15 +139,15 @@ def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **opt
                 data = find_dataset(Path())
                 say(f"dataset {data}, the only one here")
             dataset = Dataset(data, latents=True)
-            resolved = settings.resolve(options, dataset)
+            resolved = settings.resolve(options, dataset, folder.settings_before(out))
             if resolved.settings.tensorboard:
                 board.require()
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
+        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
     if world.first:
-        click.echo(os.fsencode(out))  # for a script, which needs the name itself
+        click.echo(os.fsencode(where))  # for a script, which needs the name itself
 
 
 def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:

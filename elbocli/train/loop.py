@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from elbocli.files.retention import due, kept, step_of
 from elbocli.nn.networks import count_parameters
 from elbocli.run.folder import Status, claim
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import allow_tf32, choose_device, name_of, precision_of
+from elbocli.runtime.device import choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import ASKED, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.train.checkpoint_hook import CheckpointHook
+from elbocli.train.cuda_defaults import CudaDefaults
 from elbocli.train.recorder import Recorder
 from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
@@ -37,27 +38,33 @@ def run(
     world: World | None = None,
     command: str = "",
     on_checkpoint: str = "",
-) -> Iterator[Progress]:
-    """Train until `steps`, going on where an earlier run of the same settings stopped.
+) -> Generator[Progress, None, Path]:
+    """Train until `steps`, going on where an earlier run of the same settings stopped. Returns where the run is in the end.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
-    to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
+    to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError,
+    Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
-    allow_tf32(resolved.settings.tf32)
     with ExitStack() as stack:
+        defaults = CudaDefaults(resolved.settings, world)
+        stack.enter_context(defaults.applied())
         signals = stack.enter_context(catching_signals())
+        folder = None
         with world.together():
             if world.first:
                 about = {"command": command, "processes": world.size, "device_name": name_of(world.device)}
-                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
-        status = Status(out, resolved.settings.steps) if world.first else None
+                folder = claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
+        if folder is not None and folder.unlocked:
+            yield Progress(message=folder.unlocked, level="warning")
+        status = None if folder is None else Status(folder, resolved.settings.steps)
         saver = Saver()
         try:
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                yield from _Training(state, out, signals, status, saver, stack, on_checkpoint).reports()
+                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint)
+                yield from training.reports()
         except BaseException as error:
             saver.close()
             if status is not None:
@@ -65,6 +72,7 @@ def run(
                 status.write("interrupted" if ended else "failed", str(error))
             raise
         saver.close()
+        return training.out
 
 
 class _Training:
@@ -73,6 +81,7 @@ class _Training:
     def __init__(
         self,
         state: TrainState,
+        defaults: CudaDefaults,
         out: Path,
         signals: Signals,
         status: Status | None,
@@ -81,15 +90,25 @@ class _Training:
         on_checkpoint: str,
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
+        self.defaults = defaults
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
-        self.pending: list[Progress] = []
+        self.pending = [Progress(message=text, level="warning") for text in state.warnings]
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
             self.recorder = Recorder(state, out, self._restore(), self._warn)
         stack.callback(self.recorder.close)
         self.last_saved = state.steps_done if state.steps_done else -1
+
+    def _follow(self) -> None:
+        """Go on in the run's folder wherever somebody has moved it. Raises DataError when it is gone."""
+        if self.status is None or self.status.folder.find() == self.out:
+            return
+        now = self.status.folder.path
+        self._warn(f"{self.out}: was moved to {now}; training goes on there")
+        self.out = self.ending.run = self.hook.run = now
+        self.recorder.move(now)
 
     def _warn(self, text: str) -> None:
         self.pending.append(Progress(message=text, level="warning"))
@@ -117,13 +136,13 @@ class _Training:
     def _introduction(self) -> str:
         state, settings, start, size = self.state, self.settings, self.state.steps_done, self.world.size
         rising = state.weighting.rising(settings.logsnr_min, settings.logsnr_max)
-        parts = len(state.batches.parts)
+        parts, most = len(state.batches.parts), max(map(len, state.batches.parts))
         shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
-        shared += f", each {settings.batch // size} images a step in {parts} parts" if parts > 1 else ""
+        shared += f", each {settings.batch // size} images a step in {parts} parts of {most}" if parts > 1 else ""
         return (
             f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
             f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
-            f"{precision_of(state.device, settings.precision)}; "
+            f"{self.defaults.precision}{state.compiled and f', {state.compiled}'}; "
             f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
             f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
         )
@@ -133,7 +152,10 @@ class _Training:
         state, settings = self.state, self.settings
         yield from self._messages()
         yield Progress(state.steps_done, settings.steps, "step", self._introduction())
+        if told := str(self.defaults):
+            yield Progress(message=f"on {name_of(state.device)}: {told}")
         self._tell_status("running")
+        first = state.steps_done + 1
         rehearse(state)
         while state.steps_done < settings.steps:
             reason = self._reason_to_end()
@@ -142,14 +164,17 @@ class _Training:
                 return
             update(state)
             step = state.steps_done
+            self.defaults.after(step, first)
             values = self.recorder.after(step)
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 state.check()
                 averages = state.copies(state.ema.stored)
                 with self.world.together():
-                    if self.world.first:
-                        self.saver.start(partial(snapshots.write, self.out, step, averages, {"images": state.images}))
+                    if self.status is not None:
+                        about = {"images": state.images}
+                        write = partial(snapshots.write, step=step, averages=averages, meta=about)
+                        self.saver.start(partial(self.status.folder.write, write), vital=False)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             yield Progress(step, settings.steps, "step", values=values)
@@ -167,6 +192,7 @@ class _Training:
         """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
         error = None
         try:
+            self._follow()
             self.saver.look()
             self.state.batches.ready(self.state.steps_done)
         except ElboError as caught:
@@ -184,24 +210,26 @@ class _Training:
         weights, rest = self.state.snapshot()
         with self.world.together():
             if self.world.first:
+                self._follow()
                 self.saver.finish()
                 self._write(weights, rest)
         self.last_saved = self.state.steps_done
 
     def _write(self, weights: dict[str, dict[str, Tensor]], rest: dict[str, Any]) -> None:
-        logs, status, hook, settings, out = self.recorder.logs, self.status, self.hook, self.settings, self.out
+        logs, status, hook, settings = self.recorder.logs, self.status, self.hook, self.settings
         assert logs is not None and status is not None
         step, images = self.state.steps_done, self.state.images
         about = {"images": images, "seed": settings.seed, "world_size": self.world.size, "parallel": settings.parallel}
 
         def write() -> None:
             logs.sync()
-            path = store.save(out, step, weights, rest, meta)
+            path = status.folder.write(lambda out: store.save(out, step, weights, rest, meta))
             hook.start(path)
             held = {step_of(path) for path in hook.held()}
             # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
             store.drop(
-                out, lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held)
+                status.folder.find(),
+                lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held),
             )
             status.step, status.images = step, images
             status.write("running")
@@ -219,6 +247,7 @@ class _Training:
         self._save()
         with self.world.together():
             self.saver.settle()
+            self._follow()
 
     def _end(self, reason: int) -> Iterator[Progress]:
         """End before the last step: save, and say why. Raises Interrupted, unless a person or a limit asked for it."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import Network, NetworkConfig, build
 from elbocli.runtime.device import PRECISIONS
 
@@ -24,7 +25,7 @@ BATCH = 1_000_003
 """Images: a prime that divides no weight's size, so that what it divides grows with the micro-batch."""
 LOWERED = (F.linear, F.conv2d, F.scaled_dot_product_attention)
 """Functions of networks that autocast runs in the lower precision."""
-RAISED_ON_CUDA = (F.group_norm, F.layer_norm, F.rms_norm, F.interpolate)
+RAISED_ON_CUDA = (F.group_norm, F.layer_norm, F.rms_norm)
 """Functions that it runs in float32 on CUDA, and as they come on a CPU."""
 Storages = dict[int, torch.UntypedStorage]
 """Storages by identity: tensors that share one are kept once."""
@@ -62,6 +63,9 @@ def measure_step(config: NetworkConfig, precision: str, *, recompute: bool = Fal
     """Count forward and backward of a network. recompute: with activation checkpointing. cuda: as autocast does it there."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network: Network = build(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in network.modules():
+            if isinstance(module, GroupNorm):
+                module.fused = cuda
         kept = _Kept(network, PRECISIONS[precision], cuda, counter)
         x = torch.empty(BATCH, config.image_channels, config.image_size, config.image_size)
         labels = torch.empty(BATCH, dtype=torch.int64) if config.num_classes else None
@@ -74,12 +78,20 @@ def measure_step(config: NetworkConfig, precision: str, *, recompute: bool = Fal
     return StepMemory(forward // BATCH, step // BATCH, kept.recomputed() if recompute else kept.whole())
 
 
+def as_autocast(func: Any, args: Any, dtype: torch.dtype, cuda: bool) -> Any:
+    """Return a function's arguments in the precision in which autocast runs it, on CUDA or a CPU."""
+    if func in LOWERED:
+        return [value.to(dtype) if isinstance(value, Tensor) else value for value in args]
+    raised = cuda and dtype != torch.float32 and func in RAISED_ON_CUDA
+    return (args[0].float(), *args[1:]) if raised else args
+
+
 class _Kept(TorchFunctionMode):
     """Storages that autograd keeps, in a network's units and outside, if it ran on a device with autocast."""
 
     def __init__(self, network: Network, dtype: torch.dtype, cuda: bool, counter: FlopCounterMode):
         super().__init__()
-        self._dtype, self._cuda, self._counter = dtype, cuda and dtype != torch.float32, counter
+        self._dtype, self._cuda, self._counter = dtype, cuda, counter
         self._weights = {id(storage): storage for storage in (p.untyped_storage() for p in network.parameters())}
         self.outside, self.inputs, self.units = Storages(), Storages(), list[Storages]()
         self._now, self.unit_flops = self.outside, 0
@@ -105,10 +117,9 @@ class _Kept(TorchFunctionMode):
         return tensor
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in LOWERED:
-            args = [value.to(self._dtype) if isinstance(value, Tensor) else value for value in args]
-        elif self._cuda and func in RAISED_ON_CUDA:
-            args = (args[0].float(), *args[1:])
+        args = as_autocast(func, args, self._dtype, self._cuda)
+        if func is F.conv2d and self._cuda:  # without numbers it doesn't know that cuDNN keeps channels last
+            return func(*args, **(kwargs or {})).contiguous(memory_format=torch.channels_last)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         # What devices run is fused: it keeps its inputs and its output, and no weight of each pair of pixels.

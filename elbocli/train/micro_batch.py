@@ -1,15 +1,20 @@
-"""Parts of a batch: as many images as a process can see at once, found by trying where a device tells its memory."""
+"""Parts of a batch: as many images as a process can see at once, found by trying where a device tells its memory.
+
+What is tried is a stand-in, never the network itself: it takes the same memory and speaks to no other process. So
+whatever fails in it, in whichever process, leaves nothing behind and keeps nobody waiting.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elbocli.errors import DataError, UsageError
 from elbocli.nn.networks import NetworkConfig
@@ -21,14 +26,29 @@ if TYPE_CHECKING:
 
 MARGIN = 0.92
 """Share of free memory to fill: allocators leave gaps."""
+LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
+"""Words of cuDNN, cuBLAS and the driver, for which memory that is not there is a plain RuntimeError."""
+
+
+def count_parts(batch: int, processes: int, most: int) -> int:
+    """Return how many parts each process does its share of a batch in, none above `most` images.
+
+    They are as few as can be, or up to twice as many (less one) where that makes all of them one size: a network is
+    compiled for each size.
+    """
+    share = math.ceil(batch / processes)
+    few = math.ceil(share / most)
+    if batch % processes:
+        return few  # shares differ, and so do their parts
+    return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
-    """Return the places in a batch that this process works on, in as many parts as any other, none above `most`.
+    """Return the places in a batch that this process works on, in as many parts as any other, as even as can be.
 
     Raises UsageError when there are more processes than images.
     """
-    parts = math.ceil(math.ceil(batch / world.size) / most)
+    parts = count_parts(batch, world.size, most)
     mine = world.share(batch)
     if batch // world.size < parts:
         raise UsageError(
@@ -39,84 +59,126 @@ def split(world: World, batch: int, most: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(cuts)]
 
 
-def largest(used: Callable[[int], int], share: int, free: int) -> int:
-    """Return the most images, up to `share`, whose step fits into `free` bytes. used(n): bytes that a step of n needs
-    beyond those between steps; it raises torch.OutOfMemoryError when they are not there.
+class Gauge(Protocol):
+    """A look at this process's memory on a device, in bytes."""
 
-    A line through the needs of 1 and 2 images gives a guess, which is then tried. Raises DataError when not even one fits.
+    def free(self) -> int:
+        """Return what is there to be had."""
+
+    def reset(self) -> int:
+        """Return what is held, and forget the peak and all that is only kept in case."""
+
+    def peak(self) -> int:
+        """Return the most that was held since `reset`."""
+
+
+class CudaGauge:
+    """A Gauge of a CUDA device: its caching allocator."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def free(self) -> int:
+        """See Gauge. What the allocator keeps without holding it can be had as well."""
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + kept
+
+    def reset(self) -> int:
+        """See Gauge."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        """See Gauge."""
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+def gauge_of(device: torch.device) -> Gauge | None:
+    """Return the Gauge of a device that has one."""
+    return CudaGauge(device) if device.type == "cuda" else None
+
+
+def largest(used: Callable[[int], float], share: int, free: int) -> int:
+    """Return the most images, up to `share`, whose step fits into `free` bytes; 0 when not even one does.
+
+    used(n): bytes that a step of n needs beyond those between steps, infinity when they are not there. A line through
+    the needs of 1 and 2 images gives a guess, which is then tried.
     """
-
-    def fits(count: int) -> bool:
-        with suppress(torch.OutOfMemoryError):
-            return used(count) <= free
-        return False
-
-    count = 0
-    with suppress(torch.OutOfMemoryError):
-        one, count = used(1), 1
-        two = used(min(2, share))
-        count = share if two <= one else min(share, 1 + int((MARGIN * free - one) / (two - one)))
-    while count > 0 and not fits(count):
+    one = used(1)
+    if one > free:
+        return 0
+    two = used(min(2, share))
+    count = share if two <= one else min(share, 1 + int(max(0, MARGIN * free - one) / (two - one)))
+    while count > 1 and used(count) > free:
         count = count * 3 // 4
-    if count < 1:
+    return count
+
+
+def part(
+    network: nn.Module, config: NetworkConfig, count: int, device: torch.device, precision: torch.autocast
+) -> None:
+    """Do one part of a step with so many images in it."""
+    z = torch.zeros(count, config.image_channels, config.image_size, config.image_size, device=device)
+    labels = torch.zeros(count, dtype=torch.long, device=device) if config.num_classes else None
+    with precision:
+        out: Tensor = network(
+            z.contiguous(memory_format=torch.channels_last), torch.zeros(count, device=device), labels
+        )
+        loss = out.float().square().mean()
+    loss.backward()
+
+
+def micro_batch(
+    spread: Replica | Sharded,
+    config: NetworkConfig,
+    world: World,
+    share: int,
+    precision: torch.autocast,
+    gauge: Gauge | None,
+) -> int:
+    """Return how many images fit in every process; the whole share where there is no gauge. Raises DataError, in all alike.
+
+    Processes measure apart, and exchange nothing but what each has found. Compiled code needs no more than stand-ins,
+    which are not compiled.
+    """
+    if gauge is None:
+        return share
+    stand_in = spread.stand_ins()
+    world.added(torch.zeros(1, device=world.device))  # what NCCL takes with the first exchange is not free
+
+    def taken(count: int) -> int:
+        gc.collect()  # sharded networks are circles, and what failed in one is held by it
+        network = stand_in()
+        held = gauge.reset()
+        part(network, config, count, world.device, precision)  # kernels are chosen here, by trying them in memory
+        gauge.reset()
+        part(network, config, count, world.device, precision)  # has the gradients of the first beside it
+        return gauge.peak() - held
+
+    def used(count: int) -> float:
+        try:
+            return taken(count)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING):
+                return math.inf
+            raise
+
+    # Workspaces that libraries get once and keep are neither an image's need nor free: they come with the first pass.
+    with suppress(torch.OutOfMemoryError):
+        taken(1)
+    gc.collect()
+    gauge.reset()
+    # The optimizer's moments come with the first update, and must find room. Stand-ins' weights lie there meanwhile.
+    moments = 2 * sum(piece.numel() * piece.element_size() for piece in spread.pieces)
+    found = largest(used, share, gauge.free() - moments)
+    gc.collect()
+    gauge.reset()
+    found = -world.most([-found])[0]
+    if found < 1:
         raise DataError(
             "not even one image at a time fits into the device's memory; try --activation-checkpointing, "
             "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' says what fits where"
         )
-    return count
-
-
-def agreed(used: Callable[[int], int], world: World) -> Callable[[int], int]:
-    """Return `used` of the process that needs most; it raises torch.OutOfMemoryError in all processes when any does.
-
-    So all try the same sizes, equally often: their passes need each other where the network is sharded.
-    """
-
-    def most(count: int) -> int:
-        needed, lacking = 0, 1
-        with suppress(torch.OutOfMemoryError):
-            needed, lacking = used(count), 0
-        needed, lacking = world.most([needed, lacking])
-        if lacking:
-            raise torch.OutOfMemoryError(f"{count} images at a time")
-        return needed
-
-    return most
-
-
-def passes(
-    spread: Replica | Sharded, config: NetworkConfig, world: World, count: int, precision: torch.autocast
-) -> None:
-    """Do two parts of a step with so many images in each: the second has the gradients of the first beside it."""
-    z = torch.zeros(count, config.image_channels, config.image_size, config.image_size, device=world.device)
-    z = z.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(count, dtype=torch.long, device=world.device) if config.num_classes else None
-    try:
-        for _ in range(2):
-            # Compiled code needs no more memory, and would be compiled anew for every count. Replicas exchange nothing.
-            with torch.compiler.set_stance("force_eager"), spread.accumulating(last=False), precision:
-                out: Tensor = spread.forward(z, torch.zeros(count, device=world.device), labels)
-                out.float().square().mean().backward()
-    finally:
-        spread.clear()
-
-
-def micro_batch(
-    spread: Replica | Sharded, config: NetworkConfig, world: World, share: int, precision: torch.autocast
-) -> int:
-    """Return how many images fit in every process, on CUDA; elsewhere the whole share. Raises DataError."""
-    if world.device.type != "cuda":
-        return share
-    cuda = torch.cuda
-
-    def used(count: int) -> int:
-        cuda.empty_cache()
-        cuda.reset_peak_memory_stats()
-        before = cuda.memory_allocated()
-        passes(spread, config, world, count, precision)
-        cuda.synchronize()
-        return cuda.max_memory_allocated() - before
-
-    moments = 2 * sum(piece.numel() * piece.element_size() for piece in spread.pieces)
-    free = cuda.mem_get_info()[0] + cuda.memory_reserved() - cuda.memory_allocated() - moments
-    return largest(agreed(used, world), share, -world.most([-free])[0])
+    return found

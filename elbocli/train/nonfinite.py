@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from elbocli.runtime.device import sent
 from elbocli.runtime.processes import World
 
 GROWTH_INTERVAL = 2000
@@ -116,7 +117,7 @@ class Guard:
         loss, logsnr = (rows.index_select(0, first).flatten().double() for rows in (losses, logsnrs))
         finite = loss.isfinite()
         place = loss.where(finite, torch.inf).argmax().view(1)
-        step = torch.tensor(steps, dtype=torch.float64).to(loss.device, non_blocking=True).index_select(0, first)
+        step = sent(torch.tensor(steps, dtype=torch.float64), loss.device).index_select(0, first)
         at, lost = (rows.index_select(0, place)[0] for rows in (logsnr, loss))
         norm, bad = norms.index_select(0, first)[0], (~finite).sum().double()
         found = BadStep(step[0], place[0].double(), at, lost, norm, bad)

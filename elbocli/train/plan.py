@@ -14,8 +14,9 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.networks import NetworkConfig, build, count_parameters, declaration_of
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import PARALLELS
-from elbocli.runtime.device import PRECISIONS, choose_device
+from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
 from elbocli.train.memory import StepMemory, measure_step
+from elbocli.train.micro_batch import count_parts
 
 FLOAT = 4
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
@@ -78,7 +79,7 @@ class Plan:
                 f"a batch of {resolved.settings.batch} images can't be shared by {devices} devices; raise --batch"
             )
         self.settings, self.network, self.devices = resolved.settings, resolved.network, devices
-        name = self.settings.device
+        name = meant_by(self.settings.device)
         self.device = "cuda" if name.split(":")[0] == "cuda" else choose_device(name).type  # plans for CUDA need none
         self.weights = Weights.of(self.network)
         self.share = -(-self.settings.batch // devices)
@@ -86,13 +87,12 @@ class Plan:
 
     def step_memory(self, recompute: bool, cuda: bool) -> StepMemory:
         """Return the memory and operations of a step. recompute: with activation checkpointing. cuda: as on CUDA."""
-        precision = self.settings.precision
-        return measure_step(self.network, precision, recompute=recompute, cuda=cuda and precision != "fp32")
+        return measure_step(self.network, self.settings.precision, recompute=recompute, cuda=cuda)
 
     @property
     def passes(self) -> int:
-        """Micro-batches per device and step: as even as can be. Automatic ones are the whole share."""
-        return -(-self.share // (self.settings.micro_batch or self.share))
+        """Micro-batches per device and step, as training counts them. Automatic ones are the whole share."""
+        return count_parts(self.settings.batch, self.devices, self.settings.micro_batch or self.share)
 
     @property
     def micro_batch(self) -> int:

@@ -14,6 +14,7 @@ from elbocli.errors import ElboError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.folder import PREVIEW_COUNT
+from elbocli.runtime.device import sent
 from elbocli.sample.decode import Decoder, open_decoder
 from elbocli.sample.draw import SampleSettings, draw
 from elbocli.train.state import TrainState
@@ -41,7 +42,7 @@ def preview(state: TrainState, output: Decoder) -> np.ndarray:
     settings = replace(PREVIEW, seed=state.settings.seed, precision=state.settings.precision)
     # Every process evaluates the network as often as any other: where it is sharded, they need each other.
     mine = world.share(PREVIEW.n) or range(1)
-    part = None if labels is None else torch.from_numpy(labels[mine.start : mine.stop]).to(state.device)
+    part = None if labels is None else sent(torch.from_numpy(labels[mine.start : mine.stop]), state.device)
     denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
     shape = (network.image_size, network.image_size, network.image_channels)
     with state.averaged():

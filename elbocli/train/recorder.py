@@ -182,6 +182,15 @@ class Recorder:
             self._warn(trouble)
         self._told[name] = trouble
 
+    def move(self, out: Path) -> None:
+        """Write there from now on: the run's folder has another name."""
+        self.out = out
+        if self.logs is not None:
+            self.logs.run = out
+        if self.tensorboard is not None:  # its writer opens its file by name each time
+            self.tensorboard.close()
+            self.tensorboard = TensorBoard(out, self.state.steps_done)
+
     def close(self) -> None:
         """Close what was opened."""
         if self.tensorboard is not None:

@@ -1,4 +1,4 @@
-"""Writes checkpoints while training goes on."""
+"""Writes checkpoints and snapshots while training goes on."""
 
 from __future__ import annotations
 
@@ -14,34 +14,43 @@ MOST_FAILURES = 3
 class Saver:
     """One write at a time, by a thread; `warnings` collects what failed.
 
-    A failed write, as of a full disk, is a warning, because the next may succeed. The third in a row is an error.
+    A checkpoint that fails, as on a full disk, is a warning, because the next may succeed. The third in a row is an
+    error. A snapshot that fails is a warning always: nothing goes on from it.
     """
 
     def __init__(self) -> None:
         self._background = Background("saver")
         self._busy: Future[object] | None = None
+        self._vital = True
         self.failures = 0
         self._last: DataError | None = None
         self.warnings: list[str] = []
 
-    def start(self, write: Callable[[], object]) -> None:
-        """Write when the write before has ended; waits for that. Raises DataError as `look` does."""
+    def start(self, write: Callable[[], object], vital: bool = True) -> None:
+        """Write when the write before has ended; waits for that. Raises DataError as `look` does.
+
+        vital: what is written is a checkpoint, not a snapshot.
+        """
         self.finish()
-        self._busy = self._background.start(write)
+        self._busy, self._vital = self._background.start(write), vital
 
     def look(self) -> None:
-        """Notice how the last write ended, if it did. Raises DataError when it was the third in a row to fail."""
+        """Notice how the last write ended, if it did. Raises DataError when it was the third checkpoint in a row to fail."""
         if self._busy is None or not self._busy.done():
             return
         done, self._busy = self._busy, None
         try:
             done.result()
-            self.failures = 0
         except DataError as error:
-            self.failed(error)
+            if self._vital:
+                self.failed(error)
+            else:
+                self.warnings.append(f"{error}; training goes on without this snapshot")
+        else:
+            self.failures = 0 if self._vital else self.failures
 
     def failed(self, error: DataError) -> None:
-        """Count a write that failed. Raises it when it is the third in a row."""
+        """Count a checkpoint that failed. Raises its error when it is the third in a row."""
         self.failures, self._last = self.failures + 1, error
         if self.failures >= MOST_FAILURES:
             raise DataError(f"{error}; {self.failures} times in a row, so training ends; earlier checkpoints are whole")
@@ -54,7 +63,7 @@ class Saver:
         self.look()
 
     def settle(self) -> None:
-        """Wait as `finish` does. Raises DataError when the last write failed, because none will follow."""
+        """Wait as `finish` does. Raises DataError when the last checkpoint failed, because none will follow."""
         self.finish()
         if self.failures and self._last is not None:
             self.warnings.clear()

@@ -19,10 +19,11 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import build
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import autocast, choose_device
+from elbocli.runtime.compiler import compiler_trouble, to_compile
+from elbocli.runtime.device import Precision, choose_device
 from elbocli.runtime.processes import World
 from elbocli.train.batches import Batches
-from elbocli.train.micro_batch import micro_batch, split
+from elbocli.train.micro_batch import gauge_of, micro_batch, split
 from elbocli.train.nonfinite import Findings, Guard, GuardState
 from elbocli.train.replicated import distribute
 
@@ -46,6 +47,7 @@ class Interval(NamedTuple):
 class TrainState:
     """This process's pieces of a network, its optimizer and its averages; the schedule, sums and counters beside them.
 
+    compiled: how the network was compiled, in words. warnings: of what could not be done.
     Raises UsageError when the batch can't be shared, DataError when not even one image fits into a device's memory.
     """
 
@@ -57,15 +59,19 @@ class TrainState:
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
-        self.spread = distribute(network, world, settings.parallel, settings.compile, settings.precision)
+        self.spread = distribute(network, world, settings.parallel, settings.precision)
         betas, eps, decay = (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
         self.optimizer = torch.optim.AdamW(self.spread.pieces, settings.lr, betas, eps, decay, fused=True)
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
         self.ema = Averages(resolved.objective.averages, self.live)
         self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
-        precision, share = autocast(self.device, settings.precision), math.ceil(settings.batch / world.size)
-        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, precision)
+        share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()
+        gauge = gauge_of(self.device)
+        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, autocast, gauge)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
+        self.compiled, self.warnings = "", list[str]()
+        if to_compile(settings.compile, self.device):
+            self._compile()
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)
         self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
@@ -76,6 +82,17 @@ class TrainState:
         self.online = AdaptiveSchedule(self.edges) if fixed is None else None
         self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
         self.steps_done = 0
+
+    def _compile(self) -> None:
+        """Compile the network, in all processes or in none: after the search for parts, which are tried as they are."""
+        troubles = self.world.all(compiler_trouble(self.device))
+        if not any(troubles):
+            self.compiled = self.spread.compile(len(self.batches.parts))
+            return
+        rank, why = next((rank, why) for rank, why in enumerate(troubles) if why)
+        self.warnings.append(
+            f"not compiled, which takes longer{f' (rank {rank})' if rank else ''}: {why}; --no-compile asks for no compiler"
+        )
 
     @property
     def images(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.runtime.device import autocast, seed_dropout
+from elbocli.runtime.device import Precision, seed_dropout, sent
 from elbocli.train.batches import Batches
 from elbocli.train.state import TrainState
 
@@ -32,11 +34,12 @@ def step_losses(
     # Levels: λ(t) of every image of the batch, and all that depends on λ.
     if logsnr is None:
         logsnr = schedule.logsnr(batches.times(step))
-    c = step_coefficients(logsnr[mine.start : mine.stop], weighting, schedule, prediction, device)
+    send = partial(sent, device=device)
+    c = step_coefficients(logsnr[mine.start : mine.stop], weighting, schedule, prediction, send)
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.dropout_seed(step, part))
-    with autocast(device, settings.precision):
+    with Precision(settings.precision, device).autocast():
         loss, eps_error = denoising_losses(network, x, eps, labels, c, settings.multiscale)
     return loss, eps_error, c.logsnr
 

@@ -77,8 +77,11 @@ class TensorBoard:
     def _show(self, add: Callable[[SummaryWriter], None]) -> str:
         if self._trouble:
             return self._trouble
-        if shutil.disk_usage(self.folder).free < ROOM:
-            return f"{self.folder}: no space left; events are left out meanwhile"
+        try:
+            if shutil.disk_usage(self.folder).free < ROOM:
+                return f"{self.folder}: no space left; events are left out meanwhile"
+        except OSError as error:  # somebody has moved the folder
+            return f"{self.folder}: {error.strerror}; events are left out meanwhile"
         try:
             add(self._writer)
             self._writer.flush()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import LATENTS
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import autocast, sent
+from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import Posterior, normalised
 from elbocli.train.held_out import HeldOut
 
@@ -113,9 +114,10 @@ class Validation:
             labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
         eps = self._noise.normal([row * DRAWS + k for row in rows for k in range(DRAWS)], (*x.shape[2:], x.shape[1]))
         logsnr = self.schedule.logsnr(self._t[places]).flatten()
-        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, self.device)
+        send = partial(sent, device=self.device)
+        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, send)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
-        with autocast(self.device, self.settings.precision):
+        with Precision(self.settings.precision, self.device).autocast():
             return torch.stack(denoising_losses(network, x, eps, labels, c, self.settings.multiscale))
 
     def _read(self, places: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-from bench_train_step import packed, step_of
 from compare import Row
+from made_data import packed
+from step_loops import step_of
 
 from elbocli.files import checkpoint as store
 from elbocli.run.settings import resolve

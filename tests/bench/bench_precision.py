@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from bench_train_step import packed, step_of
 from compare import Row, compare
+from made_data import packed
+from step_loops import step_of
 
 from elbocli.run.settings import resolve
 from elbocli.train.state import TrainState

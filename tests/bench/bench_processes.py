@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench_train_step import packed
 from compare import Row
+from made_data import packed
 
 GROUP = Path(__file__).parents[1]
 STEPS = 60

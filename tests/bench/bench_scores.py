@@ -5,7 +5,6 @@ Inception has random weights, the same on both sides. Numbers are compared first
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from compare import Row, compare
+from inception import random_weights
 from scipy.linalg import sqrtm
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -20,9 +20,6 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from elbocli.core.feature_moments import FeatureMoments
 from elbocli.core.frechet import frechet_distance
 from elbocli.nn.extractors import make_extractor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from inception import random_weights
 
 BOUND_INCEPTION, BOUND_FRECHET, BATCH, FEATURES = 1 / 1.3, 1 / 5, 32, 2048
 
@@ -45,21 +42,22 @@ def drawn(n: int, seed: int) -> FeatureMoments:
     return FeatureMoments.of(draws * np.arange(1, FEATURES + 1) ** -0.5 + 0.01 * seed)
 
 
-def inception(weights: Path) -> Row:
-    """A batch of 64-pixel images."""
-    ours = make_extractor("inception-v3-compat", weights, "cpu")
+def inception(weights: Path, device: str = "cpu", batch: int = BATCH, rounds: int = 5) -> Row:
+    """Images of 64 pixels, a batch at a time."""
+    ours = make_extractor("inception-v3-compat", weights, device)
     theirs = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
-    )
-    images = torch.randint(0, 256, (BATCH, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ).to(device)
+    drawn = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = drawn.to(device)
     with torch.inference_mode():
         mine, other = ours(images)[0], theirs(images)[0]
         if (mine - other).norm() > 1e-4 * (other - other.mean(0)).norm():
             raise RuntimeError("the features are not torch-fidelity's")
+        # Their numbers are fetched, as scoring does it: a device has then done the work.
+        jobs = [lambda network=network: network(images)[0].cpu() for network in (ours, theirs)]
         name = "Inception, an image / torch-fidelity"
-        return compare(
-            name, lambda: ours(images), lambda: theirs(images), BOUND_INCEPTION, rounds=5, warm_up=1, per=BATCH
-        )
+        return compare(name, *jobs, BOUND_INCEPTION, rounds=rounds, warm_up=1, per=batch)
 
 
 def rows() -> Iterator[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.runtime.device import sent
 from elbocli.train.batches import normalised
 
 SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA))
@@ -50,7 +52,7 @@ def measured(
         labels = torch.from_numpy(probe.dataset.labels[chosen]).to(probe.device) if probe.conditional else None
         logsnr = schedule.logsnr(times(t, step, batch, sampling))
         eps = noise.normal(range(step * batch, (step + 1) * batch), (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
-        c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, probe.device)
+        c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, partial(sent, device=probe.device))
         loss, _ = denoising_losses(probe.trained.network, x, eps.to(probe.device), labels, c)
         means.append(float(loss.double().mean()))
         singles.append(loss.double().cpu())

@@ -1,4 +1,7 @@
-"""Run the benchmarks, or those named: `python tests/bench/run.py [NAME…] [--json]`. Ratios below 1: elbo is faster."""
+"""Run the benchmarks, or those named: `python tests/bench/run.py [NAME…] [--json]`. Ratios below 1: elbo is faster.
+
+`roofline`, by itself, times nothing: it says what a GPU could do at best (roofline.py).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from compare import Row, Skipped
 
 from elbocli.main import share_cores
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what the benchmarks share with tests/gpu
 NAMES = [path.stem.removeprefix("bench_") for path in sorted(Path(__file__).parent.glob("bench_*.py"))]
 LINE = "{:<58} {:>10} {:>10} {:>6} {:>6}  {}"
 
@@ -35,6 +39,9 @@ def main() -> None:
         "--threads", type=int, default=2, help="of torch; 1 is steadier on a machine that does other work"
     )
     options = parser.parse_args()
+    if options.names == ["roofline"]:
+        importlib.import_module("roofline").main([], options.json)
+        return
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")

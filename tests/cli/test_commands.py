@@ -702,3 +702,44 @@ def test_too_little_memory_is_told(trained: Path) -> None:
     )
     check(result, 1, "elbo sample: error: out of memory (", "smaller --batch")
     assert not (trained.parent / "many.npy").exists()
+
+
+def test_the_same_command_goes_on_in_the_runs_precision(
+    elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    """Also where the device alone would choose another, and from a config.yaml of before tf32 was a precision."""
+    line = ("train", digits, "-o", tmp_path / "run", "--preset", preset)
+    assert elbo(*line, "--steps", 2, "--precision", "bf16").returncode == 0
+    again = elbo(*line, "--steps", 3)
+    assert again.returncode == 0 and b"going on after step 2" in again.stderr and b" cpu, bf16; " in again.stderr
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("settings:\n", "settings:\n  tf32: true\n"))
+    assert elbo(*line, "--steps", 4).returncode == 0
+    refused = elbo(*line, "--steps", 5, "--precision", "fp32")
+    assert refused.returncode == 2 and b"--precision: the run has bf16, asked for fp32" in refused.stderr
+    other = elbo("train", digits, "-o", tmp_path / "other", "--config", config, "--steps", 1)
+    assert other.returncode == 0 and b" cpu, bf16; " in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, None),
+    ],
+)
+def test_cudas_allocator_extends_its_segments_unless_the_user_has_said_how(
+    given: dict[str, str], kept: str | None
+) -> None:
+    """Torch reads the variable when it is imported; a plug-in sees it."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTORCH")}
+    code = (
+        "import os, sys; from elbocli.main import main; sys.argv[1:] = ['--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n"
+        "    print(os.environ.get('PYTORCH_ALLOC_CONF'), 'torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**own, **given}, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert result.stdout.splitlines()[-1] == f"{kept} False"

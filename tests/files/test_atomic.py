@@ -1,5 +1,7 @@
 import os
 import random
+import socket
+import stat
 import subprocess
 import sys
 import time
@@ -236,3 +238,97 @@ def test_told_names_the_path_and_lets_a_broken_pipe_through():
         raise PermissionError(13, "Permission denied")
     with pytest.raises(BrokenPipeError), atomic.told(Path("x")):
         raise BrokenPipeError
+
+
+def special_file(folder, kind):
+    path = folder / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("making a device is not allowed here")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(str(path))
+    else:
+        path.symlink_to("/proc/self/fd/1")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "link into proc"])
+def test_only_files_are_replaced(tmp_path, kind):
+    path = special_file(tmp_path, kind)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    before = path.lstat()
+    for name in (path, *((link,) if kind != "link into proc" else ())):
+        for folder in (False, True):
+            with pytest.raises(UsageError, match=r"is an? .*, and only files are replaced"):
+                atomic.refuse_existing(name, True, folder)
+        with pytest.raises(DataError, match="only files are replaced"), atomic.writing(name) as file:
+            file.write(b"new")
+        with pytest.raises(DataError, match="only files are replaced"), atomic.writing_folder(name):
+            pass
+    after = path.lstat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert sorted(os.listdir(tmp_path)) == sorted([kind, "link"])
+
+
+def test_a_link_to_a_file_is_replaced_and_the_file_stays(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("file")
+    atomic.refuse_existing(tmp_path / "link", True)
+    atomic.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "file").read_text() == "mine" and (tmp_path / "link").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["file", "two\nlines", "a.b.c"])
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, python, name):
+    path, others = tmp_path / name, [tmp_path / ".other.7.tmp", tmp_path / f".{name}.tmp", tmp_path / f"{name}.7.tmp"]
+    for other in others:
+        other.touch()
+    killed = "import os, sys; from pathlib import Path; from elbocli.files import atomic; path = Path(sys.argv[1])\n"
+    for left in ("writing(path); manager.__enter__().write(b'a')", "writing_folder(path); manager.__enter__()"):
+        python(f"{killed}manager = atomic.{left}; os._exit(0)", path)
+        assert len(os.listdir(tmp_path)) == 4
+        assert sum(atomic.is_aside(found) for found in tmp_path.iterdir()) == 2
+    python(f"{killed}atomic.write_text(path, 'whole')", path)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, *(other.name for other in others)])
+
+
+def test_what_another_process_is_writing_is_not_swept(tmp_path, python):
+    sweep = "import sys; from pathlib import Path; from elbocli.files.atomic import sweep; sweep(Path(sys.argv[1]))"
+    (tmp_path / ".left.7.tmp").touch()
+    with atomic.writing(tmp_path / "file") as file, atomic.writing_folder(tmp_path / "folder") as folder:
+        file.write(b"half")
+        (folder / "a").touch()
+        python(sweep, tmp_path)
+        assert not (tmp_path / ".left.7.tmp").exists()
+    assert (tmp_path / "file").read_bytes() == b"half" and (tmp_path / "folder" / "a").exists()
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_litter_that_cant_be_removed_or_is_no_file_of_ours_stops_nobody(tmp_path, within):
+    os.mkfifo(tmp_path / ".pipe.7.tmp")
+    (tmp_path / ".link.7.tmp").symlink_to("nowhere")
+    with within(5):
+        atomic.sweep(tmp_path)
+        atomic.sweep(tmp_path / "none")
+    assert (tmp_path / ".link.7.tmp").is_symlink()
+
+
+def test_a_folder_is_not_made_where_its_parent_is_gone(tmp_path):
+    with pytest.raises(DataError, match="No such file"), atomic.writing_folder(tmp_path / "gone" / "folder"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o002)
+    try:
+        atomic.write_text(tmp_path / "file", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o664

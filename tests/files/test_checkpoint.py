@@ -198,7 +198,7 @@ def test_cleaning_removes_what_a_killed_writer_left_and_nothing_else(tmp_path):
     (tmp_path / "previews").mkdir()
     left = [
         tmp_path / "checkpoints/.step-00000002.77.tmp",
-        tmp_path / "checkpoints/.step-00000001.trash",
+        tmp_path / "checkpoints/.step-00000001.77.trash",
         tmp_path / ".config.yaml.77.tmp",
         tmp_path / "previews/.a.png.77.tmp",
     ]
@@ -214,6 +214,12 @@ def test_cleaning_removes_what_a_killed_writer_left_and_nothing_else(tmp_path):
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in mine)
     assert store.latest(tmp_path, unwarned).step == 1
+
+
+def test_a_run_that_is_gone_is_not_made_again(tmp_path):
+    with pytest.raises(DataError, match=r"checkpoints: could not write: No such file"):
+        save(tmp_path / "gone", 1)
+    assert not (tmp_path / "gone").exists()
 
 
 # Hostile files

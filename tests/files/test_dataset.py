@@ -382,8 +382,8 @@ def test_rows_that_are_not_what_the_journal_says_are_written_again(tmp_path, ima
         if name == "out.h5":
             change(path.with_name(name + harmed))
         with open_writer(path, layout, 12, "s") as writer:
-            assert bool(writer.lost) == (name == "out.h5")
-            assert writer.state["done"] == (0 if writer.lost else 8)
+            assert bool(writer.warnings) == (name == "out.h5")
+            assert writer.state["done"] == (0 if writer.warnings else 8)
             writer.append(rows[writer.rows :], 12, {})
             about = {"store": "png", "image_size": 8, "channels": 3}
             writer.finish({"labels": np.zeros(12, np.int64)}, {"class_names": ["all"]}, about)

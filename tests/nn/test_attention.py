@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from elbocli.nn.networks.blocks import Attention
 from elbocli.nn.networks.unet import UNet, UNetConfig
@@ -36,3 +37,25 @@ def test_pixels_are_a_set_to_attention():
     order = torch.randperm(16)
     moved = layer(x.flatten(2)[:, :, order].view(1, 64, 4, 4)).flatten(2)
     torch.testing.assert_close(moved, layer(x).flatten(2)[:, :, order])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("last", [False, True], ids=["channels-first", "channels-last"])
+def test_a_pixels_channels_are_together_for_flash_attention(monkeypatch, fused, last):
+    """Whatever layout weights and images have: sharded weights have channels first. In channels last without a copy."""
+    seen = {}
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: attend(*seen.setdefault("qkv", qkv)))
+    layout = torch.channels_last if last else torch.contiguous_format
+    layer = Attention(128)
+    layer.to(memory_format=layout)  # type: ignore[call-overload]
+    layer.norm.fused = fused
+    layer.qkv.register_forward_hook(lambda _, args, out: seen.setdefault("out", out))
+    x = torch.randn(2, 128, 4, 6).contiguous(memory_format=layout)
+    layer(x)
+    heads = seen["out"].flatten(2).unflatten(1, (3, 2, 64)).transpose(3, 4).unbind(1)
+    for one, other in zip(seen["qkv"], heads, strict=True):
+        assert one.shape == (2, 2, 24, 64) and one.stride(-1) == 1
+        assert torch.equal(one, other)
+    if last:
+        assert {each.untyped_storage().data_ptr() for each in seen["qkv"]} == {seen["out"].untyped_storage().data_ptr()}

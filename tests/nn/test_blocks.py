@@ -1,8 +1,10 @@
 """Parts of the network."""
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
-from elbocli.nn.networks.blocks import Attention, Block, Fourier, norm
+from elbocli.nn.networks.blocks import Attention, Block, Fourier, doubled, norm
 
 
 def test_attention_is_softmax_over_pixels() -> None:
@@ -39,3 +41,17 @@ def test_fourier_features_are_bounded_and_tell_levels_apart() -> None:
     code = Fourier(32)(level)
     assert code.abs().max() <= 1
     assert torch.cdist(code, code).fill_diagonal_(9).min() > 0.1
+
+
+def test_autocast_on_cuda_leaves_doubled_images_in_half() -> None:
+    """By torch's own rules, on tensors that say they are there."""
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with FakeTensorMode():
+            x = torch.empty(1, 8, 4, 4, device="cuda", dtype=torch.bfloat16)
+            assert F.interpolate(x, scale_factor=2).dtype == torch.float32
+            assert doubled(x).dtype == torch.bfloat16
+            assert doubled(x).shape == (1, 8, 8, 8)
+    finally:
+        torch.set_autocast_enabled("cuda", before)

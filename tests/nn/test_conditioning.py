@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LinearCode
+from elbocli.runtime.device import PRECISIONS, Precision
 
 
 def test_fourier_features_are_cosines_and_sines_of_minus_log_sigma():
@@ -59,14 +62,51 @@ def test_linear_code_is_a_quarter_of_the_level():
     assert LinearCode()(level).tolist() == [[-3.75], [0.0], [0.5]]
 
 
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_neighbouring_levels_stay_apart_in_bf16(weights):
+@pytest.mark.parametrize(
+    ("weights", "precision"), [*((torch.float32, name) for name in PRECISIONS), (torch.bfloat16, "bf16")]
+)
+def test_neighbouring_levels_stay_apart_in_every_precision(weights, precision):
     """Sharded weights are in bf16 themselves."""
     torch.manual_seed(0)
     layer = Conditioning(LinearCode(), 16, 0).to(weights)
     seen = []
     layer.second.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), Precision(precision, torch.device("cpu")).autocast():
         layer(torch.tensor([14.0, 14.01]), None)
     wanted = F.silu(layer.first.double()(torch.tensor([[3.5], [3.5025]], dtype=torch.float64)))
     torch.testing.assert_close(seen[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+class OnCard(Tensor):
+    """A tensor that says it is on CUDA."""
+
+    is_cuda = True
+
+
+class Rounding(TorchDispatchMode):
+    """Multiplies float32 as CUDA does in TF32: with 10 bits of mantissa."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
+            *added, a, b = args
+            args = (*added, *(rounded(x) if x.dtype == torch.float32 else x for x in (a, b)))
+        return func(*args, **(kwargs or {}))
+
+
+def rounded(x):
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+@pytest.mark.parametrize("code", [LinearCode(), Fourier(8)], ids=["linear", "fourier"])
+def test_the_level_is_not_rounded_where_cuda_multiplies_in_tf32(code, precision):
+    torch.manual_seed(0)
+    layer, seen = Conditioning(code, 16, 0), []
+    layer.second.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    level = torch.tensor([14.0, 14.01]).as_subclass(OnCard)
+    with torch.no_grad(), Rounding(), Precision(precision, torch.device("cpu")).autocast():
+        told = layer(level, None)
+    assert told.dtype == PRECISIONS[precision]
+    wanted = F.silu(layer.first.double()(code(level).as_subclass(Tensor).double()))
+    torch.testing.assert_close(seen[0].as_subclass(Tensor), wanted, rtol=1e-6, atol=1e-6)

@@ -3,24 +3,29 @@
 import copy
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.nn import networks
-from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, section_of
+from elbocli.nn.group_norm import GroupNorm
+from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, place, section_of
 from elbocli.nn.networks.unet import UNetConfig
-from elbocli.nn.networks.uvit import UViTConfig
+from elbocli.nn.networks.uvit import PATCHINGS, UViTConfig
 from elbocli.run.settings import resolve
+from elbocli.runtime.device import Precision
 from elbocli.sample import draw
 from elbocli.train import loop
 from elbocli.train.plan import plan
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "unet": UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3),
     "uvit": UViTConfig(16, 3, 5, 8, (1, 2, 3), blocks=1, depth=3, heads=2, embedding=24, patching="dwt-1", dropout=0.3),
 }
@@ -36,6 +41,14 @@ def awake(config) -> Network:
         for parameter in network.parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.1)
+    return network
+
+
+def fused(network: Network) -> Network:
+    """The network with the norms that it has on a GPU."""
+    for module in network.modules():
+        if isinstance(module, GroupNorm):
+            module.fused = True
     return network
 
 
@@ -152,6 +165,53 @@ def test_a_network_compiles_to_one_graph(config, recompute):
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
     whole = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(whole(*inputs(config)), network(*inputs(config)))
+
+
+@EVERY
+def test_norms_of_a_gpu_are_those_of_a_cpu_in_a_whole_network(config):
+    """With recomputing and without: outputs, and gradients of all parameters."""
+    plain = awake(config).double().eval()
+    for recompute in (False, True):
+        lean = fused(copy.deepcopy(plain))
+        lean.recompute = recompute
+        z, logsnr, labels = inputs(config)
+        both = [network(z.double(), logsnr, labels) for network in (plain, lean)]
+        torch.testing.assert_close(*both)
+        both = [
+            torch.autograd.grad(out.square().sum(), [*network.parameters()])
+            for out, network in zip(both, (plain, lean))
+        ]
+        for (name, _), one, other in zip(plain.named_parameters(), *both, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [
+        *((SMALL["unet"], precision) for precision in ("fp32", "bf16")),
+        *((replace(SMALL["uvit"], patching=patching), "bf16") for patching in PATCHINGS),
+    ],
+    ids=["unet-fp32", "unet-bf16", *(f"uvit-{patching}" for patching in PATCHINGS)],
+)
+def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back(config, precision):
+    """As it is on a GPU, but for the compiler's last step. No number is copied to the device within it."""
+    graphs = []
+
+    def count(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    network = place(fused(awake(config)).train(), torch.device("cpu"))
+    z, logsnr, labels = inputs(config)
+    torch._dynamo.reset()
+    whole = torch.compile(network, fullgraph=True, backend=aot_autograd(fw_compiler=count, bw_compiler=count))
+    with Precision(precision, torch.device("cpu")).autocast():
+        whole(z.contiguous(memory_format=torch.channels_last), logsnr, labels).float().square().sum().backward()
+    assert len(graphs) == 2
+    assert not [
+        target for graph in graphs for target in graph if "lift_fresh" in target or "_tensor_constant" in target
+    ]
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 # A network of somebody's own

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from elbocli.nn import wavelet
 
@@ -59,3 +61,18 @@ def test_a_flat_image_is_in_the_lowest_band_alone(levels):
     low = wavelet.VARIANCE[levels - 1][0]
     torch.testing.assert_close(y[:, :3], torch.full((1, 3, 8 >> levels, 8 >> levels), 0.5 / low))
     assert y[:, 3:].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_nothing_is_made_of_numbers_on_the_way(levels):
+    """What is made on a device waits for a copy to it, and can't be in a CUDA graph."""
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert any(isinstance(each, torch.Tensor) for each in tree_leaves(args)), func
+            assert "lift" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    with Made():
+        wavelet.idwt(wavelet.dwt(x, levels), levels).sum().backward()

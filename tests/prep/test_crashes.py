@@ -208,7 +208,7 @@ def test_the_disk_is_claimed_unless_told_not_to(preallocate: bool, photographs: 
 # Signals, and two at once
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_what_is_done(number: int, photographs: Path, tmp_path: Path) -> None:
     reports = started(photographs, tmp_path / "out.h5", size=16)
     os.kill(os.getpid(), number)

@@ -1,5 +1,6 @@
 """What options, preset and dataset make of a run."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_weighting, to_text
 from elbocli.nn.networks import build, config_of, declaration_of
 from elbocli.nn.networks.blocks import Attention
-from elbocli.nn.presets import load_preset
+from elbocli.nn.presets import FOLDER, NAMES, load_preset
+from elbocli.run.preset_data import preset_data
+from elbocli.run.setting_type import PRECISIONS
 from elbocli.run.settings import difference, resolve, run_settings
 from elbocli.run.train_settings import SETTINGS
 from elbocli.runtime import device
@@ -176,7 +179,8 @@ def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
 
 
 def test_choices_are_what_the_machine_and_the_streams_know():
-    assert SETTINGS["precision"].choices == tuple(device.PRECISIONS)
+    assert SETTINGS["precision"].choices == ("auto", *device.PRECISIONS)
+    assert tuple(device.PRECISIONS) == PRECISIONS
     assert SETTINGS["t_sampling"].choices == T_SAMPLINGS
 
 
@@ -215,3 +219,40 @@ def test_a_runs_config_with_a_setting_that_is_none_is_refused_by_name(said):
     with pytest.raises(FormatError, match=f"run/config.yaml: .*{next(iter(said))}"):
         run_settings(said, Path("run/config.yaml"))
     assert run_settings({"lr": 1, "ema": ["0.99"]}, Path("config.yaml")).ema == ("0.99",)
+
+
+def test_precision_is_resolved_by_device_and_preset_unless_it_is_given(resolved):
+    found = lambda train="", **options: resolved(train, **options).config()["settings"]["precision"]  # noqa: E731
+    assert found() == found(precision="auto") == found(device="auto") == "fp32"
+    assert found(device="cuda") == "tf32"
+    assert found(network=f"about: {{gpu: true}}\n{NETWORK}", device="cuda") == "bf16"
+    assert found(network=f"about: {{gpu: true}}\n{NETWORK}") == "fp32"
+    assert found("precision: fp16", device="cuda") == "fp16" and found("precision: fp16", precision="tf32") == "tf32"
+    assert found("precision: fp16", precision="auto", device="cuda") == "tf32"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_for_a_gpu_trains_in_bf16_there_and_no_other(name):
+    about = (FOLDER / f"{name}.yaml").read_text().partition("data:")[0]
+    planned = preset_data(name)
+    for device_name, wanted in (("cuda", "tf32" if "CPU" in about else "bf16"), ("cpu", "fp32")):
+        assert resolve({"preset": name, "device": device_name}, planned).settings.precision == wanted
+
+
+def test_a_preset_says_truly_or_not_that_it_is_for_a_gpu(resolved):
+    with pytest.raises(FormatError, match=r"preset\.yaml: section 'about' has gpu: 'maybe', expected true or false"):
+        resolved("", f"about: {{gpu: maybe}}\n{NETWORK}")
+
+
+def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(digits, preset):
+    def go_on(**options):
+        return resolve({"preset": str(preset), **options}, Dataset(digits), {"precision": "bf16"}).settings.precision
+
+    assert go_on() == go_on(device="cuda") == "bf16" and go_on(precision="fp32") == "fp32"
+
+
+def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):
+    runs = {name: resolved("", precision=name).config() for name in PRECISIONS}
+    for before, now in itertools.product(runs, runs):
+        lines = difference(runs[before], runs[now])
+        assert bool(lines) == (before != now and {before, now} != {"fp32", "tf32"}), (before, now)

@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from elbocli.errors import UsageError
-from elbocli.runtime.processes import joined
+from elbocli.runtime import processes
+from elbocli.runtime.processes import PATIENCE, World, joined
 
 CODE = """
 import os, sys, time
@@ -44,15 +48,90 @@ def test_who_is_started_anew_does_not_wait_for_the_dead(late: int) -> None:
     assert result.stdout == "0 0 0\n" * 3, result.stderr
 
 
-def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in {
-        "TORCHELASTIC_RUN_ID": "test",
-        "WORLD_SIZE": "4",
-        "LOCAL_WORLD_SIZE": "4",
-        "LOCAL_RANK": "0",
-    }.items():
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third process on the second of two machines with CUDA."""
+    worker = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "6", "LOCAL_RANK": "2"}
+    for key, value in worker.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr("elbocli.runtime.processes.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.delenv("ELBO_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_takes_its_own_device_is_connected_by_it_and_waits_at_most_as_long_as_a_start_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, limits, store = dict[str, Any](), list[Any](), object()
+    monkeypatch.setattr(processes, "choose_device", torch.device)
+    monkeypatch.setattr(processes, "_meeting", lambda rank, size: store)
+    monkeypatch.setattr(processes, "_limit", lambda *limit: limits.append(limit))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **how: given.update(how))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    own = torch.device("cuda", 2)
+    with joined(name) as world:
+        assert world == World(6, 8, own)
+        assert limits == [(own, timedelta(minutes=10))]
+        world.limit_waits(timedelta(seconds=7))
+    assert limits[1:] == [(own, timedelta(seconds=7))]
+    wanted = {"backend": "cpu:gloo,cuda:nccl", "device_id": own, "timeout": PATIENCE, "rank": 6, "world_size": 8}
+    assert given == {**wanted, "store": store}
+
+
+@pytest.mark.usefixtures("launched")
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="4 processes on a machine with 2 CUDA devices"), joined():
         pass
+
+
+@pytest.mark.usefixtures("launched")
+def test_one_device_for_all_processes_is_refused_whoever_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(UsageError, match="--device cuda:1: under torchrun each process takes its own"),
+        joined("cuda:1"),
+    ):
+        pass
+    monkeypatch.setenv("ELBO_DEVICE", "cuda:0")
+    with pytest.raises(UsageError, match="--device cuda:0: under torchrun each process takes its own"), joined():
+        pass
+
+
+LIMITED = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import os
+import torch
+from datetime import timedelta
+from elbocli.errors import PeerLost
+from elbocli.runtime import processes
+from group import forked
+
+def work(world):
+    assert os.environ["LOCAL_WORLD_SIZE"] == "2"
+    world.limit_waits(timedelta(seconds=0.3))  # of no CUDA device: the host is patient
+    if world.rank == 1:
+        time.sleep(1)
+    assert world.added(torch.ones(1)).item() == 2
+    processes._limit(world.device, timedelta(seconds=0.3))
+    if world.rank == 1:
+        time.sleep(2)
+    begun = time.monotonic()
+    try:
+        with processes.telling_lost():
+            world.added(torch.ones(1))
+    except PeerLost:
+        os._exit(0 if time.monotonic() - begun < 1.5 else 1)
+    os._exit(2)
+
+print(forked(2, work))
+"""
+
+
+def test_a_limit_ends_a_wait_for_who_hangs_and_is_not_the_hosts() -> None:
+    """By gloo, whose limit is set as NCCL's is."""
+    line = [sys.executable, "-c", LIMITED, str(Path(__file__).parents[1])]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    assert result.stdout == "[0, 0]\n", result.stderr

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 from typed_settings import typed
 
 from elbocli.core.class_labels import choose_labels
@@ -165,8 +166,9 @@ def test_half_precision_draws_nearly_the_same(precision: str, trained: Path, tmp
     assert 0 < np.abs(exact - half).mean() < 3
 
 
+@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}, {"precision": "bf16"}])
 def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
 
@@ -176,9 +178,10 @@ def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.compiler.reset()
-    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5)
-    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True)
-    assert sizes == [5]
+    counters.clear()
+    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5, **options)
+    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True, **options)
+    assert sizes == [5] and not counters["graph_break"]
     assert np.abs(plain.astype(int) - compiled).max() <= 1
 
 

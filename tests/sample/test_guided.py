@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_cuda_graph
 import h5py
 import numpy as np
 import pytest
@@ -18,9 +19,16 @@ from elbocli.core.schedule import schedule_of_shares
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
+from elbocli.nn.cast_once import cast_weights
+from elbocli.nn.networks import Network
 from elbocli.run import settings
 from elbocli.run.open import open_run
+from elbocli.runtime.cuda_graph import WARM_UPS, CudaGraphs
+from elbocli.runtime.device import Precision
 from elbocli.sample import draw as sample
+from elbocli.sample import guided
+from elbocli.sample.decode import open_decoder
+from elbocli.sample.guided import GuidedRun
 from elbocli.train import loop
 from elbocli.train.state import TrainState
 
@@ -197,3 +205,43 @@ def test_clipping_is_recorded_and_keeps_estimates_in_range(trained: Path, tmp_pa
         assert about["clip"] == clip
     assert not np.array_equal(found["none"], found["static"])
     assert not np.array_equal(found["static"], found["dynamic:percentile=90"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
+    precision: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = fake_cuda_graph.install(monkeypatch)
+    run, worse = (open_run(trained, CPU, print, weights) for weights in ("ema", "model"))
+    how, labels = typed(n=4, sampler="dpmpp-2m-sde", precision=precision), torch.tensor([3, 1, 4, 1])
+    config = run.network.config
+    output, shape = open_decoder(run.data, config, CPU), (config.image_size, config.image_size, config.image_channels)
+    grid = time_grid(run.schedule(), 8)
+    for guide, wanted in ((None, 1), (worse, 3)):
+        plain = GuidedRun(run, Guidance(2.0), guide)
+        hastened = plain.hastened(Precision(precision, CPU), False, CudaGraphs(pytest.fail))
+        images = [
+            sample.draw(each.denoiser(labels), range(4), shape, grid, how, CPU, output) for each in (plain, hastened)
+        ]
+        assert torch.equal(*images)
+        # The first run's network is captured anew, by other CudaGraphs; the guide is a network of its own.
+        assert len(captured) == wanted
+        assert sum(graph.replays for graph in captured[-1:]) == (16 if guide is None else 8) - WARM_UPS
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0), "guide_average": "ema-0.9"}])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_that_are_cast_once_draw_the_same_to_the_last_bit(
+    precision: str, options: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast: list[str] = []
+
+    def watched(network: Network, how: Precision) -> None:
+        cast_weights(network, how)
+        cast.append(str(network.conditioning.second.weight.dtype))
+
+    monkeypatch.setattr(guided, "cast_weights", watched)
+    once = drawn(trained, tmp_path / "a.h5", precision=precision, weights="model", **options)[0]
+    assert set(cast) == {f"torch.{'bfloat16' if precision == 'bf16' else 'float16'}"} and len(cast) == 1 + bool(options)
+    monkeypatch.setattr(guided, "cast_weights", lambda *_: None)
+    assert np.array_equal(once, drawn(trained, tmp_path / "b.h5", precision=precision, weights="model", **options)[0])

@@ -13,7 +13,7 @@ from elbocli.core.loss import StepCoefficients, denoising_losses
 from elbocli.nn.networks import build
 from elbocli.run import settings
 from elbocli.run.preset_data import PresetData
-from elbocli.runtime.device import PRECISIONS, autocast
+from elbocli.runtime.device import PRECISIONS, Precision
 from elbocli.train.plan import Plan
 
 
@@ -27,7 +27,7 @@ def one_pass(network: torch.nn.Module, precision: str) -> None:
     """One image of 32 pixels."""
     x, rows = torch.zeros(1, 3, 32, 32), torch.zeros(8, 1)
     c = StepCoefficients(*rows[:5].view(5, -1, 1, 1, 1), *rows[5:])
-    with autocast(torch.device("cpu"), precision):
+    with Precision(precision, torch.device("cpu")).autocast():
         loss, _ = denoising_losses(network, x, torch.zeros_like(x), torch.zeros(1, dtype=torch.int64), c)
     loss.mean().backward()
 

@@ -51,6 +51,19 @@ def test_under_torchrun_the_first_process_plans_for_all(
     assert run(line) == 0 and yaml.safe_load(capsys.readouterr().out)["devices"] == 4
 
 
+def test_auto_is_planned_as_it_will_be_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plans = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("ELBO_DEVICE", device)
+        assert run([*PLAN, "--preset", "cifar"]) == 0
+        plans.append(yaml.safe_load(capsys.readouterr().out))
+    assert [(plan["device"], plan["precision"]) for plan in plans] == [("cpu", "fp32"), ("cuda", "bf16")]
+    assert plans[1]["memory_MB"]["copies"] > plans[0]["memory_MB"]["copies"] == 0
+
+
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [

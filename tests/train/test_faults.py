@@ -499,7 +499,7 @@ def test_a_time_limit_ends_the_run_well(digits: Path, preset: Path, tmp_path: Pa
     assert status_of(tmp_path / "run")["state"] == "stopped"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_save_and_end_with_their_code(
     number: signal.Signals, digits: Path, preset: Path, tmp_path: Path
 ) -> None:

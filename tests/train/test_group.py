@@ -254,7 +254,7 @@ def test_all_units_are_compiled_however_many_kinds_there_are() -> None:
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from elbocli.train.sharded import compiled
+from elbocli.train.sharded import compile_units
 class Unit(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -262,8 +262,9 @@ class Unit(nn.Module):
     def forward(self, x):
         return x + len(self.kind)
 whole = nn.Module.compile
-nn.Module.compile = lambda self: whole(self, backend="eager")
-for unit in compiled([Unit("x" * k) for k in range(12)]):
+nn.Module.compile = lambda self, **how: whole(self, backend="eager", **how)
+compile_units(units := [Unit("x" * k) for k in range(12)])
+for unit in units:
     unit(torch.zeros(2))
 print(counters["frames"]["ok"])
 """

@@ -15,6 +15,7 @@ import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import refuse_existing, told
+from elbocli.files.file_system import special, streams
 from elbocli.files.resumable import holding
 from elbocli.files.sample_writers.h5 import H5
 from elbocli.files.sample_writers.header import SamplesHeader
@@ -22,7 +23,7 @@ from elbocli.files.sample_writers.npy import Npy, StreamSink
 from elbocli.files.sample_writers.npz import Npz
 from elbocli.files.sample_writers.pictures import Folder, Grid
 
-__all__ = ["SamplesHeader", "Sink", "open_samples"]
+__all__ = ["SamplesHeader", "Sink", "open_samples", "open_stream"]
 
 LARGEST_GRID = 10_000
 WRITERS: dict[str, Any] = {".npy": Npy, ".npz": Npz, ".h5": H5, ".png": Grid, "": Folder}
@@ -35,7 +36,7 @@ class FileSink:
     def __init__(self, file: Any):
         self._file = file
         self.partial: Path | None = file.partial
-        self.lost: str = file.lost
+        self.warnings: list[str] = file.warnings
 
     @property
     def done(self) -> int:
@@ -57,6 +58,21 @@ class FileSink:
 
 
 Sink = StreamSink | FileSink
+
+
+def open_stream(path: Path) -> IO[bytes] | None:
+    """Open a device or a pipe that lies at a path, for an NPY stream; None when there is none. A pipe's reader is waited for.
+
+    Raises UsageError for a suffix of another format, DataError when it can't be opened.
+    """
+    if not streams(path):
+        return None
+    if path.suffix not in ("", ".npy"):
+        raise UsageError(
+            f"{path}: is {special(path)}, into which an NPY stream goes and no {path.suffix}; choose another name"
+        )
+    with told(path):
+        return open(path, "wb", buffering=0)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,17 +42,19 @@ class StreamSink:
     """Writes to a binary stream. done: number of images written."""
 
     partial: Path | None = None
-    lost = ""
+    warnings: Sequence[str] = ()
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
         self.done, self._header = 0, header
+        name = getattr(file, "name", None)
+        self._name = str(name) if isinstance(name, Path) else "standard output"
         file.flush()
         # Past the buffer, whose lock a thread would hold that waits for a reader when the process ends.
         self._file: Any = getattr(file, "raw", file)
         self._write(npy_header(header.shape))
 
     def _write(self, data: bytes | memoryview) -> None:
-        with told(Path("standard output")):
+        with told(Path(self._name)):
             if isinstance(self._file, io.FileIO):
                 write_all(self._file.fileno(), data)
             else:
@@ -65,5 +67,5 @@ class StreamSink:
 
     def finish(self) -> Iterator[int]:
         """Raise DataError when fewer images came than the header says."""
-        self._header.check_count("standard output", self.done)
+        self._header.check_count(self._name, self.done)
         yield from ()

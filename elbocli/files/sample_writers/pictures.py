@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,10 +54,7 @@ class Folder(_Pictures):
     def seal(self) -> Iterator[int]:
         """Encode all into a folder and give it its name. Yields how many are encoded."""
         images, digits = self.images(), len(str(max(self.header.shape[0] - 1, 999999)))
-        aside = self.out.with_name(f".{self.out.name}.tmp")
-        if aside.exists():
-            shutil.rmtree(aside)
-        with writing_folder(self.out, aside) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
+        with writing_folder(self.out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
 
             def save(index: int) -> None:
                 picture(images[index]).save(folder / f"{index:0{digits}d}.png")

@@ -6,14 +6,16 @@ Source: Dhariwal & Nichol 2021; initialisation at zero as in Karras et al. 2022.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
+from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import NetworkConfig
 
 CHANNELS_PER_HEAD = 64
@@ -21,9 +23,9 @@ GROUPS = 32
 MIN_GROUP = 4
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> GroupNorm:
     """Group norm of at most 32 groups, of at least 4 channels each."""
-    return nn.GroupNorm(math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels), channels)
+    return GroupNorm(math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels), channels)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -107,17 +109,29 @@ class Conditioning(nn.Module):
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
         weight, bias = self.first.weight, self.first.bias
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        # bf16 can't hold the digits of λ that tell neighbouring levels apart, and neither can TF32, in which CUDA may
+        # multiply float32, but never float64. Weights that are sharded come in the lower precision.
+        kept = torch.promote_types(weight.dtype, torch.float32)
+        wide = torch.float64 if logsnr.is_cuda else kept
         code = self.code(logsnr).to(wide)
-        # bf16 can't hold the digits of λ that tell neighbouring levels apart; meta tensors know no autocast. Weights
-        # that are sharded come in the lower precision.
-        with nullcontext() if code.is_meta else torch.autocast(code.device.type, enabled=False):
-            code = F.linear(code, weight.to(wide), bias.to(wide))
+        with as_it_comes(code):
+            code = F.linear(code, weight.to(wide), bias.to(wide)).to(kept)
         code = self.second(F.silu(code))
         if self.classes is not None and labels is not None:
             named = (labels >= 0).to(code.dtype)[:, None]
             code = code + named * self.classes(labels.clamp(min=0)).to(code.dtype)
         return F.silu(code)
+
+
+def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
+    """No autocast, for what works on a tensor in its own precision; meta tensors know none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel four times. On CUDA autocast would make it float32, and with it all that is joined to it."""
+    with as_it_comes(x):
+        return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class Attention(nn.Module):
@@ -133,7 +147,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
+        qkv = self.qkv(self.norm(x)).contiguous(memory_format=torch.channels_last)
+        qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(3, 4).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(2, 3).reshape(batch, channels, height, width))
@@ -161,13 +177,12 @@ class Block(nn.Module):
         if self.resample == "down":
             return F.avg_pool2d(x, 2)
         if self.resample == "up":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
+            return doubled(x)
         return x
 
     def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x if skip is None else torch.cat([x, skip], 1)
-        h = self.conv1(self._resized(F.silu(self.norm1(x))))
-        scale, shift = self.scale_shift(code)[:, :, None, None].chunk(2, 1)
-        h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
-        h = self.conv2(self.dropout(h))
+        h = self.conv1(self._resized(self.norm1(x, silu=True)))
+        scale, shift = self.scale_shift(code).chunk(2, 1)
+        h = self.conv2(self.dropout(self.norm2(h, scale, shift, silu=True)))
         return self.attention(self.skip(self._resized(x)) + h)

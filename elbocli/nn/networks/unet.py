@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from elbocli.nn.networks import Network, network
 from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LevelsConfig, norm, zeroed
@@ -84,4 +83,4 @@ class UNet(Network):
             x = self.through(block, x, code)
         for block in self.up:
             x = self.through(block, x, code, None if block.resample else skips.pop())
-        return self.last(F.silu(self.norm(x)))
+        return self.last(self.norm(x, silu=True))

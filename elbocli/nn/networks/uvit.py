@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import Network, network
-from elbocli.nn.networks.blocks import Block, Conditioning, LevelsConfig, LinearCode, norm, zeroed
+from elbocli.nn.networks.blocks import Block, Conditioning, LevelsConfig, LinearCode, doubled, norm, zeroed
 from elbocli.nn.wavelet import dwt, idwt
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
@@ -131,10 +131,10 @@ class UViT(Network):
             tokens = self.through(block, tokens, code)
         x = tokens.transpose(1, 2).unflatten(2, x.shape[2:])
         for level, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
-            x = F.interpolate(narrow(x), scale_factor=2, mode="nearest")
+            x = doubled(narrow(x))
             for block in level:  # type: ignore[attr-defined]
                 x = self.through(block, x, code, skips.pop())
-        out = self.last(F.silu(self.norm(x)))
+        out = self.last(self.norm(x, silu=True))
         if not self.patches:
             return out
         # In the layout of images, and no view of something else: FSDP hooks itself to what comes out.

@@ -46,7 +46,7 @@ class Preset(NamedTuple):
     """name: as it was asked for. network: a section as config_of takes it; train: settings by name, and `shift`.
 
     What network and train hold is checked by those who know it. about: None for a user's own, which is never chosen by
-    itself. data: None where it isn't said.
+    itself. data: None where it isn't said. gpu: whether it is meant for one, by which precision is chosen.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Preset(NamedTuple):
     train: dict[str, Any]
     about: Suits | None = None
     data: MadeFor | None = None
+    gpu: bool = False
 
 
 def load_preset(name: str) -> Preset:
@@ -73,11 +74,13 @@ def load_preset(name: str) -> Preset:
     for section, content in found.items():
         if not isinstance(content, dict):
             raise FormatError(f"{name}: section {section!r} is {content!r}, expected settings")
-    data, suits = found.get("data"), None
+    data, suits, gpu = found.get("data"), None, found.get("about", {}).get("gpu", False)
+    if not isinstance(gpu, bool):
+        raise FormatError(f"{name}: section 'about' has gpu: {gpu!r}, expected true or false")
     if name in NAMES:
         about = found["about"]
         suits = Suits(tuple(about["pixels"]), about.get("images"), "kind" in about)
-    return Preset(name, found["network"], found["train"], suits, None if data is None else _made_for(data, name))
+    return Preset(name, found["network"], found["train"], suits, None if data is None else _made_for(data, name), gpu)
 
 
 def _made_for(data: dict[str, Any], name: str) -> MadeFor:

@@ -1,0 +1,159 @@
+"""The work that is done on a device and on the CPU, to compare: losses, samples, a bound, gradients, a search for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from elbocli.bound import estimate
+from elbocli.bound.measure import MeasureSettings, open_measurement
+from elbocli.core.samplers.walk import parse_sampler
+from elbocli.files import checkpoint as store
+from elbocli.files.dataset import Dataset
+from elbocli.nn.networks import NetworkConfig, build
+from elbocli.run.settings import Resolved, resolve
+from elbocli.runtime.device import Precision
+from elbocli.runtime.processes import World
+from elbocli.sample import draw
+from elbocli.train import loop
+from elbocli.train.replicated import Replica
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
+
+LIMIT = 2 << 30
+"""Bytes of a device that are left to a search for memory."""
+
+
+def resolved(data: Dataset, device: str, network: dict[str, Any] | None = None, **options: Any) -> Resolved:
+    """Settings for a device, without dropout, whose masks are the device's own. network: changes of its config."""
+    found = resolve({"dropout": 0.0, "compile": False, **options, "device": device}, data)
+    return replace(found, network=replace(found.network, **(network or {})))
+
+
+def arithmetic(precision: str, device: str) -> AbstractContextManager[None]:
+    """Torch's switches as `elbo train` sets them: around whatever is done without its loop."""
+    return Precision(precision, torch.device(device)).applied(benchmark=True)
+
+
+def losses(data: Dataset, device: str, steps: int, **options: Any) -> list[float]:
+    """The loss of each of the first steps."""
+    state = TrainState(resolved(data, device, **options), data)
+    found = []
+    with arithmetic(state.settings.precision, device):
+        for _ in range(steps):
+            update(state)
+            found.append(state.interval().loss)
+    return found
+
+
+def trained(data: Dataset, out: Path, device: str, **options: Any) -> list[float]:
+    """A run as `elbo train` makes it; the losses of its log."""
+    reports = loop.run(data, out, resolved(data, device, **options))
+    return [report.values["loss"] for report in reports if report.values]
+
+
+def untrained(data: Dataset, out: Path, settings: Resolved) -> Path:
+    """A run before its first step: neither speed nor waits depend on what it has learned."""
+    weights, rest = TrainState(settings, data).snapshot()
+    out.mkdir()
+    store.write_config(out, settings.config())
+    store.save(out, 0, weights, rest, {"images": 0, "log_bytes": {}})
+    return out
+
+
+def samples(run: Path, out: Path, device: str, **settings: Any) -> np.ndarray:
+    """Images that `elbo sample` draws, [n, H, W, C]."""
+    sampler = parse_sampler(settings.pop("sampler", "ddim"))
+    for _ in draw.run(run, out, draw.SampleSettings(sampler=sampler, device=device, **settings)):
+        pass
+    return np.load(out)
+
+
+def bits(run: Path, device: str, images: int = 32) -> float:
+    """Bits per dimension as `elbo bound` finds them on the run's own images."""
+    settings = MeasureSettings(images=images, draws=8, device=device)
+    rounds = estimate.run(open_measurement(run, None, settings, lambda text: None))
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            return end.value.bound.bpd
+
+
+@contextmanager
+def alone_in_a_group(device: str) -> Iterator[World]:
+    """A process group of this process alone, as torchrun's processes join one."""
+    where = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        yield World(0, 1, where)
+    finally:
+        dist.destroy_process_group()
+
+
+def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of one network over the same inputs, sharded over a group of one, and as it is; on the CPU.
+
+    The sharded one is run twice, so that it is seen to be whole again after a step.
+    """
+    from elbocli.train.sharded import Sharded
+
+    found = []
+    with alone_in_a_group(device) as world:
+        shape = (4, config.image_channels, config.image_size, config.image_size)
+        how = Precision(precision, world.device)
+        for sharded in (True, False):
+            torch.manual_seed(0)
+            network = build(config)
+            for parameter in network.parameters():  # a new network's last layers are zero, and so would gradients be
+                torch.nn.init.normal_(parameter, 0, 0.1)
+            spread = Sharded(network, world, precision) if sharded else Replica(network, world)
+            z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(world.device)
+            labels = torch.arange(4, device=world.device) % config.num_classes if config.num_classes else None
+            for _ in range(2 if sharded else 1):
+                spread.clear()
+                with how.applied():
+                    with how.autocast():
+                        out = spread.forward(z, torch.linspace(-3, 3, 4, device=world.device), labels)
+                    out.float().square().mean().backward()
+            found.append([gradient.detach().float().cpu() for gradient in spread.gradients()])
+    return found[0], found[1]
+
+
+@contextmanager
+def little_memory(device: str) -> Iterator[None]:
+    """Within the block, this process may use LIMIT bytes of a CUDA device. A CPU's memory has no such limit."""
+    if device != "cuda":
+        yield
+        return
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT / total))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def no_waits(device: str) -> Iterator[None]:
+    """Within the block, an operation that makes the host wait for a CUDA device raises RuntimeError."""
+    if device != "cuda":
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

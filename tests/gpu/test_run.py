@@ -1,0 +1,215 @@
+"""`make gpu`, small and on the CPU, so that it works on the day a card is there; and what it does with steps that go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from elbocli.train.batches import normalised
+
+GPU = Path(__file__).parent
+ABSENT = (
+    "scipy",
+    "matplotlib",
+    "torch_fidelity",
+    "diffusers",
+    "tensorboard",
+    "sklearn",
+    "skimage",
+    "hypothesis",
+    "pytest",
+)
+FAKE = """
+import os, time
+from record import Row, Skipped
+def good(session): yield Row("found", 1.5, "images/s", note=f"{session.left:.1f}")
+def bad(session): yield from good(session); raise ValueError("of its own")
+def wrong(session): yield Row("a limit", 2, ok=False); yield Row("another", 3)
+def absent(session): raise Skipped("nothing to do it with"); yield
+def dies(session): yield from good(session); os._exit(7)
+def hangs(session):
+    yield from good(session)
+    os.system("sleep 100 >/dev/null 2>&1 & echo $! > child; wait")
+def again(session): yield Row("process", os.getpid()); yield Row("folder", str(session.folder.is_dir()))
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
+    """started(line, **environment): (exit code, JSON, table) of a program that is told --out, in an empty folder."""
+
+    def start(*line: str, **environment: str) -> tuple[int, dict[str, Any], str]:
+        out = tmp_path / "gpu.json"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST") and key != "PYTHONPATH"}
+        done = subprocess.run(
+            [sys.executable, *line, "--out", str(out), "--device", "cpu"],
+            cwd=tmp_path,
+            env={**kept, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert out.exists(), done.stderr
+        return done.returncode, json.loads(out.read_text()), done.stdout
+
+    return start
+
+
+def steps_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {step["name"]: step for step in report["steps"]}
+
+
+def test_all_of_it_runs_small_on_a_cpu(started: Callable[..., Any]) -> None:
+    code, report, table = started(str(GPU / "run.py"), "--budget", "480")
+    found = steps_of(report)
+    assert list(found) == [
+        "environment",
+        "cuda tests",
+        "host waits",
+        "cpu and device agree",
+        "fsdp2 on one card",
+        "out of memory",
+        "imagenet64",
+        "imagenet256",
+        "latents256",
+        "cifar",
+        "sampling",
+        "inception",
+        "profile",
+        "end to end",
+    ]
+    assert {name: (step["status"], step["message"]) for name, step in found.items()} == dict.fromkeys(
+        found, ("done", "")
+    )
+    assert code == 0 and (report["format"], report["device"], report["small"]) == ("elbo-gpu", "cpu", True)
+    rows = {name: {row["name"]: row["value"] for row in step["rows"]} for name, step in found.items()}
+    assert {"torch", "python", "elbo", "numpy", "C compiler", "torch-fidelity"} <= rows["environment"].keys()
+    for preset in ("imagenet64", "imagenet256", "latents256", "cifar"):
+        for way in ("fp32", "tf32", "bf16", "bf16 compiled", "bf16, bare loop", "bf16 compiled, bare loop"):
+            assert rows[preset][f"{preset}: {way}"] > 0
+        assert rows[preset][f"{preset}: bf16, overhead over the bare loop"] > 0
+    assert rows["imagenet64"]["imagenet64: tf32 compiled"] > 0
+    assert len(rows["profile"]) > 10 and rows["end to end"]["eval"] == "exit 0"
+    assert all(any(line.startswith(f"{name}: done") for line in table.splitlines()) for name in found)
+
+
+def test_what_is_absent_is_skipped_by_name(started: Callable[..., Any], tmp_path: Path) -> None:
+    """A machine that has nothing but what elbo trains with; torch itself asks for some of these and goes on without."""
+    for name in ABSENT:
+        (tmp_path / "absent" / name).mkdir(parents=True)
+        (tmp_path / "absent" / name / "__init__.py").write_text(
+            f"raise ModuleNotFoundError('no {name}', name='{name}')\n"
+        )
+    line = [str(GPU / "run.py"), "environment", "cuda tests", "cpu and device agree", "inception", "end to end"]
+    code, report, _ = started(*line, PYTHONPATH=str(tmp_path / "absent"))
+    found = steps_of(report)
+    assert code == 0, found
+    assert {name: step["status"] for name, step in found.items()} == {
+        "environment": "done",
+        "cuda tests": "skipped",
+        "cpu and device agree": "done",
+        "inception": "skipped",
+        "end to end": "done",
+    }
+    assert found["cuda tests"]["message"] == "pytest is not installed"
+    assert found["inception"]["message"] == "torch-fidelity is not installed"
+    rows = {row["name"]: row for name in ("environment", "end to end") for row in found[name]["rows"]}
+    assert rows["scipy"]["value"] == rows["pytest"]["value"] == "absent"
+    assert rows["eval"]["value"] == "skipped" and "torch-fidelity" in rows["eval"]["note"]
+
+
+def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text(FAKE)
+    names = ("good", "again", "bad", "wrong", "absent", "dies", "hangs", "again")
+    steps = ", ".join(
+        f"Step('{name} {n}', 'fake.{name}', {16 if name == 'again' and n else 1})" for n, name in enumerate(names)
+    )
+    code = f"import sys; sys.path[:0] = [{str(GPU)!r}, {str(tmp_path)!r}]; import run; from worker import Step; run.STEPS = ({steps},); run.main()"
+    code, report, table = started("-c", code, "--budget", "40")
+    found = steps_of(report)
+    said = {name: (step["status"], len(step["rows"]), step["message"]) for name, step in found.items()}
+    late = said.pop("hangs 6")
+    assert said == {
+        "good 0": ("done", 1, ""),
+        "again 1": ("done", 2, ""),
+        "bad 2": ("failed", 1, "ValueError: of its own"),
+        "wrong 3": ("failed", 2, "not as it must be: a limit"),
+        "absent 4": ("skipped", 0, "nothing to do it with"),
+        "dies 5": ("failed", 1, "its process ended with 7"),
+        "again 7": ("done", 2, ""),
+    }
+    assert late[:2] == ("timed out", 1) and late[2].startswith("did not end within")
+    assert code == 1 and "NOT AS IT MUST BE" in table and "hangs 6: timed out" in table
+    assert found["again 1"]["rows"][0]["value"] != found["again 7"]["rows"][0]["value"]
+    with pytest.raises(ProcessLookupError):  # what a step has started ends with it
+        os.kill(int((tmp_path / "child").read_text()), 0)
+
+
+def test_steps_share_what_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(GPU))
+    run = pytest.importorskip("run")
+    short, long = run.Step("short", "", 10), run.Step("long", "", 30)
+    assert run.planned(short, [long], 40) == (10, 28)  # the later one keeps two fifths of its time
+    assert run.planned(short, [long], 20) == (5, 8)
+    assert run.planned(long, [], 60) == (60, 60)
+    assert run.planned(short, [long], 400) == (100, 230)
+    assert run.planned(long, [], 5)[0] < run.LEAST * long.seconds, "too little to begin it"
+    assert sum(step.seconds for step in run.STEPS) <= 540 + 30
+
+
+def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (GPU, tmp_path):
+        monkeypatch.syspath_prepend(str(folder))
+    environment = pytest.importorskip("environment")
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\necho '580.1, 1980 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W, 81559 MiB'\n"
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, total_memory=85 * 10**9)
+    for name, value in (
+        ("get_device_properties", properties),
+        ("get_device_name", "H100"),
+        ("is_bf16_supported", True),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    session = environment.Session("cuda", False, 0.0, tmp_path)
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        list(environment.rows(session))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {row.name: row.value for row in environment.rows(session)}
+    assert (found["card"], found["compute capability"], found["memory"], found["bf16"]) == ("H100", "9.0", 85.0, "yes")
+    assert (found["driver version"], found["clocks sm"], found["memory total"]) == ("580.1", "1980 MHz", "81559 MiB")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    assert {row.name: row.value for row in environment.rows(session)}["driver version"] == "not told by nvidia-smi"
+
+
+def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (GPU, GPU.parent):
+        monkeypatch.syspath_prepend(str(folder))
+    host_waits = pytest.importorskip("host_waits")
+    calls: list[str] = []
+
+    @contextmanager
+    def no_waits(device: str) -> Iterator[None]:
+        calls.append("from here on")
+        yield
+
+    monkeypatch.setattr(host_waits.on, "no_waits", no_waits)
+    assert host_waits.watched("fine", "cuda", lambda: calls.append("work"), 2, 1).text == "no wait"
+    assert calls == ["work", "work", "from here on", "work"]
+    row = host_waits.watched("waits", "cuda", lambda: normalised(torch.empty(2), torch.device("cpu")), 0, 1)
+    assert not row.ok and row.note.startswith("train/batches.py:"), (
+        "a scalar has no axes to permute: that is a RuntimeError"
+    )

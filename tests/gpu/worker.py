@@ -1,0 +1,129 @@
+"""A process that does steps one after the other, so that one that fails or hangs takes nothing with it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from record import DONE, FAILED, LATE, SKIPPED, Row, Skipped, StepResult
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a step is told. device: cpu or cuda. small: do the least. until: when to be done, on time.monotonic's clock.
+
+    folder: for files; later steps find what earlier ones left there.
+    """
+
+    device: str
+    small: bool
+    until: float
+    folder: Path
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.until - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step by name. function: MODULE.FUNCTION, (Session) → rows, one by one. seconds: that it takes on a card.
+
+    fresh: it changes the process, so that it gets one of its own.
+    """
+
+    name: str
+    function: str
+    seconds: float
+    fresh: bool = False
+
+
+End = tuple[str, str]
+"""(status, message) of a step."""
+
+
+def _worked(connection: Connection) -> None:
+    """Do the steps that are asked for. Standard output is for the table; what a step starts ends with this process."""
+    os.setsid()
+    os.dup2(2, 1)
+    while True:
+        try:
+            step, session = connection.recv()
+        except EOFError:
+            return
+        connection.send(_done(step, session, connection.send))
+
+
+def _done(step: Step, session: Session, send: Callable[[Row], None]) -> End:
+    module, _, name = step.function.rpartition(".")
+    try:
+        rows: Iterator[Row] = getattr(importlib.import_module(module), name)(session)
+        bad = []
+        for row in rows:
+            send(row)
+            bad += [] if row.ok else [row.name]
+    except Skipped as reason:
+        return SKIPPED, str(reason)
+    except Exception as error:
+        traceback.print_exc()
+        return FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return (FAILED, f"not as it must be: {', '.join(bad)}") if bad else (DONE, "")
+
+
+class Worker:
+    """A process that does steps, begun when there is one to do, and ended when one has gone wrong."""
+
+    def __init__(self) -> None:
+        self._context = get_context("spawn")
+        self._process: SpawnProcess = None
+        self._connection: Connection = None
+
+    def close(self) -> None:
+        """End the process, and all that it has started."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()  # one that did not lead its group yet
+            self._process.join()
+            self._connection.close()
+        self._process = None
+
+    def run(self, step: Step, session: Session, limit: float, result: StepResult, save: Callable[[], None]) -> None:
+        """Do a step in at most `limit` seconds, and fill in its result as rows come. save: called after each."""
+        begun = time.monotonic()
+        if step.fresh:
+            self.close()
+        if self._process is None:
+            self._connection, theirs = self._context.Pipe()
+            self._process = self._context.Process(target=_worked, args=(theirs,), daemon=False)
+            self._process.start()
+            theirs.close()
+        self._connection.send((step, session))
+        result.status, result.message = LATE, f"did not end within {limit:.0f} s"
+        try:
+            while self._connection.poll(max(0.0, begun + limit - time.monotonic())):
+                found = self._connection.recv()
+                if not isinstance(found, Row):
+                    result.status, result.message = found
+                    break
+                result.rows.append(found)
+                result.seconds = time.monotonic() - begun
+                save()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            result.status, result.message = FAILED, f"its process ended with {self._process.exitcode}"
+        result.seconds = time.monotonic() - begun
+        if step.fresh or result.status in (FAILED, LATE):
+            self.close()
+        save()

@@ -1,0 +1,59 @@
+"""Datasets made of numbers alone, for measurements and for tests on a machine that has nothing but what elbo trains with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_block import BlockLayout, latents, plain
+from elbocli.files.dataset_writer import open_writer
+from elbocli.files.latents import LatentSpace
+
+GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
+"""The ten digits on 5 rows of 3 pixels, a bit each, from the upper left."""
+SPACE = LatentSpace("diffusers", (0.0,) * 4, (0.18215,) * 4, "[-1,1]", "none", "none", 256, False)
+
+
+def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **about: Any) -> Dataset:
+    """A dataset of these rows; row i is of class i mod `classes`."""
+    with open_writer(path, layout, len(rows), "made") as writer:
+        writer.append(rows, len(rows), {})
+        names = {"class_names": [str(k) for k in range(classes)], "files": [f"{i}.png" for i in range(len(rows))]}
+        writer.finish({"labels": np.arange(len(rows)) % classes}, names, {"num_classes": classes, **about})
+    return Dataset(path, latents=True)
+
+
+def packed(folder: Path, size: int, channels: int, count: int = 500, classes: int = 10) -> Dataset:
+    """A dataset of noise, made once for a folder."""
+    out = folder / f"noise-{size}-{channels}-{classes}.h5"
+    if out.exists():
+        return Dataset(out)
+    rows = np.random.default_rng(0).integers(0, 256, (count, size, size, channels), np.uint8)
+    return _written(out, plain((size, size, channels)), rows, classes, image_size=size)
+
+
+def packed_latents(folder: Path, size: int, count: int = 500, classes: int = 10) -> Dataset:
+    """A dataset of latents that are noise, with 4 channels and a standard deviation of a tenth, made once for a folder."""
+    out = folder / f"latents-{size}-{classes}.h5"
+    if out.exists():
+        return Dataset(out, latents=True)
+    mean = np.random.default_rng(0).standard_normal((count, 4, size, size)) / SPACE.scale[0]
+    rows = np.concatenate([mean, np.full_like(mean, 0.1)], 1).astype(np.float16)
+    return _written(out, latents((8, size, size)), rows, classes, image_size=size, **SPACE.attributes())
+
+
+def packed_digits(folder: Path, count: int = 300) -> Dataset:
+    """A dataset of 8 x 8 pixels, made once for a folder: glyphs at any place, of any brightness, with a little noise."""
+    out = folder / "digits.h5"
+    if out.exists():
+        return Dataset(out)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 24, (count, 8, 8, 1), np.uint8)
+    for index, image in enumerate(images):
+        bits = np.array([GLYPHS[index % 10] >> (14 - k) & 1 for k in range(15)]).reshape(5, 3, 1)
+        top, left = rng.integers(0, 4), rng.integers(0, 6)
+        image[top : top + 5, left : left + 3] += (bits * rng.integers(120, 230)).astype(np.uint8)
+    return _written(out, plain((8, 8, 1)), images, 10, image_size=8)

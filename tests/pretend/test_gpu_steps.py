@@ -1,0 +1,71 @@
+"""The steps of `make gpu` on a pretend card: what they do only where there is CUDA is done, and nothing waits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from pretend import Pretence, plain_attention, pretending
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """module(name): one of those of `make gpu`."""
+    for folder in (TESTS, TESTS / "bench", TESTS / "gpu"):
+        monkeypatch.syspath_prepend(str(folder))
+    with torch.compiler.set_stance("force_eager"):  # the compiler knows no pretence
+        yield import_module
+
+
+@pytest.fixture
+def session(module: Callable[[str], ModuleType], tmp_path: Path) -> Any:
+    return module("worker").Session("cuda", True, math.inf, tmp_path)
+
+
+def test_no_step_waits(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host_waits, device_runs = module("host_waits"), module("device_runs")
+    families = ("U-Net", "U-ViT, two wavelet levels")
+    monkeypatch.setattr(host_waits, "FAMILIES", {name: host_waits.FAMILIES[name] for name in families})
+    monkeypatch.setattr(host_waits, "PRECISIONS", ("fp32", "bf16"))
+
+    def watching(device: Pretence) -> Any:
+        @contextmanager
+        def no_waits(name: str) -> Iterator[None]:
+            device.waits.clear()
+            yield
+            if found := device.waits.outside():
+                raise RuntimeError(str(found))
+
+        return no_waits
+
+    with pretending() as device:
+        monkeypatch.setattr(device_runs, "no_waits", watching(device))
+        rows = {row.name: row for row in host_waits.rows(session)}
+    assert {row.value for row in rows.values()} == {"no wait"}, [row for row in rows.values() if not row.ok]
+    assert {"U-Net, bf16, training", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
+
+
+def test_rates_and_memory_are_taken(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = module("throughput")
+    monkeypatch.setattr(throughput, "SHORT", throughput.SHORT[:3])
+    with pretending():
+        rows = {row.name: row for row in throughput.cifar(session)}
+    assert all(row.ok for row in rows.values()), rows
+    for way in ("bf16", "bf16, bare loop", "bf16 compiled"):
+        assert rows[f"cifar: {way}"].value > 0 and rows[f"cifar: {way}, memory"].unit == "GB"
+
+
+def test_losses_images_and_bits_are_compared(module: Any, session: Any) -> None:
+    with pretending(), plain_attention():
+        rows = list(module("agreement").rows(session))
+    assert all(row.ok for row in rows) and len(rows) == 5, rows

@@ -1,0 +1,135 @@
+"""Bound, theorem, gradients and scores on a pretend CUDA device: the CPU's, with one wait for each batch."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from elbocli import api
+from elbocli.bound import estimate, gradients, theorem
+from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
+from elbocli.core.metrics import asked
+from elbocli.core.weighting import parse_weighting
+from elbocli.evaluate import scoring
+from elbocli.evaluate.settings import EvalSettings
+from elbocli.nn.networks import build, config_of
+from elbocli.runtime.device import sent
+from elbocli.runtime.processes import World
+from pretend import Pretence, plain_attention, pretending
+from pretend.runs import NETWORKS, train
+
+IMAGES, DRAWS, BATCH = 6, 4, 8
+TIMES = IMAGES * DRAWS // BATCH
+"""Batches that show all draws of all images to the network."""
+IMAGES_OF = {"image_size": 8, "image_channels": 1, "num_classes": 4}
+ONCE = ("place", "make_extractor")
+"""What is done before the first batch."""
+
+
+def last(reports: Generator[Any, None, Any]) -> Any:
+    while True:
+        try:
+            next(reports)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    return train(digits, tmp_path_factory.mktemp("run") / "run", device="cpu")
+
+
+def measured(run: Path, device: str) -> Measurement:
+    settings = MeasureSettings(images=IMAGES, draws=DRAWS, batch=BATCH, device=device, weights="model")
+    return open_measurement(run, None, settings, print)
+
+
+def pretended(ask: Any, run: Path) -> tuple[Any, Any, Pretence]:
+    """What is found on the pretend device and on the CPU."""
+    with plain_attention():
+        cpu = ask(measured(run, "cpu"))
+    with pretending() as device:
+        cuda = ask(measured(run, "cuda"))
+    assert device.copies.outside(*ONCE) == []
+    return cuda, cpu, device
+
+
+def test_the_bound(run: Path) -> None:
+    cuda, cpu, device = pretended(lambda asked: last(estimate.run(asked)).bound, run)
+    assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
+    assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork._losses")) == TIMES
+    assert device.waits.within("denoising_losses", "step_coefficients") == []
+
+
+def test_the_theorem(run: Path) -> None:
+    weighting = parse_weighting("sigmoid:bias=2")
+    cuda, cpu, device = pretended(lambda asked: last(theorem.run(asked, [weighting])).checks[0], run)
+    for side in ("left", "right"):
+        assert getattr(cuda, side).nats == pytest.approx(getattr(cpu, side).nats, rel=1e-6)
+    assert len(device.waits.outside(*ONCE)) == 2 * TIMES
+
+
+def test_the_variance_of_gradients(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "BINS", 2)
+    monkeypatch.setattr(gradients, "PER_BIN", 2)
+
+    def ask(asked: Measurement) -> Any:
+        return last(gradients.run(asked, [parse_weighting("elbo")], ["fitted:gradient"], 16))[0]
+
+    cuda, cpu, device = pretended(ask, run)
+    ours, theirs = (found.gradient_variance[0] for found in (cuda, cpu))
+    assert (ours.ratio, ours.ratio_se) == pytest.approx((theirs.ratio, theirs.ratio_se), rel=1e-4)
+    assert device.waits.within("step_losses", "Gradients.at") == []
+
+
+@pytest.mark.parametrize(
+    ("network", "metrics", "count"),
+    [("elbo-tiny", ("fid", "kid", "prc", "is"), 48), ("inception-v3-compat", ("is",), 2)],
+)
+def test_scores(
+    network: str, metrics: tuple[str, ...], count: int, photos: np.ndarray, inception_weights: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "ours.npy", photos[:count])
+    np.save(tmp_path / "theirs.npy", photos[:count, ::-1])
+    weights = None if network == "elbo-tiny" else inception_weights
+    options = asked(metrics, splits=2, kid_subset_size=16)
+    settings = EvalSettings(options, extractor=network, extractor_weights=weights, batch=32, allow_mismatch=True)
+    ref = tmp_path / "theirs.npy" if "fid" in metrics else None
+
+    def score(device: str) -> Any:
+        world = World(device=torch.device(device))
+        return last(scoring.run([tmp_path / "ours.npy"], ref, settings, world)).repeats[0].values
+
+    cpu = score("cpu")
+    with pretending() as device:
+        assert score("cuda") == pytest.approx(cpu, rel=1e-4, abs=1e-6)
+    batches = -(-count // 32) * (1 if ref is None else 2)
+    assert len(device.waits.outside(*ONCE)) == 2 * batches, "features and logits come to the host"
+    assert device.copies.outside(*ONCE) == []
+
+
+def test_the_api_in_anyones_own_loop() -> None:
+    """Batches, labels and pixels that are on the device already stay there; those that aren't are sent."""
+
+    def ask(device: str, given: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        network = build(config_of({**yaml.safe_load(NETWORKS["unet"]), **IMAGES_OF}, "test")).to(device).eval()
+        labels, pixels = torch.arange(4).to(given), torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1).to(given)
+        x, loss = torch.linspace(-1, 1, 256).view(4, 1, 8, 8), api.DiffusionLoss()
+        loss(network, sent(x, torch.device(device)), sent(labels, torch.device(device))).loss.sum().backward()
+        drawn = api.draw(network, "v", (1, 8, 8), 4, labels=labels, steps=2, device=device)
+        bound = api.variational_bound(network, "v", pixels, labels, draws=2, device=device)
+        return loss.take_sums().tolist(), drawn.tolist(), bound.bpd
+
+    cpu = ask("cpu", "cpu")
+    with pretending() as device:
+        for given in ("cpu", "cuda"):
+            device.clear()
+            for ours, theirs in zip(ask("cuda", given), cpu, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+            assert [copy for copy in device.copies if copy.inside] == []  # those of elbo, not of this test
+            assert device.waits.within("walk", "DiffusionLoss.__call__") == []

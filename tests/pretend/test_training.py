@@ -1,0 +1,118 @@
+"""Training on a pretend CUDA device: equal to the CPU's, nobody waits within a step, all that is sent is pinned."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from group import poisoned
+from PIL import Image
+
+from elbocli.train.batches import Batches
+from pretend import Pretence, plain_attention, pretending
+from pretend.runs import NETWORKS, measured_by, train, weights_of
+
+MAY_WAIT = (
+    "TrainState.__init__",
+    "TrainState.restore",
+    "TrainState.check",
+    "TrainState.interval",
+    "TrainState.copies",
+    "TrainState.snapshot",
+    "Validation.partial",
+    "preview",
+)
+"""What comes before the first step, and what is not done in every step."""
+MAY_COPY = ("place", "TrainState.restore")
+"""What sends memory that isn't pinned, once."""
+EVERYTHING: dict[str, Any] = {
+    "schedule": "adaptive",
+    "on_nonfinite": "skip",
+    "val_split": 20,
+    "val_every": 16,
+    "preview_every": 2,
+    "ema": ("0.9", "power:std=0.1"),
+    "snapshot_every": 2,
+    "clip": 0.5,
+    "multiscale": True,
+}
+
+
+def both(dataset: Path, folder: Path, *network: str, **options: Any) -> tuple[Path, Path, Pretence]:
+    """The same run on the CPU and on the pretend device, and what that found out."""
+    with plain_attention():
+        cpu = train(dataset, folder / "cpu", *network, device="cpu", **options)
+    with pretending() as device:
+        cuda = train(dataset, folder / "cuda", *network, device="cuda", **options)
+    assert device.waits.within("TrainState.snapshot"), "nothing was on the device"
+    assert device.waits.outside(*MAY_WAIT) == []
+    assert device.copies.outside(*MAY_COPY) == []
+    return cpu, cuda, device
+
+
+def alike(cuda: Path, cpu: Path, tolerance: float) -> None:
+    for ours, theirs in zip(measured_by(cuda), measured_by(cpu), strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 0.02), ("fp16", 0.02)])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_in_every_precision(
+    network: str, precision: str, tolerance: float, digits: Path, tmp_path: Path
+) -> None:
+    """In half precision CUDA's autocast rounds in other places than the CPU's."""
+    cpu, cuda, _ = both(digits, tmp_path, network, precision=precision)
+    alike(cuda, cpu, tolerance)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"micro_batch": 3}, {"activation_checkpointing": True}, {"t_sampling": "independent", "label_dropout": 0.0}],
+    ids=str,
+)
+def test_ways_to_do_a_step(options: dict[str, Any], digits: Path, tmp_path: Path) -> None:
+    cpu, cuda, _ = both(digits, tmp_path, **options)
+    alike(cuda, cpu, 1e-6)
+
+
+def test_all_that_is_done_between_steps(digits: Path, tmp_path: Path) -> None:
+    cpu, cuda, device = both(digits, tmp_path, **EVERYTHING)
+    alike(cuda, cpu, 1e-6)
+    assert [len([*(cuda / name).iterdir()]) for name in ("previews", "snapshots")] == [2, 2]
+    for picture in (cuda / "previews").iterdir():
+        ours, theirs = (np.asarray(Image.open(run / "previews" / picture.name)) for run in (cuda, cpu))
+        assert np.array_equal(ours, theirs) and ours.std() > 1
+    assert len(device.waits.within("Validation.partial")) == len(device.waits.within("preview")) == 2
+    assert device.waits.within("walk") == []
+
+
+def test_dropout_is_drawn_by_the_device_and_drawn_again_by_checkpointing(digits: Path, tmp_path: Path) -> None:
+    with pretending() as device:
+        runs = [
+            train(digits, tmp_path / str(again), dropout=0.5, device="cuda", activation_checkpointing=again)
+            for again in (False, True)
+        ]
+    assert weights_of(runs[0]) == weights_of(runs[1])
+    assert device.waits.outside(*MAY_WAIT) == []
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped_and_on_the_cpu_too(digits: Path, tmp_path: Path) -> None:
+    with pretending() as device:
+        whole = train(digits, tmp_path / "whole", device="cuda")
+        parts = train(digits, tmp_path / "parts", device="cuda", steps=2)
+        train(digits, tmp_path / "parts", device="cuda")
+        moved = train(digits, tmp_path / "moved", device="cuda", steps=2)
+    assert device.waits.outside(*MAY_WAIT) == []
+    assert weights_of(parts) == weights_of(whole)
+    with plain_attention():
+        alike(train(digits, moved, device="cpu"), whole, 1e-6)
+
+
+def test_a_step_that_is_not_finite_is_left_out_without_waiting(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Batches, "at", Batches.at)  # put back afterwards
+    poisoned(2, 3)
+    cpu, cuda, _ = both(digits, tmp_path, on_nonfinite="skip")
+    alike(cuda, cpu, 1e-6)
+    assert measured_by(cuda)[-1]["skipped"] == 1

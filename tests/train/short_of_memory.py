@@ -1,0 +1,128 @@
+"""The whole micro-batch search in two processes whose memory is pretended, and what two steps do after it.
+
+python short_of_memory.py DATA.h5 PRESET ddp|fsdp CASE…: forks both processes for each case and prints its exit codes.
+A CASE says by rank where memory runs out: forward:1:5,- is in the forward pass of rank 0's second unit above 5 images,
+and nowhere in rank 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # before processes fork: FSDP imports it, which takes long
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import group
+
+from elbocli.files.dataset import Dataset
+from elbocli.nn.networks import Network
+from elbocli.run.settings import resolve
+from elbocli.runtime.processes import World
+from elbocli.train.micro_batch import micro_batch
+from elbocli.train.state import TrainState
+from elbocli.train.step import step_losses
+
+EACH, SHARE = 10, 8
+PATIENCE_S = 60
+
+
+class OutInBackward(torch.autograd.Function):
+    """The identity, until its gradient is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("pretended")
+
+
+@dataclass
+class Pretended:
+    """A Gauge: each image takes 10 bytes of 10⁹. Beyond `most` images, unit number `unit` of any network finds none."""
+
+    unit: int
+    most: int
+    backward: bool
+    seen: int = 0
+    networks: list[weakref.ref[Network]] = field(default_factory=list)
+
+    def free(self) -> int:
+        return 10**9
+
+    def reset(self) -> int:
+        self.seen = 0
+        return 0
+
+    def peak(self) -> int:
+        return EACH * self.seen
+
+    def watch(self) -> None:
+        """From here on, all networks' units run out of memory when this says so."""
+        whole = Network.through
+
+        def through(network: Network, unit: nn.Module, *inputs: Any) -> Tensor:
+            number = next(k for k, one in enumerate(network.units()) if one is unit)
+            if number == 0:
+                self.networks.append(weakref.ref(network))
+            self.seen = max(self.seen, len(inputs[0]))
+            if number == self.unit and len(inputs[0]) > self.most:
+                if not self.backward:
+                    raise torch.OutOfMemoryError("pretended")
+                inputs = (OutInBackward.apply(inputs[0]), *inputs[1:])
+            return whole(network, unit, *inputs)
+
+        Network.through = through  # type: ignore[method-assign, assignment]
+
+
+def gradients(state: TrainState, step: int) -> list[Tensor]:
+    """Of this process's pieces, after its only part of a step."""
+    loss, _, _ = step_losses(
+        state.spread.forward, state.batches, step, 0, state.weighting, state.schedule, state.prediction
+    )
+    loss.sum().backward()
+    found = [gradient.clone() for gradient in state.spread.gradients()]
+    state.spread.clear()
+    return found
+
+
+def searched(world: World, data: Path, preset: Path, parallel: str, case: str) -> None:
+    """Search, and see that the network is as good as one that was never searched with."""
+    signal.alarm(PATIENCE_S)  # whoever waits for ever ends by it
+    where, _, place = case.split(",")[world.rank].partition(":")
+    unit, most = map(int, place.split(":")) if place else (-1, 0)
+    gauge = Pretended(unit, most, where == "backward")
+    dataset = Dataset(data)
+    resolved = resolve({"preset": str(preset), "parallel": parallel, "batch": 2 * SHARE}, dataset)
+    state, clean = (TrainState(resolved, dataset, world) for _ in range(2))
+    own: list[Any] = list(state.spread.stand_ins()().parameters())
+    own = [weight.to_local() if state.spread.sharded else weight for weight in own]
+    assert [part.shape for part in own] == [piece.shape for piece in state.spread.pieces]
+    gauge.watch()
+    fp32 = torch.autocast("cpu", enabled=False)
+    found = micro_batch(state.spread, resolved.network, world, SHARE, fp32, gauge)
+
+    assert found == (4 if ":5" in case else SHARE), found  # 8 images are tried; where they are too many 6, then 4
+    assert gauge.networks and not any(network() for network in gauge.networks), "a stand-in is left"
+    gauge.unit = -1
+    for step in range(2):
+        mine, expected = gradients(state, step), gradients(clean, step)
+        assert len(mine) == len(expected) == len(state.spread.pieces), (len(mine), len(expected))
+        assert all(map(torch.equal, mine, expected)), f"gradients of step {step} differ"
+
+
+if __name__ == "__main__":
+    data, preset, parallel, *cases = sys.argv[1:]
+    gc.freeze()  # what is there needs no look in each collection of each process
+    for case in cases:
+        work = lambda world, case=case: searched(world, Path(data), Path(preset), parallel, case)  # noqa: E731
+        print(case, group.forked(2, work), flush=True)

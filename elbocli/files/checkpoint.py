@@ -46,8 +46,8 @@ class Checkpoint(SealedFolder):
         path = self.path / f"{name}{WEIGHTS}"
         if path.name not in self.meta["files"]:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        with refusing(f"{path}: not usable weights"), utf8_path(path) as readable:
-            return load_file(readable)
+        with refusing(f"{path}: not usable weights"), utf8_path(path) as opened:
+            return load_file(opened)
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""

@@ -37,8 +37,8 @@ class Snapshot(SealedFolder):
     def tensors(self, name: str) -> Any:
         """An open safetensors file of an average: its tensors are read when asked for. Raises FormatError."""
         path = self.path / f"{name}{WEIGHTS}"
-        with refusing(f"{path}: not usable weights"), utf8_path(path) as readable:
-            return safe_open(readable, framework="pt")
+        with refusing(f"{path}: not usable weights"), utf8_path(path) as opened:
+            return safe_open(opened, framework="pt")
 
     def layout(self, name: str) -> SnapshotLayout:
         """Types and shapes of an average's tensors. Raises FormatError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from elbocli.train import loop
 from elbocli.train.saver import MOST_FAILURES, Saver
 
 
+@pytest.fixture
+def saver() -> Iterator[Saver]:
+    made = Saver()
+    yield made
+    made.close()
+
+
 def full() -> None:
     raise DataError("disk full")
 
 
-def test_snapshots_that_fail_never_end_training_and_each_is_told() -> None:
-    saver = Saver()
+def test_snapshots_that_fail_never_end_training_and_each_is_told(saver: Saver) -> None:
     for _ in range(MOST_FAILURES + 2):
         saver.start(full, vital=False)
         saver.finish()
@@ -31,8 +38,7 @@ def test_snapshots_that_fail_never_end_training_and_each_is_told() -> None:
     assert saver.warnings == ["disk full; training goes on without this snapshot"] * (MOST_FAILURES + 2)
 
 
-def test_snapshots_that_succeed_hide_no_checkpoint_that_fails() -> None:
-    saver = Saver()
+def test_snapshots_that_succeed_hide_no_checkpoint_that_fails(saver: Saver) -> None:
     for _ in range(MOST_FAILURES - 1):
         saver.start(full)
         saver.start(lambda: None, vital=False)
@@ -45,8 +51,7 @@ def test_snapshots_that_succeed_hide_no_checkpoint_that_fails() -> None:
         saver.finish()
 
 
-def test_a_checkpoint_that_succeeds_begins_anew() -> None:
-    saver = Saver()
+def test_a_checkpoint_that_succeeds_begins_anew(saver: Saver) -> None:
     saver.start(full)
     saver.start(lambda: None)
     saver.settle()

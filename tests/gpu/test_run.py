@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from elbocli.train.batches import normalised
+from elbocli.train.state import TrainState
 
 GPU = Path(__file__).parent
 ABSENT = (
@@ -216,3 +218,24 @@ def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not row.ok and row.note.startswith("train/batches.py:"), (
         "a scalar has no axes to permute: that is a RuntimeError"
     )
+
+
+def test_as_many_images_at_a_time_as_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (GPU.parent / "bench", GPU.parent, GPU):
+        monkeypatch.syspath_prepend(str(folder))
+    throughput = pytest.importorskip("throughput")
+    tried: list[tuple[int, int]] = []
+    real = throughput.step_of
+
+    def step_of(state: TrainState) -> Callable[[], None]:
+        parts = state.batches.parts
+        tried.append((len(parts), len(parts[0])))
+        if len(parts[0]) > 2:
+            raise torch.OutOfMemoryError
+        return real(state)
+
+    monkeypatch.setattr(throughput, "step_of", step_of)
+    session = throughput.Session("cpu", True, math.inf, tmp_path)
+    case, way = throughput.Case("cifar", 32, 10, 512, 256, small=throughput.TINY), throughput.Way("fp32")
+    assert throughput.fitting(case, session, throughput.data_of(case, session), way) == 2
+    assert tried == [(2, 4), (4, 2), (4, 2)]

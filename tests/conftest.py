@@ -29,7 +29,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
-LONGEST = ("train/test_group.py", "test_pipeline.py", "train/test_torchrun.py", "cli/test_commands.py")
+LONGEST = (
+    "train/test_group.py",
+    "gpu/test_run.py",
+    "test_pipeline.py",
+    "train/test_torchrun.py",
+    "cli/test_commands.py",
+)
 """Files, by the time that they take on an idle core."""
 pytest_plugins = ["file_fixtures", "wheel_fixtures"]
 Result = subprocess.CompletedProcess[bytes]

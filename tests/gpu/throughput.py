@@ -97,7 +97,7 @@ def rate(step: Callable[[], None], images: int, session: Session) -> float:
     seconds(2)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    times = 1 if session.small else max(3, min(100, int(TIMED_S / seconds(1))))
+    times = 1 if session.small else max(1, min(100, int(TIMED_S / seconds(1))))
     return images * times / seconds(times)
 
 
@@ -125,24 +125,33 @@ def released() -> None:
         torch.cuda.empty_cache()
 
 
+def fits(case: Case, session: Session, data: Dataset, way: Way, micro_batch: int) -> bool:
+    """Tell whether two steps of two parts fit: the last part of the second has all beside it that training holds."""
+    settings = settings_of(replace(case, batch=2 * micro_batch), session, data, way, micro_batch)
+    try:
+        with on.arithmetic(way.precision, session.device):
+            state = TrainState(settings, data)
+            for _ in range(2):
+                step_of(state)()
+            state.interval()  # waits for the device
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
 def fitting(case: Case, session: Session, data: Dataset, way: Way) -> int:
-    """Images at a time, found once for all ways, so that these can be compared: as many as fit of the first one."""
-    micro_batch = case.most
-    while True:
-        try:
-            measured(case, session, data, way, micro_batch)
-            return micro_batch
-        except torch.OutOfMemoryError:
-            micro_batch //= 2
-            released()
-            if not micro_batch:
-                raise
+    """Images at a time, found once for all ways, so that these can be compared: as many as fit this one."""
+    micro_batch = 4 if session.small else case.most
+    while micro_batch > 1 and not fits(case, session, data, way, micro_batch):
+        micro_batch //= 2
+        released()
+    return micro_batch
 
 
 def rows(case: Case, ways: tuple[Way, ...], session: Session) -> Iterator[Row]:
     """A rate for each way, with its memory; for a bare loop the overhead, elbo's time over its own."""
     data, rates = data_of(case, session), dict[Way, float]()
-    micro_batch = 4 if session.small else fitting(case, session, data, Way("fp32"))
+    micro_batch = fitting(case, session, data, Way("fp32"))
     yield Row(f"{case.preset}: images at a time", micro_batch, "images")
     for way in ways:
         name = f"{case.preset}: {way.name}"

@@ -28,6 +28,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core already: more threads only wait for each other, which made the demo three times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pretend  # noqa: F401 - before the first backward pass of the process, which may come while tests are collected
+
 ROOT = Path(__file__).parent.parent
 LONGEST = (
     "train/test_group.py",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from elbocli.core.metrics import asked
 from elbocli.evaluate import scoring
@@ -94,11 +95,13 @@ def test_numbers_do_not_depend_on_processes(digits: Path, tmp_path: Path) -> Non
 
 
 def test_an_error_of_any_process_ends_all_with_its_message(digits: Path, tmp_path: Path) -> None:
-    """The stream is cut short in the second process's part."""
-    whole = io.BytesIO()
-    np.save(whole, Dataset(digits).batch(np.arange(100)))
-    (tmp_path / "a.npy").write_bytes(whole.getvalue()[: -64 * 90])
-    job = {"samples": str(tmp_path / "a.npy"), "streamed": False, "ref": str(digits), "out": str(tmp_path / "out")}
+    """A picture is cut short in the second process's part: images 7 to 13."""
+    (tmp_path / "a").mkdir()
+    for index, image in enumerate(Dataset(digits).batch(np.arange(20))):
+        Image.fromarray(image[:, :, 0]).save(tmp_path / "a" / f"{index:02d}.png")
+    broken = tmp_path / "a" / "10.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    job = {"samples": str(tmp_path / "a"), "streamed": False, "ref": str(digits), "out": str(tmp_path / "out")}
     codes, said = in_groups([{**job, "size": 2}])
-    assert codes == [[1, 1]] and said.count("rank 1: ") >= 1 and "a.npy: ended after" in said
+    assert codes == [[1, 1]] and said.count("rank 1: ") >= 1 and "10.png" in said, said
     assert not (tmp_path / "out").exists()

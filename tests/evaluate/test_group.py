@@ -97,7 +97,7 @@ def test_numbers_do_not_depend_on_processes(digits: Path, tmp_path: Path) -> Non
 def test_an_error_of_any_process_ends_all_with_its_message(digits: Path, tmp_path: Path) -> None:
     """A picture is cut short in the second process's part: images 7 to 13."""
     (tmp_path / "a").mkdir()
-    for index, image in enumerate(Dataset(digits).batch(np.arange(20))):
+    for index, image in enumerate(Dataset(digits).batch(np.arange(60))):
         Image.fromarray(image[:, :, 0]).save(tmp_path / "a" / f"{index:02d}.png")
     broken = tmp_path / "a" / "10.png"
     broken.write_bytes(broken.read_bytes()[:-30])

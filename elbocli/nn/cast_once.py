@@ -43,7 +43,7 @@ def cast_weights(network: Network, precision: Precision) -> None:
         return
     z = torch.zeros(1, config.image_channels, config.image_size, config.image_size, device=device)
     labels = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
-    with torch.no_grad(), precision.autocast(), _Uses(dtype) as uses:
+    with torch.no_grad(), precision.applied(), precision.autocast(), _Uses(dtype) as uses:
         network(z, torch.zeros(1, device=device), labels)
     for weight in uses.cast - uses.else_used:
         weight.data = weight.data.to(dtype)

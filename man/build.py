@@ -242,7 +242,7 @@ ENVIRONMENT = [
     ("ELBO_COMMAND_OPTION", "Default of any option: ELBO_TRAIN_LR, ELBO_SAMPLE_STEPS. The command line comes first."),
     (
         "PYTORCH_ALLOC_CONF",
-        "How torch allocates the memory of devices. Commands set expandable_segments:True where it is not set.",
+        "Settings of the allocator of device memory, as torch reads them. Commands set expandable_segments:True where it is not set.",
     ),
 ]
 FILES = {

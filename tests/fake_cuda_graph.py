@@ -15,7 +15,7 @@ POOL = (0, 7)
 
 
 class Graph(TorchDispatchMode):
-    """As torch.cuda.CUDAGraph: what is computed lies where it was captured, and is nothing before the first replay."""
+    """A stand-in for torch.cuda.CUDAGraph: its output lies where it was captured, and is nothing before the first replay."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def large(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["train", "bound", "eval"])
 def reports(request: pytest.FixtureRequest, trained: Path, preset: Path, tmp_path: Path) -> Reports:
-    """What a command reports that reads the dataset of that name."""
+    """Messages of a command that reads the dataset of that name."""
 
     def train(data: Path) -> Iterator[Progress]:
         opened = Dataset(data)

@@ -19,7 +19,7 @@ FILE = "tests/train/test_cuda.py"
 
 
 def rows(session: Session) -> Iterator[Row]:
-    """How many passed, and which did not. On a CPU they are only collected: the suite runs them there."""
+    """Count the tests that pass, and name those that do not. On a CPU they are only collected: the suite runs them there."""
     if not has("pytest"):
         raise Skipped("pytest is not installed")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}

@@ -41,7 +41,7 @@ WARM, STEPS = 2, 2
 
 
 def place_of(error: RuntimeError) -> str:
-    """Where in elbo an error comes from."""
+    """Return the line of elbo that an error comes from."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "elbocli" in frame.filename]
     return f"{frames[-1].filename.rpartition('elbocli/')[2]}:{frames[-1].lineno}" if frames else "outside of elbo"
 

@@ -18,7 +18,7 @@ SHOWN, MICRO_BATCH = 15, 16
 
 
 def profiled(step: Callable[[], None], cuda: bool) -> profile:
-    """What happens in a step, after two to warm up."""
+    """Profile a step, after two to warm up."""
     for _ in range(2):
         step()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:

@@ -16,7 +16,7 @@ from elbocli.train.step import update
 
 
 def rows(session: Session) -> Iterator[Row]:
-    """What the search found, and that steps of so many images then run."""
+    """Report what the search finds, and that steps of so many images then run."""
     cuda = session.device == "cuda"
     batch = 2048 if cuda else 8
     noise = made_data.packed(session.folder, 64, 3, count=batch)

@@ -20,7 +20,7 @@ from record import DONE, FAILED, LATE, SKIPPED, Row, Skipped, StepResult
 
 @dataclass(frozen=True)
 class Session:
-    """What a step is told. device: cpu or cuda. small: do the least. until: when to be done, on time.monotonic's clock.
+    """Facts that a step is told. device: cpu or cuda. small: do the least. until: when to be done, on time.monotonic's clock.
 
     folder: for files; later steps find what earlier ones left there.
     """

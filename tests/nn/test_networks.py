@@ -194,7 +194,7 @@ def test_norms_of_a_gpu_are_those_of_a_cpu_in_a_whole_network(config):
     ids=["unet-fp32", "unet-bf16", *(f"uvit-{patching}" for patching in PATCHINGS)],
 )
 def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back(config, precision):
-    """As it is on a GPU, but for the compiler's last step. No number is copied to the device within it."""
+    """A transform as on a GPU, but for the compiler's last step. No number is copied to the device within it."""
     graphs = []
 
     def count(graph, _):

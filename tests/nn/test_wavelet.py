@@ -65,7 +65,7 @@ def test_a_flat_image_is_in_the_lowest_band_alone(levels):
 
 @pytest.mark.parametrize("levels", [1, 2])
 def test_nothing_is_made_of_numbers_on_the_way(levels):
-    """What is made on a device waits for a copy to it, and can't be in a CUDA graph."""
+    """A tensor made on a device waits for a copy to it, and can't be in a CUDA graph."""
 
     class Made(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

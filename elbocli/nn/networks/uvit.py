@@ -103,7 +103,7 @@ class UViT(Network):
             self.up.append(nn.ModuleList(Block(2 * now, now, width, 0.0) for _ in range(config.blocks)))
             self.widen.append(nn.Conv2d(now, below, 1))
             self.narrow.append(nn.Conv2d(below, now, 1))
-        side = config.image_size >> config.halvings
+        side = config.side >> config.halvings
         self.position = nn.Parameter(torch.randn(1, config.width, side, side) * POSITION_STD)
         self.transformer = nn.ModuleList(
             TransformerBlock(config.width, config.heads, width, config.dropout) for _ in range(config.depth)
@@ -118,6 +118,7 @@ class UViT(Network):
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)
+        z = self.config.padded(z)
         x = self.first(dwt(z, self.patches) if self.patches else z)
         skips = []
         for level, widen in zip(self.down, self.widen, strict=True):
@@ -136,6 +137,6 @@ class UViT(Network):
                 x = self.through(block, x, code, skips.pop())
         out = self.last(self.norm(x, silu=True))
         if not self.patches:
-            return out
+            return self.config.cut(out)
         # In the layout of images, and no view of something else: FSDP hooks itself to what comes out.
-        return idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last)
+        return self.config.cut(idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last))

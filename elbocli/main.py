@@ -33,6 +33,10 @@ COMMANDS = {
     "info": ("elbocli.info.command.info", "Say what FILE is and how it was made."),
     "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
     "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),
+    "presets": (
+        "elbocli.presets.command.presets",
+        "Look at presets: a network and training settings for a size of image.",
+    ),
     "report": ("elbocli.report.command.report", "Show RUN on one page of HTML, which needs nothing but itself."),
     "sample": ("elbocli.sample.command.sample", "Draw images from RUN, or from one of its checkpoints."),
     "train": ("elbocli.train.command.train", "Train a denoiser on DATA.h5, under any weighting of the noise levels."),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
@@ -19,14 +22,14 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, config_of, section_of
+from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, section_of
 from elbocli.nn.presets import Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import plugins_run
 from elbocli.run.preset_data import PresetData
 from elbocli.run.setting_type import AUTO, KINDS
-from elbocli.run.train_settings import ADAPTIVE, KIND, SETTINGS, TrainSettings
-from elbocli.runtime.device import usual_precision
+from elbocli.run.train_settings import ADAPTIVE, KIND, PRESET_SETTINGS, SETTINGS, TrainSettings
+from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 
 PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
@@ -35,6 +38,7 @@ STORED = ("power:std=0.05", "power:std=0.1")
 FLOAT32 = {"fp32", "tf32"}
 """Precisions that a run may change between when it goes on: which devices have the second is theirs to say."""
 Data = Dataset | PresetData
+FLOAT = 4
 SNAPSHOTS = 20
 """Snapshots in a whole run, when --snapshot-every isn't given."""
 
@@ -69,9 +73,12 @@ def resolve(options: Mapping[str, Any], dataset: Data, before: Mapping[str, Any]
     if "preset" in given:
         name = str(given["preset"])
     else:
-        name = choose_preset(dataset.image_size, len(dataset), latents)
+        gpu = meant_by(given.get("device", AUTO)) != "cpu"
+        fits = partial(_fits, dataset=dataset, room=card_bytes(given.get("device", AUTO)))
+        name = choose_preset(dataset.image_size, len(dataset), latents, gpu, fits)
         what = "latents a side" if latents else "pixels"
-        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
+        where = "GPU" if gpu else "CPU"
+        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what} on a {where}")
     preset = load_preset(name)
     if not latents and any(said.latents for said in (preset.about, preset.data) if said):
         raise UsageError(  # an image of pixels would fill a device's memory
@@ -79,10 +86,9 @@ def resolve(options: Mapping[str, Any], dataset: Data, before: Mapping[str, Any]
             "'elbo prep --latents'"
         )
     train = dict(preset.train)
-    known = [key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)]
-    unknown = [key for key in train if key not in known]
+    unknown = [key for key in train if key not in PRESET_SETTINGS]
     if unknown:
-        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(known)}")
+        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(PRESET_SETTINGS)}")
     _check_kinds(train, f"preset {name}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
@@ -103,6 +109,17 @@ def resolve(options: Mapping[str, Any], dataset: Data, before: Mapping[str, Any]
     objective = Objective(settings, weighting=weighting, schedule=schedule)
     network = _network(preset, given, dataset)
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
+
+
+def _fits(preset: Preset, dataset: Data, room: int | None) -> bool:
+    """Tell whether a card of so many bytes, None for any, holds a preset's weights, gradients, moments and average, with
+    as much again for what a step computes.
+    """
+    if room is None:
+        return True
+    with torch.device("meta"):
+        weights = count_parameters(build(_network(preset, {}, dataset)))
+    return 2 * 5 * FLOAT * weights <= room
 
 
 def _check_kinds(written: dict[str, Any], where: object) -> None:

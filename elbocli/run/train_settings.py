@@ -119,9 +119,9 @@ class TrainSettings:
     batch: int = count(256, OPTIMIZER, "Images per update.", shown="", high=10**6)
     lr: float = setting(1e-4, OPTIMIZER, "Learning rate of AdamW.", shown="", low=0, high=1e3, above=True)
     warmup: int = count(1000, OPTIMIZER, "Updates over which lr rises from zero.", shown="", low=0)
-    weight_decay: float = setting(0.0, OPTIMIZER, "Of AdamW.", shown="0", low=0, high=1e3)
-    beta2: float = setting(0.999, OPTIMIZER, "Of AdamW, whose beta1 is 0.9.", low=0, high=0.9999999)
-    adam_eps: float = setting(1e-8, OPTIMIZER, "Of AdamW.", low=0, high=1, above=True)
+    weight_decay: float = setting(0.0, OPTIMIZER, "Weight decay of AdamW.", shown="0", low=0, high=1e3)
+    beta2: float = setting(0.999, OPTIMIZER, "beta2 of AdamW; beta1 is 0.9.", low=0, high=0.9999999)
+    adam_eps: float = setting(1e-8, OPTIMIZER, "epsilon of AdamW.", low=0, high=1, above=True)
     clip: float = setting(1.0, OPTIMIZER, "Largest gradient norm; 0 is no limit.", shown="", low=0)
 
     device: str = setting(
@@ -238,5 +238,9 @@ class TrainSettings:
 
 
 SETTINGS: dict[str, Setting] = {each.name: each.metadata["setting"] for each in fields(TrainSettings)}
+PRESET_SETTINGS = [
+    key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)
+]
+"""Those that a preset may say."""
 KIND: dict[str, str] = {each.name: str(each.type).removesuffix(" | None") for each in fields(TrainSettings)}
 """The kind of each setting, as KINDS has it."""

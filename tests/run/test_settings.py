@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,8 +137,24 @@ def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
     assert resolved("", UVIT, conditional=False).network.num_classes == 0
 
 
+@pytest.mark.parametrize(("gb", "name"), [(80, "imagenet64"), (12, "imagenet64"), (8, "ffhq64"), (2, "small64")])
+def test_the_preset_fits_the_card(gb: int, name: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset(digits)
+    monkeypatch.setattr(Dataset, "image_size", property(lambda self: 64))
+    monkeypatch.setattr(Dataset, "__len__", lambda self: 10**6)
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device.torch.cuda, "is_bf16_supported", lambda **how: True)
+    monkeypatch.setattr(
+        device.torch.cuda, "get_device_properties", lambda which: SimpleNamespace(total_memory=gb * 10**9)
+    )
+    found = resolve({"device": "cuda"}, data)
+    assert found.settings.preset == name
+    assert "on a GPU" in found.notes[0]
+    assert resolve({"device": "cpu"}, data).settings.preset == "small64"
+
+
 @pytest.mark.parametrize(
-    ("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 48), ("digits", 6), ("digits", 16), ("small64", 56)]
+    ("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 40), ("digits", 6), ("digits", 16), ("small64", 56)]
 )
 def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size, digits, monkeypatch):
     """No size of the preset's is left without the attention that it has at the size it was made for."""

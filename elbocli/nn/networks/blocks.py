@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.group_norm import GroupNorm
-from elbocli.nn.networks import NetworkConfig
+from elbocli.nn.networks import NetworkConfig, explained
 
 CHANNELS_PER_HEAD = 64
 GROUPS = 32
@@ -42,9 +42,9 @@ class LevelsConfig(NetworkConfig):
     Raises UsageError when the levels don't fit the image.
     """
 
-    channels: int
-    levels: tuple[int, ...]
-    blocks: int
+    channels: int = explained("Width; each level's is a multiple of it. A multiple of 4.")
+    levels: tuple[int, ...] = explained("Those multiples, one for each level; each is half the size of the one before.")
+    blocks: int = explained("Residual blocks in each level.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

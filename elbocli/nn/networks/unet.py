@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from elbocli.nn.networks import Network, network
+from elbocli.nn.networks import Network, explained, network
 from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LevelsConfig, norm, zeroed
 
 
@@ -19,7 +19,7 @@ from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LevelsConfi
 class UNetConfig(LevelsConfig):
     """attention: sizes in pixels that have it. Raises UsageError when the levels don't fit the image."""
 
-    attention: tuple[int, ...]
+    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
 
     def for_size(self, image_size: int) -> Self:
         """The same network for another size, its attention as many halvings down as it was."""

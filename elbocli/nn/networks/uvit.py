@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import Network, network
+from elbocli.nn.networks import Network, explained, network
 from elbocli.nn.networks.blocks import Block, Conditioning, LevelsConfig, LinearCode, doubled, norm, zeroed
 from elbocli.nn.wavelet import dwt, idwt
 
@@ -33,10 +33,12 @@ class UViTConfig(LevelsConfig):
     image, or the heads the width.
     """
 
-    depth: int
-    heads: int
-    embedding: int
-    patching: str = "none"
+    depth: int = explained("Blocks of the transformer, which is the last level.")
+    heads: int = explained("Heads of its attention.")
+    embedding: int = explained("Width of the code of the noise level and the class.")
+    patching: str = explained(
+        "none, or dwt-1 or dwt-2: the network sees bands of so many wavelet levels.", default="none"
+    )
 
     def __post_init__(self) -> None:
         if self.patching not in PATCHINGS:

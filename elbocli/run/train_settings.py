@@ -119,6 +119,17 @@ class TrainSettings:
     batch: int = count(256, OPTIMIZER, "Images per update.", shown="", high=10**6)
     lr: float = setting(1e-4, OPTIMIZER, "Learning rate of AdamW.", shown="", low=0, high=1e3, above=True)
     warmup: int = count(1000, OPTIMIZER, "Updates over which lr rises from zero.", shown="", low=0)
+    lr_decay: str = setting(
+        "constant",
+        OPTIMIZER,
+        "How lr falls: constant, cosine, linear, rsqrt:ref=STEPS.",
+        more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
+        "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
+        "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
+        "curve of the new number from there.",
+        shown="",
+        names="elbocli.core.lr_decay.LR_DECAYS",
+    )
     weight_decay: float = setting(0.0, OPTIMIZER, "Of AdamW.", shown="0", low=0, high=1e3)
     beta2: float = setting(0.999, OPTIMIZER, "Of AdamW, whose beta1 is 0.9.", low=0, high=0.9999999)
     adam_eps: float = setting(1e-8, OPTIMIZER, "Of AdamW.", low=0, high=1, above=True)

@@ -104,7 +104,7 @@ class TrainSettings:
     t_sampling: str = setting(
         "low-discrepancy", LEVELS, "How t is drawn in a batch.", choices=("low-discrepancy", "independent")
     )
-    floor: float = setting(0.01, LEVELS, "Least density, as a share of the uniform one.", low=0, high=1, above=True)
+    floor: float = setting(0.01, LEVELS, "Least share of uniform density.", low=0, high=1, above=True)
 
     flip: bool = setting(False, DATA, "Mirror half of the images; not of latents.")
     conditional: bool | None = setting(
@@ -223,7 +223,6 @@ class TrainSettings:
     milestone_every: int = count(0, KEPT, "Updates per checkpoint that stays; 0 is none.", low=0, free=True)
     log_every: int = count(100, KEPT, "Updates per line of the logs.", shown="")
     preview_every: int = count(5000, KEPT, "Updates per preview picture; 0 is none.", shown="", low=0, free=True)
-    tensorboard: bool = setting(False, KEPT, "Also RUN/tensorboard (pip install 'elbocli[tensorboard]').", free=True)
 
     val: str = setting("", VALIDATION, "Validate on this dataset, packed as DATA.h5 was.", metavar="PATH", free=True)
     val_split: int = count(0, VALIDATION, "Hold so many images out of training; 0 is none.", low=0)

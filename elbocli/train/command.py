@@ -15,7 +15,7 @@ from elbocli.cli.types import PATH, Count, Duration, Number
 from elbocli.run.train_settings import KEPT, RUN
 
 PLANNING = ("dry_run", "devices", "device_tflops")
-TYPED = ("out", "on_checkpoint")
+TYPED = ("out", "on_checkpoint", "log_to")
 """Options that no file may say: where to write, and what to run. Anyone may have written the file."""
 
 
@@ -86,13 +86,20 @@ def _not_typed(ctx: click.Context, path: Path, key: str) -> click.UsageError:
 
 GROUPS = setting_groups()
 GROUPS[RUN] = ["out", "config", "plugin", *GROUPS[RUN]]
-GROUPS[KEPT].append("on_checkpoint")
+GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = [*PLANNING]
 
 
 @click.command(cls=Joined, groups=GROUPS)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
-@option("-o", "--out", type=PATH, default="run", help="The run's folder, new or to go on with.")
+@option(
+    "-o",
+    "--out",
+    type=PATH,
+    default="run",
+    help="The run's folder, new or to go on with.",
+    more="Its path is printed at the end.",
+)
 @option(
     "--config",
     type=PATH,
@@ -101,6 +108,16 @@ GROUPS["Plan, without training"] = [*PLANNING]
     help="YAML of these options, or a run's config.yaml.",
 )
 @setting_options
+@option(
+    "--log-to",
+    multiple=True,
+    metavar="TARGET",
+    help="Also log to tensorboard, wandb or a FILE.jsonl; may be repeated.",
+    more="FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
+    "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
+    "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
+    "RUN/wandb. What goes wrong there is a warning. No file can say it, and each start asks for it anew.",
+)
 @option(
     "--on-checkpoint",
     metavar="COMMAND",
@@ -121,17 +138,25 @@ GROUPS["Plan, without training"] = [*PLANNING]
 @option("--device-tflops", type=Number(0, above=True), help="10^12 operations a second, of each; adds days.")
 @plugin_option
 @common
-def train(data: Path | None, out: Path, config: Any, on_checkpoint: str, dry_run: bool, **options: Any) -> None:
+def train(
+    data: Path | None,
+    out: Path,
+    config: Any,
+    log_to: tuple[str, ...],
+    on_checkpoint: str,
+    dry_run: bool,
+    **options: Any,
+) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
 
-    Options not given come from $ELBO_TRAIN_… variables, then --config, then RUN where it is a run that goes on,
-    then the preset. Without DATA.h5, the dataset is $ELBO_DATA, else theirs, else the only one in this folder.
+    What isn't given comes from $ELBO_TRAIN_… variables, then --config, then RUN itself where it is a run, then the
+    preset. The dataset is DATA.h5, else $ELBO_DATA, else that of the run, else the only one in this folder.
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.dataset import Dataset
     from elbocli.run import folder, settings
     from elbocli.runtime.processes import joined
-    from elbocli.train import held_out, loop
+    from elbocli.train import held_out, log_targets, loop
 
     options["ema"] = options["ema"] or None
     devices, device_tflops = options.pop("devices"), options.pop("device_tflops")
@@ -142,12 +167,13 @@ def train(data: Path | None, out: Path, config: Any, on_checkpoint: str, dry_run
         raise click.UsageError("--devices and --device-tflops go with --dry-run", click.get_current_context())
     with joined(options["device"] or (basis.settings.device if basis else "auto")) as world:
         with world.together():
+            log_targets.check(log_to)
             dataset = Dataset(data or _found(basis), latents=True)
             resolved = settings.resolve(options, dataset, basis)
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
+        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to))
     if world.first:
         click.echo(os.fsencode(where))  # for a script, which needs the name itself
 

@@ -66,7 +66,7 @@ def sentences(page: str) -> list[str]:
 
 def trouble(sentence: str) -> list[str]:
     """What in a sentence is not plain."""
-    words = re.findall(r"[^\W\d_][\w'’-]*", sentence)
+    words = re.findall(r"[^\W\d_][\w'\u2019-]*", sentence)
     found = [f"{len(words)} words: make two sentences of it"] if len(words) > LONGEST else []
     if words and sentence.startswith(words[0]) and words[0] in FIRST and sentence.endswith("."):
         found.append(f"begins with {words[0]}: say who does what")

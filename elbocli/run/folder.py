@@ -20,7 +20,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told, write_json
 from elbocli.files.sealed_folder import CONFIG, RUN_ID, run_id
-from elbocli.run.settings import Resolved, difference
+from elbocli.run.settings import Basis, Resolved, difference
 
 LOCK, STATUS = ".lock", "status.json"
 PREVIEW_COUNT = 64
@@ -39,7 +39,7 @@ def _check(out: Path, resolved: Resolved) -> None:
         changed = difference(before, resolved.config()) if _begun(out) else []
         if changed:
             raise UsageError(
-                f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
+                f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  "
                 + "\n  ".join(changed)
             )
     elif out.exists() and (not out.is_dir() or not all(path.name == LOCK or is_aside(path) for path in out.iterdir())):
@@ -52,11 +52,19 @@ def _begun(out: Path) -> bool:
     return bool(store.checkpoints(out)) or (log.exists() and log.stat().st_size > 0)
 
 
-def settings_before(out: Path) -> dict[str, Any]:
-    """Settings of the run that the folder holds, which may be no run yet. Raises FormatError."""
+def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
+    """The run that the folder holds, to take what isn't asked for from; None where it holds none.
+
+    anew: whether a dataset is named, with which a run that got nowhere begins anew. preset: the one that is asked for:
+    another than the run's is of another run. Raises FormatError, and UsageError for a plug-in that it lacks.
+    """
     with told(out):
-        found: dict[str, Any] = store.read_config(out)["settings"] if (out / "config.yaml").exists() else {}
-    return found
+        if not (out / CONFIG).exists() or (anew and not _begun(out)):
+            return None
+    config = store.read_config(out)
+    if preset not in (None, config["settings"].get("preset")):
+        return None
+    return Basis.of(out / CONFIG, config)
 
 
 class RunFolder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,13 @@ def run(
     world: World | None = None,
     command: str = "",
     on_checkpoint: str = "",
+    log_to: Sequence[str] = (),
 ) -> Generator[Progress, None, Path]:
     """Train until `steps`, going on where an earlier run of the same settings stopped. Returns where the run is in the end.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
-    to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError,
-    Interrupted after a checkpoint, DataError, PeerLost.
+    to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. Raises UsageError (another run
+    is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
     with ExitStack() as stack:
@@ -63,7 +64,7 @@ def run(
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint)
+                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint, log_to)
                 yield from training.reports()
         except BaseException as error:
             saver.close()
@@ -88,6 +89,7 @@ class _Training:
         saver: Saver,
         stack: ExitStack,
         on_checkpoint: str,
+        log_to: Sequence[str],
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
         self.defaults = defaults
@@ -97,7 +99,7 @@ class _Training:
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
-            self.recorder = Recorder(state, out, self._restore(), self._warn)
+            self.recorder = Recorder(state, out, self._restore(), self._warn, log_to)
         stack.callback(self.recorder.close)
         self.last_saved = state.steps_done if state.steps_done else -1
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.lr_decay import learning_rate
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -67,7 +68,7 @@ def update(state: TrainState) -> None:
     left_out = state.guard.leaves_out(step, loss, logsnr, total, norm)
 
     # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
-    optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+    optimizer.param_groups[0]["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup, state.lr_decay)
     clipped = scale * (norm / settings.clip).clamp(min=1) if settings.clip else scale
     optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
     optimizer.step()

@@ -195,6 +195,23 @@ def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
     assert found.objective.weighting.spec == found.settings.weighting
 
 
+def test_an_earlier_version_decayed_nothing(resolved):
+    """Its runs don't say so, and go on."""
+    before, now = resolved("").config(), resolved("").config()
+    del before["settings"]["lr_decay"]
+    assert difference(before, now) == []
+    assert difference(before, resolved("", lr_decay="cosine").config()) == [
+        "--lr-decay: the run has constant, asked for cosine:final=0"
+    ]
+
+
+def test_a_decay_is_checked_and_written_in_full(resolved):
+    assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"
+    for spec in ("steep", "cosine:final=2", "rsqrt:ref=0", "linear:start=1"):
+        with pytest.raises(UsageError):
+            resolved("", lr_decay=spec)
+
+
 def test_choices_are_what_the_machine_and_the_streams_know():
     assert SETTINGS["precision"].choices == ("auto", *device.PRECISIONS)
     assert tuple(device.PRECISIONS) == PRECISIONS
@@ -259,13 +276,6 @@ def test_every_preset_for_a_gpu_trains_in_bf16_there_and_no_other(name):
 def test_a_preset_says_truly_or_not_that_it_is_for_a_gpu(resolved):
     with pytest.raises(FormatError, match=r"preset\.yaml: section 'about' has gpu: 'maybe', expected true or false"):
         resolved("", f"about: {{gpu: maybe}}\n{NETWORK}")
-
-
-def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(digits, preset):
-    def go_on(**options):
-        return resolve({"preset": str(preset), **options}, Dataset(digits), {"precision": "bf16"}).settings.precision
-
-    assert go_on() == go_on(device="cuda") == "bf16" and go_on(precision="fp32") == "fp32"
 
 
 def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):

@@ -150,6 +150,23 @@ class ZipEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """A file in memory: of an archive that is unpacked whole."""
+
+    content: bytes
+    shape = None
+
+    def read(self) -> bytes:
+        """Return its bytes."""
+        return self.content
+
+    @property
+    def weight(self) -> int:
+        """Its size."""
+        return len(self.content)
+
+
+@dataclass(frozen=True, slots=True)
 class Nowhere:
     """An entry of an archive that can't be an image (a link, a device, …)."""
 
@@ -178,6 +195,29 @@ class Pixels:
     def weight(self) -> int:
         """A byte a pixel and channel."""
         return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A row of an array in memory, uint8 [N, H, W, C]."""
+
+    rows: np.ndarray
+    index: int
+
+    def read(self) -> np.ndarray:
+        """Return its pixels, uint8 [H, W, C]."""
+        return np.ascontiguousarray(self.rows[self.index])
+
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return int(np.prod(self.shape))
+
+    @property
+    def shape(self) -> Shape:
+        """The array's."""
+        _, height, width, channels = self.rows.shape
+        return height, width, channels
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,8 @@ def shard(value: str) -> tuple[int, int]:
     "--labels",
     type=PATH,
     metavar="FILE",
-    help="Classes of the images: lines of NAME CLASS, CSV, or a class a line in the order of the names. Folders are "
-    "then no classes.",
+    help="Classes of the images: lines of NAME CLASS, CSV, a class a line in the order of the names, or an .npy of "
+    "numbers. Folders are then no classes.",
 )
 @option(
     "--classes",
@@ -122,8 +122,9 @@ def prep(
 
     SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
     tars of either (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
-    images; or another dataset. Several are packed one after another. Anything Pillow reads is taken, nothing is
-    unpacked to disk. Killed at any moment, the same command goes on where it stopped.
+    images; MNIST's and CIFAR's files as downloaded; Hugging Face's parquet files; or another dataset. Several are
+    packed one after another. Anything Pillow reads is taken, nothing is unpacked to disk. Killed at any moment, the
+    same command goes on where it stopped.
     """
     if not sources:
         wanted = "give the images and the dataset to write: elbo prep SRC... OUT.h5"

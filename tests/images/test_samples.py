@@ -416,7 +416,8 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, images, name):
     "array",
     [
         np.zeros((3, 8, 8, 3)),
-        np.zeros((3, 8, 8), "u1"),
+        np.zeros((8, 8, 3), "u1"),
+        np.zeros((8, 8, 4), "u1"),
         np.zeros((3, 8, 8, 4), "u1"),
         np.zeros((0, 8, 8, 3), "u1"),
         np.zeros((3, 3, 8, 8), "u1"),
@@ -481,7 +482,7 @@ def test_a_pickle_in_an_npz_is_refused_and_not_run(tmp_path, images, bomb, hosti
     assert not bomb.went_off
 
 
-@pytest.mark.parametrize("labels", [np.arange(3), np.zeros(2), np.zeros((2, 1), int), np.array(["a", "b"])])
+@pytest.mark.parametrize("labels", [np.arange(3), np.zeros(2), np.zeros((2, 2), int), np.array(["a", "b"])])
 def test_labels_that_do_not_fit_are_refused(tmp_path, images, labels):
     np.savez(tmp_path / "x.npz", images(2), labels)
     with pytest.raises(FormatError, match="integer labels"):

@@ -12,7 +12,7 @@ from typing import IO, Any
 from elbocli.errors import DataError
 from elbocli.files import losslog
 from elbocli.files.atomic import told
-from elbocli.files.grid import write_grid
+from elbocli.files.grid import draw_grid, write_grid
 from elbocli.files.schedule_file import finite
 from elbocli.train.held_out import open_held_out
 from elbocli.train.preview import preview, preview_output
@@ -154,17 +154,17 @@ class Recorder:
         lacking = self.state.world.most([int(self.output is None)])[0]
         if self.output is None or lacking:  # in any process: they draw together
             return
-        images = preview(self.state, self.output)
+        images, layout = preview(self.state, self.output)
         if not self.state.world.first:
             return
         try:
             with told(self.out / "previews"):
                 (self.out / "previews").mkdir(exist_ok=True)
-            write_grid(self.out / "previews" / f"step-{step:08d}.png", images)
+            write_grid(self.out / "previews" / f"step-{step:08d}.png", images, layout)
         except DataError as error:
             self._warn(str(error))
         if self.tensorboard is not None:
-            self._tell("tensorboard", self.tensorboard.images(step, images))
+            self._tell("tensorboard", self.tensorboard.picture(step, draw_grid(images, layout)))
 
     def _measured(self, step: int, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and show it in TensorBoard."""

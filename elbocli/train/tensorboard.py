@@ -13,10 +13,10 @@ import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import told
-from elbocli.files.grid import grid
 from elbocli.files.reading import encodable
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
@@ -67,9 +67,8 @@ class TensorBoard:
 
         return self._show(add)
 
-    def images(self, step: int, images: np.ndarray) -> str:
-        """Show images [N, H, W, C] uint8 as a sheet, made smaller where it is large; why it is left out, or nothing."""
-        sheet = grid(images)
+    def picture(self, step: int, sheet: Image.Image) -> str:
+        """Show a sheet of images, which is made smaller where it is large; why it is left out, or nothing."""
         sheet.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
         pixels = np.atleast_3d(np.asarray(sheet))
         return self._show(lambda writer: writer.add_image("samples", pixels, step, dataformats="HWC"))

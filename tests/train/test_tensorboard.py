@@ -19,6 +19,7 @@ from PIL import Image
 from tensorboard.summary.writer import event_file_writer
 
 from elbocli.errors import UsageError
+from elbocli.files.grid import picture
 from elbocli.train.tensorboard import TensorBoard
 
 
@@ -59,18 +60,18 @@ def test_what_was_shown_is_safe_without_close(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_are_one_sheet(channels: int, tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, channels), np.uint8)
+def test_a_picture_is_shown_as_it_is(channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, channels), np.uint8)
     board = TensorBoard(tmp_path, 0)
-    assert board.images(7, images) == ""
+    assert board.picture(7, picture(pixels)) == ""
     (event,) = read(tmp_path).Images("samples")
     sheet = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))[..., :channels]  # always in colour
-    assert (event.step, event.width, event.height) == (7, 16, 16)
-    assert np.array_equal(sheet[:8, :8], images[0]) and np.array_equal(sheet[8:, 8:], images[3])
+    assert (event.step, event.width, event.height) == (7, 24, 16)
+    assert np.array_equal(sheet, pixels)
 
 
 def test_a_large_sheet_is_made_smaller(tmp_path: Path) -> None:
-    TensorBoard(tmp_path, 0).images(1, np.zeros((4, 600, 600, 3), np.uint8))
+    TensorBoard(tmp_path, 0).picture(1, Image.new("RGB", (1200, 1200)))
     (event,) = read(tmp_path).Images("samples")
     assert (event.width, event.height) == (1024, 1024)
 
@@ -80,7 +81,7 @@ def test_a_run_that_goes_on_shows_no_step_twice(tmp_path: Path) -> None:
     first = TensorBoard(tmp_path, 0)
     for step in (10, 20, 30):
         first.metrics(step, {"loss": 1.0})
-        first.images(step, np.zeros((1, 8, 8, 1), np.uint8))
+        first.picture(step, Image.new("L", (8, 8)))
     second = TensorBoard(tmp_path, 20)
     for step in (30, 40):
         second.metrics(step, {"loss": 2.0})

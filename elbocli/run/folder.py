@@ -24,7 +24,7 @@ from elbocli.run.settings import Basis, Resolved, difference
 
 LOCK, STATUS = ".lock", "status.json"
 PREVIEW_COUNT = 64
-"""Images in each preview: as many of every class as of any other, all of the same noise."""
+"""Images in each preview: all of the same noise, and as many of each class that is drawn as of any other."""
 
 
 def _check(out: Path, resolved: Resolved) -> None:

@@ -160,14 +160,14 @@ class Recorder:
         lacking = self.state.world.most([int(self.output is None)])[0]
         if self.output is None or lacking:  # in any process: they draw together
             return
-        images = preview(self.state, self.output)
+        images, layout = preview(self.state, self.output)
         if not self.state.world.first:
             return
         path = self.out / "previews" / f"step-{step:08d}.png"
         try:
             with told(path.parent):
                 path.parent.mkdir(exist_ok=True)
-            write_grid(path, images)
+            write_grid(path, images, layout)
         except DataError as error:
             self._warn(str(error))
         else:

@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboard.summary.writer import event_file_writer
 
 from elbocli.errors import DataError
-from elbocli.files.grid import write_grid
+from elbocli.files.grid import picture
 from elbocli.train.tensorboard import TensorBoard
 
 
@@ -58,14 +58,14 @@ def test_what_was_shown_is_safe_without_close(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_preview_is_shown_as_it_is(channels: int, tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, channels), np.uint8)
-    write_grid(tmp_path / "grid.png", images)
+def test_a_picture_is_shown_as_it_is(channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, channels), np.uint8)
+    picture(pixels).save(tmp_path / "grid.png")
     TensorBoard(tmp_path, 0).picture(7, tmp_path / "grid.png")
     (event,) = read(tmp_path).Images("samples")
     sheet = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))[..., :channels]  # always in colour
-    assert (event.step, event.width, event.height) == (7, 16, 16)
-    assert np.array_equal(sheet[:8, :8], images[0]) and np.array_equal(sheet[8:, 8:], images[3])
+    assert (event.step, event.width, event.height) == (7, 24, 16)
+    assert np.array_equal(sheet, pixels)
 
 
 def test_a_large_sheet_is_made_smaller(tmp_path: Path) -> None:

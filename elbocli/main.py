@@ -82,6 +82,8 @@ def elbo() -> None:
 ALLOCATE = "can't allocate memory"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 LATER_S = 10.0
+SIGNALLED = 128
+"""Exit codes from here on say by which signal a command ended, as shells do."""
 LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
 
 
@@ -105,15 +107,17 @@ def extend_segments() -> None:
 
 
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank.
+    """Say on stderr what went wrong, or by which signal it ended, which is no error.
+
+    alone: no other process can say it, so that silent ones do too, with their rank.
 
     A silent one ends after the first, which has the word: a launcher ends all others when one ends.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
         with heard():
-            click.echo(f"{where}: error: {rank}{message}", err=True)
-    elif code < 128:
+            click.echo(f"{where}: {'error: ' if code < SIGNALLED else ''}{rank}{message}", err=True)
+    elif code < SIGNALLED:
         with suppress(KeyboardInterrupt):
             time.sleep(LATER_S)
     return code
@@ -150,10 +154,11 @@ def run(args: list[str] | None = None) -> int:
         what = " ".join(str(error).split())[:200] or "nothing more was said"
         return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
     except (click.Abort, KeyboardInterrupt):
-        return fail(Command.path, "interrupted", 128 + signal.SIGINT)
+        code = SIGNALLED + signal.SIGINT
+        return fail(Command.path, "interrupted", code) if Command.path != "elbo" else code  # no command has begun
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return SIGNALLED + signal.SIGPIPE
     except OSError as error:
         if error.errno not in FULL or error.filename is not None:
             raise
@@ -176,5 +181,5 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
+        code = SIGNALLED + signal.SIGPIPE
     sys.exit(code)

@@ -20,10 +20,10 @@ from elbocli.report.log_history import Numbers, curve, read_curves, read_log_his
 from elbocli.report.results import drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
-from elbocli.run.folder import read_status
 from elbocli.run.objective import Objective
 from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import run_settings
+from elbocli.run.status import read_status
 from elbocli.run.train_settings import TrainSettings
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     course, held_out = (run / log for log in ("losslog.jsonl", "validation.jsonl"))
     return RunFacts(  # in the order in which they are asked for, and missing
         run=name,
-        status=missing.asked(read_status, run, otherwise={}),
+        status=missing.asked(read_status, run),
         settings=settings,
         data=config["data"],
         network=config["network"] | missing.asked(_parameters, config, run, otherwise={}),

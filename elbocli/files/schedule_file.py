@@ -65,7 +65,7 @@ def resolve_schedule(
     None takes that end from the schedule; clip cuts the range to what it covers. size: of the images, for a declared
     schedule that has such a parameter and isn't told. Raises ElboError.
     """
-    if text.partition(":")[0] in SCHEDULES:
+    if SCHEDULES.named(text.partition(":")[0]):
         return parse_schedule(text, low, high, clip=clip, size=size)
     path, shift = Path(text), 0.0
     if not path.exists() and ":shift=" in text:

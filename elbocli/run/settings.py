@@ -178,7 +178,7 @@ def _schedule(values: dict[str, Any], given: dict[str, Any], notes: list[str], s
     if spec == ADAPTIVE:
         check_range(low, high)
     else:
-        if spec.partition(":")[0] not in SCHEDULES and "logsnr_min" not in given and "logsnr_max" not in given:
+        if SCHEDULES.named(spec.partition(":")[0]) is None and "logsnr_min" not in given and "logsnr_max" not in given:
             schedule = resolve_schedule(spec)
             low, high = schedule.logsnr_min, schedule.logsnr_max
             notes.append(f"logsnr from {low:g} to {high:g}, as in {spec}")

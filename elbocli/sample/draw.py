@@ -17,7 +17,7 @@ from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
+from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
 from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
@@ -153,6 +153,7 @@ class _Work:
         """Whether the network sees a whole batch each time, whatever is left to draw."""
         trained, config = drawer.trained, drawer.trained.network.config
         self.steps = settings.steps or settings.sampler.usual.steps
+        self.warnings += too_few(settings.sampler, self.steps)
         spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
         low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
         named = spec != RUN

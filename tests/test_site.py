@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import click
 import pytest
 
 pytest.importorskip("sphinx")
@@ -17,6 +18,8 @@ pytest.importorskip("furo")
 pytest.importorskip("myst_parser")
 
 from docs.sphinx import manual, reference
+from elbocli.bound.command import bound
+from elbocli.main import elbo
 
 ROOT = Path(__file__).parent.parent
 LOADED = {
@@ -112,9 +115,39 @@ def test_every_command_page_of_docs_and_name_of_the_api_is_in_the_site(
     assert set(reference.api_names()) == listed
 
 
-def test_each_option_of_a_command_stands_on_its_page(site: Path) -> None:
-    from elbocli.bound.command import bound
+def named_options(text: str) -> list[tuple[str, str]]:
+    """(command, option) wherever code on a page has a line of elbo's."""
+    code = re.findall(r"^```\w*\n(.*?)^```|`([^`]+)`", text, re.M | re.S)
+    found = []
+    for line in re.split(r"[\n|;&()]", "\n".join(block or inline for block, inline in code).replace("\\\n", " ")):
+        words = line.partition("#")[0].split()
+        if "elbo" in words[:3] or (words[:1] == ["torchrun"] and "elbo" in words):
+            path = words[words.index("elbo") + 1 :]
+            deep = 2 if path[:1] == ["weights"] else 1
+            found += [(" ".join(path[:deep]), word.partition("=")[0]) for word in path if re.match(r"--[a-z]", word)]
+    return found
 
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_every_option_that_a_page_names_is_one_of_its_command(path: Path) -> None:
+    for name, option in named_options(path.read_text()):
+        command: click.Command | None = elbo
+        for word in name.split():
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), word)
+        assert command is not None, f"{path.name}: there is no elbo {name}"
+        known = {each for parameter in command.params for each in (*parameter.opts, *parameter.secondary_opts)}
+        assert option in {*known, "--help", "--version"}, f"{path.name}: elbo {name} has no {option}"
+
+
+def test_options_on_pages_are_found() -> None:
+    page = "Say `elbo sample run --steps=3 | elbo eval --ref x`.\n```\nA=1 elbo weights check edm \\\n  --json  # --no\n```\n"
+    assert named_options(page) == [("sample", "--steps"), ("eval", "--ref"), ("weights check", "--json")]
+
+
+def test_each_option_of_a_command_stands_on_its_page(site: Path) -> None:
     text = (site / "commands" / "elbo-bound.html").read_text()
     names = [option for parameter in bound.params for option in parameter.opts if option.startswith("--")]
     assert len(names) > 10 and [name for name in names if name not in text] == []

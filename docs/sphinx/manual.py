@@ -6,6 +6,7 @@ import re
 
 TEXT = {".TH", ".SH", ".SS", ".TP", ".B", ".PP", ".RS", ".RE", ".nf", ".fi"}
 """Every macro that is understood."""
+OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z0-9-]*(?!\w*`)")
 TAG_OF_PAGE = re.compile(r"\belbo(?:-[a-z]+)*\([15]\)")
 
 
@@ -15,8 +16,8 @@ def plain(line: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Plain text for Markdown: no sign in it means anything, but for `code`."""
-    parts = text.split("`")
+    """Plain text for Markdown: no sign in it means anything, but for `code`; options become code."""
+    parts = OPTION.sub(r"`\g<0>`", text).split("`")
     return "`".join(re.sub(r"([\\*_<\[\]|#])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
 
 

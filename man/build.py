@@ -81,6 +81,10 @@ EXAMPLES = {
             "elbo train out.h5 --ema 0.9999 --ema halflife:images=50e6,ramp=.05 --ema power:std=.1",
         ),
         (
+            "Go on with a run; then train another with its settings and its network.",
+            "elbo train -o run\nelbo train other.h5 --config run/config.yaml -o run2",
+        ),
+        (
             "Settings from a file and from the environment.",
             "ELBO_TRAIN_LR=1e-4 elbo train out.h5 --config settings.yaml",
         ),
@@ -255,7 +259,7 @@ FILES = {
         ("run/checkpoints/", "Weights, averages and optimizer, each with a digest."),
         ("run/snapshots/", "Power averages at several steps, for ema."),
         ("run/previews/", "Sheets of samples."),
-        ("run/tensorboard/", "Events for TensorBoard."),
+        ("run/tensorboard/, run/wandb/", "Events for TensorBoard, and what W&B keeps."),
     ],
     "elbo prep": [
         ("OUT.h5.partial", "Unfinished work; the same command goes on with it."),

@@ -64,9 +64,9 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Basis:
-    """What a run takes where no option says it: a config.yaml, of itself when it goes on or of another run.
+    """Settings, network and dataset that a run takes where no option says them: from its own config.yaml when it goes on.
 
-    where: the file. data: the dataset's path.
+    Or from another run's, by --config. where: the file. data: the dataset's path.
     """
 
     where: Path

@@ -193,6 +193,7 @@ EXAMPLES = {
             "elbo eval samples.h5 --ref out.h5 > fid.json\nelbo bound run test.h5 > bound.json\n"
             "elbo report run --samples samples.h5 --scores fid.json --scores bound.json -o report.html",
         ),
+        ("Two runs side by side: in what do they differ, and which is better?", "elbo report run run2 -o report.html"),
         ("What does the run say of its weighting?", "elbo report run --json | jq .objective.verdict"),
     ],
     "elbo weights": [

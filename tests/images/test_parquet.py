@@ -130,7 +130,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         open_source(tmp_path / "a")
     for name in ("big", "small"):
         parquet(tmp_path / f"b/{name}/train-0.parquet", list(map(png, ROWS)), LABELS, NAMES)
-    with pytest.raises(DataError, match="b: holds several sets of images .* name the files of one"):
+    with pytest.raises(DataError, match=r"b: holds several sets of images .* name the files of one"):
         open_source(tmp_path / "b")
     assert len(open_source(tmp_path / "b/big")) == 11
 

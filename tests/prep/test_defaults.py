@@ -134,6 +134,15 @@ def test_a_thousand_files_at_most_are_looked_at_spread_over_the_list(
     assert looks.look(open_source(source)).shapes == {(12, 12, 3): 1}
 
 
+def test_an_image_in_colour_that_was_not_looked_at_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "MOST_FILES", 3)
+    source = folder_of(tmp_path / "in", [(12, 12)] * 6, "L")
+    Image.new("RGB", (12, 12)).save(source / "0001.png")
+    said = warnings(source, tmp_path / "a.h5")
+    assert said == ["changed while decoding: 1 colour made grey"] and Dataset(tmp_path / "a.h5").shape[-1] == 1
+    assert warnings(source, tmp_path / "a.h5", channels=1) == [], "it is what was asked for"
+
+
 def test_files_that_cannot_be_read_have_no_say(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", [(12, 12)] * 2)
     (source / "bad.png").write_bytes(b"bad")

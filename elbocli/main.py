@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
 from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
+from elbocli.cli.other_words import Group
 from elbocli.cli.stderr import heard
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
@@ -41,7 +42,7 @@ COMMANDS = {
 """Name → the command's full name, and the first sentence of its help."""
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group that imports a command when it is asked for: the help of one costs nothing of the others'."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

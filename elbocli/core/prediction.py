@@ -28,7 +28,10 @@ def eps(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @PREDICTIONS.declare(
-    "x", formula="x", source="Salimans & Ho 2022", known_as=["x0", "x-0", "x-start", "sample", "x-prediction", "pred-x0"]
+    "x",
+    formula="x",
+    source="Salimans & Ho 2022",
+    known_as=["x0", "x-0", "x-start", "sample", "x-prediction", "pred-x0"],
 )
 def x(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0 + 1, alpha * 0, alpha * 0 + 1

@@ -164,7 +164,16 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
             }
             own = {**said, **params}
             self[name] = Declaration(
-                name, make, formula, source, own, frozenset(positive), within or {}, traits, aka, parameters_known_as or {}
+                name,
+                make,
+                formula,
+                source,
+                own,
+                frozenset(positive),
+                within or {},
+                traits,
+                aka,
+                parameters_known_as or {},
             )
             return make
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
-from elbocli.core.registry import number
+from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
@@ -82,7 +82,7 @@ def resolve(options: Mapping[str, Any], dataset: Data, before: Mapping[str, Any]
     known = [key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)]
     unknown = [key for key in train if key not in known]
     if unknown:
-        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(known)}")
+        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], known, 100)}")
     _check_kinds(train, f"preset {name}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}

@@ -11,41 +11,41 @@ from elbocli.core.registry import nearest
 UPDATES = "--steps, which counts updates: epochs times images over --batch"
 LIKE_MIN_SNR = "--weighting, as in --weighting min-snr:5"
 OPTIONS = {
-    "--epochs": [UPDATES],
-    "--num-epochs": [UPDATES],
-    "--max-epochs": [UPDATES],
-    **dict.fromkeys(["--iterations", "--iters", "--max-steps", "--num-steps", "--total-steps"], ["--steps"]),
-    **dict.fromkeys(["--max-train-steps", "--num-inference-steps", "--sampling-steps", "--nfe"], ["--steps"]),
-    **dict.fromkeys(["--learning-rate", "--learn-rate"], ["--lr"]),
-    **dict.fromkeys(["--batch-size", "--bs", "--train-batch-size"], ["--batch"]),
+    "--epochs": (UPDATES,),
+    "--num-epochs": (UPDATES,),
+    "--max-epochs": (UPDATES,),
+    **dict.fromkeys(["--iterations", "--iters", "--max-steps", "--num-steps", "--total-steps"], ("--steps",)),
+    **dict.fromkeys(["--max-train-steps", "--num-inference-steps", "--sampling-steps", "--nfe"], ("--steps",)),
+    **dict.fromkeys(["--learning-rate", "--learn-rate"], ("--lr",)),
+    **dict.fromkeys(["--batch-size", "--bs", "--train-batch-size"], ("--batch",)),
     **dict.fromkeys(
         ["--grad-accum", "--gradient-accumulation-steps", "--accumulate", "--batch-gpu"], ["--micro-batch"]
     ),
-    **dict.fromkeys(["--num-samples", "--n-samples", "--num-images", "--count"], ["--n", "--limit"]),
+    **dict.fromkeys(["--num-samples", "--n-samples", "--num-images", "--count"], ("--n", "--limit")),
     **dict.fromkeys(
         ["--output", "--output-dir", "--outdir", "--out-dir", "--save-dir", "--logdir"], ["--out", "OUT.h5"]
     ),
-    **dict.fromkeys(["--cfg", "--cfg-scale", "--guidance-scale", "--scale", "--w"], ["--guidance"]),
-    **dict.fromkeys(["--gpu", "--gpus", "--cuda"], ["--device, as in --device cuda:0"]),
-    **dict.fromkeys(["--fp16", "--bf16", "--amp", "--mixed-precision", "--dtype"], ["--precision"]),
-    **dict.fromkeys(["--resolution", "--image-size", "--img-size", "--res"], ["--size"]),
-    **dict.fromkeys(["--class", "--class-labels", "--labels", "--label", "--cond"], ["--classes"]),
-    **dict.fromkeys(["--reference", "--real", "--ref-path"], ["--ref"]),
-    **dict.fromkeys(["--fid", "--isc", "--kid", "--prc", "--metric"], ["--metrics"]),
-    **dict.fromkeys(["--ema-decay", "--ema-rate", "--use-ema"], ["--ema"]),
-    **dict.fromkeys(["--loss", "--loss-type", "--loss-weighting", "--weighting-scheme"], ["--weighting"]),
-    **dict.fromkeys(["--snr-gamma", "--min-snr-gamma"], [LIKE_MIN_SNR]),
-    **dict.fromkeys(["--noise-schedule", "--beta-schedule"], ["--schedule"]),
-    "--scheduler": ["--sampler", "--schedule"],
-    **dict.fromkeys(["--prediction-type", "--parameterization", "--objective"], ["--prediction"]),
-    **dict.fromkeys(["--max-grad-norm", "--grad-clip", "--clip-grad"], ["--clip"]),
-    **dict.fromkeys(["--hflip", "--xflip", "--random-flip"], ["--flip", "--mirror"]),
-    **dict.fromkeys(["--resume", "--resume-from-checkpoint"], ["--out, the run to go on with"]),
-    **dict.fromkeys(["--snap", "--save-steps", "--checkpointing-steps", "--save-interval"], ["--save-every"]),
-    **dict.fromkeys(["--data", "--dataset", "--data-dir", "--data-path", "--train-data-dir"], ["DATA.h5", "SRC"]),
-    **dict.fromkeys(["--model", "--model-path", "--checkpoint", "--ckpt", "--network", "--run"], ["RUN"]),
-    **dict.fromkeys(["--num-workers", "--threads", "-j"], ["--workers"]),
-    **dict.fromkeys(["--force", "-f", "-y"], ["--overwrite"]),
+    **dict.fromkeys(["--cfg", "--cfg-scale", "--guidance-scale", "--scale", "--w"], ("--guidance",)),
+    **dict.fromkeys(["--gpu", "--gpus", "--cuda"], ("--device, as in --device cuda:0",)),
+    **dict.fromkeys(["--fp16", "--bf16", "--amp", "--mixed-precision", "--dtype"], ("--precision",)),
+    **dict.fromkeys(["--resolution", "--image-size", "--img-size", "--res"], ("--size",)),
+    **dict.fromkeys(["--class", "--class-labels", "--labels", "--label", "--cond"], ("--classes",)),
+    **dict.fromkeys(["--reference", "--real", "--ref-path"], ("--ref",)),
+    **dict.fromkeys(["--fid", "--isc", "--kid", "--prc", "--metric"], ("--metrics",)),
+    **dict.fromkeys(["--ema-decay", "--ema-rate", "--use-ema"], ("--ema",)),
+    **dict.fromkeys(["--loss", "--loss-type", "--loss-weighting", "--weighting-scheme"], ("--weighting",)),
+    **dict.fromkeys(["--snr-gamma", "--min-snr-gamma"], (LIKE_MIN_SNR,)),
+    **dict.fromkeys(["--noise-schedule", "--beta-schedule"], ("--schedule",)),
+    "--scheduler": ("--sampler", "--schedule"),
+    **dict.fromkeys(["--prediction-type", "--parameterization", "--objective"], ("--prediction",)),
+    **dict.fromkeys(["--max-grad-norm", "--grad-clip", "--clip-grad"], ("--clip",)),
+    **dict.fromkeys(["--hflip", "--xflip", "--random-flip"], ("--flip", "--mirror")),
+    **dict.fromkeys(["--resume", "--resume-from-checkpoint"], ("--out, the run to go on with",)),
+    **dict.fromkeys(["--snap", "--save-steps", "--checkpointing-steps", "--save-interval"], ("--save-every",)),
+    **dict.fromkeys(["--data", "--dataset", "--data-dir", "--data-path", "--train-data-dir"], ("DATA.h5", "SRC")),
+    **dict.fromkeys(["--model", "--model-path", "--checkpoint", "--ckpt", "--network", "--run"], ("RUN",)),
+    **dict.fromkeys(["--num-workers", "--threads", "-j"], ("--workers",)),
+    **dict.fromkeys(["--force", "-f", "-y"], ("--overwrite",)),
 }
 """Option of another tool → what it is here; a command has one of them or none. What has no dash is an argument."""
 COMMANDS = {
@@ -87,7 +87,7 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the command that was meant where there is none of that name."""
+        """Find the command as click does, and name the one that was meant where there is none."""
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
             ours = COMMANDS.get(name)
@@ -96,7 +96,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, saying where options stand when one stands before the command."""
+        """Parse as click does, and say where options stand when one stands before the command."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:

@@ -192,7 +192,7 @@ def test_what_is_no_hdf5_file_is_named_for_what_it_is(tmp_path):
     with pytest.raises(FormatError, match="an empty folder, not a dataset"):
         Dataset(tmp_path)
     (tmp_path / "text.h5").write_text("hello")
-    with pytest.raises(FormatError, match="text.h5: a file that is none of elbo.s, not a dataset"):
+    with pytest.raises(FormatError, match=r"text\.h5: a file that is none of elbo.s, not a dataset"):
         Dataset(tmp_path / "text.h5")
 
 

@@ -10,9 +10,11 @@ PEERS := k-diffusion torchdiffeq torchsde trampoline
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/test_house.py
 
-.PHONY: help demo unit test check check-slow bench gpu lint types man docs dist clean
+.PHONY: help demo demo-fashion site unit test check check-slow bench gpu lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
+	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
+	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
 	@echo "make unit        set up, then the tests of what commands are made of: two minutes on two cores"
 	@echo "make test        set up, then all tests but the slow ones: eight minutes"
 	@echo "make check       lint, types, tests, man pages"
@@ -29,6 +31,15 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 
 demo: $(VENV)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/digits/demo.sh demo
+
+# FASHION: the folder of the four files; docs/tutorial.md says where they are from.
+FASHION ?= /usr/share/datasets/fashion-mnist
+demo-fashion: $(VENV)/.ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/fashion/demo.sh $(FASHION) demo-fashion
+	$(BIN)/python examples/fashion/write_tutorial.py demo-fashion docs
+
+site: $(VENV)/.ready
+	$(BIN)/python -m docs.sphinx.build site
 
 unit: $(VENV)/.ready
 	$(PYTEST) $(UNIT)
@@ -54,6 +65,8 @@ man: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python tests/odd_inputs.py > docs/odd-images.md.new
 	mv docs/odd-images.md.new docs/odd-images.md
+	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
+	mv docs/presets.md.new docs/presets.md
 	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
 	echo >> docs/ablation.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new
@@ -76,4 +89,4 @@ dist: $(VENV)/.ready
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo demo-fashion site *.egg-info

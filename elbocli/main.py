@@ -34,6 +34,10 @@ COMMANDS = {
     "info": ("elbocli.info.command.info", "Say what FILE is and how it was made."),
     "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
     "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),
+    "presets": (
+        "elbocli.presets.command.presets",
+        "Look at presets: a network and training settings for a size of image.",
+    ),
     "report": ("elbocli.report.command.report", "Show RUN on one page of HTML, which needs nothing but itself."),
     "sample": ("elbocli.sample.command.sample", "Draw images from RUN, or from one of its checkpoints."),
     "train": ("elbocli.train.command.train", "Train a denoiser on DATA.h5, under any weighting of the noise levels."),
@@ -79,6 +83,8 @@ def elbo() -> None:
 ALLOCATE = "can't allocate memory"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 LATER_S = 10.0
+SIGNALLED = 128
+"""Exit codes from here on say by which signal a command ended, as shells do."""
 LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
 
 
@@ -102,15 +108,17 @@ def extend_segments() -> None:
 
 
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank.
+    """Say on stderr what went wrong, or by which signal it ended, which is no error.
+
+    alone: no other process can say it, so that silent ones do too, with their rank.
 
     A silent one ends after the first, which has the word: a launcher ends all others when one ends.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
         with heard():
-            click.echo(f"{where}: error: {rank}{message}", err=True)
-    elif code < 128:
+            click.echo(f"{where}: {'error: ' if code < SIGNALLED else ''}{rank}{message}", err=True)
+    elif code < SIGNALLED:
         with suppress(KeyboardInterrupt):
             time.sleep(LATER_S)
     return code
@@ -147,10 +155,11 @@ def run(args: list[str] | None = None) -> int:
         what = " ".join(str(error).split())[:200] or "nothing more was said"
         return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
     except (click.Abort, KeyboardInterrupt):
-        return fail(Command.path, "interrupted", 128 + signal.SIGINT)
+        code = SIGNALLED + signal.SIGINT
+        return fail(Command.path, "interrupted", code) if Command.path != "elbo" else code  # no command has begun
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return SIGNALLED + signal.SIGPIPE
     except OSError as error:
         if error.errno not in FULL or error.filename is not None:
             raise
@@ -173,5 +182,5 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
+        code = SIGNALLED + signal.SIGPIPE
     sys.exit(code)

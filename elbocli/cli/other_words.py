@@ -8,62 +8,59 @@ import click
 
 from elbocli.core.registry import nearest
 
-UPDATES = "--steps, which counts updates: epochs times images over --batch"
-LIKE_MIN_SNR = "--weighting, as in --weighting min-snr:5"
-OPTIONS = {
-    "--epochs": (UPDATES,),
-    "--num-epochs": (UPDATES,),
-    "--max-epochs": (UPDATES,),
-    **dict.fromkeys(["--iterations", "--iters", "--max-steps", "--num-steps", "--total-steps"], ("--steps",)),
-    **dict.fromkeys(["--max-train-steps", "--num-inference-steps", "--sampling-steps", "--nfe"], ("--steps",)),
-    **dict.fromkeys(["--learning-rate", "--learn-rate"], ("--lr",)),
-    **dict.fromkeys(["--batch-size", "--bs", "--train-batch-size"], ("--batch",)),
-    **dict.fromkeys(
-        ["--grad-accum", "--gradient-accumulation-steps", "--accumulate", "--batch-gpu"], ["--micro-batch"]
-    ),
-    **dict.fromkeys(["--num-samples", "--n-samples", "--num-images", "--count"], ("--n", "--limit")),
-    **dict.fromkeys(
-        ["--output", "--output-dir", "--outdir", "--out-dir", "--save-dir", "--logdir"], ["--out", "OUT.h5"]
-    ),
-    **dict.fromkeys(["--cfg", "--cfg-scale", "--guidance-scale", "--scale", "--w"], ("--guidance",)),
-    **dict.fromkeys(["--gpu", "--gpus", "--cuda"], ("--device, as in --device cuda:0",)),
-    **dict.fromkeys(["--fp16", "--bf16", "--amp", "--mixed-precision", "--dtype"], ("--precision",)),
-    **dict.fromkeys(["--resolution", "--image-size", "--img-size", "--res"], ("--size",)),
-    **dict.fromkeys(["--class", "--class-labels", "--labels", "--label", "--cond"], ("--classes",)),
-    **dict.fromkeys(["--reference", "--real", "--ref-path"], ("--ref",)),
-    **dict.fromkeys(["--fid", "--isc", "--kid", "--prc", "--metric"], ("--metrics",)),
-    **dict.fromkeys(["--ema-decay", "--ema-rate", "--use-ema"], ("--ema",)),
-    **dict.fromkeys(["--loss", "--loss-type", "--loss-weighting", "--weighting-scheme"], ("--weighting",)),
-    **dict.fromkeys(["--snr-gamma", "--min-snr-gamma"], (LIKE_MIN_SNR,)),
-    **dict.fromkeys(["--noise-schedule", "--beta-schedule"], ("--schedule",)),
-    "--scheduler": ("--sampler", "--schedule"),
-    **dict.fromkeys(["--prediction-type", "--parameterization", "--objective"], ("--prediction",)),
-    **dict.fromkeys(["--max-grad-norm", "--grad-clip", "--clip-grad"], ("--clip",)),
-    **dict.fromkeys(["--hflip", "--xflip", "--random-flip"], ("--flip", "--mirror")),
-    **dict.fromkeys(["--resume", "--resume-from-checkpoint"], ("--out, the run to go on with",)),
-    **dict.fromkeys(["--snap", "--save-steps", "--checkpointing-steps", "--save-interval"], ("--save-every",)),
-    **dict.fromkeys(["--data", "--dataset", "--data-dir", "--data-path", "--train-data-dir"], ("DATA.h5", "SRC")),
-    **dict.fromkeys(["--model", "--model-path", "--checkpoint", "--ckpt", "--network", "--run"], ("RUN",)),
-    **dict.fromkeys(["--num-workers", "--threads", "-j"], ("--workers",)),
-    **dict.fromkeys(["--force", "-f", "-y"], ("--overwrite",)),
+MEANT = {
+    "--steps, which counts updates: epochs times images over --batch": "--epochs --num-epochs --max-epochs",
+    "--steps": "--iterations --iters --max-steps --num-steps --total-steps --max-train-steps --num-inference-steps "
+    "--sampling-steps --nfe",
+    "--lr": "--learning-rate --learn-rate",
+    "--batch": "--batch-size --bs --train-batch-size",
+    "--micro-batch": "--grad-accum --gradient-accumulation-steps --accumulate --batch-gpu",
+    "--n | --limit": "--num-samples --n-samples --num-images --count",
+    "--out | OUT.h5": "--output --output-dir --outdir --out-dir --save-dir --logdir",
+    "--out, the run to go on with": "--resume-from-checkpoint --resume",
+    "--guidance": "--cfg --cfg-scale --guidance-scale --scale --w",
+    "--device, as in --device cuda:0": "--gpu --gpus --cuda",
+    "--precision": "--fp16 --bf16 --amp --mixed-precision --dtype",
+    "--size": "--resolution --image-size --img-size --res",
+    "--classes": "--class --class-labels --labels --label --cond",
+    "--ref": "--reference --real --ref-path",
+    "--metrics": "--fid --isc --kid --prc --metric",
+    "--ema": "--ema-decay --ema-rate --use-ema",
+    "--weighting": "--loss --loss-type --loss-weighting --weighting-scheme",
+    "--weighting, as in --weighting min-snr:5": "--snr-gamma --min-snr-gamma",
+    "--schedule": "--noise-schedule --beta-schedule",
+    "--sampler | --schedule": "--scheduler",
+    "--prediction": "--prediction-type --parameterization --objective",
+    "--clip": "--max-grad-norm --grad-clip --clip-grad",
+    "--flip | --mirror": "--hflip --xflip --random-flip",
+    "--save-every": "--snap --save-steps --checkpointing-steps --save-interval",
+    "DATA.h5 | SRC": "--data --dataset --data-dir --data-path --train-data-dir",
+    "RUN": "--model --model-path --checkpoint --ckpt --network --run",
+    "--workers": "--num-workers --threads -j",
+    "--overwrite": "--force -f -y",
 }
+OPTIONS = {word: ours.split(" | ") for ours, words in MEANT.items() for word in words.split()}
 """Option of another tool → what it is here; a command has one of them or none. What has no dash is an argument."""
 COMMANDS = {
-    **dict.fromkeys(["generate", "draw", "inference", "sampling"], "sample"),
-    **dict.fromkeys(["evaluate", "score", "fid", "metrics"], "eval"),
-    **dict.fromkeys(["pack", "convert", "preprocess", "prepare", "dataset", "dataset-tool"], "prep"),
-    **dict.fromkeys(["nll", "likelihood", "bpd"], "bound"),
-    **dict.fromkeys(["fit", "schedule"], "adapt"),
-    **dict.fromkeys(["average", "post-hoc", "phema"], "ema"),
-    **dict.fromkeys(["describe", "inspect"], "info"),
-    **dict.fromkeys(["training", "fine-tune"], "train"),
-    "resume": "train -o RUN",
-    "plot": "weights plot",
-    "list": "weights list",
-    "check": "weights check",
-    "show": "weights show",
-    "version": "--version",
-    "help": "--help",
+    word: ours
+    for ours, words in {
+        "sample": "generate draw inference sampling",
+        "eval": "evaluate score fid metrics",
+        "prep": "pack convert preprocess prepare dataset dataset-tool",
+        "bound": "nll likelihood bpd",
+        "adapt": "fit schedule",
+        "ema": "average post-hoc phema",
+        "info": "describe inspect",
+        "train": "training fine-tune",
+        "train -o RUN": "resume",
+        "weights plot": "plot",
+        "weights list": "list",
+        "weights check": "check",
+        "weights show": "show",
+        "--version": "version",
+        "--help": "help",
+    }.items()
+    for word in words.split()
 }
 """Command of another tool → the end of a command line of elbo's."""
 

@@ -28,7 +28,7 @@ from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
 
 RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
-GONE = ("on_checkpoint", "tf32")
+GONE = ("on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.images.crops import CROPS, MOST_PIXELS
+from elbocli.images.image_refs import Shape
 from elbocli.images.memory_budget import Room
 
 # Pillow warns above it and raises above twice as many; images inside of icons are checked by it alone.
@@ -83,25 +84,38 @@ def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> t
         return found
 
 
+def header_shape(content: bytes) -> Shape:
+    """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises DataError."""
+    with _opened(content, DecodeOptions(0)) as image:
+        return image.size[1], image.size[0], 1 if image.mode in (*GREY, "LA") else 3
+
+
 @contextlib.contextmanager
 def _decoded(content: bytes, how: DecodeOptions) -> Iterator[tuple[Image.Image, str]]:
     """Decode as `decode` does, for a block during which the memory counts as taken."""
+    with _opened(content, how) as image:
+        change = ["first frame of several"] if getattr(image, "is_animated", False) else []
+        image.load()
+        upright = image
+        if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            upright, change = ImageOps.exif_transpose(image), [*change, "turned"]
+        plain, converted = _plain(upright, how)
+        for used in (image, upright):
+            if used is not plain:
+                used.close()
+        yield plain, ", ".join([*change, *converted])
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, how: DecodeOptions) -> Iterator[Image.Image]:
+    """Open an image file for a block, during which the memory for decoding it counts as taken. Raises DataError."""
     if not content:
         raise DataError("empty file")
     try:
         # Pillow makes room for a WebP's pixels when it opens one.
         early = _memory("WEBP", _webp_size(content)) if content[8:12] == b"WEBP" else 0
         with _room.claim(early), open_image(content) as image, _room.claim(0 if early else _needed(image, how)):
-            change = ["first frame of several"] if getattr(image, "is_animated", False) else []
-            image.load()
-            upright = image
-            if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                upright, change = ImageOps.exif_transpose(image), [*change, "turned"]
-            plain, converted = _plain(upright, how)
-            for used in (image, upright):
-                if used is not plain:
-                    used.close()
-            yield plain, ", ".join([*change, *converted])
+            yield image
     except ElboError:
         raise
     except UnidentifiedImageError:

@@ -79,7 +79,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     from elbocli.files import snapshots
     from elbocli.files.checkpoint import latest, read_checkpoint, read_config
-    from elbocli.run.folder import read_status
+    from elbocli.run.status import read_status
 
     if snapshots.is_snapshot(path):
         snapshot = snapshots.read(path, verify=False)
@@ -93,16 +93,19 @@ def _folder(path: Path) -> dict[str, Any]:
     config = read_config(path)
     damaged: list[str] = []
     checkpoint_now = latest(path, damaged.append)
-    state = "unknown"
+    saved = checkpoint_now.step if checkpoint_now else 0
+    state: dict[str, Any] = {"state": "unknown", "step": saved}
     if (path / "status.json").exists():
         try:
-            state = read_status(path)["state"]
+            status = read_status(path)
+            said = {"message": status.message} if status.message else {}
+            state = {"state": status.state, **said, "step": status.step, "as_of": status.when}
         except FormatError as error:
             damaged.append(str(error))
     return {
         "is": "run",
-        "state": state,
-        "step": checkpoint_now.step if checkpoint_now else 0,
+        **state,
+        "saved_step": saved,
         "snapshots": len(snapshots.folders(path)),
         "elbo_version": config.get("elbo_version"),
         **config["settings"],

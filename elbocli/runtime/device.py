@@ -113,6 +113,14 @@ def usual_precision(device: str, for_gpu: bool) -> str:
     return "bf16" if for_gpu and has_bf16 else "tf32"
 
 
+def card_bytes(device: str) -> int | None:
+    """Return all the memory of a CUDA device by name, free or not; None where the name is another's, or no card is here."""
+    name = meant_by(device)
+    if name.partition(":")[0] != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(name).total_memory
+
+
 def seed_dropout(device: torch.device, seed: int) -> None:
     """Masks on the device follow from a seed. torch.manual_seed also asks what other devices there are, which is slow."""
     torch.default_generator.manual_seed(seed)

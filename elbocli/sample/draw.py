@@ -42,7 +42,8 @@ class SampleSettings:
     under.
 
     weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
-    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with.
+    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
+    0 is so that small images are easily seen.
     """
 
     n: int = 64
@@ -63,6 +64,7 @@ class SampleSettings:
     compile: bool = False
     cuda_graphs: bool = True
     autoencoder: Path | None = None
+    scale: int = 0
     overwrite: bool = False
     command: str = ""
 
@@ -166,7 +168,7 @@ class _Work:
         self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where)
         about = self._about(latent_space(trained.data, config, where))
         seeds = np.arange(settings.n, dtype=np.int64)
-        self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about)
+        self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
         self.watch = Watch(ending)
         self.batch = min(settings.batch, -(-settings.n // world.size))
 

@@ -103,6 +103,7 @@ REGISTRIES = {
     "elbocli.core.clipping": ("CLIPS", 3),
     "elbocli.core.criteria": ("CRITERIA", 3),
     "elbocli.core.averages": ("AVERAGES", 3),
+    "elbocli.core.lr_decay": ("LR_DECAYS", 4),
     "elbocli.files.latents": ("CONVENTIONS", 2),
     "elbocli.nn.extractors": ("EXTRACTORS", 3),
     "elbocli.nn.presets": ("NAMES", 11),

@@ -1,5 +1,6 @@
 """A run on one page: of a run in any state, with nothing in it but itself, whatever its strings are."""
 
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog, strict_yaml
+from elbocli.files.grid import CELL
 from elbocli.info.describe import describe
 from elbocli.report.drawing import INKS
 from elbocli.report.facts import RunFacts
@@ -27,7 +29,6 @@ from elbocli.report.log_history import CELLS, POINTS
 from elbocli.report.page import LARGEST, error, number, render
 from elbocli.report.plots import pictures
 from elbocli.report.terms import weighting_terms
-from elbocli.report.thumbnails import LARGEST_TILE
 
 ALERT = "<script>alert(1)</script>"
 HOSTILE = f"\"><img src=x onerror='alert(1)'>{ALERT}"
@@ -427,7 +428,9 @@ def test_a_page_has_a_bound_that_a_long_run_with_noise_for_pictures_keeps(copy: 
     page = render(facts)
     assert 0.5 * LARGEST < len(page.encode()) < LARGEST
     assert len(facts.curves["loss"]) <= POINTS and facts.course is not None and len(facts.course.images) < 2 * CELLS
-    assert all(strip.tile <= LARGEST_TILE for strip in [*facts.previews, *facts.drawn])
+    for strip in [*facts.previews, *facts.drawn]:
+        with Image.open(io.BytesIO(strip.png)) as picture:
+            assert picture.size == (strip.count * CELL, CELL)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
     """
     if Path(path).suffix != ".pt2":
         raise UsageError(f"{path}: give it a name that ends in .pt2")
-    several = torch.cat([images, images])[:2]  # torch takes a batch of 1 for one that is always 1
+    # Two, as torch takes a batch of 1 for one that is always 1; and no more, as they are saved too.
+    several = torch.cat([images[:1], images[-1:]])
     try:
         program = torch.export.export(
             network.eval(), (several,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 20)},)

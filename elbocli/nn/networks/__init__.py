@@ -24,6 +24,11 @@ from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.errors import FormatError, UsageError
 
 
+def explained(help: str, **how: Any) -> Any:
+    """A field of a config, with what the help says about it. how: as dataclasses.field takes it."""
+    return field(metadata={"help": help}, **how)
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
@@ -35,7 +40,7 @@ class NetworkConfig:
     image_size: int
     image_channels: int
     num_classes: int
-    dropout: float = field(default=0.0, kw_only=True)
+    dropout: float = explained("Share of values set to zero while training.", default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.image_channels < 1 or self.num_classes < 0:

@@ -18,7 +18,7 @@ MEANT = {
     "--n | --limit": "--num-samples --n-samples --num-images --count",
     "--out | OUT.h5": "--output --output-dir --outdir --out-dir --save-dir --logdir",
     "--out, the run to go on with": "--resume-from-checkpoint --resume",
-    "--guidance": "--cfg --cfg-scale --guidance-scale --scale --w",
+    "--guidance": "--cfg --cfg-scale --guidance-scale --w",
     "--device, as in --device cuda:0": "--gpu --gpus --cuda",
     "--precision": "--fp16 --bf16 --amp --mixed-precision --dtype",
     "--size": "--resolution --image-size --img-size --res",

@@ -16,7 +16,8 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
 from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
-from elbocli.cli.stderr import heard
+from elbocli.cli.other_words import Group
+from elbocli.cli.stderr import heard, tell
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
 from elbocli.runtime.descriptors import make_streams_whole
@@ -45,7 +46,7 @@ COMMANDS = {
 """Name → the command's full name, and the first sentence of its help."""
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group that imports a command when it is asked for: the help of one costs nothing of the others'."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -115,8 +116,7 @@ def fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
-        with heard():
-            click.echo(f"{where}: {'error: ' if code < SIGNALLED else ''}{rank}{message}", err=True)
+        tell(f"{where}: {'error: ' if code < SIGNALLED else ''}{rank}{message}")
     elif code < SIGNALLED:
         with suppress(KeyboardInterrupt):
             time.sleep(LATER_S)
@@ -160,6 +160,11 @@ def run(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGNALLED + signal.SIGPIPE
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and error.filename is not None:
+            most = "a name has at most 255 bytes, and a path 4095"
+            return fail(
+                Command.path, f"{os.fsdecode(error.filename)}: {error.strerror}: {most}; choose a shorter one", 2
+            )
         if error.errno not in FULL or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there can't be written either

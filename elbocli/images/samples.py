@@ -18,6 +18,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import naming, refusing
+from elbocli.files.recognise import instead, recognise
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
@@ -103,7 +104,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
 def _png_folder(folder: Path) -> SampleReader:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
-        raise DataError(f"{folder}: no images inside")
+        raise DataError(instead(folder, "images"))
 
     def pixels(path: Path) -> np.ndarray:
         with naming(path):
@@ -189,6 +190,8 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             reader.about = read_about(archive, str(source))
             yield reader
     else:
+        if recognise(source) not in ("samples", "no file"):
+            raise FormatError(instead(source, "images"))
         with told(source, "read"), open(source, "rb") as file:
             reader = _stream(file, str(source))
             if source.is_file():  # a pipe has no size

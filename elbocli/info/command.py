@@ -10,6 +10,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import common, overwrite_option, scale_option
+from elbocli.cli.stderr import visible
 from elbocli.cli.types import PATH, STREAM
 
 
@@ -52,7 +53,8 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        said = json.dumps(value) if isinstance(value, (dict, list)) else visible(str(value))
+        click.echo(f"{key:<{width}}  {said}")
 
 
 def _draw(file: Path, out: Path, scale: int, overwrite: bool) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
-
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+from elbocli.files.recognise import HDF5_MAGIC, instead
 
 
 def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -23,6 +22,8 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return _folder(path)
+    if not path.exists():
+        raise FormatError(instead(path, "file of elbo's"))
     with told(path, "read"), open(path, "rb") as file:
         head = file.read(4096)
     if is_safetensors(path, head):
@@ -34,9 +35,7 @@ def describe(path: Path) -> dict[str, Any]:
         return _losslog(path)
     if b"format:" in head:
         return _yaml(path)
-    raise FormatError(
-        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics, features, samples)"
-    )
+    raise FormatError(instead(path, "file of elbo's"))
 
 
 def _dataset(path: Path) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def _folder(path: Path) -> dict[str, Any]:
         meta = read_checkpoint(path).meta
         return {"is": "checkpoint", **_but(meta, "format", "files", "log_bytes"), "files": ", ".join(meta["files"])}
     if not (path / "config.yaml").exists():
-        raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint or snapshot (meta.json)")
+        raise FormatError(instead(path, "file of elbo's"))
     config = read_config(path)
     damaged: list[str] = []
     checkpoint_now = latest(path, damaged.append)

@@ -14,7 +14,7 @@ import torch
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.lr_decay import LR_DECAYS
-from elbocli.core.registry import number
+from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
@@ -113,7 +113,7 @@ def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = Non
     train = dict(preset.train)
     unknown = [key for key in train if key not in PRESET_SETTINGS]
     if unknown:
-        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(PRESET_SETTINGS)}")
+        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], PRESET_SETTINGS, 100)}")
     _check_kinds(train, f"preset {name}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}

@@ -10,6 +10,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
+from elbocli.cli.other_words import nearest_setting
 from elbocli.cli.setting_options import setting_groups, setting_options
 from elbocli.cli.types import PATH, Count, Duration, Number
 from elbocli.run.train_settings import KEPT, RUN
@@ -58,7 +59,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if key in TYPED:
             raise _not_typed(ctx, path, key)
         if key not in known:
-            raise click.UsageError(f"{path}: unknown setting {key!r}; known: {', '.join(sorted(known))}", ctx)
+            raise click.UsageError(f"{path}: unknown setting {key!r}; {nearest_setting(key, known)}", ctx)
         if key in values:
             raise click.UsageError(f"{path}: {key!r} is given twice", ctx)
         several = isinstance(option := known[key], click.Option) and option.multiple

@@ -13,6 +13,7 @@ import click
 
 from elbocli.cli.grouped_help import CONTEXT, Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
+from elbocli.cli.other_words import Group
 from elbocli.cli.types import PATH, Count, Number, imported
 
 REGISTRIES = {
@@ -36,7 +37,7 @@ def _range_options(function: Any) -> Any:
     return function
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT)
 def weights() -> None:
     """Look at weightings: how much each noise level counts.
 

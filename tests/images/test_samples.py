@@ -557,7 +557,7 @@ def test_what_is_not_there_or_not_readable_is_named(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no images inside"):
+    with pytest.raises(DataError, match=r"an empty folder, not images; .elbo sample"):
         read(tmp_path)
 
 

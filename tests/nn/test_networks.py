@@ -108,6 +108,17 @@ def test_a_section_of_another_form_is_refused(change):
         config_of({**section_of(SMALL["unet"]), "image_size": 1}, "here")
 
 
+def test_an_unknown_key_is_answered_with_the_nearest_and_a_missing_one_is_named():
+    section = section_of(SMALL["unet"])
+    with pytest.raises(FormatError, match=r"^here: a network of family 'unet' has no 'level'; did you mean levels\?$"):
+        config_of({**section, "level": section["levels"]}, "here")
+    with pytest.raises(FormatError, match=r"has no 'zzz'; known: image_size, image_channels, num_classes, .*attention"):
+        config_of({**section, "zzz": 3}, "here")
+    del section["levels"]
+    with pytest.raises(FormatError, match=r"^here: section 'network' lacks levels, which family 'unet' must be told$"):
+        config_of(section, "here")
+
+
 @EVERY
 def test_units_hold_nearly_all_parameters_and_none_twice(config):
     network = build(config)

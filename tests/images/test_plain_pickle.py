@@ -102,6 +102,11 @@ def test_what_is_not_plain_data_is_refused(content: bytes) -> None:
         read(content)
 
 
+def test_the_name_that_is_refused_is_said() -> None:
+    with pytest.raises(FormatError, match=r"it names 'os\.system', which isn't plain data"):
+        read(b"\x80\2cos\nsystem\n.")
+
+
 ARRAY = pickled_array(np.arange(6, dtype=np.uint8).reshape(2, 3))
 
 

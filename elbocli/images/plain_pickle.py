@@ -1,8 +1,8 @@
 """Pickles of plain data: dicts, lists, tuples, text, bytes, whole numbers and numpy's arrays of bytes.
 
 A pickle is a program, and Python's own unpickler calls whatever the program names. This reader has no way to call
-anything: it knows the steps that plain data take, compares the names that occur with five of numpy's, and refuses the
-rest. An array's bytes are checked against its shape before numpy sees them.
+anything: it knows the steps that plain data take, compares the names that occur with a table of five, and refuses the
+rest. An array is made anew of its shape and its bytes; numpy's own code for pickles never sees a file.
 """
 
 from __future__ import annotations

@@ -102,6 +102,11 @@ def test_what_is_not_plain_data_is_refused(content: bytes) -> None:
         read(content)
 
 
+def test_the_name_that_is_refused_is_said() -> None:
+    with pytest.raises(FormatError, match=r"it names 'os\.system', which isn't plain data"):
+        read(b"\x80\2cos\nsystem\n.")
+
+
 ARRAY = pickled_array(np.arange(6, dtype=np.uint8).reshape(2, 3))
 
 
@@ -119,7 +124,7 @@ ARRAY = pickled_array(np.arange(6, dtype=np.uint8).reshape(2, 3))
         (b"\x89T", b"\x89N(lT"),
     ],
 )
-def test_an_array_whose_parts_do_not_fit_is_refused_before_numpy_sees_it(old: bytes, new: bytes) -> None:
+def test_an_array_whose_parts_do_not_fit_is_refused(old: bytes, new: bytes) -> None:
     assert read(b"\x80\2" + ARRAY + b".").pixels.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert old in ARRAY
     with pytest.raises(FormatError):

@@ -225,11 +225,11 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         free.append("precision")
     may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
-        old, new = {**did.get(section, {}), **before.get(section, {})}, now[section]
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key) and key not in may_change.get(section, ()):
+        had, has = {**did.get(section, {}), **before.get(section, {})}, now[section]
+        for key in sorted({*had, *has}):
+            if had.get(key) != has.get(key) and key not in may_change.get(section, ()):
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
-                lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
+                lines.append(f"{label}: the run has {had.get(key)}, asked for {has.get(key)}")
     lines = [line for line in lines if line.startswith("--preset:")] or lines  # whose other differences follow from it
     if before.get("plugins", []) != now.get("plugins", []):
         had, asked = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))

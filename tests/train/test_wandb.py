@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,9 @@ WHOLE, LAST = 1, 4
 
 def records(start: Path) -> list[Any]:
     """Everything that one start of a run told W&B: a log as LevelDB has it, of records in protobuf."""
-    from wandb.proto import wandb_internal_pb2
-
+    protobuf = import_module("wandb.proto.wandb_internal_pb2")
     content = next(start.glob("*.wandb")).read_bytes()
     assert content[:4] == b":W&B"
-    records: Any = wandb_internal_pb2  # made by protoc, without types
     found, parts, at = [], b"", HEADER
     while at < len(content):
         left = BLOCK - at % BLOCK
@@ -58,7 +57,7 @@ def records(start: Path) -> list[Any]:
         parts += content[at + HEADER : at + HEADER + size]
         at += HEADER + size
         if kind in (WHOLE, LAST):
-            found.append(records.Record.FromString(parts))
+            found.append(protobuf.Record.FromString(parts))
             parts = b""
     return found
 

@@ -59,7 +59,7 @@ def write_sources(out: Path) -> None:
     trees = "\n".join(toctree(pages, caption) for caption, pages in CONTENTS.items())
     (out / "index.md").write_text(f"{home}\n{trees}")
     (out / "commands").mkdir()
-    manual = {path.stem: path for path in sorted((ROOT / "man").glob("elbo*.[15]"))}
+    manual = {path.stem: path for path in sorted((ROOT / "man").glob("elbo*.[15]"), key=lambda path: path.stem)}
     for name, path in manual.items():
         (out / "commands" / f"{name}.md").write_text(markdown(path.read_text()))
     rows = "\n".join(f"- [{name.replace('-', ' ')}]({name}.md): {summary(path)}" for name, path in manual.items())

@@ -65,6 +65,8 @@ man: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python tests/odd_inputs.py > docs/odd-images.md.new
 	mv docs/odd-images.md.new docs/odd-images.md
+	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
+	mv docs/presets.md.new docs/presets.md
 	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
 	echo >> docs/ablation.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new

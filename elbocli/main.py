@@ -16,7 +16,8 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
 from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
-from elbocli.cli.stderr import heard
+from elbocli.cli.other_words import Group
+from elbocli.cli.stderr import heard, tell
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
 from elbocli.runtime.descriptors import make_streams_whole
@@ -33,6 +34,10 @@ COMMANDS = {
     "info": ("elbocli.info.command.info", "Say what FILE is and how it was made."),
     "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
     "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),
+    "presets": (
+        "elbocli.presets.command.presets",
+        "Look at presets: a network and training settings for a size of image.",
+    ),
     "report": ("elbocli.report.command.report", "Show RUN on one page of HTML, which needs nothing but itself."),
     "sample": ("elbocli.sample.command.sample", "Draw images from RUN, or from one of its checkpoints."),
     "train": ("elbocli.train.command.train", "Train a denoiser on DATA.h5, under any weighting of the noise levels."),
@@ -41,7 +46,7 @@ COMMANDS = {
 """Name → the command's full name, and the first sentence of its help."""
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group that imports a command when it is asked for: the help of one costs nothing of the others'."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -78,6 +83,8 @@ def elbo() -> None:
 ALLOCATE = "can't allocate memory"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 LATER_S = 10.0
+SIGNALLED = 128
+"""Exit codes from here on say by which signal a command ended, as shells do."""
 LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
 
 
@@ -101,15 +108,16 @@ def extend_segments() -> None:
 
 
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Say what went wrong on stderr. alone: no other process can say it, so that silent ones do too, with their rank.
+    """Say on stderr what went wrong, or by which signal it ended, which is no error.
+
+    alone: no other process can say it, so that silent ones do too, with their rank.
 
     A silent one ends after the first, which has the word: a launcher ends all others when one ends.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
-        with heard():
-            click.echo(f"{where}: error: {rank}{message}", err=True)
-    elif code < 128:
+        tell(f"{where}: {'error: ' if code < SIGNALLED else ''}{rank}{message}")
+    elif code < SIGNALLED:
         with suppress(KeyboardInterrupt):
             time.sleep(LATER_S)
     return code
@@ -146,11 +154,17 @@ def run(args: list[str] | None = None) -> int:
         what = " ".join(str(error).split())[:200] or "nothing more was said"
         return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
     except (click.Abort, KeyboardInterrupt):
-        return fail(Command.path, "interrupted", 128 + signal.SIGINT)
+        code = SIGNALLED + signal.SIGINT
+        return fail(Command.path, "interrupted", code) if Command.path != "elbo" else code  # no command has begun
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return SIGNALLED + signal.SIGPIPE
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and error.filename is not None:
+            most = "a name has at most 255 bytes, and a path 4095"
+            return fail(
+                Command.path, f"{os.fsdecode(error.filename)}: {error.strerror}: {most}; choose a shorter one", 2
+            )
         if error.errno not in FULL or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there can't be written either
@@ -172,5 +186,5 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
+        code = SIGNALLED + signal.SIGPIPE
     sys.exit(code)

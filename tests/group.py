@@ -1,8 +1,8 @@
 """Training in forked processes that find each other as torchrun's do, without the seconds that each start of one takes.
 
-python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?}; prints a
-JSON list of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets
-SIGUSR1; poison: [step, place in the batch] of an image that is NaN.
+python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?, "log_to"?};
+prints a JSON list of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets
+SIGUSR1; poison: [step, place in the batch] of an image that is NaN. log_to: as loop.run takes it.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def trained(
     killed: int | None = None,
     told: int | None = None,
     poison: tuple[int, int] | None = None,
+    log_to: tuple[str, ...] = (),
 ) -> None:
     """A run, as `elbo train` does it."""
     if poison is not None:
@@ -114,7 +115,7 @@ def trained(
     dataset = Dataset(Path(data))
     with world.together():
         resolved = settings.resolve(options, dataset)
-    for report in loop.run(dataset, Path(out), resolved, world):
+    for report in loop.run(dataset, Path(out), resolved, world, log_to=log_to):
         if report.done is not None and report.done == killed:
             os._exit(0)
         if report.done is not None and report.done == told and world.rank == world.size - 1:

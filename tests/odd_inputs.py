@@ -587,17 +587,18 @@ def described(odd: Odd, found: Outcome) -> str:
     return f"| {odd.what} | {result} | {says or 'nothing'} |"
 
 
-HEAD = """# Odd images, and what becomes of them
+HEAD = """# Odd images and what elbo does with them
 
-Each line is an input that the tests make and pack at 8 pixels. What elbo says is what it stops with, or, where the
-image is packed, how its summary counts it. With `--on-error skip` an image that is refused is left out and listed in
-`OUT.skipped.jsonl`, and a damaged archive gives what can be read of it. Nothing is ever unpacked to disk. All of them in one
-folder take less than 1 GB of memory. The archives hold one good image beside what is named, or two.
+Each row is an input that the tests create and pack at 8 pixels. The last column is the error message if elbo refuses the input.
+If elbo packs it, the column shows how the summary counts it. With `--on-error skip`, elbo leaves out images that it refuses and
+lists them in `OUT.skipped.jsonl`; from a damaged archive it packs the images that it can read. elbo never unpacks an archive to
+disk. Packing all these inputs from one folder takes less than 1 GB of memory. The archives contain one or two good images besides
+the input that the row names.
 
-A damaged HDF5 dataset is refused too, but the HDF5 library itself can crash or never end on one made with intent: take
+elbo also refuses a damaged HDF5 dataset. But a maliciously made HDF5 file can make the HDF5 library itself crash or hang, so take
 datasets only from people you trust.
 
-This page is written by `make docs`; edit `tests/odd_inputs.py`.
+`make docs` writes this page; edit `tests/odd_inputs.py`.
 
 | input | outcome | what elbo says |
 |---|---|---|

@@ -11,7 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "elbocli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = {"prep", "merge", "train", "adapt", "ema", "sample", "evaluate", "bound", "report", "weights", "info"}
+COMMANDS = {
+    "prep",
+    "merge",
+    "train",
+    "adapt",
+    "ema",
+    "sample",
+    "evaluate",
+    "bound",
+    "report",
+    "weights",
+    "presets",
+    "info",
+}
 BELOW = {
     "errors": set(),
     "core": {"errors"},

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import click
 
+from elbocli.cli.other_words import renamed_option
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 COMPLETE = "_ELBO_COMPLETE"
 """The variable by which a shell asks how a command line may go on."""
@@ -45,6 +47,12 @@ class Command(click.Command):
     def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise renamed_option(error, ctx) from error
 
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
         """Headings, in order, and the options under each. Those in no group come last."""

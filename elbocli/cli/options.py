@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from elbocli.cli.grouped_help import option
-from elbocli.cli.types import PATH, Named
+from elbocli.cli.types import PATH, Count, Named
 from elbocli.errors import UsageError
 from elbocli.files.reading import encodable
 from elbocli.run.setting_type import AUTO, PRECISIONS
@@ -84,6 +84,15 @@ def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> s
         raise click.UsageError("--weights model is no average; leave it out, or --ema", ctx)
     return value or ""
 
+
+scale_option = option(
+    "--scale",
+    type=Count(1, 64),
+    metavar="N",
+    help="Enlarge each image of a grid N times; 1 keeps its pixels.  [default: to at most 96 pixels]",
+    more="Each pixel becomes a square of N x N equal ones, so that the image can be had back. The default enlarges less, or "
+    "not at all, where the grid would become wider than 4096 pixels.",
+)
 
 device_option = option(
     "--device",

@@ -7,10 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import click
-
 from elbocli.cli.grouped_help import Command
-from elbocli.cli.stderr import heard
+from elbocli.cli.stderr import heard, tell
 from elbocli.runtime.progress import Progress
 
 LINE_EVERY_S = 10.0
@@ -20,11 +18,10 @@ def say(message: str, level: str = "info") -> None:
     """A message for people."""
     if Command.silent:
         return
-    with heard():
-        if level == "warning":
-            click.echo(f"{Command.path}: warning: {message}", err=True)
-        elif not Command.quiet and (level != "detail" or Command.verbose):
-            click.echo(f"{Command.path}: {message}", err=True)
+    if level == "warning":
+        tell(f"{Command.path}: warning: {message}")
+    elif not Command.quiet and (level != "detail" or Command.verbose):
+        tell(f"{Command.path}: {message}")
 
 
 def _pretty(values: dict[str, Any]) -> str:

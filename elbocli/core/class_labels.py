@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from elbocli.core.registry import nearest
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 
@@ -35,8 +36,10 @@ def _number(word: str, num_classes: int, names: list[str]) -> int:
     if word.isdecimal() and int(word) < num_classes:
         found.add(int(word))
     if not found:
+        named = [name for name in names if not name.isdecimal()]
         known = f"balanced, random, {'names, ' if names else ''}or numbers from 0 to {num_classes - 1}"
-        raise UsageError(f"--classes: no class {word!r}; expected {known}")
+        which = f"; {nearest(word, named)}" if named else ""
+        raise UsageError(f"--classes: no class {word!r}; expected {known}{which}")
     if len(found) > 1:
         meanings = " and ".join(f"class {k}, named {names[k]!r}" for k in sorted(found))
         digits = 1 + max((len(name) for name in names if name.isdecimal()), default=0)

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.prediction import Prediction
-from elbocli.core.registry import Declaration, Registry, number, numbers, parse_spec
+from elbocli.core.registry import Declaration, Registry, number, parse_spec
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
@@ -45,7 +45,12 @@ def snr_plus_one(logsnr: Tensor) -> Tensor:
     return logsnr.exp() + 1
 
 
-@FACTORS.declare("truncated-snr", formula="max(exp(logsnr), 1)", source="Salimans & Ho 2022: x loss, truncated SNR")
+@FACTORS.declare(
+    "truncated-snr",
+    formula="max(exp(logsnr), 1)",
+    source="Salimans & Ho 2022: x loss, truncated SNR",
+    known_as=["snr-trunc"],
+)
 def truncated_snr(logsnr: Tensor) -> Tensor:
     return logsnr.exp().clamp(min=1)
 
@@ -56,6 +61,7 @@ def truncated_snr(logsnr: Tensor) -> Tensor:
     source="Hang et al. 2023: the same loss for every target",
     traits=FactorTraits("x"),
     positive=["gamma"],
+    parameters_known_as={"snr_gamma": "gamma"},
 )
 def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
     return logsnr.exp().clamp(max=gamma)
@@ -144,9 +150,5 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
     """
     known: Registry[Any] = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
-    name, _, words = text.partition(":")
-    declared = known.find(name)
-    if words and "=" not in words and len(declared.params) == 1:
-        words = f"{next(iter(declared.params))}={words}"
-    params = numbers(parse_spec(f"{name}:{words}").params)
-    return declared.bind({**params, **(given or {})})
+    spec = parse_spec(text)
+    return known.find(spec.name).read(spec.params).bind(given or {})

@@ -20,28 +20,46 @@ PREDICTIONS: Registry[None] = Registry("prediction")
 """(α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
 
 
-@PREDICTIONS.declare("eps", formula="eps", source="Ho et al. 2020")
+@PREDICTIONS.declare(
+    "eps", formula="eps", source="Ho et al. 2020", known_as=["epsilon", "noise", "eps-prediction", "pred-noise"]
+)
 def eps(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0, alpha * 0 + 1, alpha * 0 + 1
 
 
-@PREDICTIONS.declare("x", formula="x", source="Salimans & Ho 2022")
+@PREDICTIONS.declare(
+    "x",
+    formula="x",
+    source="Salimans & Ho 2022",
+    known_as=["x0", "x-0", "x-start", "sample", "x-prediction", "pred-x0"],
+)
 def x(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0 + 1, alpha * 0, alpha * 0 + 1
 
 
-@PREDICTIONS.declare("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022")
+@PREDICTIONS.declare(
+    "v", formula="alpha eps - sigma x", source="Salimans & Ho 2022", known_as=["v-prediction", "pred-v"]
+)
 def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return -sigma, alpha, alpha * 0 + 1
 
 
-@PREDICTIONS.declare("u", formula="eps - x", source="Lipman et al. 2022: velocity of the optimal-transport path")
+@PREDICTIONS.declare(
+    "u",
+    formula="eps - x",
+    source="Lipman et al. 2022: velocity of the optimal-transport path",
+    known_as=["flow", "flow-prediction", "flow-matching", "rf", "rectified-flow"],
+)
 def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha * 0 - 1, alpha * 0 + 1, alpha * 0 + 1
 
 
 @PREDICTIONS.declare(
-    "edm", formula="F of EDM's preconditioning", source="Karras et al. 2022, table 1", positive=["sigma_data"]
+    "edm",
+    formula="F of EDM's preconditioning",
+    source="Karras et al. 2022, table 1",
+    positive=["sigma_data"],
+    known_as=["karras"],
 )
 def edm(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     scale = (sigma.square() + (sigma_data * alpha).square()).sqrt()

@@ -22,7 +22,8 @@ class Declaration(Generic[T]):
     """One named thing: how to make it, how to write it down, and where it comes from; with values for its parameters.
 
     traits: what only things of its kind have, as the dataclass that the kind's registry names; None where there is
-    nothing.
+    nothing. known_as: other names for exactly this, each with the parameters that it sets. parameters_known_as: other
+    names of parameters → its own.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Declaration(Generic[T]):
     positive: frozenset[str]
     within: Mapping[str, tuple[float, float]]
     traits: T
+    known_as: Mapping[str, Mapping[str, float]]
+    parameters_known_as: Mapping[str, str]
 
     def __call__(self, *args: Any) -> Any:
         """Make it, with its parameters."""
@@ -40,17 +43,46 @@ class Declaration(Generic[T]):
 
     def bind(self, given: Mapping[str, float]) -> Declaration[T]:
         """The same, the given parameters over those that it has. Raises UsageError for an unknown or bad one."""
-        for key, value in given.items():
-            if key not in self.params:
-                known = ", ".join(self.params) or "none"
-                raise UsageError(f"{self.name!r} has no parameter {key!r}; its parameters: {known}")
+        values: dict[str, float] = {}
+        for word, value in given.items():
+            key = self._parameter(word)
+            if key in values:
+                raise UsageError(f"{self.name}: {key} is given twice")
+            values[key] = value
             if key in self.positive and not value > 0:
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be above 0")
             low, high = self.within.get(key, (-math.inf, math.inf))
             if not low <= value <= high:
                 allowed = f"at least {low:g}" if value < low else f"at most {high:g}"
                 raise UsageError(f"{self.name}: {key} is {value:g}; it must be {allowed}")
-        return replace(self, params={**self.params, **given})
+        return replace(self, params={**self.params, **values})
+
+    def read(self, words: Mapping[str, str], largest: float = LARGEST) -> Declaration[T]:
+        """The same with the parameters of a Spec. One without a name is meant where there is only one to mean.
+
+        Raises UsageError.
+        """
+        if "" in words and len(self.params) != 1:
+            example = "".join(f", for example {self.name}:{key}={plain(at)}" for key, at in [*self.params.items()][:1])
+            raise UsageError(
+                f"{self.name}:{words['']}: expected key=value after ':', found {words['']!r}; "
+                f"the parameters of {self.name}: {', '.join(self.params) or 'none'}{example}"
+            )
+        only = next(iter(self.params), "")
+        given = {key or only: number(value, key or only, largest) for key, value in words.items()}
+        if len(given) < len(words):
+            raise UsageError(f"{self.name}: {only} is given twice")
+        return self.bind(given)
+
+    def _parameter(self, word: str) -> str:
+        """Its own name of a parameter. Raises UsageError when it has none of that name."""
+        own = self.parameters_known_as.get(word.lower(), word.lower())
+        if word in self.params or own not in self.params:
+            own = word
+        if own not in self.params:
+            known = ", ".join(self.params) or "none"
+            raise UsageError(f"{self.name!r} has no parameter {word!r}; its parameters: {known}")
+        return own
 
     @property
     def spec(self) -> str:
@@ -62,6 +94,21 @@ class Declaration(Generic[T]):
 def plain(value: float) -> str:
     """The shortest text that reads back as the same float: 2, 0.1, -1.386294361119891."""
     return repr(value).removesuffix(".0")
+
+
+def alike(name: str) -> str:
+    """A name in the one spelling that is compared: EDM and edm, dpmpp_2m and dpmpp-2m are the same."""
+    return name.strip().lower().replace("_", "-")
+
+
+def nearest(word: str, known: Iterable[str], most: int = 20) -> str:
+    """The end of a message on an unknown word: `did you mean A or B?`, else what is known, the first `most` of it."""
+    spelt = {alike(name): name for name in known}
+    near = difflib.get_close_matches(alike(word), spelt, n=2)
+    if near:
+        return f"did you mean {' or '.join(spelt[each] for each in near)}?"
+    names = list(spelt.values())
+    return f"known: {', '.join(names[:most])}" + (f", … ({len(names)} in all)" if len(names) > most else "")
 
 
 @cache
@@ -95,14 +142,19 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
         traits: T = None,  # type: ignore[assignment]
+        known_as: Iterable[str] = (),
+        parameters_known_as: Mapping[str, str] | None = None,
         **params: float,
     ) -> Callable[[M], M]:
         """Decorator that enters a function or class under `name`. Its parameters are those that have a float for a default,
         in its signature or here in `params`.
 
-        positive: names of those that must be above 0. within: the least and the most that others may be. Raises
-        UsageError when the name is taken.
+        positive: names of those that must be above 0. within: the least and the most that others may be. known_as: what
+        others call exactly this, `name` or `name:key=value,…` with the parameters by which it is exactly that.
+        parameters_known_as: lower-case names that others have for its parameters. Raises UsageError when the name is taken.
         """
+        others = map(parse_spec, known_as)
+        aka = {alike(other.name): {key: number(value) for key, value in other.params.items()} for other in others}
         if name in self:
             raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 
@@ -111,29 +163,59 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
                 key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float
             }
             own = {**said, **params}
-            self[name] = Declaration(name, make, formula, source, own, frozenset(positive), within or {}, traits)
+            self[name] = Declaration(
+                name,
+                make,
+                formula,
+                source,
+                own,
+                frozenset(positive),
+                within or {},
+                traits,
+                aka,
+                parameters_known_as or {},
+            )
             return make
 
         return enter
 
-    def find(self, name: str) -> Declaration[T]:
-        """The declaration of that name. Raises UsageError, with the nearest names, when there is none."""
-        if name not in self:
+    def named(self, name: str) -> Declaration[T] | None:
+        """The declaration that a name, or another name for exactly it, means in any case; None when there is none."""
+        found = self._named(name)
+        if found is None:
             load_installed()
+            found = self._named(name)
+        return found
+
+    def _named(self, name: str) -> Declaration[T] | None:
         if name in self:
             return self[name]
-        near = difflib.get_close_matches(name, self, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self)}"
-        raise UsageError(f"no {self.kind} is called {name!r}; {hint}")
+        word = alike(name)
+        for declared in self.values():
+            if word == alike(declared.name):
+                return declared
+            if word in declared.known_as:
+                return declared.bind(declared.known_as[word])
+        return None
+
+    def find(self, name: str) -> Declaration[T]:
+        """The declaration as `named` has it. Raises UsageError, with the nearest names, when there is none."""
+        found = self.named(name)
+        if found is None:
+            raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
+        return found
 
     def parse(self, text: str, largest: float = LARGEST) -> Declaration[T]:
         """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
         spec = parse_spec(text)
-        return self.find(spec.name).bind(numbers(spec.params, largest))
+        return self.find(spec.name).read(spec.params, largest)
 
 
 class Spec(NamedTuple):
-    """A thing as a user writes it: `name`, `name:key=value,…`, with flags such as `monotone`."""
+    """A thing as a user writes it: `name`, `name:key=value,…`, with flags such as `monotone`.
+
+    params: the value of the one that has no key, as in `name:5`, is under "".
+    """
 
     name: str
     params: dict[str, str]
@@ -141,7 +223,7 @@ class Spec(NamedTuple):
 
 
 def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
-    """Split `name:key=value,flag,…`. Raises UsageError for anything else."""
+    """Split `name:key=value,flag,…`, where one value may go without its key. Raises UsageError for anything else."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
     seen = set()
@@ -150,7 +232,9 @@ def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
         key = key.strip().replace("-", "_")
         if not equals and key in flags:
             seen.add(key)
-        elif not equals or not value:
+        elif not equals and "" not in params:
+            params[""] = item
+        elif not (key and value and equals):
             raise UsageError(f"{text!r}: expected key=value after ':', found {item!r}")
         elif key in params:
             raise UsageError(f"{text!r}: {key} is given twice")
@@ -168,8 +252,3 @@ def number(text: str | float, what: str = "value", largest: float = LARGEST) -> 
     if not math.isfinite(value) or abs(value) > largest:
         raise UsageError(f"{what}: {text} is not a number between -{largest:g} and {largest:g}")
     return value
-
-
-def numbers(params: dict[str, str], largest: float = LARGEST) -> dict[str, float]:
-    """Every parameter of a spec as a number."""
-    return {key: number(value, key, largest) for key, value in params.items()}

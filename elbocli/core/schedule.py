@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elbocli.core.logsnr import LIMIT
-from elbocli.core.registry import Declaration, number, numbers, parse_spec, plain
+from elbocli.core.registry import Declaration, number, parse_spec, plain
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.errors import UsageError
 
@@ -190,11 +190,10 @@ def parse_schedule(
     """
     spec = parse_spec(text)
     declared = SCHEDULES.find(spec.name)
-    params = numbers(spec.params)
-    shift = number(params.pop("shift", 0.0), "shift")
+    shift = number(spec.params.pop("shift", 0.0), "shift")
     if size is not None and "size" in declared.params:
-        params = {"size": float(size), **params}
-    declared = declared.bind(params)
+        declared = declared.bind({"size": float(size)})
+    declared = declared.read(spec.params)
     try:
         curve = declared()
     except (OverflowError, ZeroDivisionError):

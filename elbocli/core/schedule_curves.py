@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SCHEDULES: Registry[None] = Registry("schedule")
 schedule = SCHEDULES.declare
 """Declares a ScheduleCurve: a class made from the parameters named here with their defaults."""
+EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
+"""Names that EDM's code has for the parameters of its noise levels."""
 
 
 class ScheduleCurve(Protocol):
@@ -83,7 +85,12 @@ class Iddpm:
 
 
 @schedule(
-    "edm", formula="-2 mean - 2 std Phi^-1(t)", source="Karras et al. 2022: ln sigma ~ N(mean, std^2)", positive=["std"]
+    "edm",
+    formula="-2 mean - 2 std Phi^-1(t)",
+    source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
+    positive=["std"],
+    known_as=["lognormal", "log-normal", "logit-normal:mean=0,std=1"],
+    parameters_known_as={**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"},
 )
 class Edm:
     def __init__(self, mean: float = -1.2, std: float = 1.2):
@@ -106,6 +113,7 @@ class Edm:
     formula="-2 rho log(a + t(b-a)), a = sigma_min^(1/rho), b = sigma_max^(1/rho)",
     source="Karras et al. 2022, eq. 5",
     positive=["rho", "sigma_min", "sigma_max"],
+    known_as=["karras"],
 )
 class EdmSample:
     def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
@@ -125,7 +133,12 @@ class EdmSample:
         return (-logsnr / (2 * self.rho)).exp() / (2 * self.rho * (self.b - self.a))
 
 
-@schedule("fm-ot", formula="2 log((1-t)/t)", source="Lipman et al. 2022: optimal-transport path, uniform t")
+@schedule(
+    "fm-ot",
+    formula="2 log((1-t)/t)",
+    source="Lipman et al. 2022: optimal-transport path, uniform t",
+    known_as=["rf", "rectified-flow", "flow-matching"],
+)
 class FmOt:
     def logsnr(self, t: Tensor) -> Tensor:
         return 2 * ((1 - t) / t).log()
@@ -142,6 +155,7 @@ class FmOt:
     formula="-log expm1(beta_min t + (beta_max-beta_min) t^2/2)",
     source="Ho et al. 2020; Song et al. 2021",
     positive=["beta_max"],
+    known_as=["vp", "vp-sde"],
 )
 class LinearBeta:
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
@@ -166,6 +180,8 @@ class LinearBeta:
     source="Hoogeboom et al. 2023, as k-diffusion reads it: from the cosine shifted as for high pixels, at clean data, to "
     "that as for low, images having size",
     positive=["low", "high", "size"],
+    known_as=["cosine-interpolated"],
+    parameters_known_as={"noise_d_low": "low", "noise_d_high": "high", "image_d": "size"},
 )
 class Interpolated:
     """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
@@ -202,7 +218,12 @@ class Interpolated:
         return p / (1 - self.rise * p)
 
 
-@schedule("uniform", formula="linear in logsnr", source="equal time at every logsnr")
+@schedule(
+    "uniform",
+    formula="linear in logsnr",
+    source="equal time at every logsnr",
+    known_as=["loguniform", "log-uniform", "exponential"],
+)
 class Uniform:
     """t = −λ until truncation gives it ends."""
 

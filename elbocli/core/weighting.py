@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_head
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.monotone import Function, NonIncreasing, float64, rising, slope
-from elbocli.core.registry import Declaration, number, numbers, parse_spec, plain
+from elbocli.core.registry import Declaration, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
 from elbocli.errors import UsageError
@@ -156,7 +156,7 @@ def parse_weighting(
         return _parse_scheduled(text, shift, monotone, given, schedule)
     spec = parse_spec(text, flags=["monotone"])
     own_shift = number(spec.params.pop("shift", 0.0), "shift")
-    declared = WEIGHTINGS.find(spec.name).bind({**numbers(spec.params), **(given or {})})
+    declared = WEIGHTINGS.find(spec.name).read(spec.params).bind(given or {})
     return Weighting(DeclaredCurve(declared), shift + own_shift, monotone or "monotone" in spec.flags)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import NonIncreasing
 from elbocli.core.registry import Registry
-from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,14 @@ def _sech(x: Tensor) -> Tensor:
     return 1 / x.cosh()
 
 
-@weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1")
+@weighting(
+    "elbo",
+    formula="1",
+    monotone=True,
+    source=f"{PAPER} sec. 3; Kingma et al. 2021",
+    const="1",
+    known_as=["vdm", "vlb"],
+)
 def elbo(logsnr: Tensor) -> Tensor:
     return logsnr * 0 + 1
 
@@ -55,6 +62,7 @@ def elbo(logsnr: Tensor) -> Tensor:
     monotone=False,
     source="Nichol & Dhariwal 2021: eps loss, cosine schedule",
     const="1/pi",
+    known_as=["eps-cosine"],
 )
 def iddpm(logsnr: Tensor) -> Tensor:
     return _sech(logsnr / 2)
@@ -73,6 +81,7 @@ def iddpm(logsnr: Tensor) -> Tensor:
     monotone=True,
     source="Lipman et al. 2022: flow matching, optimal-transport path",
     const="1",
+    known_as=["rf", "rectified-flow", "flow-matching"],
 )
 def v_cosine(logsnr: Tensor) -> Tensor:
     return (-logsnr / 2).exp()
@@ -125,6 +134,7 @@ def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     source="Hang et al. 2023: Min-SNR, cosine schedule",
     const="1/pi",
     positive=["gamma"],
+    parameters_known_as={"snr_gamma": "gamma"},
 )
 def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
     return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
@@ -170,6 +180,8 @@ def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
     source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
     const="2/sigma_data^2",
     positive=["std", "sigma_data"],
+    known_as=["lognormal", "log-normal"],
+    parameters_known_as=EDM_WORDS,
 )
 def edm(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
     return _normal(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
@@ -181,6 +193,8 @@ def edm(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float 
     monotone=True,
     source=f"{PAPER} sec. 4",
     positive=["std", "sigma_data"],
+    known_as=["edm-monotone"],
+    parameters_known_as=EDM_WORDS,
 )
 def edm_monotonic(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
     return _edm_held(mean, std, sigma_data)(logsnr)
@@ -204,6 +218,8 @@ def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor:
     source="Esser et al. 2024: logit-normal t, optimal-transport path",
     const="2",
     positive=["s"],
+    known_as=["logit-normal"],
+    parameters_known_as={"mean": "m", "logit_mean": "m", "std": "s", "logit_std": "s"},
 )
 def sd3(logsnr: Tensor, m: float = 0.0, s: float = 1.0) -> Tensor:
     return _normal(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()

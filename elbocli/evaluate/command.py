@@ -83,6 +83,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help="; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
     + "; or a torch.export program: uint8 NCHW to features, or (features, logits)."
     + f"  [default: that of saved features, or {DEFAULT}]",
+    more="elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
 )
 @option(
     "--extractor-weights",

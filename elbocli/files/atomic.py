@@ -7,6 +7,7 @@ lock on it, so that what a killed writer has left can be told, and is removed by
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -20,6 +21,8 @@ from typing import IO, Any
 from elbocli.errors import DataError, UsageError
 from elbocli.files.file_system import flush_folder, special, try_lock
 
+LONGEST_NAME = 220
+"""Bytes of a name that leave room, of the 255 that file systems have, for what is added to it."""
 ASIDE = re.compile(r"\.(.+)\.\d+\.(?:tmp|trash)", re.DOTALL)
 
 
@@ -83,7 +86,10 @@ def told(path: Path, what: str = "write") -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise DataError(f"{path}: could not {what}: {error.strerror or error}") from error
+        remedy = ""
+        if error.errno == errno.ENAMETOOLONG:
+            remedy = f"; choose one of at most {LONGEST_NAME} bytes, as more is added to it while a file is written"
+        raise DataError(f"{path}: could not {what}: {error.strerror or error}{remedy}") from error
 
 
 def replace(aside: Path, path: Path) -> None:

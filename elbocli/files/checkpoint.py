@@ -22,12 +22,13 @@ from elbocli.errors import FormatError
 from elbocli.files import sealed_folder, strict_yaml
 from elbocli.files.atomic import sweep, write_text
 from elbocli.files.reading import check_format, refusing, utf8_path
+from elbocli.files.recognise import instead
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
 
 RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
-GONE = ("on_checkpoint", "tf32")
+GONE = ("on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 
@@ -127,7 +128,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """config.yaml of a run. Raises FormatError when it is not one."""
     path = run / CONFIG
     if not run.is_dir() or not path.exists():
-        raise FormatError(f"{run}: not a run (no config.yaml inside); make one with 'elbo train -o {run}'")
+        raise FormatError(instead(run, "run"))
     return checked_config(strict_yaml.read(path), path)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from elbocli.errors import FormatError
 from elbocli.files.dataset_block import BLOCKS
 from elbocli.files.reading import check_format, one_line, refusing
+from elbocli.files.recognise import instead, recognise
 
 FORMAT = "elbo-dataset"
 VERSION = 1
@@ -37,12 +38,12 @@ class DatasetFile:
         self.path = Path(path)
         try:
             self._file = h5py.File(self.path, "r", locking=False)
-        except FileNotFoundError:
-            raise FormatError(f"{path}: no such dataset; make one with 'elbo prep SRC {path}'") from None
         except DAMAGE as error:
-            kind = "a folder" if self.path.is_dir() else "not a readable HDF5 file"
-            expected = f"expected an {FORMAT} made by 'elbo prep' ({one_line(error, 120)})"
-            raise FormatError(f"{path}: {kind}, {expected}") from error
+            if recognise(self.path) != "a dataset":
+                raise FormatError(instead(self.path, "dataset")) from error
+            raise FormatError(
+                f"{path}: not a readable HDF5 file ({one_line(error, 120)}); make it again with 'elbo prep'"
+            ) from error
         with self.damage():
             self.attributes = attributes_of(self._file)
         check_format(path, self.attributes, FORMAT, VERSION, "; make one with 'elbo prep'")

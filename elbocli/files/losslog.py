@@ -19,6 +19,7 @@ from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.reading import check_format
+from elbocli.files.recognise import instead, refuse_other
 
 FORMAT = "elbo-losslog"
 MOST_BINS = 2000
@@ -156,8 +157,8 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
             continue
         path = source / "losslog.jsonl" if source.is_dir() else source
         if not path.exists():
-            what = "no losslog.jsonl inside; is it a run?" if source.is_dir() else "no such loss log"
-            raise FormatError(f"{source}: {what}")
+            raise FormatError(instead(source, "loss log"))
+        refuse_other(path, "loss log")
         with told(path, "read"), open(path, "rb") as file:
             reader.read(file, str(path))
     if reader.log is None:

@@ -49,7 +49,20 @@ def load_program(path: Path) -> torch.nn.Module:
             elif name.endswith(".pt"):
                 load_tensors(io.BytesIO(content), f"{path}: {name}")
     with refusing(f"{path}: torch could not load this program (exported by another version?)"):
-        return torch.export.load(_rewritten(records)).module()
+        program = torch.export.load(_rewritten(records))
+        _refuse_fixed_batch(program, path)
+        return program.module()
+
+
+def _refuse_fixed_batch(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Raise FormatError where a program takes batches of one size alone, which torch.export makes unless told otherwise."""
+    inputs = program.graph_signature.user_inputs
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs and "val" in node.meta]
+    if shapes and shapes[0] and isinstance(shapes[0][0], int):
+        raise FormatError(
+            f"{path}: takes batches of {shapes[0][0]} images alone; export it for any size in Python, by "
+            f"elbocli.export_extractor(network, images, {str(path)!r})"
+        )
 
 
 def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:

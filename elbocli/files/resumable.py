@@ -60,9 +60,9 @@ class Resumable:
                 sweep(made.parent, made.name)
             if not self.partial.exists():
                 self.journal.unlink(missing_ok=True)
-            self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            self._handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
             if not self.layout.row:
-                self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o644)
+                self._run_handle = os.open(self._runs, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if self.journal.exists():
                 self._go_on(self._read_journal())

@@ -21,6 +21,7 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files import strict_yaml
 from elbocli.files.reading import check_format, naming
+from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.scheduler_config import read_config
 
 FORMAT = "elbo-schedule"
@@ -41,6 +42,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
     """The curve in a schedule file and the rest of what it says. Raises FormatError."""
+    refuse_other(path, "schedule")
     content = strict_yaml.read(path)
     check_format(path, content, FORMAT, 1, "; make one with 'elbo adapt'")
     knots = content.get("knots")
@@ -65,7 +67,7 @@ def resolve_schedule(
     None takes that end from the schedule; clip cuts the range to what it covers. size: of the images, for a declared
     schedule that has such a parameter and isn't told. Raises ElboError.
     """
-    if text.partition(":")[0] in SCHEDULES:
+    if SCHEDULES.named(text.partition(":")[0]):
         return parse_schedule(text, low, high, clip=clip, size=size)
     path, shift = Path(text), 0.0
     if not path.exists() and ":shift=" in text:
@@ -73,7 +75,7 @@ def resolve_schedule(
         path, shift = Path(name), number(words, "shift")
     if not path.exists():
         if path.suffix or "/" in text:
-            raise FormatError(f"{text}: no such schedule file")
+            raise FormatError(instead(path, "schedule"))
         SCHEDULES.find(text.partition(":")[0])
     curve: ScheduleCurve = read_config(path)[1] if path.suffix == ".json" else read_table(path)[0]
     return make_schedule(curve, str(path), low, high, shift=shift, clip=clip, file=path)

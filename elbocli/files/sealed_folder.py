@@ -128,7 +128,9 @@ AnyFolder = TypeVar("AnyFolder", bound=SealedFolder)
 def write_weights(folder: Path, weights: dict[str, dict[str, Tensor]]) -> None:
     """Write a safetensors file for each name, `model` or `ema-…`."""
     for name, tensors in weights.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{name}{WEIGHTS}")
+        path = folder / f"{name}{WEIGHTS}"
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors keeps its files to their owner, whatever the umask says
 
 
 def whole(

@@ -58,7 +58,10 @@ def load(text: str, name: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FormatError(f"{name}: not usable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise FormatError(f"{name}: expected 'key: value' lines, found {type(value).__name__}")
+        found = {"NoneType": "nothing", "list": "a list", "str": "a line of text"}.get(
+            type(value).__name__, "one value"
+        )
+        raise FormatError(f"{name}: expected 'key: value' lines, found {found}")
     return value
 
 

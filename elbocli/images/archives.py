@@ -26,15 +26,6 @@ LONGEST_HEADER = 16 << 20
 LOCAL_HEADER_BYTES = 30
 DEEPEST = 3
 BROKEN = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, EOFError, MemoryError, RecursionError)
-PACKED = {
-    b"\x1f\x8b": "gzip -dk",
-    b"BZh": "bzip2 -dk",
-    b"\xfd7zXZ": "xz -dk",
-    b"\x28\xb5\x2f\xfd": "zstd -d",
-    b"7z\xbc\xaf": "7z x",
-    b"Rar!": "unrar x",
-}
-"""Programs that unpack what elbo can't read into, by how it begins."""
 
 
 def clean(name: str) -> str:
@@ -215,7 +206,14 @@ def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
 
 def is_tar(path: Path) -> bool:
     """Whether a file begins like an uncompressed tar."""
-    with contextlib.suppress(tarfile.TarError, OSError), open(path, "rb") as file:
-        tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return begins_like_tar(file.read(tarfile.BLOCKSIZE))
+    return False
+
+
+def begins_like_tar(head: bytes) -> bool:
+    """Whether a file's first block is one of a tar."""
+    with contextlib.suppress(tarfile.TarError):
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
         return True
     return False

@@ -1,4 +1,4 @@
-"""Images that come as arrays: .npy, .npz (`arr_0`, labels in `arr_1`: ADM's batches), another elbo-dataset."""
+"""Images that come as arrays: .npy, .npz (ADM's batches, and others with labels beside the images), another elbo-dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import struct
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from elbocli.files.reading import refusing
 from elbocli.images.image_refs import DatasetRow, ImageRef, Pixels, Unpacked, UnpackedRow
 from elbocli.images.samples import read_header, read_labels, refuse_short
 
+PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
+"""The names under which an .npz may hold images and their labels: numpy's own, and those of published data sets."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 """The most bytes that one packed byte can become, by way of packing."""
@@ -26,7 +28,7 @@ MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 class ArrayImages:
     """Rows in their order, with a label each (or none), and names where the file has them.
 
-    in_order: whether they can only be read one after another.
+    in_order: whether they can only be read one after another. notes: what a person should know of what was taken.
     """
 
     refs: Sequence[ImageRef]
@@ -34,6 +36,7 @@ class ArrayImages:
     class_names: Sequence[str] = ()
     names: Sequence[str] = ()
     in_order: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @property
     def files(self) -> list[str]:
@@ -46,43 +49,50 @@ def open_npy(path: Path) -> ArrayImages:
     with open(path, "rb") as file:
         shape, offset = read_header(file, str(path)), file.tell()
     refuse_short(f"{path}:", path.stat().st_size, offset, shape)
-    return ArrayImages(_pixels(path, offset, shape))
+    return ArrayImages(pixel_rows(str(path), offset, shape))
 
 
-def _pixels(path: Path, offset: int, shape: tuple[int, int, int, int]) -> list[Pixels]:
+def pixel_rows(path: str, offset: int, shape: tuple[int, int, int, int]) -> list[Pixels]:
+    """Return the rows of an array of uint8 that lies plainly in a file, at an offset."""
     row = int(np.prod(shape[1:]))
-    return [Pixels(str(path), offset + i * row, shape[1:]) for i in range(shape[0])]
+    return [Pixels(path, offset + i * row, shape[1:]) for i in range(shape[0])]
 
 
 def open_npz(path: Path) -> ArrayImages:
-    """Open an .npz. Raises FormatError when it holds no images in `arr_0`, or is damaged."""
+    """Open an .npz. Raises FormatError when it holds no images under a known name, or is damaged."""
     with refusing(f"{path}: damaged", "; make or get it again"):
         return _open_npz(path)
 
 
 def _open_npz(path: Path) -> ArrayImages:
     archive = zipfile.ZipFile(path)
-    if "arr_0.npy" not in archive.namelist():
-        inside = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
+    held = [name.removesuffix(".npy") for name in archive.namelist()]
+    pair = next((pair for pair in PAIRS if pair[0] in held), None)
+    if pair is None:
         remedy = "save them with numpy.savez(path, images, labels)"
-        raise FormatError(f"{path}: holds {inside}, but no images in arr_0; {remedy}")
-    info = archive.getinfo("arr_0.npy")
+        raise FormatError(f"{path}: holds {', '.join(held[:5])}, but no images in arr_0; {remedy}")
+    images, labels = pair
+    info = archive.getinfo(f"{images}.npy")
     with archive.open(info) as member:
         shape = read_header(member, str(path))
         start = member.tell()
     if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
-        announced = f"arr_0 announces {info.file_size} bytes"
+        announced = f"{images} announces {info.file_size} bytes"
         raise FormatError(f"{path}: {announced}, more than can be in it; make or get it again")
-    labels = read_labels(archive, str(path), shape[0])
-    known = None if labels is None else labels.tolist()
-    refuse_short(f"{path}: arr_0 is", info.file_size, start, shape)
+    numbers = read_labels(archive, str(path), shape[0], labels)
+    known = None if numbers is None else numbers.tolist()
+    refuse_short(f"{path}: {images} is", info.file_size, start, shape)
+    others = [name for name in held if pair != PAIRS[0] and name not in pair]
+    notes = [f"{path}: {images} is taken, not {', '.join(others[:5])}"] if others else []
     if info.compress_type != zipfile.ZIP_STORED:
-        rows = Unpacked(archive, "arr_0.npy", start, shape[1:])
-        return ArrayImages([UnpackedRow(rows, i) for i in range(shape[0])], known, in_order=True)
+        rows = Unpacked(archive, info.filename, start, shape[1:])
+        refs: Sequence[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
+        return ArrayImages(refs, known, in_order=True, notes=notes)
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-    return ArrayImages(_pixels(path, info.header_offset + LOCAL_HEADER.size + name + extra + start, shape), known)
+    offset = info.header_offset + LOCAL_HEADER.size + name + extra + start
+    return ArrayImages(pixel_rows(str(path), offset, shape), known, notes=notes)
 
 
 def open_dataset(path: Path) -> ArrayImages:

@@ -17,13 +17,16 @@ from PIL import Image
 
 from elbocli.errors import DataError
 from elbocli.files.statistics import is_pickle
-from elbocli.images import arrays
-from elbocli.images.archives import PACKED, Complain, Entry, is_tar, list_folder, list_tar, list_zip
+from elbocli.images import arrays, known_sets, parquet
+from elbocli.images.archives import Complain, Entry, begins_like_tar, is_tar, list_folder, list_tar, list_zip
 from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
+from elbocli.images.packed import first_bytes_inside, program_for
 
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY", b"PK"
+KNOWN = (HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC, parquet.MAGIC)
+"""Beginnings of files that are packed."""
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
 """Formats that Pillow knows by name only, or reads by another program."""
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
@@ -63,7 +66,7 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
         return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
     try:
         if not root.exists():
-            expected = "expected images: a folder, tar, zip, .npz, .npy or dataset"
+            expected = "expected images: a folder, tar, zip, .npz, .npy, IDX, CIFAR, parquet or dataset"
             raise DataError(f"{root}: no such folder or file; {expected}")
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
@@ -73,26 +76,40 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
         raise DataError(f"{root}: can't be read: {error.strerror}") from error
     if head.startswith(HDF5_MAGIC):
         return _rows(root, arrays.open_dataset(root))
-    if head.startswith(b"\x93NUMPY"):
+    if head.startswith(NPY_MAGIC):
         return _rows(root, arrays.open_npy(root))
-    if head.startswith(b"PK"):
+    if head.startswith(ZIP_MAGIC):
         if arrays.is_array(root):
             return _rows(root, arrays.open_npz(root))
         return _files(list(list_zip(root)), f"{root}: ", root.stem, any_depth, among)
     if is_tar(root):
         return _files(list(list_tar(str(root), complain)), f"{root}: ", root.stem, any_depth, among)
-    if program := next((program for magic, program in PACKED.items() if head.startswith(magic)), None):
-        why = (
+    if (found := known_sets.in_file(root)) is not None:
+        return _known(found, root.stem)
+    raise DataError(f"{root}: {_no_source(root, head)}")
+
+
+def _no_source(root: Path, head: bytes) -> str:
+    """Say why a file is no source, and what to do."""
+    if program := program_for(head):
+        inside = first_bytes_inside(Span(str(root)))
+        if inside and not inside.startswith(KNOWN) and not begins_like_tar(inside):
+            return (
+                "is compressed, and what is in it is no archive, array or dataset; expected these or a folder of images"
+            )
+        return (
             f"is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
             "then pack what comes out (images hardly get larger by it)"
         )
-    elif is_pickle(root):
-        why = "a pickle, which is never opened, because that can run code; name the images themselves"
-    elif root.suffix == ".tar":
-        why = "is called .tar, but begins like no tar: damaged, or something else; get it again"
-    else:
-        why = "is a file, but no tar, zip, .npz, .npy or dataset; expected these or a folder of images"
-    raise DataError(f"{root}: {why}")
+    if is_pickle(root):
+        return "a pickle, which is never opened, because that can run code; name the images themselves"
+    if root.suffix == ".tar":
+        return "is called .tar, but begins like no tar: damaged, or something else; get it again"
+    if is_picture(root.name):
+        return "is one image; name the folder that it lies in"
+    return (
+        "is a file, but no tar, zip, .npz, .npy, IDX, CIFAR, parquet or dataset; expected these or a folder of images"
+    )
 
 
 def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
@@ -109,10 +126,20 @@ def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _rows(root: Path, rows: arrays.ArrayImages) -> Listing:
+    return _listed(rows, f"{root}: ", root.stem)
+
+
+def _listed(rows: arrays.ArrayImages, prefix: str, stem: str) -> Listing:
     names, numbers = list(rows.class_names), rows.labels
     words = [names[label] for label in numbers] if names and numbers is not None else numbers
     numbers = numbers if names else None
-    return Listing(f"{root}: ", rows.files, rows.refs, words, root.stem, names or None, numbers, rows.in_order)
+    listing = Listing(prefix, rows.files, rows.refs, words, stem, names or None, numbers, rows.in_order)
+    return replace(listing, notes=list(rows.notes))
+
+
+def _known(found: known_sets.KnownSet, stem: str) -> Listing:
+    prefix = found.where if found.where.endswith(("/", " ")) else f"{found.where}: "
+    return _listed(found.images, prefix, stem)
 
 
 def _order(name: str) -> bytes:
@@ -131,6 +158,11 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
     alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
     prefix, stem = prefix + "".join(f"{top}/" for top in tops), tops[-1] if tops else stem
+    if (
+        not any(is_picture(name) for name, _ in entries)
+        and (found := known_sets.in_folder(entries, prefix)) is not None
+    ):
+        return _known(found, stem)
     entries.sort(key=lambda entry: _order(entry[0]))
     arrays_only = [name for name, _ in entries if name != "dataset.json"]
     if arrays_only and all(name.endswith(".npy") for name in arrays_only):  # skipping them would leave nothing

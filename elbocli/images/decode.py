@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.images.crops import CROPS, MOST_PIXELS
+from elbocli.images.image_refs import Shape
 from elbocli.images.memory_budget import Room
 
 # Pillow warns above it and raises above twice as many; images inside of icons are checked by it alone.
@@ -22,7 +23,8 @@ MAX_ASPECT = 100
 # Pillow's warnings about odd files are left out: what matters is raised, file by file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 MODES = {1: "L", 3: "RGB"}
-GREY = ("1", "L", "I", "I;16", "I;16B")
+PLAIN_GREY = ("1", "L", "I", "I;16", "I;16B")
+GREY = (*PLAIN_GREY, "LA")
 USUAL = ("JPEG", "PNG", "WEBP")
 STRIP_PIXELS = 1 << 20
 DECODER_BYTES = {"WEBP": 16, "JPEG2000": 19, "AVIF": 10}
@@ -36,7 +38,8 @@ _room = Room(LARGEST_DECODED)
 class DecodeOptions:
     """Settings that decide how an image becomes a square. background: a colour that transparency is laid on and that pads; '' drops alpha.
 
-    auto_orient: turn as EXIF says. fast: decode JPEG at reduced scale, which changes pixels.
+    auto_orient: turn as EXIF says. fast: decode JPEG at reduced scale, which changes pixels. grey_expected: count an image
+    in colour as changed when it becomes grey.
     """
 
     size: int
@@ -45,6 +48,7 @@ class DecodeOptions:
     background: str = ""
     auto_orient: bool = False
     fast: bool = False
+    grey_expected: bool = False
 
     @property
     def colour(self) -> tuple[int, ...]:
@@ -83,25 +87,40 @@ def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> t
         return found
 
 
+def header_shape(content: bytes) -> Shape:
+    """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises DataError."""
+    with _opened(content, DecodeOptions(0)) as image:
+        return image.size[1], image.size[0], 1 if image.mode in GREY else 3
+
+
 @contextlib.contextmanager
 def _decoded(content: bytes, how: DecodeOptions) -> Iterator[tuple[Image.Image, str]]:
     """Decode as `decode` does, for a block during which the memory counts as taken."""
+    with _opened(content, how) as image:
+        change = ["first frame of several"] if getattr(image, "is_animated", False) else []
+        image.load()
+        upright = image
+        if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            upright, change = ImageOps.exif_transpose(image), [*change, "turned"]
+        plain, converted = _plain(upright, how)
+        if how.grey_expected and image.mode not in GREY:
+            converted = [*converted, "colour made grey"]
+        for used in (image, upright):
+            if used is not plain:
+                used.close()
+        yield plain, ", ".join([*change, *converted])
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, how: DecodeOptions) -> Iterator[Image.Image]:
+    """Open an image file for a block, during which the memory for decoding it counts as taken. Raises DataError."""
     if not content:
         raise DataError("empty file")
     try:
         # Pillow makes room for a WebP's pixels when it opens one.
         early = _memory("WEBP", _webp_size(content)) if content[8:12] == b"WEBP" else 0
         with _room.claim(early), open_image(content) as image, _room.claim(0 if early else _needed(image, how)):
-            change = ["first frame of several"] if getattr(image, "is_animated", False) else []
-            image.load()
-            upright = image
-            if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                upright, change = ImageOps.exif_transpose(image), [*change, "turned"]
-            plain, converted = _plain(upright, how)
-            for used in (image, upright):
-                if used is not plain:
-                    used.close()
-            yield plain, ", ".join([*change, *converted])
+            yield image
     except ElboError:
         raise
     except UnidentifiedImageError:
@@ -158,7 +177,7 @@ def _unknown(content: bytes) -> str:
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, list[str]]:
     """Convert to grey or RGB, some rows at a time, to save memory. Returns (image, what that changed)."""
     mode = image.mode
-    target = MODES[how.channels or (1 if mode in GREY else 3)]
+    target = MODES[how.channels or (1 if mode in PLAIN_GREY else 3)]
     if mode == "F":
         raise DataError("floating-point pixels: their range is not known; convert them first")
     if mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16:  # type: ignore[operator]

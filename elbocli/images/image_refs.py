@@ -1,7 +1,8 @@
 """References to images: a file, a stretch of an archive, an entry of a zip, a row of an array.
 
 Each has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
-DataError for what can't be read. Nothing is ever extracted to disk.
+DataError for what can't be read; `weight`, the bytes of memory that this takes; and `shape`, (H, W, C) where it is known
+without reading. Nothing is ever extracted to disk.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import refusing
 
+Shape = tuple[int, int, int]
 LARGEST_FILE = 256 << 20
 DENSE = 3
 """A stretch is read whole when it is at most this many times as long as the files that are wanted of it."""
@@ -39,6 +41,10 @@ class ImageRef(Protocol):
     @property
     def weight(self) -> int:
         """Bytes of memory that `read` takes."""
+
+    @property
+    def shape(self) -> Shape | None:
+        """(H, W, C), where it is known without reading."""
 
 
 def read_bytes(path: Path | str, offset: int = 0, size: int = -1) -> bytes:
@@ -79,6 +85,7 @@ class Span:
     path: str
     offset: int = 0
     size: int = -1
+    shape = None
 
     def read(self) -> bytes:
         """Read its bytes."""
@@ -117,6 +124,7 @@ class ZipEntry:
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
+    shape = None
 
     def read(self) -> bytes:
         """Read its bytes, unpacked."""
@@ -142,11 +150,29 @@ class ZipEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """A file in memory: of an archive that is unpacked whole."""
+
+    content: bytes
+    shape = None
+
+    def read(self) -> bytes:
+        """Return its bytes."""
+        return self.content
+
+    @property
+    def weight(self) -> int:
+        """Its size."""
+        return len(self.content)
+
+
+@dataclass(frozen=True, slots=True)
 class Nowhere:
     """An entry of an archive that can't be an image (a link, a device, …)."""
 
     why: str
     weight = 0
+    shape = None
 
     def read(self) -> bytes:
         """Raise DataError."""
@@ -159,7 +185,7 @@ class Pixels:
 
     path: str
     offset: int
-    shape: tuple[int, int, int]
+    shape: Shape
 
     def read(self) -> np.ndarray:
         """Read its pixels, uint8 [H, W, C]. Raises DataError."""
@@ -169,6 +195,29 @@ class Pixels:
     def weight(self) -> int:
         """A byte a pixel and channel."""
         return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A row of an array in memory, uint8 [N, H, W, C]."""
+
+    rows: np.ndarray
+    index: int
+
+    def read(self) -> np.ndarray:
+        """Return its pixels, uint8 [H, W, C]."""
+        return np.ascontiguousarray(self.rows[self.index])
+
+    @property
+    def weight(self) -> int:
+        """A byte a pixel and channel."""
+        return int(np.prod(self.shape))
+
+    @property
+    def shape(self) -> Shape:
+        """The array's."""
+        _, height, width, channels = self.rows.shape
+        return height, width, channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +234,19 @@ class DatasetRow:
     @property
     def weight(self) -> int:
         """A byte a pixel and channel."""
-        return int(np.prod(self.dataset.shape[1:]))
+        return int(np.prod(self.shape))
+
+    @property
+    def shape(self) -> Shape:
+        """The dataset's."""
+        _, height, width, channels = self.dataset.shape
+        return height, width, channels
 
 
 class Unpacked:
     """Rows of a compressed array: only in order, one after another."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str, offset: int, shape: tuple[int, int, int]):
+    def __init__(self, archive: zipfile.ZipFile, name: str, offset: int, shape: Shape):
         self.offset, self.shape, self.size = offset, shape, int(np.prod(shape))
         self._lock, self._member = threading.Lock(), archive.open(name)
 
@@ -220,3 +275,8 @@ class UnpackedRow:
     def weight(self) -> int:
         """A byte a pixel and channel."""
         return self.rows.size
+
+    @property
+    def shape(self) -> Shape:
+        """The array's."""
+        return self.rows.shape

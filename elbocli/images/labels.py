@@ -1,18 +1,21 @@
 """Classes of images in users' files: a class is a word (a folder's name) or a number.
 
 `--labels FILE`: lines of NAME CLASS, CSV with or without a heading, or one class a line in the order of the names
-(ILSVRC's ground-truth list). EDM's dataset.json; webdataset's files beside each image.
+(ILSVRC's ground-truth list), or an array of numbers (.npy). EDM's dataset.json; webdataset's files beside each image.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import operator
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.reading import encodable, naming, refusing
@@ -47,9 +50,12 @@ def _word(text: str) -> Word:
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
     """Read --labels. Returns (a class for each of the names, None where it has none; whether it is a bare list).
 
-    A name in the file may be the whole path, the last part, or that without its suffix.
+    A name in the file may be the whole path, the last part, or that without its suffix. An array of numbers (.npy) has
+    one for each image, counted from 0.
     Raises DataError when a list's length is not that of the images, a name has two classes, or no name is there.
     """
+    if path.suffix == ".npy":
+        return _label_array(path, len(names)), False
     lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
@@ -78,6 +84,14 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
             "(with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
         )
     return words, False
+
+
+def _label_array(path: Path, count: int) -> list[Word | None]:
+    with naming(path), refusing("not a usable .npy", kind=DataError):
+        labels = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: {labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
+    return [int(label) for label in labels.reshape(-1)]
 
 
 def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:

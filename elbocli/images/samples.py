@@ -18,6 +18,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import naming, refusing
+from elbocli.files.recognise import instead, recognise
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
@@ -48,13 +49,19 @@ class SampleReader:
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the shape (N, H, W, C) that an NPY header announces. Raises FormatError when it isn't one of images."""
+    """Read the shape (N, H, W, C) that an NPY header announces; (N, H, W) is one of grey images.
+
+    Raises FormatError when it isn't one of images.
+    """
     with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
+    found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
+    if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
+        shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
-        raise FormatError(f"{name}: holds {dtype} {shape}, expected uint8 (N, H, W, 1 or 3) with N > 0, C order")
+        raise FormatError(f"{name}: holds {found}, expected uint8 (N, H, W, 1 or 3) or (N, H, W) with N > 0, C order")
     if shape[0] > LARGEST_COUNT or max(shape[1:3]) > LARGEST_SIDE:
         size = f"{shape[2]} x {shape[1]} pixels"
         raise FormatError(f"{name}: announces {shape[0]} images of {size}, more than can be meant")
@@ -97,7 +104,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
 def _png_folder(folder: Path) -> SampleReader:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
-        raise DataError(f"{folder}: no images inside")
+        raise DataError(instead(folder, "images"))
 
     def pixels(path: Path) -> np.ndarray:
         with naming(path):
@@ -122,15 +129,15 @@ def _png_folder(folder: Path) -> SampleReader:
     return SampleReader(str(folder), (len(files), *shape), None, read)
 
 
-def read_labels(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray | None:
-    """Read the labels in `arr_1` of an .npz, int64 [count]; None when there are none. Raises FormatError."""
-    if "arr_1.npy" not in archive.namelist():
+def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "arr_1") -> np.ndarray | None:
+    """Read the labels in an array of an .npz, int64 [count]; None when there is none. Raises FormatError."""
+    if f"{array}.npy" not in archive.namelist():
         return None
-    with refusing(f"{name}: arr_1 is not usable as labels"), archive.open("arr_1.npy") as member:
+    with refusing(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
         labels = np.lib.format.read_array(member, allow_pickle=False)
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise FormatError(f"{name}: arr_1 is {labels.dtype} {labels.shape}, expected {count} integer labels")
-    return np.asarray(labels, np.int64)
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+        raise FormatError(f"{name}: {array} is {labels.dtype} {labels.shape}, expected {count} integer labels")
+    return np.asarray(labels, np.int64).reshape(count)
 
 
 def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
@@ -183,6 +190,8 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             reader.about = read_about(archive, str(source))
             yield reader
     else:
+        if recognise(source) not in ("samples", "no file"):
+            raise FormatError(instead(source, "images"))
         with told(source, "read"), open(source, "rb") as file:
             reader = _stream(file, str(source))
             if source.is_file():  # a pipe has no size

@@ -53,7 +53,8 @@ class Source:
         """Keep only those images, in that order. Raises UsageError when they can only be read in their own."""
         if self.in_order and any(b < a for a, b in pairwise(chosen)):
             name = self.prefixes[0].rstrip(":/ ")
-            raise UsageError(f"{name}: a compressed array can only be read in its order; save it with numpy.savez")
+            remedy = "pack it as it is, then the dataset in random order: elbo prep ALL.h5 OUT.h5 --shuffle-seed S"
+            raise UsageError(f"{name}: can only be read in its own order; {remedy}")
         lists = {name: getattr(self, name) for name in ("files", "labels", "refs", "owners")}
         taken: dict[str, Any] = {name: [values[i] for i in chosen] for name, values in lists.items()}
         return replace(self, **taken)

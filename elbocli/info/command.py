@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
 from elbocli.cli.grouped_help import Command, option
-from elbocli.cli.options import common
-from elbocli.cli.types import PATH
+from elbocli.cli.options import common, overwrite_option, scale_option
+from elbocli.cli.stderr import visible
+from elbocli.cli.types import PATH, STREAM
 
 
 @click.command(cls=Command)
 @click.argument("file", type=PATH)
 @option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @option("--verify", is_flag=True, help="Read it all and compare it with its digests; exit 1 when it is damaged.")
+@option(
+    "--grid",
+    type=PATH,
+    metavar="FILE.png",
+    help="Show images of a dataset or of samples as a picture, by class; - is standard output.",
+    more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
+    "picture stands for the lines.",
+)
+@scale_option
+@overwrite_option
 @common
-def info(file: Path, as_json: bool, verify: bool) -> None:
-    """Say what FILE is and how it was made.
+def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int | None, overwrite: bool) -> None:
+    """Say what FILE is and how it was made, and show its images.
 
     It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
     """
@@ -26,10 +38,41 @@ def info(file: Path, as_json: bool, verify: bool) -> None:
     from elbocli.info.describe import describe
     from elbocli.info.verify import run
 
+    if grid == STREAM and (as_json or verify):
+        message = "standard output is the picture's; name a file, --grid FILE.png"
+        raise click.UsageError(message, click.get_current_context())
+    if grid is not None:
+        _draw(file, grid, scale or 0, overwrite)
+    elif scale:
+        raise click.UsageError("--scale enlarges a grid; add --grid FILE.png", click.get_current_context())
+    if grid == STREAM:
+        return
     facts = show(run(file)) if verify else describe(file)
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        said = json.dumps(value) if isinstance(value, (dict, list)) else visible(str(value))
+        click.echo(f"{key:<{width}}  {said}")
+
+
+def _draw(file: Path, out: Path, scale: int, overwrite: bool) -> None:
+    """Write the picture of a file's images."""
+    from elbocli.files.atomic import refuse_existing
+    from elbocli.files.grid import save_grid, write_grid
+    from elbocli.info.picture import images_of
+
+    context = click.get_current_context()
+    if out == STREAM:
+        if sys.stdout.isatty():
+            raise click.UsageError("standard output is a terminal; name a file, --grid FILE.png", context)
+    elif out.suffix != ".png":
+        raise click.UsageError(f"{out}: a grid is a PNG; name it FILE.png", context)
+    else:
+        refuse_existing(out, overwrite)
+    images, layout = images_of(file, scale)
+    if out == STREAM:
+        save_grid(sys.stdout.buffer, images, layout)
+    else:
+        write_grid(out, images, layout)

@@ -7,8 +7,7 @@ from typing import Any
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
-
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+from elbocli.files.recognise import HDF5_MAGIC, instead
 
 
 def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -23,6 +22,8 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return _folder(path)
+    if not path.exists():
+        raise FormatError(instead(path, "file of elbo's"))
     with told(path, "read"), open(path, "rb") as file:
         head = file.read(4096)
     if is_safetensors(path, head):
@@ -34,9 +35,7 @@ def describe(path: Path) -> dict[str, Any]:
         return _losslog(path)
     if b"format:" in head:
         return _yaml(path)
-    raise FormatError(
-        f"{path}: not a file that elbo writes or reads (dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics, features, samples)"
-    )
+    raise FormatError(instead(path, "file of elbo's"))
 
 
 def _dataset(path: Path) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     from elbocli.files import snapshots
     from elbocli.files.checkpoint import latest, read_checkpoint, read_config
-    from elbocli.run.folder import read_status
+    from elbocli.run.status import read_status
 
     if snapshots.is_snapshot(path):
         snapshot = snapshots.read(path, verify=False)
@@ -90,20 +89,23 @@ def _folder(path: Path) -> dict[str, Any]:
         meta = read_checkpoint(path).meta
         return {"is": "checkpoint", **_but(meta, "format", "files", "log_bytes"), "files": ", ".join(meta["files"])}
     if not (path / "config.yaml").exists():
-        raise FormatError(f"{path}: neither a run (config.yaml) nor a checkpoint or snapshot (meta.json)")
+        raise FormatError(instead(path, "file of elbo's"))
     config = read_config(path)
     damaged: list[str] = []
     checkpoint_now = latest(path, damaged.append)
-    state = "unknown"
+    saved = checkpoint_now.step if checkpoint_now else 0
+    state: dict[str, Any] = {"state": "unknown", "step": saved}
     if (path / "status.json").exists():
         try:
-            state = read_status(path)["state"]
+            status = read_status(path)
+            said = {"message": status.message} if status.message else {}
+            state = {"state": status.state, **said, "step": status.step, "as_of": status.when}
         except FormatError as error:
             damaged.append(str(error))
     return {
         "is": "run",
-        "state": state,
-        "step": checkpoint_now.step if checkpoint_now else 0,
+        **state,
+        "saved_step": saved,
         "snapshots": len(snapshots.folders(path)),
         "elbo_version": config.get("elbo_version"),
         **config["settings"],

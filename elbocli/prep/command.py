@@ -30,9 +30,18 @@ def shard(value: str) -> tuple[int, int]:
 @click.command(cls=Command)
 @click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
 @click.argument("out", type=PATH, metavar="OUT.h5")
-@option("--size", type=Count(1, 8192), default=64, help="Side of the square images in pixels.")
+@option(
+    "--size",
+    type=Count(1, 8192),
+    help="Side of the square images in pixels.  [default: the images' own where all are alike and at most 64, "
+    "otherwise 64]",
+)
 @option("--crop", type=click.Choice(["center", "edm", "resize", "pad", "none"]), default="center", help=CROP_HELP)
-@option("--channels", type=click.Choice(["1", "3"]), default="3", help="1 for grey images, 3 for RGB.")
+@option(
+    "--channels",
+    type=click.Choice(["1", "3"]),
+    help="1 for grey, 3 for RGB.  [default: 1 where all images are grey, otherwise 3]",
+)
 @option(
     "--background",
     metavar="COLOUR",
@@ -55,8 +64,8 @@ def shard(value: str) -> tuple[int, int]:
     "--labels",
     type=PATH,
     metavar="FILE",
-    help="Classes of the images: lines of NAME CLASS, CSV, or a class a line in the order of the names. Folders are "
-    "then no classes.",
+    help="Classes of the images: lines of NAME CLASS, CSV, a class a line in the order of the names, or an .npy of "
+    "numbers. Folders are then no classes.",
 )
 @option(
     "--classes",
@@ -101,14 +110,21 @@ def shard(value: str) -> tuple[int, int]:
 @overwrite_option
 @common
 def prep(
-    sources: tuple[Path, ...], out: Path, channels: str, workers: int | None, no_preallocate: bool, **options: Any
+    sources: tuple[Path, ...],
+    out: Path,
+    size: int | None,
+    channels: str | None,
+    workers: int | None,
+    no_preallocate: bool,
+    **options: Any,
 ) -> None:
     """Pack images into one dataset, OUT.h5.
 
     SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
     tars of either (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
-    images; or another dataset. Several are packed one after another. Anything Pillow reads is taken, nothing is
-    unpacked to disk. Killed at any moment, the same command goes on where it stopped.
+    images; MNIST's and CIFAR's files as downloaded; Hugging Face's parquet files; or another dataset. Several are
+    packed one after another. Anything Pillow reads is taken, nothing is unpacked to disk. Killed at any moment, the
+    same command goes on where it stopped.
     """
     if not sources:
         wanted = "give the images and the dataset to write: elbo prep SRC... OUT.h5"
@@ -117,7 +133,8 @@ def prep(
     from elbocli.prep import pack as loop
 
     settings = loop.Settings(
-        channels=int(channels),
+        size=size or 0,
+        channels=int(channels or 0),
         workers=workers or 0,
         preallocate=not no_preallocate,
         command=command_line(),

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,11 @@ from elbocli.files.hashing import add_digests
 from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
+from elbocli.images.looks import look
 from elbocli.images.memory_budget import return_freed
 from elbocli.images.sources import Source, choose, open_source, stop
 from elbocli.prep.decode_ahead import Packed, packed_in_order
+from elbocli.prep.defaults import chosen_channels, chosen_size, explained
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
@@ -42,11 +44,15 @@ LONG_LISTING_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a prep. workers: threads (Pillow decodes and resizes without the interpreter lock)."""
+    """Settings of a prep. workers: threads (Pillow decodes and resizes without the interpreter lock).
 
-    size: int = 64
+    size, channels: 0 to choose them by the images. grey_expected: one channel was chosen because those looked at are grey.
+    """
+
+    size: int = 0
     crop: str = "center"
-    channels: int = 3
+    channels: int = 0
+    grey_expected: bool = False
     background: str = ""
     auto_orient: bool = False
     fast_decode: bool = False
@@ -71,7 +77,8 @@ class Settings:
     @property
     def decode_options(self) -> DecodeOptions:
         """Settings that decide how files become squares."""
-        return DecodeOptions(self.size, self.channels, self.crop, self.background, self.auto_orient, self.fast_decode)
+        shape = (self.size, self.channels, self.crop, self.background)
+        return DecodeOptions(*shape, self.auto_orient, self.fast_decode, self.grey_expected)
 
     def about(self) -> dict[str, Any]:
         """Settings that decide the pixels, for the dataset's attributes."""
@@ -132,17 +139,22 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the last argument")
     refuse_existing(out, settings.overwrite)
     return_freed()
-    settings.decode_options.colour  # noqa: B018 refuse a bad colour before any work
+    replace(settings.decode_options, channels=settings.channels or 3).colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
         yield Progress(message=f"{named(sources)}: reading what is inside")
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else stop
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
+    looks, asked = look(whole), settings
+    size = asked.size or chosen_size(looks, asked.crop)[0]
+    channels = asked.channels or chosen_channels(looks, asked)
+    settings = replace(asked, size=size, channels=channels, grey_expected=not asked.channels and channels == 1)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
     yield from introduced(source, sources, settings.decode_options, complaints)
+    yield from explained(looks, asked, settings.size, settings.channels)
     if encoder is not None:
         yield Progress(message=f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
     shard_of = _fingerprint(every, settings, encoder)

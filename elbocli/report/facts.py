@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from elbocli.bound.result import Bound, Theorem
@@ -16,6 +16,7 @@ from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
 from elbocli.report.terms import Term
 from elbocli.report.thumbnails import Thumbnails
+from elbocli.run.status import RunStatus
 from elbocli.run.train_settings import TrainSettings
 
 DIGITS = 6
@@ -60,13 +61,12 @@ class Command(NamedTuple):
 class RunFacts:
     """A run as its folder shows it. None, or empty, is what isn't there; `missing` says so in sentences.
 
-    status: state, step, steps, images, message, time (UTC). data, network: as config.yaml has them, and the network's
-    parameters. environment: what config.yaml says of its last start, its speed, and the newest checkpoint. course,
+    data, network: as config.yaml has them, and the network's parameters. environment: what config.yaml says of its last start, its speed, and the newest checkpoint. course,
     held_out: errors of training and validation. drawn: samples by class, which come from the file `drawn_from`.
     """
 
     run: str
-    status: dict[str, Any]
+    status: RunStatus | None
     settings: TrainSettings
     data: dict[str, Any]
     network: dict[str, Any]
@@ -107,7 +107,7 @@ class RunFacts:
         """All of it but the pictures; numbers that JSON doesn't have are null."""
         facts = {
             "run": self.run,
-            "status": self.status,
+            "status": _standing(self.status),
             "objective": self.objective and self.objective.json(),
             "settings": self.settings.stored(),
             "data": self.data,
@@ -124,18 +124,24 @@ class RunFacts:
             "commands": [{"does": each.does, "command": each.line} for each in self.commands],
             "missing": self.missing,
         }
-        return {key: _finite(value) for key, value in facts.items()}
+        return {key: finite(value) for key, value in facts.items()}
+
+
+def _standing(status: RunStatus | None) -> dict[str, Any]:
+    """Content of status.json, the time in words, without the process."""
+    return {} if status is None else {**replace(status, process=None).json(), "time": status.when}
 
 
 def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:
     return [{"file": str(result.path), **result.content} for result in results]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Turn numbers that JSON doesn't have into None, however deep."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

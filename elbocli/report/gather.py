@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any, TypeVar
 
 from elbocli.bound.result import Bound, Theorem
-from elbocli.core.class_labels import choose_labels
 from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
@@ -20,11 +19,11 @@ from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
 from elbocli.report.log_history import Numbers, curve, read_curves, read_log_history
 from elbocli.report.results import drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
-from elbocli.report.thumbnails import ROW, Thumbnails, by_class, chosen_times, read_by_class, read_sheet, thumbnails_of
-from elbocli.run.folder import PREVIEW_COUNT, read_status
+from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
 from elbocli.run.objective import Objective
 from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import run_settings
+from elbocli.run.status import read_status
 from elbocli.run.train_settings import TrainSettings
 
 T = TypeVar("T")
@@ -70,7 +69,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     course, held_out = (run / log for log in ("losslog.jsonl", "validation.jsonl"))
     return RunFacts(  # in the order in which they are asked for, and missing
         run=name,
-        status=missing.asked(read_status, run, otherwise={}),
+        status=missing.asked(read_status, run),
         settings=settings,
         data=config["data"],
         network=config["network"] | missing.asked(_parameters, config, run, otherwise={}),
@@ -129,7 +128,7 @@ def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnail
         missing.append(f"{run}: no previews yet")
 
     def strip(sheet: Path) -> Thumbnails:
-        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet)[:ROW]))
+        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet).images[:ROW]))
 
     strips = [missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))]
     return [each for each in strips if each is not None]
@@ -144,10 +143,9 @@ def _drawn(
     if samples is not None:
         return read_by_class(samples, names), str(samples)
 
-    def last(sheet: Path) -> tuple[list[Thumbnails], str]:
-        classes = config["network"].get("num_classes")  # what is none is told of the network
-        labels = choose_labels("balanced", PREVIEW_COUNT, classes if isinstance(classes, int) else 0, 0)
-        return by_class(read_sheet(sheet), labels, names), str(sheet)
+    def last(path: Path) -> tuple[list[Thumbnails], str]:
+        sheet = read_sheet(path)
+        return strips(lambda index: sheet.images[index], sheet.groups), str(path)
 
     return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from elbocli.errors import DataError
-from elbocli.images.decode import decode
+from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, lay_out, layout_of, whole_factor
+from elbocli.files.grid import picture as picture_of
+from elbocli.images.decode import decode, open_image
 from elbocli.images.image_refs import read_bytes
 from elbocli.images.samples import read_samples
 from elbocli.run.folder import PREVIEW_COUNT
@@ -21,44 +23,55 @@ ROW = 8
 TIMES = 7
 CLASSES = 16
 """At most so many rows of previews, and of classes."""
-LARGEST_TILE = 96
-"""Pixels: larger pictures are made smaller."""
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A row of pictures, PNG, and what stands beside it. tile: the side of one in pixels, as stored."""
+    """A row of pictures, PNG, and what stands beside it."""
 
     name: str
     png: bytes
     count: int
-    tile: int
 
 
 def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
-    """images: [H, W, C] uint8 each, of one size."""
-    small, buffer = [], io.BytesIO()
+    """images: [H, W, C] uint8 each, of one size: larger ones are made smaller, small ones are enlarged by a whole factor."""
+    shown, buffer = [], io.BytesIO()
     for image in images:
-        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-        picture.thumbnail((LARGEST_TILE, LARGEST_TILE), Image.Resampling.LANCZOS)
-        small.append(np.asarray(picture))
-    Image.fromarray(np.concatenate(small, 1)).save(buffer, "png", optimize=True)
-    return Thumbnails(name, buffer.getvalue(), len(images), small[0].shape[0])
+        factor = whole_factor(max(image.shape[:2]))
+        picture = picture_of(image.repeat(factor, 0).repeat(factor, 1))
+        picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+        shown.append(np.asarray(picture))
+    Image.fromarray(np.concatenate(shown, 1)).save(buffer, "png", optimize=True)
+    return Thumbnails(name, buffer.getvalue(), len(images))
 
 
-def read_sheet(path: Path) -> np.ndarray:
-    """A preview of training cut up again: [64, H, W, C]. Raises DataError."""
-    side = round(PREVIEW_COUNT**0.5)
+@dataclass(frozen=True)
+class Sheet:
+    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and the class of each."""
+
+    images: np.ndarray
+    groups: list[Group]
+
+
+def read_sheet(path: Path) -> Sheet:
+    """Read a preview; one that doesn't say where its images are has them in rows of 8. Raises DataError."""
     try:
-        picture, _ = decode(read_bytes(path), 3)
+        content = read_bytes(path)
+        picture, _ = decode(content, 3)
+        with open_image(content) as image:
+            text = image.info.get(PLACES)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    sheet = np.asarray(picture)
-    height, width = sheet.shape[:2]
-    if height % side or width % side:
+    side = round(PREVIEW_COUNT**0.5)
+    width, height = picture.size
+    if text is not None:
+        layout = layout_of(text, picture.size, path)
+    elif height % side or width % side:
         raise DataError(f"{path}: {width} x {height} pixels are no sheet of {side} x {side} pictures")
-    tiles = sheet.reshape(side, height // side, side, width // side, 3).transpose(0, 2, 1, 3, 4)
-    return tiles.reshape(-1, height // side, width // side, 3)
+    else:
+        layout = lay_out(height // side, width // side, by_class(PREVIEW_COUNT, None), 1)
+    return Sheet(cut_up(np.asarray(picture), layout), layout.groups)
 
 
 def chosen_times(count: int) -> list[int]:
@@ -68,26 +81,19 @@ def chosen_times(count: int) -> list[int]:
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)})
 
 
-def by_class(images: np.ndarray, labels: np.ndarray | None, names: list[str]) -> list[Thumbnails]:
-    """A strip for each class, or for each ROW images when there are no labels."""
-    return [thumbnails_of(name, [images[i] for i in rows]) for name, rows in _wanted(labels, len(images), names)]
+def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
+    """A strip of the first ROW images of each class, or of each ROW images when there is but one. images: [H, W, C] of an index."""
+    if len(groups) == 1:
+        found = groups[0].images[: ROW * ROW]
+        groups = [Group("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
+    else:
+        groups = [Group(group.name, group.images[:ROW]) for group in groups]
+    read = {index: images(index) for index in sorted({index for group in groups for index in group.images})}
+    return [thumbnails_of(group.name, [read[index] for index in group.images]) for group in groups]
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
-    """The same of a file of samples, of which no more is read than it takes. Raises FormatError and DataError."""
+    """Strips of a file of samples, of which no more is read than it takes. Raises FormatError and DataError."""
     with read_samples(path) as reader:
-        wanted = _wanted(reader.labels, reader.shape[0], names)
-        images = {i: reader.at(i, 1)[0] for i in sorted({i for _, rows in wanted for i in rows})}
-    return [thumbnails_of(name, [images[i] for i in rows]) for name, rows in wanted]
-
-
-def _wanted(labels: np.ndarray | None, count: int, names: list[str]) -> list[tuple[str, list[int]]]:
-    """The name and the images of each row: the first ROW of each class, of at most CLASSES spread over all there are."""
-    if labels is None or (labels == labels[0]).all():
-        starts = range(0, min(count, ROW * ROW), ROW)
-        return [("", list(range(start, min(start + ROW, count)))) for start in starts]
-    classes = np.unique(labels)
-    if len(classes) > CLASSES:
-        classes = classes[np.linspace(0, len(classes) - 1, CLASSES).round().astype(int)]
-    called = [names[each] if 0 <= each < len(names) else str(each) for each in classes]
-    return [(name, np.flatnonzero(labels == each)[:ROW].tolist()) for name, each in zip(called, classes)]
+        groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
+        return strips(lambda index: reader.at(index, 1)[0], groups)

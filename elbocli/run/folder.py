@@ -1,14 +1,12 @@
-"""The run folder while a process holds it: that it is this run's, where it is, and how the run stands."""
+"""The run folder while a process holds it: that it is this run's, and where it is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -16,15 +14,15 @@ from typing import Any
 import torch
 
 from elbocli import __version__
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.atomic import is_aside, locked, told, write_json
+from elbocli.files.atomic import is_aside, locked, told
 from elbocli.files.sealed_folder import CONFIG, RUN_ID, run_id
-from elbocli.run.settings import Resolved, difference
+from elbocli.run.settings import Basis, Resolved, difference
 
-LOCK, STATUS = ".lock", "status.json"
+LOCK = ".lock"
 PREVIEW_COUNT = 64
-"""Images in each preview: as many of every class as of any other, all of the same noise."""
+"""Images in each preview: all of the same noise, and as many of each class that is drawn as of any other."""
 
 
 def _check(out: Path, resolved: Resolved) -> None:
@@ -39,7 +37,7 @@ def _check(out: Path, resolved: Resolved) -> None:
         changed = difference(before, resolved.config()) if _begun(out) else []
         if changed:
             raise UsageError(
-                f"{out}: holds a run with other settings; choose another -o, or repeat its settings:\n  "
+                f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  "
                 + "\n  ".join(changed)
             )
     elif out.exists() and (not out.is_dir() or not all(path.name == LOCK or is_aside(path) for path in out.iterdir())):
@@ -52,11 +50,19 @@ def _begun(out: Path) -> bool:
     return bool(store.checkpoints(out)) or (log.exists() and log.stat().st_size > 0)
 
 
-def settings_before(out: Path) -> dict[str, Any]:
-    """Settings of the run that the folder holds, which may be no run yet. Raises FormatError."""
+def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
+    """The run that the folder holds, to take what isn't asked for from; None where it holds none.
+
+    anew: whether a dataset is named, with which a run that got nowhere begins anew. preset: the one that is asked for:
+    another than the run's is of another run. Raises FormatError, and UsageError for a plug-in that it lacks.
+    """
     with told(out):
-        found: dict[str, Any] = store.read_config(out)["settings"] if (out / "config.yaml").exists() else {}
-    return found
+        if not (out / CONFIG).exists() or (anew and not _begun(out)):
+            return None
+    config = store.read_config(out)
+    if preset not in (None, config["settings"].get("preset")):
+        return None
+    return Basis.of(out / CONFIG, config)
 
 
 class RunFolder:
@@ -129,31 +135,3 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
 def _identity(config: dict[str, Any]) -> str:
     """Digest what a run is at its first start; it keeps that when it goes on with more steps, or is copied."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def read_status(run: Path) -> dict[str, Any]:
-    """status.json: state, step, steps, images, message, time (UTC, in words). Raises FormatError when it isn't known."""
-    path = run / STATUS
-    try:
-        found = json.loads(path.read_text())
-        when = datetime.fromtimestamp(float(found["time"]), UTC).strftime("%Y-%m-%d %H:%M UTC")
-        numbers = {key: int(found[key]) for key in ("step", "steps", "images")}
-        return {"state": str(found["state"]), **numbers, "message": str(found.get("message", "")), "time": when}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise FormatError(f"{path}: how the run stands is not known: {error}") from error
-
-
-class Status:
-    """status.json: how the run stands, for scripts and schedulers. step, images: what is safe, from earlier starts too."""
-
-    def __init__(self, folder: RunFolder, steps: int):
-        self.folder, self.steps, self.step, self.images = folder, steps, 0, 0
-        with suppress(FormatError):
-            before = read_status(folder.path)
-            self.step, self.images = before["step"], before["images"]
-
-    def write(self, state: str, message: str = "") -> None:
-        """Write as well as can be: what prevents it is told by whoever writes what matters."""
-        content = {"state": state, "step": self.step, "steps": self.steps, "images": self.images, "message": message}
-        with suppress(DataError):
-            write_json(self.folder.find() / STATUS, {**content, "time": round(time.time(), 3)})

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
-from elbocli.core.registry import number
+from elbocli.core.lr_decay import LR_DECAYS
+from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
@@ -19,14 +23,14 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, config_of, section_of
-from elbocli.nn.presets import Preset, choose_preset, load_preset
+from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, section_of
+from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
-from elbocli.run.plugin_files import plugins_run
+from elbocli.run.plugin_files import check_plugins, plugins_run
 from elbocli.run.preset_data import PresetData
 from elbocli.run.setting_type import AUTO, KINDS
-from elbocli.run.train_settings import ADAPTIVE, KIND, SETTINGS, TrainSettings
-from elbocli.runtime.device import usual_precision
+from elbocli.run.train_settings import ADAPTIVE, KIND, PRESET_SETTINGS, SETTINGS, TrainSettings
+from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 
 PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
@@ -35,6 +39,7 @@ STORED = ("power:std=0.05", "power:std=0.1")
 FLOAT32 = {"fp32", "tf32"}
 """Precisions that a run may change between when it goes on: which devices have the second is theirs to say."""
 Data = Dataset | PresetData
+FLOAT = 4
 SNAPSHOTS = 20
 """Snapshots in a whole run, when --snapshot-every isn't given."""
 
@@ -57,52 +62,94 @@ class Resolved:
         return {"settings": settings, "network": network, "data": self.data, "files": self.files, **plugins}
 
 
-def resolve(options: Mapping[str, Any], dataset: Data, before: Mapping[str, Any] | None = None) -> Resolved:
-    """Options by the names of TrainSettings (None where not given) over the preset over the defaults.
+@dataclass(frozen=True)
+class Basis:
+    """Settings, network and dataset that a run takes where no option says them: from its own config.yaml when it goes on.
 
-    before: settings of the run that goes on, if any, for what the device would else decide. Raises UsageError for options
-    that fit neither each other nor the dataset, FormatError for a preset that is none.
+    Or from another run's, by --config. where: the file. data: the dataset's path.
     """
-    given = {key: value for key, value in options.items() if value is not None}
+
+    where: Path
+    settings: TrainSettings
+    network: NetworkConfig
+    data: Path
+
+    @classmethod
+    def of(cls, where: Path, config: dict[str, Any]) -> Basis:
+        """Take the content of a config.yaml apart. Raises FormatError, and UsageError for a plug-in that was not run."""
+        check_plugins(config.get("plugins", []), where, lambda text: None)
+        path = config["data"].get("path")
+        if not isinstance(path, str):
+            raise FormatError(f"{where}: section 'data' has path: {path!r}, expected the dataset's")
+        return cls(where, run_settings(config["settings"], where), config_of(config["network"], where), Path(path))
+
+
+def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = None) -> Resolved:
+    """Options by the names of TrainSettings (None where not given), over the basis or the preset, over the defaults.
+
+    A preset that is the basis's own is not read: the basis has its network and what came of its settings. Raises
+    UsageError for options that fit neither each other nor the dataset, FormatError for a preset that is none.
+    """
+    asked = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
     latents = dataset.kind == LATENTS
-    if "preset" in given:
-        name = str(given["preset"])
-    else:
-        name = choose_preset(dataset.image_size, len(dataset), latents)
-        what = "latents a side" if latents else "pixels"
-        notes.append(f"preset {name}, for {len(dataset)} images of {dataset.image_size} {what}")
-    preset = load_preset(name)
+    given = {**(basis.settings.stored() if basis else {}), **asked}
+    if "preset" not in given:
+        gpu = meant_by(given.get("device", AUTO)) != "cpu"
+        fits = partial(_fits, dataset=dataset, room=card_bytes(given.get("device", AUTO)))
+        given["preset"] = choose_preset(dataset.image_size, len(dataset), latents, gpu, fits)
+        what = f"{dataset.image_size} {'latents a side' if latents else 'pixels'} on a {'GPU' if gpu else 'CPU'}"
+        notes.append(f"preset {given['preset']}, for {len(dataset)} images of {what}")
+    name = str(given["preset"])
+    own = basis if basis and name == basis.settings.preset else None
+    preset = Preset(name, {}, {}) if own else load_preset(name)
+    if own and "preset" in asked and name not in NAMES:
+        notes.append(f"preset {name} is not read again: {own.where} has its settings and network")
     if not latents and any(said.latents for said in (preset.about, preset.data) if said):
         raise UsageError(  # an image of pixels would fill a device's memory
             f"--preset {preset.name} is for latents, and {dataset.path} holds pixels; leave it out, or pack latents with "
             "'elbo prep --latents'"
         )
     train = dict(preset.train)
-    known = [key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)]
-    unknown = [key for key in train if key not in known]
+    unknown = [key for key in train if key not in PRESET_SETTINGS]
     if unknown:
-        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; known: {', '.join(known)}")
+        raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], PRESET_SETTINGS, 100)}")
     _check_kinds(train, f"preset {name}")
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
-    values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **train, **stored, "preset": name}
+    values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **train, **stored}
+    if values["precision"] == AUTO and basis:
+        values["precision"] = basis.settings.precision
     if values["precision"] == AUTO:
-        values["precision"] = (before or {}).get("precision") or usual_precision(values["device"], preset.gpu)
+        values["precision"] = usual_precision(values["device"], preset.gpu)
     if latents and values["flip"]:
         raise UsageError(
             f"--flip: {dataset.path} holds latents, and a mirrored latent is not the latent of the mirror image; "
             "leave it out, and pack both with 'elbo prep --mirror'"
         )
     spec, size, monotone = values["weighting"], dataset.image_size, given.get("monotone", False)
+    if basis and "weighting" not in asked and "shift" in asked:
+        shift -= resolve_weighting(spec).shift  # instead of its own, which the same option may have given it
     bias = {"bias": given["bias"]} if "bias" in given else None
     weighting = resolve_weighting(spec, shift=shift, monotone=monotone, given=bias, size=size)
     schedule = _schedule(values, given, notes, size)
     files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting) if each and each.file}
-    settings = TrainSettings(**{**values, "weighting": weighting.spec, **_averages(values)})
+    named = {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec}
+    settings = TrainSettings(**{**values, **named, **_averages(values)})
     objective = Objective(settings, weighting=weighting, schedule=schedule)
-    network = _network(preset, given, dataset)
+    network = _of_basis(own.network, given, dataset) if own else _of_preset(preset, given, dataset)
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
+
+
+def _fits(preset: Preset, dataset: Data, room: int | None) -> bool:
+    """Tell whether a card of so many bytes, None for any, holds a preset's weights, gradients, moments and average, with
+    as much again for what a step computes.
+    """
+    if room is None:
+        return True
+    with torch.device("meta"):
+        weights = count_parameters(build(_of_preset(preset, {}, dataset)))
+    return 2 * 5 * FLOAT * weights <= room
 
 
 def _check_kinds(written: dict[str, Any], where: object) -> None:
@@ -131,7 +178,7 @@ def _schedule(values: dict[str, Any], given: dict[str, Any], notes: list[str], s
     if spec == ADAPTIVE:
         check_range(low, high)
     else:
-        if spec.partition(":")[0] not in SCHEDULES and "logsnr_min" not in given and "logsnr_max" not in given:
+        if SCHEDULES.named(spec.partition(":")[0]) is None and "logsnr_min" not in given and "logsnr_max" not in given:
             schedule = resolve_schedule(spec)
             low, high = schedule.logsnr_min, schedule.logsnr_max
             notes.append(f"logsnr from {low:g} to {high:g}, as in {spec}")
@@ -153,7 +200,7 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
     return {"ema": specs, "snapshot_every": every}
 
 
-def _network(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkConfig:
+def _of_preset(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkConfig:
     """The preset's network for this dataset."""
     classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
     section = {**preset.network, **({"dropout": given["dropout"]} if "dropout" in given else {})}
@@ -162,22 +209,31 @@ def _network(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkCon
     return config_of({**section, **fits}, f"preset {preset.name}").for_size(dataset.image_size)
 
 
+def _of_basis(network: NetworkConfig, given: dict[str, Any], dataset: Data) -> NetworkConfig:
+    """The same network for this dataset: it sees classes if it did, and only its size, channels and classes change."""
+    classes = dataset.num_classes if given.get("conditional", network.num_classes > 0) else 0
+    fits = {"image_channels": dataset.channels, "num_classes": classes}
+    return replace(network, **fits, dropout=given.get("dropout", network.dropout)).for_size(dataset.image_size)
+
+
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Changes that a resumed run may not make: a line each."""
     lines = []
+    did = {"settings": TrainSettings().stored()}  # what earlier versions did, which had not all settings of today
     free = [key for key, setting in SETTINGS.items() if setting.free]
     if {str(each["settings"].get("precision")) for each in (before, now)} == FLOAT32:
         free.append("precision")
     may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
-        old, new = before.get(section, {}), now[section]
+        old, new = {**did.get(section, {}), **before.get(section, {})}, now[section]
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key) and key not in may_change.get(section, ()):
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
+    lines = [line for line in lines if line.startswith("--preset:")] or lines  # whose other differences follow from it
     if before.get("plugins", []) != now.get("plugins", []):
-        old, new = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
-        lines.append(f"--plugin: the run has {', '.join(old) or 'none'}, asked for {', '.join(new) or 'none'}")
+        had, asked = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
+        lines.append(f"--plugin: the run has {', '.join(had) or 'none'}, asked for {', '.join(asked) or 'none'}")
     return lines
 
 

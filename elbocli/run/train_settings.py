@@ -104,7 +104,7 @@ class TrainSettings:
     t_sampling: str = setting(
         "low-discrepancy", LEVELS, "How t is drawn in a batch.", choices=("low-discrepancy", "independent")
     )
-    floor: float = setting(0.01, LEVELS, "Least density, as a share of the uniform one.", low=0, high=1, above=True)
+    floor: float = setting(0.01, LEVELS, "Least share of uniform density.", low=0, high=1, above=True)
 
     flip: bool = setting(False, DATA, "Mirror half of the images; not of latents.")
     conditional: bool | None = setting(
@@ -119,9 +119,20 @@ class TrainSettings:
     batch: int = count(256, OPTIMIZER, "Images per update.", shown="", high=10**6)
     lr: float = setting(1e-4, OPTIMIZER, "Learning rate of AdamW.", shown="", low=0, high=1e3, above=True)
     warmup: int = count(1000, OPTIMIZER, "Updates over which lr rises from zero.", shown="", low=0)
-    weight_decay: float = setting(0.0, OPTIMIZER, "Of AdamW.", shown="0", low=0, high=1e3)
-    beta2: float = setting(0.999, OPTIMIZER, "Of AdamW, whose beta1 is 0.9.", low=0, high=0.9999999)
-    adam_eps: float = setting(1e-8, OPTIMIZER, "Of AdamW.", low=0, high=1, above=True)
+    lr_decay: str = setting(
+        "constant",
+        OPTIMIZER,
+        "How lr falls: constant, cosine, linear, rsqrt:ref=STEPS.",
+        more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
+        "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
+        "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
+        "curve of the new number from there.",
+        shown="",
+        names="elbocli.core.lr_decay.LR_DECAYS",
+    )
+    weight_decay: float = setting(0.0, OPTIMIZER, "Weight decay of AdamW.", shown="0", low=0, high=1e3)
+    beta2: float = setting(0.999, OPTIMIZER, "beta2 of AdamW; beta1 is 0.9.", low=0, high=0.9999999)
+    adam_eps: float = setting(1e-8, OPTIMIZER, "epsilon of AdamW.", low=0, high=1, above=True)
     clip: float = setting(1.0, OPTIMIZER, "Largest gradient norm; 0 is no limit.", shown="", low=0)
 
     device: str = setting(
@@ -212,7 +223,6 @@ class TrainSettings:
     milestone_every: int = count(0, KEPT, "Updates per checkpoint that stays; 0 is none.", low=0, free=True)
     log_every: int = count(100, KEPT, "Updates per line of the logs.", shown="")
     preview_every: int = count(5000, KEPT, "Updates per preview picture; 0 is none.", shown="", low=0, free=True)
-    tensorboard: bool = setting(False, KEPT, "Also RUN/tensorboard (pip install 'elbocli[tensorboard]').", free=True)
 
     val: str = setting("", VALIDATION, "Validate on this dataset, packed as DATA.h5 was.", metavar="PATH", free=True)
     val_split: int = count(0, VALIDATION, "Hold so many images out of training; 0 is none.", low=0)
@@ -238,5 +248,9 @@ class TrainSettings:
 
 
 SETTINGS: dict[str, Setting] = {each.name: each.metadata["setting"] for each in fields(TrainSettings)}
+PRESET_SETTINGS = [
+    key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)
+]
+"""Those that a preset may say."""
 KIND: dict[str, str] = {each.name: str(each.type).removesuffix(" | None") for each in fields(TrainSettings)}
 """The kind of each setting, as KINDS has it."""

@@ -28,7 +28,7 @@ def meant_by(name: str) -> str:
 def choose_device(name: str) -> torch.device:
     """Return the device by its name, or what `auto` means. A CUDA device has an index, and is from now on the current one.
 
-    Raises UsageError when it doesn't work here.
+    Raises UsageError, with those that are here, when it doesn't work here.
     """
     name = meant_by(name)
     try:
@@ -39,12 +39,19 @@ def choose_device(name: str) -> torch.device:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"device {name!r} can't be used here: {str(error).splitlines()[0]}; leave --device out, or use cpu"
-        ) from error
+        here = devices_here()
+        why = f": {str(error).splitlines()[0][:120]}" if name in here else ""
+        known = ", ".join(f"{each} ({about})" if about else each for each, about in here.items())
+        raise UsageError(f"device {name!r} can't be used here{why}; --device takes what is here: {known}") from error
     if device.type == "meta":
         raise UsageError("device 'meta' holds no numbers; use --dry-run to plan")
     return device
+
+
+def devices_here() -> dict[str, str]:
+    """Return the devices that can be named here, with what each is: the processor, and CUDA's cards."""
+    cards = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {"cpu": "", **{f"cuda:{index}": torch.cuda.get_device_name(index) for index in cards}}
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,14 @@ def usual_precision(device: str, for_gpu: bool) -> str:
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if for_gpu and has_bf16 else "tf32"
+
+
+def card_bytes(device: str) -> int | None:
+    """Return all the memory of a CUDA device by name, free or not; None where the name is another's, or no card is here."""
+    name = meant_by(device)
+    if name.partition(":")[0] != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(name).total_memory
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:

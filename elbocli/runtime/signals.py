@@ -11,15 +11,20 @@ from pathlib import Path
 from types import FrameType
 
 from elbocli.errors import ElboError, Interrupted, PeerLost
+from elbocli.runtime.background import Background
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE_S = 1.0
-"""torchrun passes on a Ctrl-C that a terminal has sent to everyone already: that is no second one."""
+"""Time after the first signal in which a Ctrl-C is an echo of it, and no second one."""
 PATIENCE_S = 60
 """Time that processes of torchrun wait for those before them to end: they may be saving."""
 STOP = "STOP"
 ASKED, TIME, ORPHAN = 1001, 1002, 1003
 LOOK_S = 0.5
+
+
+class Abandoned(BaseException):
+    """A signal came in the middle of work that may be given up; its sender waits."""
 
 
 class Signals:
@@ -28,12 +33,39 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._since = 0.0
+        self._given_up = False
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._since = signum, time.monotonic()
-        elif signum == signal.SIGINT and time.monotonic() - self._since > GRACE_S:
-            os._exit(128 + signum)
+        self.look()
+
+    def look(self, *_: object) -> None:
+        """Raise Abandoned where work that may be given up meets a signal. Takes what callers of hooks pass."""
+        if self.received is not None and self._given_up:
+            raise Abandoned
+
+    @contextlib.contextmanager
+    def abandoning(self, given_up: bool) -> Iterator[None]:
+        """Leave the block with Abandoned as soon as a signal comes, at the next line of Python, if it may be given up."""
+        self._given_up = given_up
+        try:
+            yield
+        finally:
+            self._given_up = False
+
+    def _watch(self, woken: int) -> None:
+        """End the process at a second SIGINT, even while the main thread is in one long call and runs no handler.
+
+        woken: gives the number of each signal as it comes, and nothing more at the end. torchrun passes on a Ctrl-C that
+        a terminal has sent to everyone already: that is no second one.
+        """
+        first: float | None = None
+        while numbers := os.read(woken, 64):
+            now = time.monotonic()
+            if first is not None and now - first > GRACE_S and signal.SIGINT in numbers:
+                os._exit(128 + signal.SIGINT)
+            first = now if first is None else first
 
     def interrupted(self, saved: str) -> ElboError:
         """The error that ends the run."""
@@ -56,12 +88,22 @@ def catching_signals() -> Iterator[Signals]:
     try:
         before = {caught: signal.signal(caught, signals._remember) for caught in CAUGHT if caught not in ignored}
     except ValueError:  # not the main thread: somebody else's business
-        before = {}
+        yield signals
+        return
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    woke_before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    watch = Background("signals")
+    watch.start(lambda: signals._watch(woken))
     try:
         yield signals
     finally:
+        signal.set_wakeup_fd(woke_before)
         for caught, handler in before.items():
             signal.signal(caught, handler)
+        os.close(waker)
+        watch.close()
+        os.close(woken)
 
 
 class Ending:

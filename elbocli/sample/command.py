@@ -16,12 +16,13 @@ from elbocli.cli.options import (
     device_options,
     overwrite_option,
     plugin_option,
+    scale_option,
     weights_options,
 )
 from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
 GROUPS = {
-    "Images": ("n", "classes", "seed", "out", "overwrite"),
+    "Images": ("n", "classes", "seed", "out", "scale", "overwrite"),
     "Weights": ("weights", "average", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "clip"),
     "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
@@ -107,7 +108,9 @@ GROUPS = {
     type=PATH,
     default="-",
     help="- (an NPY stream), .npy, .npz, .h5, .png (a grid), or a folder name for PNGs.",
+    more="A grid has rows for each class, with its name, where there are at most 16 classes, or as many images of each.",
 )
+@scale_option
 @overwrite_option
 @plugin_option
 @common
@@ -141,6 +144,7 @@ def sample(
         guidance=Guidance(guidance, *(guidance_interval or ())),
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,
+        scale=options.pop("scale") or 0,
         command=command_line(),
         **options,
     )

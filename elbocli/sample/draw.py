@@ -17,7 +17,7 @@ from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
+from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
 from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
@@ -42,7 +42,8 @@ class SampleSettings:
     under.
 
     weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
-    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with.
+    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
+    0 is so that small images are easily seen.
     """
 
     n: int = 64
@@ -63,6 +64,7 @@ class SampleSettings:
     compile: bool = False
     cuda_graphs: bool = True
     autoencoder: Path | None = None
+    scale: int = 0
     overwrite: bool = False
     command: str = ""
 
@@ -151,6 +153,7 @@ class _Work:
         """Whether the network sees a whole batch each time, whatever is left to draw."""
         trained, config = drawer.trained, drawer.trained.network.config
         self.steps = settings.steps or settings.sampler.usual.steps
+        self.warnings += too_few(settings.sampler, self.steps)
         spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
         low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
         named = spec != RUN
@@ -165,7 +168,7 @@ class _Work:
         self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where)
         about = self._about(latent_space(trained.data, config, where))
         seeds = np.arange(settings.n, dtype=np.int64)
-        self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about)
+        self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
         self.watch = Watch(ending)
         self.batch = min(settings.batch, -(-settings.n // world.size))
 

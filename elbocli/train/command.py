@@ -10,12 +10,13 @@ import click
 
 from elbocli.cli.grouped_help import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
+from elbocli.cli.other_words import nearest_setting
 from elbocli.cli.setting_options import setting_groups, setting_options
 from elbocli.cli.types import PATH, Count, Duration, Number
 from elbocli.run.train_settings import KEPT, RUN
 
 PLANNING = ("dry_run", "devices", "device_tflops")
-TYPED = ("out", "on_checkpoint")
+TYPED = ("out", "on_checkpoint", "log_to")
 """Options that no file may say: where to write, and what to run. Anyone may have written the file."""
 
 
@@ -24,10 +25,13 @@ def _typed(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    """Defaults from a YAML file: below the command line and the environment, above the preset."""
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Any:
+    """Defaults from a YAML file: below the command line and the environment, above the preset.
+
+    Of a run's it returns path and content: only when every --plugin was run can its network be known.
+    """
     if path is None:
-        return
+        return None
     from elbocli.errors import ElboError
     from elbocli.files import strict_yaml
 
@@ -37,29 +41,25 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             from elbocli.files.checkpoint import checked_config
 
             run = checked_config(content, path)
-            network = run["network"]
-            shown = {"dropout": network.get("dropout"), "conditional": bool(network.get("num_classes"))}
-            said = {key: value for key, value in content["settings"].items() if key in TYPED and value}
-            content = {**run["settings"], **shown, **said}
+            for key in TYPED:
+                if content["settings"].get(key):  # as an earlier version kept it
+                    raise _not_typed(ctx, path, key)
+            return path, run
     except ElboError as error:
         raise click.UsageError(str(error), ctx) from error
-    # A file names no other file to read settings from (--config) and none to run (--plugin): these expose no value.
+    # A file names no other file to read settings from (--config) and none to run (--plugin, which exposes no value).
     known = {
         option.name: option
         for option in ctx.command.params
-        if option.expose_value and option.name not in ("quiet", "verbose", *PLANNING)
+        if option.expose_value and option.name not in ("config", "quiet", "verbose", *PLANNING)
     }
     values: dict[str, Any] = {}
     for written, value in content.items():
         key = written.replace("-", "_")
         if key in TYPED:
-            raise click.UsageError(
-                f"{path}: {key} is taken from the command line or $ELBO_TRAIN_{key.upper()} alone, and from no file; "
-                f"leave it out there, and give --{key.replace('_', '-')}",
-                ctx,
-            )
+            raise _not_typed(ctx, path, key)
         if key not in known:
-            raise click.UsageError(f"{path}: unknown setting {key!r}; known: {', '.join(sorted(known))}", ctx)
+            raise click.UsageError(f"{path}: unknown setting {key!r}; {nearest_setting(key, known)}", ctx)
         if key in values:
             raise click.UsageError(f"{path}: {key!r} is given twice", ctx)
         several = isinstance(option := known[key], click.Option) and option.multiple
@@ -74,26 +74,51 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             items = [None if item is None else _typed(item) for item in items]
         values[key] = items if several and value is not None else items[0]
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
+    return None
+
+
+def _not_typed(ctx: click.Context, path: Path, key: str) -> click.UsageError:
+    return click.UsageError(
+        f"{path}: {key} is taken from the command line or $ELBO_TRAIN_{key.upper()} alone, and from no file; "
+        f"leave it out there, and give --{key.replace('_', '-')}",
+        ctx,
+    )
 
 
 GROUPS = setting_groups()
 GROUPS[RUN] = ["out", "config", "plugin", *GROUPS[RUN]]
-GROUPS[KEPT].append("on_checkpoint")
+GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = [*PLANNING]
 
 
 @click.command(cls=Joined, groups=GROUPS)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
-@option("-o", "--out", type=PATH, default="run", help="The run's folder, new or to go on with.")
+@option(
+    "-o",
+    "--out",
+    type=PATH,
+    default="run",
+    help="The run's folder, new or to go on with.",
+    more="Its path is printed at the end.",
+)
 @option(
     "--config",
     type=PATH,
     is_eager=True,
-    expose_value=False,
     callback=_read_config,
     help="YAML of these options, or a run's config.yaml.",
 )
 @setting_options
+@option(
+    "--log-to",
+    multiple=True,
+    metavar="TARGET",
+    help="Also log to tensorboard, wandb or a FILE.jsonl; may be repeated.",
+    more="FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
+    "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
+    "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
+    "RUN/wandb. What goes wrong there is a warning. No file can say it, and each start asks for it anew.",
+)
 @option(
     "--on-checkpoint",
     metavar="COMMAND",
@@ -114,43 +139,69 @@ GROUPS["Plan, without training"] = [*PLANNING]
 @option("--device-tflops", type=Number(0, above=True), help="10^12 operations a second, of each; adds days.")
 @plugin_option
 @common
-def train(data: Path | None, out: Path, on_checkpoint: str, dry_run: bool, **options: Any) -> None:
+def train(
+    data: Path | None,
+    out: Path,
+    config: Any,
+    log_to: tuple[str, ...],
+    on_checkpoint: str,
+    dry_run: bool,
+    **options: Any,
+) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
 
-    Without DATA.h5, the dataset is $ELBO_DATA, else the only one in this folder. Options not given come from
-    $ELBO_TRAIN_… variables, then --config, then the preset. The run's path is printed at the end.
+    What isn't given comes from $ELBO_TRAIN_…, then --config, then RUN itself where it is a run, then the preset. The
+    dataset is DATA.h5, else $ELBO_DATA, else that of the run, else the only one in this folder.
     """
     from elbocli.cli.progress_bar import say, show
-    from elbocli.files.dataset import Dataset, find_dataset
+    from elbocli.files.dataset import Dataset
     from elbocli.run import folder, settings
     from elbocli.runtime.processes import joined
-    from elbocli.train import held_out, loop
-    from elbocli.train import tensorboard as board
+    from elbocli.train import held_out, log_targets, loop
 
     options["ema"] = options["ema"] or None
     devices, device_tflops = options.pop("devices"), options.pop("device_tflops")
+    basis = settings.Basis.of(*config) if config else folder.basis_of(out, data is not None, options["preset"])
     if dry_run:
-        return _plan(data, options, devices, device_tflops)
+        return _plan(data, options, basis, devices, device_tflops)
     if devices is not None or device_tflops is not None:
         raise click.UsageError("--devices and --device-tflops go with --dry-run", click.get_current_context())
-    with joined(options["device"] or "auto") as world:
+    with joined(options["device"] or (basis.settings.device if basis else "auto")) as world:
         with world.together():
-            if data is None:
-                data = find_dataset(Path())
-                say(f"dataset {data}, the only one here")
-            dataset = Dataset(data, latents=True)
-            resolved = settings.resolve(options, dataset, folder.settings_before(out))
-            if resolved.settings.tensorboard:
-                board.require()
+            log_targets.check(log_to)
+            dataset = Dataset(data or _found(basis), latents=True)
+            resolved = settings.resolve(options, dataset, basis)
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint))
+        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to))
     if world.first:
         click.echo(os.fsencode(where))  # for a script, which needs the name itself
 
 
-def _plan(data: Path | None, options: dict[str, Any], devices: int | None, device_tflops: float | None) -> None:
+def _found(basis: Any) -> Path:
+    """The dataset where none is named: that of the run, else the only one here; said. Raises DataError."""
+    from elbocli.cli.progress_bar import say
+    from elbocli.errors import DataError
+    from elbocli.files.dataset import find_dataset
+
+    if basis is None:
+        data = find_dataset(Path())
+        say(f"dataset {data}, the only one here")
+    else:
+        data = basis.data
+        if not data.exists():
+            raise DataError(
+                f"{data}: no such dataset, and {basis.where} names it; it was moved, or the run was started in another "
+                "folder: give the path that it has now, as DATA.h5"
+            )
+        say(f"dataset {data}, of {basis.where}")
+    return data
+
+
+def _plan(
+    data: Path | None, options: dict[str, Any], basis: Any, devices: int | None, device_tflops: float | None
+) -> None:
     """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
     from elbocli.files import strict_yaml
@@ -160,12 +211,12 @@ def _plan(data: Path | None, options: dict[str, Any], devices: int | None, devic
 
     if Command.silent:
         return
-    if data is not None:
-        planned: settings.Data = Dataset(data, latents=True)
+    if data is not None or basis is not None:
+        planned: settings.Data = Dataset(data or _found(basis), latents=True)
     else:
         planned, why = preset_data.planned_for(options["preset"], Path())
         say(why)
-    resolved = settings.resolve(options, planned)
+    resolved = settings.resolve(options, planned, basis)
     for note in resolved.notes:
         say(note)
     devices = devices or launched()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,23 @@ from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
 from elbocli.nn.networks import count_parameters
-from elbocli.run.folder import Status, claim
+from elbocli.run.folder import claim
 from elbocli.run.settings import Resolved
+from elbocli.run.status import RUNNING, Status
 from elbocli.runtime.device import choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import ASKED, PATIENCE_S, STOP, TIME, Ending, Signals, catching_signals, interrupted
+from elbocli.runtime.signals import (
+    ASKED,
+    PATIENCE_S,
+    STOP,
+    TIME,
+    Abandoned,
+    Ending,
+    Signals,
+    catching_signals,
+    interrupted,
+)
 from elbocli.train.checkpoint_hook import CheckpointHook
 from elbocli.train.cuda_defaults import CudaDefaults
 from elbocli.train.recorder import Recorder
@@ -38,12 +49,13 @@ def run(
     world: World | None = None,
     command: str = "",
     on_checkpoint: str = "",
+    log_to: Sequence[str] = (),
 ) -> Generator[Progress, None, Path]:
     """Train until `steps`, going on where an earlier run of the same settings stopped. Returns where the run is in the end.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
-    to run in a shell after each checkpoint, '' for nothing. Raises UsageError (another run is there), NonFiniteError,
-    Interrupted after a checkpoint, DataError, PeerLost.
+    to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. Raises UsageError (another run
+    is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
     """
     world = world or World(device=choose_device(resolved.settings.device))
     with ExitStack() as stack:
@@ -63,7 +75,7 @@ def run(
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint)
+                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint, log_to)
                 yield from training.reports()
         except BaseException as error:
             saver.close()
@@ -88,6 +100,7 @@ class _Training:
         saver: Saver,
         stack: ExitStack,
         on_checkpoint: str,
+        log_to: Sequence[str],
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
         self.defaults = defaults
@@ -97,8 +110,13 @@ class _Training:
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
-            self.recorder = Recorder(state, out, self._restore(), self._warn)
+            self.recorder = Recorder(state, out, self._restore(), self._warn, log_to)
         stack.callback(self.recorder.close)
+        self.alone = self.world.size == 1 and state.device.type == "cpu"
+        """Whether a step may be given up: nobody else takes part in it, and it is done when `update` returns."""
+        if self.alone:
+            for piece in state.spread.pieces:  # signals are seen by Python alone, which backward else doesn't run
+                piece.register_post_accumulate_grad_hook(signals.look)
         self.last_saved = state.steps_done if state.steps_done else -1
 
     def _follow(self) -> None:
@@ -154,7 +172,9 @@ class _Training:
         yield Progress(state.steps_done, settings.steps, "step", self._introduction())
         if told := str(self.defaults):
             yield Progress(message=f"on {name_of(state.device)}: {told}")
-        self._tell_status("running")
+        if self.status is not None:
+            self.status.saved = state.steps_done or None
+        self._tell_status(RUNNING)
         first = state.steps_done + 1
         rehearse(state)
         while state.steps_done < settings.steps:
@@ -162,7 +182,10 @@ class _Training:
             if reason:
                 yield from self._end(reason)
                 return
-            update(state)
+            try:
+                update(state, self.signals.abandoning(self.alone))
+            except Abandoned:
+                continue  # its signal is the reason to end
             step = state.steps_done
             self.defaults.after(step, first)
             values = self.recorder.after(step)
@@ -177,6 +200,8 @@ class _Training:
                         self.saver.start(partial(self.status.folder.write, write), vital=False)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
+            if self.status is not None:
+                self.status.reached(step, state.images)
             yield Progress(step, settings.steps, "step", values=values)
             yield from self._messages()
         self._finish()
@@ -231,8 +256,8 @@ class _Training:
                 status.folder.find(),
                 lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held),
             )
-            status.step, status.images = step, images
-            status.write("running")
+            status.saved = step
+            status.write(RUNNING)
             self.pending.append(Progress(message=f"saved {path}", level="detail"))
 
         try:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from elbocli.core.class_labels import choose_labels
 from elbocli.core.samplers.walk import parse_sampler, time_grid
 from elbocli.errors import ElboError
+from elbocli.files.grid import Layout, lay_out, rows_of_classes
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.folder import PREVIEW_COUNT
@@ -20,6 +20,8 @@ from elbocli.sample.draw import SampleSettings, draw
 from elbocli.train.state import TrainState
 
 PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
+MOST_ROWS, SOME_ROWS = 10, 8
+"""Classes that are all drawn, and how many are of more."""
 
 
 def preview_output(state: TrainState, warn: Callable[[str], None]) -> Decoder | None:
@@ -33,10 +35,21 @@ def preview_output(state: TrainState, warn: Callable[[str], None]) -> Decoder | 
         return None
 
 
-def preview(state: TrainState, output: Decoder) -> np.ndarray:
-    """Draw 64 images [64,H,W,C] uint8 from the average, of the same noise every time. Processes share the work."""
+def preview_labels(num_classes: int) -> np.ndarray | None:
+    """Choose a class for each image, [64]: each in turn, or of many classes some from the first to the last, which fill rows.
+
+    None when there are no classes.
+    """
+    if num_classes < 1:
+        return None
+    shown = num_classes if num_classes <= MOST_ROWS else SOME_ROWS
+    return np.resize(np.linspace(0, num_classes - 1, shown).round().astype(np.int64), PREVIEW.n)
+
+
+def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
+    """Draw 64 images [64,H,W,C] uint8 from the average, of the same noise every time, for a grid. Processes share the work."""
     network, world = state.resolved.network, state.world
-    labels = choose_labels("balanced", PREVIEW.n, network.num_classes, 0)
+    labels = preview_labels(network.num_classes)
     low, high = state.settings.logsnr_min, state.settings.logsnr_max
     grid = time_grid(resolve_schedule("cosine", low, high), PREVIEW.steps)
     settings = replace(PREVIEW, seed=state.settings.seed, precision=state.settings.precision)
@@ -47,4 +60,6 @@ def preview(state: TrainState, output: Decoder) -> np.ndarray:
     shape = (network.image_size, network.image_size, network.image_channels)
     with state.averaged():
         images = draw(denoiser, mine, shape, grid, settings, state.device, output)[: len(world.share(PREVIEW.n))]
-    return np.concatenate(world.all(images.cpu().numpy()))
+    drawn = np.concatenate(world.all(images.cpu().numpy()))
+    groups = rows_of_classes(PREVIEW.n, labels, state.resolved.data.get("class_names", []))
+    return drawn, lay_out(drawn.shape[1], drawn.shape[2], groups)

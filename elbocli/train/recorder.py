@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,9 +15,9 @@ from elbocli.files.atomic import told
 from elbocli.files.grid import write_grid
 from elbocli.files.schedule_file import finite
 from elbocli.train.held_out import open_held_out
+from elbocli.train.log_targets import LogTargets
 from elbocli.train.preview import preview, preview_output
 from elbocli.train.state import TrainState
-from elbocli.train.tensorboard import TensorBoard
 from elbocli.train.validate import Validation
 
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
@@ -79,21 +79,27 @@ class LogFiles:
 
 
 class Recorder:
-    """Writes metrics.jsonl, losslog.jsonl, validation.jsonl, previews/ and tensorboard/.
+    """Writes metrics.jsonl, losslog.jsonl, validation.jsonl and previews/, and where else its numbers are logged to.
 
     Every process measures; the first writes. What can't be written is told to `warn`, once while it lasts. lengths: the
-    logs' at the checkpoint to go on from. Raises UsageError, FormatError and DataError.
+    logs' at the checkpoint to go on from. log_to: as LogTargets takes it. Raises UsageError, FormatError and DataError.
     """
 
-    def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], warn: Callable[[str], None]):
+    def __init__(
+        self,
+        state: TrainState,
+        out: Path,
+        lengths: dict[str, int],
+        warn: Callable[[str], None],
+        log_to: Sequence[str] = (),
+    ):
         self.state, self.out, self._warn = state, out, warn
         self._told: dict[str, str] = {}
         settings, network = state.settings, state.resolved.network
         held = open_held_out(settings, state.dataset, network.num_classes > 0)
         self.validation = Validation(held, state.resolved, state.device) if held else None
         self.logs = LogFiles(out, lengths) if state.world.first else None
-        shown = settings.tensorboard and state.world.first
-        self.tensorboard = TensorBoard(out, state.steps_done) if shown else None
+        self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done, warn)
         if self.logs is not None:
             if not self.logs.lengths[LOSSES]:
                 self._append(LOSSES, self._header())
@@ -154,23 +160,24 @@ class Recorder:
         lacking = self.state.world.most([int(self.output is None)])[0]
         if self.output is None or lacking:  # in any process: they draw together
             return
-        images = preview(self.state, self.output)
+        images, layout = preview(self.state, self.output)
         if not self.state.world.first:
             return
+        path = self.out / "previews" / f"step-{step:08d}.png"
         try:
-            with told(self.out / "previews"):
-                (self.out / "previews").mkdir(exist_ok=True)
-            write_grid(self.out / "previews" / f"step-{step:08d}.png", images)
+            with told(path.parent):
+                path.parent.mkdir(exist_ok=True)
+            write_grid(path, images, layout)
         except DataError as error:
             self._warn(str(error))
-        if self.tensorboard is not None:
-            self._tell("tensorboard", self.tensorboard.images(step, images))
+        else:
+            self.targets.picture(step, path)
 
     def _measured(self, step: int, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and show it in TensorBoard."""
-        self._append(METRICS, json.dumps({"step": step, "images": self.state.images, **values}) + "\n")
-        if self.tensorboard is not None:
-            self._tell("tensorboard", self.tensorboard.metrics(step, values))
+        """Append a line to metrics.jsonl, and log it elsewhere."""
+        values = {"images": self.state.images, **values}
+        self._append(METRICS, json.dumps({"step": step, **values}) + "\n")
+        self.targets.write(step, values)
 
     def _append(self, name: str, text: str) -> None:
         if self.logs is not None:
@@ -187,13 +194,10 @@ class Recorder:
         self.out = out
         if self.logs is not None:
             self.logs.run = out
-        if self.tensorboard is not None:  # its writer opens its file by name each time
-            self.tensorboard.close()
-            self.tensorboard = TensorBoard(out, self.state.steps_done)
+        self.targets.move(out)
 
     def close(self) -> None:
         """Close what was opened."""
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        self.targets.close()
         if self.logs is not None:
             self.logs.close()

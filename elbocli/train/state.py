@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges
+from elbocli.core.lr_decay import LR_DECAYS
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import FormatError, NonFiniteError
@@ -63,6 +64,7 @@ class TrainState:
         betas, eps, decay = (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
         self.optimizer = torch.optim.AdamW(self.spread.pieces, settings.lr, betas, eps, decay, fused=True)
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
+        self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(resolved.objective.averages, self.live)
         self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
         share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()

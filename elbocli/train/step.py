@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.lr_decay import learning_rate
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -44,20 +46,25 @@ def step_losses(
     return loss, eps_error, c.logsnr
 
 
-def update(state: TrainState) -> None:
-    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device."""
+def update(state: TrainState, abandoning: AbstractContextManager[None] | None = None) -> None:
+    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device.
+
+    abandoning: goes around all that takes long; what it raises leaves the state as it was, but for gradients.
+    """
     settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.guard.state.scale, []
-    for part in range(parts):
-        with spread.accumulating(last=part == parts - 1):
-            loss, eps_error, logsnr = step_losses(
-                spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
-            )
-            # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
-            (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
+    with abandoning or nullcontext():
+        for part in range(parts):
+            with spread.accumulating(last=part == parts - 1):
+                loss, eps_error, logsnr = step_losses(
+                    spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
+                )
+                # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
+                (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
+            seen.append((loss.detach(), logsnr, eps_error))
+    for _, logsnr, eps_error in seen:
         state.sums.add(logsnr, eps_error)
-        seen.append((loss.detach(), logsnr))
-    loss, logsnr = (torch.cat(columns) for columns in zip(*seen))
+    loss, logsnr, _ = (torch.cat(columns) for columns in zip(*seen))
     # Not finite? The whole batch's loss and its gradient's norm are known to the device alone.
     squares = torch.stack(torch._foreach_norm(spread.gradients())).double().square().sum()
     if not spread.sharded and not world.first:
@@ -67,7 +74,7 @@ def update(state: TrainState) -> None:
     left_out = state.guard.leaves_out(step, loss, logsnr, total, norm)
 
     # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
-    optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+    optimizer.param_groups[0]["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup, state.lr_decay)
     clipped = scale * (norm / settings.clip).clamp(min=1) if settings.clip else scale
     optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
     optimizer.step()

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from elbocli.errors import UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.atomic import told
-from elbocli.files.grid import grid
 from elbocli.files.reading import encodable
+from elbocli.train.log_targets import LogTarget
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,36 +28,31 @@ ROOM = 8 << 20
 """Free bytes without which nothing is shown: on a full disk the writer's thread would end with a traceback."""
 
 
-def require() -> None:
-    """Raise UsageError when tensorboard isn't installed."""
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "--tensorboard: tensorboard is not installed; get it with pip install 'elbocli[tensorboard]', or leave it out"
-        ) from error
-
-
-class TensorBoard:
+class TensorBoard(LogTarget):
     """The events of one start of a run that goes on after `step`, in a file of its own.
 
     Readers forget what earlier files say of later steps, so that none is shown twice. Events for which the disk has no
-    room are left out: metrics.jsonl and previews/ have them. Raises UsageError without tensorboard, DataError where its
-    folder can't be made.
+    room are left out: metrics.jsonl and previews/ have them. Raises UsageError for a name that it can't write, DataError
+    where its folder can't be made, or events are left out.
     """
 
     def __init__(self, run: Path, step: int):
-        require()
+        self._trouble = ""
+        self._begin(run, step)
+
+    def _begin(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self._trouble = run / FOLDER, ""
+        self.folder, self._step = run / FOLDER, step
         if encodable(str(run)) != str(run):
-            raise UsageError(f"--tensorboard: it can't write into {run}, whose name is not UTF-8; choose another -o")
+            raise UsageError(
+                f"--log-to tensorboard: it can't write into {run}, whose name is not UTF-8; choose another -o"
+            )
         with told(self.folder):
             self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
-    def metrics(self, step: int, values: Mapping[str, Any]) -> str:
-        """Show numbers of a line of metrics.jsonl, those of validation apart; why they are left out, or nothing."""
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Show numbers, those of validation apart."""
 
         def add(writer: SummaryWriter) -> None:
             for key, value in values.items():
@@ -65,30 +61,37 @@ class TensorBoard:
                     tag = f"val/{key.removeprefix(VALIDATION)}" if validation else f"train/{key}"
                     writer.add_scalar(tag, value, step)
 
-        return self._show(add)
+        self._show(step, add)
 
-    def images(self, step: int, images: np.ndarray) -> str:
-        """Show images [N, H, W, C] uint8 as a sheet, made smaller where it is large; why it is left out, or nothing."""
-        sheet = grid(images)
-        sheet.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-        pixels = np.atleast_3d(np.asarray(sheet))
-        return self._show(lambda writer: writer.add_image("samples", pixels, step, dataformats="HWC"))
+    def picture(self, step: int, path: Path) -> None:
+        """Show a picture, made smaller where it is large."""
+        with Image.open(path) as sheet:
+            sheet.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+            pixels = np.atleast_3d(np.asarray(sheet))
+        self._show(step, lambda writer: writer.add_image("samples", pixels, step, dataformats="HWC"))
 
-    def _show(self, add: Callable[[SummaryWriter], None]) -> str:
+    def _show(self, step: int, add: Callable[[SummaryWriter], None]) -> None:
         if self._trouble:
-            return self._trouble
+            raise DataError(self._trouble)
         try:
-            if shutil.disk_usage(self.folder).free < ROOM:
-                return f"{self.folder}: no space left; events are left out meanwhile"
+            room = shutil.disk_usage(self.folder).free
         except OSError as error:  # somebody has moved the folder
-            return f"{self.folder}: {error.strerror}; events are left out meanwhile"
+            raise DataError(f"{self.folder}: {error.strerror}; events are left out meanwhile") from error
+        if room < ROOM:
+            raise DataError(f"{self.folder}: no space left; events are left out meanwhile")
         try:
             add(self._writer)
             self._writer.flush()
         except Exception as error:  # an OSError, or tensorflow's own where that is installed
             # The file may end in half an event, which would hide what follows; and the writer's thread has ended.
             self._trouble = f"{self.folder}: could not write: {error}; no more events until the run goes on"
-        return self._trouble
+            raise DataError(self._trouble) from error
+        self._step = step
+
+    def move(self, run: Path) -> None:
+        """Begin another file there: the writer opens its own by name each time."""
+        self.close()
+        self._begin(run, self._step)
 
     def close(self) -> None:
         """End the writer's thread, if it still writes."""

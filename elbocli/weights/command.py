@@ -13,6 +13,7 @@ import click
 
 from elbocli.cli.grouped_help import CONTEXT, Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
+from elbocli.cli.other_words import Group
 from elbocli.cli.types import PATH, Count, Number, imported
 
 REGISTRIES = {
@@ -36,7 +37,7 @@ def _range_options(function: Any) -> Any:
     return function
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT)
 def weights() -> None:
     """Look at weightings: how much each noise level counts.
 
@@ -59,7 +60,7 @@ def weights() -> None:
 @plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:
-    """List what can be named: formula, parameters with defaults, whether monotone, source.
+    """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, clips, criteria, averages or
     extractors.
@@ -70,7 +71,10 @@ def list_(kind: str, as_json: bool) -> None:
     load_installed()
     rows = [_row(declared) for declared in registry.values()]
     if as_json:
-        told = [{**row, "parameters": dict(declared.params)} for row, declared in zip(rows, registry.values())]
+        told = [
+            {**row, "parameters": dict(declared.params), "known as": list(declared.known_as)}
+            for row, declared in zip(rows, registry.values())
+        ]
         click.echo(json.dumps(told, indent=1))
         return
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
@@ -88,6 +92,8 @@ def _row(declared: Any) -> dict[str, Any]:
         row["monotone"] = "yes" if traits.monotone else "no"
     if isinstance(traits, SamplerTraits):
         row["presets"] = ",".join(traits.presets) or "-"
+    if Command.verbose:
+        row["known as"] = ", ".join(declared.known_as) or "-"
     return {**row, "source": declared.source}
 
 

@@ -1,9 +1,9 @@
 """The paper's table in miniature, on 1797 digits: every prediction under every weighting and schedule, by two samplers.
 
-python ablation.py FOLDER             train, draw, score and tabulate; again after any end: what is finished stays
+python ablation.py FOLDER             train, draw, score and tabulate; after an interruption it skips finished parts
 python ablation.py results.jsonl      only tabulate; the file beside this script is what docs/ablation.md shows
 
-Prints Markdown, writes FOLDER/results.jsonl and draws ablation.png beside it. Every cell is elbo's own commands:
+Prints Markdown, writes FOLDER/results.jsonl and draws ablation.png beside it. Every cell uses elbo's own commands:
 train, bound, sample | eval.
 """
 

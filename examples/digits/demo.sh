@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole pipeline on real images, with elbo's own commands: sh examples/digits/demo.sh [FOLDER]
-# Rerun it after an interruption: what is finished is not done again.
+# After an interruption run it again: it skips the parts that are finished.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "${1:-demo}"
@@ -17,13 +17,13 @@ say "1797 real images of digits, packed"
 [ -f test.h5 ] || elbo prep digits/test test.h5 --size 8 --channels 1
 [ -f classifier.pt2 ] || "$python" "$here/make_classifier.py" train.h5 test.h5 classifier.pt2 >&2
 
-# score NAME SAMPLES: against the training set, by the classifier
+# score NAME SAMPLES: score the samples against the training set, in the classifier's features
 score() {
     elbo eval -q "$2" --ref train.h5 --extractor classifier.pt2 --metrics fid,is,accuracy --classes balanced > "results/$1.part"
     mv "results/$1.part" "results/$1.json"
 }
 
-# run NAME TITLE OPTIONS...: train, draw images into eval, each in a walk of 50 evaluations, keep a picture
+# run NAME TITLE OPTIONS...: train, score images of 50 evaluations each, and keep a picture
 run() {
     name=$1; title=$2; shift 2
     [ -f "results/$name.json" ] && return

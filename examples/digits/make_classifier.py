@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from elbocli.files.dataset import Dataset
+import elbocli
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("train", type=Path, help="dataset to learn from")
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
 
 def load(path: Path) -> tuple[Tensor, Tensor]:
-    data = Dataset(path)
+    data = elbocli.open_dataset(path)
     images = torch.cat([torch.from_numpy(batch) for batch in data.batches(256)]).permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(data.labels)
 
@@ -62,7 +62,5 @@ model.eval().requires_grad_(False)
 test_images, test_labels = load(args.test)
 guesses = torch.cat([model(part)[1].argmax(1) for part in test_images.split(1000)])
 right = (guesses == test_labels).double().mean()
-batch = torch.export.Dim("batch", min=1, max=1 << 20)
-example = images[:2].clone()  # alone: a part of all images would be saved with all of them
-torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: batch},)), args.out)
+elbocli.export_extractor(model, images[:2], args.out)
 print(f"classifier: {right:.1%} of {len(test_images)} test images right; {args.out}")

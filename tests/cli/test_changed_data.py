@@ -21,8 +21,8 @@ from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
-from elbocli.run.folder import read_status
 from elbocli.run.settings import resolve
+from elbocli.run.status import read_status
 from elbocli.runtime.progress import Progress
 from elbocli.train import loop
 
@@ -84,7 +84,7 @@ def test_a_dataset_that_changes_ends_the_command_with_its_name(
     with pytest.raises(DataError, match=r"large\.h5: has changed while it was read"):
         list(under_way)
     if (tmp_path / "run").exists():
-        assert read_status(tmp_path / "run")["state"] == "failed"
+        assert read_status(tmp_path / "run").state == "failed"
         shutil.copy(whole, large)
         assert any("going on after step" in report.message for report in [next(reports(large))])
 

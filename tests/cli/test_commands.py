@@ -134,7 +134,7 @@ def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) ->
         (["--preset", "latents256"], ["--preset latents256 is for latents", "holds pixels"]),
         (["--weighting", "sigmoid:bias"], ["expected key=value"]),
         (["--schedule", "cosin"], ["no schedule is called 'cosin'", "cosine"]),
-        (["--schedule", "nowhere.yaml"], ["nowhere.yaml: no such schedule file"]),
+        (["--schedule", "nowhere.yaml"], ["nowhere.yaml: no such schedule"]),
         (["--prediction", "w"], ["no prediction is called 'w'"]),
         (["--logsnr-min", "5", "--logsnr-max", "-5"], ["must rise"]),
         (["--logsnr-min", "-1e5"], ["is not at least -50"]),
@@ -277,7 +277,7 @@ def test_train_takes_the_only_dataset_here_and_refuses_to_guess(
     check(result, 0, "dataset a.h5, the only one here")
     assert result.stdout == b"run\n"
     (tmp_path / "b.h5").write_bytes(digits.read_bytes())
-    check(elbo("train", cwd=tmp_path), 1, "2 datasets here (a.h5, b.h5)")
+    check(elbo("train", "-o", "other", cwd=tmp_path), 1, "2 datasets here (a.h5, b.h5)")
     result = elbo("train", "--preset", preset, "--steps", 2, "-o", "other", cwd=tmp_path, env={"ELBO_DATA": "b.h5"})
     check(result, 0)
 
@@ -496,7 +496,7 @@ def test_adapt_reports_instead_of_the_schedule_or_beside_it(
     assert json.loads(both.stdout) == report
     assert (tmp_path / "s.yaml").read_bytes() == plain.stdout
     check(elbo("adapt", trained, "--report", "-o", "s.yaml", cwd=tmp_path), 2, "s.yaml")
-    check(elbo("adapt", tmp_path, "--report"), 1, "no losslog.jsonl inside")
+    check(elbo("adapt", tmp_path, "--report"), 1, "not a loss log")
     check(elbo("adapt", trained, "--report", "--criterion", "none"), 2, "criterion")
     check(elbo("adapt", trained, "--weighting", "edm", "--bias", 2), 2, "'edm' has no parameter 'bias'")
     check(elbo("adapt", trained, "--shift", "auto"), 2, "--shift auto needs images")
@@ -533,13 +533,13 @@ def test_a_fitted_schedule_trains_and_samples(
 
 
 def test_what_is_no_run_is_told(elbo: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
-    check(elbo("sample", tmp_path, "-o", tmp_path / "x.npy"), 1, "not a run (no config.yaml inside)")
+    check(elbo("sample", tmp_path, "-o", tmp_path / "x.npy"), 1, "not a run; 'elbo train")
     check(elbo("sample", digits, "-o", tmp_path / "x.npy"), 1, "not a run")
-    check(elbo("adapt", tmp_path), 1, "no losslog.jsonl inside")
+    check(elbo("adapt", tmp_path), 1, "not a loss log")
     check(elbo("prep", tmp_path, tmp_path / "a.h5"), 1, "no files inside")
     check(elbo("prep", tmp_path / "none", tmp_path / "a.h5"), 1, "no such folder")
     check(
-        elbo("eval", tmp_path / "none.npy", "--ref", digits, "--extractor", "elbo-tiny"), 1, "none.npy: could not read"
+        elbo("eval", tmp_path / "none.npy", "--ref", digits, "--extractor", "elbo-tiny"), 1, "none.npy: no such images"
     )
     check(elbo("eval", "--ref", digits, "--extractor", "elbo-tiny", stdin=b"hello"), 1, "not an NPY stream")
     check(
@@ -595,7 +595,7 @@ def test_weights_check_stays_where_the_weighting_is(elbo: Callable[..., Any], tm
     assert verdict["logsnr"] == pytest.approx([-10.12, 9.21], abs=0.01)  # MATH.md: DDPM-1000
     far = elbo("weights", "check", "scheduler_config.json", "--logsnr-min", 12, cwd=tmp_path)
     check(far, 2, "logsnr range")
-    check(elbo("weights", "check", "v-mse@none.json", cwd=tmp_path), 1, "none.json: no such schedule file")
+    check(elbo("weights", "check", "v-mse@none.json", cwd=tmp_path), 1, "none.json: no such schedule")
     check(elbo("weights", "check", "v-mse:nope@cosine"), 2, "no factor is called 'nope'")
 
 
@@ -680,9 +680,9 @@ def test_info_knows_every_file(elbo: Callable[..., Any], digits: Path, trained: 
         check(result, 0)
         assert json.loads(result.stdout)["is"] == kind
     assert json.loads(elbo("info", tmp_path / "x.npz", "--json").stdout)["sampler"] == "ddpm:gamma=0.2"
-    check(elbo("info", tmp_path), 1, "neither a run")
+    check(elbo("info", tmp_path), 1, "not a file of elbo's; 'elbo info' knows")
     (tmp_path / "x.txt").write_text("hello")
-    check(elbo("info", tmp_path / "x.txt"), 1, "not a file that elbo")
+    check(elbo("info", tmp_path / "x.txt"), 1, "a file that is none of elbo's")
 
 
 def test_quiet_says_nothing_and_verbose_shows_where(

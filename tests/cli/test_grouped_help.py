@@ -93,6 +93,7 @@ def test_every_setting_is_an_option_of_its_name_and_every_option_a_setting() -> 
         "out",
         "config",
         "plugin",
+        "log_to",
         "on_checkpoint",
         "dry_run",
         "devices",

@@ -70,7 +70,7 @@ def test_tensorboard_refuses_such_a_name_in_a_sentence(
     elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard")
-    result = elbo("train", digits, "-o", f"{ODD}-run", "--preset", preset, "--tensorboard", cwd=tmp_path)
+    result = elbo("train", digits, "-o", f"{ODD}-run", "--preset", preset, "--log-to", "tensorboard", cwd=tmp_path)
     assert result.returncode == 2 and b"whose name is not UTF-8; choose another -o" in result.stderr
 
 

@@ -146,7 +146,7 @@ def test_spec_reads_back(name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "epsilon", "v:sigma_data=1", "edm:sigma_data=0", "edm:sigma_data=x", "edm:shift=1"]
+    "text", ["", "epsilons", "v:sigma_data=1", "edm:sigma_data=0", "edm:sigma_data=x", "edm:shift=1"]
 )
 def test_a_bad_spec_is_refused(text):
     with pytest.raises(UsageError):

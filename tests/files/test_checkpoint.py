@@ -308,7 +308,7 @@ def test_a_config_reads_back(tmp_path):
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(FormatError, match="not a run"):
         store.read_config(tmp_path)
-    with pytest.raises(FormatError, match="not a run"):
+    with pytest.raises(FormatError, match="no such run"):
         store.read_config(tmp_path / "gone")
 
 

@@ -189,10 +189,10 @@ def test_a_virtual_dataset_reads_only_files_beside_or_below_it(pack, tmp_path, n
 def test_what_is_no_hdf5_file_is_named_for_what_it_is(tmp_path):
     with pytest.raises(FormatError, match="no such dataset"):
         Dataset(tmp_path / "gone.h5")
-    with pytest.raises(FormatError, match="a folder"):
+    with pytest.raises(FormatError, match="an empty folder, not a dataset"):
         Dataset(tmp_path)
     (tmp_path / "text.h5").write_text("hello")
-    with pytest.raises(FormatError, match="not a readable HDF5 file"):
+    with pytest.raises(FormatError, match=r"text\.h5: a file that is none of elbo.s, not a dataset"):
         Dataset(tmp_path / "text.h5")
 
 

@@ -112,7 +112,7 @@ def test_a_declared_weighting_resolves(text):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"format": "elbo-run"}, "format is 'elbo-run'"),
+        ({"format": "elbo-run"}, "a config of a run, not a schedule"),
         ({"format": None}, "format is None"),
         ({"version": 2}, "version 2"),
         ({"knots": []}, "knots"),
@@ -142,7 +142,7 @@ def test_a_table_of_absurd_length_is_refused(path):
 
 @pytest.mark.parametrize("text", ["gone.yaml", "no/such", "gone.yaml:shift=2"])
 def test_a_missing_file_is_called_a_missing_file(text):
-    with pytest.raises(FormatError, match="no such schedule file"):
+    with pytest.raises(FormatError, match="no such schedule"):
         schedule_file.resolve_schedule(text)
 
 

@@ -231,7 +231,7 @@ def test_a_file_that_is_missing_binary_or_too_large_is_refused(tmp_path, write, 
     with pytest.raises(FormatError, match=r"gone\.json: could not read"):
         resolve_weighting(str(tmp_path / "gone.json"))
     for spec in ("v-mse@gone.json", "schedule:gone.json"):
-        with pytest.raises(FormatError, match=r"gone\.json: no such schedule file"):
+        with pytest.raises(FormatError, match=r"gone\.json: no such schedule"):
             resolve_weighting(spec)
     path = tmp_path / "x.json"
     path.write_bytes(b"\xff\xfe\x00")

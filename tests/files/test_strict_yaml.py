@@ -91,7 +91,7 @@ def test_keys_keep_their_order():
         ("a: *b", "not usable"),
         ("- a", "expected 'key: value'"),
         ("a", "expected 'key: value'"),
-        ("", "found NoneType"),
+        ("", "found nothing"),
         ("a: \x00", "not usable"),
         ("a: 1\n---\nb: 2", "not usable"),
         ("a: !!binary aGk=", "not usable"),

@@ -54,7 +54,7 @@ def test_labels_and_classes_from_files(tmp_path, rows):
 
 def test_a_compressed_one_is_read_in_its_order_only(tmp_path, rows):
     np.savez_compressed(tmp_path / "x.npz", arr_0=rows, arr_1=np.array(LABELS))
-    with pytest.raises(UsageError, match=r"x\.npz: a compressed array .* numpy\.savez"):
+    with pytest.raises(UsageError, match=r"x\.npz: can only be read in its own order.* elbo prep ALL\.h5"):
         choose(open_source(tmp_path / "x.npz"), shuffle_seed=0)
     part = packed(tmp_path / "x.npz", tmp_path / "val.h5", subset=("val", 0.5), workers=2)
     kept = [int(name) for name in part.strings("files")]

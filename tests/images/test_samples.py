@@ -13,7 +13,7 @@ from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import grid, picture
+from elbocli.files.grid import draw_grid, lay_out, picture, rows_of_classes
 from elbocli.files.hashing import rows_sha256
 from elbocli.files.sample_writers import SamplesHeader, open_samples
 from elbocli.files.sample_writers.npy import npy_header
@@ -197,20 +197,28 @@ def test_a_folder_of_colour_images_stays_colour_when_the_first_is_grey(tmp_path,
     np.testing.assert_array_equal(read(tmp_path / "x")[1], rows)
 
 
-@pytest.mark.parametrize("n", [1, 4, 5, 16])
-def test_a_grid_shows_every_image_in_reading_order(images, n):
-    rows = images(n, 4)
-    sheet = np.asarray(grid(rows))
-    columns = sheet.shape[1] // 4
-    assert columns - 1 <= sheet.shape[0] // 4 <= columns
-    for i, row in enumerate(rows):
-        top, left = i // columns * 4, i % columns * 4
-        np.testing.assert_array_equal(sheet[top : top + 4, left : left + 4], row)
-
-
 def test_a_png_target_is_the_grid(tmp_path, rows):
-    write(tmp_path / "x.png", rows)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(grid(rows)))
+    """By class, and as large as it is asked for."""
+    count, height, width, _ = rows.shape
+    labels, names = np.arange(count) % 2, ["ant", "bee"]
+    layout = lay_out(height, width, rows_of_classes(count, labels, names), 3)
+    made = SamplesHeader(rows.shape, labels, np.arange(count), names, {}, 3)
+    with open_samples(tmp_path / "x.png", made) as sink:
+        sink.put(rows)
+        list(sink.finish())
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(draw_grid(rows, layout)))
+
+
+def test_the_size_of_a_grid_may_change_before_an_unfinished_one_is_gone_on_with(tmp_path, rows):
+    for scale in (1, 2):
+        made = SamplesHeader(rows.shape, None, np.arange(len(rows)), [], {"a": 1}, scale)
+        with open_samples(tmp_path / "x.png", made) as sink:
+            if sink.done:
+                list(sink.finish())
+            else:
+                sink.put(rows)
+    layout = lay_out(rows.shape[1], rows.shape[2], rows_of_classes(len(rows), None), 2)
+    assert Image.open(tmp_path / "x.png").size == layout.size
 
 
 # Writing with care
@@ -378,6 +386,18 @@ def test_a_grid_of_too_many_is_refused(tmp_path):
     huge = SamplesHeader((10_001, 4, 4, 3), None, np.arange(10_001), [], {})
     with pytest.raises(UsageError, match="not a picture"), open_samples(tmp_path / "x.png", huge):
         pass
+    wide = SamplesHeader((100, 64, 64, 3), None, np.arange(100), [], {}, 64)
+    with pytest.raises(UsageError, match=r"40960 x 40960 pixels.*--scale"), open_samples(tmp_path / "x.png", wide):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x", "x.npy", "x.npz", "x.h5", None])
+def test_only_a_grid_is_enlarged(tmp_path, name):
+    made = SamplesHeader((3, 4, 4, 3), None, np.arange(3), [], {}, 2)
+    target = io.BytesIO() if name is None else tmp_path / name
+    with pytest.raises(UsageError, match="--scale"), open_samples(target, made):
+        pass
 
 
 def test_binary_is_never_put_on_a_terminal(tmp_path):
@@ -416,7 +436,8 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, images, name):
     "array",
     [
         np.zeros((3, 8, 8, 3)),
-        np.zeros((3, 8, 8), "u1"),
+        np.zeros((8, 8, 3), "u1"),
+        np.zeros((8, 8, 4), "u1"),
         np.zeros((3, 8, 8, 4), "u1"),
         np.zeros((0, 8, 8, 3), "u1"),
         np.zeros((3, 3, 8, 8), "u1"),
@@ -481,7 +502,7 @@ def test_a_pickle_in_an_npz_is_refused_and_not_run(tmp_path, images, bomb, hosti
     assert not bomb.went_off
 
 
-@pytest.mark.parametrize("labels", [np.arange(3), np.zeros(2), np.zeros((2, 1), int), np.array(["a", "b"])])
+@pytest.mark.parametrize("labels", [np.arange(3), np.zeros(2), np.zeros((2, 2), int), np.array(["a", "b"])])
 def test_labels_that_do_not_fit_are_refused(tmp_path, images, labels):
     np.savez(tmp_path / "x.npz", images(2), labels)
     with pytest.raises(FormatError, match="integer labels"):
@@ -536,7 +557,7 @@ def test_what_is_not_there_or_not_readable_is_named(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no images inside"):
+    with pytest.raises(DataError, match=r"an empty folder, not images; .elbo sample"):
         read(tmp_path)
 
 

@@ -105,7 +105,18 @@ def test_a_section_of_another_form_is_refused(change):
     with pytest.raises(FormatError, match="here"):
         config_of({**section_of(SMALL["unet"]), **change}, "here")
     with pytest.raises(UsageError, match="network: "):
-        config_of({**section_of(SMALL["unet"]), "image_size": 7}, "here")
+        config_of({**section_of(SMALL["unet"]), "image_size": 1}, "here")
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_and_a_missing_one_is_named():
+    section = section_of(SMALL["unet"])
+    with pytest.raises(FormatError, match=r"^here: a network of family 'unet' has no 'level'; did you mean levels\?$"):
+        config_of({**section, "level": section["levels"]}, "here")
+    with pytest.raises(FormatError, match=r"has no 'zzz'; known: image_size, image_channels, num_classes, .*attention"):
+        config_of({**section, "zzz": 3}, "here")
+    del section["levels"]
+    with pytest.raises(FormatError, match=r"^here: section 'network' lacks levels, which family 'unet' must be told$"):
+        config_of(section, "here")
 
 
 @EVERY

@@ -7,7 +7,7 @@ import elbocli.nn.presets as home
 from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
-from elbocli.nn.networks import build, config_of
+from elbocli.nn.networks import build, config_of, count_parameters
 from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE
 
@@ -122,58 +122,85 @@ def test_large_images_have_the_papers_settings(size):
 
 
 @pytest.mark.parametrize(
-    ("size", "images", "latents", "name"),
+    ("size", "images", "latents", "cpu", "gpu"),
     [
-        (8, 100, False, "digits"),
-        (32, 50_000, False, "cifar"),
-        (64, 1000, False, "small64"),
-        (64, 1_281_167, False, "imagenet64"),
-        (128, 1_281_167, False, "imagenet128"),
-        (256, 1_281_167, False, "imagenet256"),
-        (512, 1_281_167, False, "imagenet512"),
-        (32, 1_281_167, True, "latents256"),
-        (64, 1_281_167, True, "latents512"),
-        (64, 50_000, True, "latents512"),
-        (32, 1000, True, "cifar"),
-        (64, 1000, True, "small64"),
-        (8, 10**6, True, "digits"),
+        (8, 100, False, "digits", "digits"),
+        (8, 60_000, False, "digits", "cifar"),
+        (16, 300, False, "digits", "digits"),
+        (28, 60_000, False, "small32", "cifar"),
+        (32, 300, False, "small32", "small32"),
+        (48, 60_000, False, "small64", "ffhq64"),
+        (64, 1000, False, "small64", "small64"),
+        (64, 1_281_167, False, "small64", "imagenet64"),
+        (32, 1_281_167, True, "small32", "latents256"),
+        (64, 1_281_167, True, "small64", "latents512"),
+        (64, 50_000, True, "small64", "latents512"),
+        (32, 1000, True, "small32", "small32"),
+        (8, 10**6, True, "digits", "cifar"),
     ],
 )
-def test_a_preset_is_chosen_by_size_and_count_and_kind(size, images, latents, name):
-    assert choose_preset(size, images, latents) == name
+def test_a_preset_is_chosen_by_size_and_count_and_kind_and_device(size, images, latents, cpu, gpu):
+    assert choose_preset(size, images, latents) == cpu
+    assert choose_preset(size, images, latents, gpu=True) == gpu
+
+
+@pytest.mark.parametrize("size", [128, 256, 512])
+def test_large_images_need_a_gpu(size):
+    assert choose_preset(size, 1_281_167, gpu=True) == f"imagenet{size}"
+    with pytest.raises(UsageError, match=f"on a CPU; give --preset imagenet{size}"):
+        choose_preset(size, 1_281_167)
+
+
+def test_a_card_that_is_too_small_gets_the_next_smaller_network():
+    for most, name in ((10**9, "imagenet64"), (10**8, "ffhq64"), (10**7, "small64")):
+        found = choose_preset(64, 10**6, gpu=True, fits=lambda preset, most=most: parameters(preset) < most)
+        assert found == name
+
+
+def parameters(preset: Preset) -> int:
+    fits = {"image_size": 64, "image_channels": 3, "num_classes": 0}
+    with torch.device("meta"):
+        return count_parameters(build(config_of({**preset.network, **fits}, preset.name)))
 
 
 def test_a_preset_of_pixels_that_asks_for_more_does_not_win_latents(monkeypatch):
     def loaded(name):
         preset = load_preset(name)
-        return preset._replace(about=preset.about._replace(images=60_000)) if name == "imagenet64" else preset
+        return preset._replace(about=preset.about._replace(images=600_000)) if name == "imagenet64" else preset
 
     monkeypatch.setattr(home, "load_preset", loaded)
-    assert choose_preset(64, 10**6) == "imagenet64"
-    assert choose_preset(64, 10**6, latents=True) == "latents512"
+    assert choose_preset(64, 10**6, gpu=True) == "imagenet64"
+    assert choose_preset(64, 10**6, latents=True, gpu=True) == "latents512"
 
 
 @pytest.mark.parametrize(("size", "images"), [(256, 1000), (128, 499_999), (2000, 10**7), (3, 10)])
-def test_where_none_is_chosen_the_message_names_those_that_would_fit(size, images):
-    with pytest.raises(UsageError, match=f"no preset is for {size} pixels and {images} images") as caught:
-        choose_preset(size, images)
+@pytest.mark.parametrize("gpu", [False, True])
+def test_where_none_is_chosen_the_message_names_those_that_would_fit(size, images, gpu):
+    with pytest.raises(UsageError, match=f"no preset is for {images} images of {size} pixels") as caught:
+        choose_preset(size, images, gpu=gpu)
     assert ("--preset imagenet" in str(caught.value)) == (size in (128, 256))
 
 
-@pytest.mark.parametrize("size", [16, 17, 48, 49, 64])
-@pytest.mark.parametrize("images", [49_999, 50_000])
+@pytest.mark.parametrize("size", range(4, 65))
+@pytest.mark.parametrize("images", [1, 60_000])
 @pytest.mark.parametrize("latents", [False, True])
-def test_the_preset_chosen_is_for_that_size_and_asks_for_no_more_images(size, images, latents):
-    about = load_preset(choose_preset(size, images, latents)).about
-    assert about.pixels[0] <= size <= about.pixels[1]
-    assert about.images <= images
-    assert latents or not about.latents
+@pytest.mark.parametrize("gpu", [False, True])
+def test_every_size_has_one_that_is_for_it_and_asks_for_no_more_images(size, images, latents, gpu):
+    preset = load_preset(choose_preset(size, images, latents, gpu))
+    assert preset.about.pixels[0] <= size <= preset.about.pixels[1]
+    assert preset.about.images <= images
+    assert latents or not preset.about.latents
+    assert gpu or not preset.gpu
+    config = config_of(
+        {**preset.network, "image_size": preset.data.image_size, "image_channels": 1, "num_classes": 0}, ""
+    )
+    assert config.for_size(size).image_size == size
 
 
 def test_a_preset_is_chosen_from_its_very_number_of_images_on():
     least = load_preset("imagenet64").about.images
-    assert choose_preset(64, least) == "imagenet64"
-    assert choose_preset(64, least - 1) != "imagenet64"
+    assert choose_preset(64, least, gpu=True) == "imagenet64"
+    assert choose_preset(64, least - 1, gpu=True) != "imagenet64"
 
 
 def test_a_preset_of_ones_own_is_read_by_path(tmp_path):
@@ -183,7 +210,7 @@ def test_a_preset_of_ones_own_is_read_by_path(tmp_path):
 
 
 def test_an_unknown_preset_is_answered_with_the_known():
-    with pytest.raises(UsageError, match="cifar, digits, digits-uvit, imagenet64"):
+    with pytest.raises(UsageError, match="cifar, digits, digits-uvit, ffhq64, imagenet64"):
         load_preset("imagenet")
 
 

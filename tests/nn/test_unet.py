@@ -65,7 +65,7 @@ def test_a_gradient_reaches_every_parameter() -> None:
 
 def test_levels_that_do_not_fit_are_refused() -> None:
     for change in (
-        {"image_size": 6, "levels": (1, 2, 2)},
+        {"image_size": 3, "levels": (1, 2, 2)},
         {"channels": 6},
         {"levels": ()},
         {"dropout": 1.0},

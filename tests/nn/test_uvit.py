@@ -161,8 +161,8 @@ def test_a_gradient_reaches_every_parameter(change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"image_size": 6}, "halves the image 2 times, which 6 pixels"),
-        ({"patching": "dwt-2", "image_size": 8}, "halves the image 4 times, which 8 pixels"),
+        ({"image_size": 3}, "halves the image 2 times, too often for 3 pixels"),
+        ({"patching": "dwt-2", "image_size": 8}, "halves the image 4 times, too often for 8 pixels"),
         ({"image_size": 0}, "image_size 0"),
         ({"patching": "haar"}, "none, dwt-1, dwt-2"),
         ({"channels": 6}, "multiple of 4"),

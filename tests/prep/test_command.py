@@ -115,7 +115,7 @@ def test_a_folder_packed_into_itself_again_and_again(elbo: Elbo, digits_folder: 
     assert elbo("prep", ".", "a.h5", "--size", 8, "--overwrite", cwd=tmp_path).returncode == 0
     assert len(Dataset(tmp_path / "a.h5")) == len(Dataset(tmp_path / "b.h5")) == 4
     assert elbo("prep", "a.h5", "a.h5", "--size", 4, "--overwrite", cwd=tmp_path).returncode == 0
-    assert Dataset(tmp_path / "a.h5").shape == (4, 4, 4, 3)
+    assert Dataset(tmp_path / "a.h5").shape == (4, 4, 4, 1)
 
 
 def messages(source: Path, out: Path, **settings: Any) -> list[str]:
@@ -156,7 +156,7 @@ def test_what_was_skipped_is_not_kept_by_a_prep_that_stops(digits_folder: Path, 
         pack.SAFE_EVERY_S = prep_safe
     with pytest.raises(ElboError, match=r"1\.png: not an image"):
         messages(source, tmp_path / "a.h5")
-    assert len(messages(source, tmp_path / "a.h5", on_error="skip")) == 4
+    assert len(messages(source, tmp_path / "a.h5", on_error="skip")) == 5
 
 
 def test_nothing_packed_leaves_nothing_behind(digits_folder: Path, tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_folders_called_like_splits_are_warned_of(digits_folder: Path, tmp_path:
         path = sorted((digits_folder / str(digit)).iterdir())[0]
         (tmp_path / "src" / name / "1.png").write_bytes(path.read_bytes())
     said = messages(tmp_path / "src", tmp_path / "a.h5")
-    assert said[0].endswith("2 images in 2 classes -> 8 x 8 x 3")
+    assert said[0].endswith("2 images in 2 classes -> 8 x 8 x 1")
     assert said[1] == "the classes are called train, val: did you mean one of these folders?"
-    assert messages(tmp_path / "src/val", tmp_path / "b.h5")[0].endswith("1 image in 1 class -> 8 x 8 x 3")
+    assert messages(tmp_path / "src/val", tmp_path / "b.h5")[0].endswith("1 image in 1 class -> 8 x 8 x 1")
 
 
 # Progress

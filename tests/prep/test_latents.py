@@ -22,6 +22,7 @@ from elbocli.evaluate.scoring import run as evaluate
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
+from elbocli.files.grid import PLACES, layout_of
 from elbocli.files.latents import CONVENTIONS, INPUTS
 from elbocli.info import describe as info
 from elbocli.nn.autoencoder import Autoencoder
@@ -205,7 +206,8 @@ def test_presets_are_chosen_by_the_size_of_the_latents_and_planned(latents: Path
 
 def test_previews_are_decoded(run: Path) -> None:
     with Image.open(run / "previews" / "step-00000012.png") as picture:
-        assert picture.size == (8 * 16, 8 * 16) and picture.mode == "RGB"
+        layout = layout_of(picture.info[PLACES], picture.size, run)
+        assert (layout.height, layout.width, layout.scale, picture.mode) == (16, 16, 6, "RGB")
         assert np.asarray(picture).std() > 0
 
 

@@ -135,7 +135,7 @@ def test_what_is_missing_is_said_on_request(elbo: Callable[..., Any], trained: P
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "nowhere: not a run"),
+        (["nowhere"], "nowhere: no such run"),
         (["run", "--scores", "run/status.json"], "status.json: not a result of 'elbo eval' or 'elbo bound'"),
         (["run", "--scores", "none.json"], "none.json: can't be read: No such"),
         (["run", "--samples", "fid.json"], "fid.json"),
@@ -211,6 +211,19 @@ def test_a_browser_shows_all_of_it_without_errors(width: int, page: Path, tmp_pa
         < sum(map(int, re.findall(r"\d+", light["paper"])[:3]))
     )
     assert dark["ink"] != light["ink"] and dark["line"] != light["line"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_several_runs_side_by_side(
+    elbo: Callable[..., Any], run: Path, trained: Path, tmp_path: Path
+) -> None:
+    samples = ("--samples", run.parent / "s.h5") * 2
+    assert elbo("report", run, trained, *samples, "-o", "several.html", cwd=tmp_path).returncode == 0
+    for width, dark in ((400, True), (1400, False)):
+        found, console = browse(tmp_path / "several.html", width, dark, tmp_path)
+        assert console == [] and (found["width"], found["needed"]) == (width, width)
+        assert found["drawn"] >= LEAST_TEXT and found["plain"] >= 12
+        assert len(found["images"]) == 20 and min(found["images"]) > 0 and ALERT in found["text"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

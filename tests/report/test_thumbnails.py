@@ -8,15 +8,17 @@ import pytest
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.grid import CELL, by_class, lay_out, rows_of_classes, write_grid
 from elbocli.report.thumbnails import (
     CLASSES,
     ROW,
     TIMES,
     Thumbnails,
-    by_class,
     chosen_times,
     read_by_class,
     read_sheet,
+    strips,
+    thumbnails_of,
 )
 
 
@@ -37,11 +39,20 @@ def test_the_first_and_the_last_preview_are_shown(count: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_sheet_is_cut_up_as_it_was_put_together(channels: int, tmp_path: Path) -> None:
+def test_a_preview_is_cut_up_as_it_was_put_together(channels: int, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (64, 5, 5, channels), np.uint8)
+    groups = rows_of_classes(64, np.arange(64) % 3, ["ant", "bee"])
+    write_grid(tmp_path / "a.png", images, lay_out(5, 5, groups))
+    sheet = read_sheet(tmp_path / "a.png")
+    assert np.array_equal(sheet.images, np.broadcast_to(images, (64, 5, 5, 3))) and sheet.groups == groups
+
+
+def test_a_preview_of_before_is_one_of_eight_rows(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, 5, 5), np.uint8)
     rows = [np.concatenate(list(images[start : start + 8]), 1) for start in range(0, 64, 8)]
-    Image.fromarray(np.concatenate(rows).squeeze()).save(tmp_path / "a.png")
-    assert np.array_equal(read_sheet(tmp_path / "a.png"), np.broadcast_to(images, (64, 5, 5, 3)))
+    Image.fromarray(np.concatenate(rows)).save(tmp_path / "a.png")
+    sheet = read_sheet(tmp_path / "a.png")
+    assert np.array_equal(sheet.images[..., 0], images) and [group.name for group in sheet.groups] == [""]
 
 
 def test_what_is_no_sheet_is_refused(tmp_path: Path) -> None:
@@ -52,27 +63,44 @@ def test_what_is_no_sheet_is_refused(tmp_path: Path) -> None:
             read_sheet(tmp_path / name)
 
 
+def made(images: np.ndarray, labels: np.ndarray | None, names: list[str]) -> list[Thumbnails]:
+    return strips(lambda index: images[index], by_class(len(images), labels, names, CLASSES))
+
+
+def greys(row: Thumbnails) -> list[int]:
+    """The grey of each picture of a row."""
+    return pixels(row)[0, ::CELL].tolist()
+
+
+@pytest.mark.parametrize(("side", "shown"), [(1, 96), (28, 84), (64, 64), (96, 96), (97, 96), (500, 96)])
+def test_small_pictures_are_enlarged_pixel_by_pixel_and_large_ones_made_smaller(side: int, shown: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 1), np.uint8)
+    row = pixels(thumbnails_of("", [image, image]))
+    assert row.shape == (shown, 2 * shown)
+    if side <= shown:
+        assert np.array_equal(row, np.kron(np.hstack([image[..., 0]] * 2), np.ones((shown // side,) * 2, np.uint8)))
+
+
 def test_each_class_has_its_first_images() -> None:
-    labels = np.arange(40) % 3
-    rows = by_class(numbered(40), labels, ["ant", "bee"])
+    rows = made(numbered(40), np.arange(40) % 3, ["ant", "bee"])
     assert [row.name for row in rows] == ["ant", "bee", "2"]
     for number, row in enumerate(rows):
-        assert pixels(row)[0, ::4].tolist() == [number + 3 * i for i in range(ROW)]
+        assert greys(row) == [number + 3 * i for i in range(ROW)]
 
 
 def test_without_classes_to_tell_apart_all_are_shown_in_order() -> None:
     for labels in (None, np.zeros(20, np.int64)):
-        rows = by_class(numbered(20), labels, ["all"])
+        rows = made(numbered(20), labels, ["all"])
         assert [row.count for row in rows] == [8, 8, 4] and not any(row.name for row in rows)
-        assert pixels(rows[2])[0, ::4].tolist() == [16, 17, 18, 19]
+        assert greys(rows[2]) == [16, 17, 18, 19]
 
 
 def test_a_label_below_zero_is_no_class_from_the_end() -> None:
-    assert [row.name for row in by_class(numbered(4), np.array([-1, 0, -1, 0]), ["ant", "bee"])] == ["-1", "ant"]
+    assert [row.name for row in made(numbered(4), np.array([-1, 0, -1, 0]), ["ant", "bee"])] == ["-1", "ant"]
 
 
 def test_of_many_classes_some_are_shown_from_the_first_to_the_last() -> None:
-    rows = by_class(numbered(200), np.arange(200) // 2, [f"class {i}" for i in range(100)])
+    rows = made(numbered(200), np.arange(200) // 2, [f"class {i}" for i in range(100)])
     assert len(rows) == CLASSES and (rows[0].name, rows[-1].name) == ("class 0", "class 99")
 
 
@@ -81,4 +109,4 @@ def test_of_a_file_of_samples_the_same_are_shown(labelled: bool, tmp_path: Path)
     images, labels = numbered(150, channels=3), np.arange(150) // 15
     names = [f"n{i}" for i in range(10)]
     np.savez(tmp_path / "s.npz", *([images, labels] if labelled else [images]))
-    assert read_by_class(tmp_path / "s.npz", names) == by_class(images, labels if labelled else None, names)
+    assert read_by_class(tmp_path / "s.npz", names) == made(images, labels if labelled else None, names)

@@ -13,8 +13,9 @@ import pytest
 from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
-from elbocli.run.folder import RunFolder, Status, claim, read_status
+from elbocli.run.folder import RunFolder, claim
 from elbocli.run.settings import Resolved, resolve
+from elbocli.run.status import Status, read_status
 
 CLAIM = """
 import random, time
@@ -155,7 +156,7 @@ def test_the_status_goes_where_the_folder_is_and_nowhere_else(held: RunFolder, t
     (tmp_path / "run").rename(tmp_path / "other")
     (tmp_path / "run").mkdir()
     status.write("done")
-    assert read_status(tmp_path / "other")["state"] == "done"
+    assert read_status(tmp_path / "other").state == "done"
     assert list((tmp_path / "run").iterdir()) == []
     shutil.rmtree(tmp_path / "other")
     status.write("failed")

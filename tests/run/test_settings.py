@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,8 +137,22 @@ def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
     assert resolved("", UVIT, conditional=False).network.num_classes == 0
 
 
+@pytest.mark.parametrize(("gb", "name"), [(80, "imagenet64"), (12, "imagenet64"), (8, "ffhq64"), (2, "small64")])
+def test_the_preset_fits_the_card(gb: int, name: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset(digits)
+    monkeypatch.setattr(Dataset, "image_size", property(lambda self: 64))
+    monkeypatch.setattr(Dataset, "__len__", lambda self: 10**6)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: SimpleNamespace(total_memory=gb * 10**9))
+    found = resolve({"device": "cuda"}, data)
+    assert found.settings.preset == name
+    assert "on a GPU" in found.notes[0]
+    assert resolve({"device": "cpu"}, data).settings.preset == "small64"
+
+
 @pytest.mark.parametrize(
-    ("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 48), ("digits", 6), ("digits", 16), ("small64", 56)]
+    ("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 40), ("digits", 6), ("digits", 16), ("small64", 56)]
 )
 def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size, digits, monkeypatch):
     """No size of the preset's is left without the attention that it has at the size it was made for."""
@@ -176,6 +191,23 @@ def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
     assert found.settings.weighting == "sigmoid:bias=3,shift=1,monotone"
     assert (found.network.dropout, found.network.num_classes) == (0.25, 0)
     assert found.objective.weighting.spec == found.settings.weighting
+
+
+def test_an_earlier_version_decayed_nothing(resolved):
+    """Its runs don't say so, and go on."""
+    before, now = resolved("").config(), resolved("").config()
+    del before["settings"]["lr_decay"]
+    assert difference(before, now) == []
+    assert difference(before, resolved("", lr_decay="cosine").config()) == [
+        "--lr-decay: the run has constant, asked for cosine:final=0"
+    ]
+
+
+def test_a_decay_is_checked_and_written_in_full(resolved):
+    assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"
+    for spec in ("steep", "cosine:final=2", "rsqrt:ref=0", "linear:start=1"):
+        with pytest.raises(UsageError):
+            resolved("", lr_decay=spec)
 
 
 def test_choices_are_what_the_machine_and_the_streams_know():
@@ -242,13 +274,6 @@ def test_every_preset_for_a_gpu_trains_in_bf16_there_and_no_other(name):
 def test_a_preset_says_truly_or_not_that_it_is_for_a_gpu(resolved):
     with pytest.raises(FormatError, match=r"preset\.yaml: section 'about' has gpu: 'maybe', expected true or false"):
         resolved("", f"about: {{gpu: maybe}}\n{NETWORK}")
-
-
-def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(digits, preset):
-    def go_on(**options):
-        return resolve({"preset": str(preset), **options}, Dataset(digits), {"precision": "bf16"}).settings.precision
-
-    assert go_on() == go_on(device="cuda") == "bf16" and go_on(precision="fp32") == "fp32"
 
 
 def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):

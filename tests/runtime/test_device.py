@@ -28,6 +28,7 @@ class Cards:
             "device_count": lambda: 2,
             "current_device": lambda: self.current,
             "set_device": self.set_device,
+            "get_device_name": lambda index: f"Card {index}",
             "device": self.device,
             "manual_seed": lambda seed: self.seeds.update({self.current: seed}),
             "Event": lambda: self,
@@ -71,15 +72,30 @@ def test_a_cuda_device_has_an_index_and_becomes_the_current_one(cards: Cards) ->
 
 
 def test_a_device_that_is_not_there_is_refused_by_the_name_asked_for(cards: Cards) -> None:
-    with pytest.raises(UsageError, match=r"'cuda:7' can't be used here: CUDA error: invalid device ordinal; leave"):
+    with pytest.raises(UsageError, match="'cuda:7' can't be used here; --device takes what is here: ") as caught:
         choose_device("cuda:7")
+    listed = str(caught.value).rpartition(": ")[2].split(", ")
+    assert listed == ["cpu", "cuda:0 (Card 0)", "cuda:1 (Card 1)"]
+    for name in listed:
+        assert str(choose_device(name.partition(" ")[0])) == name.partition(" ")[0]
+
+
+def test_a_device_that_is_there_and_fails_is_refused_with_the_reason(
+    cards: Cards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*shape: int, device: torch.device) -> Tensor:
+        raise RuntimeError("CUDA error: out of memory\nand more")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(UsageError, match="'cuda:1' can't be used here: CUDA error: out of memory; --device takes"):
+        choose_device("cuda:1")
 
 
 def test_without_cuda_it_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
-    for name in ("cuda", "cuda:1", "tape"):
-        with pytest.raises(UsageError, match=f"device '{name}' can't be used here"):
+    for name in ("cuda", "cuda:1", "tape", "gpu", "0", "mps"):
+        with pytest.raises(UsageError, match=f"device '{name}' can't be used here; --device takes what is here: cpu$"):
             choose_device(name)
 
 

@@ -20,6 +20,7 @@ from elbocli.core.guidance import Guidance
 from elbocli.core.samplers import SAMPLERS
 from elbocli.errors import Interrupted, PeerLost, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.grid import CELL, PLACES, cut_up, layout_of
 from elbocli.files.sample_writers import pictures
 from elbocli.images.samples import read_samples
 from elbocli.run import settings
@@ -119,9 +120,12 @@ def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> No
     assert len(Dataset(tmp_path / "a.h5")) == 12
     files = sorted((tmp_path / "folder").iterdir())
     assert np.array_equal(np.stack([np.asarray(Image.open(path)) for path in files]), expected[..., 0])
-    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert sheet.shape == (24, 32)
-    assert np.array_equal(sheet[:8, 8:16], expected[1, ..., 0])
+    with Image.open(tmp_path / "grid.png") as picture:
+        layout = layout_of(picture.info[PLACES], picture.size, "grid.png")
+        sheet = np.asarray(picture)[..., None]
+    assert [group.name for group in layout.groups] == [str(k) for k in range(10)] and layout.groups[1].images == [1, 11]
+    assert sheet.shape[0] == 10 * CELL and layout.scale == CELL // 8
+    assert np.array_equal(cut_up(sheet, layout), expected)
 
 
 def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Path, tmp_path: Path) -> None:

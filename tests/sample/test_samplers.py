@@ -30,7 +30,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
     ("given", "complaint"),
     [
         (["--sampler", "heun:edm"], "heun has no preset 'edm' (its presets: heun:edm-imagenet64)"),
-        (["--sampler", "euler"], "no sampler is called 'euler'"),
+        (["--sampler", "plms"], "no sampler is called 'plms'"),
         (["--sampler", "ddim:eta=1"], "'ddim' has no parameter 'eta'; its parameters: none"),
         (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0; it must be above 0"),
         (["--clip", "hard"], "no clip is called 'hard'; known: none, static, dynamic"),

@@ -37,8 +37,8 @@ def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
     return settings.resolve({"preset": str(preset), **options}, Dataset(dataset))
 
 
-def reports(dataset: Path, out: Path, resolved: settings.Resolved) -> Iterator[Progress]:
-    return loop.run(Dataset(dataset), out, resolved)
+def reports(dataset: Path, out: Path, resolved: settings.Resolved, **more: Any) -> Iterator[Progress]:
+    return loop.run(Dataset(dataset), out, resolved, **more)
 
 
 def weights_of(path: Path) -> dict[str, bytes]:
@@ -315,11 +315,11 @@ def test_a_full_disk_is_a_warning_until_there_is_room_again(
     disk: Path, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     options = {"steps": 40, "save_every": 5, "log_every": 2, "val_split": 20, "val_every": 160, "keep": 99}
-    resolved = small(digits, preset, preview_every=9, tensorboard=True, snapshot_every=8, **options)
+    resolved = small(digits, preset, preview_every=9, snapshot_every=8, **options)
     list(reports(digits, tmp_path / "good", resolved))
     warnings: list[str] = []
     ballast = None
-    for report in reports(digits, disk / "run", resolved):
+    for report in reports(digits, disk / "run", resolved, log_to=["tensorboard"]):
         if report.level == "warning":
             warnings.append(report.message)
         if report.done == 17:
@@ -332,6 +332,7 @@ def test_a_full_disk_is_a_warning_until_there_is_room_again(
     assert any("no checkpoint of step 20: " in text and "training goes on (1 of 3" in text for text in warnings)
     assert sum("losslog.jsonl: could not write" in text and "kept for later" in text for text in warnings) == 1
     assert all("No space left" in text or "no space left" in text for text in warnings), warnings
+    assert sum(text.startswith("--log-to tensorboard: ") for text in warnings) == 1, warnings
     assert [step for step in range(5, 45, 5) if step not in steps_of(disk / "run")] == [20]
     assert not list(disk.glob("run/**/.*tmp"))
     assert weights_of(checkpoints(disk / "run")[-1]) == weights_of(checkpoints(tmp_path / "good")[-1])

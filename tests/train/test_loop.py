@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import yaml
 from identities import eps_hat
 from safetensors.torch import load_file
 
+from elbocli.core.lr_decay import LR_DECAYS, learning_rate
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
-from elbocli.run.folder import settings_before
+from elbocli.run.folder import basis_of
 from elbocli.run.open import open_run
 from elbocli.run.train_settings import SETTINGS
 from elbocli.train import loop
@@ -244,6 +246,31 @@ def test_the_learning_rate_in_the_log_is_the_one_of_its_step(digits: Path, prese
     assert [row["lr"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("decay", ["cosine:final=.1", "linear", "rsqrt:ref=3"])
+def test_a_rate_that_decays_is_used_logged_and_gone_on_with(
+    decay: str, digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    """A run of other steps follows the curve of those from where it goes on."""
+    options = {"steps": 12, "log_every": 1, "warmup": 4, "lr": 1e-3, "lr_decay": decay}
+    declared = LR_DECAYS.parse(decay)
+
+    def rates(steps: int, done: range) -> list[float]:
+        return [learning_rate(each, steps, 1e-3, 4, declared) for each in done]
+
+    for steps in (12, 20):
+        drain(digits, tmp_path / "run", small(digits, preset, **{**options, "steps": steps}))
+    assert [row["lr"] for row in metrics_of(tmp_path / "run")] == rates(12, range(12)) + rates(20, range(12, 20))
+    state = TrainState(small(digits, preset, **options), Dataset(digits))
+    for each in rates(12, range(5)):
+        update(state)
+        assert state.optimizer.param_groups[0]["lr"] == each
+    drain(digits, tmp_path / "whole", small(digits, preset, **options, save_every=5))
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step-00000012")
+    before = metrics_of(tmp_path / "whole")
+    drain(digits, tmp_path / "whole", small(digits, preset, **options, save_every=5))
+    assert metrics_of(tmp_path / "whole") == before
+
+
 def test_the_config_of_a_run_holds_all_that_was_resolved(trained: Path) -> None:
     config = read_config(trained)
     assert config["settings"]["weighting"] == "sigmoid:bias=2"
@@ -309,7 +336,7 @@ def test_a_run_of_before_tf32_was_a_precision_opens_and_goes_on(
     (run / "config.yaml").write_text(yaml.safe_dump(before))
     assert open_run(run, torch.device("cpu"), print).settings.precision == now
     options = {"preset": str(preset), "steps": 4}
-    resolved = settings.resolve(options, Dataset(digits), settings_before(run))
+    resolved = settings.resolve(options, Dataset(digits), basis_of(run, True, str(preset)))
     assert resolved.settings.precision == now
     assert any("going on after step 2" in line for line in drain(digits, run, resolved))
     stored = read_config(run)["settings"]

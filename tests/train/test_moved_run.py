@@ -26,7 +26,7 @@ OPTIONS = {"steps": 12, "save_every": 2, "keep": 99, "log_every": 2, "snapshot_e
 
 @pytest.fixture
 def resolved(digits: Path, preset: Path) -> Resolved:
-    return resolve({"preset": str(preset), "tensorboard": True, **OPTIONS}, Dataset(digits))
+    return resolve({"preset": str(preset), **OPTIONS}, Dataset(digits))
 
 
 def trained_to(run: Path, digits: Path, resolved: Resolved, step: int, act: Callable[[], object], **more: Any) -> Any:
@@ -54,7 +54,7 @@ def content(run: Path) -> dict[str, bytes]:
 def test_a_run_that_is_moved_goes_on_where_it_is(step: int, digits: Path, resolved: Resolved, tmp_path: Path) -> None:
     straight, run, other = (tmp_path / name for name in ("straight", "run", "other"))
     list(loop.run(Dataset(digits), straight, resolved))
-    where, said = trained_to(run, digits, resolved, step, lambda: run.rename(other))
+    where, said = trained_to(run, digits, resolved, step, lambda: run.rename(other), log_to=["tensorboard"])
     assert where == other and not run.exists()
     assert f"{run}: was moved to {other}; training goes on there" in said and said[-1].startswith(f"{other}: done")
     assert content(other) == content(straight)

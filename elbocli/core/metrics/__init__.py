@@ -150,8 +150,9 @@ def asked(names: Iterable[str], seed: int = 0, **options: Any) -> dict[str, Metr
     """Metrics by name, each with its own of the options, else their defaults. Raises UsageError for an unknown name."""
     found = {}
     for name in names:
-        kind = METRICS.find(name).traits.options
-        found[name] = kind(seed, **{own.name: options[own.name] for own in kind.own() if own.name in options})
+        declared = METRICS.find(name)
+        kind = declared.traits.options
+        found[declared.name] = kind(seed, **{own.name: options[own.name] for own in kind.own() if own.name in options})
     return found
 
 

@@ -53,24 +53,27 @@ class SamplerPreset(NamedTuple):
 
 
 class SamplerTraits(NamedTuple):
-    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name."""
+    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. least: the
+    fewest steps at which it does what sets it apart; in fewer, it gives the images that ddim gives.
+    """
 
     usual: SamplerPreset
     presets: Mapping[str, SamplerPreset]
+    least: int = 2
 
 
 SAMPLERS: Registry[SamplerTraits] = Registry("sampler")
 
 
 def sampler(
-    name: str, *, grid: str, presets: Mapping[str, SamplerPreset] | None = None, **declared: Any
+    name: str, *, grid: str, presets: Mapping[str, SamplerPreset] | None = None, least: int = 2, **declared: Any
 ) -> Callable[..., Any]:
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
-    declared: as Registry.declare takes it.
+    least: as in SamplerTraits. declared: as Registry.declare takes it.
     """
-    return SAMPLERS.declare(name, traits=SamplerTraits(SamplerPreset(grid), presets or {}), **declared)
+    return SAMPLERS.declare(name, traits=SamplerTraits(SamplerPreset(grid), presets or {}, least), **declared)
 
 
 for module in iter_modules(__path__):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine")
+@sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
 def ddim(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> tuple[Tensor, Tensor]:
     """α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ: first order."""
     alpha, sigma, alpha_then, sigma_then = move.scales

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     source="Ho et al. 2020; Kingma et al. 2021",
     grid="cosine",
     within={"gamma": (0, 1)},
+    known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
 )
 def ddpm(
     z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, gamma: float = 0.2

@@ -35,6 +35,8 @@ def advance(z: Tensor, x_hat: Tensor, last: Tensor | None, move: Move, eta: floa
     formula="sigma'/sigma z + alpha' (1 - e^-h) x_hat extrapolated to the middle",
     source="Lu et al. 2022: DPM-Solver++(2M)",
     grid="edm-sample",
+    least=3,
+    known_as=["dpm++-2m", "dpmpp", "dpm++", "dpm-solver++", "dpm-solver++(2m)"],
 )
 def dpmpp_2m(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> tuple[Tensor, Tensor]:
     """Second order at one evaluation a step."""

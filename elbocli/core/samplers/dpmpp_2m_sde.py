@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     formula="as dpmpp-2m, with sigma' sqrt(1 - e^(-2 eta h)) of fresh noise",
     source="Lu et al. 2022: SDE-DPM-Solver++(2M), midpoint",
     grid="edm-sample",
+    known_as=["dpm++-2m-sde", "sde-dpm-solver++(2m)"],
     positive=["eta"],
 )
 def dpmpp_2m_sde(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     formula="Heun in y = z/alpha, with churn",
     source="Karras et al. 2022, algorithm 2",
     grid="edm-sample",
+    known_as=["edm"],
     presets={
         "edm-imagenet64": SamplerPreset(
             "edm-sample:rho=7,sigma_min=0.002,sigma_max=80",

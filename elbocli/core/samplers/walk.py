@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.core.registry import Declaration, numbers, parse_spec
+from elbocli.core.registry import Declaration, parse_spec
 from elbocli.core.samplers import SAMPLERS, Denoise, DrawNoise, Move, SamplerPreset, SamplerTraits
 from elbocli.errors import UsageError
 
@@ -36,13 +36,12 @@ def parse_sampler(text: str) -> Sampler:
     declared = SAMPLERS.find(name)
     first, _, rest = words.partition(",")
     usual, presets = declared.traits.usual, declared.traits.presets
-    if first and "=" not in first:
-        if first not in presets:
-            known = ", ".join(f"{name}:{preset}" for preset in presets) or "none"
-            raise UsageError(f"{text!r}: {name} has no preset {first!r} (its presets: {known}); expected key=value")
+    if first in presets:
         usual, words = presets[first], rest
-    own = numbers(parse_spec(f"{name}:{words}").params)
-    return Sampler(declared.bind({**usual.params, **own}), usual)
+    elif presets and first and "=" not in first:
+        known = ", ".join(f"{declared.name}:{preset}" for preset in presets)
+        raise UsageError(f"{text!r}: {name} has no preset {first!r} (its presets: {known}); expected key=value")
+    return Sampler(declared.bind(usual.params).read(parse_spec(f"{name}:{words}").params), usual)
 
 
 def time_grid(schedule: Schedule, steps: int) -> list[float]:
@@ -51,6 +50,19 @@ def time_grid(schedule: Schedule, steps: int) -> list[float]:
 
     t = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
     return [*schedule.logsnr(t).tolist(), math.inf]
+
+
+def too_few(sampler: Sampler, steps: int) -> list[str]:
+    """A note where so few steps leave nothing of what sets the sampler apart."""
+    name, least = sampler.declared.name, sampler.declared.traits.least
+    if steps >= least:
+        return []
+    why = (
+        "a single step by any sampler is the network's guess from noise alone, a blur near the mean of all images"
+        if steps == 1
+        else f"in fewer than {least} steps, {name} draws what ddim draws"
+    )
+    return [f"--steps {steps}: {why}; for {name} give --steps {least} or more"]
 
 
 def walk(sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise, noise: DrawNoise) -> Tensor:

@@ -25,7 +25,6 @@ from elbocli.files.sample_writers.pictures import Folder, Grid
 
 __all__ = ["SamplesHeader", "Sink", "open_samples", "open_stream"]
 
-LARGEST_GRID = 10_000
 WRITERS: dict[str, Any] = {".npy": Npy, ".npz": Npz, ".h5": H5, ".png": Grid, "": Folder}
 """By suffix."""
 
@@ -82,9 +81,11 @@ def open_samples(
     """Open a binary stream, or a path whose suffix says the format (none: a folder of PNGs), for images to come.
 
     overwrite: replace what is there, and forget an unfinished file made with other settings. wait: seconds, for another
-    process to leave the file. Raises UsageError for another suffix, an existing file, other settings, or a grid of too
-    many; DataError for a full disk.
+    process to leave the file. Raises UsageError for another suffix, an existing file, other settings, a grid of too
+    many, or a scale of what is no grid; DataError for a full disk.
     """
+    if header.scale and not (isinstance(target, Path) and target.suffix == ".png"):
+        raise UsageError("--scale enlarges a grid, and this is none; leave it out, or add -o FILE.png")
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return
@@ -92,9 +93,6 @@ def open_samples(
     if writer is None:
         named = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UsageError(f"{target}: unknown format {target.suffix!r}; use {named}, a folder name, or - for a stream")
-    if target.suffix == ".png" and header.shape[0] > LARGEST_GRID:
-        grid = f"a grid of {header.shape[0]} images"
-        raise UsageError(f"{target}: {grid} is not a picture; use a folder, .npy, .npz or .h5")
     refuse_existing(target, overwrite, folder=not target.suffix)
     if not target.suffix:
         with told(target):

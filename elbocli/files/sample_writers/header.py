@@ -18,7 +18,7 @@ FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_v
 class SamplesHeader:
     """Samples to be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how they are made.
 
-    class_names: of all classes, where there are labels.
+    class_names: of all classes, where there are labels. scale: of a grid, as `lay_out` takes it; the images don't depend on it.
     """
 
     shape: tuple[int, int, int, int]
@@ -26,6 +26,7 @@ class SamplesHeader:
     seeds: np.ndarray
     class_names: list[str]
     about: dict[str, Any]
+    scale: int = 0
 
     @property
     def identity(self) -> dict[str, str]:

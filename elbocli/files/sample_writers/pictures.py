@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from elbocli.errors import UsageError
 from elbocli.files.atomic import writing_folder
 from elbocli.files.dataset_block import IMAGES, BlockLayout
-from elbocli.files.grid import picture, write_grid
+from elbocli.files.grid import LARGEST_GRID, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
 
@@ -40,11 +41,19 @@ class _Pictures(Resumable):
 
 
 class Grid(_Pictures):
-    """One PNG that shows them all."""
+    """One PNG that shows them all, by class. Raises UsageError when they are too many or too large for that."""
+
+    def __init__(self, out: Path, header: SamplesHeader):
+        count, height, width, _ = header.shape
+        if count > LARGEST_GRID:
+            raise UsageError(f"{out}: a grid of {count} images is not a picture; use a folder, .npy, .npz or .h5")
+        self._layout = lay_out(height, width, rows_of_classes(count, header.labels, header.class_names), header.scale)
+        self._layout.check(out)
+        super().__init__(out, header)
 
     def seal(self) -> None:
         """Encode the grid under its name."""
-        write_grid(self.out, self.images())
+        write_grid(self.out, self.images(), self._layout)
         self.discard()
 
 

@@ -56,7 +56,10 @@ def is_published(name: Any, weights_sha256: Any) -> bool:
 
 
 @extractor(
-    DEFAULT, formula="Inception v3 as in the FID paper, 2048 features", source="Heusel et al. 2017; torch-fidelity"
+    DEFAULT,
+    formula="Inception v3 as in the FID paper, 2048 features",
+    source="Heusel et al. 2017; torch-fidelity",
+    known_as=["inception", "inception-v3"],
 )
 def inception(weights: Path | None) -> Extractor:
     """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once).
@@ -154,7 +157,7 @@ def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:
         try:
             declared = EXTRACTORS.find(name)
         except ElboError as error:
-            raise UsageError(f"{error}, or a path ending in .pt2") from None
+            raise UsageError(f"{error} (or a path ending in .pt2)") from None
         made = declared(weights)
     made.module.to(device)
     return made

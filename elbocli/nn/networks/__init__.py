@@ -11,7 +11,7 @@ It is built from a config, a frozen dataclass that says all about it: NetworkCon
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -20,8 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from elbocli.core.registry import Declaration, Registry
+from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.errors import FormatError, UsageError
+
+
+def explained(help: str, **how: Any) -> Any:
+    """A field of a config, with what the help says about it. how: as dataclasses.field takes it."""
+    return field(metadata={"help": help}, **how)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class NetworkConfig:
     image_size: int
     image_channels: int
     num_classes: int
-    dropout: float = field(default=0.0, kw_only=True)
+    dropout: float = explained("Share of values set to zero while training.", default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.image_channels < 1 or self.num_classes < 0:
@@ -114,14 +119,21 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
         config = NETWORKS.find(str(family)).traits
     except UsageError as error:
         raise FormatError(f"{where}: {error}") from error
+    known = [each.name for each in fields(config)]
+    for key in values:
+        if key not in known:
+            raise FormatError(f"{where}: a network of family {family!r} has no {key!r}; {nearest(key, known)}")
+    needed = [each.name for each in fields(config) if each.default is MISSING and each.default_factory is MISSING]
+    lacking = [name for name in needed if name not in values]
+    if lacking:
+        raise FormatError(
+            f"{where}: section 'network' lacks {', '.join(lacking)}, which family {family!r} must be told"
+        )
     for key, kind in get_type_hints(config).items():
         if key in values and not _fits(values[key], kind):
             name = kind.__name__ if isinstance(kind, type) else kind
             raise FormatError(f"{where}: network {key} is {section[key]!r}, expected {name}")
-    try:
-        return config(**values)
-    except TypeError as error:
-        raise FormatError(f"{where}: section 'network' is not one of family {family!r}: {error}") from error
+    return config(**values)
 
 
 def _fits(value: Any, kind: Any) -> bool:

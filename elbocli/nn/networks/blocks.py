@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.group_norm import GroupNorm
-from elbocli.nn.networks import NetworkConfig
+from elbocli.nn.networks import NetworkConfig, explained
 
 CHANNELS_PER_HEAD = 64
 GROUPS = 32
@@ -42,9 +42,9 @@ class LevelsConfig(NetworkConfig):
     Raises UsageError when the levels don't fit the image.
     """
 
-    channels: int
-    levels: tuple[int, ...]
-    blocks: int
+    channels: int = explained("Width; each level's is a multiple of it. A multiple of 4.")
+    levels: tuple[int, ...] = explained("Those multiples, one for each level; each is half the size of the one before.")
+    blocks: int = explained("Residual blocks in each level.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,16 +53,32 @@ class LevelsConfig(NetworkConfig):
                 f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} "
                 "must be positive"
             )
-        if self.image_size % (1 << self.halvings):
+        if self.image_size < 1 << self.halvings:
             raise UsageError(
-                f"network: it halves the image {self.halvings} times, which {self.image_size} pixels don't allow; "
-                "choose another preset, or pack with another --size"
+                f"network: it halves the image {self.halvings} times, too often for {self.image_size} pixels; choose "
+                "another preset, or pack with another --size"
             )
 
     @property
     def halvings(self) -> int:
         """Number of times that the image is halved on the way down."""
         return len(self.levels) - 1
+
+    @property
+    def side(self) -> int:
+        """Side in pixels at which the network works: the image's, rounded up to one that can be halved so often."""
+        return -(-self.image_size >> self.halvings) << self.halvings
+
+    def padded(self, z: Tensor) -> Tensor:
+        """Return images with zeros at the right and below, [B, C, side, side]; those that need none as they are."""
+        more = self.side - self.image_size
+        return F.pad(z, (0, more, 0, more)) if more else z
+
+    def cut(self, out: Tensor) -> Tensor:
+        """Return [B, C, side, side] without what was padded, and no view of it: FSDP hooks itself to what comes out."""
+        if self.side == self.image_size:
+            return out
+        return out[..., : self.image_size, : self.image_size].contiguous(memory_format=torch.channels_last)
 
 
 class Fourier(nn.Module):

@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from elbocli.nn.networks import Network, network
+from elbocli.nn.networks import Network, explained, network
 from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LevelsConfig, norm, zeroed
 
 
@@ -19,12 +19,12 @@ from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LevelsConfi
 class UNetConfig(LevelsConfig):
     """attention: sizes in pixels that have it. Raises UsageError when the levels don't fit the image."""
 
-    attention: tuple[int, ...]
+    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
 
     def for_size(self, image_size: int) -> Self:
         """The same network for another size, its attention as many halvings down as it was."""
-        attention = tuple(side * image_size // self.image_size for side in self.attention)
-        return replace(self, image_size=image_size, attention=attention)
+        new = replace(self, image_size=image_size)
+        return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
 
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")
@@ -45,7 +45,7 @@ class UNet(Network):
         now = config.channels * config.levels[0]
         self.first = nn.Conv2d(config.image_channels, now, 3, padding=1)
         skips = [now]
-        size = config.image_size
+        size = config.side
         for depth, multiple in enumerate(config.levels):
             if depth:
                 size //= 2
@@ -74,7 +74,7 @@ class UNet(Network):
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)
-        x = self.first(z)
+        x = self.first(self.config.padded(z))
         skips = [x]
         for block in self.down:
             x = self.through(block, x, code)
@@ -83,4 +83,4 @@ class UNet(Network):
             x = self.through(block, x, code)
         for block in self.up:
             x = self.through(block, x, code, None if block.resample else skips.pop())
-        return self.last(self.norm(x, silu=True))
+        return self.config.cut(self.last(self.norm(x, silu=True)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import Network, network
+from elbocli.nn.networks import Network, explained, network
 from elbocli.nn.networks.blocks import Block, Conditioning, LevelsConfig, LinearCode, doubled, norm, zeroed
 from elbocli.nn.wavelet import dwt, idwt
 
@@ -33,10 +33,12 @@ class UViTConfig(LevelsConfig):
     image, or the heads the width.
     """
 
-    depth: int
-    heads: int
-    embedding: int
-    patching: str = "none"
+    depth: int = explained("Blocks of the transformer, which is the last level.")
+    heads: int = explained("Heads of its attention.")
+    embedding: int = explained("Width of the code of the noise level and the class.")
+    patching: str = explained(
+        "none, or dwt-1 or dwt-2: the network sees bands of so many wavelet levels.", default="none"
+    )
 
     def __post_init__(self) -> None:
         if self.patching not in PATCHINGS:
@@ -103,7 +105,7 @@ class UViT(Network):
             self.up.append(nn.ModuleList(Block(2 * now, now, width, 0.0) for _ in range(config.blocks)))
             self.widen.append(nn.Conv2d(now, below, 1))
             self.narrow.append(nn.Conv2d(below, now, 1))
-        side = config.image_size >> config.halvings
+        side = config.side >> config.halvings
         self.position = nn.Parameter(torch.randn(1, config.width, side, side) * POSITION_STD)
         self.transformer = nn.ModuleList(
             TransformerBlock(config.width, config.heads, width, config.dropout) for _ in range(config.depth)
@@ -118,6 +120,7 @@ class UViT(Network):
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)
+        z = self.config.padded(z)
         x = self.first(dwt(z, self.patches) if self.patches else z)
         skips = []
         for level, widen in zip(self.down, self.widen, strict=True):
@@ -136,6 +139,6 @@ class UViT(Network):
                 x = self.through(block, x, code, skips.pop())
         out = self.last(self.norm(x, silu=True))
         if not self.patches:
-            return out
+            return self.config.cut(out)
         # In the layout of images, and no view of something else: FSDP hooks itself to what comes out.
-        return idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last)
+        return self.config.cut(idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,13 @@ class Preset(NamedTuple):
     gpu: bool = False
 
 
+def preset_file(name: str) -> Path:
+    """The file of a preset by name, or by path. Raises UsageError for an unknown name."""
+    if name not in NAMES and not name.endswith((".yaml", ".yml")):
+        raise UsageError(f"no preset is called {name!r}; known: {', '.join(NAMES)}, or a path ending in .yaml")
+    return FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
+
+
 def load_preset(name: str) -> Preset:
     """A preset by name, or from a YAML file of the same form by path.
 
@@ -64,9 +72,7 @@ def load_preset(name: str) -> Preset:
     """
     from elbocli.files import strict_yaml
 
-    if name not in NAMES and not name.endswith((".yaml", ".yml")):
-        raise UsageError(f"no preset is called {name!r}; known: {', '.join(NAMES)}, or a path ending in .yaml")
-    found = strict_yaml.read(FOLDER / f"{name}.yaml" if name in NAMES else Path(name))
+    found = strict_yaml.read(preset_file(name))
     if set(found) - {"about", "data", "network", "train"} or not {"network", "train"} <= set(found):
         raise FormatError(
             f"{name}: a preset has the sections 'network' and 'train'; found {', '.join(found) or 'none'}"
@@ -94,24 +100,31 @@ def _made_for(data: dict[str, Any], name: str) -> MadeFor:
     return MadeFor(**counts, latents="kind" in data)
 
 
-def choose_preset(image_size: int, images: int, latents: bool = False) -> str:
-    """The preset for that many images (or latents) of that size.
+def choose_preset(
+    image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[Preset], bool] = bool
+) -> str:
+    """The preset for that many images (or latents) of that size, on a GPU or on a CPU.
 
-    It is the one that asks for most images without exceeding them; for latents, one made for latents where there is
-    one. Raises UsageError when none is for that.
+    A CPU gets none that is meant for a GPU, and a GPU one that is, where there is one that `fits` into its memory. Of
+    those it is the one that asks for most images without exceeding them; for latents, one made for latents where there
+    is one. Raises UsageError when none is for that.
     """
     fitting, others = [], []
     for name in NAMES:
-        suits = load_preset(name).about
+        preset = load_preset(name)
+        suits = preset.about
         if suits is None or not suits.pixels[0] <= image_size <= suits.pixels[1] or (suits.latents and not latents):
             continue
-        if suits.images is not None and images >= suits.images:
-            fitting.append((suits.latents, suits.images, name))
+        enough = suits.images is not None and images >= suits.images
+        if enough and (not preset.gpu or (gpu and fits(preset))):
+            fitting.append((suits.latents, preset.gpu, suits.images, name))
         else:
             others.append(name)
     if fitting:
-        return max(fitting)[2]
+        return max(fitting)[-1]
+    where = "a GPU" if gpu else "a CPU"
     named = f"--preset {' or '.join(others)}, which wait to be asked for, or " if others else ""
     raise UsageError(
-        f"no preset is for {image_size} pixels and {images} images; give {named}--preset FILE.yaml, or pack with another --size"
+        f"no preset is for {images} images of {image_size} pixels on {where}; give {named}--preset FILE.yaml (see 'elbo "
+        "presets'), or pack with another --size"
     )

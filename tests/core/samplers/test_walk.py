@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import elbocli.core.samplers as home
 from elbocli.core.logsnr import alpha_sigma
 from elbocli.core.samplers import SAMPLERS, Move
-from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.samplers.walk import parse_sampler, time_grid, too_few, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 
@@ -246,7 +246,7 @@ def test_the_same_noise_gives_the_same_data(mixture):
 @pytest.mark.parametrize(
     "spec",
     [
-        "euler",
+        "plms",
         "ddim:gamma=.5",
         "ddpm:eta=1",
         "ddpm:gamma=1.5",
@@ -333,3 +333,20 @@ def test_a_sampler_may_be_declared_by_anyone_later():
         assert found.tolist() == [6]
     finally:
         SAMPLERS.pop("straight", None)
+
+
+def images_of(spec, steps):
+    """A walk of so many steps on normal data."""
+    noise = fresh(200)
+    return walk(parse_sampler(spec), start_noise(200), time_grid(COSINE, steps), denoise_normal, noise)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
+def test_in_fewer_steps_than_its_least_a_sampler_draws_what_ddim_draws(name):
+    least = SAMPLERS[name].traits.least
+    for steps in range(1, least):
+        assert torch.allclose(images_of(name, steps), images_of("ddim", steps), rtol=1e-12)
+        (note,) = too_few(parse_sampler(name), steps)
+        assert f"--steps {least} or more" in note
+    assert not torch.allclose(images_of(name, least), images_of("ddim", least), rtol=1e-3)
+    assert too_few(parse_sampler(name), least) == []

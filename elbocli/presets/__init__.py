@@ -1,0 +1,1 @@
+"""`elbo presets`: list them, show one, write one to edit."""

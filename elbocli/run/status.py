@@ -1,0 +1,111 @@
+"""status.json: how a run stands, for people, scripts and schedulers."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+
+from elbocli.errors import DataError, FormatError
+from elbocli.files.atomic import write_json
+from elbocli.files.json_record import Record
+from elbocli.run.folder import RunFolder
+from elbocli.run.liveness import ProcessId
+from elbocli.runtime.background import Background
+
+STATUS = "status.json"
+RUNNING, DEAD, UNKNOWN = "running", "dead", "unknown"
+EVERY_S = 3.0
+"""Time from one note of the step to the next."""
+
+
+@dataclass(frozen=True)
+class RunStatus(Record):
+    """A run's state, what it has reached, and what is safe of that.
+
+    state: running, done, stopped, interrupted or failed; read back, also dead (it says running, and its process is gone)
+    and unknown (that can't be seen from here). step: of `steps`, with `images` seen. saved: the step of the newest
+    checkpoint. time: of writing, in seconds since 1970.
+    """
+
+    state: str
+    step: int
+    steps: int
+    images: int
+    time: float
+    message: str = ""
+    saved: int | None = None
+    process: ProcessId | None = None
+
+    @property
+    def when(self) -> str:
+        """The time in words, UTC."""
+        return datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+    def seen_now(self) -> RunStatus:
+        """Return it as it is now: what says that it is running may be over."""
+        if self.state != RUNNING:
+            return self
+        process = self.process
+        runs = None if process is None else process.runs()
+        if runs:
+            return self
+        if process is None:
+            return replace(self, state=UNKNOWN, message="it was running; which process trains it was not recorded")
+        if runs is None:
+            return replace(
+                self, state=UNKNOWN, message=f"it was running on {process.host}; only there can one see more"
+            )
+        gone = f"its process {process.pid} is gone without a word; the same command goes on from what is saved"
+        return replace(self, state=DEAD, message=gone)
+
+
+def read_status(run: Path) -> RunStatus:
+    """Return how a run stands now. Raises FormatError when that isn't known."""
+    path = run / STATUS
+    try:
+        found = RunStatus.from_json(json.loads(path.read_text()))
+        assert found.when
+        return found.seen_now()
+    except (OSError, ValueError, OverflowError, RecursionError, FormatError) as error:
+        raise FormatError(f"{path}: how the run stands is not known: {error}") from error
+
+
+class Status:
+    """Writes status.json, as well as can be: what prevents it is told by whoever writes what matters.
+
+    step, images: reached. saved: the step of the newest checkpoint. All three are those of an earlier start at first.
+    """
+
+    def __init__(self, folder: RunFolder, steps: int):
+        self.folder, self.steps, self.step, self.images = folder, steps, 0, 0
+        self.saved: int | None = None
+        self._process = ProcessId.mine()
+        self._lock, self._background = Lock(), Background("status")
+        self._noted = time.monotonic()
+        with suppress(FormatError):
+            before = read_status(folder.path)
+            self.step, self.images, self.saved = before.step, before.images, before.saved
+
+    def reached(self, step: int, images: int) -> None:
+        """Take note of a step, and write it now and then, by another thread."""
+        self.step, self.images = step, images
+        if time.monotonic() - self._noted >= EVERY_S:
+            self._noted = time.monotonic()
+            self._background.start(lambda: self._write(RUNNING, ""))
+
+    def write(self, state: str, message: str = "") -> None:
+        """Write a state. After any but `running` nothing else is written."""
+        if state != RUNNING:
+            self._background.close()
+        self._write(state, message)
+
+    def _write(self, state: str, message: str) -> None:
+        now = round(time.time(), 3)
+        content = RunStatus(state, self.step, self.steps, self.images, now, message, self.saved, self._process)
+        with self._lock, suppress(DataError):
+            write_json(self.folder.find() / STATUS, content.json())

@@ -1,0 +1,176 @@
+"""MNIST's files: pixels and labels as written, the training images of a folder, and damaged files refused in words."""
+
+import gzip
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from published_sets import idx, labels_of, mnist, noise
+
+from elbocli.errors import DataError, ElboError, FormatError
+from elbocli.files.dataset import Dataset
+from elbocli.images import idx as idx_files
+from elbocli.images.image_refs import Pixels
+from elbocli.images.sources import choose, open_source
+from elbocli.prep import pack
+
+
+def packed(source: Path, out: Path, **settings: object) -> tuple[Dataset, list[str]]:
+    said = [r.message for r in pack.run(source, out, pack.Settings(**settings)) if r.message]
+    return Dataset(out), said
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_a_folder_of_mnists_files_becomes_its_training_images(tmp_path: Path, gzipped: bool) -> None:
+    images = mnist(tmp_path / "in", packed=gzipped)
+    test = mnist(tmp_path / "in", "t10k", packed=gzipped, count=5, seed=1)
+    data, said = packed(tmp_path / "in", tmp_path / "a.h5")
+    assert data.shape == (12, 28, 28, 1) and np.array_equal(data.batch(np.arange(12)), images)
+    assert data.labels.tolist() == labels_of(12) and data.class_names == [str(digit) for digit in range(10)]
+    (note,) = [line for line in said if "the training images are taken" in line]
+    other = note.rpartition("elbo prep ")[2].removesuffix(" OTHER.h5")
+    data, said = packed(Path(other), tmp_path / "b.h5")
+    assert np.array_equal(data.batch(np.arange(5)), test) and not any("taken" in line for line in said)
+
+
+def test_one_file_its_folder_and_either_compression_are_the_same_dataset(tmp_path: Path) -> None:
+    mnist(tmp_path / "plain", packed=False)
+    mnist(tmp_path / "gz")
+    sources = [tmp_path / "plain", tmp_path / "gz"]
+    sources += [next(folder.glob("train-images*")) for folder in tuple(sources)]
+    for number, source in enumerate(sources):
+        packed(source, tmp_path / f"{number}.h5")
+    for digest in ("payload_sha256", "source_sha256"):
+        assert len({Dataset(tmp_path / f"{number}.h5").attributes[digest] for number in range(4)}) == 1
+
+
+def test_a_name_says_nothing_where_the_content_says_it(tmp_path: Path) -> None:
+    images = mnist(tmp_path, packed=False)
+    (tmp_path / "train-images-idx3-ubyte").rename(tmp_path / "digits")
+    source = open_source(tmp_path / "digits")
+    assert np.array_equal(source.refs[3].read(), images[3])
+    assert source.class_names == ["digits"] and "no labels, so all images are of one class" in source.notes[0]
+
+
+def test_images_without_their_labels_are_one_class_with_a_note_that_helps(tmp_path: Path) -> None:
+    mnist(tmp_path / "in")
+    labels = tmp_path / "in/train-labels-idx1-ubyte.gz"
+    content = labels.read_bytes()
+    labels.unlink()
+    source = open_source(tmp_path / "in")
+    assert len(source.class_names) == 1
+    assert "no file of labels beside it (train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz)" in source.notes[0]
+    labels.write_bytes(content)
+    assert open_source(tmp_path / "in").labels == labels_of(12)
+
+
+def test_after_gunzip_the_unpacked_file_is_taken_once(tmp_path: Path) -> None:
+    images = mnist(tmp_path / "in")
+    subprocess.run(["gzip", "-dk", tmp_path / "in/train-images-idx3-ubyte.gz"], check=True)
+    source = open_source(tmp_path / "in")
+    assert isinstance(source.refs[0], Pixels) and np.array_equal(source.refs[11].read(), images[11])
+    assert source.labels == labels_of(12)
+
+
+def test_several_sets_are_told_apart_by_the_user(tmp_path: Path) -> None:
+    for name in ("letters-train", "digits-train"):
+        mnist(tmp_path / "in", name)
+    with pytest.raises(DataError, match=r"in: holds several sets of images \(.*digits-train.*letters-train.*name the"):
+        open_source(tmp_path / "in")
+    assert len(open_source(tmp_path / "in/letters-train-images-idx3-ubyte.gz")) == 12
+
+
+def test_rows_can_be_read_in_any_order(tmp_path: Path) -> None:
+    images = mnist(tmp_path / "in")
+    source = choose(open_source(tmp_path / "in"), shuffle_seed=3)
+    order = [int(name) for name in source.files]
+    assert order != sorted(order)
+    assert np.array_equal([ref.read() for ref in source.refs], images[order])
+
+
+PLAIN = idx(noise(4, 0, (8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (PLAIN[:-1], "cut short: 271 bytes, expected 272"),
+        (PLAIN + b"x", "too long: more bytes than announced, expected 272"),
+        (idx(noise(4, 0, (8, 8)), kind=13), "holds float32, expected uint8"),
+        (idx(noise(4, 0, (8, 8, 3))), "is an IDX file of 4 dimensions, expected one of images"),
+        (idx(noise(4, 0, ())), "is an IDX file of labels, expected one of images"),
+        (b"\0\0\10\3" + struct.pack(">3I", 0, 8, 8), "announces 0 images of 8 x 8 pixels, which can't be"),
+        (b"\0\0\10\3" + struct.pack(">3I", 4, 2**31, 2**31), "which can't be"),
+        (b"\0\0\10\3" + struct.pack(">3I", 10**9, 8192, 8192), "cut short|too many to hold"),
+        (b"\0\0\10\3" + struct.pack(">2I", 4, 8), "cut short: 12 bytes"),
+    ],
+)
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_damaged_files_are_refused_and_named(tmp_path: Path, content: bytes, complaint: str, gzipped: bool) -> None:
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(gzip.compress(content) if gzipped else content)
+    with pytest.raises(ElboError, match=rf"{path.name}: .*({complaint})"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        (idx(np.zeros(3, np.uint8)), "labels-idx1-ubyte: 3 labels for 4 images"),
+        (idx(np.zeros(4, np.uint8))[:-1], "labels-idx1-ubyte: cut short: 11 bytes, expected 12"),
+        (PLAIN, "labels-idx1-ubyte: is an IDX file of 3 dimensions, expected one of labels"),
+        (b"text", "labels-idx1-ubyte: begins like no IDX file"),
+    ],
+)
+def test_labels_that_do_not_belong_are_refused(tmp_path: Path, labels: bytes, complaint: str) -> None:
+    (tmp_path / "x-images-idx3-ubyte").write_bytes(PLAIN)
+    (tmp_path / "x-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(FormatError, match=complaint):
+        open_source(tmp_path / "x-images-idx3-ubyte")
+
+
+def test_a_damaged_gzip_does_not_unpack(tmp_path: Path) -> None:
+    mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    content = path.read_bytes()
+    for damaged in (content[:-9], content[:4000] + b"\xff" * 40 + content[4040:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: (does not unpack|cut short)"):
+            open_source(path)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within) -> None:
+    path = tmp_path / "x-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(PLAIN + bytes(300 << 20), 1))
+    with within(2), pytest.raises(FormatError, match="too long: more bytes than announced"):
+        open_source(path)
+    monkeypatch.setattr(idx_files, "LARGEST_UNPACKED", 100)
+    path.write_bytes(gzip.compress(PLAIN))
+    with pytest.raises(DataError, match=r"256 bytes of pixels .* 'gzip -dk ([^']*)'") as refused:
+        open_source(path)
+    command = str(refused.value).partition("'")[2].partition("'")[0]
+    subprocess.run(command.split(), check=True)
+    assert len(open_source(tmp_path / "x-images-idx3-ubyte")) == 4, "the advice leads somewhere"
+
+
+def test_an_archive_of_several_sets_is_unpacked_as_said(tmp_path: Path) -> None:
+    """EMNIST comes so."""
+    for name in ("letters-train", "digits-train"):
+        mnist(tmp_path / "in", name)
+    shutil.make_archive(str(tmp_path / "gzip"), "zip", tmp_path / "in")
+    with pytest.raises(
+        DataError, match=r"gzip\.zip: holds several sets .*unpack the archive and name the files of one"
+    ):
+        open_source(tmp_path / "gzip.zip")
+    shutil.unpack_archive(tmp_path / "gzip.zip", tmp_path / "out")
+    assert open_source(tmp_path / "out/letters-train-images-idx3-ubyte.gz").labels == labels_of(12)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_one_set_in_an_archive_is_read_where_it_lies(tmp_path: Path, kind: str) -> None:
+    images = mnist(tmp_path / "in", packed=kind == "zip")
+    source = open_source(Path(shutil.make_archive(str(tmp_path / "x"), kind, tmp_path / "in")))
+    assert np.array_equal([ref.read() for ref in source.refs], images) and source.labels == labels_of(12)

@@ -24,10 +24,14 @@ CONTENTS = {
         "docs/prep",
         "docs/datasets",
         "docs/training",
+        "docs/presets",
+        "docs/weightings",
         "docs/sampling",
         "docs/samplers",
         "docs/scores",
+        "docs/report",
         "docs/instruments",
+        "docs/latents",
         "docs/python",
         "docs/extending",
         "docs/gpu",
@@ -59,7 +63,7 @@ def write_sources(out: Path) -> None:
     trees = "\n".join(toctree(pages, caption) for caption, pages in CONTENTS.items())
     (out / "index.md").write_text(f"{home}\n{trees}")
     (out / "commands").mkdir()
-    manual = {path.stem: path for path in sorted((ROOT / "man").glob("elbo*.[15]"))}
+    manual = {path.stem: path for path in sorted((ROOT / "man").glob("elbo*.[15]"), key=lambda path: path.stem)}
     for name, path in manual.items():
         (out / "commands" / f"{name}.md").write_text(markdown(path.read_text()))
     rows = "\n".join(f"- [{name.replace('-', ' ')}]({name}.md): {summary(path)}" for name, path in manual.items())

@@ -4,7 +4,7 @@ from elbocli import __version__
 
 project = "elbo"
 version = release = __version__
-project_copyright = "Apache-2.0"
+html_show_copyright = False
 extensions = ["myst_parser"]
 
 myst_enable_extensions = ["deflist"]

@@ -81,6 +81,10 @@ EXAMPLES = {
             "elbo train out.h5 --ema 0.9999 --ema halflife:images=50e6,ramp=.05 --ema power:std=.1",
         ),
         (
+            "Go on with a run; then train another with its settings and its network.",
+            "elbo train -o run\nelbo train other.h5 --config run/config.yaml -o run2",
+        ),
+        (
             "Settings from a file and from the environment.",
             "ELBO_TRAIN_LR=1e-4 elbo train out.h5 --config settings.yaml",
         ),
@@ -189,6 +193,7 @@ EXAMPLES = {
             "elbo eval samples.h5 --ref out.h5 > fid.json\nelbo bound run test.h5 > bound.json\n"
             "elbo report run --samples samples.h5 --scores fid.json --scores bound.json -o report.html",
         ),
+        ("Two runs side by side: in what do they differ, and which is better?", "elbo report run run2 -o report.html"),
         ("What does the run say of its weighting?", "elbo report run --json | jq .objective.verdict"),
     ],
     "elbo weights": [
@@ -255,7 +260,7 @@ FILES = {
         ("run/checkpoints/", "Weights, averages and optimizer, each with a digest."),
         ("run/snapshots/", "Power averages at several steps, for ema."),
         ("run/previews/", "Sheets of samples."),
-        ("run/tensorboard/", "Events for TensorBoard."),
+        ("run/tensorboard/, run/wandb/", "Events for TensorBoard, and what W&B keeps."),
     ],
     "elbo prep": [
         ("OUT.h5.partial", "Unfinished work; the same command goes on with it."),

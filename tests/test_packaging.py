@@ -34,7 +34,7 @@ def test_a_wheel_holds_the_package_its_presets_and_pages_and_no_tests(wheel: Pat
     assert not [name for name in names if "test" in name]
     for wanted in (
         "elbocli/nn/presets/imagenet64.yaml",
-        "elbocli/report/page.html",
+        *(f"elbocli/report/{name}.html" for name in ("base", "parts", "page", "several")),
         "elbocli/__init__.pyi",
         "elbocli/py.typed",
         "data/share/man/man1/elbo-train.1",

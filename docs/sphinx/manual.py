@@ -29,7 +29,8 @@ def linked(text: str, folder: str) -> str:
 def markdown(roff: str) -> str:
     """A page's Markdown. Raises ValueError for a macro that is not understood."""
     blocks: list[str] = []
-    title, running, code, tagged = "", [], False, False
+    running: list[str] = []
+    title, code, tagged = "", False, False
 
     def end_of_paragraph() -> None:
         text = linked(escaped(" ".join(running)), "")

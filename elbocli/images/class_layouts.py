@@ -133,8 +133,8 @@ def _listed(rows: arrays.ArrayImages, prefix: str, stem: str) -> Listing:
     names, numbers = list(rows.class_names), rows.labels
     words = [names[label] for label in numbers] if names and numbers is not None else numbers
     numbers = numbers if names else None
-    flags = {"in_order": rows.in_order, "notes": list(rows.notes)}
-    return Listing(prefix, rows.files, rows.refs, words, stem, names or None, numbers, **flags)
+    listing = Listing(prefix, rows.files, rows.refs, words, stem, names or None, numbers, rows.in_order)
+    return replace(listing, notes=list(rows.notes))
 
 
 def _known(found: known_sets.KnownSet, stem: str) -> Listing:

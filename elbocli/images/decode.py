@@ -23,7 +23,8 @@ MAX_ASPECT = 100
 # Pillow's warnings about odd files are left out: what matters is raised, file by file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 MODES = {1: "L", 3: "RGB"}
-GREY = ("1", "L", "I", "I;16", "I;16B")
+PLAIN_GREY = ("1", "L", "I", "I;16", "I;16B")
+GREY = (*PLAIN_GREY, "LA")
 USUAL = ("JPEG", "PNG", "WEBP")
 STRIP_PIXELS = 1 << 20
 DECODER_BYTES = {"WEBP": 16, "JPEG2000": 19, "AVIF": 10}
@@ -37,7 +38,8 @@ _room = Room(LARGEST_DECODED)
 class DecodeOptions:
     """Settings that decide how an image becomes a square. background: a colour that transparency is laid on and that pads; '' drops alpha.
 
-    auto_orient: turn as EXIF says. fast: decode JPEG at reduced scale, which changes pixels.
+    auto_orient: turn as EXIF says. fast: decode JPEG at reduced scale, which changes pixels. grey_expected: count an image
+    in colour as changed when it becomes grey.
     """
 
     size: int
@@ -46,6 +48,7 @@ class DecodeOptions:
     background: str = ""
     auto_orient: bool = False
     fast: bool = False
+    grey_expected: bool = False
 
     @property
     def colour(self) -> tuple[int, ...]:
@@ -87,7 +90,7 @@ def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> t
 def header_shape(content: bytes) -> Shape:
     """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises DataError."""
     with _opened(content, DecodeOptions(0)) as image:
-        return image.size[1], image.size[0], 1 if image.mode in (*GREY, "LA") else 3
+        return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
 @contextlib.contextmanager
@@ -100,6 +103,8 @@ def _decoded(content: bytes, how: DecodeOptions) -> Iterator[tuple[Image.Image, 
         if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             upright, change = ImageOps.exif_transpose(image), [*change, "turned"]
         plain, converted = _plain(upright, how)
+        if how.grey_expected and image.mode not in GREY:
+            converted = [*converted, "colour made grey"]
         for used in (image, upright):
             if used is not plain:
                 used.close()
@@ -172,7 +177,7 @@ def _unknown(content: bytes) -> str:
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, list[str]]:
     """Convert to grey or RGB, some rows at a time, to save memory. Returns (image, what that changed)."""
     mode = image.mode
-    target = MODES[how.channels or (1 if mode in GREY else 3)]
+    target = MODES[how.channels or (1 if mode in PLAIN_GREY else 3)]
     if mode == "F":
         raise DataError("floating-point pixels: their range is not known; convert them first")
     if mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16:  # type: ignore[operator]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -43,14 +43,15 @@ def open_idx(name: str, ref: ImageRef, beside: Mapping[str, ImageRef], where: st
     of images or has another length than it says, and for labels that don't fit; DataError when it doesn't unpack.
     """
     packed, head = _beginning(ref)
-    count, height, width = shape = _header(head, where, 3)
+    count, height, width = _header(head, where, 3)
+    shape = (count, height, width, 1)
     if not (0 < count <= LARGEST_COUNT and 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
         raise FormatError(f"{where}: announces {count} images of {width} x {height} pixels, which can't be; {AGAIN}")
     if isinstance(ref, Span) and not packed:
         _check_length(where, ref.weight, 16 + math.prod(shape))
-        images = pixel_rows(ref.path, ref.offset + 16, (*shape, 1))
+        images: Sequence[ImageRef] = pixel_rows(ref.path, ref.offset + 16, shape)
     else:
-        pixels = _values(ref, packed, where, 16, math.prod(shape)).reshape(*shape, 1)
+        pixels = _values(ref, packed, where, 16, math.prod(shape)).reshape(shape)
         images = [Row(pixels, index) for index in range(count)]
     labels = next((label for label in labels_names(name) if label in beside), None)
     if labels is None:

@@ -56,6 +56,11 @@ class _File:
     kind: str
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it lies on disk as it is, and not in an archive."""
+        return isinstance(self.ref, Span) and self.ref.size < 0
+
+    @property
     def split(self) -> str:
         """The part of the set, by the words of its name; '' where it says nothing."""
         words = re.split(r"[^a-z0-9]+", self.name.lower().replace("data_batch", "train"))
@@ -95,7 +100,8 @@ def in_folder(entries: Sequence[Entry], prefix: str) -> KnownSet | None:
     sets = {(file.kind, file.split, file.name.rpartition("/")[0]) for file in taken}
     if len(sets) > 1 or (taken[0].kind == "idx" and len(taken) > 1):
         names = ", ".join(prefix + file.name for file in taken[:4])
-        raise DataError(f"{prefix.rstrip(': /')}: holds several sets of images ({names}); name the files of one")
+        how = "name the files of one" if taken[0].is_whole else "unpack the archive and name the files of one"
+        raise DataError(f"{prefix.rstrip(': /')}: holds several sets of images ({names}); {how}")
     found = _opened(taken, entries, prefix)
     found.images.notes.extend(_said(taken, [file for file in files if file not in taken], prefix))
     return found
@@ -113,8 +119,7 @@ def _said(taken: Sequence[_File], others: Sequence[_File], prefix: str) -> list[
         return []
     more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
     left = f"{prefix}{others[0].name}{f' and {len(others) - 1} more' if len(others) > 1 else ''}"
-    whole_files = isinstance(others[0].ref, Span) and others[0].ref.size < 0
-    how = f"elbo prep {prefix}{others[0].name} OTHER.h5" if whole_files else "unpack the archive and name them"
+    how = f"elbo prep {prefix}{others[0].name} OTHER.h5" if others[0].is_whole else "unpack the archive and name them"
     return [f"the training images are taken: {prefix}{taken[0].name}{more}; left out: {left}; to pack these: {how}"]
 
 
@@ -129,8 +134,8 @@ def _opened(taken: Sequence[_File], entries: Sequence[Entry], prefix: str) -> Kn
     if first.kind == "cifar":
         batches = [(file.name.removeprefix(folder), file.ref) for file in taken]
         return KnownSet(prefix + folder, cifar.open_batches(batches, beside, prefix + folder))
-    spans = [file.ref for file in taken if isinstance(file.ref, Span) and file.ref.size < 0]
-    if len(spans) < len(taken):
+    spans = [file.ref for file in taken if isinstance(file.ref, Span)]
+    if not first.is_whole:
         raise DataError(f"{prefix}{first.name}: a parquet file in an archive can't be read; unpack the archive first")
     return KnownSet(prefix + folder, parquet.open_parquet([span.path for span in spans]))
 

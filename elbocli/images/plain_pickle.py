@@ -50,7 +50,7 @@ class _ByteType:
 class PickledArray:
     """An array of bytes, found in a pickle. pixels: uint8, of any shape."""
 
-    pixels = np.zeros(0, np.uint8)
+    pixels: np.ndarray = np.zeros(0, np.uint8)
 
     def build(self, state: Any) -> None:
         """Fill it with numpy's (version, shape, type, whether by columns, bytes). Raises FormatError."""

@@ -21,7 +21,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.features import is_features
 from elbocli.files.hashing import add_rows
-from elbocli.info.describe import HDF5_MAGIC, describe, is_safetensors
+from elbocli.files.recognise import HDF5_MAGIC
+from elbocli.info.describe import describe, is_safetensors
 from elbocli.runtime.progress import Progress
 
 BATCH = 64

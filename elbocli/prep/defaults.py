@@ -32,8 +32,9 @@ def chosen_size(looks: Looks, crop: str) -> tuple[int, str]:
     (size,) = sizes
     side = _side(size, crop)
     if side <= USUAL_SIZE or (crop == "none" and min(size) == max(size)):
-        fits = "" if min(size) == max(size) else f", of which --crop {crop} makes a square"
-        return side, f"{looks.all} have {_said(size)} pixels{fits}"
+        square = min(size) == max(size)
+        fits = "this size" if square else f"{_said(size)} pixels, of which --crop {crop} makes a square"
+        return side, f"{looks.all} have {fits}"
     return USUAL_SIZE, f"{looks.all} have {_said(size)} pixels, which are made smaller"
 
 

@@ -57,7 +57,8 @@ def summed_up(out: Path, packed: int, rows: int, notes: dict[str, Any], seconds:
     """Say what was changed while decoding, how large the dataset is, and how fast it was packed."""
     changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
-        yield Progress(message=f"changed while decoding: {changed}", level="warning" if "alpha" in changed else "info")
+        lost = "alpha" in changed or "made grey" in changed
+        yield Progress(message=f"changed while decoding: {changed}", level="warning" if lost else "info")
     rate = f"{packed / seconds:.0f} images/s, " if packed else ""
     size = out.stat().st_size
     shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -46,12 +46,13 @@ LONG_LISTING_BYTES = 1 << 30
 class Settings:
     """Settings of a prep. workers: threads (Pillow decodes and resizes without the interpreter lock).
 
-    size, channels: 0 to choose them by the images.
+    size, channels: 0 to choose them by the images. grey_expected: one channel was chosen because those looked at are grey.
     """
 
     size: int = 0
     crop: str = "center"
     channels: int = 0
+    grey_expected: bool = False
     background: str = ""
     auto_orient: bool = False
     fast_decode: bool = False
@@ -76,7 +77,8 @@ class Settings:
     @property
     def decode_options(self) -> DecodeOptions:
         """Settings that decide how files become squares."""
-        return DecodeOptions(self.size, self.channels, self.crop, self.background, self.auto_orient, self.fast_decode)
+        shape = (self.size, self.channels, self.crop, self.background)
+        return DecodeOptions(*shape, self.auto_orient, self.fast_decode, self.grey_expected)
 
     def about(self) -> dict[str, Any]:
         """Settings that decide the pixels, for the dataset's attributes."""
@@ -146,7 +148,8 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
     looks, asked = look(whole), settings
     size = asked.size or chosen_size(looks, asked.crop)[0]
-    settings = replace(asked, size=size, channels=asked.channels or chosen_channels(looks, asked))
+    channels = asked.channels or chosen_channels(looks, asked)
+    settings = replace(asked, size=size, channels=channels, grey_expected=not asked.channels and channels == 1)
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
     source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)

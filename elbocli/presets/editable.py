@@ -49,7 +49,7 @@ def _network(preset: Preset) -> Iterator[str]:
     size = preset.data.image_size if preset.data else 64
     config = config_of({"image_size": size, "image_channels": 3, "num_classes": 0, **section}, preset.name)
     yield from _said("family", f"Kind of network: {', '.join(NETWORKS)}. Each has other keys.", section["family"], True)
-    for field in sorted(fields(config), key=lambda field: field.kw_only):
+    for field in sorted(fields(config), key=lambda field: bool(field.kw_only)):
         if field.name not in FROM_DATA:
             value = section.get(field.name, None if field.default is MISSING else field.default)
             yield from _said(field.name, field.metadata.get("help", ""), value, field.name in section)

@@ -1,1 +1,1 @@
-"""`elbo report`: a run on one page."""
+"""`elbo report`: one run or several on a page."""

@@ -14,10 +14,13 @@ from elbocli.cli.types import PATH, STREAM
 
 
 @click.command(cls=Command)
-@click.argument("run", type=PATH)
+@click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @option("-o", "--out", type=PATH, default="-", help="The file that the page goes to; - is standard output.")
 @option(
-    "--samples", type=PATH, help="Images to show by class (.h5, .npz, .npy, a folder).  [default: the last preview]"
+    "--samples",
+    type=PATH,
+    multiple=True,
+    help="Images to show by class (.h5, .npz, .npy, a folder); once for each RUN.  [default: the last preview]",
 )
 @option(
     "--scores",
@@ -33,33 +36,55 @@ from elbocli.cli.types import PATH, STREAM
 @plugin_option
 @common
 def report(
-    run: Path, out: Path, samples: Path | None, results: tuple[Path, ...], as_json: bool, overwrite: bool
+    runs: tuple[Path, ...],
+    out: Path,
+    samples: tuple[Path, ...],
+    results: tuple[Path, ...],
+    as_json: bool,
+    overwrite: bool,
 ) -> None:
-    """Show RUN on one page of HTML, which needs nothing but itself.
+    """Show a run, or several side by side, on one page of HTML, which needs nothing but itself.
 
     It is for a colleague, or for later. What was trained and whether its loss is an ELBO, losses and validation, the
     error by noise level and the noise levels drawn over time, previews, samples by class, scores, the bound, and
     the commands to repeat it. A run that is still trained, was interrupted or is damaged is shown as far as it
     goes, and what is missing is said.
+
+    Several runs are compared: the settings in which they differ, their figures, losses and errors in the same plots, and
+    samples of each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
     """
     from elbocli.cli.progress_bar import say
     from elbocli.files.atomic import refuse_existing, writing
     from elbocli.report import gather as loop
+    from elbocli.report.comparison import Comparison
 
+    context = click.get_current_context()
+    if samples and len(samples) != len(runs):
+        raise click.UsageError(
+            f"--samples: {len(samples)} of them for {len(runs)} runs; give one for each, or none", context
+        )
+    if results and len(runs) > 1:
+        raise click.UsageError(
+            "--scores: of several runs, put each result into its run's folder, where it is found", context
+        )
     if out != STREAM:
         refuse_existing(out, overwrite)
     elif sys.stdout.isatty() and not as_json:
-        raise click.UsageError("standard output is a terminal; add -o FILE", click.get_current_context())
-    found = loop.gather(run, samples, results)
-    for sentence in found.missing:
-        say(sentence, "detail")
+        raise click.UsageError("standard output is a terminal; add -o FILE", context)
+    gathered = [loop.gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
+    several = Comparison(gathered) if len(gathered) > 1 else None
+    for facts in gathered:
+        for sentence in facts.missing:
+            say(sentence, "detail")
     if as_json:
-        click.echo(json.dumps(found.json(), indent=1, allow_nan=False))
+        told = several.json() if several else gathered[0].json()
+        click.echo(json.dumps(told, indent=1, allow_nan=False))
     if out == STREAM and as_json:
         return
-    from elbocli.report.page import render
+    from elbocli.report.page import render, render_several
 
-    page = render(found).encode(errors="backslashreplace")  # UTF-8, as the page says, whatever the locale and paths are
+    text = render_several(several) if several else render(gathered[0])
+    page = text.encode(errors="backslashreplace")  # UTF-8, as the page says, whatever the locale and paths are
     if out == STREAM:
         click.echo(page, nl=False)
         return

@@ -10,19 +10,24 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elbocli.cli.figure import STYLE
+from elbocli.cli.figure import DASHES, STYLE
 from elbocli.report.log_history import LogHistory
 
 WIDTH = 4.8
 """Inches of a drawing that a telephone shows at about its own size."""
-INKS = {"#010101": "--ink", "#020202": "--muted", "#030303": "--rule", "#040404": "--one", "#050505": "--two"}
-INK, MUTED, RULE, ONE, TWO = INKS
+NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
+INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}
 """Colours that stand for variables of the page's style sheet."""
+INK, MUTED, RULE, ONE, TWO, *_ = INKS
+LINES = tuple(INKS)[3:]
+"""Colours of lines; each has a dash of its own as well."""
+LINE_WIDTH = 1.6
 OWN: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -35,13 +40,47 @@ OWN: dict[Any, Any] = {
     "grid.color": RULE,
     "grid.alpha": 1.0,
     "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
+    "lines.linewidth": LINE_WIDTH,
 }
 LEVEL = "noise  ←  λ  →  data"
 MARGINS = {"left": 0.15, "right": 0.955, "hspace": 0.08}
 """The same in all drawings, so that axes stand under each other."""
 RIGHT, BAR = 0.8, 0.03
 """Layout of a map: where it ends, and how wide the scale of its colours beside it is."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing, SVG; its title, and a caption that says what to see."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Swatch:
+    """The look of a line in a legend that the page has itself: a variable of its style sheet, and an SVG's dashes."""
+
+    variable: str
+    dashes: str
+
+
+def line_of(color: str, dash: Any, label: str) -> dict[str, Any]:
+    """The style of a line with a name in the drawing's legend."""
+    return {"color": color, "linestyle": dash, "label": label}
+
+
+def numbered_line(index: int) -> dict[str, Any]:
+    """The style of the line of that number, which a legend beside the drawing explains."""
+    return {"color": LINES[index % len(LINES)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def swatch(index: int) -> Swatch:
+    """The look of the line of that number."""
+    style = numbered_line(index)
+    lengths = () if style["linestyle"] == "-" else style["linestyle"][1]
+    return Swatch(INKS[style["color"]], " ".join(f"{length * LINE_WIDTH:g}" for length in lengths))
 
 
 @contextmanager

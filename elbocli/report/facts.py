@@ -124,11 +124,11 @@ class RunFacts:
             "commands": [{"does": each.does, "command": each.line} for each in self.commands],
             "missing": self.missing,
         }
-        return {key: _finite(value) for key, value in facts.items()}
+        return {key: finite(value) for key, value in facts.items()}
 
 
 def _standing(status: RunStatus | None) -> dict[str, Any]:
-    """What status.json says, the time in words, without the process."""
+    """Content of status.json, the time in words, without the process."""
     return {} if status is None else {**replace(status, process=None).json(), "time": status.when}
 
 
@@ -136,11 +136,12 @@ def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:
     return [{"file": str(result.path), **result.content} for result in results]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Turn numbers that JSON doesn't have into None, however deep."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""A run on one page: HTML that needs nothing but itself. Strings from strangers are escaped by the template library.
+"""A run, or several, on one page: HTML that needs nothing but itself. Strings from strangers are escaped by the template library.
 
 The page forbids itself scripts and any address (Content-Security-Policy), so that what slips through does nothing.
 """
@@ -13,26 +13,38 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from elbocli.report.comparison import Comparison
+from elbocli.report.drawing import swatch
 from elbocli.report.facts import RunFacts
+from elbocli.report.headline import headline
 from elbocli.report.plots import pictures
+from elbocli.report.plots_of_several import pictures_of_several
 from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
 LARGEST = 8 << 20
 """Bytes, which no page exceeds: pictures are counted and of bounded size, curves have bounded numbers of points."""
 
-TWICE = ", ± {} (2 standard errors)"
-
 
 def render(facts: RunFacts) -> str:
-    """The page. Same facts, same text."""
+    """The page of a run. Same facts, same text."""
+    return _filled("page.html", facts=facts, pictures=pictures(facts), headline=headline(facts))
+
+
+def render_several(found: Comparison) -> str:
+    """The page of several runs. Same facts, same text."""
+    swatches = [swatch(index) for index in range(len(found.runs))]
+    return _filled("several.html", found=found, pictures=pictures_of_several(found), swatches=swatches)
+
+
+def _filled(name: str, **values: Any) -> str:
+    """A template with those values in it."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=number, error=error, source=source, svg=Markup, rows=score_rows)
-    template = environment.get_template("page.html")
-    return template.render(facts=facts, pictures=pictures(facts), headline=_headline(facts))
+    return environment.get_template(name).render(**values)
 
 
 def number(value: Any) -> str:
@@ -57,25 +69,3 @@ def _minus(text: str) -> str:
 def source(strip: Thumbnails) -> str:
     """A row of pictures as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(strip.png).decode()
-
-
-def _headline(facts: RunFacts) -> list[tuple[str, str, str]]:
-    """The few numbers that come first: (what, value, detail)."""
-    found, nats, bits = [], "nats per dimension", "bits per dimension"
-    curves = {
-        "loss": ("training loss", nats),
-        "val_loss": ("validation loss", nats),
-        "val_bpd": ("validation bound", bits),
-    }
-    for name, (what, unit) in curves.items():
-        value, se = facts.last(name), facts.last(f"{name}_se")
-        if value is not None:
-            found.append((what, number(value), unit + (TWICE.format(error(2 * se)) if se is not None else "")))
-    for bound in facts.bounds[-1:]:
-        detail = bits + TWICE.format(error(2 * bound.found.bpd_se))
-        found.append(("variational bound", number(bound.found.bpd), detail))
-    for result in facts.scores[-1:]:
-        for row in score_rows(result.found)[:2]:
-            detail = f", ± {error(row.spread)} ({row.spread_is})" if row.spread is not None else ""
-            found.append((row.name, number(row.value), (row.network or result.path.name) + detail))
-    return found

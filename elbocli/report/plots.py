@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from elbocli.cli.figure import brief
-from elbocli.core.adaptive import ErrorMoments
-from elbocli.report.drawing import MUTED, ONE, TWO, draw_map, drawing, logarithmic, over_images, over_levels, plain
+from elbocli.report.drawing import (
+    MUTED,
+    ONE,
+    TWO,
+    Picture,
+    draw_map,
+    drawing,
+    line_of,
+    logarithmic,
+    over_images,
+    over_levels,
+    plain,
+)
 from elbocli.report.facts import ObjectiveFacts, RunFacts
+from elbocli.report.lines import LATE, draw_banded, draw_curve, draw_profile
 from elbocli.report.log_history import LogHistory, curve
 
 ERROR = "‖ε − ε̂‖² / D"
@@ -20,17 +29,8 @@ HELD_OUT = (
     " Validation is of the averaged weights: where it lies above training once they have caught up, the network knows its "
     "training images."
 )
-EARLY, LATE = 0.1, 0.2
-"""Shares of the run that stand for its beginning and its end."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawing, SVG; its title, and a caption that says what to see."""
-
-    title: str
-    caption: str
-    svg: str
+EARLY = 0.1
+"""Share of the run that stands for its beginning."""
 
 
 def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
@@ -139,21 +139,16 @@ def _beginning(course: LogHistory) -> Tensor:
     return torch.stack([sums for at, sums in zip(course.images, course.sums) if at <= until]).sum(0)
 
 
-def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture:
+def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture | None:
     """The error at each noise level: at first, at last, and of images held out."""
-    lines = [("training, first tenth", MUTED, ":", course.edges, _beginning(course))]
-    lines += [("training, last fifth", ONE, "-", course.edges, course.late(LATE))]
-    if held_out is not None:
-        lines += [("validation, last", TWO, "--", held_out.edges, held_out.sums[-1])]
     with drawing("profiles") as (_, (axis,), svg):
-        for label, color, dash, edges, sums in lines:
-            moments = ErrorMoments.of_sums(edges, sums)
-            seen = (moments.count > 1) & (moments.mean > 0)
-            mean, spread = moments.mean[seen], 2 * moments.mean_se[seen]
-            axis.plot(moments.middle[seen], mean, color=color, linestyle=dash, label=label)
-            if color != MUTED:
-                low = (mean - spread).maximum(0.5 * mean)
-                axis.fill_between(moments.middle[seen], low, mean + spread, color=color, alpha=0.25, linewidth=0)
+        first = line_of(MUTED, ":", "training, first tenth")
+        drawn = [draw_profile(axis, course.edges, _beginning(course), first, band=False)]
+        drawn += [draw_profile(axis, course.edges, course.late(LATE), line_of(ONE, "-", "training, last fifth"))]
+        if held_out is not None:
+            drawn += [draw_profile(axis, held_out.edges, held_out.sums[-1], line_of(TWO, "--", "validation, last"))]
+        if not any(drawn):
+            return None
         axis.set_yscale("log")
         axis.set_ylabel(ERROR)
         axis.legend(loc="lower right")
@@ -163,13 +158,13 @@ def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture:
 
 def _loss(facts: RunFacts) -> Picture | None:
     """The weighted loss, of training and of images held out."""
-    at, loss = curve(facts.curves, "loss")
+    _, loss = curve(facts.curves, "loss")
     if not loss:
         return None
     with drawing("loss") as (_, (axis,), svg):
-        axis.plot(at, loss, color=ONE, label="training", marker="" if len(at) > 1 else "o")
+        draw_curve(axis, facts, "loss", line_of(ONE, "-", "training"))
         words = f"Training is at {loss[-1]:.4g}"
-        known = _banded(axis, facts, "val_loss", "validation")
+        known = draw_banded(axis, facts, "val_loss", line_of(TWO, "--", "validation"))
         words += f", validation at {known[0]:.4g} ± {known[1]:.2g}." if known else "."
         logarithmic(axis, loss)
         axis.set_ylabel("loss, nats per dimension")
@@ -184,22 +179,10 @@ def _bits(facts: RunFacts) -> Picture | None:
     if not bits:
         return None
     with drawing("bits") as (_, (axis,), svg):
-        known = _banded(axis, facts, "val_bpd", "validation")
+        known = draw_banded(axis, facts, "val_bpd", line_of(TWO, "--", "validation"))
         logarithmic(axis, bits)
         axis.set_ylabel("bits per dimension")
         over_images(axis)
         words = f" Now {known[0]:.4g} ± {known[1]:.2g}." if known else ""
         caption = f"Bits per dimension, ± 2 standard errors over the images.{words}"
         return Picture("Bound on held-out images", caption, svg())
-
-
-def _banded(axis: Any, facts: RunFacts, name: str, label: str) -> tuple[float, float] | None:
-    """A curve with ± 2 standard errors; its last value with them."""
-    at, values = curve(facts.curves, name)
-    _, errors = curve(facts.curves, f"{name}_se")
-    if not values or len(errors) != len(values):
-        return None
-    low, high = ([v + sign * 2 * e for v, e in zip(values, errors)] for sign in (-1, 1))
-    axis.fill_between(at, low, high, color=TWO, alpha=0.25, linewidth=0)
-    axis.plot(at, values, color=TWO, linestyle="--", label=label, marker="" if len(at) > 1 else "o")
-    return values[-1], 2 * errors[-1]

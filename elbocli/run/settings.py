@@ -64,9 +64,9 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Basis:
-    """What a run takes where no option says it: a config.yaml, of itself when it goes on or of another run.
+    """Settings, network and dataset that a run takes where no option says them: from its own config.yaml when it goes on.
 
-    where: the file. data: the dataset's path.
+    Or from another run's, by --config. where: the file. data: the dataset's path.
     """
 
     where: Path
@@ -232,8 +232,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 lines.append(f"{label}: the run has {old.get(key)}, asked for {new.get(key)}")
     lines = [line for line in lines if line.startswith("--preset:")] or lines  # whose other differences follow from it
     if before.get("plugins", []) != now.get("plugins", []):
-        old, new = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
-        lines.append(f"--plugin: the run has {', '.join(old) or 'none'}, asked for {', '.join(new) or 'none'}")
+        had, asked = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
+        lines.append(f"--plugin: the run has {', '.join(had) or 'none'}, asked for {', '.join(asked) or 'none'}")
     return lines
 
 

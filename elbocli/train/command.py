@@ -150,8 +150,8 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
 
-    What isn't given comes from $ELBO_TRAIN_… variables, then --config, then RUN itself where it is a run, then the
-    preset. The dataset is DATA.h5, else $ELBO_DATA, else that of the run, else the only one in this folder.
+    What isn't given comes from $ELBO_TRAIN_…, then --config, then RUN itself where it is a run, then the preset. The
+    dataset is DATA.h5, else $ELBO_DATA, else that of the run, else the only one in this folder.
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.dataset import Dataset

@@ -37,11 +37,12 @@ class LinesFile(LogTarget):
     """A file that gets the lines of metrics.jsonl. It only grows: steps that a run does again are in it again."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        self._file = open(path, "ab")  # noqa: SIM115 - open as long as the run
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line."""
+        """Append a line. What there is no room for waits in the file's buffer, and comes before the next."""
         self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+        self._file.flush()
 
     def close(self) -> None:
         """Close the file."""

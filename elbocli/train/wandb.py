@@ -30,7 +30,7 @@ class WeightsAndBiases(LogTarget):
         import wandb
 
         config = read_config(run)
-        named = {"project": PROJECT, "name": encodable(run.resolve().name), "dir": run}
+        named: dict[str, Any] = {"project": PROJECT, "name": encodable(run.resolve().name), "dir": run}
         own = {key: value for key, value in named.items() if not os.environ.get(f"WANDB_{key.upper()}")}
         # Without console and git: it would take over both streams, and search the folders above for a repository.
         settings = wandb.Settings(console="off", disable_git=True, disable_code=True)

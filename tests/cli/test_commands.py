@@ -277,7 +277,7 @@ def test_train_takes_the_only_dataset_here_and_refuses_to_guess(
     check(result, 0, "dataset a.h5, the only one here")
     assert result.stdout == b"run\n"
     (tmp_path / "b.h5").write_bytes(digits.read_bytes())
-    check(elbo("train", cwd=tmp_path), 1, "2 datasets here (a.h5, b.h5)")
+    check(elbo("train", "-o", "other", cwd=tmp_path), 1, "2 datasets here (a.h5, b.h5)")
     result = elbo("train", "--preset", preset, "--steps", 2, "-o", "other", cwd=tmp_path, env={"ELBO_DATA": "b.h5"})
     check(result, 0)
 

@@ -1,6 +1,7 @@
 """Names of other communities mean exactly what they mean there, however they are spelt."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,18 @@ from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.extractors import EXTRACTORS
 
-REGISTRIES = [WEIGHTINGS, SCHEDULES, PREDICTIONS, FACTORS, SAMPLERS, CLIPS, CRITERIA, AVERAGES, METRICS, EXTRACTORS]
+REGISTRIES: list[Registry[Any]] = [
+    WEIGHTINGS,
+    SCHEDULES,
+    PREDICTIONS,
+    FACTORS,
+    SAMPLERS,
+    CLIPS,
+    CRITERIA,
+    AVERAGES,
+    METRICS,
+    EXTRACTORS,
+]
 DECLARED = [(registry, declared) for registry in REGISTRIES for declared in registry.values()]
 IDS = [f"{registry.kind}-{declared.name}" for registry, declared in DECLARED]
 T = torch.linspace(0.01, 0.99, 197, dtype=torch.float64)

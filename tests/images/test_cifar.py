@@ -176,7 +176,8 @@ def test_an_archive_of_other_files_is_not_unpacked(tmp_path: Path, monkeypatch: 
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
-    path = tar_gz(Path(cifar10(tmp_path / "cifar") is not None and tmp_path / "cifar"))
+    cifar10(tmp_path / "cifar")
+    path = tar_gz(tmp_path / "cifar")
     content = path.read_bytes()
     path.write_bytes(content[:-100])
     with pytest.raises(DataError, match=r"cifar\.tar\.gz: does not unpack"):

@@ -1,6 +1,7 @@
 """MNIST's files: pixels and labels as written, the training images of a folder, and damaged files refused in words."""
 
 import gzip
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -153,3 +154,23 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     command = str(refused.value).partition("'")[2].partition("'")[0]
     subprocess.run(command.split(), check=True)
     assert len(open_source(tmp_path / "x-images-idx3-ubyte")) == 4, "the advice leads somewhere"
+
+
+def test_an_archive_of_several_sets_is_unpacked_as_said(tmp_path: Path) -> None:
+    """EMNIST comes so."""
+    for name in ("letters-train", "digits-train"):
+        mnist(tmp_path / "in", name)
+    shutil.make_archive(str(tmp_path / "gzip"), "zip", tmp_path / "in")
+    with pytest.raises(
+        DataError, match=r"gzip\.zip: holds several sets .*unpack the archive and name the files of one"
+    ):
+        open_source(tmp_path / "gzip.zip")
+    shutil.unpack_archive(tmp_path / "gzip.zip", tmp_path / "out")
+    assert open_source(tmp_path / "out/letters-train-images-idx3-ubyte.gz").labels == labels_of(12)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_one_set_in_an_archive_is_read_where_it_lies(tmp_path: Path, kind: str) -> None:
+    images = mnist(tmp_path / "in", packed=kind == "zip")
+    source = open_source(Path(shutil.make_archive(str(tmp_path / "x"), kind, tmp_path / "in")))
+    assert np.array_equal([ref.read() for ref in source.refs], images) and source.labels == labels_of(12)

@@ -162,3 +162,12 @@ def test_without_pyarrow_the_message_says_what_to_install(folder: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 2 and "parquet files need pyarrow; pip install 'elbocli[parquet]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_parquet_in_an_archive_is_unpacked_as_said(folder: Path, tmp_path: Path) -> None:
+    subprocess.run(["tar", "cf", tmp_path / "x.tar", "-C", folder, "."], check=True)
+    with pytest.raises(DataError, match=r"x\.tar: .*in an archive can't be read; unpack the archive first"):
+        open_source(tmp_path / "x.tar")
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "xf", tmp_path / "x.tar", "-C", tmp_path / "out"], check=True)
+    assert len(open_source(tmp_path / "out")) == 10

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elbocli.errors import DataError
+from elbocli.errors import DataError, ElboError
 from elbocli.images.sources import choose, open_source
 
 PAGE = Path(__file__).parents[2] / "docs/prep.md"
@@ -133,7 +133,7 @@ def test_arrays_among_images_are_bad_images_and_no_reason_to_refuse_all(tmp_path
 @pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
 def test_a_pickle_is_refused_and_not_run(tmp_path, bomb, protocol):
     (tmp_path / "ref.pkl").write_bytes(pickle.dumps({"fid": bomb}, protocol))
-    with pytest.raises(DataError, match=r"ref\.pkl: a pickle, which is .*can run code.*name the images themselves"):
+    with pytest.raises(ElboError, match=r"ref\.pkl: a pickle, which is .*can run code.*name the images themselves"):
         open_source(tmp_path / "ref.pkl")
     assert not bomb.went_off
 

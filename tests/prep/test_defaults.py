@@ -36,15 +36,15 @@ def packed(source: Path, out: Path, **settings: Any) -> tuple[tuple[int, ...], l
 @pytest.mark.parametrize(
     ("sizes", "settings", "size", "why"),
     [
-        ([(28, 28)] * 3, {}, 28, "28 x 28 pixels, because all 3 images have 28 x 28 pixels; --size"),
-        ([(64, 64)] * 3, {}, 64, "64 x 64 pixels, because all 3 images have 64 x 64"),
-        ([(1, 1)] * 3, {}, 1, "because all 3 images have 1 x 1"),
+        ([(28, 28)] * 3, {}, 28, "28 x 28 pixels, because all 3 images have this size; --size takes another size"),
+        ([(64, 64)] * 3, {}, 64, "64 x 64 pixels, because all 3 images have this size"),
+        ([(1, 1)] * 3, {}, 1, "1 x 1 pixels, because all 3 images have this size"),
         ([(65, 65)] * 3, {}, 64, "because all 3 images have 65 x 65 pixels, which are made smaller"),
         ([(40, 30)] * 3, {}, 30, "all 3 images have 40 x 30 pixels, of which --crop center makes a square"),
         ([(40, 30)] * 3, {"crop": "pad"}, 40, "of which --crop pad makes a square"),
         ([(90, 60)] * 3, {"crop": "pad"}, 64, "which are made smaller"),
         ([(28, 28), (28, 29)], {}, 64, "all 2 images have several sizes, from 28 x 28 to 28 x 29"),
-        ([(70, 70)] * 2, {"crop": "none"}, 70, "all 2 images have 70 x 70"),
+        ([(70, 70)] * 2, {"crop": "none"}, 70, "70 x 70 pixels, because all 2 images have this size"),
     ],
 )
 def test_images_that_are_alike_and_small_keep_their_size(
@@ -134,12 +134,21 @@ def test_a_thousand_files_at_most_are_looked_at_spread_over_the_list(
     assert looks.look(open_source(source)).shapes == {(12, 12, 3): 1}
 
 
+def test_an_image_in_colour_that_was_not_looked_at_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "MOST_FILES", 3)
+    source = folder_of(tmp_path / "in", [(12, 12)] * 6, "L")
+    Image.new("RGB", (12, 12)).save(source / "0001.png")
+    said = warnings(source, tmp_path / "a.h5")
+    assert said == ["changed while decoding: 1 colour made grey"] and Dataset(tmp_path / "a.h5").shape[-1] == 1
+    assert warnings(source, tmp_path / "a.h5", channels=1) == [], "it is what was asked for"
+
+
 def test_files_that_cannot_be_read_have_no_say(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", [(12, 12)] * 2)
     (source / "bad.png").write_bytes(b"bad")
     assert looks.look(open_source(source)).shapes == {(12, 12, 3): 2}
     shape, said = packed(source, tmp_path / "a.h5", on_error="skip")
-    assert shape == (12, 12, 3) and "the 2 images looked at (of 3) have 12 x 12" in said[1]
+    assert shape == (12, 12, 3) and "the 2 images looked at (of 3) have this size" in said[1]
 
 
 def test_all_rows_of_arrays_count_without_being_read(tmp_path: Path, images: Callable[..., np.ndarray]) -> None:

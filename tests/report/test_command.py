@@ -214,6 +214,19 @@ def test_a_browser_shows_all_of_it_without_errors(width: int, page: Path, tmp_pa
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_several_runs_side_by_side(
+    elbo: Callable[..., Any], run: Path, trained: Path, tmp_path: Path
+) -> None:
+    samples = ("--samples", run.parent / "s.h5") * 2
+    assert elbo("report", run, trained, *samples, "-o", "several.html", cwd=tmp_path).returncode == 0
+    for width, dark in ((400, True), (1400, False)):
+        found, console = browse(tmp_path / "several.html", width, dark, tmp_path)
+        assert console == [] and (found["width"], found["needed"]) == (width, width)
+        assert found["drawn"] >= LEAST_TEXT and found["plain"] >= 12
+        assert len(found["images"]) == 20 and min(found["images"]) > 0 and ALERT in found["text"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_the_browser_would_notice(page: Path, tmp_path: Path) -> None:
     """What breaks the page is found: something wide, something that wants to run, something from elsewhere."""
     broken = tmp_path / "broken.html"

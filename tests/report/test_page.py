@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_pages import ALERT, BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.schedule_curves import SCHEDULES
@@ -30,52 +30,11 @@ from elbocli.report.page import LARGEST, error, number, render
 from elbocli.report.plots import pictures
 from elbocli.report.terms import weighting_terms
 
-ALERT = "<script>alert(1)</script>"
-HOSTILE = f"\"><img src=x onerror='alert(1)'>{ALERT}"
-TERM = {"nats": 1.0, "nats_se": 0.1, "bpd": 0.5, "bpd_se": 0.05}
-BOUND = {
-    **dict.fromkeys(("prior", "reconstruction", "diffusion"), TERM),
-    "nats": 3.0,
-    "nats_se": 0.1,
-    "bpd": 1.5,
-    "bpd_se": 0.05,
-    "bpd_se_noise": 0.01,
-    "bpd_se_population": 0.05,
-    "n_images": 9,
-    "draws_per_image": 2,
-    "schedule": "cosine",
-}
-
-
-class Reader(HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
     """A run of its own to damage."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-def change(run: Path, section: str, **values: Any) -> None:
-    """Another config.yaml."""
-    config = strict_yaml.read(run / "config.yaml")
-    config[section] = {**config[section], **values} if section else values
-    (run / "config.yaml").write_text(strict_yaml.dump(config))
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +141,6 @@ def interrupted(run: Path) -> None:
     )
 
 
-def just_begun(run: Path) -> None:
-    for path in run.iterdir():
-        if path.name != "config.yaml":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def empty_logs(run: Path) -> None:
     for name in ("metrics.jsonl", "losslog.jsonl", "validation.jsonl", "status.json"):
         (run / name).write_bytes(b"")
@@ -226,18 +179,6 @@ def no_classes(run: Path) -> None:
 
 def too_large(run: Path) -> None:
     change(run, "network", channels=10**9)
-
-
-def beyond_numbers(run: Path) -> None:
-    huge = {"step": 40, "images": 640, "loss": 1.7e308}
-    (run / "metrics.jsonl").write_text((json.dumps(huge) + "\n") * 3 * POINTS)
-    header, *_, last = (run / "losslog.jsonl").read_text().splitlines()
-    line = json.loads(last)
-    for key, value in (("sum", 1e308), ("count", 0.1)):
-        header += "\n" + json.dumps({**line, key: [value] * len(line[key])})
-    (run / "losslog.jsonl").write_text(header)
-    change(run, "data", count=float("nan"))
-    (run / "result.json").write_text(json.dumps({**BOUND, "bpd": float("nan"), "x": float("inf")}))
 
 
 def unpaired(run: Path) -> None:
@@ -398,6 +339,39 @@ def test_validation_is_drawn_beside_training(copy: Path) -> None:
     assert "validation at 0.5 ± 0.02" in drawn["training"][0].caption and "4.5 ± 0.04" in drawn["training"][1].caption
     assert "Validation is of the averaged weights" in drawn["errors"][1].caption
     assert not any("no validation" in sentence for sentence in facts.missing)
+
+
+LEVELS: dict[str, dict[int, tuple[float, float, float]]] = {
+    "a draw in one bin": {5: (1, 0.5, 0.25)},
+    "a draw in each of two": {5: (1, 0.5, 0.25), 9: (1, 0.4, 0.16)},
+    "no error": {5: (2, 0, 0)},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("schedule", ["cosine", "adaptive"])
+@pytest.mark.parametrize("loss", [0.5, 0.0, -1.0])
+@pytest.mark.filterwarnings("error")
+def test_a_run_in_its_first_steps_has_its_plots_and_no_complaints(
+    loss: float, schedule: str, level: str, copy: Path
+) -> None:
+    """One line in each log, with few draws or none, and with numbers that have no logarithm."""
+    just_begun(copy)
+    change(copy, "settings", schedule=schedule)
+    sums = torch.zeros(3, 10, dtype=torch.float64)
+    for place, values in LEVELS[level].items():
+        sums[:, place] = torch.tensor(values)
+    log = losslog.header(bin_edges(-10, 10, 10)) + losslog.line(1, 16, sums)
+    for name in ("losslog.jsonl", "validation.jsonl"):
+        (copy / name).write_text(log)
+    numbers = {"loss": loss, "val_loss": loss, "val_loss_se": 0.5, "val_bpd": 3.0, "val_bpd_se": 5.0}
+    (copy / "metrics.jsonl").write_text(json.dumps({"step": 1, "images": 16, **numbers}) + "\n")
+    facts = gather(copy)
+    drawn = pictures(facts)
+    assert [each.title for each in drawn["training"]] == ["Weighted loss", "Bound on held-out images"]
+    assert len(drawn["errors"]) == (2 if level.startswith("a draw") else 0)
+    assert Reader(render(facts)).text
 
 
 def test_a_page_has_a_bound_that_a_long_run_with_noise_for_pictures_keeps(copy: Path, tmp_path: Path) -> None:

@@ -142,11 +142,9 @@ def test_the_preset_fits_the_card(gb: int, name: str, digits: Path, monkeypatch:
     data = Dataset(digits)
     monkeypatch.setattr(Dataset, "image_size", property(lambda self: 64))
     monkeypatch.setattr(Dataset, "__len__", lambda self: 10**6)
-    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(device.torch.cuda, "is_bf16_supported", lambda **how: True)
-    monkeypatch.setattr(
-        device.torch.cuda, "get_device_properties", lambda which: SimpleNamespace(total_memory=gb * 10**9)
-    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: SimpleNamespace(total_memory=gb * 10**9))
     found = resolve({"device": "cuda"}, data)
     assert found.settings.preset == name
     assert "on a GPU" in found.notes[0]

@@ -101,6 +101,29 @@ def test_a_target_that_fails_is_a_warning_once_and_keeps_nothing_from_the_others
     assert kept.lines == lines_of(tmp_path / "run" / "metrics.jsonl")
 
 
+CUT = """
+import resource, sys
+from pathlib import Path
+from elbocli.train.log_targets import LogTargets
+said = []
+targets = LogTargets([sys.argv[1]], Path(), 0, said.append)
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, limit[1]))  # in the middle of a line
+for step in range(4):
+    targets.write(step, {"loss": 0.5})
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+targets.write(4, {"loss": 0.5})
+assert len(said) == 1 and "File too large" in said[0], said
+"""
+
+
+def test_lines_that_a_file_has_no_room_for_come_when_it_has(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    done = subprocess.run([sys.executable, "-c", CUT, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert lines_of(file) == [{"step": step, "loss": 0.5} for step in range(5)]
+
+
 def test_a_trouble_is_told_again_when_it_comes_again(tmp_path: Path) -> None:
     said: list[str] = []
     targets = LogTargets([str(tmp_path / "a.jsonl")], tmp_path, 0, said.append)

@@ -47,6 +47,7 @@ def records(start: Path) -> list[Any]:
 
     content = next(start.glob("*.wandb")).read_bytes()
     assert content[:4] == b":W&B"
+    records: Any = wandb_internal_pb2  # made by protoc, without types
     found, parts, at = [], b"", HEADER
     while at < len(content):
         left = BLOCK - at % BLOCK
@@ -57,7 +58,7 @@ def records(start: Path) -> list[Any]:
         parts += content[at + HEADER : at + HEADER + size]
         at += HEADER + size
         if kind in (WHOLE, LAST):
-            found.append(wandb_internal_pb2.Record.FromString(parts))
+            found.append(records.Record.FromString(parts))
             parts = b""
     return found
 

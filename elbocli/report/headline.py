@@ -1,0 +1,41 @@
+"""The few numbers by which a run is judged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from elbocli.report.facts import RunFacts
+from elbocli.report.results import score_rows
+
+NATS, BITS = "nats per dimension", "bits per dimension"
+CURVES = {
+    "loss": ("training loss", NATS),
+    "val_loss": ("validation loss", NATS),
+    "val_bpd": ("validation bound", BITS),
+}
+TWICE = "2 standard errors"
+
+
+class Figure(NamedTuple):
+    """A number: what it is and its unit, or the network that it is by; with its spread, if it has one, and what that is."""
+
+    what: str
+    unit: str
+    value: float
+    spread: float | None
+    spread_is: str
+
+
+def headline(facts: RunFacts) -> list[Figure]:
+    """The last losses and bounds, and the first scores of the last result."""
+    found = []
+    for name, (what, unit) in CURVES.items():
+        value, se = facts.last(name), facts.last(f"{name}_se")
+        if value is not None:
+            found.append(Figure(what, unit, value, None if se is None else 2 * se, TWICE))
+    for bound in facts.bounds[-1:]:
+        found.append(Figure("variational bound", BITS, bound.found.bpd, 2 * bound.found.bpd_se, TWICE))
+    for result in facts.scores[-1:]:
+        for row in score_rows(result.found)[:2]:
+            found.append(Figure(row.name, row.network or result.path.name, row.value, row.spread, row.spread_is))
+    return found

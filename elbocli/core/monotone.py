@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
+ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
+"""A step's and a whole run's least rise, relative; and the value below which float64 has too few digits to tell."""
 
 
 def float64(values: list[float]) -> Tensor:
@@ -36,37 +38,62 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
 
 
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:
-    """Runs of a fine grid on which the function increases, each inner end bisected on the sign of its slope."""
+    """Runs of a fine grid on which the function increases, each end found on the sign of its slope, or at a jump.
+
+    It increases from one of the POINTS to the next when that adds more than ROUNDING of its value, and a run counts
+    when all of it adds more than LEAST_RISE of the value at its end, which must be above TINIEST. Anything less is
+    what rounding makes of a constant.
+    """
     import torch
 
     grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
     value = function(grid)
-    up = (value[1:] - value[:-1] > 1e-12 * value[1:].abs()).tolist()
+    up = (value[1:] - value[:-1] > ROUNDING * value[1:].abs()).tolist()
     starts = [i for i, now in enumerate(up) if now and (i == 0 or not up[i - 1])]
     ends = [i + 1 for i, now in enumerate(up) if now and (i + 1 == len(up) or not up[i + 1])]
+    runs = []
+    for i, j in zip(starts, ends, strict=True):
+        first, last = float(value[i]), float(value[j])
+        if abs(last) > TINIEST and last - first > LEAST_RISE * abs(last):
+            runs.append((_turn(function, grid, i, -1.0), _turn(function, grid, j, 1.0)))
+    return runs
 
-    def turn(i: int, sign: float) -> float:
-        if i in (0, POINTS - 1):
-            return float(grid[i])
-        left, right = float(grid[i - 1]), float(grid[i + 1])
-        before, after = (sign * slope(function, float64([left, right]))).tolist()
-        if not before > 0 > after:  # a jump: the grid point is on its upper side
-            return float(grid[i])
-        for _ in range(60):
-            middle = 0.5 * (left + right)
-            if sign * float(slope(function, float64([middle]))) > 0:
-                left = middle
-            else:
-                right = middle
-        return 0.5 * (left + right)
 
-    return [(turn(i, -1.0), turn(j, 1.0)) for i, j in zip(starts, ends, strict=True)]
+def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
+    """The λ near grid point i where sign · function is largest: where its slope changes sign, or at a jump."""
+    if i in (0, POINTS - 1):
+        return float(grid[i])
+    left, at, right = grid[i - 1 : i + 2].tolist()
+    before, after = (sign * slope(function, float64([left, right]))).tolist()
+    if not before > 0 > after:
+        points = [at, *_jump(function, left, at), *_jump(function, at, right)]
+        values = (sign * function(float64(points))).tolist()
+        return max(zip(values, points), key=lambda pair: (pair[0], -sign * pair[1]))[1]
+    for _ in range(60):
+        middle = 0.5 * (left + right)
+        if sign * float(slope(function, float64([middle]))) > 0:
+            left = middle
+        else:
+            right = middle
+    return 0.5 * (left + right)
+
+
+def _jump(function: Function, left: float, right: float) -> tuple[float, float]:
+    """Halve to where the function changes most: neighbours on both sides of a jump, if there is one between."""
+    for _ in range(60):
+        middle = 0.5 * (left + right)
+        low, inner, high = function(float64([left, middle, right])).tolist()
+        if abs(inner - low) > abs(high - inner):
+            right = middle
+        else:
+            left = middle
+    return left, right
 
 
 class NonIncreasing:
     """The least non-increasing function that is nowhere smaller: one with a single peak is held constant left of it.
 
-    Peaks are searched for within ±LIMIT at the first call, which takes a thousand times as long as the next ones.
+    Peaks are searched for within ±LIMIT, the left end being one too, at the first call, which takes a thousand times as long as the next ones.
     """
 
     def __init__(self, function: Function):
@@ -82,7 +109,7 @@ class NonIncreasing:
     @cached_property
     def _peaks(self) -> list[tuple[float, float]]:
         """(λ, value) of each."""
-        ends = [end for _, end in rising(self.function, -LIMIT, LIMIT)]
+        ends = [-LIMIT, *(end for _, end in rising(self.function, -LIMIT, LIMIT))]
         return [(end, float(self.function(float64([end])))) for end in ends]
 
 

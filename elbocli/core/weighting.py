@@ -132,7 +132,9 @@ class Weighting:
 
     def verdict(self, low: float, high: float) -> str:
         """Say in words whether L_w is an ELBO on [low, high]."""
-        intervals = ", ".join(f"{start:.7g} to {end:.7g}" for start, end in self.rising(low, high))
+        intervals = ", ".join(
+            f"{round(start, 9) + 0.0:.7g} to {round(end, 9) + 0.0:.7g}" for start, end in self.rising(low, high)
+        )
         if intervals:
             return f"rises for logsnr {intervals}: its loss is not an ELBO"
         return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"

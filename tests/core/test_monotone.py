@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from elbocli.core.monotone import likeness, rising, slope
+from elbocli.core.weighting import parse_weighting
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.01, 3))
@@ -49,3 +50,44 @@ def test_rising_and_slope_of_a_function_that_is_known():
 def test_what_differs_beyond_all_numbers_differs_infinitely():
     found = likeness(lambda at: (-(at**2) / 3).exp(), lambda at: (-((at - 40) ** 2) / 3).exp(), -20, 20)
     assert found.deviation == math.inf
+
+
+@settings(max_examples=20, phases=[Phase.generate])  # shrinking a failure would take minutes
+@given(st.integers(0, 1000), st.sampled_from([1e-16, 1e-14, 1e-12, 1e-10]), st.sampled_from([1e-250, 1e-21, 1.0, 1e30]))
+def test_rounding_of_a_constant_is_no_rise(seed, noise, scale):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rounded(lam):
+        return scale * (1 + noise * (2 * torch.rand(lam.shape, generator=generator, dtype=torch.float64) - 1))
+
+    assert rising(rounded, -15, 15) == []
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e-21, 1.0, 1e30])
+def test_a_small_true_rise_is_one_at_any_height(scale):
+    (found,) = rising(lambda lam: scale * (1 + 1e-7 * (-((lam - 1) ** 2)).exp()), -15, 15)
+    assert found[1] == pytest.approx(1, abs=1e-2)
+    assert rising(lambda lam: scale * (1 + 1e-10 * (-((lam - 1) ** 2)).exp()), -15, 15) == []
+
+
+def test_numbers_too_small_for_float64_do_not_cut_a_rise_in_pieces():
+    ((low, high),) = parse_weighting("edm:std=.1").rising(-15, 15)
+    assert -6 < low < -4 and high == pytest.approx(2.4, abs=0.1)
+
+
+@pytest.mark.parametrize("at", [-3.7, 0.00012, 2.5])
+def test_a_jump_is_found_where_it_is(at):
+    ((start, end),) = rising(lambda lam: (lam >= at) * (-lam / 10).exp(), -15, 15)
+    assert start == pytest.approx(at, abs=1e-12) and start <= at <= end
+    ((start, end),) = rising(lambda lam: (lam <= at) * (lam / 10).exp(), -15, 15)
+    assert start == -15 and at - 1e-12 < end <= at
+
+
+@pytest.mark.parametrize("shift", [0, 0.7])
+@pytest.mark.parametrize(
+    "spec", ["v-mse:monotone@edm-sample", "u-mse:monotone@fm-ot", "edm:monotone", "iddpm:monotone"]
+)
+def test_what_is_held_monotone_never_rises(spec, shift):
+    weighting = parse_weighting(spec, shift=shift)
+    for low, high in ((-15, 15), (-50, 50)):
+        assert weighting.rising(max(low, weighting.support[0]), min(high, weighting.support[1])) == []

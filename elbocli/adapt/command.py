@@ -35,7 +35,7 @@ from elbocli.core.criteria import CRITERIA
     "--floor",
     type=Number(0, 1, above=True),
     default=0.01,
-    help="Least density, as a share of the uniform one, so that every level is sampled.",
+    help="Smallest density, relative to a uniform one, so that every level is sampled.",
 )
 @option("--since", type=Count(0), default=0, help="Use only intervals after this step.")
 @option("-o", "--out", type=PATH, default="-", help="The file that the schedule goes to.")
@@ -43,7 +43,7 @@ from elbocli.core.criteria import CRITERIA
 @option(
     "--report",
     is_flag=True,
-    help="Print what each schedule promises as one JSON object; the schedule itself only goes to the file of -o.",
+    help="Print each schedule's predicted variance as one JSON object; write the schedule only to the file of -o.",
 )
 @overwrite_option
 @plugin_option
@@ -53,9 +53,9 @@ def adapt(
 ) -> None:
     """Fit a noise schedule to the loss logs of runs, for any weighting.
 
-    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard
-    output; to standard error the predicted variance of the loss estimate under the log's own schedule, under
-    others, and under one fitted by each criterion. Low-discrepancy t is as in training, at the log's batch size.
+    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output.
+    Standard error shows the predicted variance of the loss estimate for the log's own schedule, for others, and for
+    one fitted by each criterion. Low-discrepancy t is drawn as in training, at the log's batch size.
     """
     from elbocli.adapt import fit_log as loop
     from elbocli.cli.progress_bar import say

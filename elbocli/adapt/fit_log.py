@@ -33,7 +33,7 @@ class Promise(Record):
     """The promise of a schedule: the variance of the loss estimate per image, relative to the loss squared, for
     independent and for low-discrepancy t, and its ratio to the least.
 
-    As JSON, null is infinite, or a ratio to zero.
+    In JSON, null means infinite, or a ratio to zero.
     """
 
     variance_independent: float

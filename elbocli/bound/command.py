@@ -62,7 +62,7 @@ def _mode(ctx: click.Context) -> str:
 @option("-n", "--images", type=Count(2, 10**9), help="Number of images.  [default: 1000, or all with --target-se]")
 @option("--draws", type=Count(2, 10**6), default=16, help="Noise levels for each image, an even number.")
 @option(
-    "--target-se", type=Number(0, above=True), help="Draw until the standard error of the bits per dimension is below."
+    "--target-se", type=Number(0, above=True), help="Draw until the standard error of bits per dimension is below this."
 )
 @option(
     "--weighting",
@@ -100,11 +100,11 @@ def _mode(ctx: click.Context) -> str:
 def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None:
     """Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.
 
-    Without DATA.h5, it is the run's own. Printed is one JSON object. Told are prior, reconstruction (a softmax over the
-    256 levels) and diffusion terms, with standard errors: bpd_se is of the dataset's mean, bpd_se_noise of the
-    noise alone, bpd_se_population of the distribution's mean. With --check: the weighted loss, and the same as an
-    integral of bounds over the noise levels that the weighting implies, from independent draws; exit status 0 when
-    they agree within 4 standard errors, 1 when not.
+    Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
+    over the 256 levels) and diffusion terms and their standard errors: bpd_se for the dataset's mean, bpd_se_noise for
+    the noise alone, bpd_se_population for the distribution's mean. --check compares the weighted loss with an integral
+    of bounds over the noise levels that the weighting implies, from independent draws. The exit status is then 0 if
+    they agree within 4 standard errors, else 1.
     """
     from elbocli.bound import estimate, gradients, theorem
     from elbocli.bound.measure import ALL, MEASURED, MeasureSettings, open_measurement

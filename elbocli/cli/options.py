@@ -47,7 +47,7 @@ plugin_option = option(
     envvar="ELBO_PLUGIN",
     callback=_run_plugins,
     metavar="FILE.py",
-    help="Run this file first, which declares more names; may be repeated.",
+    help="Run this plug-in, which declares more names; may be repeated.",
     more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
 )
 

@@ -18,7 +18,7 @@ OWN_OR_ANY = re.compile(r"\n  |.", re.DOTALL)
 def heard() -> Iterator[None]:
     """Speak in the block, and from then on to nobody when the terminal is closed, the reader of a pipe gone or a disk full.
 
-    What is told to people is worth less than the work it is about.
+    A command's work matters more than its messages.
     """
     try:
         yield

@@ -135,7 +135,7 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 class RunPath(click.Path):
-    """A path. Where a run is asked for, the shell completes the runs and checkpoints here, before other folders."""
+    """A path. The shell completes runs and checkpoints in this folder, before other folders."""
 
     MARKS = ("config.yaml", "meta.json")
 

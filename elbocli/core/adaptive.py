@@ -112,7 +112,8 @@ class ErrorMoments:
         return spread.sqrt().where(self.count > 1, torch.nan)
 
     def smoothed(self) -> ErrorMoments:
-        """Both moments smooth in λ: bins seen rarely or never lean on their neighbours. See core/smooth.py.
+        """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours. See
+        core/smooth.py.
 
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
         Raises DataError when no bin was seen twice.
@@ -158,9 +159,9 @@ def fit_schedule(
 ) -> Schedule:
     """The schedule whose density is proportional to weighting × criterion in each bin, nowhere below `floor` of uniform.
 
-    What the floor adds is taken from the bins above it, each in proportion to what it has above: where none is below,
-    the floor changes nothing. Raises UsageError for an unknown criterion or a floor outside [LEAST_FLOOR, 1], DataError
-    for an empty log.
+    The bins above the floor give up the mass that it adds, in proportion to their mass above it. If no bin is below
+    the floor, the floor changes nothing. Raises UsageError for an unknown criterion or a floor outside [LEAST_FLOOR,
+    1], DataError for an empty log.
     """
     check_floor(floor)
     known = moments.smoothed()
@@ -228,10 +229,11 @@ def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 class AdaptiveSchedule:
     """Statistics that follow a network in training: an error counts for less the more images were seen after it.
 
-    What is remembered grows with the run: at n images an error that is k images old has weight (1 − k/n)^(1/SHARE),
-    so the window is about the last SHARE of the run, at the start as later, and no start value lingers. It grows up
-    to LONGEST images, and fades exponentially from there. All bins forget alike, by images and not by their own
-    errors: an old error of a rarely visited bin is as stale as any. What such a bin lacks, its neighbours tell.
+    The window grows with the run: after n images, an error that is k images old has weight (1 − k/n)^(1/SHARE). So the
+    window is about the last SHARE of the run from the start, and there is no initial value to forget. It grows up to
+    LONGEST images; from then on the weights decay exponentially. All bins forget equally, by images and not by their
+    own errors, because an old error of a rarely visited bin is as outdated as any. Smoothing fills such a bin from its
+    neighbours.
 
     state: [4, bins] float64, all that a checkpoint needs: weighted count, sum, sum of squares; errors ever seen.
     """

@@ -1,6 +1,6 @@
 """Averages of the weights along training, declared once each: v ← β v + (1 − β) θ after every update.
 
-Every β depends on the counters alone, so that an average goes on from a checkpoint as if nothing had happened.
+Every β depends only on the counters, so an average that continues from a checkpoint is bit-identical.
 """
 
 from __future__ import annotations

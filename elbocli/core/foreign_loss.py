@@ -2,7 +2,8 @@
 
 With ‖ε−ε̂‖² = eps_factor · ‖target−out‖² and p(λ) = −dt/dλ of the schedule that draws t, the objective is L_w for
 w = 2 c p F / eps_factor. Leaving out −dλ/dt is the usual mistake: it is in p.
-Written TARGET-mse[:FACTOR]@SCHEDULE: what is left of '@' says what is weighed, what is right of it how t is drawn.
+It is written TARGET-mse[:FACTOR]@SCHEDULE: before '@' the squared error and its factor, after '@' the schedule that
+draws t.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ class Likeness(NamedTuple):
 def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
     """Compare two non-negative functions on a fine grid of [low, high], up to a constant.
 
-    The best scale puts the extremes of log f/g at equal distance. Where only one of them is zero, nothing helps:
-    the deviation is infinite.
+    The best scale puts the extremes of log f/g at equal distance. If only one of them is zero at some λ, the deviation
+    is infinite.
     """
     import torch
 

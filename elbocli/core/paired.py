@@ -13,8 +13,8 @@ from elbocli.core.feature_moments import StreamingFeatureMoments
 class PairedMoments:
     """Sums over images of two independent estimates of the same vector.
 
-    Half their difference tells what the noise does, without bias, however the draws of one estimate depend on each
-    other; what their mean varies beyond that is the images' own.
+    Half their difference gives an unbiased estimate of the noise's variance, even if the draws within one estimate
+    depend on each other. The rest of their mean's variance is the variance between images.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
 """A smooth positive curve through noisy means, some of which rest on few observations or on none.
 
-The error of a denoiser is smooth in λ, so neighbouring bins speak for each other: the more, the fewer observations a
-bin has of its own. How smooth it is, the data say. The model is a generalised additive one: gamma likelihood, log link,
-a penalty on the curve's roughness whose scale has the largest marginal likelihood (Wood 2011, by Laplace).
+The error of a denoiser is smooth in λ, so neighbouring bins inform each other. The fewer observations a bin has, the
+more its neighbours count. The data determine how smooth the curve is. The model is a generalised additive one: gamma
+likelihood, log link, a penalty on the curve's roughness whose scale has the largest marginal likelihood (Wood 2011, by
+Laplace).
 """
 
 from __future__ import annotations

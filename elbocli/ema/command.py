@@ -19,8 +19,8 @@ from elbocli.core.averages import MAX_STD
     "--std",
     type=Number(0, MAX_STD, above=True),
     required=True,
-    help="Standard deviation of the weights' profile, as a share of the steps so far: 0.1 is mostly of the last third; "
-    "at most 0.288675, the plain mean.",
+    help="Standard deviation of the weights' profile, as a share of the steps so far: 0.1 averages mostly the "
+    "last third; at most 0.288675, the plain mean.",
 )
 @option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
 @option(
@@ -32,9 +32,9 @@ from elbocli.core.averages import MAX_STD
 def ema(run: Path, std: float, at: int | None, out: Path, overwrite: bool) -> None:
     """Make an average of RUN's weights after training.
 
-    It is power:std=STD, of the snapshots that 'elbo train --snapshot-every' keeps. FILE goes to 'elbo sample --ema' and
-    'elbo bound --ema'. Printed is a JSON object, of which residual tells how well the snapshots can express the
-    profile: 0 is exact, and there is a warning above 0.1.
+    The average is power:std=STD, made from the snapshots of 'elbo train --snapshot-every'. Give FILE to 'elbo sample
+    --ema' and 'elbo bound --ema'. The command prints a JSON object; its residual says how well the snapshots can
+    express this average: 0 is exact, and above 0.1 elbo warns.
     """
     from elbocli.cli.progress_bar import show
     from elbocli.ema import post_hoc as loop

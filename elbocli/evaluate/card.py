@@ -1,4 +1,4 @@
-"""A score and all that must stand beside it, as a page of Markdown. What is not known says so."""
+"""A score and everything that must be published with it, as a page of Markdown. Unknown facts are marked."""
 
 from __future__ import annotations
 

@@ -90,15 +90,24 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     type=PATH,
     help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
 )
-@option("--allow-mismatch", is_flag=True, help="Score against a reference that was made in another way; says so.")
-@option("--save-stats", type=PATH, help="Also save the samples' statistics, to be a --ref later.")
+@option(
+    "--allow-mismatch",
+    is_flag=True,
+    help="Accept a reference that was made in another way; the result names the difference.",
+)
+@option("--save-stats", type=PATH, help="Also save the samples' statistics, for use as --ref.")
 @option(
     "--save-features",
     type=PATH,
     metavar="FILE.safetensors",
-    help="Also save the samples' features, to be SAMPLES or a --ref later.",
+    help="Also save the samples' features, for use as SAMPLES or --ref.",
 )
-@option("--card", type=PATH, metavar="FILE.md", help="Also the result as a page, with all that must stand beside it.")
+@option(
+    "--card",
+    type=PATH,
+    metavar="FILE.md",
+    help="Also write the result as a page, with everything that must be published with it.",
+)
 @option(
     "--classes",
     default="",
@@ -122,8 +131,8 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
 
     SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
     may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES
-    are repeats with other seeds: each number is their mean, beside its standard deviation. Under torchrun,
-    processes share the images, but for those of a stream.
+    count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun,
+    processes share the images, except those of a stream.
     """
     from elbocli.cli.progress_bar import show
     from elbocli.evaluate import scoring as loop

@@ -1,7 +1,7 @@
 """Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed.
 
-`.NAME.PID.tmp` is a file or folder that is written, `.NAME.PID.trash` a folder that makes room. Whoever writes one holds a
-lock on it, so that what a killed writer has left can be told, and is removed by the next start.
+`.NAME.PID.tmp` is a file or folder that is written, `.NAME.PID.trash` a folder that makes room. The writer holds a
+lock on it. If a writer was killed, the next start finds the file without a lock and removes it.
 """
 
 from __future__ import annotations

@@ -169,8 +169,9 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
 class LossLogWriter:
     """Writes a loss log as `elbo train` does, one interval after the other, for `elbo adapt` to fit a schedule to.
 
-    path: a new file, or an earlier log of the same bins that is gone on with. edges: [bins + 1] rising λ. dimensions: of an
-    example. weighting, schedule, prediction: SPECs, for whoever reads it. Raises DataError when it can't be written.
+    path: a new file, or an earlier log with the same bins, which it continues. edges: [bins + 1] rising λ. dimensions:
+    of an example. weighting, schedule, prediction: SPECs, for whoever reads it. Raises DataError when it can't be
+    written.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Resumable:
         self._digests = hashlib.sha256(), hashlib.sha256()  # of the rows, and of their ends
 
     def start(self, afresh: bool) -> None:
-        """Open or make the file and claim the disk. afresh: one of another source doesn't count."""
+        """Open or make the file and reserve the disk space. afresh: discard an unfinished file of another source."""
         with told(self.out):
             for made in (self.journal, self.out):
                 sweep(made.parent, made.name)
@@ -112,7 +112,8 @@ class Resumable:
         return dict(state)
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        """Take up what the journal says, if it is still there; else forget it before anything is claimed anew."""
+        """Continue from the journal if the file still holds its rows; otherwise forget them before disk space is
+        reserved."""
         rows, size = int(state["rows"]), int(state["bytes"])
         spans = (self._handle, self.offset, size), (self._run_handle, 0, 0 if self.layout.row else 8 * rows)
         with told(self.partial, "read"):

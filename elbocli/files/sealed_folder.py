@@ -1,7 +1,7 @@
 """Folders of weights, called by their step, that are there whole or not at all.
 
-RUN/…/step-00001000/ is written aside, flushed and renamed. Its meta.json holds the step, the run that it is of, and the size
-and sha256 of every other file, so that damage, and what another run has written, is noticed, named and passed over.
+RUN/…/step-00001000/ is written aside, flushed and renamed. Its meta.json holds the step, the run's id, and the size
+and sha256 of every other file. So elbo notices damaged folders and folders of other runs, names them and ignores them.
 """
 
 from __future__ import annotations

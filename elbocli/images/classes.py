@@ -57,7 +57,7 @@ def read_classes_file(path: Path, words: set[str] | None) -> Classes:
     keys = [key for key, _ in found]
     twice = next((key for key, count in Counter(keys).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{path}: class {twice!r} stands there twice; each line is one class")
+        raise DataError(f"{path}: class {twice!r} is listed twice; list each class once")
     return Classes(path, keys, [name for _, name in found])
 
 

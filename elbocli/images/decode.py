@@ -80,8 +80,8 @@ def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> t
     """Decode an image file. Returns (image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped').
 
     channels: 1, 3, or 0 for as many as the file has. Raises DataError.
-    16-bit grey is scaled by 1/257. Of an animation it is the first frame. Transparency is dropped, and EXIF's
-    orientation ignored, as in ADM, unless `how` says otherwise.
+    16-bit grey is scaled by 1/257. An animation gives its first frame. Transparency is dropped, and EXIF's orientation
+    ignored, as in ADM, unless `how` says otherwise.
     """
     with _decoded(content, how or DecodeOptions(0, channels)) as found:
         return found

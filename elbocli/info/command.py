@@ -17,7 +17,7 @@ from elbocli.cli.types import PATH, STREAM
 @click.command(cls=Command)
 @click.argument("file", type=PATH)
 @option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-@option("--verify", is_flag=True, help="Read it all and compare it with its digests; exit 1 when it is damaged.")
+@option("--verify", is_flag=True, help="Read the whole file and compare it with its digests; exit 1 if it is damaged.")
 @option(
     "--grid",
     type=PATH,

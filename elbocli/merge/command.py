@@ -24,9 +24,9 @@ from elbocli.cli.types import PATH
 def merge(out: Path, parts: tuple[Path, ...], virtual: bool, overwrite: bool) -> None:
     """Make one dataset, OUT.h5, of several PARTs.
 
-    Shards of one prep (elbo prep --shard I/N) must all be there, and are put in order; other datasets are joined in
-    the order given. They must be made in one way: store, size, channels, classes, crop. Each is checked against its
-    digests. Killed at any moment, the same command goes on where it stopped.
+    It needs all shards of one prep (elbo prep --shard I/N), and puts them in order; it joins other datasets in the
+    order given. Store, size, channels, classes and crop must agree. It checks each part against its digests. If it is
+    killed, run the same command again: it continues where it stopped.
     """
     from elbocli.cli.progress_bar import show
     from elbocli.merge.combine import run

@@ -2,7 +2,7 @@
 
 CUDA's own kernel takes and gives images with channels first, and autocast has it work in float32: what follows is then
 read and written in four bytes, and copied into the layout of convolutions and back. This one keeps the image's
-precision, and channels last. What there is one of for each channel is float32.
+precision, and channels last. Values per channel are float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GroupNorm(nn.GroupNorm):
 class _Normed(torch.autograd.Function):
     """x [B, pixels, C], gain and bias [B or 1, groups, C/groups] → silu(x̂·gain + bias), x̂ normed in each group.
 
-    What is kept for the backward pass is x, and some numbers for each channel.
+    The backward pass keeps x and a few numbers per channel.
     """
 
     @staticmethod

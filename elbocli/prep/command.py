@@ -46,19 +46,19 @@ def shard(value: str) -> tuple[int, int]:
     "--background",
     metavar="COLOUR",
     default="",
-    help="Lay transparent images on it, and pad with it: white, #8090a0, …  [default: drop alpha, pad white]",
+    help="Colour behind transparent images and of padding: white, #8090a0, …  [default: drop alpha, pad white]",
 )
-@option("--auto-orient", is_flag=True, help="Turn photographs as their EXIF says; ADM's and EDM's tools don't.")
+@option("--auto-orient", is_flag=True, help="Rotate photographs by their EXIF orientation; ADM and EDM don't.")
 @option(
     "--fast-decode",
     is_flag=True,
-    help="Decode large JPEGs at reduced scale: faster, but other pixels than anybody else's.",
+    help="Decode large JPEGs at reduced scale: faster, but pixels differ from other programs'.",
 )
 @option(
     "--store",
     type=click.Choice(["raw", "png", "webp"]),
     default="raw",
-    help="Plain pixels, or encoded without loss: smaller, decoded while training.",
+    help="Raw pixels, or lossless files: smaller, but training must decode them.",
 )
 @option(
     "--labels",
@@ -97,16 +97,16 @@ def shard(value: str) -> tuple[int, int]:
     + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values())
     + ".",
 )
-@option("--mirror", is_flag=True, help="With --latents: also those of each mirrored image.")
+@option("--mirror", is_flag=True, help="With --latents: also pack the latents of each mirrored image.")
 @device_options
 @option("--workers", type=Count(1, 1024), help="Threads.  [default: as many as cores]")
 @option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
     default="stop",
-    help="Stop at a file that is no usable image, or skip it; skipped ones are listed in OUT.skipped.jsonl.",
+    help="Stop at a file that is not a usable image, or skip it and list it in OUT.skipped.jsonl.",
 )
-@option("--no-preallocate", is_flag=True, help="Don't claim the disk beforehand, where the file system can't.")
+@option("--no-preallocate", is_flag=True, help="Don't reserve disk space, for file systems that can't.")
 @overwrite_option
 @common
 def prep(
@@ -122,9 +122,9 @@ def prep(
 
     SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
     tars of either (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
-    images; MNIST's and CIFAR's files as downloaded; Hugging Face's parquet files; or another dataset. Several are
-    packed one after another. Anything Pillow reads is taken, nothing is unpacked to disk. Killed at any moment, the
-    same command goes on where it stopped.
+    images; MNIST's and CIFAR's files as downloaded; Hugging Face's parquet files; or another dataset. Several sources
+    are packed one after another. It takes any image that Pillow reads, and unpacks nothing to disk. If it is killed,
+    run the same command again: it continues where it stopped.
     """
     if not sources:
         wanted = "give the images and the dataset to write: elbo prep SRC... OUT.h5"

@@ -27,7 +27,7 @@ from elbocli.cli.types import PATH, STREAM
     "results",
     type=PATH,
     multiple=True,
-    help="A result of 'elbo eval' or 'elbo bound', told by content; may be repeated. Those in RUN are shown anyway.",
+    help="A result of 'elbo eval' or 'elbo bound', recognised by its content; may be repeated. Results in RUN are always shown.",
 )
 @option(
     "--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o."
@@ -43,15 +43,14 @@ def report(
     as_json: bool,
     overwrite: bool,
 ) -> None:
-    """Show a run, or several side by side, on one page of HTML, which needs nothing but itself.
+    """Show a run, or several side by side, on one page of HTML that needs no other file.
 
-    It is for a colleague, or for later. What was trained and whether its loss is an ELBO, losses and validation, the
-    error by noise level and the noise levels drawn over time, previews, samples by class, scores, the bound, and
-    the commands to repeat it. A run that is still trained, was interrupted or is damaged is shown as far as it
-    goes, and what is missing is said.
+    The page shows what was trained and whether its loss is an ELBO, losses and validation, the error by noise level,
+    the noise levels drawn over time, previews, samples by class, scores and the bound. It gives the commands that
+    repeat the run. The run may be unfinished, interrupted or damaged; the page names the parts that are missing.
 
-    Several runs are compared: the settings in which they differ, their figures, losses and errors in the same plots, and
-    samples of each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
+    Several runs are compared: the settings that differ, figures, losses and errors in shared plots, and samples of
+    each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
     """
     from elbocli.cli.progress_bar import say
     from elbocli.files.atomic import refuse_existing, writing

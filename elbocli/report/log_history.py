@@ -1,4 +1,5 @@
-"""The logs of a run as they are: still growing, cut short, damaged in places. What can't be used is left out and told."""
+"""The logs of a run as they are: still growing, cut short, damaged in places. Unusable lines are left out and
+reported."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ Numbers = list[float | None]
 def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers]:
     """metrics.jsonl as columns of at most 2 POINTS numbers, by their names in the file; None where a line has none.
 
-    What is not there or damaged is told to `missing`.
+    Missing and damaged lines are reported to `missing`.
     """
     read: list[dict[str, float]] = []
     if path.exists():

@@ -26,8 +26,8 @@ from elbocli.report.log_history import LogHistory, curve
 ERROR = "‖ε − ε̂‖² / D"
 POINTS = 241
 HELD_OUT = (
-    " Validation is of the averaged weights: where it lies above training once they have caught up, the network knows its "
-    "training images."
+    " Validation uses the averaged weights, which lag behind early in training. If it stays above training later, the "
+    "network is overfitting."
 )
 EARLY = 0.1
 """Share of the run that stands for its beginning."""
@@ -62,9 +62,11 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
         over_levels(lower, low, high)
         figure.align_ylabels()
         rest = float(value[-1]) / top
-        caption = "Above, how much each noise level counts; below, p_w, the distribution of the noise that this adds to the data."
+        caption = "Above: how much each noise level counts. Below: p_w, the distribution of the noise that this weighting adds to the data."
         caption += (
-            " Where w rises p_w is negative, and no noise augmentation has that loss." if objective.rising else ""
+            " Where w rises, p_w is negative, and the loss is not that of any noise augmentation."
+            if objective.rising
+            else ""
         )
         caption += f" At the largest λ a point mass of {rest:.2g} is left." if rest > 0 else ""
         return Picture(f"Weighting {brief(w.spec)}", caption, svg())
@@ -86,7 +88,7 @@ def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture |
         axis.legend()
         over_levels(axis, objective.low, objective.high)
         caption = (
-            "How often each noise level is drawn. It decides how noisy the loss's estimate is, not what is learned."
+            "How often each noise level is drawn. This changes the variance of the loss estimate, but not the loss."
         )
         return Picture(f"Schedule {brief(objective.schedule.base)}", caption, svg())
 

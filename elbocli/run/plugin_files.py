@@ -1,7 +1,7 @@
 """Plug-ins that the user names: files run at start-up, which declare more, and what a run remembers of them.
 
-Only a file that is named on the command line or in the user's own environment is ever run. What a run, a preset or a
-dataset says is not: a run only says which plug-in it lacks.
+elbo runs only a file that the command line or the user's own environment names, never one that a run, a preset or a
+dataset names. A run only records which plug-ins it needs.
 """
 
 from __future__ import annotations

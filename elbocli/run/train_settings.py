@@ -63,11 +63,11 @@ class TrainSettings:
         "diffusers scheduler_config.json.",
         names="elbocli.core.weighting_curves.WEIGHTINGS",
     )
-    bias: float | None = setting(None, OBJECTIVE, "Its parameter of that name: --bias 2 is :bias=2.", stored=False)
+    bias: float | None = setting(None, OBJECTIVE, "The weighting's parameter bias: 2 is :bias=2.", stored=False)
     shift: float | str | None = setting(
         None,
         OBJECTIVE,
-        "Move it in logsnr; auto is 2 log(64/d) at d pixels.",
+        "Shift w in logsnr; auto is 2 log(64/d) at d pixels.",
         metavar="NUMBER|auto",
         stored=False,
         in_presets=True,
@@ -76,7 +76,7 @@ class TrainSettings:
     multiscale: bool = setting(
         False,
         OBJECTIVE,
-        "Add the loss at 32, 64, … pixels; it is then no ELBO.",
+        "Add the loss at 32, 64, … pixels: no longer an ELBO.",
         more="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
         "that coarse structure counts for more. An ELBO weighs all pixels' errors alike; the loss log and validation's "
         "bits per dimension stay plain.",
@@ -106,14 +106,14 @@ class TrainSettings:
     )
     floor: float = setting(0.01, LEVELS, "Least share of uniform density.", low=0, high=1, above=True)
 
-    flip: bool = setting(False, DATA, "Mirror half of the images; not of latents.")
+    flip: bool = setting(False, DATA, "Mirror half of the images; refused for latents.")
     conditional: bool | None = setting(
-        None, DATA, "Show the network classes.", shown="if several", flags="--conditional/--unconditional", stored=False
+        None, DATA, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False
     )
     label_dropout: float = setting(
-        0.1, DATA, "Share of images shown without class, for guidance.", shown="", low=0, high=1
+        0.1, DATA, "Share of images trained without class, for guidance.", shown="", low=0, high=1
     )
-    dropout: float | None = setting(None, DATA, "Inside the network's blocks.", low=0, high=0.99, stored=False)
+    dropout: float | None = setting(None, DATA, "Dropout in the network's blocks.", low=0, high=0.99, stored=False)
 
     steps: int = count(100_000, OPTIMIZER, "Updates in all.", shown="", free=True)
     batch: int = count(256, OPTIMIZER, "Images per update.", shown="", high=10**6)
@@ -133,7 +133,7 @@ class TrainSettings:
     weight_decay: float = setting(0.0, OPTIMIZER, "Weight decay of AdamW.", shown="0", low=0, high=1e3)
     beta2: float = setting(0.999, OPTIMIZER, "beta2 of AdamW; beta1 is 0.9.", low=0, high=0.9999999)
     adam_eps: float = setting(1e-8, OPTIMIZER, "epsilon of AdamW.", low=0, high=1, above=True)
-    clip: float = setting(1.0, OPTIMIZER, "Largest gradient norm; 0 is no limit.", shown="", low=0)
+    clip: float = setting(1.0, OPTIMIZER, "Clip the gradient norm to this; 0 is no limit.", shown="", low=0)
 
     device: str = setting(
         AUTO,
@@ -148,29 +148,29 @@ class TrainSettings:
     precision: str = setting(
         AUTO,
         SPEED,
-        "Changes rounding.",
+        "Number format of the network.",
         more="fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
-        "autocast, with fp32 weights. auto is that of the run that goes on, else fp32 on a CPU, and on CUDA bf16 for "
-        "presets that are meant for a GPU, where the card has it, else tf32. A run may go from fp32 to tf32 and back.",
+        "autocast, with fp32 weights. auto keeps the run's own if it continues; else it is fp32 on a CPU, and on "
+        "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
         choices=(AUTO, *PRECISIONS),
     )
     cudnn_benchmark: bool = setting(
-        True, SPEED, "cuDNN tries its kernels.", more="It keeps the fastest for each shape.", free=True
+        True, SPEED, "Let cuDNN time its kernels.", more="It keeps the fastest for each shape.", free=True
     )
     manual_gc: bool = setting(
         True,
         SPEED,
-        "Collect garbage at set steps.",
+        "Collect garbage at fixed steps.",
         more="On CUDA, Python's collector runs at lines of the logs, at most 1000 steps apart, and so in all processes at "
-        "once: one that stops to collect holds up all others.",
+        "once. A process that stops alone would delay all others.",
         free=True,
     )
     compile: bool | None = setting(
         None,
         SPEED,
         "torch.compile the network.",
-        more="A minute or more at first, then faster. Where the compiler lacks something (Triton, a C compiler), training "
-        "says so and goes on without. On CUDA, the kernels of networks of up to 100 million parameters are also replayed "
+        more="The first step takes a minute or more. If the compiler lacks Triton or a C compiler, training warns and "
+        "continues without compilation. On CUDA, the kernels of networks of up to 100 million parameters are also replayed "
         "as CUDA graphs, where one process sees a whole batch at once, without --activation-checkpointing.",
         shown="on CUDA",
         free=True,
@@ -179,8 +179,8 @@ class TrainSettings:
         300.0,
         SPEED,
         "Longest wait between devices.",
-        more="A process that hangs ends the run after that. Before the first step is done it is 10 minutes, as compiling "
-        "takes long; 0 leaves it at that. It must be longer than one process may take to read some images of validation.",
+        more="If a process hangs this long, the run ends. Until the first step is done the limit is 10 minutes, because "
+        "compiling takes long; 0 keeps 10 minutes. It must exceed the time that a process needs to read validation images.",
         shown="5m",
         low=0,
         high=LARGEST_DURATION_S,
@@ -192,19 +192,19 @@ class TrainSettings:
         0,
         SPEED,
         "Images at once in a process; 0 is automatic.",
-        more="The gradients of a batch are added up. Automatic is the whole share of the batch on a CPU, and on CUDA the "
-        "most that fits. Fewer are taken at once where that makes all parts of one size and fewer than twice as many.",
+        more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
+        "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
         low=0,
         high=10**6,
         free=True,
     )
-    activation_checkpointing: bool = setting(False, SPEED, "Less memory, slower: compute activations again.", free=True)
+    activation_checkpointing: bool = setting(False, SPEED, "Recompute activations: less memory, but slower.", free=True)
 
     ema: tuple[str, ...] = setting(
         ("0.9999",),
         KEPT,
         "Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
-        more="The first is the one that previews, sample and bound use.",
+        more="Previews, validation, sample and bound use the first.",
         shown="",
         names="elbocli.core.averages.AVERAGES",
     )
@@ -220,14 +220,14 @@ class TrainSettings:
     )
     save_every: int = count(1000, KEPT, "Updates per checkpoint.", shown="", free=True)
     keep: int = count(2, KEPT, "Checkpoints to keep.", free=True)
-    milestone_every: int = count(0, KEPT, "Updates per checkpoint that stays; 0 is none.", low=0, free=True)
+    milestone_every: int = count(0, KEPT, "Updates per permanent checkpoint; 0 is none.", low=0, free=True)
     log_every: int = count(100, KEPT, "Updates per line of the logs.", shown="")
     preview_every: int = count(5000, KEPT, "Updates per preview picture; 0 is none.", shown="", low=0, free=True)
 
-    val: str = setting("", VALIDATION, "Validate on this dataset, packed as DATA.h5 was.", metavar="PATH", free=True)
-    val_split: int = count(0, VALIDATION, "Hold so many images out of training; 0 is none.", low=0)
-    val_every: int = count(0, VALIDATION, "Images of training between; 0 is 2 % of the work.", low=0, free=True)
-    val_images: int = count(0, VALIDATION, "At most so many images each time; 0 is all.", low=0, free=True)
+    val: str = setting("", VALIDATION, "Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
+    val_split: int = count(0, VALIDATION, "Number of images to hold out; 0 is none.", low=0)
+    val_every: int = count(0, VALIDATION, "Images between validations; 0 is 2 % of the work.", low=0, free=True)
+    val_images: int = count(0, VALIDATION, "Most images per validation; 0 is all.", low=0, free=True)
 
     def __post_init__(self) -> None:
         for name, declared in SETTINGS.items():

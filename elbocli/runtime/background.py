@@ -71,7 +71,7 @@ def _work(jobs: Jobs) -> None:
 
 
 def _did(jobs: Jobs) -> bool:
-    """Do the next job; whether there was one. What it held is let go of here, not when the next one comes."""
+    """Do the next job; return whether there was one. It frees the job's memory here, before the next job comes."""
     begun = jobs.get()
     if begun is None:
         return False

@@ -89,7 +89,7 @@ class World:
     def limit_waits(self, limit: timedelta) -> None:
         """From now on, end a process whose CUDA device waits longer for another's: one that hangs stops all others.
 
-        On the host PATIENCE stays. What is under way keeps its limit.
+        On the host PATIENCE stays. Operations that have begun keep their limit.
         """
         if self.size > 1 and self.device.type == "cuda":
             _limit(self.device, limit)

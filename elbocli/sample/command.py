@@ -39,7 +39,7 @@ GROUPS = {
     default="ddpm",
     help="NAME, NAME:key=value,… or NAME:PRESET; see 'elbo weights list samplers'.",
 )
-@option("--steps", type=Count(1, 100_000), help="Levels of noise visited.  [default: 128, or the sampler preset's]")
+@option("--steps", type=Count(1, 100_000), help="Number of noise levels.  [default: 128, or the sampler preset's]")
 @option(
     "--schedule",
     type=SCHEDULE,
@@ -52,7 +52,7 @@ GROUPS = {
     type=Number(-1e3, 1e3),
     default=1.0,
     help="Scale of guidance; 1 is none.",
-    more="It leads away from the network without classes (classifier-free) or from --guide; 0 is that network alone.",
+    more="Guides away from the network without classes (classifier-free) or from --guide; 0 uses only that network.",
 )
 @option(
     "--guidance-interval", type=Number(-50, 50), nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI."
@@ -69,7 +69,7 @@ GROUPS = {
     "guide_average",
     metavar="NAME|FILE",
     default="",
-    help="The average of --guide, or without it of RUN itself, as --ema says it.",
+    help="Like --ema, for --guide; without --guide, another average of RUN.",
 )
 @option(
     "--clip",
@@ -81,7 +81,7 @@ GROUPS = {
     "--classes",
     metavar="balanced|random|LIST",
     default="balanced",
-    help="i mod K, random, or numbers or names repeated to length, such as 3,5,7.",
+    help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
 )
 @weights_options("ema", "")
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
@@ -89,7 +89,7 @@ GROUPS = {
     "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
 )
 @device_options
-@option("--compile", is_flag=True, help="torch.compile the network: minutes at first, then faster.")
+@option("--compile", is_flag=True, help="Compile the network: takes minutes at first, then is faster.")
 @option(
     "--cuda-graphs/--no-cuda-graphs",
     default=True,
@@ -119,8 +119,9 @@ def sample(
 ) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
-    Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load. A file that was not finished
-    is gone on with by the same command; under torchrun, processes share the work. Image i is the same in any case.
+    Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load. If the command is
+    interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i is
+    the same in every case.
     """
     from elbocli.cli.progress_bar import show
     from elbocli.core.clipping import parse_clip

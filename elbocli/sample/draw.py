@@ -121,9 +121,9 @@ def run(
 ) -> Iterator[Progress]:
     """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
 
-    Every process of the world runs this; the first alone writes. A file that an earlier run of the same settings left
-    unfinished is gone on with. Raises UsageError for settings that don't fit the run or that file, FormatError when it
-    is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost.
+    Every process of the world runs this; the first alone writes. It continues a file that an earlier command with the
+    same settings left unfinished. Raises UsageError for settings that don't fit the run or that file, FormatError when
+    it is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost.
     """
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():

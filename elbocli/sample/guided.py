@@ -58,7 +58,7 @@ class GuidedRun:
 
     def hastened(self, precision: Precision, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
         """The same for drawing alone: weights cast to `precision` once, networks compiled if asked for, and with graphs
-        captured. Compiled and captured ones had better always see as many images.
+        captured. Compiled and captured networks should always get the same number of images.
         """
 
         def ready(run: TrainedRun) -> TrainedRun:

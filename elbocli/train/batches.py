@@ -57,7 +57,7 @@ class Batches:
     """Images, labels, times and noise of any step: functions of the run's seed and the step alone.
 
     Images come by a permutation of (seed, epoch) and a counter. parts: the positions in a step's batch that this process
-    works on, in as many goes as there are ranges. What is at a position depends on neither; dropout's masks do.
+    works on, in as many goes as there are ranges. The content of a position depends on neither; dropout's masks do.
     """
 
     def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):

@@ -40,8 +40,8 @@ class CheckpointHook:
     """Runs `sh -c command` after each checkpoint, one at a time, in a thread; '' runs nothing.
 
     A checkpoint that comes while the command is busy waits; a newer one takes its place. The command has a session of
-    its own, so that Ctrl-C at the terminal doesn't reach it, no input, and both of its outputs go to stderr. What goes
-    wrong is told to `warn`, from any thread, and never ends training.
+    its own, so that Ctrl-C at the terminal doesn't reach it, no input, and both of its outputs go to stderr. Failures
+    are reported to `warn`, from any thread, and never end training.
 
     `stop` ends a command that still runs: SIGTERM to all of its processes, SIGKILL after GRACE_S. So call `finish` before,
     where training has ended well. Only a process that is killed outright leaves it running.

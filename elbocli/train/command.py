@@ -98,7 +98,7 @@ GROUPS["Plan, without training"] = [*PLANNING]
     "--out",
     type=PATH,
     default="run",
-    help="The run's folder, new or to go on with.",
+    help="The run's folder, new or to continue.",
     more="Its path is printed at the end.",
 )
 @option(

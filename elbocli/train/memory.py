@@ -1,7 +1,7 @@
 """A training step on tensors that have shapes but no numbers: the operations it takes, and the memory it keeps.
 
-What a step needs beyond weights, gradients and optimizer is what autograd keeps for the backward pass, once the forward
-pass has ended, and the gradient that then flows back beside it.
+Besides weights, gradients and optimizer state, a step needs memory for two things: the tensors that autograd keeps for
+the backward pass, and the gradient that flows back beside them.
 """
 
 from __future__ import annotations

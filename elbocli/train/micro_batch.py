@@ -1,7 +1,7 @@
 """Parts of a batch: as many images as a process can see at once, found by trying where a device tells its memory.
 
-What is tried is a stand-in, never the network itself: it takes the same memory and speaks to no other process. So
-whatever fails in it, in whichever process, leaves nothing behind and keeps nobody waiting.
+The search runs a stand-in, never the network itself. The stand-in takes the same memory and does not communicate. So a
+failure in it, in any process, changes nothing and keeps no other process waiting.
 """
 
 from __future__ import annotations

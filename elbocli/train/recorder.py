@@ -26,8 +26,8 @@ METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validat
 class LogFiles:
     """Logs that only grow, cut back to a checkpoint's lengths when a run goes on: no step is in them twice.
 
-    lengths: bytes by name. What can't be written now is kept and written before what follows, so none is lost while
-    the disk is full. Raises DataError from `__init__` and `flush`.
+    lengths: bytes by name. Lines that can't be written now wait in memory and are written first later, so none is lost
+    while the disk is full. Raises DataError from `__init__` and `flush`.
     """
 
     def __init__(self, run: Path, lengths: dict[str, int]):
@@ -81,8 +81,9 @@ class LogFiles:
 class Recorder:
     """Writes metrics.jsonl, losslog.jsonl, validation.jsonl and previews/, and where else its numbers are logged to.
 
-    Every process measures; the first writes. What can't be written is told to `warn`, once while it lasts. lengths: the
-    logs' at the checkpoint to go on from. log_to: as LogTargets takes it. Raises UsageError, FormatError and DataError.
+    Every process measures; the first writes. Failed writes are reported to `warn`, once until they succeed. lengths:
+    the logs' at the checkpoint to go on from. log_to: as LogTargets takes it. Raises UsageError, FormatError and
+    DataError.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """A network in training over the processes of a World: replicated (DDP) or sharded (FSDP2).
 
-What is kept and updated here are *pieces*: of every parameter the whole, or this process's part of it along the first
-dimension. Optimizer and averages see pieces alone, and checkpoints hold whole tensors, so that neither knows which
-it was, and a run may go on under the other.
+The optimizer and the averages work on *pieces*: each parameter whole, or this process's part of it along the first
+dimension. Checkpoints hold whole tensors. So neither depends on which of the two it was, and a run may continue with
+the other.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Replica:
     def stand_ins(self) -> Callable[[], nn.Module]:
         """Return a maker of networks that take as much memory as this one while they work, and need no other process.
 
-        Every process must ask. What they compute means nothing.
+        Every process must ask. Their results are meaningless.
         """
         return lambda: empty_copy(self.network, self.world.device)
 

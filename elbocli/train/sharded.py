@@ -74,7 +74,7 @@ class Sharded:
             piece.grad = parameter.grad = None
 
     def changed(self) -> None:
-        """See Replica. What is outside all units stays together after a forward that no backward follows."""
+        """See Replica. Parameters outside all units stay gathered after a forward pass without a backward pass."""
         self.network.reshard()  # type: ignore[operator]
 
     def whole(self, index: int, piece: Tensor) -> Tensor | None:

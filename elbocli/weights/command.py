@@ -43,13 +43,13 @@ def weights() -> None:
 
     A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2, edm:monotone.
 
-    It may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction
-    (elbo weights list predictions), times a factor (list factors, or any weighting), with t drawn uniformly and
-    logsnr(t) by a schedule (list schedules, or a file): v-mse@cosine, x-mse:min-snr:5@linear-beta,
-    eps-mse:monotone@fitted.yaml. What stands left of @ is weighed, modifiers included; what stands right of it,
-    with its own shift=, draws t.
+    It may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction, times a
+    factor or any weighting, with t uniform and logsnr(t) given by a schedule or a schedule file. 'elbo weights list'
+    lists predictions, factors and schedules. Examples: v-mse@cosine, x-mse:min-snr:5@linear-beta,
+    eps-mse:monotone@fitted.yaml. A shift or monotone before @ changes the resulting weighting; a shift after @ shifts
+    the schedule.
 
-    Or the path of a diffusers scheduler_config.json: the loss of what its network predicts under its timesteps. Or
+    It may be the path of a diffusers scheduler_config.json: the loss of its prediction at its timesteps. Or it may be
     schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
     """
 
@@ -138,9 +138,9 @@ def check(
 ) -> None:
     """Say whether a weighting never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
 
-    Exit status 0 when it is so, 1 when not; the intervals on which it rises are named. With --equals, the exit
-    status is that comparison's: 0 when the two are the same up to a constant. The range is cut down to where the
-    weightings are not zero.
+    The exit status is 0 if it never increases, else 1, and the output names the intervals on which it rises. With
+    --equals, the exit status is 0 if the two weightings are the same up to a constant. The range is limited to the
+    noise levels at which the weightings are not zero.
     """
     from elbocli.core.schedule import check_range
     from elbocli.files.schedule_file import resolve_weighting
@@ -197,9 +197,9 @@ def plot(
 ) -> None:
     """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
 
-    Without a SPEC, all named weightings; without either, all named schedules too. Weightings that are the same up
-    to a constant share a line. p_w, over the largest w, is a distribution when w never rises; what is left of it at the
-    largest logsnr is a point mass.
+    Without a SPEC it draws all named weightings; without --schedule too, also all named schedules. Weightings that are
+    the same up to a constant share a line. p_w, divided by the largest w, is a distribution if w never rises; its
+    remaining mass lies in one point at the largest logsnr.
     """
     from elbocli.core.schedule import check_range
     from elbocli.core.schedule_curves import SCHEDULES

@@ -202,10 +202,10 @@ STATES: dict[Callable[[Path], None], list[str]] = {
         "expected 'elbo-checkpoint'",
         "step-00000020.png",
         "step-00000040.png",
-        "status.json: how the run stands",
+        "status.json: the run's state",
     ],
     gone: ["nowhere.h5", "nowhere.yaml: no such schedule file"],
-    nested: ["status.json: how the run stands"],
+    nested: ["status.json: the run's state"],
     no_classes: ["network num_classes is 'ten'"],
     too_large: ["config.yaml: no network is so large"],
     beyond_numbers: ["losslog.jsonl: 2 damaged lines"],
@@ -337,7 +337,7 @@ def test_validation_is_drawn_beside_training(copy: Path) -> None:
     facts = gather(copy)
     drawn = pictures(facts)
     assert "validation at 0.5 ± 0.02" in drawn["training"][0].caption and "4.5 ± 0.04" in drawn["training"][1].caption
-    assert "Validation is of the averaged weights" in drawn["errors"][1].caption
+    assert "Validation uses the averaged weights" in drawn["errors"][1].caption
     assert not any("no validation" in sentence for sentence in facts.missing)
 
 

@@ -33,7 +33,7 @@ PRC_PROTOCOLS = {
 
 
 PROTOCOL_HELP = (
-    "Of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + "."
+    "Protocol of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + "."
 )
 
 

@@ -30,7 +30,7 @@ class Sampler(NamedTuple):
 def parse_sampler(text: str) -> Sampler:
     """The sampler that a user wrote: `ddim`, `heun:s_churn=40`, `heun:edm-imagenet64,s_churn=20`.
 
-    A preset, if any, comes first; what is said besides counts more. Raises UsageError.
+    A preset, if any, comes first; further parameters override it. Raises UsageError.
     """
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)

@@ -1,8 +1,8 @@
 """The U-ViT of simple diffusion: convolutions around a deep transformer at the smallest size, built from a config.
 
-Source: Hoogeboom et al. 2023. What it leaves open is settled so that its ImageNet network has 2 billion parameters:
-in the transformer the conditioning scales and shifts what goes into each MLP, not what goes into attention; skips are
-joined as in the ADM U-Net, one for each block on the way down.
+Source: Hoogeboom et al. 2023. The paper leaves some choices open. They are made so that its ImageNet network has 2
+billion parameters. In the transformer the conditioning scales and shifts the input of each MLP, not that of attention.
+Skips are joined as in the ADM U-Net, one for each block on the way down.
 """
 
 from __future__ import annotations

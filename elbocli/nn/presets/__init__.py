@@ -46,8 +46,9 @@ class MadeFor(NamedTuple):
 class Preset(NamedTuple):
     """name: as it was asked for. network: a section as config_of takes it; train: settings by name, and `shift`.
 
-    What network and train hold is checked by those who know it. about: None for a user's own, which is never chosen by
-    itself. data: None where it isn't said. gpu: whether it is meant for one, by which precision is chosen.
+    The network's config and the settings check their own sections. about: None for a user's own preset, which is never
+    chosen automatically. data: None if the preset does not say. gpu: whether it is meant for one, by which precision
+    is chosen.
     """
 
     name: str

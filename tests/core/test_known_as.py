@@ -129,6 +129,8 @@ def test_logit_normal_times_are_those_of_stable_diffusion_3() -> None:
     time = (mean + std * torch.special.ndtri(T)).sigmoid()
     found = parse_schedule(f"logit-normal:m={mean},s={std}").curve.logsnr(T)
     assert torch.allclose(found, 2 * ((1 - time) / time).log(), rtol=1e-12)
+    middle = torch.special.ndtri(T).sigmoid()
+    assert torch.allclose(parse_schedule("logit-normal").curve.logsnr(T), 2 * ((1 - middle) / middle).log(), rtol=1e-12)
 
 
 def test_log_uniform_noise_levels_are_even_in_log_sigma() -> None:

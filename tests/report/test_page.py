@@ -204,7 +204,7 @@ STATES: dict[Callable[[Path], None], list[str]] = {
         "step-00000040.png",
         "status.json: the run's state",
     ],
-    gone: ["nowhere.h5", "nowhere.yaml: no such schedule file"],
+    gone: ["nowhere.h5", "nowhere.yaml: no such schedule"],
     nested: ["status.json: the run's state"],
     no_classes: ["network num_classes is 'ten'"],
     too_large: ["config.yaml: no network is so large"],

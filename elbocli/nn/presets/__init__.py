@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from elbocli.core.registry import nearest
 from elbocli.errors import FormatError, UsageError
 
 FOLDER = Path(__file__).parent
@@ -62,7 +63,7 @@ class Preset(NamedTuple):
 def preset_file(name: str) -> Path:
     """The file of a preset by name, or by path. Raises UsageError for an unknown name."""
     if name not in NAMES and not name.endswith((".yaml", ".yml")):
-        raise UsageError(f"no preset is called {name!r}; known: {', '.join(NAMES)}, or a path ending in .yaml")
+        raise UsageError(f"no preset is called {name!r}; {nearest(name, NAMES)} A preset's file ends in .yaml")
     return FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
 
 

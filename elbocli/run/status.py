@@ -57,7 +57,9 @@ class RunStatus(Record):
         if process is None:
             return replace(self, state=UNKNOWN, message="it was running; which process trains it was not recorded")
         if runs is None:
-            return replace(self, state=UNKNOWN, message=f"it was running on {process.host}; only there can one see more")
+            return replace(
+                self, state=UNKNOWN, message=f"it was running on {process.host}; only there can one see more"
+            )
         gone = f"its process {process.pid} is gone without a word; the same command goes on from what is saved"
         return replace(self, state=DEAD, message=gone)
 

@@ -73,12 +73,6 @@ class Signals:
         return interrupted(self.received, saved)
 
 
-def interrupted(self, saved: str) -> ElboError:
-        """The error that ends the run."""
-        assert self.received is not None
-        return interrupted(self.received, saved)
-
-
 def interrupted(reason: int, saved: str) -> ElboError:
     """The error that ends a run: with 128 + signal, or because its launcher is gone."""
     if reason == ORPHAN:

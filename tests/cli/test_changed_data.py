@@ -21,8 +21,8 @@ from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
-from elbocli.run.status import read_status
 from elbocli.run.settings import resolve
+from elbocli.run.status import read_status
 from elbocli.runtime.progress import Progress
 from elbocli.train import loop
 

@@ -52,15 +52,16 @@ class Pace:
             long = self._waits and now - self._begun > LONG_S
             self._from = (self._begun, self.work(self._done)) if long else (now, self.work(step))
         since, before = self._from
-        if now - since < MEASURED_S or now < self._look:
+        done = self.work(step) - before
+        if not done or now - since < MEASURED_S or now < self._look:
             return ""
-        each = (now - since) / (self.work(step) - before)
+        each = (now - since) / done
         left = each * (self.work(self._settings.steps) - self.work(step))
         end = now + left
         self._look = now + (now - self._begun)
         if self._told_end and abs(end - self._told_end) <= OFF * (end - self._begun):
             return ""
-        again = "more exactly: " if self._told_end else ""
+        again = "now " if self._told_end else ""
         self._told_end = end
         steps = self._settings.steps - step
         return f"{again}{each:.2g} s a step: {steps} steps left take about {duration(left)}, until {_clock(left)}"

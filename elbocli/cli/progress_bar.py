@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from threading import Timer
 from typing import Any
 
 from elbocli.cli.grouped_help import Command
 from elbocli.cli.stderr import heard, tell
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.progress import Progress, duration
 
 LINE_EVERY_S = 10.0
+FIRST_S = 2.0
+"""Longest silence before the first word on what is done."""
+COUNT_WIDTH = 67
+"""Columns of a bar's name, share, counts, times and rate, when all are long."""
 
 
 def say(message: str, level: str = "info") -> None:
@@ -24,25 +31,25 @@ def say(message: str, level: str = "info") -> None:
         tell(f"{Command.path}: {message}")
 
 
-def _pretty(values: dict[str, Any]) -> str:
-    return " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
-    )
+def _pretty(values: dict[str, Any], width: int | None = None) -> str:
+    """Values by name; with a width as many of them as fit into it, but always the first."""
+    words = [f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()]
+    while width is not None and len(words) > 1 and len(" ".join(words)) > width:
+        words.pop()
+    return " ".join(words)
 
 
-def _duration(seconds: float) -> str:
-    """46 s, 12 min, 3 h 20 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+def _columns() -> int:
+    with suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    return 80
 
 
 class _Lines:
     """Progress without a terminal. Rate and time left are those since the first report of a count."""
 
     def __init__(self) -> None:
-        self.shown = time.monotonic()
+        self.shown = time.monotonic() + FIRST_S - LINE_EVERY_S
         self.values: dict[str, Any] = {}
         self.begun, self.first, self.last = 0.0, 0, -1
 
@@ -52,7 +59,7 @@ class _Lines:
         if self.last < 0 or report.done < self.last:
             self.begun, self.first = now, report.done
         self.last = report.done
-        self.values = report.values or self.values
+        self.values = self.values | report.values
         if now - self.shown >= LINE_EVERY_S:
             self.shown = now
             of = "" if report.total is None else f"/{report.total}"
@@ -63,7 +70,7 @@ class _Lines:
         if report.done <= self.first or now <= self.begun:
             return ""
         rate = (report.done - self.first) / (now - self.begun)
-        left = "" if report.total is None else f", {_duration((report.total - report.done) / rate)} left"
+        left = "" if report.total is None else f", {duration((report.total - report.done) / rate)} left"
         return f", {rate:.3g} {report.unit}/s{left}"
 
     def close(self) -> None:
@@ -75,6 +82,7 @@ class _Bar:
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.values: dict[str, Any] = {}
 
     def update(self, report: Progress) -> None:
         from tqdm import tqdm
@@ -87,7 +95,8 @@ class _Bar:
             hidden = Command.quiet or Command.silent
             self.bar = tqdm(file=sys.stderr, dynamic_ncols=True, smoothing=0.1, leave=False, disable=hidden, **count)
         if report.values:
-            self.bar.set_postfix_str(_pretty(report.values), refresh=False)
+            self.values = self.values | report.values  # the loss stays when a validation reports
+            self.bar.set_postfix_str(_pretty(self.values, _columns() - COUNT_WIDTH), refresh=False)
         self.bar.update(report.done - self.bar.n)
 
     def close(self) -> None:
@@ -96,12 +105,41 @@ class _Bar:
             self.bar = None
 
 
+class _FirstWord:
+    """Says that work is under way, when nothing else was said for a while at the start. Nobody is to wonder."""
+
+    def __init__(self) -> None:
+        self._counting = False
+        self._timer = self._later("getting ready")
+
+    def _later(self, text: str) -> Timer:
+        timer = Timer(FIRST_S, say, [text])
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def heed(self, report: Progress, bar: bool) -> None:
+        """Wait no longer for what a report says. bar: whether one shows counts from the first on."""
+        if report.done is None:
+            return
+        self._timer.cancel()
+        if not self._counting and not bar and report.total is not None and report.done < report.total:
+            self._timer = self._later(f"{report.unit} {report.done + 1} of {report.total} is being computed")
+        self._counting = True
+
+    def cancel(self) -> None:
+        """Say nothing any more."""
+        self._timer.cancel()
+
+
 def show(reports: Iterator[Progress]) -> Any:
     """Run a loop to its end, showing what it reports; what it returns."""
     shown: _Bar | _Lines = _Bar() if sys.stderr.isatty() else _Lines()
+    first = _FirstWord()
     try:
         while True:
             report = next(reports)
+            first.heed(report, bar=isinstance(shown, _Bar))
             with heard():
                 if report.message:
                     shown.close()
@@ -111,6 +149,7 @@ def show(reports: Iterator[Progress]) -> Any:
     except StopIteration as end:
         return end.value
     finally:
+        first.cancel()
         with heard():
             shown.close()
         reports.close()  # type: ignore[attr-defined]

@@ -128,7 +128,7 @@ class RunFacts:
 
 
 def _standing(status: RunStatus | None) -> dict[str, Any]:
-    """Content of status.json, the time in words, without the process."""
+    """Say it as status.json does, the time in words, without the process."""
     return {} if status is None else {**replace(status, process=None).json(), "time": status.when}
 
 

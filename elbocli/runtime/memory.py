@@ -21,6 +21,12 @@ def free_bytes(device: torch.device) -> int:
     return min([_available(), *_left_in_cgroups()])
 
 
+def held_bytes() -> int:
+    """Return the bytes that this process holds on the host already."""
+    pages = _text(ROOT / "proc/self/statm").split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
 def _available() -> int:
     """Return what the system has left."""
     for line in _text(ROOT / "proc/meminfo").splitlines():

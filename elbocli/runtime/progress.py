@@ -1,4 +1,4 @@
-"""Progress: a loop's word on its work."""
+"""Progress: a loop's word on its work, and times in words."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ class Progress:
     level: str = "info"
     """info, detail (shown with -v) or warning (shown with -q too)."""
     values: dict[str, Any] = field(default_factory=dict)
+
+
+def duration(seconds: float) -> str:
+    """46 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from elbocli.files import snapshots
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
-from elbocli.nn.networks import count_parameters
 from elbocli.run.folder import claim
 from elbocli.run.settings import Resolved
 from elbocli.run.status import RUNNING, Status
@@ -36,7 +35,11 @@ from elbocli.runtime.signals import (
 )
 from elbocli.train.checkpoint_hook import CheckpointHook
 from elbocli.train.cuda_defaults import CudaDefaults
+from elbocli.train.introduction import introduction
+from elbocli.train.memory_check import check_memory
+from elbocli.train.pace import Pace
 from elbocli.train.recorder import Recorder
+from elbocli.train.restore import restore_newest
 from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
 from elbocli.train.step import rehearse, update
@@ -62,13 +65,15 @@ def run(
         defaults = CudaDefaults(resolved.settings, world)
         stack.enter_context(defaults.applied())
         signals = stack.enter_context(catching_signals())
-        folder = None
+        folder, tight = None, ""
         with world.together():
+            tight = check_memory(resolved, world)
             if world.first:
                 about = {"command": command, "processes": world.size, "device_name": name_of(world.device)}
                 folder = claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
-        if folder is not None and folder.unlocked:
-            yield Progress(message=folder.unlocked, level="warning")
+        for warning in (tight, "" if folder is None else folder.unlocked):
+            if warning:
+                yield Progress(message=warning, level="warning")
         status = None if folder is None else Status(folder, resolved.settings.steps)
         saver = Saver()
         try:
@@ -110,14 +115,21 @@ class _Training:
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
-            self.recorder = Recorder(state, out, self._restore(), self._warn, log_to)
+            lengths = restore_newest(state, out, self._warn)
+            self.recorder = Recorder(state, out, lengths, self._warn, log_to, self._abandoning)
         stack.callback(self.recorder.close)
-        self.alone = self.world.size == 1 and state.device.type == "cpu"
-        """Whether a step may be given up: nobody else takes part in it, and it is done when `update` returns."""
-        if self.alone:
+        if self._abandons:
             for piece in state.spread.pieces:  # signals are seen by Python alone, which backward else doesn't run
                 piece.register_post_accumulate_grad_hook(signals.look)
         self.last_saved = state.steps_done if state.steps_done else -1
+
+    @property
+    def _abandons(self) -> bool:
+        """Whether work may be given up in its middle: nobody else takes part, and it is done when its call returns."""
+        return self.world.size == 1 and self.state.device.type == "cpu"
+
+    def _abandoning(self) -> AbstractContextManager[None]:
+        return self.signals.abandoning(self._abandons)
 
     def _follow(self) -> None:
         """Go on in the run's folder wherever somebody has moved it. Raises DataError when it is gone."""
@@ -138,71 +150,46 @@ class _Training:
         while self.pending:  # one by one: other threads add some meanwhile
             yield self.pending.pop(0)
 
-    def _restore(self) -> dict[str, int]:
-        """Go on from the newest whole checkpoint, if there is one. Returns how long the logs were then."""
-        found = None
-        with self.world.together():
-            if self.world.first:
-                found = store.latest(self.out, self._warn)
-        found = self.world.of_first(found)
-        if found is not None:
-            self.state.restore(found)
-        if self.world.first:
-            snapshots.drop_after(self.out, self.state.steps_done)
-        return {} if found is None else found.meta["log_bytes"]
-
-    def _introduction(self) -> str:
-        state, settings, start, size = self.state, self.settings, self.state.steps_done, self.world.size
-        rising = state.weighting.rising(settings.logsnr_min, settings.logsnr_max)
-        parts, most = len(state.batches.parts), max(map(len, state.batches.parts))
-        shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
-        shared += f", each {settings.batch // size} images a step in {parts} parts of {most}" if parts > 1 else ""
-        return (
-            f"{self.out}: {f'going on after step {start}' if start else 'new run'}; "
-            f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
-            f"{self.defaults.precision}{state.compiled and f', {state.compiled}'}; "
-            f"weighting {settings.weighting} ({'not monotone' if rising else 'monotone'}), schedule {settings.schedule}, "
-            f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
-        )
-
     def reports(self) -> Iterator[Progress]:
         """Train, and yield progress."""
         state, settings = self.state, self.settings
         yield from self._messages()
-        yield Progress(state.steps_done, settings.steps, "step", self._introduction())
+        yield Progress(
+            state.steps_done, settings.steps, "step", introduction(state, self.out, str(self.defaults.precision))
+        )
         if told := str(self.defaults):
             yield Progress(message=f"on {name_of(state.device)}: {told}")
         if self.status is not None:
             self.status.saved = state.steps_done or None
         self._tell_status(RUNNING)
-        first = state.steps_done + 1
         rehearse(state)
+        try:
+            yield from self._steps()
+        except Abandoned:
+            yield from self._end(self.ending.reason())
+
+    def _steps(self) -> Iterator[Progress]:
+        state, settings = self.state, self.settings
+        first = state.steps_done + 1
+        self.recorder.catch_up()
+        pace = Pace(settings, self.recorder.validation, state.steps_done, state.device.type == "cpu")
         while state.steps_done < settings.steps:
             reason = self._reason_to_end()
             if reason:
                 yield from self._end(reason)
                 return
-            try:
-                update(state, self.signals.abandoning(self.alone))
-            except Abandoned:
-                continue  # its signal is the reason to end
+            update(state, self._abandoning())
             step = state.steps_done
             self.defaults.after(step, first)
-            values = self.recorder.after(step)
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
-                state.check()
-                averages = state.copies(state.ema.stored)
-                with self.world.together():
-                    if self.status is not None:
-                        about = {"images": state.images}
-                        write = partial(snapshots.write, step=step, averages=averages, meta=about)
-                        self.saver.start(partial(self.status.folder.write, write), vital=False)
+                self._snapshot(step)
+            values = self.recorder.after(step)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             if self.status is not None:
                 self.status.reached(step, state.images)
-            yield Progress(step, settings.steps, "step", values=values)
+            yield Progress(step, settings.steps, "step", pace.after(step, bool(values)), values=values)
             yield from self._messages()
         self._finish()
         self._heed_stop()
@@ -226,6 +213,15 @@ class _Training:
         if failed:
             self.world.raise_first(error)
         return reason
+
+    def _snapshot(self, step: int) -> None:
+        """Write a snapshot of this moment while training goes on."""
+        self.state.check()
+        averages, about = self.state.copies(self.state.ema.stored), {"images": self.state.images}
+        with self.world.together():
+            if self.status is not None:
+                write = partial(snapshots.write, step=step, averages=averages, meta=about)
+                self.saver.start(partial(self.status.folder.write, write), vital=False)
 
     def _save(self) -> None:
         """Write a checkpoint of this moment while training goes on. Raises DataError after too many failures."""

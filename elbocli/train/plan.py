@@ -17,8 +17,12 @@ from elbocli.run.train_settings import PARALLELS
 from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
 from elbocli.train.memory import StepMemory, measure_step
 from elbocli.train.micro_batch import count_parts
+from elbocli.train.preview import PREVIEW
+from elbocli.train.validate import inputs_at_once
 
 FLOAT = 4
+PROCESS = 400_000_000
+"""Bytes of a process on a CPU that has imported torch and computes: libraries, their threads and their working memory."""
 SHOWN = tuple(ATTRIBUTES[field] for field in ("convention", "pixel_size", "mirrored", "autoencoder"))
 MEMORIES_GB = (24, 40, 80, 141)
 """Memory of the devices for which the plan says what fits."""
@@ -109,11 +113,32 @@ class Plan:
         own = {"weights": held, "gradients": held, "optimizer": 2 * held, "averages": len(self.settings.ema) * held}
         return {**own, "gathered": gathered}
 
+    def beside(self) -> dict[str, int]:
+        """Return bytes on a CPU besides those of `standing`: a checkpoint while it is written, and the process itself."""
+        if self.device == "cuda":
+            return {}
+        return {"checkpoint": (3 + len(self.settings.ema)) * FLOAT * self.weights.held(1), "process": PROCESS}
+
+    def evaluating(self) -> int:
+        """Return bytes of activations while previews are drawn or images held out are validated, without gradients."""
+        settings, network, cuda = self.settings, self.network, self.device == "cuda"
+        images = -(-PREVIEW.n // self.devices) if settings.preview_every else 0
+        if settings.val or settings.val_split:
+            images = max(images, inputs_at_once(network.image_channels * network.image_size**2))
+        return images * self.step_memory(recompute=True, cuda=cuda).moments[0].per_image
+
     def memory(self) -> dict[str, int]:
-        """Return bytes per device by part, at the worst moment of a step."""
+        """Return bytes per device by part, at the worst moment."""
         step = self.step_memory(self.way.recompute, self.device == "cuda")
         activations, copies = step.peak(self.micro_batch, copying=self.way.shards == 1)
-        return {**self.standing(self.way), "copies": copies, "activations": activations}
+        parts = {**self.standing(self.way), "copies": copies, "activations": max(activations, self.evaluating())}
+        return {**parts, **self.beside()}
+
+    def most(self, room: int) -> int:
+        """Return the largest micro-batch that fits into so many bytes of the run's own device; 0 when none does."""
+        left = room - sum(self.standing(self.way).values()) - sum(self.beside().values())
+        step = self.step_memory(self.way.recompute, self.device == "cuda")
+        return min(self.share, step.most(left, copying=self.way.shards == 1)) if self.evaluating() <= left else 0
 
     def largest(self, way: Way, room: int) -> int | str:
         """Return the largest micro-batch that fits into so many bytes of a CUDA device, or a word on what doesn't."""

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,8 +83,8 @@ class Recorder:
     """Writes metrics.jsonl, losslog.jsonl, validation.jsonl and previews/, and where else its numbers are logged to.
 
     Every process measures; the first writes. Failed writes are reported to `warn`, once until they succeed. lengths:
-    the logs' at the checkpoint to go on from. log_to: as LogTargets takes it. Raises UsageError, FormatError and
-    DataError.
+    the logs' at the checkpoint to go on from. log_to: as LogTargets takes it. abandoning: goes around validations and
+    previews, which take long. Raises UsageError, FormatError and DataError.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class Recorder:
         lengths: dict[str, int],
         warn: Callable[[str], None],
         log_to: Sequence[str] = (),
+        abandoning: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        self.state, self.out, self._warn = state, out, warn
+        self.state, self.out, self._warn, self._abandoning = state, out, warn, abandoning
         self._told: dict[str, str] = {}
         settings, network = state.settings, state.resolved.network
         held = open_held_out(settings, state.dataset, network.num_classes > 0)
@@ -123,9 +125,34 @@ class Recorder:
             values |= self._log(step)
         if self.validation and self.validation.due(step):
             values |= self._validate(step, self.validation)
-        if settings.preview_every and (step % settings.preview_every == 0 or last):
+        if self._draws(step):
             self._preview(step)
         return values
+
+    def catch_up(self) -> None:
+        """Record what a signal has kept from being recorded after the step that the run goes on from, in all alike."""
+        step, lacking = self.state.steps_done, (False, False)
+        if step and self.logs is not None:
+            lacking = self._last_validated() != step, not self._picture(step).exists()
+        validates, draws = self.state.world.of_first(lacking)
+        if validates and self.validation and self.validation.due(step):
+            self._validate(step, self.validation)
+        if draws and self._draws(step):
+            self._preview(step)
+
+    def _draws(self, step: int) -> bool:
+        every = self.state.settings.preview_every
+        return every > 0 and (step % every == 0 or step == self.state.settings.steps)
+
+    def _picture(self, step: int) -> Path:
+        return self.out / "previews" / f"step-{step:08d}.png"
+
+    def _last_validated(self) -> int:
+        """The last step in validation.jsonl, 0 without one."""
+        lines = (self.out / VALIDATION).read_bytes().splitlines() if (self.out / VALIDATION).exists() else []
+        with suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(lines[-1])["step"]) if lines else 0
+        return 0
 
     def _log(self, step: int) -> dict[str, Any]:
         sums, loss, norm, skipped = self.state.interval()
@@ -148,7 +175,7 @@ class Recorder:
         """Record how the average does on images held out."""
         state, world = self.state, self.state.world
         state.check()
-        with state.averaged():
+        with state.averaged(), self._abandoning():
             sums = validation.partial(state.spread.forward, world.rank, world.size)
         world.raise_first(validation.error)
         sums = world.added(sums)
@@ -161,10 +188,11 @@ class Recorder:
         lacking = self.state.world.most([int(self.output is None)])[0]
         if self.output is None or lacking:  # in any process: they draw together
             return
-        images, layout = preview(self.state, self.output)
+        with self._abandoning():
+            images, layout = preview(self.state, self.output)
         if not self.state.world.first:
             return
-        path = self.out / "previews" / f"step-{step:08d}.png"
+        path = self._picture(step)
         try:
             with told(path.parent):
                 path.parent.mkdir(exist_ok=True)

@@ -40,6 +40,11 @@ LOSS, BITS = 0, 1
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+def inputs_at_once(dimensions: int) -> int:
+    """Return how many images of so many dimensions the network is shown at once."""
+    return max(2 * DRAWS, min(256, 256 * 3072 // dimensions))
+
+
 class Validation:
     """Held-out images and all the draws to ask a network about them.
 
@@ -65,8 +70,7 @@ class Validation:
         start = Stream(settings.seed, "val-t").uniform(0, 1)
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
         self._t = torch.from_numpy((offsets[:, None] + np.arange(DRAWS)) / DRAWS)
-        inputs = max(2 * DRAWS, min(256, 256 * 3072 // self.dimensions))
-        self._at_once = inputs // DRAWS
+        self._at_once = inputs_at_once(self.dimensions) // DRAWS
         self.error: ElboError | None = None
 
     @property

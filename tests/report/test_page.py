@@ -29,6 +29,7 @@ from elbocli.report.log_history import CELLS, POINTS
 from elbocli.report.page import LARGEST, error, number, render
 from elbocli.report.plots import pictures
 from elbocli.report.terms import weighting_terms
+from elbocli.run.liveness import ProcessId
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def shown(trained: Path) -> tuple[RunFacts, str]:
 def test_a_finished_run_says_everything(trained: Path, shown: tuple[RunFacts, str]) -> None:
     facts, page = shown
     read = Reader(page)
-    assert "40 of 40 steps saved, 640 images" in " ".join(read.text.split())
+    assert "step 40 of 40 (40 saved), 640 images" in " ".join(read.text.split())
     for term in (WEIGHTINGS["sigmoid"], SCHEDULES["cosine"]):
         assert term.formula in read.text and term.source in read.text
     assert "never rises for logsnr -10 to 10: its loss is the ELBO of noise-augmented data" in read.text
@@ -131,7 +132,9 @@ def in_training(run: Path) -> None:
         whole = (run / name).read_bytes()
         (run / name).write_bytes(whole[: len(whole) * 2 // 3])
     status = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**status, "state": "running", "step": 20}))
+    (run / "status.json").write_text(
+        json.dumps({**status, "state": "running", "step": 20, "process": ProcessId.mine().json()})
+    )
 
 
 def interrupted(run: Path) -> None:

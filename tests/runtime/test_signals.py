@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
 import pytest
 
-from elbocli.runtime.signals import CAUGHT, catching_signals
+from elbocli.runtime.signals import CAUGHT, Abandoned, catching_signals
 
 
 @pytest.fixture(params=[signal.SIG_DFL, signal.SIG_IGN, lambda signum, frame: None], ids=["kills", "ignored", "own"])
@@ -33,3 +36,58 @@ def test_each_signal_is_noted(number: signal.Signals) -> None:
     with catching_signals() as signals:
         os.kill(os.getpid(), number)
         assert signals.received == number
+
+
+def test_work_is_given_up_inside_of_its_block_and_nowhere_else() -> None:
+    with catching_signals() as signals:
+        done = []
+        with signals.abandoning(True):
+            done.append("first")
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.look()
+        with signals.abandoning(False):
+            signals.look()
+            done.append("kept")
+        with pytest.raises(Abandoned), signals.abandoning(True):
+            signals.look()
+            done.append("given up")
+        signals.look()
+    assert done == ["first", "kept"]
+
+
+def test_a_signal_ends_the_block_by_itself() -> None:
+    with catching_signals() as signals, pytest.raises(Abandoned), signals.abandoning(True):
+        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(100):
+            pass
+        raise AssertionError("it went on")
+
+
+def test_a_second_ctrl_c_ends_a_long_call_that_runs_no_python() -> None:
+    code = """
+import hashlib, os, signal, threading, time
+from elbocli.runtime import signals
+signals.GRACE_S = 0.2
+with signals.catching_signals():
+    def press():
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=press, daemon=True).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+    begun = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 130, result.stderr
+    assert time.monotonic() - begun < 60
+
+
+def test_a_wakeup_descriptor_of_others_is_theirs_again() -> None:
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    before = signal.set_wakeup_fd(into)
+    with catching_signals():
+        pass
+    assert signal.set_wakeup_fd(before) == into
+    os.close(out)
+    os.close(into)

@@ -50,7 +50,9 @@ def test_a_signal_leaves_what_was_drawn_and_other_settings_are_refused(
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number and stdout == b"", stderr
     name = signal.Signals(number).name.encode()
-    said = re.search(rb"error: %s: (\d+) of 2000 images are safe in x\.npz\.partial; the same command" % name, stderr)
+    said = re.search(
+        rb"elbo sample: %s: (\d+) of 2000 images are safe in x\.npz\.partial; the same command" % name, stderr
+    )
     assert said and int(said[1]) >= 2, stderr
     assert sorted(os.listdir(tmp_path)) == ["x.npz.partial", "x.npz.partial.json"]
     if number == signal.SIGTERM:

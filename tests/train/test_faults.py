@@ -375,7 +375,8 @@ def test_logs_that_cant_be_written_at_the_last_step_fail_the_run(
         DataError, match=r"no checkpoint of step 3: metrics\.jsonl: could not write: No space left on device$"
     ):
         list(reports(digits, tmp_path / "run", small(digits, preset, steps=3)))
-    assert status_of(tmp_path / "run")["state"] == "failed" and status_of(tmp_path / "run")["step"] == 0
+    status = status_of(tmp_path / "run")
+    assert status["state"] == "failed" and status["step"] == 3 and "saved" not in status
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema-0.9.safetensors", "state.pt", "meta.json"])

@@ -120,7 +120,7 @@ def test_a_signal_to_anyone_saves_once_and_ends_all(
     assert [path.name for path in checkpoints(run)] == [f"step-{status['step']:08d}"]
     errors = [text for text in launched.said.splitlines() if ": error: " in text]
     assert errors == [
-        f"elbo train: error: {number.name}: saved step {status['step']} of 1000000; the same command goes on from there"
+        f"elbo train: {number.name}: saved step {status['step']} of 1000000; the same command goes on from there"
     ]
     assert (tmp_path / "out").read_text() == ""
 

@@ -1,0 +1,164 @@
+"""How a run stands, as others see it: a process that is gone is noticed, one that can't be seen is not judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from elbocli.files.dataset import Dataset
+from elbocli.main import run as command
+from elbocli.run import status as module
+from elbocli.run.folder import RunFolder, claim
+from elbocli.run.liveness import ProcessId
+from elbocli.run.settings import resolve
+from elbocli.run.status import RUNNING, RunStatus, Status, read_status
+from elbocli.train import loop
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def identity_of(pid: int) -> ProcessId:
+    code = "from elbocli.run import liveness; print(liveness._started(int(__import__('sys').argv[1])))"
+    found = subprocess.run([sys.executable, "-c", code, str(pid)], capture_output=True, check=True).stdout
+    return replace(ProcessId.mine(), pid=pid, started=int(found))
+
+
+def test_a_process_runs_until_it_is_gone_also_where_nobody_has_waited_for_it(child: subprocess.Popen[bytes]) -> None:
+    assert ProcessId.mine().runs() is True
+    other = identity_of(child.pid)
+    assert other.runs() is True
+    child.kill()
+    while other.runs():  # a zombie then, as nobody waits for it
+        time.sleep(0.01)
+    assert Path(f"/proc/{child.pid}").exists()
+    child.wait()
+    assert other.runs() is False
+
+
+def test_a_number_given_again_is_another_process() -> None:
+    mine = ProcessId.mine()
+    assert replace(mine, started=mine.started + 1).runs() is False
+
+
+def test_after_another_boot_it_is_gone_and_elsewhere_it_cannot_be_seen() -> None:
+    mine = ProcessId.mine()
+    assert replace(mine, boot="of yesterday").runs() is False
+    assert replace(mine, host="elsewhere").runs() is None
+    assert replace(mine, host="elsewhere", boot="its own").runs() is None
+    assert replace(mine, pids="pid:[1]").runs() is None  # a container's numbers are its own
+
+
+@pytest.fixture
+def held(digits: Path, preset: Path, tmp_path: Path) -> Iterator[RunFolder]:
+    with ExitStack() as stack:
+        yield claim(tmp_path / "run", resolve({"preset": str(preset)}, Dataset(digits)), stack, 0, {})
+
+
+def test_a_status_is_read_as_it_was_written(held: RunFolder) -> None:
+    status = Status(held, 100)
+    status.step, status.images, status.saved = 7, 112, 5
+    status.write("failed", "no more disk")
+    found = read_status(held.path)
+    assert (found.state, found.step, found.steps, found.images, found.saved) == ("failed", 7, 100, 112, 5)
+    assert found.message == "no more disk" and found.process == ProcessId.mine()
+    assert abs(found.time - time.time()) < 60
+    later = Status(held, 100)
+    assert (later.step, later.images, later.saved) == (7, 112, 5)
+
+
+@pytest.mark.parametrize(
+    ("process", "state", "message"),
+    [
+        (ProcessId.mine(), "running", ""),
+        (replace(ProcessId.mine(), started=1), "dead", "is gone without a word; the same command goes on"),
+        (replace(ProcessId.mine(), host="elsewhere"), "unknown", "it was running on elsewhere"),
+        (None, "unknown", "which process trains it was not recorded"),
+    ],
+)
+def test_what_says_it_is_running_is_looked_at(
+    process: ProcessId | None, state: str, message: str, tmp_path: Path
+) -> None:
+    for written, shown in ((RUNNING, state), ("done", "done")):
+        content = RunStatus(written, 1, 2, 3, 0.0, "", 1, process).json()
+        (tmp_path / "status.json").write_text(json.dumps(content))
+        found = read_status(tmp_path)
+        assert found.state == shown
+        assert message in found.message or written == "done"
+
+
+def test_the_step_is_written_while_it_trains_but_not_at_every_step(
+    held: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    whole = module.write_json
+    monkeypatch.setattr(module, "write_json", lambda *given: (written.append(given), whole(*given)))
+    monkeypatch.setattr(module, "EVERY_S", 0.2)
+    status = Status(held, 10**6)
+    begun = time.monotonic()
+    while time.monotonic() - begun < 1.1:
+        status.reached(status.step + 1, 16 * status.step)
+        time.sleep(0.002)
+    status.write("done")
+    assert 3 <= len(written) <= 7
+    assert read_status(held.path).step == status.step > 50
+    assert written[1][1]["step"] < written[2][1]["step"] < status.step
+
+
+def test_a_run_whose_process_was_killed_is_dead_for_info_and_report(
+    digits: Path, preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    line = ["train", digits, "-o", run, "--preset", preset, "--steps", 10**6, "--preview-every", 0]
+    process = subprocess.Popen([sys.executable, "-m", "elbocli", *map(str, line)], stderr=subprocess.DEVNULL)
+    log = run / "metrics.jsonl"
+    while not log.exists() or not log.stat().st_size or read_status(run).step < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    assert read_status(run).state == "running"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert command(["info", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["state"] == "dead" and f"process {process.pid} is gone" in found["message"]
+    assert found["step"] >= 2
+    assert command(["report", str(run), "-o", str(tmp_path / "a.html")]) == 0
+    page = (tmp_path / "a.html").read_text()
+    assert '<span class="state bad">dead</span>' in page
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_leaves(
+    umask: int, mode: int, digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        assert command(["prep", str(digits), str(tmp_path / "a.h5"), "--quiet"]) == 0
+        options = {"steps": 2, "preview_every": 1, "val_split": 10, "ema": ["power:std=0.1"], "snapshot_every": 1}
+        resolved = resolve({"preset": str(preset), **options}, Dataset(digits))
+        for _ in loop.run(Dataset(digits), tmp_path / "run", resolved):
+            pass
+        picture = ["sample", str(tmp_path / "run"), "-n", "2", "--steps", "1", "-o", str(tmp_path / "b.png")]
+        assert command(picture) == 0
+        average = ["ema", str(tmp_path / "run"), "--std", "0.1", "-o", str(tmp_path / "c.safetensors")]
+        assert command(average) == 0
+    finally:
+        os.umask(before)
+    files = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(files) > 12 and {path.suffix for path in files} >= {".h5", ".png", ".safetensors", ".pt", ".json"}
+    assert {str(path): oct(found) for path, found in files.items() if found != mode} == {}

@@ -1,0 +1,141 @@
+"""A signal in the middle of a step, of a preview or of a validation: it is given up at once, and nothing is lost by that."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elbocli.errors import Interrupted
+from elbocli.files.checkpoint import checkpoints
+from elbocli.files.dataset import Dataset
+from elbocli.run import settings
+from elbocli.run.status import read_status
+from elbocli.train import loop, recorder, step, validate
+
+STEPS = 12
+OPTIONS = {"steps": STEPS, "save_every": 100, "log_every": 4, "preview_every": 4, "val_split": 20, "val_every": 64}
+
+
+def trained(digits: Path, preset: Path, out: Path, **options: object) -> Path:
+    resolved = settings.resolve({"preset": str(preset), **OPTIONS, **options}, Dataset(digits))
+    for _ in loop.run(Dataset(digits), out, resolved):
+        pass
+    return out
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def outcome(run: Path) -> dict[str, object]:
+    """All that training is to have made, but for the times."""
+    newest = checkpoints(run)[-1]
+    found: dict[str, object] = {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
+    found |= {path.name: path.read_bytes() for path in (run / "previews").iterdir()}
+    found |= {name: (run / name).read_bytes() for name in ("losslog.jsonl", "validation.jsonl")}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {**found, "metrics": [{key: row[key] for key in row if key != "images_per_s"} for row in rows]}
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    return outcome(trained(digits, preset, tmp_path_factory.mktemp("whole") / "run", micro_batch=6))
+
+
+Patch = Callable[[pytest.MonkeyPatch, Callable[[], None]], None]
+
+
+def in_forward(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    before = step.denoising_losses
+
+    def losses(network: Any, *given: Any) -> Any:
+        def forward(*inputs: Any) -> Any:
+            act()
+            return network(*inputs)
+
+        return before(forward, *given)
+
+    monkeypatch.setattr(step, "denoising_losses", losses)
+
+
+def in_backward(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    before = step.denoising_losses
+
+    class Acting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the thread is in C++ again
+            act()
+            return grad
+
+    def losses(*given: Any) -> Any:
+        loss, error = before(*given)
+        return Acting.apply(loss), error
+
+    def look(*_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        looked(*_)
+
+    looked = loop.Signals.look
+    monkeypatch.setattr(loop.Signals, "look", look)
+    monkeypatch.setattr(step, "denoising_losses", losses)
+
+
+def in_preview(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    before = recorder.preview
+    monkeypatch.setattr(recorder, "preview", lambda *given: (act(), before(*given))[1])
+
+
+def in_validation(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    before = validate.Validation.partial
+    monkeypatch.setattr(validate.Validation, "partial", lambda *given: (act(), before(*given))[1])
+
+
+@pytest.mark.parametrize(
+    ("place", "time", "saved"),
+    [(in_forward, 19, 4), (in_backward, 19, 4), (in_preview, 2, 8), (in_preview, 3, 12), (in_validation, 2, 8)],
+)
+def test_what_a_signal_meets_is_given_up_and_the_run_that_goes_on_equals_one_undisturbed(
+    place: Patch,
+    time: int,
+    saved: int,
+    whole: dict[str, object],
+    digits: Path,
+    preset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 0
+
+    def act() -> None:
+        nonlocal count
+        count += 1
+        if count == time:
+            interrupt()
+
+    with monkeypatch.context() as patched:
+        place(patched, act)
+        with pytest.raises(Interrupted, match=f"^SIGINT: saved step {saved} of {STEPS}"):
+            trained(digits, preset, tmp_path / "run", micro_batch=6)
+    assert count == time, "the work that the signal met was done to its end"
+    assert read_status(tmp_path / "run").state == "interrupted"
+    assert outcome(trained(digits, preset, tmp_path / "run", micro_batch=6)) == whole
+
+
+def test_under_several_processes_a_step_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size, device, given_up in ((1, "cpu", True), (2, "cpu", False), (1, "cuda", False)):
+        training = object.__new__(loop._Training)
+        training.world = loop.World(size=size)
+        training.state = type("State", (), {"device": torch.device(device)})()
+        assert training._abandons is given_up

@@ -181,7 +181,12 @@ def test_a_target_is_taken_from_the_command_line_and_the_environment_and_from_no
     (tmp_path / "p.yaml").write_text(preset.read_text().replace("steps: 40", "steps: 1, log_to: c.jsonl"))
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("settings:\n", "settings:\n  tensorboard: true\n  log_to: c.jsonl\n"))
-    for words in (("--config", "c.yaml"), ("--preset", "p.yaml", "-o", "new"), ("--config", config, "-o", "new"), ()):
+    for words in (
+        ("--config", "c.yaml", "-o", "new"),
+        ("--preset", "p.yaml", "-o", "new"),
+        ("--config", config, "-o", "new"),
+        (),
+    ):
         refused = elbo("train", digits, *words, cwd=tmp_path)
         assert refused.returncode in (1, 2) and b"log_to" in refused.stderr, (words, refused.stderr)
     assert "c.jsonl" not in os.listdir(tmp_path) and "new" not in os.listdir(tmp_path)

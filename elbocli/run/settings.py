@@ -232,8 +232,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 lines.append(f"{label}: the run has {had.get(key)}, asked for {has.get(key)}")
     lines = [line for line in lines if line.startswith("--preset:")] or lines  # whose other differences follow from it
     if before.get("plugins", []) != now.get("plugins", []):
-        had, asked = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
-        lines.append(f"--plugin: the run has {', '.join(had) or 'none'}, asked for {', '.join(asked) or 'none'}")
+        was, asked = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
+        lines.append(f"--plugin: the run has {', '.join(was) or 'none'}, asked for {', '.join(asked) or 'none'}")
     return lines
 
 

@@ -90,7 +90,7 @@ def test_the_only_parameter_needs_no_name_and_of_several_the_message_names_all(r
         (parse_factor, "p2:2", "p2:gamma=2"),
         (Prediction.parse, "edm:1", "edm:sigma_data=1"),
     ],
-    ids=str,
+    ids=lambda each: each if isinstance(each, str) else "of",
 )
 def test_every_kind_of_spec_takes_its_only_parameter_bare(parse, short, full) -> None:
     one, other = parse(short), parse(full)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from elbocli.files.atomic import write_json
 from elbocli.files.dataset import Dataset
 from elbocli.main import run as command
 from elbocli.run import status as module
@@ -108,7 +109,7 @@ def test_the_step_is_written_while_it_trains_but_not_at_every_step(
     held: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    whole = module.write_json
+    whole = write_json
     monkeypatch.setattr(module, "write_json", lambda *given: (written.append(given), whole(*given)))
     monkeypatch.setattr(module, "EVERY_S", 0.2)
     status = Status(held, 10**6)

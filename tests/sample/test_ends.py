@@ -120,7 +120,7 @@ def test_a_terminal_is_told_the_rate_and_the_time_left(trained: Path, tmp_path: 
 
 
 def test_without_a_terminal_a_line_now_and_then_says_it(trained: Path, tmp_path: Path) -> None:
-    code = "from elbocli.cli import progress_bar as progress; progress.LINE_EVERY_S = 0.1; from elbocli.main import main; main()"
+    code = "from elbocli.cli import progress_bar as progress; progress.LINE_EVERY_S = progress.FIRST_S = 0.1; from elbocli.main import main; main()"
     line = [sys.executable, "-c", code, "sample", str(trained), "-n", "40", *LONG, "-o", str(tmp_path / "x.npy")]
     result = subprocess.run(line, capture_output=True, timeout=100, check=False)
     assert result.returncode == 0

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from elbocli.core.loss import denoising_losses
 from elbocli.errors import Interrupted
 from elbocli.files.checkpoint import checkpoints
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.run.status import read_status
+from elbocli.runtime.processes import World
+from elbocli.runtime.signals import Signals
 from elbocli.train import loop, recorder, step, validate
+from elbocli.train.preview import preview
 
 STEPS = 12
 OPTIONS = {"steps": STEPS, "save_every": 100, "log_every": 4, "preview_every": 4, "val_split": 20, "val_every": 64}
@@ -53,7 +57,7 @@ Due = Callable[[], bool]
 
 
 def in_forward(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
-    before = step.denoising_losses
+    before = denoising_losses
 
     def losses(network: Any, *given: Any) -> Any:
         def forward(*inputs: Any) -> Any:
@@ -68,7 +72,7 @@ def in_forward(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
 
 def in_backward(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
     """As if it came while torch is in C++: noted, and only what looks for it afterwards can see it."""
-    before, abandoning = step.denoising_losses, loop.Signals.abandoning
+    before, abandoning = denoising_losses, Signals.abandoning
     caught = []
 
     class Acting(torch.autograd.Function):
@@ -90,12 +94,12 @@ def in_backward(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
         caught.append(self)
         return abandoning(self, given_up)
 
-    monkeypatch.setattr(loop.Signals, "abandoning", remembered)
+    monkeypatch.setattr(Signals, "abandoning", remembered)
     monkeypatch.setattr(step, "denoising_losses", losses)
 
 
 def in_preview(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
-    before = recorder.preview
+    before = preview
     monkeypatch.setattr(recorder, "preview", lambda *given: (due() and interrupt(), before(*given))[1])
 
 
@@ -137,6 +141,6 @@ def test_what_a_signal_meets_is_given_up_and_the_run_that_goes_on_equals_one_und
 def test_under_several_processes_a_step_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for size, device, given_up in ((1, "cpu", True), (2, "cpu", False), (1, "cuda", False)):
         training = object.__new__(loop._Training)
-        training.world = loop.World(size=size)
+        training.world = World(size=size)
         training.state = type("State", (), {"device": torch.device(device)})()
         assert training._abandons is given_up

@@ -135,7 +135,7 @@ def test_the_command_refuses_in_one_line_and_its_advice_trains(
     line = ["train", str(digits), "-o", str(tmp_path / "run"), "--preset", "digits", "--batch", "1024", "--steps", "1"]
     asked = settings.resolve({"preset": "digits", "batch": 1024}, Dataset(digits))
     room = int(0.75 * needed(asked))
-    monkeypatch.setattr(memory_check, "free_bytes", lambda device: room - memory_check.held_bytes())
+    monkeypatch.setattr(memory_check, "free_bytes", lambda device: room - memory.held_bytes())
     assert command(line) == 2
     said = capsys.readouterr().err
     assert said.startswith("elbo train: error: training takes about 0.8 GB of memory") and said.count("\n") == 1

@@ -11,6 +11,7 @@ import pytest
 
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
+from elbocli.run.train_settings import TrainSettings
 from elbocli.train import loop, pace
 from elbocli.train.pace import Pace
 
@@ -26,7 +27,7 @@ class Held:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 1000.0
-        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def asked(digits: Path, preset: Path, **options: object) -> settings.TrainSettings:
+def asked(digits: Path, preset: Path, **options: object) -> TrainSettings:
     return settings.resolve({"preset": str(preset), "batch": 64, **options}, Dataset(digits)).settings
 
 

@@ -143,7 +143,7 @@ class RunPath(click.Path):
         """Runs; names that a shell would take apart are left to its own completion of folders."""
         from click.shell_completion import CompletionItem
 
-        if param.name != "run":
+        if param.name not in ("run", "runs"):
             return super().shell_complete(ctx, param, incomplete)
         from shlex import quote
 

@@ -32,9 +32,11 @@ class Lettering:
 
     @cached_property
     def _font(self) -> ImageFont.FreeTypeFont:
-        """DejaVu Sans, which matplotlib brings. Letters are set one by one, the same on every machine."""
-        import matplotlib
-
+        """DejaVu Sans, which matplotlib brings, or else Pillow's own. Letters are set one by one, alike on every machine."""
+        try:
+            import matplotlib
+        except ImportError:  # training must not fail for it
+            return ImageFont.load_default(self.size)  # type: ignore[return-value]
         path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
         return ImageFont.truetype(path, self.size, layout_engine=ImageFont.Layout.BASIC)
 

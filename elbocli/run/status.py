@@ -72,7 +72,7 @@ def read_status(run: Path) -> RunStatus:
         assert found.when
         return found.seen_now()
     except (OSError, ValueError, OverflowError, RecursionError, FormatError) as error:
-        raise FormatError(f"{path}: how the run stands is not known: {error}") from error
+        raise FormatError(f"{path}: the run's state is unknown: {error}") from error
 
 
 class Status:

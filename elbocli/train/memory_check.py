@@ -51,8 +51,8 @@ def remedy(resolved: Resolved, processes: int, room: int) -> str:
             options = [
                 f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in change.items()
             ]
-            return f"add {' '.join([*options, f'--micro-batch {most}'])}, or choose a smaller network with --preset"
-    return "choose a smaller network with --preset, see 'elbo train --dry-run'"
+            return f"add {' '.join([*options, f'--micro-batch {most}'])}, or choose a smaller network with --preset (see 'elbo presets list')"
+    return "choose a smaller network with --preset (see 'elbo presets list')"
 
 
 def _with(resolved: Resolved, change: dict[str, Any]) -> Resolved:

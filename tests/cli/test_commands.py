@@ -132,7 +132,7 @@ def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) ->
         (["--weighting", "edm", "--bias", "2"], ["'edm' has no parameter 'bias'"]),
         (["--mean", "2"], ["No such option", "--mean"]),
         (["--preset", "latents256"], ["--preset latents256 is for latents", "holds pixels"]),
-        (["--weighting", "sigmoid:bias"], ["expected key=value"]),
+        (["--weighting", "sigmoid:bias"], ["'bias' is not a number"]),
         (["--schedule", "cosin"], ["no schedule is called 'cosin'", "cosine"]),
         (["--schedule", "nowhere.yaml"], ["nowhere.yaml: no such schedule"]),
         (["--prediction", "w"], ["no prediction is called 'w'"]),

@@ -106,7 +106,7 @@ REGISTRIES = {
     "elbocli.core.lr_decay": ("LR_DECAYS", 4),
     "elbocli.files.latents": ("CONVENTIONS", 2),
     "elbocli.nn.extractors": ("EXTRACTORS", 3),
-    "elbocli.nn.presets": ("NAMES", 11),
+    "elbocli.nn.presets": ("NAMES", 13),
 }
 
 

@@ -83,7 +83,7 @@ def test_a_dataset_of_latents_is_refused_and_so_is_what_holds_no_images(tmp_path
         file["latents"], file["labels"] = np.zeros((2, 8, 4, 4), np.float16), np.zeros(2, np.int64)
     with pytest.raises(FormatError, match=r"holds latents.*name the dataset of the images themselves"):
         images_of(tmp_path / "l.h5")
-    with pytest.raises(DataError, match="no images inside"):
+    with pytest.raises(DataError, match=r"a run, not images; .elbo sample"):
         images_of(trained)
 
 

@@ -120,7 +120,7 @@ def test_a_terminal_is_told_the_rate_and_the_time_left(trained: Path, tmp_path: 
 
 
 def test_without_a_terminal_a_line_now_and_then_says_it(trained: Path, tmp_path: Path) -> None:
-    code = "from elbocli.cli import progress_bar as progress; progress.LINE_EVERY_S = 0.1; from elbocli.main import main; main()"
+    code = "from elbocli.cli import progress_bar as progress; progress.LINE_EVERY_S = progress.FIRST_S = 0.1; from elbocli.main import main; main()"
     line = [sys.executable, "-c", code, "sample", str(trained), "-n", "40", *LONG, "-o", str(tmp_path / "x.npy")]
     result = subprocess.run(line, capture_output=True, timeout=100, check=False)
     assert result.returncode == 0
@@ -128,7 +128,7 @@ def test_without_a_terminal_a_line_now_and_then_says_it(trained: Path, tmp_path:
 
 
 def test_a_reader_that_leaves_ends_it_quietly(trained: Path) -> None:
-    line = f"{' '.join(ELBO)} sample {trained} -n 100000 --steps 1 --batch 500 | head -c 10"
+    line = f"{' '.join(ELBO)} sample {trained} -n 100000 --steps 2 --batch 500 | head -c 10"
     result = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, timeout=100, check=False)
     assert result.returncode == 141
     assert [row for row in result.stderr.splitlines() if not row.startswith(b"elbo sample: " + bytes(trained))] == []

@@ -182,7 +182,7 @@ def test_a_guide_that_does_not_fit_is_refused(
     make: Make, trained: Path, weak: Path, digits_folder: Path, elbo: Callable[..., Any], tmp_path: Path
 ) -> None:
     assert elbo("prep", digits_folder, tmp_path / "16.h5", "--size", 16, "--channels", 1).returncode == 0
-    assert elbo("prep", digits_folder, tmp_path / "rgb.h5", "--size", 8).returncode == 0
+    assert elbo("prep", digits_folder, tmp_path / "rgb.h5", "--size", 8, "--channels", 3).returncode == 0
     for guide, guidance, complaint in (
         (weak, Guidance(), "does nothing at --guidance 1"),
         (make(tmp_path / "16.h5"), Guidance(2.0), "has 16 pixels, .* has 8"),

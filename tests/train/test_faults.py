@@ -527,6 +527,7 @@ with catching_signals() as caught:
     os.kill(os.getpid(), signal.SIGTERM)
     print(caught.received, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
     print("still here", flush=True)
 """.replace(
         "from elbocli.runtime import signals",

@@ -53,15 +53,16 @@ def whole(digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) 
     return outcome(trained(digits, preset, tmp_path_factory.mktemp("whole") / "run", micro_batch=6))
 
 
-Patch = Callable[[pytest.MonkeyPatch, Callable[[], None]], None]
+Due = Callable[[], bool]
 
 
-def in_forward(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+def in_forward(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
     before = denoising_losses
 
     def losses(network: Any, *given: Any) -> Any:
         def forward(*inputs: Any) -> Any:
-            act()
+            if due():
+                interrupt()
             return network(*inputs)
 
         return before(forward, *given)
@@ -69,8 +70,10 @@ def in_forward(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None
     monkeypatch.setattr(step, "denoising_losses", losses)
 
 
-def in_backward(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    before = denoising_losses
+def in_backward(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
+    """As if it came while torch is in C++: noted, and only what looks for it afterwards can see it."""
+    before, abandoning = denoising_losses, Signals.abandoning
+    caught = []
 
     class Acting(torch.autograd.Function):
         @staticmethod
@@ -79,31 +82,30 @@ def in_backward(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> Non
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the thread is in C++ again
-            act()
+            if due():
+                caught[-1].received = signal.SIGINT
             return grad
 
     def losses(*given: Any) -> Any:
         loss, error = before(*given)
         return Acting.apply(loss), error
 
-    def look(*_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        looked(*_)
+    def remembered(self: Any, given_up: bool) -> Any:
+        caught.append(self)
+        return abandoning(self, given_up)
 
-    looked = Signals.look
-    monkeypatch.setattr(Signals, "look", look)
+    monkeypatch.setattr(Signals, "abandoning", remembered)
     monkeypatch.setattr(step, "denoising_losses", losses)
 
 
-def in_preview(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+def in_preview(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
     before = preview
-    monkeypatch.setattr(recorder, "preview", lambda *given: (act(), before(*given))[1])
+    monkeypatch.setattr(recorder, "preview", lambda *given: (due() and interrupt(), before(*given))[1])
 
 
-def in_validation(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+def in_validation(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
     before = validate.Validation.partial
-    monkeypatch.setattr(validate.Validation, "partial", lambda *given: (act(), before(*given))[1])
+    monkeypatch.setattr(validate.Validation, "partial", lambda *given: (due() and interrupt(), before(*given))[1])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def in_validation(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> N
     [(in_forward, 19, 4), (in_backward, 19, 4), (in_preview, 2, 8), (in_preview, 3, 12), (in_validation, 2, 8)],
 )
 def test_what_a_signal_meets_is_given_up_and_the_run_that_goes_on_equals_one_undisturbed(
-    place: Patch,
+    place: Callable[[pytest.MonkeyPatch, Due], None],
     time: int,
     saved: int,
     whole: dict[str, object],
@@ -122,14 +124,13 @@ def test_what_a_signal_meets_is_given_up_and_the_run_that_goes_on_equals_one_und
 ) -> None:
     count = 0
 
-    def act() -> None:
+    def due() -> bool:
         nonlocal count
         count += 1
-        if count == time:
-            interrupt()
+        return count == time
 
     with monkeypatch.context() as patched:
-        place(patched, act)
+        place(patched, due)
         with pytest.raises(Interrupted, match=f"^SIGINT: saved step {saved} of {STEPS}"):
             trained(digits, preset, tmp_path / "run", micro_batch=6)
     assert count == time, "the work that the signal met was done to its end"

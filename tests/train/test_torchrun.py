@@ -118,8 +118,8 @@ def test_a_signal_to_anyone_saves_once_and_ends_all(
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert [path.name for path in checkpoints(run)] == [f"step-{status['step']:08d}"]
-    errors = [text for text in launched.said.splitlines() if ": error: " in text]
-    assert errors == [
+    last_words = [text for text in launched.said.splitlines() if ": saved step " in text]
+    assert last_words == [
         f"elbo train: {number.name}: saved step {status['step']} of 1000000; the same command goes on from there"
     ]
     assert (tmp_path / "out").read_text() == ""
@@ -138,7 +138,7 @@ def test_orphans_of_a_killed_launcher_save_and_the_same_command_waits_for_them(
     assert again.wait() == 0, (tmp_path / "err").read_text()
     assert "going on after step" in again.said
     assert "ended by its time limit" in again.said
-    assert len([text for text in again.said.splitlines() if text.startswith("elbo train: ")]) == 2
+    assert len([text for text in again.said.splitlines() if text.startswith("elbo train: run: ")]) == 2
     assert (tmp_path / "out").read_text() == "run\n"
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 

@@ -52,7 +52,7 @@ class Written(str):
 
 
 def signature(name: str, thing: Any) -> str:
-    """How it is called, as the source has it; a property's type; the bare name of what is never called."""
+    """Signature as the source has it; for a property its type; for a class that nobody calls its bare name."""
     if isinstance(thing, property):
         return f"{name}: {inspect.get_annotations(thing.fget)['return']}"  # type: ignore[arg-type]
     if not callable(thing) or (inspect.isclass(thing) and issubclass(thing, Exception | Enum)):

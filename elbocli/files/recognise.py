@@ -39,7 +39,7 @@ USES = {
     "images in class folders": "'elbo prep {} OUT.h5' packs them",
     "images in an archive": "'elbo prep {} OUT.h5' packs them",
 }
-"""What is recognised → which command takes it, the path in place of {}."""
+"""Kinds of files that are recognised → the commands that take them, with the path in place of {}."""
 MAKERS = {
     "run": "'elbo train DATA.h5 -o RUN' makes one",
     "dataset": "'elbo prep SRC OUT.h5' makes one",
@@ -49,7 +49,7 @@ MAKERS = {
     "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
-"""What a command may want → how to come by it."""
+"""Kinds of files that a command may want → the commands that make them."""
 
 
 def recognise(path: Path) -> str:

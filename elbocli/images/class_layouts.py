@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.recognise import HDF5_MAGIC
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays, known_sets, parquet
 from elbocli.images.archives import Complain, Entry, begins_like_tar, is_tar, list_folder, list_tar, list_zip
@@ -24,7 +25,7 @@ from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
 from elbocli.images.packed import first_bytes_inside, program_for
 
-HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY", b"PK"
+NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK"
 KNOWN = (HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC, parquet.MAGIC)
 """Beginnings of files that are packed."""
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}

@@ -36,7 +36,7 @@ SPLITS = {
     **dict.fromkeys(("test", "t10k", "testing"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
 }
-"""What a word of a file's name says of its images."""
+"""Words of a file's name → the part of the dataset that it holds."""
 
 
 @dataclass(frozen=True)

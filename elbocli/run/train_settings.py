@@ -122,7 +122,7 @@ class TrainSettings:
     lr_decay: str = setting(
         "constant",
         OPTIMIZER,
-        "How lr falls: constant, cosine, linear, rsqrt:ref=STEPS.",
+        "Fall of lr: constant, cosine, linear, rsqrt:ref=STEPS.",
         more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
         "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
         "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "

@@ -21,7 +21,6 @@ class LogTarget:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Take the numbers of a line of metrics.jsonl; those of validation begin with val_."""
-        raise NotImplementedError
 
     def picture(self, step: int, path: Path) -> None:
         """Take a preview, a PNG file."""

@@ -36,7 +36,7 @@ show(reports())
 
 
 def on_terminal(code: str, columns: int) -> list[str]:
-    """What a program shows on stderr, each state of the line by itself."""
+    """Return the states of the line that a program shows on stderr."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=child)

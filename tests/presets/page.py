@@ -11,7 +11,7 @@ SHOWN = "small32"
 
 
 def said(*words: str) -> str:
-    """What `elbo presets` says, as a block of code."""
+    """Return the output of `elbo presets` as a block of code."""
     line = [sys.executable, "-m", "elbocli", "presets", *words]
     kind = "yaml" if words[0] == "write" else ""
     return f"```{kind}\n{subprocess.run(line, capture_output=True, text=True, check=True).stdout}```\n"

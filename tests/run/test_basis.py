@@ -1,4 +1,4 @@
-"""What isn't given is the run's: the settings and the network that its config.yaml holds, whatever became of its preset."""
+"""A run keeps the settings and the network of its config.yaml where nothing else is given, whatever became of its preset."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_another_preset_is_the_only_difference_that_is_told(first: Make, digits:
 
 
 def test_another_preset_has_its_own_network_under_the_settings_of_the_config(first: Make, digits: Path) -> None:
-    """As options over a file over a preset: what the config says is above what the preset says."""
+    """A config comes before a preset, and options come before both."""
     run = first(lr=0.01)
     found = resolve({"preset": "digits"}, Dataset(digits), basis_of(run))
     assert found.network == resolve({"preset": "digits"}, Dataset(digits)).network

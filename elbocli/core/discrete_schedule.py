@@ -7,6 +7,7 @@ the share of timesteps between them. Beyond the first and the last there is noth
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import TYPE_CHECKING
 
 from elbocli.core.logsnr import LIMIT
@@ -15,6 +16,7 @@ from elbocli.core.schedule_curves import ScheduleCurve
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 BETAS: Registry[None] = Registry("beta schedule")
@@ -93,6 +95,13 @@ class Steps:
         slopes = torch.from_numpy(CubicSpline(self.level.numpy(), self.time.numpy())(self.level.numpy(), 1))
         steepest = 3 * torch.cat([self.chord[:1], self.chord[:-1].maximum(self.chord[1:]), self.chord[-1:]])
         self.slope = slopes.clamp(max=0).maximum(steepest)
+
+    def on(self, device: torch.device) -> Steps:
+        """The same curve for tensors on a device."""
+        moved = copy(self)
+        for name in ("level", "time", "chord", "slope"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def _at(self, cell: Tensor, s: Tensor) -> Tensor:
         rest = 1 - s

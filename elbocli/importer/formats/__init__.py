@@ -21,7 +21,8 @@ from torch import Tensor
 from elbocli.core.registry import Registry, nearest
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.torch_pickle import Foreign, Found, read_torch_file
+from elbocli.files.pickled_module import Foreign
+from elbocli.files.torch_pickle import Found, read_torch_file
 from elbocli.nn.networks import NetworkConfig, build
 
 WRAPPERS = ("module.", "_orig_mod.")

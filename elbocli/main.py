@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
-from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
+from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command
 from elbocli.cli.other_words import Group
 from elbocli.cli.stderr import heard, tell
 from elbocli.cli.types import imported
@@ -130,15 +130,32 @@ def fail(where: str, message: str, code: int, alone: bool = False) -> int:
     return code
 
 
+def _invoke(args: list[str]) -> int:
+    """Run a command line to its end, and what it prints to where it goes; the exit code."""
+    try:
+        if COMPLETE in os.environ:
+            code: int = shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE])
+        else:
+            with elbo.make_context("elbo", args, auto_envvar_prefix="ELBO") as context:
+                elbo.invoke(context)
+            code = 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    sys.stdout.flush()
+    return code
+
+
+def _drop_output() -> None:
+    """Let nobody have what waits to be written to standard output, because it can't be."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, STDOUT)
+    os.close(nobody)
+
+
 def run(args: list[str] | None = None) -> int:
     """Run a command line; the exit code."""
     try:
-        line = sys.argv[1:] if args is None else args
-        with elbo.make_context("elbo", line, auto_envvar_prefix="ELBO") as context:
-            elbo.invoke(context)
-        return 0
-    except click.exceptions.Exit as end:
-        return end.exit_code
+        return _invoke(sys.argv[1:] if args is None else args)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "elbo"
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -164,7 +181,7 @@ def run(args: list[str] | None = None) -> int:
         code = SIGNALLED + signal.SIGINT
         return fail(Command.path, "interrupted", code) if Command.path != "elbo" else code  # no command has begun
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return SIGNALLED + signal.SIGPIPE
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG and error.filename is not None:
@@ -172,26 +189,19 @@ def run(args: list[str] | None = None) -> int:
             return fail(
                 Command.path, f"{os.fsdecode(error.filename)}: {error.strerror}: {most}; choose a shorter one", 2
             )
-        if error.errno not in FULL or error.filename is not None:
+        if error.errno not in (*FULL, errno.EBADF) or error.filename is not None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there can't be written either
-        return fail(Command.path, f"standard output: could not write: {error.strerror}", 1)
+        _drop_output()
+        closed = error.errno == errno.EBADF
+        return fail(Command.path, CLOSED if closed else f"standard output: could not write: {error.strerror}", 1)
 
 
 def main() -> None:
     """The console script."""
-    if COMPLETE in os.environ:
-        sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
-    share_cores()
-    extend_segments()
     make_streams_whole()
-    if sys.stderr is not None:
+    if COMPLETE not in os.environ:
+        share_cores()
+        extend_segments()
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
         faulthandler.enable()
-    code = run()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = SIGNALLED + signal.SIGPIPE
-    sys.exit(code)
+    sys.exit(run())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -58,24 +60,50 @@ class Zygote:
         )
         atexit.register(self.process.kill)
 
-    def run(self, line: list[str], cwd: Path | None, env: dict[str, str], stdin: bytes, timeout: float) -> Result:
-        """As subprocess.run does it. Raises TimeoutExpired."""
+    def run(
+        self,
+        line: list[str],
+        cwd: Path | None,
+        env: dict[str, str],
+        stdin: bytes,
+        timeout: float,
+        ended: tuple[int, float] | None = None,
+        **conditions: Any,
+    ) -> Result:
+        """As subprocess.run does it, under conditions as tests/zygote.py takes them. Raises TimeoutExpired.
+
+        ended: a signal, and after how many seconds it comes, counted from when the command has begun to heed any.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             streams = [Path(folder) / name for name in ("in", "out", "err")]
             for stream, content in zip(streams, (stdin, b"", b""), strict=True):
                 stream.write_bytes(content)
             request = {"line": line, "cwd": str(cwd or Path.cwd()), "env": env, "streams": [*map(str, streams)]}
+            request |= {"closed": [], "ordinary": False, "files": None, **conditions}
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             child = int(self.process.stdout.readline())
             late = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
             late.start()
+            if ended is not None:
+                threading.Thread(target=end, args=(child, *ended)).start()
             code = int(self.process.stdout.readline())
             if late.finished.is_set():
                 raise subprocess.TimeoutExpired(line, timeout)
             late.cancel()
             return Result(line, code, *(stream.read_bytes() for stream in streams[1:]))
+
+
+def end(process: int, signum: int, after: float) -> None:
+    """Send a process a signal, some seconds after it has begun to handle SIGTERM; none when it is gone."""
+    try:
+        while not int(re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())[0], 16) >> 14 & 1:
+            time.sleep(0.002)
+        time.sleep(after)
+        os.kill(process, signum)
+    except (OSError, IndexError):
+        return
 
 
 @cache
@@ -90,8 +118,11 @@ def run_elbo(
     stdin: Any = b"",
     env: dict[str, str] | None = None,
     timeout: float = 240,
+    **conditions: Any,
 ) -> Result:
     """Run a command line in its own process; bytes of both streams and the exit code.
+
+    conditions: as Zygote.run takes them.
 
     stdin: bytes, or whatever subprocess takes. Whoever changes more of the environment than elbo's own variables,
     which libraries may read when they are imported, gets a process that imports them.
@@ -100,7 +131,8 @@ def run_elbo(
     environment = kept | (env or {})
     line = [*map(str, args)]
     if isinstance(stdin, bytes) and all(key.startswith("ELBO_") for key in env or {}):
-        return zygote().run(line, cwd, environment, stdin, timeout)
+        return zygote().run(line, cwd, environment, stdin, timeout, **conditions)
+    assert not conditions
     given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
     return subprocess.run(
         [sys.executable, "-m", "elbocli", *line],

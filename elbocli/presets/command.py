@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import CONTEXT, Command, option
+from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import common, overwrite_option
 from elbocli.cli.types import PATH, Named
 
@@ -90,7 +90,7 @@ def show(name: str) -> None:
     click.echo(read_text(preset_file(name), "a preset"), nl=False)
 
 
-@presets.command(cls=Command)
+@presets.command(cls=Command, prints=without_file)
 @click.argument("name", type=PRESET)
 @click.argument("out", type=PATH, metavar="OUT.yaml", default="-")
 @overwrite_option

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import CONTEXT, Command, option
+from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
 from elbocli.cli.other_words import Group
 from elbocli.cli.types import PATH, Count, Number, imported
@@ -178,7 +178,7 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
     return comparison, f"{one.spec} and {other.spec} {end}"
 
 
-@weights.command(cls=Command)
+@weights.command(cls=Command, prints=without_file)
 @click.argument("specs", type=WEIGHTING, nargs=-1, metavar="[SPEC]...")
 @option(
     "--schedule",

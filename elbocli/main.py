@@ -17,10 +17,10 @@ from click.shell_completion import CompletionItem, shell_complete
 from elbocli import __version__
 from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command
 from elbocli.cli.other_words import Group
-from elbocli.cli.stderr import heard, tell
+from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
-from elbocli.runtime.descriptors import make_streams_whole
+from elbocli.runtime.descriptors import make_streams_whole, write_all
 
 COMMANDS = {
     "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
@@ -128,6 +128,15 @@ def fail(where: str, message: str, code: int, alone: bool = False) -> int:
         with suppress(KeyboardInterrupt):
             time.sleep(LATER_S)
     return code
+
+
+def say_ended(signum: int) -> None:
+    """Say that a signal ends the command, if one has begun. Python's own streams may be in the middle of something."""
+    if Command.path != "elbo" and not Command.silent:
+        how = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+        bar = "\r\x1b[K" if os.isatty(STDERR) else ""
+        with heard():
+            write_all(STDERR, f"{bar}{Command.path}: {how}\n".encode())
 
 
 def _invoke(args: list[str]) -> int:

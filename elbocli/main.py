@@ -19,6 +19,7 @@ from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command
 from elbocli.cli.other_words import Group
 from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
+from elbocli.cli.visible import visible_lines
 from elbocli.errors import ElboError
 from elbocli.runtime.descriptors import make_streams_whole, write_all
 
@@ -176,7 +177,7 @@ def run(args: list[str] | None = None) -> int:
     except ElboError as error:
         if Command.verbose:
             with heard():
-                traceback.print_exc()
+                click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
         return fail(Command.path, str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # As torch and numpy say it, who need not be imported here; anything else is our bug.

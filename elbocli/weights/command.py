@@ -15,6 +15,7 @@ from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
 from elbocli.cli.other_words import Group
 from elbocli.cli.types import PATH, Count, Number, imported
+from elbocli.cli.visible import visible
 
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
@@ -77,9 +78,10 @@ def list_(kind: str, as_json: bool) -> None:
         ]
         click.echo(json.dumps(told, indent=1))
         return
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key.upper() for key in rows[0]}, *rows]:
-        click.echo("  ".join(f"{value!s:<{widths[key]}}" for key, value in row.items()).rstrip())
+    lines = [{key: visible(str(value)) for key, value in row.items()} for row in rows]
+    widths = {key: max(len(key), *(len(line[key]) for line in lines)) for key in rows[0]}
+    for line in [{key: key.upper() for key in rows[0]}, *lines]:
+        click.echo("  ".join(f"{value:<{widths[key]}}" for key, value in line.items()).rstrip())
 
 
 def _row(declared: Any) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
     if schedule is not None:
         chosen = resolve_schedule(schedule, low, high, clip=True)
         columns |= {"t": chosen.t(at), "density": chosen.density(at)}
-    click.echo("\t".join(columns))
+    click.echo("\t".join(map(visible, columns)))
     for row in zip(*(column.tolist() for column in columns.values())):
         click.echo("\t".join(repr(value) for value in row))
 
@@ -156,7 +158,7 @@ def check(
         comparison, sentence = _compare(weighting, other, low, high, tolerance)
         verdict["equals"], good = comparison, comparison["same"]
         sentences.append(sentence)
-    click.echo(json.dumps(verdict) if as_json else "\n".join(sentences))
+    click.echo(json.dumps(verdict) if as_json else "\n".join(map(visible, sentences)))
     ctx.exit(0 if good else 1)
 
 

@@ -21,7 +21,7 @@ CROP_HELP = (
 
 def shard(value: str) -> tuple[int, int]:
     """I/N, counting from 1. Raises BadParameter."""
-    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
     if not match or not 1 <= int(match[1]) <= int(match[2]) <= 10**6:
         raise click.BadParameter(f"{value!r} is not I/N with 1 <= I <= N, such as 2/4")
     return int(match[1]), int(match[2])

@@ -90,6 +90,17 @@ def elbo() -> None:
 
 ALLOCATE = "can't allocate memory"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+MAY = "; see who may read it, write it and search its folders: ls -ld"
+MOST_OPEN = "; close some, or allow more by 'ulimit -n'"
+REFUSED = {
+    errno.ENAMETOOLONG: (": a name has at most 255 bytes, and a path 4095; choose a shorter one", 2),
+    errno.EACCES: (MAY, 1),
+    errno.EPERM: (MAY, 1),
+    errno.EROFS: ("; choose another folder", 1),
+    errno.EMFILE: (MOST_OPEN, 1),
+    errno.ENFILE: (MOST_OPEN, 1),
+}
+"""Ways in which the system refuses a file that no command looked out for: what to do, and the exit code."""
 LATER_S = 10.0
 SIGNALLED = 128
 """Exit codes from here on say by which signal a command ended, as shells do."""
@@ -194,11 +205,10 @@ def run(args: list[str] | None = None) -> int:
         _drop_output()
         return SIGNALLED + signal.SIGPIPE
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG and error.filename is not None:
-            most = "a name has at most 255 bytes, and a path 4095"
-            return fail(
-                Command.path, f"{os.fsdecode(error.filename)}: {error.strerror}: {most}; choose a shorter one", 2
-            )
+        if error.errno in REFUSED and (error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE)):
+            then, code = REFUSED[error.errno]
+            where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            return fail(Command.path, f"{where}{error.strerror}{then}", code)
         if error.errno not in (*FULL, errno.EBADF) or error.filename is not None:
             raise
         _drop_output()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,6 +29,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pretend  # noqa: F401 - before the first backward pass of the process, which may come while tests are collected
+from signalled import end
 
 ROOT = Path(__file__).parent.parent
 LONGEST = (
@@ -93,17 +92,6 @@ class Zygote:
                 raise subprocess.TimeoutExpired(line, timeout)
             late.cancel()
             return Result(line, code, *(stream.read_bytes() for stream in streams[1:]))
-
-
-def end(process: int, signum: int, after: float) -> None:
-    """Send a process a signal, some seconds after it has begun to handle SIGTERM; none when it is gone."""
-    try:
-        while not int(re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())[0], 16) >> 14 & 1:
-            time.sleep(0.002)
-        time.sleep(after)
-        os.kill(process, signum)
-    except (OSError, IndexError):
-        return
 
 
 @cache

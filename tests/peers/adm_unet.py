@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from peers.edm_unet import Tensors, halved, inside, repeated
+from peers.edm_unet import Tensors, drawing, halved, inside, repeated
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,20 +24,21 @@ def made(
     image_channels: int = 3,
     outputs: int = 6,
     seed: int = 0,
-    lean: bool = False,
+    weigh: bool = True,
 ) -> Tensors:
-    """Random tensors, none of them zero, of a network of that shape, in the order of its state dict."""
-    draw, out = torch.Generator().manual_seed(seed), Tensors()
+    """Random tensors, none of them zero, of a network of that shape, in the order of its state dict.
+
+    weigh: else they are without memory.
+    """
+    random, out = drawing(seed, weigh), Tensors()
     width = 4 * channels
 
     def put(name: str, *shape: int) -> None:
-        fan = math.prod(shape[1:])
-        out[f"{name}.weight"] = torch.zeros(shape) if lean else torch.randn(shape, generator=draw) * 0.7 / fan**0.5
-        out[f"{name}.bias"] = torch.zeros(shape[0]) if lean else torch.randn(shape[0], generator=draw) * 0.1
+        out[f"{name}.weight"] = random(*shape) * (0.7 / math.sqrt(math.prod(shape[1:])))
+        out[f"{name}.bias"] = random(shape[0]) * 0.1
 
     def put_norm(name: str, count: int) -> None:
-        out[f"{name}.weight"] = 1 + 0.2 * torch.randn(count, generator=draw)
-        out[f"{name}.bias"] = 0.2 * torch.randn(count, generator=draw)
+        out[f"{name}.weight"], out[f"{name}.bias"] = 1 + 0.2 * random(count), 0.2 * random(count)
 
     def put_block(name: str, before: int, after: int) -> None:
         put_norm(f"{name}.in_layers.0", before)
@@ -56,7 +57,7 @@ def made(
     put("time_embed.0", width, channels)
     put("time_embed.2", width, width)
     if classes:
-        out["label_emb.weight"] = torch.randn(classes, width, generator=draw)
+        out["label_emb.weight"] = random(classes, width)
     now = int(channels * levels[0])
     put("input_blocks.0.0", now, image_channels, 3, 3)
     kept, index = [now], 1

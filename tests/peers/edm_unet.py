@@ -6,7 +6,7 @@ Source: Karras et al. 2022, appendix F.2 and table 1. A network is all in its na
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 import torch
@@ -14,6 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Tensors = dict[str, Tensor]
+
+
+def drawing(seed: int, weigh: bool) -> Callable[..., Tensor]:
+    """Return what draws normal numbers of a shape; or, unless they are to weigh anything, makes a tensor without memory."""
+    draw = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=draw) if weigh else torch.empty(shape, device="meta")
 
 
 def made(
@@ -28,25 +34,22 @@ def made(
     augment: int = 0,
     head: int = 64,
     seed: int = 0,
-    lean: bool = False,
+    weigh: bool = True,
 ) -> Tensors:
     """Random tensors, none of them zero, of a network of that shape, in the order of EDM's state dict.
 
-    Levels narrower than a head have no attention, nor has the middle. lean: zeros instead, which cost little time.
+    Levels narrower than a head have no attention, nor has the middle. weigh: else they are without memory.
     """
-    draw, out = torch.Generator().manual_seed(seed), Tensors()
+    random, out = drawing(seed, weigh), Tensors()
     width = embedding * channels
 
     def put(name: str, *shape: int, bias: bool = True) -> None:
-        fan = math.prod(shape[1:])
-        values = torch.zeros(shape) if lean else torch.randn(shape, generator=draw) * (0.7 / math.sqrt(fan))
-        out[f"{name}.weight"] = values
+        out[f"{name}.weight"] = random(*shape) * (0.7 / math.sqrt(math.prod(shape[1:])))
         if bias:
-            out[f"{name}.bias"] = torch.zeros(shape[0]) if lean else torch.randn(shape[0], generator=draw) * 0.1
+            out[f"{name}.bias"] = random(shape[0]) * 0.1
 
     def put_norm(name: str, count: int) -> None:
-        out[f"{name}.weight"] = 1 + 0.2 * torch.randn(count, generator=draw)
-        out[f"{name}.bias"] = 0.2 * torch.randn(count, generator=draw)
+        out[f"{name}.weight"], out[f"{name}.bias"] = 1 + 0.2 * random(count), 0.2 * random(count)
 
     def put_block(name: str, before: int, after: int, attends: bool = False, resized: bool = False) -> None:
         put_norm(f"{name}.norm0", before)

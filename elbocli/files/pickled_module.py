@@ -1,16 +1,31 @@
-"""Modules of torch that somebody has pickled whole: their class, their attributes and the tensors of their state_dict."""
+"""Objects in a pickle that are never made, and the tensors of those that are modules of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files.torch_pickle import Foreign
 
 MOST_MODULES = 100_000
+
+
+@dataclass(eq=False)
+class Foreign:
+    """An object that is named in a file, and never made. name: `module name`; of a class, or of what was to be called.
+
+    args: what it was to be called with. state: what it was to be given, mostly its __dict__. items, values: what a dict
+    or a list of its class was to hold.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    values: list[Any] = field(default_factory=list)
 
 
 def module_tensors(module: Any) -> dict[str, Tensor]:

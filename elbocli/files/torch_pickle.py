@@ -14,7 +14,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
+from elbocli.files.pickled_module import Foreign
 from elbocli.files.plain_pickle import VALUES, Machine, keyed
 from elbocli.files.reading import naming, refusing, utf8_path
 
@@ -50,21 +51,6 @@ STORAGES = {f"torch {name}Storage": dtype for name, dtype in TYPES.items()} | {
     "torch UntypedStorage": torch.uint8,
 }
 DTYPES = {str(dtype).replace(".", " "): dtype for dtype in TYPES.values()}
-
-
-@dataclass(eq=False)
-class Foreign:
-    """An object that is named in a file, and never made. name: `module name`; of a class, or of what was to be called.
-
-    args: what it was to be called with. state: what it was to be given, mostly its __dict__. items, values: what a dict
-    or a list of its class was to hold.
-    """
-
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    values: list[Any] = field(default_factory=list)
 
 
 class Found(NamedTuple):

@@ -21,7 +21,8 @@ from torch import Tensor
 from elbocli.core.registry import Registry, nearest
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.torch_pickle import Foreign, Found, read_torch_file
+from elbocli.files.pickled_module import Foreign
+from elbocli.files.torch_pickle import Found, read_torch_file
 from elbocli.nn.networks import NetworkConfig, build
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -81,6 +82,11 @@ class Source:
         if self.path.is_dir() or self.path.suffix == ".pt2":
             return None
         return self.found.tree
+
+    @property
+    def strangers(self) -> list[str]:
+        """Names of what the file holds beside tensors and containers; none where it wasn't read as a checkpoint."""
+        return self.found.strangers if "found" in vars(self) else []
 
     @cached_property
     def sha256(self) -> str:
@@ -243,7 +249,9 @@ def fitted(weights: Mapping[str, Tensor], config: NetworkConfig, where: object) 
         if not tensor.is_floating_point() and wanted[name].is_floating_point():
             raise FormatError(f"{where}: {name} holds {tensor.dtype}, expected floating-point numbers")
     kinds = {tensor.dtype for name, tensor in weights.items()} - {wanted[name].dtype for name in wanted}
-    notes = [f"weights in {str(kind).removeprefix('torch.')} become float32" for kind in sorted(kinds, key=str)]
+    notes = [
+        f"{where}: weights in {str(kind).removeprefix('torch.')} become float32" for kind in sorted(kinds, key=str)
+    ]
     return {name: weights[name].to(wanted[name].dtype) for name in wanted}, notes
 
 

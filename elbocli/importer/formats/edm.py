@@ -15,8 +15,7 @@ from torch import Tensor
 from elbocli.core.logsnr import logsnr_of
 from elbocli.core.registry import plain
 from elbocli.errors import FormatError
-from elbocli.files.pickled_module import class_name, module_state, module_tensors
-from elbocli.files.torch_pickle import Foreign
+from elbocli.files.pickled_module import Foreign, class_name, module_state, module_tensors
 from elbocli.importer.formats import (
     Imported,
     ImportOptions,

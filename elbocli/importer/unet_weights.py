@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from elbocli.core.registry import nearest
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import FormatError
+from elbocli.files.reading import naming
 from elbocli.importer.formats import fitted
 from elbocli.nn.networks import build
 from elbocli.nn.networks.unet import UNetConfig
@@ -27,10 +28,8 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int, where: object
 
 def unet_config(where: object, **values: Any) -> UNetConfig:
     """The config of a network that a file tells of. Raises FormatError for one that can't be."""
-    try:
+    with naming(where, FormatError):
         return UNetConfig(**values)
-    except UsageError as error:
-        raise FormatError(f"{where}: {error}") from error
 
 
 def taken(

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from elbocli.core.logsnr import logsnr_of
+from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import plain
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import FormatError
-from elbocli.files.pickled_module import Foreign, class_name, module_state, module_tensors
+from elbocli.files.pickled_module import Foreign, attributes, class_name, module_tensors
+from elbocli.files.reading import naming
 from elbocli.importer.formats import (
     Imported,
     ImportOptions,
@@ -92,14 +95,16 @@ def _held(source: Source, options: ImportOptions) -> Held:
     if found is None:
         return Held(*state_dict(source, options), None)
     key, module = found
-    return Held(called(unwrapped(module_tensors(module)), options, source.path), key != "net", module)
+    with naming(source.path, FormatError):
+        tensors = unwrapped(module_tensors(module))
+        if not tensors:
+            raise FormatError("its network holds no weights")
+    return Held(called(tensors, options, source.path), key != "net", module)
 
 
 def _refuse_others(held: Held, where: Path) -> None:
     """Raise FormatError for networks and preconditionings of EDM's code that elbo doesn't have."""
-    names = [class_name(held.module)] if held.module else []
-    if held.module and names[0] in PRECONDITIONINGS:
-        names.append(class_name(module_state(held.module)["_modules"].get("model")))
+    names = [class_name(held.module), class_name(attributes(held.module).get("_modules", {}).get("model"))]
     if "SongUNet" in names or any("_aux_" in name for name in held.tensors):
         raise FormatError(
             f"{where}: holds a DDPM++ or NCSN++ network (SongUNet), which elbo doesn't have; of EDM's networks it has ADM's "
@@ -115,39 +120,40 @@ def _refuse_others(held: Held, where: Path) -> None:
         )
 
 
-def _attribute(module: Foreign | None, name: str, usual: float) -> float:
+def _number(found: Any, name: str, usual: float) -> float:
     """A number that a pickled object has; `usual` where there is none."""
-    value = usual
-    if module is not None and isinstance(module.args[0] if module.args else None, dict):
-        value = (module.args[0].get("state") or {}).get(name, usual)
+    value = attributes(found).get(name, usual)
     return float(value) if type(value) in (int, float) else usual
 
 
 def _dropout(held: Held) -> float:
     """Dropout that the network was trained with, which its blocks say; 0 in a state dict."""
     module: Any = held.module
-    try:
-        for name in ("model", "enc") if class_name(module) in PRECONDITIONINGS else ("enc",):
-            module = module_state(module)["_modules"][name]
-        blocks = module_state(module)["_modules"].values()
-        return max(_attribute(block, "dropout", 0.0) for block in blocks)
-    except (FormatError, KeyError, ValueError):
-        return 0.0
+    for name in ("model", "enc") if class_name(module) in PRECONDITIONINGS else ("enc",):
+        inner = attributes(module).get("_modules")
+        module = inner.get(name) if isinstance(inner, dict) else None
+    blocks = attributes(module).get("_modules")
+    return max((_number(block, "dropout", 0.0) for block in blocks.values()), default=0.0) if blocks else 0.0
 
 
-def _objective(source: Source, sigma_data: float) -> dict[str, Any]:
+def _objective(source: Source, held: Held) -> dict[str, Any]:
     """Settings of the objective; mean and spread of ln σ are the loss function's, where the file holds it."""
     loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
-    own = loss if isinstance(loss, Foreign) and class_name(loss) == "EDMLoss" else None
-    mean, std = plain(_attribute(own, "P_mean", -1.2)), plain(_attribute(own, "P_std", 1.2))
-    return {
-        "prediction": f"edm:sigma_data={plain(sigma_data)}",
-        "weighting": f"edm:mean={mean},std={std},sigma_data={plain(sigma_data)}",
+    own = loss if class_name(loss) == "EDMLoss" else None
+    mean, std = plain(_number(own, "P_mean", -1.2)), plain(_number(own, "P_std", 1.2))
+    sigma_data = plain(_number(held.module, "sigma_data", SIGMA_DATA))
+    settings = {
+        "prediction": f"edm:sigma_data={sigma_data}",
+        "weighting": f"edm:mean={mean},std={std},sigma_data={sigma_data}",
         "schedule": f"edm:mean={mean},std={std}",
         "logsnr_min": logsnr_of(MOST_SIGMA),
         "logsnr_max": logsnr_of(LEAST_SIGMA),
         "label_dropout": 0.0,
     }
+    with naming(source.path, FormatError):
+        for registry, key in ((PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting")):
+            registry.parse(str(settings[key]))
+    return settings
 
 
 def _attends(tensors: dict[str, Tensor], block: str) -> bool:
@@ -226,7 +232,6 @@ def edm(source: Source, options: ImportOptions) -> Imported:
             "it was trained with augmented images, and elbo samples images as they were: map_augment is left out"
         )
     if held.module is None:
-        notes.append("nothing in it says so: its network is taken as preconditioned by EDM (EDMPrecond)")
-    sigma_data = _attribute(held.module, "sigma_data", SIGMA_DATA)
+        notes.append(f"{where}: nothing in it says so: its network is taken as preconditioned by EDM (EDMPrecond)")
     data = {"image_size": size, "channels": first[1], "num_classes": config.num_classes}
-    return Imported(config, weights, _objective(source, sigma_data), data, held.averaged, LICENCE, notes)
+    return Imported(config, weights, _objective(source, held), data, held.averaged, LICENCE, notes)

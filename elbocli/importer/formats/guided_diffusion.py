@@ -195,7 +195,9 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         )
     code = parse_level_code(options.levels or (known.code if known else "t-linear"))
     if not known and not options.levels:
-        notes.append("nothing says its noise schedule: taken as linear with 1000 timesteps; say another by --levels")
+        notes.append(
+            f"{where}: nothing says its noise schedule: taken as linear with 1000 timesteps; say another by --levels"
+        )
     if shape_of(tensors, "input_blocks.1.0.emb_layers.1.weight", 2, where)[0] != 2 * round(channels * levels[0]):
         raise FormatError(
             f"{where}: its blocks add what they are told of the noise (no use_scale_shift_norm); elbo's scale"

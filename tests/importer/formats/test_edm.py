@@ -170,6 +170,43 @@ def test_the_objective_is_edms_and_that_of_the_loss_function_in_the_file(tmp_pat
     assert own["weighting"] == "edm:mean=-0.8,std=1.6,sigma_data=1"
 
 
+def odd(tensors: Tensors, spoil: Callable[[Any], None], path: Path) -> Path:
+    """A pickle whose objects hold what EDM's don't."""
+    module, loss = edm_files.preconditioned(tensors), edm_files.loss(P_mean=-1.2, P_std=1.2)
+    held = {"ema": module, "loss_fn": loss}
+    spoil(held)
+    return edm_files.write_pickle(path / "odd.pkl", held)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda held: vars(held["ema"]).update(sigma_data=-1.0), "sigma_data is -1; it must be above 0"),
+        (lambda held: vars(held["ema"]).update(sigma_data=float("nan")), "is not a number"),
+        (lambda held: vars(held["loss_fn"]).update(P_std=0), "std is 0; it must be above 0"),
+        (lambda held: vars(held["ema"]).update(_modules=[1]), "it is no pickled network"),
+        (lambda held: vars(held["ema"]).update(_parameters=[1]), "it is no pickled network"),
+        (lambda held: vars(held["ema"]).update(_modules={"model": {"enc": 3}}), "it is no pickled network"),
+        (lambda held: vars(held["ema"].model).update(_modules={}), "its network holds no weights"),
+        (lambda held: vars(held["ema"].model)["_modules"].update(enc=None), r"lacks 'enc\.16x16_conv\.weight'"),
+    ],
+)
+def test_objects_that_hold_nonsense_are_refused(spoil: Callable[[Any], None], told: str, tmp_path: Path) -> None:
+    path = odd(edm_unet.made(levels=(1,)), spoil, tmp_path)
+    with pytest.raises(FormatError, match=told) as caught:
+        import_run(path, tmp_path / "run", ImportOptions(), "edm")
+    assert str(path) in str(caught.value)
+
+
+def test_objects_that_hold_other_numbers_than_floats_are_taken_as_usual(tmp_path: Path) -> None:
+    def spoil(held: Any) -> None:
+        vars(held["ema"]).update(sigma_data=[0.5])
+        vars(held["loss_fn"]).clear()
+
+    settings = read(odd(edm_unet.made(levels=(1,)), spoil, tmp_path)).settings
+    assert settings == read(pickled(edm_unet.made(levels=(1,)), tmp_path)).settings
+
+
 def w(settings: dict[str, Any]) -> Weighting:
     return resolve_weighting(settings["weighting"])
 
@@ -183,9 +220,10 @@ def test_augmentation_is_left_out_and_that_is_said(tmp_path: Path) -> None:
 
 def test_half_precision_becomes_float32_and_that_is_said(tmp_path: Path) -> None:
     tensors = {name: tensor.half() for name, tensor in edm_unet.made(levels=(1,)).items()}
-    found = read(pickled(tensors, tmp_path))
+    path = pickled(tensors, tmp_path)
+    found = read(path)
     assert {tensor.dtype for tensor in found.weights.values()} == {torch.float32}
-    assert found.notes == ["weights in float16 become float32"]
+    assert found.notes == [f"{path}: weights in float16 become float32"]
     assert_computes(found, {name: tensor.float() for name, tensor in tensors.items()})
 
 

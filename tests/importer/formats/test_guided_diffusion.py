@@ -130,7 +130,7 @@ def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
 def test_half_precision_a_wrappers_names_and_last_weights(tmp_path: Path) -> None:
     tensors = {f"module.{name}": tensor.half() for name, tensor in adm_unet.made(levels=(1,), attention=()).items()}
     found = read(written(tensors, tmp_path, "model100000.pt"), **SMALL)
-    assert not found.averaged and "weights in float16 become float32" in found.notes
+    assert not found.averaged and "weights in float16 become float32" in found.notes[0]
     assert {tensor.dtype for tensor in found.weights.values()} == {torch.float32}
 
 
@@ -228,7 +228,6 @@ def test_a_run_of_it_opens_with_the_same_network(tmp_path: Path) -> None:
     tensors = adm_unet.made(classes=3, levels=(1, 2), attention=(8,))
     import_run(written(tensors, tmp_path), tmp_path / "run", ImportOptions(**SMALL))
     opened = open_run(tmp_path / "run", torch.device("cpu"), lambda text: None)
-    z, level, labels = torch.randn(2, 3, 16, 16), torch.tensor([-3.0, 5.0]), torch.tensor([2, 0])
+    z, level, labels = torch.randn(2, 3, 16, 16), levels_of(LINEAR, [600, 150]).float(), torch.tensor([2, 0])
     wanted = adm_unet.network(tensors, z, timestep(level.double(), LINEAR), labels, 2, False)[:, :3]
-    # Between timesteps elbo's curve is smooth, where this test's is straight.
-    torch.testing.assert_close(opened.network(z, level, labels), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    torch.testing.assert_close(opened.network(z, level, labels), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peers import edm_files, edm_unet
@@ -27,6 +30,7 @@ from elbocli.nn.networks import build, count_parameters
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.run.open import open_run
 
+Elbo = Callable[..., CompletedProcess[bytes]]
 LEVELS = torch.linspace(-8.76, 12.42, 5)
 SHAPES: dict[str, dict[str, Any]] = {
     "unconditional": {"attention": (8,)},
@@ -338,6 +342,17 @@ def test_a_run_of_it_opens_with_the_same_network(tmp_path: Path) -> None:
     one_hot = torch.tensor([[0, 0, 1], [0, 0, 0]])
     wanted = edm_unet.network(tensors, z, -level.double() / 8, one_hot)
     torch.testing.assert_close(opened.network(z, level, labels), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_small_one_is_sampled_and_measured_through_the_shell(elbo: Elbo, digits: Path, tmp_path: Path) -> None:
+    tensors = edm_unet.made(size=8, image_channels=1, classes=10, levels=(1,), attention=())
+    pickled(tensors, tmp_path)
+    result = elbo("import", "network-snapshot-002500.pkl", "run", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, b"run\n") and b"CC BY-NC-SA 4.0" in result.stderr, result.stderr
+    drawn = elbo("sample", "run", "-n", 4, "--sampler", "heun", "--steps", 2, "-o", "x.npy", cwd=tmp_path)
+    assert drawn.returncode == 0 and np.load(tmp_path / "x.npy").shape == (4, 8, 8, 1), drawn.stderr
+    found = json.loads(elbo("bound", "run", digits, "-n", 8, "--draws", 2, cwd=tmp_path).stdout)
+    assert found["imported_format"] == "edm" and found["bpd"] > 0
 
 
 def test_the_published_shape_has_the_published_number_of_parameters() -> None:

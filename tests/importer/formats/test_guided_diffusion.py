@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peers import adm_unet
@@ -22,6 +25,7 @@ from elbocli.nn.networks import build, count_parameters
 from elbocli.nn.networks.unet import UNet, UNetConfig
 from elbocli.run.open import open_run
 
+Elbo = Callable[..., CompletedProcess[bytes]]
 SMALL = {"size": 16, "attention": "heads=2"}
 """Options for a network that isn't one of the published."""
 LINEAR, COSINE = ("linear", 1e-4, 0.02), ("squaredcos_cap_v2", 0.0, 0.0)
@@ -221,6 +225,18 @@ def test_options_of_other_formats_are_refused(tmp_path: Path) -> None:
     path = written(adm_unet.made(levels=(1,), attention=()), tmp_path)
     with pytest.raises(UsageError, match="--classes: says nothing of the format guided-diffusion"):
         import_run(path, tmp_path / "run", ImportOptions(**SMALL, classes=3))
+
+
+def test_a_small_one_is_sampled_and_measured_through_the_shell(elbo: Elbo, digits: Path, tmp_path: Path) -> None:
+    written(adm_unet.made(size=8, image_channels=1, outputs=2, levels=(1,), attention=(), classes=10), tmp_path, "x.pt")
+    asked = elbo("import", "x.pt", "run", "--size", 8, cwd=tmp_path)
+    assert asked.returncode == 2 and b"add --attention heads=N" in asked.stderr
+    result = elbo("import", "x.pt", "run", "--size", 8, "--attention", "heads=2", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, b"run\n") and b"MIT" in result.stderr, result.stderr
+    drawn = elbo("sample", "run", "-n", 4, "--sampler", "ddpm", "--steps", 2, "-o", "x.npy", cwd=tmp_path)
+    assert drawn.returncode == 0 and np.load(tmp_path / "x.npy").shape == (4, 8, 8, 1), drawn.stderr
+    found = json.loads(elbo("bound", "run", digits, "-n", 8, "--draws", 2, cwd=tmp_path).stdout)
+    assert found["imported_format"] == "guided-diffusion" and found["bpd"] > 0
 
 
 @torch.no_grad()

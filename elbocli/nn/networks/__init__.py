@@ -144,6 +144,20 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     return config(**values)
 
 
+def filled(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
+    family = str(section.get("family", "unet"))
+    declared = NETWORKS.named(family)
+    if declared is None:
+        return dict(section)
+    usual = {each.name: each.default for each in fields(declared.traits) if each.default is not MISSING}
+    return {"family": family, **{key: _plain(value) for key, value in usual.items()}, **section}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a value from a file is what a config's field is declared to be."""
     if get_origin(kind) is tuple:
@@ -154,9 +168,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def section_of(config: NetworkConfig) -> dict[str, Any]:
     """A section `network` that config_of reads back, in the order of the config's constructor."""
     names = [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only))]
-    values = {name: getattr(config, name) for name in names}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {"family": declaration_of(config).name, **plain}
+    return {"family": declaration_of(config).name, **{name: _plain(getattr(config, name)) for name in names}}
 
 
 def count_parameters(module: nn.Module) -> int:

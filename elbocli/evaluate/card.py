@@ -23,6 +23,7 @@ DRAWN = {
     "prediction": "prediction",
     "sampler": "sampler",
     "schedule": "schedule of the sampler",
+    "start": "start",
     "steps": "steps",
     "nfe": "network evaluations for an image (NFE)",
     "guidance": "guidance",
@@ -34,8 +35,8 @@ DRAWN = {
     "seed": "seed",
 }
 """Facts on how samples were drawn, in the order of the card."""
-OPTIONAL = {"guidance_low", "guidance_high", "guide"}
-"""Unsaid when there is none."""
+OPTIONAL = {"start", "guidance_low", "guidance_high", "guide"}
+"""Unsaid when there is none, or in samples of an elbo that did not say it."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {
     "n_ref_images": "images for KID, precision and recall",

@@ -24,7 +24,7 @@ from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 GROUPS = {
     "Images": ("n", "classes", "seed", "out", "scale", "overwrite"),
     "Weights": ("weights", "average", "autoencoder"),
-    "Sampler": ("sampler", "steps", "schedule", "clip"),
+    "Sampler": ("sampler", "steps", "schedule", "start", "clip"),
     "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
     "Speed and memory": ("batch", "device", "precision", "compile", "cuda_graphs"),
 }
@@ -46,6 +46,14 @@ GROUPS = {
     help="Grid of noise levels within the run's range: NAME:key=value,…, FILE, or run.  [default: the sampler's]",
     more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. 'run' is the schedule that the run "
     "was trained under; one that adapts, as it was at the checkpoint.",
+)
+@option(
+    "--start",
+    type=Named("elbocli.core.start.STARTS"),
+    default="unit",
+    help="Noise to start from: of variance 1 (unit), or sigma_max (edm) as EDM does.",
+    more="EDM starts from y = z/alpha = sigma_max eps, which leaves out the trace of an image of variance 1 that z has at the "
+    "noisiest level: at sigma_max 80 it is 0.008 % less noise.",
 )
 @option(
     "--guidance",
@@ -127,6 +135,7 @@ def sample(
     from elbocli.core.clipping import parse_clip
     from elbocli.core.guidance import Guidance
     from elbocli.core.samplers.walk import parse_sampler
+    from elbocli.core.start import STARTS
     from elbocli.files.sample_writers import open_stream
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
@@ -142,6 +151,7 @@ def sample(
     settings = loop.SampleSettings(
         sampler=parse_sampler(options.pop("sampler")),
         clip=parse_clip(options.pop("clip")),
+        start=STARTS.parse(options.pop("start")),
         guidance=Guidance(guidance, *(guidance_interval or ())),
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,

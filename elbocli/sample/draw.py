@@ -17,7 +17,9 @@ from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
+from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
+from elbocli.core.start import UNIT
 from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
@@ -41,7 +43,7 @@ class SampleSettings:
     """Settings of a drawing. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
     under.
 
-    weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
+    start: one of STARTS. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
     itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
     0 is so that small images are easily seen.
     """
@@ -50,6 +52,7 @@ class SampleSettings:
     sampler: Sampler = parse_sampler("ddpm")
     steps: int = 0
     schedule: str = ""
+    start: Declaration[None] = UNIT
     guidance: Guidance = Guidance()
     guide: Path | None = None
     guide_average: str = ""
@@ -98,7 +101,7 @@ def draw(
     precision = Precision(settings.precision, device)
     with precision.applied():
         with precision.autocast():
-            x = walk(settings.sampler, noise(), grid, watched, noise)
+            x = walk(settings.sampler, noise() * settings.start(grid[0]), grid, watched, noise)
         return output.pixels(x)
 
 
@@ -182,6 +185,7 @@ class _Work:
             "steps": self.steps,
             "nfe": self.drawer.evaluations(settings.sampler, grid),
             "schedule": self.schedule.base,
+            "start": settings.start.spec,
             "logsnr_min": grid[0],
             "logsnr_max": grid[-2],
             "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),

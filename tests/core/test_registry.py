@@ -100,6 +100,7 @@ REGISTRIES = {
     "elbocli.core.prediction": ("PREDICTIONS", 5),
     "elbocli.core.foreign_loss": ("FACTORS", 5),
     "elbocli.core.samplers": ("SAMPLERS", 5),
+    "elbocli.core.start": ("STARTS", 2),
     "elbocli.core.clipping": ("CLIPS", 3),
     "elbocli.core.criteria": ("CRITERIA", 3),
     "elbocli.core.averages": ("AVERAGES", 3),

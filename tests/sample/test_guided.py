@@ -195,7 +195,15 @@ def test_a_guide_that_does_not_fit_is_refused(
     drawn(trained, tmp_path / "a.h5", guide=make(logsnr_max=5.0), guidance=Guidance(2.0, -10.0, 5.0))
 
 
-# Clipping
+# Starts and clipping
+
+
+def test_a_start_is_recorded_and_changes_the_images_by_a_trace(trained: Path, tmp_path: Path) -> None:
+    images, about, _ = drawn(trained, tmp_path / "a.h5", schedule="cosine")
+    assert about["start"] == "unit"
+    others, about, _ = drawn(trained, tmp_path / "a.h5", schedule="cosine", start="edm")
+    assert about["start"] == "edm"
+    assert not np.array_equal(images, others) and np.abs(images.astype(int) - others).max() < 20
 
 
 def test_clipping_is_recorded_and_keeps_estimates_in_range(trained: Path, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
         (["--sampler", "plms"], "no sampler is called 'plms'"),
         (["--sampler", "ddim:eta=1"], "'ddim' has no parameter 'eta'; its parameters: none"),
         (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0; it must be above 0"),
+        (["--start", "zero"], "no start is called 'zero'; known: unit, edm"),
+        (["--start", "edm:80"], "expected key=value after ':'"),
         (["--clip", "hard"], "no clip is called 'hard'; known: none, static, dynamic"),
         (["--clip", "dynamic:percentile=101"], "percentile is 101; it must be at most 100"),
         (["--guide", "RUN"], "a guide does nothing at --guidance 1"),

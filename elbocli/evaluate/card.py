@@ -31,11 +31,12 @@ DRAWN = {
     "guidance_high": "guided up to logsnr",
     "guide": "guide",
     "clip": "clipping",
+    "rounding": "rounding to levels",
     "classes": "classes as asked for",
     "seed": "seed",
 }
 """Facts on how samples were drawn, in the order of the card."""
-OPTIONAL = {"start", "guidance_low", "guidance_high", "guide"}
+OPTIONAL = {"start", "rounding", "guidance_low", "guidance_high", "guide"}
 """Unsaid when there is none, or in samples of an elbo that did not say it."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {

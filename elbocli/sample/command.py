@@ -22,7 +22,7 @@ from elbocli.cli.options import (
 from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
 GROUPS = {
-    "Images": ("n", "classes", "seed", "out", "scale", "overwrite"),
+    "Images": ("n", "classes", "seed", "rounding", "out", "scale", "overwrite"),
     "Weights": ("weights", "average", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "start", "clip"),
     "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
@@ -111,6 +111,14 @@ GROUPS = {
     help="Decodes latents: a diffusers AutoencoderKL.  [default: the one they were made with]",
 )
 @option(
+    "--rounding",
+    type=Named("elbocli.core.rounding.ROUNDINGS"),
+    help="From a pixel to a level: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; of "
+    "latents, their convention's]",
+    more="half-up differs from nearest only in halves; truncate is half a level darker on average, which a FID sees. Latents "
+    "of the convention edm2 are truncated. The arithmetic is float32; EDM's is float64.",
+)
+@option(
     "-o",
     "--out",
     type=PATH,
@@ -134,6 +142,7 @@ def sample(
     from elbocli.cli.progress_bar import show
     from elbocli.core.clipping import parse_clip
     from elbocli.core.guidance import Guidance
+    from elbocli.core.rounding import ROUNDINGS
     from elbocli.core.samplers.walk import parse_sampler
     from elbocli.core.start import STARTS
     from elbocli.files.sample_writers import open_stream
@@ -152,6 +161,7 @@ def sample(
         sampler=parse_sampler(options.pop("sampler")),
         clip=parse_clip(options.pop("clip")),
         start=STARTS.parse(options.pop("start")),
+        rounding=ROUNDINGS.parse(rounding) if (rounding := options.pop("rounding")) else None,
         guidance=Guidance(guidance, *(guidance_interval or ())),
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,

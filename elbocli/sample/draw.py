@@ -44,7 +44,8 @@ class SampleSettings:
     under.
 
     start: one of STARTS. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
-    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
+    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. rounding: one of
+    ROUNDINGS; None is the usual one. scale: of a grid;
     0 is so that small images are easily seen.
     """
 
@@ -67,6 +68,7 @@ class SampleSettings:
     compile: bool = False
     cuda_graphs: bool = True
     autoencoder: Path | None = None
+    rounding: Declaration[None] | None = None
     scale: int = 0
     overwrite: bool = False
     command: str = ""
@@ -168,7 +170,7 @@ class _Work:
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
         where = trained.path / "config.yaml"
-        self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where)
+        self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where, settings.rounding)
         about = self._about(latent_space(trained.data, config, where))
         seeds = np.arange(settings.n, dtype=np.int64)
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
@@ -193,6 +195,7 @@ class _Work:
             "classes": settings.classes,
             "seed": settings.seed,
             "precision": str(self.precision),
+            "rounding": self.output.rounding.spec,
             **({} if space is None else space.attributes()),
             "elbo_version": __version__,
             "command": settings.command,

@@ -24,6 +24,7 @@ REGISTRIES = {
     "samplers": "elbocli.core.samplers.SAMPLERS",
     "starts": "elbocli.core.start.STARTS",
     "clips": "elbocli.core.clipping.CLIPS",
+    "roundings": "elbocli.core.rounding.ROUNDINGS",
     "criteria": "elbocli.core.criteria.CRITERIA",
     "averages": "elbocli.core.averages.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
@@ -63,8 +64,8 @@ def weights() -> None:
 def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
-    KIND is weightings (the default), schedules, predictions, factors, samplers, starts, clips, criteria,
-    averages or extractors.
+    KIND is weightings (the default), schedules, predictions, factors, samplers, starts, clips,
+    roundings, criteria, averages or extractors.
     """
     from elbocli.core.registry import load_installed
 

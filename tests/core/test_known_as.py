@@ -14,6 +14,7 @@ from elbocli.core.metrics import METRICS
 from elbocli.core.monotone import likeness
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, plain
+from elbocli.core.rounding import ROUNDINGS
 from elbocli.core.samplers import SAMPLERS, Move
 from elbocli.core.samplers.walk import parse_sampler
 from elbocli.core.schedule import parse_schedule
@@ -33,6 +34,7 @@ REGISTRIES: list[Registry[Any]] = [
     SAMPLERS,
     STARTS,
     CLIPS,
+    ROUNDINGS,
     CRITERIA,
     AVERAGES,
     METRICS,

@@ -102,6 +102,7 @@ REGISTRIES = {
     "elbocli.core.samplers": ("SAMPLERS", 5),
     "elbocli.core.start": ("STARTS", 2),
     "elbocli.core.clipping": ("CLIPS", 3),
+    "elbocli.core.rounding": ("ROUNDINGS", 3),
     "elbocli.core.criteria": ("CRITERIA", 3),
     "elbocli.core.averages": ("AVERAGES", 3),
     "elbocli.core.lr_decay": ("LR_DECAYS", 4),

@@ -39,6 +39,7 @@ MADE = {
     "guidance_high": 4.0,
     "guide": "runs/b",
     "start": "edm",
+    "rounding": "truncate",
     "clip": "none",
     "classes": "balanced",
     "seed": 0,

@@ -195,7 +195,18 @@ def test_a_guide_that_does_not_fit_is_refused(
     drawn(trained, tmp_path / "a.h5", guide=make(logsnr_max=5.0), guidance=Guidance(2.0, -10.0, 5.0))
 
 
-# Starts and clipping
+# Starts, rounding and clipping
+
+
+def test_a_rounding_is_recorded_and_makes_levels_of_the_same_pixels(trained: Path, tmp_path: Path) -> None:
+    images, about, _ = drawn(trained, tmp_path / "a.h5")
+    assert about["rounding"] == "nearest"
+    darker, about, _ = drawn(trained, tmp_path / "a.h5", rounding="adm")
+    assert about["rounding"] == "truncate"
+    below = images.astype(int) - darker
+    assert set(np.unique(below)) == {0, 1} and 0.3 < below.mean() < 0.6
+    same, about, _ = drawn(trained, tmp_path / "a.h5", rounding="edm")
+    assert about["rounding"] == "half-up" and np.array_equal(images, same)
 
 
 def test_a_start_is_recorded_and_changes_the_images_by_a_trace(trained: Path, tmp_path: Path) -> None:

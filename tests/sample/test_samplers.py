@@ -35,6 +35,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
         (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0; it must be above 0"),
         (["--start", "zero"], "no start is called 'zero'; known: unit, edm"),
         (["--start", "edm:80"], "expected key=value after ':'"),
+        (["--rounding", "up"], "no rounding is called 'up'"),
         (["--clip", "hard"], "no clip is called 'hard'; known: none, static, dynamic"),
         (["--clip", "dynamic:percentile=101"], "percentile is 101; it must be at most 100"),
         (["--guide", "RUN"], "a guide does nothing at --guidance 1"),

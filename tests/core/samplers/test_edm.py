@@ -21,7 +21,7 @@ def draws(seed=0, size=64):
 
 
 def algorithm_2(d, draw, n, churn, s_min, s_max, s_noise):
-    """y at σ = 0 by a denoiser d(y, σ): σ falls from 80 to .002 with ρ = 7, and then to 0."""
+    """y at σ = 0 by a denoiser d(y, σ): σ falls from 80 to .002 with rho = 7, and then to 0."""
     at = [
         (SIGMA_MAX ** (1 / RHO) + i / (n - 1) * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
         for i in range(n)

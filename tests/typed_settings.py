@@ -5,12 +5,19 @@ from typing import Any
 from elbocli.core.clipping import parse_clip
 from elbocli.core.rounding import ROUNDINGS
 from elbocli.core.samplers.walk import parse_sampler
+from elbocli.core.spacing import SPACINGS
 from elbocli.core.start import STARTS
 from elbocli.sample.draw import SampleSettings
 
-PARSE = {"sampler": parse_sampler, "clip": parse_clip, "start": STARTS.parse, "rounding": ROUNDINGS.parse}
+PARSE = {
+    "sampler": parse_sampler,
+    "clip": parse_clip,
+    "start": STARTS.parse,
+    "rounding": ROUNDINGS.parse,
+    "spacing": SPACINGS.parse,
+}
 
 
 def typed(**settings: Any) -> SampleSettings:
-    """SampleSettings whose sampler, start, clip and rounding are given as text."""
+    """SampleSettings whose sampler, spacing, start, clip and rounding are given as text."""
     return SampleSettings(**{key: PARSE[key](value) if key in PARSE else value for key, value in settings.items()})

@@ -23,6 +23,7 @@ DRAWN = {
     "prediction": "prediction",
     "sampler": "sampler",
     "schedule": "schedule of the sampler",
+    "spacing": "spacing of the steps",
     "start": "start",
     "steps": "steps",
     "nfe": "network evaluations for an image (NFE)",
@@ -36,7 +37,7 @@ DRAWN = {
     "seed": "seed",
 }
 """Facts on how samples were drawn, in the order of the card."""
-OPTIONAL = {"start", "rounding", "guidance_low", "guidance_high", "guide"}
+OPTIONAL = {"spacing", "start", "rounding", "guidance_low", "guidance_high", "guide"}
 """Unsaid when there is none, or in samples of an elbo that did not say it."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {

@@ -24,7 +24,7 @@ from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 GROUPS = {
     "Images": ("n", "classes", "seed", "rounding", "out", "scale", "overwrite"),
     "Weights": ("weights", "average", "autoencoder"),
-    "Sampler": ("sampler", "steps", "schedule", "start", "clip"),
+    "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "clip"),
     "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
     "Speed and memory": ("batch", "device", "precision", "compile", "cuda_graphs"),
 }
@@ -46,6 +46,14 @@ GROUPS = {
     help="Grid of noise levels within the run's range: NAME:key=value,…, FILE, or run.  [default: the sampler's]",
     more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. 'run' is the schedule that the run "
     "was trained under; one that adapts, as it was at the checkpoint.",
+)
+@option(
+    "--spacing",
+    type=Named("elbocli.core.spacing.SPACINGS"),
+    help="Levels of the schedule that are visited: even, or of timesteps a subset (timesteps) or every k-th (stride).  "
+    "[default: timesteps with t-linear and its like]",
+    more="timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. A diffusers "
+    "scheduler_config.json is walked evenly through its timesteps unless one of these is given.",
 )
 @option(
     "--start",
@@ -144,6 +152,7 @@ def sample(
     from elbocli.core.guidance import Guidance
     from elbocli.core.rounding import ROUNDINGS
     from elbocli.core.samplers.walk import parse_sampler
+    from elbocli.core.spacing import SPACINGS
     from elbocli.core.start import STARTS
     from elbocli.files.sample_writers import open_stream
     from elbocli.images.samples import refuse_terminal
@@ -161,6 +170,7 @@ def sample(
         sampler=parse_sampler(options.pop("sampler")),
         clip=parse_clip(options.pop("clip")),
         start=STARTS.parse(options.pop("start")),
+        spacing=SPACINGS.parse(spacing) if (spacing := options.pop("spacing")) else None,
         rounding=ROUNDINGS.parse(rounding) if (rounding := options.pop("rounding")) else None,
         guidance=Guidance(guidance, *(guidance_interval or ())),
         schedule=options.pop("schedule") or "",

@@ -19,6 +19,7 @@ from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
+from elbocli.core.spacing import usual_spacing
 from elbocli.core.start import UNIT
 from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
@@ -43,7 +44,7 @@ class SampleSettings:
     """Settings of a drawing. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
     under.
 
-    start: one of STARTS. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
+    spacing: one of SPACINGS, None is the usual one. start: one of STARTS. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
     itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. rounding: one of
     ROUNDINGS; None is the usual one. scale: of a grid;
     0 is so that small images are easily seen.
@@ -53,6 +54,7 @@ class SampleSettings:
     sampler: Sampler = parse_sampler("ddpm")
     steps: int = 0
     schedule: str = ""
+    spacing: Declaration[None] | None = None
     start: Declaration[None] = UNIT
     guidance: Guidance = Guidance()
     guide: Path | None = None
@@ -163,7 +165,8 @@ class _Work:
         low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
         named = spec != RUN
         self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
-        self.grid = time_grid(self.schedule, self.steps)
+        self.spacing = settings.spacing or usual_spacing(self.schedule)
+        self.grid = time_grid(self.schedule, self.steps, self.spacing)
         drawer.check(self.grid)
         self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
         known = trained.data.get("class_names", [])
@@ -187,6 +190,7 @@ class _Work:
             "steps": self.steps,
             "nfe": self.drawer.evaluations(settings.sampler, grid),
             "schedule": self.schedule.base,
+            "spacing": self.spacing.spec,
             "start": settings.start.spec,
             "logsnr_min": grid[0],
             "logsnr_max": grid[-2],

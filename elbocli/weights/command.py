@@ -22,6 +22,7 @@ REGISTRIES = {
     "predictions": "elbocli.core.prediction.PREDICTIONS",
     "factors": "elbocli.core.foreign_loss.FACTORS",
     "samplers": "elbocli.core.samplers.SAMPLERS",
+    "spacings": "elbocli.core.spacing.SPACINGS",
     "starts": "elbocli.core.start.STARTS",
     "clips": "elbocli.core.clipping.CLIPS",
     "roundings": "elbocli.core.rounding.ROUNDINGS",
@@ -64,8 +65,8 @@ def weights() -> None:
 def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
-    KIND is weightings (the default), schedules, predictions, factors, samplers, starts, clips,
-    roundings, criteria, averages or extractors.
+    KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
+    starts, clips, roundings, criteria, averages or extractors.
     """
     from elbocli.core.registry import load_installed
 

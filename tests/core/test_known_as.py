@@ -19,6 +19,7 @@ from elbocli.core.samplers import SAMPLERS, Move
 from elbocli.core.samplers.walk import parse_sampler
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.spacing import SPACINGS
 from elbocli.core.start import STARTS
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
@@ -32,6 +33,7 @@ REGISTRIES: list[Registry[Any]] = [
     PREDICTIONS,
     FACTORS,
     SAMPLERS,
+    SPACINGS,
     STARTS,
     CLIPS,
     ROUNDINGS,

@@ -38,6 +38,7 @@ MADE = {
     "guidance_low": -2.0,
     "guidance_high": 4.0,
     "guide": "runs/b",
+    "spacing": "even",
     "start": "edm",
     "rounding": "truncate",
     "clip": "none",

@@ -15,7 +15,7 @@ from typed_settings import typed
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import time_grid
-from elbocli.core.schedule import schedule_of_shares
+from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
@@ -97,6 +97,17 @@ def test_a_preset_brings_its_steps_grid_and_parameters_which_options_override(tr
     _, about, _ = drawn(trained, tmp_path / "a.h5", n=1, sampler="heun:edm-imagenet64,s_churn=20", schedule="cosine")
     assert about["sampler"] == "heun:s_churn=20,s_min=0.05,s_max=50,s_noise=1.003"
     assert (about["steps"], about["nfe"], about["schedule"]) == (5, 9, "cosine")
+
+
+def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained: Path, tmp_path: Path) -> None:
+    _, about, _ = drawn(trained, tmp_path / "a.h5", schedule="t-linear")
+    levels = parse_schedule("t-linear").curve.level  # the run was trained on -10 to 10
+    assert about["spacing"] == "timesteps" and about["schedule"].startswith("t-linear:count=1000")
+    assert about["logsnr_min"] == float(levels[levels >= -10][0]) and about["logsnr_max"] == float(levels[-1])
+    assert drawn(trained, tmp_path / "a.h5", schedule="t-linear", spacing="even")[1]["logsnr_min"] == -10
+    about = drawn(trained, tmp_path / "a.h5", schedule="t-squaredcos:count=10", spacing="ddim", steps=3)[1]
+    assert about["spacing"] == "stride"
+    assert drawn(trained, tmp_path / "b.h5", schedule="cosine")[1]["spacing"] == "even"
 
 
 def test_the_grid_may_be_the_runs_own_schedule(trained: Path, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from elbocli.evaluate.result import EvalResult, Score
 UNKNOWN = "*not known*"
 DRAWN = {
     "run": "run",
+    "imported_format": "imported from the format",
+    "imported_file": "its file",
+    "imported_sha256": "sha256 of that file",
     "step": "checkpoint, step",
     "weights": "weights",
     "weights_sha256": "their sha256",
@@ -37,7 +40,10 @@ DRAWN = {
     "seed": "seed",
 }
 """Facts on how samples were drawn, in the order of the card."""
-OPTIONAL = {"spacing", "start", "rounding", "guidance_low", "guidance_high", "guide"}
+LATER = {"spacing", "start", "rounding"}
+GUIDED = {"guidance_low", "guidance_high", "guide"}
+IMPORTED = {"imported_format", "imported_file", "imported_sha256"}
+OPTIONAL = LATER | GUIDED | IMPORTED
 """Unsaid when there is none, or in samples of an elbo that did not say it."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {

@@ -1,12 +1,13 @@
-"""Pickles of plain data: dicts, lists, tuples, text, bytes, whole numbers and numpy's arrays of bytes.
+"""Pickles read without an unpickler: a machine that takes the steps of a pickle, and what plain data mean to it.
 
-A pickle is a program, and Python's own unpickler calls whatever the program names. This reader has no way to call
-anything: it knows the steps that plain data take, compares the names that occur with a table of five, and refuses the
-rest. An array is made anew of its shape and its bytes; numpy's own code for pickles never sees a file.
+A pickle is a program, and Python's own unpickler calls whatever the program names. This machine has no way to call
+anything: a name that occurs stands for what a table of ours makes of it, or is refused. Plain data are dicts, lists,
+tuples, text, bytes, whole numbers and numpy's arrays of bytes, which are made anew of their shape and their bytes.
 """
 
 from __future__ import annotations
 
+import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,18 +62,36 @@ class PickledArray:
         self.pixels = np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
-class _Machine:
-    """Takes the steps of a pickle. above: the stacks below each mark that is open."""
+class Machine:
+    """Takes the steps of a pickle, those of plain data; a reader of more overrides what it takes beside.
+
+    above: the stacks below each mark that is open. most: the number of steps that a pickle may take.
+    """
+
+    values = VALUES
+    most = math.inf
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.above: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
+    def read(self, file: IO[bytes]) -> Any:
+        """Read one pickle, and leave the file behind its end. Never runs anything. Raises FormatError."""
+        with refusing("it is damaged"):
+            for number, (code, value, _) in enumerate(pickletools.genops(file)):
+                if code.name == "STOP":
+                    (result,) = self.stack
+                    return result
+                if number >= self.most:
+                    raise FormatError(f"it takes more than {self.most} steps")
+                self.step(code.name, value)
+        raise FormatError("it has no end")
+
     def step(self, name: str, value: Any) -> None:
-        """Take one step, by its name in pickletools. Raises FormatError for one that plain data don't take."""
+        """Take one step, by its name in pickletools. Raises FormatError for one that isn't known."""
         stack = self.stack
-        if name in VALUES:
+        if name in self.values:
             stack.append(value)
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
@@ -84,18 +103,18 @@ class _Machine:
             self.above.append(stack)
             self.stack = []
         elif name == "TUPLE":
-            self._unmark().append(tuple(stack))
+            self.unmark().append(tuple(stack))
         elif name == "APPEND":
-            self._extend([stack.pop()])
+            self.extend([stack.pop()])
         elif name == "APPENDS":
-            self._unmark()
-            self._extend(stack)
+            self.unmark()
+            self.extend(stack)
         elif name == "SETITEM":
             item = stack.pop()
-            self._update([stack.pop(), item])
+            self.update([stack.pop(), item])
         elif name == "SETITEMS":
-            self._unmark()
-            self._update(stack)
+            self.unmark()
+            self.update(stack)
         elif name in ("BINPUT", "LONG_BINPUT"):
             self.memo[value] = stack[-1]
         elif name == "MEMOIZE":
@@ -103,49 +122,63 @@ class _Machine:
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[value])
         elif name == "GLOBAL":
-            self._name(value)
+            stack.append(self.named(value))
         elif name == "STACK_GLOBAL":
             last = stack.pop()
-            self._name(f"{stack.pop()} {last}")
+            stack.append(self.named(f"{stack.pop()} {last}"))
         elif name == "REDUCE":
             arguments = stack.pop()
-            stack.append(_made(stack.pop(), arguments))
+            stack.append(self.called(stack.pop(), arguments))
         elif name == "BUILD":
-            self._build(stack.pop())
+            state = stack.pop()
+            self.build(stack[-1], state)
         elif name not in NOTHING:
             raise FormatError(f"it takes a step that plain data don't ({name})")
 
-    def _unmark(self) -> list[Any]:
+    def unmark(self) -> list[Any]:
         """Return to the stack below the last mark."""
         self.stack = self.above.pop()
         return self.stack
 
-    def _extend(self, values: list[Any]) -> None:
+    def extend(self, values: list[Any]) -> None:
+        """Add to the list on top of the stack. Raises FormatError."""
         if type(self.stack[-1]) is not list:
             raise FormatError("it extends what is no list")
         self.stack[-1].extend(values)
 
-    def _update(self, pairs: list[Any]) -> None:
-        keys = pairs[::2]
-        if (
-            type(self.stack[-1]) is not dict
-            or len(pairs) % 2
-            or not all(type(key) in (str, bytes, int) for key in keys)
-        ):
-            raise FormatError("it fills what is no dict, or has keys that are no text")
-        self.stack[-1].update(zip(keys, pairs[1::2], strict=True))
+    def update(self, pairs: list[Any]) -> None:
+        """Fill the dict on top of the stack with keys and values by turns. Raises FormatError."""
+        if type(self.stack[-1]) is not dict:
+            raise FormatError("it fills what is no dict")
+        self.stack[-1].update(keyed(pairs))
 
-    def _name(self, name: str) -> None:
+    def named(self, name: str) -> Any:
+        """Return what stands for a name, `module name`. Raises FormatError for one that isn't plain data's."""
         if name not in NAMES:
             raise FormatError(f"it names {name[:80].replace(' ', '.')!r}, which isn't plain data")
-        self.stack.append(_Name(NAMES[name]))
+        return _Name(NAMES[name])
 
-    def _build(self, state: Any) -> None:
-        target = self.stack[-1]
+    def called(self, name: Any, arguments: Any) -> Any:
+        """Return what stands for a call. Raises FormatError for one of anything but an array, its type, and bytes."""
+        return _made(name, arguments)
+
+    def build(self, target: Any, state: Any) -> None:
+        """Give an object its state. Raises FormatError."""
         if isinstance(target, PickledArray):
             target.build(state)
         elif not isinstance(target, _ByteType):
             raise FormatError("it fills what isn't an array")
+
+
+def keyed(pairs: list[Any]) -> dict[Any, Any]:
+    """Return a dict of keys and values by turns. Raises FormatError for keys that are neither text nor whole numbers.
+
+    Others could take for ever to compare, or end the process by their depth.
+    """
+    keys = pairs[::2]
+    if len(pairs) % 2 or not all(type(key) in (str, bytes, int) for key in keys):
+        raise FormatError("it has keys that are no text")
+    return dict(zip(keys, pairs[1::2], strict=True))
 
 
 def _made(name: Any, arguments: Any) -> Any:
@@ -167,11 +200,4 @@ def read_plain(file: IO[bytes]) -> Any:
 
     Text of Python 2 is read as Latin-1. Raises FormatError for anything else.
     """
-    machine = _Machine()
-    with refusing("it is damaged"):
-        for code, value, _ in pickletools.genops(file):
-            if code.name == "STOP":
-                (result,) = machine.stack
-                return result
-            machine.step(code.name, value)
-    raise FormatError("it has no end")
+    return Machine().read(file)

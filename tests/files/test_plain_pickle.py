@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from published_sets import pickled, pickled_array
 
 from elbocli.errors import FormatError
-from elbocli.images.plain_pickle import PickledArray, read_plain
+from elbocli.files.plain_pickle import PickledArray, read_plain
 
 
 def read(content: bytes) -> Any:

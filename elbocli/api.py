@@ -233,7 +233,7 @@ def draw(
 
         denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=parse_clip(clip))  # type: ignore[arg-type]
         with arithmetic.applied(), arithmetic.autocast():
-            drawn.append(walk(chosen, noise() * scale, grid, denoiser, noise))
+            drawn.append(walk(chosen, noise() * scale, grid, denoiser.asked_by(chosen), noise))
     return torch.cat(drawn)
 
 

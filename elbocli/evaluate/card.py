@@ -33,6 +33,7 @@ DRAWN = {
     "guidance": "guidance",
     "guidance_low": "guided from logsnr",
     "guidance_high": "guided up to logsnr",
+    "guidance_channels": "channels guided, from the first",
     "guide": "guide",
     "clip": "clipping",
     "rounding": "rounding to levels",
@@ -41,7 +42,7 @@ DRAWN = {
 }
 """Facts on how samples were drawn, in the order of the card."""
 LATER = {"spacing", "start", "rounding"}
-GUIDED = {"guidance_low", "guidance_high", "guide"}
+GUIDED = {"guidance_low", "guidance_high", "guidance_channels", "guide"}
 IMPORTED = {"imported_format", "imported_file", "imported_sha256"}
 OPTIONAL = LATER | GUIDED | IMPORTED
 """Unsaid when there is none, or in samples of an elbo that did not say it."""

@@ -34,7 +34,7 @@ from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
 from elbocli.sample.distributed import Rounds, Watch
-from elbocli.sample.guided import GuidedRun
+from elbocli.sample.guided import GuidedRun, giving_variance
 
 RUN = "run"
 
@@ -97,10 +97,12 @@ def draw(
     def noise() -> Tensor:
         return sent(drawn(), device).permute(0, 3, 1, 2)
 
-    def watched(z: Tensor, logsnr: float) -> Tensor:
+    estimate = denoiser.asked_by(settings.sampler)
+
+    def watched(z: Tensor, logsnr: float) -> Any:
         if look is not None:
             look()
-        return denoiser(z, logsnr)
+        return estimate(z, logsnr)
 
     precision = Precision(settings.precision, device)
     with precision.applied():
@@ -140,6 +142,8 @@ def run(
         if settings.guide is not None or settings.guide_average:  # the same checkpoint where only an average is named
             other = settings.guide or trained.checkpoint.path
             guide = _opened(other, world, warnings.append, "ema", settings.guide_average)
+        if settings.sampler.declared.traits.learned:
+            trained = giving_variance(trained)
         drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
         yield from (Progress(message=text, level="warning") for text in warnings)
         with world.together():

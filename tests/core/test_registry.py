@@ -99,7 +99,7 @@ REGISTRIES = {
     "elbocli.core.schedule_curves": ("SCHEDULES", 11),
     "elbocli.core.prediction": ("PREDICTIONS", 5),
     "elbocli.core.foreign_loss": ("FACTORS", 5),
-    "elbocli.core.samplers": ("SAMPLERS", 5),
+    "elbocli.core.samplers": ("SAMPLERS", 6),
     "elbocli.core.spacing": ("SPACINGS", 3),
     "elbocli.core.start": ("STARTS", 2),
     "elbocli.core.clipping": ("CLIPS", 3),

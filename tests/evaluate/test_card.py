@@ -37,6 +37,7 @@ MADE = {
     "guidance": 1.5,
     "guidance_low": -2.0,
     "guidance_high": 4.0,
+    "guidance_channels": 3,
     "guide": "runs/b",
     "spacing": "even",
     "start": "edm",

@@ -6,7 +6,15 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.registry import Declaration, parse_spec
-from elbocli.core.samplers import SAMPLERS, Denoise, DrawNoise, Move, SamplerPreset, SamplerTraits
+from elbocli.core.samplers import (
+    SAMPLERS,
+    Denoise,
+    DenoiseWithVariance,
+    DrawNoise,
+    Move,
+    SamplerPreset,
+    SamplerTraits,
+)
 from elbocli.core.spacing import usual_spacing
 from elbocli.errors import UsageError
 
@@ -66,8 +74,12 @@ def too_few(sampler: Sampler, steps: int) -> list[str]:
     return [f"--steps {steps}: {why}; for {name} give --steps {least} or more"]
 
 
-def walk(sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise, noise: DrawNoise) -> Tensor:
-    """Data at grid[-1] from noise z [B, …] at grid[0]. grid: λ, rising, inf for clean data. noise: a draw like z."""
+def walk(
+    sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise | DenoiseWithVariance, noise: DrawNoise
+) -> Tensor:
+    """Data at grid[-1] from noise z [B, …] at grid[0]. grid: λ, rising, inf for clean data. denoise: as the
+    sampler wants it. noise: a draw like z.
+    """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)

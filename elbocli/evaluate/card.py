@@ -39,9 +39,11 @@ DRAWN = {
     "rounding": "rounding to levels",
     "classes": "classes as asked for",
     "seed": "seed",
+    "noise": "noise",
+    "noise_device": "device of the noise",
 }
 """Facts on how samples were drawn, in the order of the card."""
-LATER = {"spacing", "start", "rounding"}
+LATER = {"spacing", "start", "rounding", "noise", "noise_device"}
 GUIDED = {"guidance_low", "guidance_high", "guidance_channels", "guide"}
 IMPORTED = {"imported_format", "imported_file", "imported_sha256"}
 OPTIONAL = LATER | GUIDED | IMPORTED

@@ -23,7 +23,7 @@ from elbocli.cli.options import (
 from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
 GROUPS = {
-    "Images": ("n", "classes", "seed", "rounding", "out", "scale", "overwrite"),
+    "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
     "Weights": ("weights", "average", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "clip"),
     "Guidance": ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_average"),
@@ -111,6 +111,17 @@ GROUPS = {
 @weights_options("ema", "")
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
 @option(
+    "--noise",
+    type=Named("elbocli.core.noise.NOISES"),
+    default="elbo",
+    help="Random numbers: elbo's, the same on any device, or edm: those of EDM's and EDM2's seed SEED + i.",
+    more="With edm, image i begins with the noise, and with --classes random is of the class, that their generate.py and "
+    "generate_images.py draw for seed SEED + i on the same kind of device; churn adds the same noise as EDM's. torch's "
+    "numbers on CUDA are others than on a CPU, so the images depend on the kind of device, and published ones need CUDA. "
+    "EDM walks in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
+    "nothing here repeats.",
+)
+@option(
     "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
 )
 @device_options
@@ -164,6 +175,7 @@ def sample(
     from elbocli.cli.progress_bar import show
     from elbocli.core.clipping import parse_clip
     from elbocli.core.guidance import Guidance
+    from elbocli.core.noise import NOISES
     from elbocli.core.rounding import ROUNDINGS
     from elbocli.core.samplers.walk import parse_sampler
     from elbocli.core.spacing import SPACINGS
@@ -185,6 +197,7 @@ def sample(
         sampler=parse_sampler(options.pop("sampler")),
         clip=parse_clip(options.pop("clip")),
         start=STARTS.parse(options.pop("start")),
+        noise=NOISES.parse(options.pop("noise")),
         spacing=SPACINGS.parse(spacing) if (spacing := options.pop("spacing")) else None,
         rounding=ROUNDINGS.parse(rounding) if (rounding := options.pop("rounding")) else None,
         guidance=Guidance(guidance, low, high, guidance_channels or 0),

@@ -17,11 +17,11 @@ from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
+from elbocli.core.noise import ELBO, ElboNoise, Noise
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
 from elbocli.core.spacing import usual_spacing
 from elbocli.core.start import UNIT
-from elbocli.core.streams import walk_noise
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
@@ -44,9 +44,9 @@ class SampleSettings:
     """Settings of a drawing. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
     under.
 
-    spacing: one of SPACINGS, None is the usual one. start: one of STARTS. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
-    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. rounding: one of
-    ROUNDINGS; None is the usual one. scale: of a grid;
+    spacing: one of SPACINGS, None is the usual one; start: of STARTS; noise: of NOISES; rounding: of ROUNDINGS, None is the
+    usual one. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the
+    run itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
     0 is so that small images are easily seen.
     """
 
@@ -64,6 +64,7 @@ class SampleSettings:
     weights: str = "ema"
     average: str = ""
     seed: int = 0
+    noise: Declaration[None] = ELBO
     batch: int = 64
     device: str = "auto"
     precision: str = "fp32"
@@ -86,13 +87,15 @@ def draw(
     device: torch.device,
     output: Decoder,
     look: Callable[[], None] | None = None,
+    source: Noise | None = None,
 ) -> Tensor:
     """Images [len(indices), H, W, C] uint8 on the device: image i depends on (seed, i) alone, whatever the batch.
 
     shape: (height, width, channels) of what the network draws, which `output` turns into pixels. look: called before
-    each estimate, to raise something when there is a reason to leave: a batch may take minutes.
+    each estimate, to raise something when there is a reason to leave: a batch may take minutes. source: of the
+    noise, elbo's own unless given.
     """
-    drawn = walk_noise(settings.seed, indices, shape)
+    drawn = (source or ElboNoise(settings.seed, shape, 0, device)).walk(indices)
 
     def noise() -> Tensor:
         return sent(drawn(), device).permute(0, 3, 1, 2)
@@ -175,11 +178,14 @@ class _Work:
         self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
         known = trained.data.get("class_names", [])
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
-        self.labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
+        self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, world.device)
+        self.labels = choose_labels(
+            settings.classes, settings.n, config.num_classes, settings.seed, names, self.noise.classes
+        )
         where = trained.path / "config.yaml"
         self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where, settings.rounding)
         about = self._about(latent_space(trained.data, config, where))
-        seeds = np.arange(settings.n, dtype=np.int64)
+        seeds = self.noise.seeds(settings.n)
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
         self.watch = Watch(ending)
         self.batch = min(settings.batch, -(-settings.n // world.size))
@@ -202,6 +208,7 @@ class _Work:
             **self.drawer.about,
             "classes": settings.classes,
             "seed": settings.seed,
+            **self.noise.about,
             "precision": str(self.precision),
             "rounding": self.output.rounding.spec,
             **({} if space is None else space.attributes()),
@@ -211,16 +218,16 @@ class _Work:
 
     def draw(self, indices: range) -> Tensor:
         """Images [len(indices), H, W, C] uint8, on the device."""
-        count, config = len(indices), self.drawer.trained.network.config
+        count = len(indices)
         if self.fixed:
             indices = range(indices.start, indices.start + self.batch)
         labels = None
         if self.labels is not None:
             chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
             labels = sent(torch.from_numpy(chosen).long(), self.world.device)
-        shape, place = (config.image_size, config.image_size, config.image_channels), self.world.device
-        denoiser, look = self.drawer.denoiser(labels), self.watch.look
-        return draw(denoiser, indices, shape, self.grid, self.settings, place, self.output, look)[:count]
+        denoiser, shape, place = self.drawer.denoiser(labels), self.drawer.shape, self.world.device
+        how = (self.grid, self.settings, place, self.output, self.watch.look, self.noise)
+        return draw(denoiser, indices, shape, *how)[:count]
 
     def reports(self, target: Path | IO[bytes]) -> Iterator[Progress]:
         """Draw, and tell."""

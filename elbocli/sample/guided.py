@@ -73,6 +73,12 @@ class GuidedRun:
     guide: TrainedRun | None = None
     clip: Clip = UNCLIPPED
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network draws."""
+        config = self.trained.network.config
+        return config.image_size, config.image_size, config.image_channels
+
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """D(z, λ) for images of these classes, with its count of evaluations at zero."""
         guide = None if self.guide is None else Denoiser(self.guide.network, self.guide.prediction, labels=labels)

@@ -23,6 +23,7 @@ REGISTRIES = {
     "factors": "elbocli.core.foreign_loss.FACTORS",
     "samplers": "elbocli.core.samplers.SAMPLERS",
     "spacings": "elbocli.core.spacing.SPACINGS",
+    "noises": "elbocli.core.noise.NOISES",
     "starts": "elbocli.core.start.STARTS",
     "clips": "elbocli.core.clipping.CLIPS",
     "roundings": "elbocli.core.rounding.ROUNDINGS",
@@ -66,7 +67,7 @@ def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    starts, clips, roundings, criteria, averages or extractors.
+    noises, starts, clips, roundings, criteria, averages or extractors.
     """
     from elbocli.core.registry import load_installed
 

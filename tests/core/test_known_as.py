@@ -12,6 +12,7 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.foreign_loss import FACTORS, parse_factor
 from elbocli.core.metrics import METRICS
 from elbocli.core.monotone import likeness
+from elbocli.core.noise import NOISES
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, plain
 from elbocli.core.rounding import ROUNDINGS
@@ -34,6 +35,7 @@ REGISTRIES: list[Registry[Any]] = [
     FACTORS,
     SAMPLERS,
     SPACINGS,
+    NOISES,
     STARTS,
     CLIPS,
     ROUNDINGS,

@@ -101,6 +101,7 @@ REGISTRIES = {
     "elbocli.core.foreign_loss": ("FACTORS", 5),
     "elbocli.core.samplers": ("SAMPLERS", 6),
     "elbocli.core.spacing": ("SPACINGS", 3),
+    "elbocli.core.noise": ("NOISES", 2),
     "elbocli.core.start": ("STARTS", 2),
     "elbocli.core.clipping": ("CLIPS", 3),
     "elbocli.core.rounding": ("ROUNDINGS", 3),

@@ -45,6 +45,8 @@ MADE = {
     "clip": "none",
     "classes": "balanced",
     "seed": 0,
+    "noise": "edm",
+    "noise_device": "cuda",
     "command": "elbo sample runs/a",
 }
 NASTY = [

@@ -2,6 +2,7 @@
 
 import math
 
+import edm
 import numpy as np
 import pytest
 import torch
@@ -11,32 +12,11 @@ from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.start import STARTS
 
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
-
 
 def draws(seed=0, size=64):
     """Noise by torch's generator, float64."""
     generator = torch.Generator().manual_seed(seed)
     return lambda: torch.randn(size, generator=generator, dtype=torch.float64)
-
-
-def algorithm_2(d, draw, n, churn, s_min, s_max, s_noise):
-    """y at σ = 0 by a denoiser d(y, σ): σ falls from 80 to .002 with rho = 7, and then to 0."""
-    at = [
-        (SIGMA_MAX ** (1 / RHO) + i / (n - 1) * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
-        for i in range(n)
-    ]
-    y = draw() * at[0]
-    for sigma, below in zip(at, [*at[1:], 0.0]):
-        raised = sigma * (1 + (min(churn / n, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0))
-        if raised > sigma:
-            y = y + (raised**2 - sigma**2) ** 0.5 * s_noise * draw()
-        slope = (y - d(y, raised)) / raised
-        moved = y + (below - raised) * slope
-        if below > 0:
-            moved = y + (below - raised) * (slope + (moved - d(moved, below)) / below) / 2
-        y = moved
-    return y
 
 
 @pytest.mark.parametrize(("spec", "steps"), [("heun", 18), ("heun:edm-imagenet64", 18), ("heun:edm-imagenet64", 256)])
@@ -51,14 +31,14 @@ def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps):
 
     sampler = parse_sampler(spec)
     grid = time_grid(parse_schedule(parse_sampler("heun:edm-imagenet64").usual.grid), steps)
-    wanted = algorithm_2(d, draws(), steps, *sampler.declared.params.values())
+    wanted = edm.algorithm_2(d, draws(), steps, *sampler.declared.params.values())
     np.testing.assert_allclose(found("edm"), wanted, rtol=0, atol=1e-11)
     if not sampler.declared.params["s_churn"]:  # which forgets the start
         assert 1e-6 < float((found("unit") - wanted).abs().max()) < 1e-2
 
 
 def test_edms_start_is_80_times_the_noise_in_y():
-    logsnr = -2 * math.log(SIGMA_MAX)
+    logsnr = -2 * math.log(edm.SIGMA_MAX)
     assert STARTS["edm"](logsnr) / alpha_sigma(logsnr)[0] == pytest.approx(80, rel=1e-14)
     assert STARTS["unit"](logsnr) / alpha_sigma(logsnr)[0] == pytest.approx(math.sqrt(80**2 + 1), rel=1e-14)
     np.testing.assert_allclose(STARTS["edm"](-60), 1)

@@ -67,7 +67,7 @@ def _levels(schedule: Schedule, name: str) -> list[float]:
     """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
-            f"--spacing {name} needs a schedule of timesteps, as t-linear or a scheduler_config.json; {schedule.base} is none"
+            f"--spacing {name} needs a schedule of timesteps, such as t-linear or a scheduler_config.json; {schedule.base} is none"
         )
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]

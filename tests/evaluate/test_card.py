@@ -47,6 +47,9 @@ MADE = {
     "seed": 0,
     "noise": "edm",
     "noise_device": "cuda",
+    "imported_format": "edm",
+    "imported_file": "net.pkl",
+    "imported_sha256": "ef" * 32,
     "command": "elbo sample runs/a",
 }
 NASTY = [

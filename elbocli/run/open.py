@@ -20,6 +20,7 @@ from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_c
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
 from elbocli.nn.networks import Network, build, config_of, place
+from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins
 from elbocli.run.settings import run_settings, trained_as
@@ -119,13 +120,18 @@ def open_run(
     run, checkpoint = find_run(path, warn)
     config = read_run_config(run, warn)
     settings = run_settings(config["settings"], run / "config.yaml")
-    if average or weights == "ema":
+    if not average and weights == "ema" and about_source(config):
+        held = imported_weights(checkpoint.names)
+        tensors, about = checkpoint.weights(held), _held(checkpoint, held)
+    elif average or weights == "ema":
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
-    seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"]}
+    seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about_source(config)}
     data = config["data"]
-    trained = {"trained_weighting": settings.weighting, "trained_schedule": settings.schedule}
+    trained = {
+        f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config["settings"]
+    }
     trained |= {"prediction": settings.prediction, "trained_on": data.get("payload_sha256")}
     trained |= {key: data[key] for key in PREPROCESSING if key in data}
     network = empty_network(config, run / "config.yaml")

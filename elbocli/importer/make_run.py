@@ -44,7 +44,7 @@ def import_run(
     imported: Imported = declared.make(source, options)
     settings = {**imported.settings, **options.settings()}
     if "prediction" not in settings:
-        raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u or edm")
+        raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
     about = {
         "format": declared.name,
         "file": path.name,

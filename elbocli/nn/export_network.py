@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,8 +40,10 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
     several = tuple(torch.cat([each[:1], each[-1:]]) for each in inputs)
     batch = torch.export.Dim("batch", min=1, max=MOST)
     try:
-        program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
-        program = program.run_decompositions({})  # autocast that is switched off is no tensor operation
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's about torch
+            program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
+            program = program.run_decompositions({})  # autocast that is switched off is no tensor operation
     except Exception as error:  # torch raises everything for what it can't export
         raise UsageError(
             f"{path}: torch.export can't make a program of this network for batches of any size: {one_line(error)}; "

@@ -92,6 +92,6 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
         raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
     name, found = import_run(source, run, ImportOptions(**options), format, command_line())
     for note in found.notes:
-        say(f"{source}: {note}", "warning")
+        say(note, "warning")
     say(f"{run}: imported from {source}, as {name}; licence: {found.licence}")
     click.echo(run)

@@ -12,10 +12,12 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files import sealed_folder, strict_yaml
 from elbocli.files.atomic import refuse_existing, writing_folder
 from elbocli.files.checkpoint import FOLDER, RUN_FORMAT, Checkpoint
+from elbocli.files.reading import naming
 from elbocli.files.sealed_folder import CONFIG, RUN_ID
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import section_of
 from elbocli.run.imported import AVERAGE, SOURCE
+from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import plugins_run
 from elbocli.run.settings import run_settings
 
@@ -52,6 +54,11 @@ def import_run(
         "licence": imported.licence,
         "notes": imported.notes,
     }
+    if source.strangers:
+        held = f"{source.path} also holds {', '.join(source.strangers[:5])}" + (
+            " …" if len(source.strangers) > 5 else ""
+        )
+        imported.notes.append(f"{held}, of which nothing was made or run")
     plugins = {"plugins": plugins_run()} if plugins_run() else {}
     content: dict[str, Any] = {
         "format": RUN_FORMAT,
@@ -66,7 +73,12 @@ def import_run(
         "files": {},
         **plugins,
     }
-    run_settings(settings, run / CONFIG)
+    objective = Objective(run_settings(settings, run / CONFIG))
+    with naming(path, UsageError):
+        specs = {"weighting": objective.weighting.spec, "schedule": objective.schedule and objective.schedule.base}
+    settings |= {
+        key: spec for key, spec in {**specs, "prediction": objective.prediction.spec}.items() if key in settings
+    }
     with writing_folder(run) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)

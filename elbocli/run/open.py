@@ -48,8 +48,13 @@ class TrainedRun:
 
     @property
     def step(self) -> int:
-        """Optimizer updates that the weights have seen."""
-        return int(self.about["step"])
+        """Optimizer updates that the weights have seen; 0 where that isn't known."""
+        return int(self.about.get("step", 0))
+
+    @property
+    def age(self) -> str:
+        """How old the weights are, in words: step 4500, or imported."""
+        return f"step {self.step}" if "step" in self.about else "imported"
 
     @property
     def prediction(self) -> Prediction:
@@ -127,7 +132,8 @@ def open_run(
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
-    seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"], **about_source(config)}
+    seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"]}
+    seen = about_source(config) or seen
     data = config["data"]
     trained = {
         f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config["settings"]

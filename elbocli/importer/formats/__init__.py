@@ -84,6 +84,11 @@ class Source:
             return None
         return self.found.tree
 
+    @property
+    def strangers(self) -> list[str]:
+        """Names of what the file holds beside tensors and containers; none where it wasn't read as a checkpoint."""
+        return self.found.strangers if "found" in vars(self) else []
+
     @cached_property
     def sha256(self) -> str:
         """Digest of the file; of a folder, that of its settings and weights and what they are called."""
@@ -250,7 +255,9 @@ def fitted(weights: Mapping[str, Tensor], config: NetworkConfig, where: object) 
         if not tensor.is_floating_point() and wanted[name].is_floating_point():
             raise FormatError(f"{where}: {name} holds {tensor.dtype}, expected floating-point numbers")
     kinds = {tensor.dtype for name, tensor in weights.items()} - {wanted[name].dtype for name in wanted}
-    notes = [f"weights in {str(kind).removeprefix('torch.')} become float32" for kind in sorted(kinds, key=str)]
+    notes = [
+        f"{where}: weights in {str(kind).removeprefix('torch.')} become float32" for kind in sorted(kinds, key=str)
+    ]
     return {name: weights[name].to(wanted[name].dtype) for name in wanted}, notes
 
 

@@ -86,7 +86,7 @@ class Network(nn.Module):
         [B, 2C, H, W] with variances v, each in its channel: the logarithm of the step's variance lies (v+1)/2 of the way
         from the smallest to the largest (Nichol & Dhariwal 2021, eq. 15). Else what `forward` gives.
         """
-        return self(z, logsnr, labels)  # type: ignore[no-any-return]
+        return self(z, logsnr, labels)
 
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
         """A unit's output, in the way that `recompute` asks for."""

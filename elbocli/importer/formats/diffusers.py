@@ -9,11 +9,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from elbocli.core.level_codes import parse_level_code, range_of
+from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import scheduler_config
 from elbocli.files.reading import read_text, refusing, utf8_path
 from elbocli.importer.formats import Imported, ImportOptions, Source, fitted, renamed, source_format
+from elbocli.importer.levels import range_settings
 from elbocli.nn.networks.diffusers_unet import CLASS, SETTINGS, DiffusersUNetConfig, checked_settings
 
 CONFIG, INDEX, SCHEDULER = "config.json", "model_index.json", "scheduler_config.json"
@@ -143,10 +144,8 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
     places = [source.path / "scheduler" / SCHEDULER, source.path / SCHEDULER, source.path.parent / "scheduler" / SCHEDULER]
     path = next((place for place in places if place.is_file()), None)
     if options.levels:
-        code = parse_level_code(options.levels)
-        ends = range_of(code)
-        known: dict[str, Any] = {"code": code.spec}
-        return known | ({} if ends is None else {"logsnr_min": ends[0], "logsnr_max": ends[1]}), []
+        known, notes = range_settings(options.levels, options)
+        return {**known, "code": parse_level_code(options.levels).spec}, notes
     if path is None:
         raise UsageError(
             f"{source.path}: no {SCHEDULER} says how it was trained; add --prediction and --levels (t:linear, t:squaredcos, …)"
@@ -158,7 +157,8 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         schedule = f"fm-ot:shift={shift:.12g}" if shift else "fm-ot"
         count = config.get("num_train_timesteps", 1000)
         flow = {"prediction": "u-path", "weighting": f"u-mse@{schedule}", "schedule": schedule}
-        return {**flow, "code": f"flow:factor={count}"}, []
+        known, notes = range_settings(f"flow:factor={count}", options)
+        return {**known, **flow, "code": f"flow:factor={count}"}, notes
     return _timesteps(path, config, prediction, curve)
 
 

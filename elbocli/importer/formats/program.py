@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.core.level_codes import parse_level_code, range_of
+from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.importer.formats import Imported, ImportOptions, Source, source_format
+from elbocli.importer.levels import range_settings
 from elbocli.nn.networks.program import ProgramConfig, Signature, open_program
 
 FILE = "network.pt2"
@@ -46,12 +47,8 @@ def program(source: Source, options: ImportOptions) -> Imported:
     notes = []
     if not takes.levels.is_floating_point():
         notes.append("it takes whole timesteps: what lies between two is rounded")
-    settings: dict[str, Any] = {"label_dropout": 0.1 if config.num_classes and config.null_class else 0.0}
-    ends = range_of(code)
-    if ends is not None:
-        settings |= {"logsnr_min": ends[0], "logsnr_max": ends[1]}
-    elif options.logsnr_min is None or options.logsnr_max is None:
-        notes.append("nothing says which levels it was trained on; --logsnr-min and --logsnr-max do, else it is -15 to 15")
+    known, more = range_settings(code.spec, options)
+    settings: dict[str, Any] = {**known, "label_dropout": 0.1 if config.num_classes and config.null_class else 0.0}
     weights: dict[str, Tensor] = {}
     places = set[int]()
     for name, value in exported.module().state_dict().items():
@@ -60,7 +57,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
         places.add(place)
         weights[f"program.{name}"] = value.detach().clone() if shared else value.detach()
     data = {"image_size": size, "num_classes": config.num_classes, "channels": channels}
-    return Imported(config, weights, settings, data, False, "not known", notes, {FILE: source.path})
+    return Imported(config, weights, settings, data, False, "not known", notes + more, {FILE: source.path})
 
 
 def _agreed(source: Source, name: str, said: int | None, found: int) -> int:

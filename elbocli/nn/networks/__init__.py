@@ -123,6 +123,19 @@ def build(config: NetworkConfig) -> Network:
     return declaration_of(config).make(config)
 
 
+def filled(network: Network, weights: Mapping[str, Tensor]) -> Network:
+    """A network that was built without memory, with these tensors. Raises RuntimeError where they don't fit.
+
+    One that computes tensors for itself, which no file holds, is built again, with memory.
+    """
+    network.load_state_dict(weights, assign=True)
+    held = [value for module in network.modules() for value in (*vars(module).values(), *module.buffers(recurse=False))]
+    if any(isinstance(value, Tensor) and value.is_meta for value in held):
+        network = build(network.config)
+        network.load_state_dict(weights, assign=True)
+    return network
+
+
 def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     """The config that a section `network` describes; without `family` it is a U-Net's.
 

@@ -43,7 +43,7 @@ def flow_reversed(level: Tensor, factor: float = 1.0) -> Tensor:
 
 @level_code("t-linear", formula="timestep of betas even from start to end", source="Ho et al. 2020", positive=["count"])
 def t_linear(level: Tensor, count: float = 1000.0, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    return _timestep(level, TIMESTEPS["t-linear"], count, start, end)
+    return _timestep(level, "linear", count, start, end)
 
 
 @level_code(
@@ -53,29 +53,14 @@ def t_linear(level: Tensor, count: float = 1000.0, start: float = 1e-4, end: flo
     positive=["count"],
 )
 def t_scaled_linear(level: Tensor, count: float = 1000.0, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    return _timestep(level, TIMESTEPS["t-scaled-linear"], count, start, end)
+    return _timestep(level, "scaled_linear", count, start, end)
 
 
 @level_code(
     "t-squaredcos", formula="timestep of the cosine's betas", source="Nichol & Dhariwal 2021", positive=["count"]
 )
 def t_squaredcos(level: Tensor, count: float = 1000.0) -> Tensor:
-    return _timestep(level, TIMESTEPS["t-squaredcos"], count, 0.0, 0.0)
-
-
-TIMESTEPS = {"t-linear": "linear", "t-scaled-linear": "scaled_linear", "t-squaredcos": "squaredcos_cap_v2"}
-"""Codes that count timesteps, and the betas of these."""
-
-
-def range_of(code: Declaration[None]) -> tuple[float, float] | None:
-    """λ of the noisiest and the cleanest timestep that a code counts; None where it knows every λ."""
-    import torch
-
-    if code.name not in TIMESTEPS:
-        return None
-    values = {"start": 0.0, "end": 0.0, **code.params}
-    curve = _curve(TIMESTEPS[code.name], values["count"], values["start"], values["end"], torch.device("cpu"))
-    return curve.support
+    return _timestep(level, "squaredcos_cap_v2", count, 0.0, 0.0)
 
 
 def _timestep(level: Tensor, betas: str, count: float, start: float, end: float) -> Tensor:
@@ -89,7 +74,11 @@ def _timestep(level: Tensor, betas: str, count: float, start: float, end: float)
 
 @lru_cache
 def _curve(betas: str, count: float, start: float, end: float, device: torch.device) -> Steps:
-    return Steps(logsnr_of_betas(BETAS.find(betas).make(start, end, int(count)))).on(device)
+    import torch
+
+    with torch.device("cpu"):  # a network may be asked for without memory
+        curve = Steps(logsnr_of_betas(BETAS.find(betas).make(start, end, int(count))))
+    return curve.on(device)
 
 
 def parse_level_code(text: str) -> Declaration[None]:

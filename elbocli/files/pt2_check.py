@@ -61,7 +61,9 @@ def read_program(path: Path, export: str) -> torch.export.ExportedProgram:
     # torch.export makes a program for batches of one size unless told otherwise.
     shape = next((value.shape for value in user_inputs(program)), None)
     if shape and isinstance(shape[0], int):
-        raise FormatError(f"{path}: takes batches of {shape[0]} images alone; export it for any size in Python, by {export}")
+        raise FormatError(
+            f"{path}: takes batches of {shape[0]} images alone; export it for any size in Python, by {export}"
+        )
     return program
 
 

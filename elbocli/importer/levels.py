@@ -27,5 +27,7 @@ def range_settings(code: str, options: ImportOptions) -> tuple[dict[str, Any], l
     if ends is not None:
         return {"logsnr_min": ends[0], "logsnr_max": ends[1]}, []
     if None in (options.logsnr_min, options.logsnr_max):
-        return {}, ["nothing says which levels it was trained on: taken to be -15 to 15, unless --logsnr-min and --logsnr-max say it"]
+        return {}, [
+            "nothing says which levels it was trained on: taken to be -15 to 15, unless --logsnr-min and --logsnr-max say it"
+        ]
     return {}, []

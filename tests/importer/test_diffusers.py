@@ -52,7 +52,11 @@ def flat(pipeline: Path, tmp_path: Path) -> Path:
     """All in one folder, as google/ddpm-cifar10-32 has it."""
     folder = tmp_path / "flat"
     folder.mkdir()
-    for file in (*(pipeline / "unet").iterdir(), pipeline / "scheduler" / "scheduler_config.json", pipeline / "model_index.json"):
+    for file in (
+        *(pipeline / "unet").iterdir(),
+        pipeline / "scheduler" / "scheduler_config.json",
+        pipeline / "model_index.json",
+    ):
         shutil.copy(file, folder)
     return folder
 
@@ -62,7 +66,9 @@ def changed(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**content, **values}))
 
 
-def test_a_pipeline_works_on_every_command_and_trains_further(elbo: Elbo, pipeline: Path, digits: Path, tmp_path: Path) -> None:
+def test_a_pipeline_works_on_every_command_and_trains_further(
+    elbo: Elbo, pipeline: Path, digits: Path, tmp_path: Path
+) -> None:
     result = elbo("import", pipeline, "run", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
     assert works(elbo, tmp_path / "run", digits)["bpd"] > 0
@@ -87,7 +93,9 @@ def test_the_function_at_every_timestep_is_diffusers_own(scheduler: Any, elbo: E
     run = elbocli.open_run(tmp_path / "run", "cpu")
     wanted = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}[scheduler.config.prediction_type]
     assert (run.settings.prediction, run.settings.label_dropout) == (wanted, 0.1)
-    abar = (1 - scheduler.betas.double()).cumprod(0)  # its own alphas_cumprod are float32, and 1 - abar of them is nothing
+    abar = (1 - scheduler.betas.double()).cumprod(
+        0
+    )  # its own alphas_cumprod are float32, and 1 - abar of them is nothing
     logsnr = (abar / (1 - abar)).log()
     assert run.settings.logsnr_max == pytest.approx(float(logsnr[0]), abs=1e-4)
     assert run.settings.logsnr_min == pytest.approx(float(logsnr[-1]), abs=1e-3)
@@ -147,7 +155,15 @@ def test_it_is_trained_from_the_start_too(elbo: Elbo, pipeline: Path, digits: Pa
     assert elbo("import", pipeline, "run", cwd=tmp_path).returncode == 0
     network = strict_yaml.read(tmp_path / "run" / "config.yaml")["network"]
     section = {key: network[key] for key in ("family", "model", "code", "dropout")}
-    train = {"steps": 6, "batch": 8, "logsnr_min": -10, "logsnr_max": 9, "log_every": 2, "save_every": 3, "preview_every": 0}
+    train = {
+        "steps": 6,
+        "batch": 8,
+        "logsnr_min": -10,
+        "logsnr_max": 9,
+        "log_every": 2,
+        "save_every": 3,
+        "preview_every": 0,
+    }
     (tmp_path / "p.yaml").write_text(strict_yaml.dump({"network": section, "train": {**train, "prediction": "eps"}}))
     for steps in (3, 6):  # goes on
         words = ("train", digits, "-o", "new", "--preset", "p.yaml", "--activation-checkpointing", "--steps", steps)
@@ -163,7 +179,12 @@ def removed(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said", "code", "told"),
     [
-        (lambda f: changed(f / "config.json", _class_name="DiTTransformer2DModel"), (), 1, "elbo reads UNet2DModel alone"),
+        (
+            lambda f: changed(f / "config.json", _class_name="DiTTransformer2DModel"),
+            (),
+            1,
+            "elbo reads UNet2DModel alone",
+        ),
         (lambda f: changed(f / "config.json", _class_name="UNet2DConditionModel"), (), 1, "as a program"),
         (lambda f: (f / "config.json").write_text("[]"), (), 1, "expected a JSON object"),
         (lambda f: (f / "config.json").write_text("{"), (), 1, "not usable JSON"),

@@ -50,7 +50,9 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "steps.pt2"
     auto = torch.export.Dim.AUTO
     inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2).long()
-    torch.export.save(torch.export.export(Steps(), inputs, dynamic_shapes=({0: auto, 2: auto, 3: auto}, {0: auto})), path)
+    torch.export.save(
+        torch.export.export(Steps(), inputs, dynamic_shapes=({0: auto, 2: auto, 3: auto}, {0: auto})), path
+    )
     return path
 
 
@@ -62,7 +64,9 @@ def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(
     shutil.move(tmp_path / "first", tmp_path / "run")
     bound = works(elbo, tmp_path / "run", digits)
     same = json.loads(elbo("bound", trained, digits, "-n", 20, "--draws", 4, "--schedule", "uniform").stdout)
-    ours = json.loads(elbo("bound", "run", digits, "-n", 20, "--draws", 4, "--schedule", "uniform", cwd=tmp_path).stdout)
+    ours = json.loads(
+        elbo("bound", "run", digits, "-n", 20, "--draws", 4, "--schedule", "uniform", cwd=tmp_path).stdout
+    )
     assert ours["bpd"] == pytest.approx(same["bpd"], rel=1e-5) and bound["bpd"] > 0
     draw = ("-n", 4, "--steps", 3, "--guidance", 2, "--seed", 3, "-o")
     for run, name in ((tmp_path / "run", "ours.npy"), (trained, "theirs.npy")):
@@ -119,7 +123,9 @@ def test_code_in_a_program_is_never_run(elbo: Elbo, program: Path, bomb: Any, tm
     name = next(name for name in content if name.endswith("models/model.json"))
     model = json.loads(content[name])
     tensors = model["graph_module"]["graph"]["tensor_values"]
-    next(iter(tensors.values()))["sizes"] = [{"as_expr": {"expr_str": f"__import__('os').mkdir('{bomb.folder}')", "hint": None}}]
+    next(iter(tensors.values()))["sizes"] = [
+        {"as_expr": {"expr_str": f"__import__('os').mkdir('{bomb.folder}')", "hint": None}}
+    ]
     with zipfile.ZipFile(tmp_path / "x.pt2", "w") as archive:
         for record, data in {**content, name: json.dumps(model).encode()}.items():
             archive.writestr(record, data)

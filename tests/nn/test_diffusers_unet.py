@@ -105,5 +105,7 @@ def test_a_size_that_cannot_be_halved_is_refused() -> None:
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UsageError, match=r"UNet2DModel: it needs the extra 'latents': pip install 'elbocli\[latents\]'"):
+    with pytest.raises(
+        UsageError, match=r"UNet2DModel: it needs the extra 'latents': pip install 'elbocli\[latents\]'"
+    ):
         build(CONFIG)

@@ -246,7 +246,11 @@ class Long(nn.Module):
 @pytest.mark.parametrize(
     ("net", "inputs", "words"),
     [
-        (Flat(), (images(2), torch.zeros(2)), r"it computes float32 \[B, 3, 8, 8\], float32 \[B\] → float32 \[B, 192\]; expected z"),
+        (
+            Flat(),
+            (images(2), torch.zeros(2)),
+            r"it computes float32 \[B, 3, 8, 8\], float32 \[B\] → float32 \[B, 192\]; expected z",
+        ),
         (Wide(), (images(2), torch.zeros(2)), r"→ float32 \[B, 9, 8, 8\]; expected"),
         (Alone(), (images(2),), r"it computes float32 \[B, 3, 8, 8\] → "),
         (Long(), (images(2), torch.zeros(2, 3)), r"float32 \[B, 3\] → "),

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
+from elbocli.core.registry import Declaration
+from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import scheduler_config
 from elbocli.files.reading import read_text, refusing, utf8_path
@@ -57,7 +59,9 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
             "a program (elbocli.export_network makes one)"
         )
     if found.get("class_embed_type") is not None:
-        raise FormatError(f"{folder / CONFIG}: class_embed_type is {found['class_embed_type']!r}, expected null, a table")
+        raise FormatError(
+            f"{folder / CONFIG}: class_embed_type is {found['class_embed_type']!r}, expected null, a table"
+        )
     known, notes = _scheduled(source, options)
     here = {"sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type", "dropout"}
     ignored = [key for key in found if key not in here and key not in SETTINGS and not key.startswith("_")]
@@ -75,12 +79,14 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
         )
     out = _whole(folder, found, "out_channels", 3)
     if out not in (channels, 2 * channels):
-        raise FormatError(f"{folder / CONFIG}: takes {channels} channels and gives {out}, expected as many or twice as many")
+        raise FormatError(
+            f"{folder / CONFIG}: takes {channels} channels and gives {out}, expected as many or twice as many"
+        )
     config = DiffusersUNetConfig(
-        _size(folder, found, options),
-        channels,
-        classes,
-        model,
+        image_size=_size(folder, found, options),
+        image_channels=channels,
+        num_classes=classes,
+        model=model,
         dropout=float(found.get("dropout") or 0.0),
         code=known.pop("code"),
         null_class=classes < rows,
@@ -118,7 +124,9 @@ def _size(folder: Path, found: dict[str, Any], options: ImportOptions) -> int:
     if sides == [None]:
         raise UsageError(f"{folder}: doesn't say the size of its images; add --size")
     if len(set(map(str, sides))) != 1 or type(sides[0]) is not int or not 1 <= sides[0] <= 1 << 14:
-        raise FormatError(f"{folder / CONFIG}: sample_size is {str(sides)[:40]}, expected one whole number; elbo's are square")
+        raise FormatError(
+            f"{folder / CONFIG}: sample_size is {str(sides)[:40]}, expected one whole number; elbo's are square"
+        )
     return int(sides[0])
 
 
@@ -137,11 +145,15 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], list[str]]:
-    """What the scheduler says: settings, and `code`; and what the user should know. Options stand above it.
+    """Settings that the scheduler says, and `code`; and what the user should know. Options stand above it.
 
     Raises UsageError where neither says it, FormatError for a scheduler whose levels elbo can't tell a network.
     """
-    places = [source.path / "scheduler" / SCHEDULER, source.path / SCHEDULER, source.path.parent / "scheduler" / SCHEDULER]
+    places = [
+        source.path / "scheduler" / SCHEDULER,
+        source.path / SCHEDULER,
+        source.path.parent / "scheduler" / SCHEDULER,
+    ]
     path = next((place for place in places if place.is_file()), None)
     if options.levels:
         known, notes = range_settings(options.levels, options)
@@ -167,7 +179,9 @@ def _timesteps(path: Path, config: dict[str, Any], prediction: str, curve: Any) 
     name = BETAS.get(str(config.get("beta_schedule")))
     count, level = config.get("num_train_timesteps"), getattr(curve, "level", None)
     if name is None or level is None or config.get("trained_betas") is not None:
-        raise FormatError(f"{path}: timesteps of {config.get('beta_schedule')!r} have no level code; --levels says another")
+        raise FormatError(
+            f"{path}: timesteps of {config.get('beta_schedule')!r} have no level code; --levels says another"
+        )
     start, end = config.get("beta_start"), config.get("beta_end")
     ends = "" if name == "t-squaredcos" else f",start={start},end={end}"
     code = parse_level_code(f"{name}:count={count}{ends}")
@@ -178,10 +192,15 @@ def _timesteps(path: Path, config: dict[str, Any], prediction: str, curve: Any) 
         )
     low, high = curve.support
     known = {"prediction": prediction, "code": code.spec, "logsnr_min": low, "logsnr_max": high}
-    near = {
-        "t-linear": f"linear-beta:beta_min={float(start or 0) * count:.12g},beta_max={float(end or 0) * count:.12g}",
-        "t-squaredcos": "iddpm",
-    }.get(name)
-    if near is None:
-        return known, []
-    return {**known, "schedule": near, "weighting": f"{prediction}-mse@{near}"}, []
+    schedule = _schedule(code)
+    return (known | {"schedule": schedule, "weighting": f"{prediction}-mse@{schedule}"} if schedule else known), []
+
+
+def _schedule(code: Declaration[None]) -> str:
+    """The schedule that draws the timesteps of a code, each as often; '' where none is declared."""
+    if code.name in SCHEDULES:
+        return code.spec
+    if code.name == "t-linear":  # the limit of many timesteps
+        low, high = (code.params["count"] * code.params[end] for end in ("start", "end"))
+        return f"linear-beta:beta_min={low:.12g},beta_max={high:.12g}"
+    return "iddpm" if code.name == "t-squaredcos" else ""

@@ -67,7 +67,9 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> tup
     known = {each.name for each in fields(declared.traits)}
     for key in (*told, *([] if options.null_class is None else ["null_class"])):
         if key not in known or key == "null_class":
-            raise UsageError(f"--network: {name} has no {key!r} in its config, and is told logsnr and class -1 as elbo's own are")
+            raise UsageError(
+                f"--network: {name} has no {key!r} in its config, and is told logsnr and class -1 as elbo's own are"
+            )
     return config_of({"family": declared.name, **sizes, **read_arguments(arguments), **told}, f"--network {name}"), ""
 
 

@@ -35,12 +35,12 @@ def program(source: Source, options: ImportOptions) -> Imported:
     size = _agreed(source, "size", options.size, takes.size)
     channels = _agreed(source, "channels", options.channels, takes.channels)
     config = ProgramConfig(
-        size,
-        channels,
-        _classes(source, options, takes),
-        FILE,
-        source.sha256,
-        takes.variance,
+        image_size=size,
+        image_channels=channels,
+        num_classes=_classes(source, options, takes),
+        file=FILE,
+        sha256=source.sha256,
+        variance=takes.variance,
         code=code.spec,
         null_class=() if takes.labels is None or options.null_class is None else (options.null_class,),
     )

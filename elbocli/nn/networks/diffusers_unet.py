@@ -96,7 +96,9 @@ class DiffusersUNetConfig(NetworkConfig):
     null_class: bool = explained(
         "Whether 'no class' has a learned code, the last, and not none.", default=False, kw_only=True
     )
-    variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False, kw_only=True)
+    variance: bool = explained(
+        "Whether there are as many outputs again, for the variance.", default=False, kw_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +156,7 @@ class DiffusersUNet(Network):
             labels = None
         elif labels is None:
             labels = torch.full((len(z),), -1, device=z.device)
-        return self.model(z, self.code(logsnr), labels, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self.model(z, self.code(logsnr), labels, return_dict=False)[0]
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See networks."""

@@ -89,11 +89,11 @@ class OwnModule(Network):
         """See Network."""
         level, none = self.code(logsnr), self.config.null_class
         if not self.labelled:
-            return self.network(z, level)  # type: ignore[no-any-return]
+            return self.network(z, level)
         if none:
             labels = torch.full((len(z),), -1, device=z.device) if labels is None else labels
             labels = labels.where(labels >= 0, none[0])
-        return self.network(z, level, labels)  # type: ignore[no-any-return]
+        return self.network(z, level, labels)
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See networks."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from elbocli.core.level_codes import parse_level_code
@@ -83,17 +83,19 @@ class Signature(NamedTuple):
 def signature_of(program: torch.export.ExportedProgram, where: object) -> Signature:
     """Read what a program takes and gives. Raises FormatError when it is no network (z, level, labels) → out."""
     inputs = user_inputs(program)
-    outputs = [node.meta.get("val") for node in program.graph.output_node().args[0]]  # type: ignore[union-attr]
+    outputs = [node.meta.get("val") for node in program.graph.output_node().args[0]]
     told = f"{', '.join(map(_shape, inputs)) or 'nothing'} → {', '.join(map(_shape, outputs)) or 'nothing'}"
     wanted = "expected z [B, C, H, W], levels [B], labels [B] if it has classes → [B, C, H, W] or twice the channels"
     wrong = FormatError(f"{where}: no network for images: it computes {told}; {wanted}")
     if len(inputs) not in (2, 3) or len(inputs) != len(program.graph_signature.user_inputs) or len(outputs) != 1:
         raise wrong
-    images, levels, labels = *inputs, *[None] * (3 - len(inputs))
+    images, levels = inputs[:2]
+    labels = inputs[2] if len(inputs) > 2 else None
     out = outputs[0]
     if images.dim() != 4 or not images.is_floating_point() or not isinstance(out, Tensor) or out.dim() != 4:
         raise wrong
-    batch, channels, *sides = images.shape
+    shape: tuple[Any, ...] = tuple(images.shape)  # whole numbers, or symbols of torch
+    batch, channels, *sides = shape
     if not isinstance(channels, int) or out.shape[1] not in (channels, 2 * channels):
         raise wrong
     if any(one.shape[0] != batch for one in (out, *inputs)) or any(side != 1 for side in levels.shape[1:]):

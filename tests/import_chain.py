@@ -1,4 +1,4 @@
-"""What must work on every imported run, through the shell: draw and score, bound with the theorem, adapt, report."""
+"""Commands that must work on every imported run, through the shell: draw and score, bound with the theorem, adapt, report."""
 
 from __future__ import annotations
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elbocli.core.discrete_schedule import BETAS, Steps, logsnr_of_betas
 from elbocli.core.level_codes import parse_level_code
-from elbocli.importer.formats import ImportOptions
+
+if TYPE_CHECKING:
+    from elbocli.importer.formats import ImportOptions
 
 TIMESTEPS = {"t-linear": "linear", "t-scaled-linear": "scaled_linear", "t-squaredcos": "squaredcos_cap_v2"}
 """Codes that count timesteps, and the betas of these."""

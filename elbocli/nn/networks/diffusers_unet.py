@@ -23,7 +23,7 @@ from elbocli.nn.networks import Network, NetworkConfig, explained, network
 
 CLASS = "UNet2DModel"
 HERE = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "dropout")
-"""What a NetworkConfig says."""
+"""Settings that a NetworkConfig says."""
 SETTINGS = (
     "center_input_sample",
     "time_embedding_type",
@@ -47,7 +47,7 @@ SETTINGS = (
     "resnet_time_scale_shift",
     "add_attention",
 )
-"""What is told to diffusers as it is."""
+"""Settings that diffusers is told as they are."""
 MOST_BLOCKS, MOST_LAYERS, MOST_CHANNELS = 16, 64, 1 << 15
 TIMES = ("positional", "fourier")
 WORD = re.compile(r"\w{1,60}")

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from elbocli.core.discrete_schedule import BETAS, Steps, logsnr_of_betas
 from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule_curves import SCHEDULES
 
 if TYPE_CHECKING:
     from elbocli.importer.formats import ImportOptions
-
-TIMESTEPS = {"t-linear": "linear", "t-scaled-linear": "scaled_linear", "t-squaredcos": "squaredcos_cap_v2"}
-"""Codes that count timesteps, and the betas of these."""
 
 
 def range_of(code: str) -> tuple[float, float] | None:
     """λ of the noisiest and the cleanest timestep that a code counts; None where it knows every λ. Raises UsageError."""
     said = parse_level_code(code)
-    if said.name not in TIMESTEPS:
-        return None
-    start, end = said.params.get("start", 0.0), said.params.get("end", 0.0)
-    return Steps(logsnr_of_betas(BETAS[TIMESTEPS[said.name]].make(start, end, int(said.params["count"])))).support
+    counted = SCHEDULES[said.name].bind(said.params)() if said.name in SCHEDULES else None
+    return None if counted is None else counted.support
 
 
 def range_settings(code: str, options: ImportOptions) -> tuple[dict[str, Any], list[str]]:

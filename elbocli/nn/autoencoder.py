@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.registry import Declaration
+from elbocli.core.rounding import to_levels
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
@@ -63,14 +65,11 @@ class Autoencoder:
         return posterior.mean, posterior.std
 
     @torch.inference_mode()
-    def decode(self, x0: Tensor, space: LatentSpace) -> Tensor:
-        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device, rounded or truncated by the convention."""
+    def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration[None] | None = None) -> Tensor:
+        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device. rounding: None is the convention's."""
         shift, scale = affine(space, self.device)
-        divisor, offset = INPUTS[space.input]
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
-        levels = x.float().sub_(offset).mul_(divisor)
-        levels = (levels.round_() if space.levels == "round" else levels).clamp_(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).contiguous()
+        return to_levels(x, rounding or space.rounding, INPUTS[space.input])
 
     def comfortable_batch(self, pixel_size: int) -> int:
         """Number of images at a time that keep memory within about 1 GB on a CPU, 8 GB elsewhere, for Stable Diffusion's."""

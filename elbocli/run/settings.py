@@ -23,7 +23,7 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, section_of
+from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
@@ -231,6 +231,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
         had, has = {**did.get(section, {}), **before.get(section, {})}, now[section]
+        if section == "network":  # which earlier versions had with fewer keys, and later ones may have with more
+            had, has = filled(had), filled(has)
         for key in sorted({*had, *has}):
             if had.get(key) != has.get(key) and key not in may_change.get(section, ()):
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"

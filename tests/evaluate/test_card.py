@@ -37,10 +37,16 @@ MADE = {
     "guidance": 1.5,
     "guidance_low": -2.0,
     "guidance_high": 4.0,
+    "guidance_channels": 3,
     "guide": "runs/b",
+    "spacing": "even",
+    "start": "edm",
+    "rounding": "truncate",
     "clip": "none",
     "classes": "balanced",
     "seed": 0,
+    "noise": "edm",
+    "noise_device": "cuda",
     "command": "elbo sample runs/a",
 }
 NASTY = [

@@ -39,7 +39,8 @@ class ImportOptions:
     """Facts of a checkpoint that its file doesn't hold and a user says; '' and None where nothing is said.
 
     weights: the average or the last weights, where a file holds both. prediction, levels, weighting, schedule: SPECs.
-    size, channels, classes: of the images or latents. null_class: label of 'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the
+    attention: heads=N or width=N, and ',new'. size, channels, classes: of the images or latents. null_class: label of
+    'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the
     names that are meant. rename: OLD=NEW, beginnings of names. network: FILE.py:CLASS. autoencoder: folder of the one that
     made the latents.
     """
@@ -49,6 +50,7 @@ class ImportOptions:
     levels: str = ""
     weighting: str = ""
     schedule: str = ""
+    attention: str = ""
     size: int | None = None
     channels: int | None = None
     classes: int | None = None

@@ -10,8 +10,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
-from elbocli.core.registry import Declaration
-from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import scheduler_config
 from elbocli.files.reading import read_text, refusing, utf8_path
@@ -192,15 +190,4 @@ def _timesteps(path: Path, config: dict[str, Any], prediction: str, curve: Any) 
         )
     low, high = curve.support
     known = {"prediction": prediction, "code": code.spec, "logsnr_min": low, "logsnr_max": high}
-    schedule = _schedule(code)
-    return (known | {"schedule": schedule, "weighting": f"{prediction}-mse@{schedule}"} if schedule else known), []
-
-
-def _schedule(code: Declaration[None]) -> str:
-    """The schedule that draws the timesteps of a code, each as often; '' where none is declared."""
-    if code.name in SCHEDULES:
-        return code.spec
-    if code.name == "t-linear":  # the limit of many timesteps
-        low, high = (code.params["count"] * code.params[end] for end in ("start", "end"))
-        return f"linear-beta:beta_min={low:.12g},beta_max={high:.12g}"
-    return "iddpm" if code.name == "t-squaredcos" else ""
+    return {**known, "schedule": code.spec, "weighting": f"{prediction}-mse@{code.spec}"}, []

@@ -123,7 +123,7 @@ def build(config: NetworkConfig) -> Network:
     return declaration_of(config).make(config)
 
 
-def filled(network: Network, weights: Mapping[str, Tensor]) -> Network:
+def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
     """A network that was built without memory, with these tensors. Raises RuntimeError where they don't fit.
 
     One that computes tensors for itself, which no file holds, is built again, with memory.
@@ -173,6 +173,23 @@ def _stored(config: type[NetworkConfig]) -> list[str]:
     return [each.name for each in every if each.metadata.get("stored", True)]
 
 
+def filled(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
+    family = str(section.get("family", "unet"))
+    declared = NETWORKS.named(family)
+    if declared is None:
+        return dict(section)
+    held = _stored(declared.traits)
+    usual = {
+        each.name: each.default for each in fields(declared.traits) if each.name in held and each.default is not MISSING
+    }
+    return {"family": family, **{key: _plain(value) for key, value in usual.items()}, **section}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a value from a file is what a config's field is declared to be."""
     if get_origin(kind) is tuple:
@@ -182,9 +199,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
     """A section `network` that config_of reads back, in the order of the config's constructor."""
-    values = {name: getattr(config, name) for name in _stored(type(config))}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {"family": declaration_of(config).name, **plain}
+    values = {name: _plain(getattr(config, name)) for name in _stored(type(config))}
+    return {"family": declaration_of(config).name, **values}
 
 
 def count_parameters(module: nn.Module) -> int:

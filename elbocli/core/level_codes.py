@@ -54,7 +54,10 @@ def _timestep(schedule: str, level: Tensor, **params: float) -> Tensor:
 
 @lru_cache
 def _curve(schedule: str, params: tuple[float, ...], device: torch.device) -> Steps:
-    curve: Steps = SCHEDULES[schedule].make(*params)
+    import torch
+
+    with torch.device("cpu"):  # a network may be asked for without memory
+        curve: Steps = SCHEDULES[schedule].make(*params)
     return curve.on(device)
 
 

@@ -25,6 +25,7 @@ GROUPS = {
         "size",
         "channels",
         "classes",
+        "null_class",
     ),
 }
 
@@ -73,6 +74,7 @@ GROUPS = {
 @option("--size", type=Count(1, 4096), help="Side in pixels, or of latents.")
 @option("--channels", type=Count(1, 1024), help="Channels of images or latents.")
 @option("--classes", type=Count(0, 10**6), help="Number of classes; 0 is none.")
+@option("--null-class", type=Count(-1, 10**6), help="Label that the network takes for 'no class'.")
 @plugin_option
 @common
 def import_(source: Path, run: Path | None, format: str, **options: Any) -> None:

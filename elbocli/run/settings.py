@@ -23,7 +23,7 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, filled, section_of
+from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
@@ -138,6 +138,11 @@ def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = Non
     settings = TrainSettings(**{**values, **named, **_averages(values)})
     objective = Objective(settings, weighting=weighting, schedule=schedule)
     network = _of_basis(own.network, given, dataset) if own else _of_preset(preset, given, dataset)
+    if not network.trainable:
+        raise UsageError(
+            f"{own.where if own else name}: a network of family {declaration_of(network).name!r} is sampled and measured as it "
+            "is, and can't be trained"
+        )
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
 
 

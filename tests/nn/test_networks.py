@@ -68,8 +68,12 @@ def inputs(config, batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return z, torch.randn(batch, generator=draw) * 5, torch.tensor([0, 1, -1, 3])
 
 
+OTHERS = {"program", "diffusers-unet", "module"}
+"""Networks of somebody else, which have files of their own here: they have no units."""
+
+
 def test_every_family_is_tested_here():
-    assert set(SMALL) == set(NETWORKS)
+    assert set(SMALL) | OTHERS == set(NETWORKS)
 
 
 @EVERY

@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.core.discrete_schedule import BETAS, logsnr_of_betas
 from elbocli.core.level_codes import parse_level_code
-from elbocli.core.registry import Declaration, parse_spec, plain
+from elbocli.core.registry import parse_spec
 from elbocli.errors import FormatError, UsageError
 from elbocli.importer.formats import (
     NAMED,
@@ -27,6 +26,7 @@ from elbocli.importer.formats import (
     state_dict,
     unwrapped,
 )
+from elbocli.importer.levels import timestep_settings
 from elbocli.importer.unet_weights import shape_of, taken, unet_config
 from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
 
@@ -131,28 +131,6 @@ def _published(channels: int, blocks: int, levels: tuple[float, ...], attended: 
     return None
 
 
-def _range(code: Declaration[None]) -> dict[str, float]:
-    """logsnr of the first and the last timestep."""
-    betas = {"t-linear": "linear", "t-scaled-linear": "scaled_linear", "t-squaredcos": "squaredcos_cap_v2"}.get(
-        code.name
-    )
-    if betas is None:
-        return {}
-    params = {"start": 0.0, "end": 0.0, **code.params}
-    levels = logsnr_of_betas(BETAS.find(betas).make(params["start"], params["end"], int(params["count"])))
-    return {"logsnr_min": float(levels[-1]), "logsnr_max": float(levels[0])}
-
-
-def _schedule(code: Declaration[None]) -> str:
-    """The curve that its timesteps lie on; '' where that isn't known."""
-    if code.name == "t-squaredcos":
-        return "iddpm"
-    if code.name != "t-linear":
-        return ""
-    low, high = (code.params["count"] * code.params[end] for end in ("start", "end"))
-    return f"linear-beta:beta_min={plain(round(low, 12))},beta_max={plain(round(high, 12))}"
-
-
 @source_format(
     "guided-diffusion",
     about="ADM's networks, 64x64_diffusion.pt to 512x512_diffusion.pt and lsun_*.pt, and others of its training script.",
@@ -248,9 +226,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         return tensor.unflatten(0, (attention.heads_of(len(tensor) // 3), 3, -1)).transpose(0, 1).flatten(0, 2)
 
     weights, more = taken(tensors, config, modules, where, turned)
-    settings: dict[str, Any] = {"prediction": "eps", "label_dropout": 0.0, **_range(code)}
-    if schedule := _schedule(code):
-        settings |= {"weighting": f"eps-mse@{schedule}", "schedule": schedule}
+    settings: dict[str, Any] = {"prediction": "eps", "label_dropout": 0.0, **timestep_settings(code.spec)}
     data = {"image_size": size, "channels": first[1], "num_classes": config.num_classes}
     averaged = averaged or re.match(r"model\d+$", where.stem) is None
     return Imported(config, weights, settings, data, averaged, LICENCE, [*more, *notes])

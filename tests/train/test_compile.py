@@ -35,6 +35,7 @@ NETWORKS = {
     "uvit": UVIT,
     "one wavelet": f"{UVIT}, patching: dwt-1",
     "two wavelets": f"{UVIT}, patching: dwt-2",
+    "dit": "family: dit, width: 16, depth: 2, heads: 2, patch: 2, code: t-linear, dropout: 0.1",
 }
 
 

@@ -15,6 +15,11 @@ DRAWN = {
     "weights": "weights",
     "weights_sha256": "their sha256",
     "images_trained": "images trained on, with repetition",
+    "init_run": "trained from the weights of run",
+    "init_weights": "those weights",
+    "init_step": "after step",
+    "init_images": "images that they were trained on",
+    "init_sha256": "sha256 of those weights",
     "trained_on": "sha256 of the training images",
     "crop": "crop of the training images",
     "filter": "what resized them",
@@ -34,7 +39,7 @@ DRAWN = {
     "seed": "seed",
 }
 """Facts on how samples were drawn, in the order of the card."""
-OPTIONAL = {"guidance_low", "guidance_high", "guide"}
+OPTIONAL = {"guidance_low", "guidance_high", "guide", *(key for key in DRAWN if key.startswith("init_"))}
 """Unsaid when there is none."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {

@@ -110,6 +110,7 @@ def _folder(path: Path) -> dict[str, Any]:
         "elbo_version": config.get("elbo_version"),
         **config["settings"],
         "data": config["data"].get("path"),
+        **({"init": config["init"]} if config.get("init") else {}),
         "parameters_of": config["network"],
         **({"damaged": damaged} if damaged else {}),
     }

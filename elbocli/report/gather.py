@@ -21,7 +21,7 @@ from elbocli.report.results import drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
 from elbocli.run.objective import Objective
-from elbocli.run.open import empty_network, read_run_config
+from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.status import read_status
 from elbocli.run.train_settings import TrainSettings
@@ -111,7 +111,7 @@ def _environment(
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: config.get(key) for key in keys}
-    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None}
+    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None, **began_from(config)}
     read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
     newest = next(filter(None, read), None)
     if newest is None:

@@ -107,6 +107,12 @@ def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]
     return path, checkpoint
 
 
+def began_from(config: dict[str, Any]) -> dict[str, Any]:
+    """Facts on the weights that a run began from, as `init_run` and others; none without such."""
+    known = config.get("init") or {}
+    return {f"init_{key}": known[key] for key in ("run", "weights", "step", "images", "sha256") if key in known}
+
+
 def open_run(
     path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema", average: str = ""
 ) -> TrainedRun:
@@ -128,6 +134,7 @@ def open_run(
     trained = {"trained_weighting": settings.weighting, "trained_schedule": settings.schedule}
     trained |= {"prediction": settings.prediction, "trained_on": data.get("payload_sha256")}
     trained |= {key: data[key] for key in PREPROCESSING if key in data}
+    trained |= began_from(config)
     network = empty_network(config, run / "config.yaml")
     try:
         network.load_state_dict(tensors, assign=True)

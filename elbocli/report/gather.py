@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from elbocli.bound.result import Bound, Theorem
+from elbocli.bound.result import Bound, LatentBound, Theorem
 from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
@@ -56,7 +56,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
     scores = [each for each in found if isinstance(each.found, EvalResult)]
-    bounds = [each for each in found if isinstance(each.found, Bound)]
+    bounds = [each for each in found if isinstance(each.found, Bound | LatentBound)]
     curves = missing.asked(read_curves, run / "metrics.jsonl", missing.append, otherwise={})
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)

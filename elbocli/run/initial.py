@@ -16,20 +16,17 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import Checkpoint
-from elbocli.files.dataset_block import LATENTS
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.retention import folder_name
 from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
+from elbocli.run.content import check_content
 from elbocli.run.open import find_run, read_run_config
 from elbocli.run.setting_type import PRECISIONS
 from elbocli.run.settings import Basis, run_settings
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 
-SAME_SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
-"""Facts of latents by which numbers mean the same."""
 OF_ITS_MACHINE = {"time_limit", *(name for name, setting in SETTINGS.items() if setting.group == SPEED)}
 OF_ITS_IMAGES = {name for name, setting in SETTINGS.items() if setting.group == VALIDATION}
 """Settings of a run that say nothing about others on another machine, or on other images."""
@@ -111,22 +108,10 @@ class Initial:
 
     def check_data(self, data: Mapping[str, Any], kind: str) -> None:
         """Raise UsageError for images whose numbers mean another thing to the network. data: a dataset's identity."""
-        known, where = self.config["data"], data.get("path")
-        latents = ATTRIBUTES["convention"] in known
-        if latents != (kind == LATENTS):
-            mine, its = ("latents" if each else "pixels" for each in (latents, kind == LATENTS))
-            raise UsageError(f"{where}: holds {its}, and {self.path} was trained on {mine}; name a dataset of {mine}")
-        if data["channels"] != self.network.image_channels:
-            raise UsageError(
-                f"{where}: images have {data['channels']} channels, those of {self.path} have "
-                f"{self.network.image_channels}; pack them with 'elbo prep --channels {self.network.image_channels}'"
-            )
-        for key in SAME_SPACE:
-            if latents and key in known and key in data and known[key] != data[key]:
-                raise UsageError(
-                    f"{where}: latents of another space: {key} is {data[key]}, and {known[key]} in {self.path}; "
-                    "pack the images by the source's autoencoder"
-                )
+        check_content(data, kind, self.config["data"], self.path)
+        where, channels = data.get("path"), self.network.image_channels
+        if data["channels"] != channels:
+            raise UsageError(f"{where}: images have {data['channels']} channels, those of {self.path} have {channels}")
 
     def same_prediction(self, spec: str, given: bool) -> str:
         """The source's prediction, in whose terms its weights are. Raises UsageError when another was given."""

@@ -31,6 +31,10 @@ COMMANDS = {
     "completion": ("elbocli.cli.completion.completion", "Print what makes SHELL complete command lines of elbo."),
     "ema": ("elbocli.ema.command.ema", "Make an average of RUN's weights after training."),
     "eval": ("elbocli.evaluate.command.evaluate", "Score SAMPLES against a reference; one JSON object."),
+    "import": (
+        "elbocli.importer.command.import_",
+        "Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.",
+    ),
     "info": ("elbocli.info.command.info", "Say what FILE is and how it was made, and show its images."),
     "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
     "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),

@@ -24,6 +24,7 @@ COMMANDS = {
     "weights",
     "presets",
     "info",
+    "importer",
 }
 BELOW = {
     "errors": set(),

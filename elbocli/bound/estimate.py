@@ -211,4 +211,6 @@ def log_text(asked: Measurement, found: BoundEstimate) -> str:
         prediction=settings.prediction,
     )
     about = asked.trained.about
-    return header + losslog.line(int(about["step"]), int(about["images_trained"]), found.sums)
+    return header + losslog.line(
+        max(1, asked.trained.step), int(about.get("images_trained", found.sums[0].sum())), found.sums
+    )

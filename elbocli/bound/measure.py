@@ -191,8 +191,10 @@ def open_measurement(
 
 def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     known = trained.data
-    if data is None and known.get("path") is None:
-        raise UsageError(f"{trained.path}: says no dataset that it was trained on; name one as DATA.h5")
+    if data is None and "path" not in known:
+        raise UsageError(
+            f"{trained.path}: was imported, and has no dataset of its own; name one, DATA.h5, after the run"
+        )
     path = data or Path(str(known.get("path")))
     beside = trained.path.parent / path  # where the run was trained, when its dataset's path was relative
     if data is None and beside.exists() and not path.exists():

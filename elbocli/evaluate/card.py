@@ -11,6 +11,9 @@ from elbocli.evaluate.result import EvalResult, Score
 UNKNOWN = "*not known*"
 DRAWN = {
     "run": "run",
+    "imported_format": "imported from the format",
+    "imported_file": "its file",
+    "imported_sha256": "sha256 of that file",
     "step": "checkpoint, step",
     "weights": "weights",
     "weights_sha256": "their sha256",
@@ -39,7 +42,7 @@ DRAWN = {
     "seed": "seed",
 }
 """Facts on how samples were drawn, in the order of the card."""
-OPTIONAL = {"guidance_low", "guidance_high", "guide", *(key for key in DRAWN if key.startswith("init_"))}
+OPTIONAL = {"guidance_low", "guidance_high", "guide", *(key for key in DRAWN if key.startswith(("init_", "imported_")))}
 """Unsaid when there is none."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {

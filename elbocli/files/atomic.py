@@ -132,7 +132,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
             aside.mkdir()
             with _held(aside):
                 yield aside
-                for file in aside.iterdir():
+                for file in filter(Path.is_file, aside.iterdir()):
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
                 flush_folder(aside)

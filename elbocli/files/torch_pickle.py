@@ -13,8 +13,8 @@ import mmap
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
+from elbocli.files.pickled_module import Foreign
 from elbocli.files.plain_pickle import VALUES, Machine, keyed
 from elbocli.files.reading import naming, refusing, utf8_path
 
@@ -33,7 +34,6 @@ LARGEST_PICKLE = 256 << 20
 """Bytes of the pickle in torch's files, whose tensors lie outside it."""
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """Numbers that torch's files without a zip archive begin with."""
-MOST_MODULES = 100_000
 TYPES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -51,21 +51,6 @@ STORAGES = {f"torch {name}Storage": dtype for name, dtype in TYPES.items()} | {
     "torch UntypedStorage": torch.uint8,
 }
 DTYPES = {str(dtype).replace(".", " "): dtype for dtype in TYPES.values()}
-
-
-@dataclass(eq=False)
-class Foreign:
-    """An object that is named in a file, and never made. name: `module name`; of a class, or of what was to be called.
-
-    args: what it was to be called with. state: what it was to be given, mostly its __dict__. items, values: what a dict
-    or a list of its class was to hold.
-    """
-
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    values: list[Any] = field(default_factory=list)
 
 
 class Found(NamedTuple):
@@ -122,7 +107,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "builtins set": lambda values=(): list(values),
     "_codecs encode": lambda text, kind: text.encode("latin-1") if kind == "latin1" else b"",
 }
-"""What may be called, and what elbo makes of it."""
+"""Functions that may be called, and ours in their place."""
 
 
 class _Tensors(Machine):
@@ -224,7 +209,7 @@ def _storage_of(content: Any) -> _Storage:
 
 
 def _legacy(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
-    """What a file of torch without an archive holds: four pickles, keys, and the values of each storage behind them."""
+    """Read a file of torch without an archive: four pickles, keys, and the values of each storage behind them."""
     magic, protocol, system = (_Tensors().read(file) for _ in range(3))
     if magic != MAGIC or protocol != PROTOCOL or not system.get("little_endian", False):
         raise FormatError("it is none of torch's files, or was written on a big-endian machine")
@@ -256,7 +241,7 @@ def _legacy(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
 
 
 def _archived(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
-    """What torch's zip archive holds. Its members are stored as they are; a compressed one is refused unread."""
+    """Read torch's zip archive. Its members are stored as they are; a compressed one is refused unread."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
@@ -307,44 +292,3 @@ def read_torch_file(path: Path) -> Found:
             machine = _Tensors()
             tree, strangers = machine.read(file), machine.strangers
         return Found(tree, sorted(strangers))
-
-
-def module_tensors(module: Any) -> dict[str, Tensor]:
-    """Return the tensors of a pickled nn.Module by the names that its state_dict would have. Raises FormatError.
-
-    module: a Foreign of torch's own pickling, or one wrapped by EDM's torch_utils.persistence.
-    """
-    return dict(_tensors_of(module, "", [MOST_MODULES]))
-
-
-def module_state(module: Any) -> Mapping[str, Any]:
-    """Return a pickled module's attributes, its __dict__. Raises FormatError for what is no module."""
-    state = module.state if isinstance(module, Foreign) else None
-    if isinstance(module, Foreign) and module.args and isinstance(module.args[0], Foreign | dict):
-        meta = module.args[0]
-        state = (meta.items if isinstance(meta, Foreign) else meta).get("state", state)
-    if not isinstance(state, dict) or not isinstance(state.get("_modules"), dict):
-        raise FormatError("it is no pickled network")
-    return state
-
-
-def class_name(module: Any) -> str:
-    """Return the name of a pickled module's class: EDMPrecond, Linear; '' where it has none."""
-    if isinstance(module, Foreign) and module.args and isinstance(module.args[0], Foreign | dict):
-        meta = module.args[0]
-        return str((meta.items if isinstance(meta, Foreign) else meta).get("class_name", ""))
-    return module.name.rpartition(" ")[2] if isinstance(module, Foreign) else ""
-
-
-def _tensors_of(module: Any, prefix: str, left: list[int]) -> Iterator[tuple[str, Tensor]]:
-    left[0] -= 1
-    if left[0] < 0 or prefix.count(".") > 100:
-        raise FormatError("it has a network of too many parts")
-    state = module_state(module)
-    for kind in ("_parameters", "_buffers"):
-        for name, value in (state.get(kind) or {}).items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
-    for name, inner in state["_modules"].items():
-        if inner is not None:
-            yield from _tensors_of(inner, f"{prefix}{name}.", left)

@@ -79,6 +79,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     from elbocli.files import snapshots
     from elbocli.files.checkpoint import latest, read_checkpoint, read_config
+    from elbocli.run.imported import about_source
     from elbocli.run.status import read_status
 
     if snapshots.is_snapshot(path):
@@ -108,6 +109,7 @@ def _folder(path: Path) -> dict[str, Any]:
         "saved_step": saved,
         "snapshots": len(snapshots.folders(path)),
         "elbo_version": config.get("elbo_version"),
+        **about_source(config),
         **config["settings"],
         "data": config["data"].get("path"),
         **({"init": config["init"]} if config.get("init") else {}),

@@ -65,4 +65,4 @@ def _told(facts: RunFacts) -> dict[tuple[str, str], Any]:
     digest = str(facts.data.get("payload_sha256"))[:DIGITS]
     data = {"data": facts.data.get("path"), "images": facts.trained_on, "data sha256": digest}
     network = {f"network {key}": value for key, value in facts.network.items()}
-    return {(key, ""): value for key, value in {**facts.settings.stored(), **data, **network}.items()}
+    return {(key, ""): value for key, value in {**facts.known, **data, **network}.items()}

@@ -61,6 +61,9 @@ class Command(NamedTuple):
 class RunFacts:
     """A run as its folder shows it. None, or empty, is what isn't there; `missing` says so in sentences.
 
+    source: where an imported run came from, as config.yaml says; empty for one that elbo trained, as all of `settings` is
+    known of that. known: the settings that are.
+
     data, network: as config.yaml has them, and the network's parameters. environment: what config.yaml says of its last start, its speed, and the newest checkpoint. course,
     held_out: errors of training and validation. drawn: samples by class, which come from the file `drawn_from`.
     """
@@ -68,6 +71,8 @@ class RunFacts:
     run: str
     status: RunStatus | None
     settings: TrainSettings
+    known: dict[str, Any]
+    source: dict[str, Any]
     data: dict[str, Any]
     network: dict[str, Any]
     environment: dict[str, Any]
@@ -109,7 +114,8 @@ class RunFacts:
             "run": self.run,
             "status": _standing(self.status),
             "objective": self.objective and self.objective.json(),
-            "settings": self.settings.stored(),
+            "settings": self.known,
+            **({"source": self.source} if self.source else {}),
             "data": self.data,
             "network": self.network,
             "environment": self.environment,

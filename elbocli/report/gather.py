@@ -20,6 +20,7 @@ from elbocli.report.log_history import Numbers, curve, read_curves, read_log_his
 from elbocli.report.results import drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
+from elbocli.run.imported import SOURCE
 from elbocli.run.objective import Objective
 from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
@@ -57,28 +58,38 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
     scores = [each for each in found if isinstance(each.found, EvalResult)]
     bounds = [each for each in found if isinstance(each.found, Bound | LatentBound)]
-    curves = missing.asked(read_curves, run / "metrics.jsonl", missing.append, otherwise={})
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
+    source = config.get(SOURCE, {})
+    told = config["settings"]
+    known = {key: value for key, value in settings.stored().items() if key in told or not source}
     validates = (run / "validation.jsonl").exists()
-    if not validates:
+    if not validates and not source:
         missing.append(f"{run}: no validation; 'elbo train --val' or '--val-split' adds it")
     for of_kind, how in ((scores, "elbo eval"), (bounds, "elbo bound")):
         if not of_kind:
             missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
+    log = run / "metrics.jsonl"
+    curves = {} if source else missing.asked(read_curves, log, missing.append, otherwise={})
+    if source and not {"weighting", "schedule"} <= set(known):
+        missing.append(
+            f"{run}: the objective it was trained with isn't known; 'elbo import' takes --weighting and --schedule"
+        )
     course, held_out = (run / log for log in ("losslog.jsonl", "validation.jsonl"))
     return RunFacts(  # in the order in which they are asked for, and missing
         run=name,
-        status=missing.asked(read_status, run),
+        status=None if source else missing.asked(read_status, run),
         settings=settings,
+        known=known,
+        source=source,
         data=config["data"],
         network=config["network"] | missing.asked(_parameters, config, run, otherwise={}),
         environment=_environment(run, config, settings, curves, missing),
-        objective=missing.asked(_objective, settings),
+        objective=missing.asked(_objective, settings) if {"weighting", "schedule"} <= set(known) else None,
         curves=curves,
-        course=missing.asked(read_log_history, course, missing.append),
+        course=None if source else missing.asked(read_log_history, course, missing.append),
         held_out=missing.asked(read_log_history, held_out, missing.append) if validates else None,
-        previews=_previews(run, sheets, missing),
+        previews=[] if source else _previews(run, sheets, missing),
         drawn=drawn,
         drawn_from=drawn_from,
         scores=scores,
@@ -163,13 +174,10 @@ def _commands(
     run: Path, name: str, config: dict[str, Any], samples: Path | None, scores: Sequence[Any], missing: Missing
 ) -> list[Command]:
     """Command lines as they were typed, where they were written down."""
-    data = str(config["data"].get("path"))
-    again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
-    found = [
-        Command("Pack the images", missing.asked(_packed, config["data"], otherwise="")),
-        Command("Train, as typed", str(config.get("command", ""))),
-        Command("Train again with the same settings, whatever the environment says by then", again),
-    ]
+    if SOURCE in config:
+        found = [Command("Import, as typed", str(config.get("command", "")))]
+    else:
+        found = _training(run, name, config, missing)
     if samples is not None:
         with read_samples(samples) as reader:
             found.append(Command("Draw these samples", str(reader.about.get("command", ""))))
@@ -177,3 +185,13 @@ def _commands(
         found += [Command(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
         found.append(Command(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
     return [each for each in found if each.line]
+
+
+def _training(run: Path, name: str, config: dict[str, Any], missing: Missing) -> list[Command]:
+    data = str(config["data"].get("path"))
+    again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
+    return [
+        Command("Pack the images", missing.asked(_packed, config["data"], otherwise="")),
+        Command("Train, as typed", str(config.get("command", ""))),
+        Command("Train again with the same settings, whatever the environment says by then", again),
+    ]

@@ -18,6 +18,7 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told
 from elbocli.files.sealed_folder import CONFIG, RUN_ID, run_id
+from elbocli.run.imported import refuse_to_continue
 from elbocli.run.settings import Basis, Resolved, difference
 
 LOCK = ".lock"
@@ -34,6 +35,7 @@ def _check(out: Path, resolved: Resolved) -> None:
     """
     if (out / CONFIG).exists():
         before = store.read_config(out)
+        refuse_to_continue(before, out)
         changed = difference(before, resolved.config()) if _begun(out) else []
         if changed:
             raise UsageError(
@@ -63,6 +65,7 @@ def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
         if not (out / CONFIG).exists() or (anew and not _begun(out)):
             return None
     config = store.read_config(out)
+    refuse_to_continue(config, out)
     if preset not in (None, config["settings"].get("preset")):
         return None
     return Basis.of(out / CONFIG, config)

@@ -22,6 +22,7 @@ from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.content import check_content
+from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.open import find_run, read_run_config
 from elbocli.run.setting_type import PRECISIONS
 from elbocli.run.settings import Basis, run_settings
@@ -30,7 +31,7 @@ from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSetting
 OF_ITS_MACHINE = {"time_limit", *(name for name, setting in SETTINGS.items() if setting.group == SPEED)}
 OF_ITS_IMAGES = {name for name, setting in SETTINGS.items() if setting.group == VALIDATION}
 """Settings of a run that say nothing about others on another machine, or on other images."""
-OBJECTIVE = ("weighting", "multiscale", "schedule", "logsnr_min", "logsnr_max")
+OBJECTIVE = ("weighting", "schedule", "logsnr_min", "logsnr_max")
 Rows = Sequence[int | None]
 
 
@@ -56,7 +57,9 @@ class Initial:
         run, checkpoint = find_run(folder, warn)
         config = read_run_config(run, warn)
         settings = run_settings(config["settings"], run / CONFIG)
-        name = name or parse_average(settings.ema[0]).name
+        if not name:
+            imported = about_source(config)
+            name = imported_weights(checkpoint.names) if imported else parse_average(settings.ema[0]).name
         if name not in checkpoint.names:
             held = ", ".join(checkpoint.names)
             raise FormatError(f"{checkpoint.path}: holds no weights {name}; name a file of those it holds ({held})")
@@ -91,6 +94,7 @@ class Initial:
     def facts(self) -> dict[str, Any]:
         """Facts about them for config.yaml."""
         seen = {"step": self.checkpoint.step, "images": self.checkpoint.images}
+        seen = about_source(self.config) or seen
         return {"run": str(self.path), "weights": self.name, "sha256": self.sha256, **seen}
 
     def inherited(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,9 +137,14 @@ class Initial:
 
     def changed(self, settings: TrainSettings, network: NetworkConfig, data: Mapping[str, Any]) -> list[str]:
         """Sentences on what is not as it was here. Raises UsageError where the weights have no way to the network."""
-        pairs = {key: (getattr(self.settings, key), getattr(settings, key)) for key in OBJECTIVE}
-        told = [f"{key.replace('_', '-')} {new} instead of {old}" for key, (old, new) in pairs.items() if new != old]
-        return [*self.transfer(network, data)[1], *told]
+        told = self.transfer(network, data)[1]
+        for key in OBJECTIVE:
+            old, new = getattr(self.settings, key), getattr(settings, key)
+            if key not in self.config["settings"]:
+                told.append(f"{key.replace('_', '-')} {new}, which isn't known of the source")
+            elif new != old:
+                told.append(f"{key.replace('_', '-')} {new} instead of {old}")
+        return told
 
     def rows(self, network: NetworkConfig, data: Mapping[str, Any]) -> tuple[Rows, list[str]]:
         """(for each class of the data its number in the source, None for a new one; sentences on what is not as it was).
@@ -205,7 +214,7 @@ def initial_of(asked: Path | None, basis: Basis | None, out: Path, warn: Callabl
 
 def _again(known: Mapping[str, Any], where: Path, warn: Callable[[str], None]) -> Initial:
     """The weights that a config.yaml, `where`, says a run begins from. Raises DataError when they are gone, or others now."""
-    path, digest, step = Path(str(known.get("run"))), known.get("sha256"), known.get("step")
+    path, digest, step = Path(str(known.get("run"))), known.get("sha256"), known.get("step", 0)
     advice = f"{where} begins from it; say with --init where it is now, or choose another -o"
     try:
         found = Initial.open(path, warn)

@@ -20,6 +20,7 @@ from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_c
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
 from elbocli.nn.networks import Network, build, config_of, place
+from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins
 from elbocli.run.settings import run_settings, trained_as
@@ -47,8 +48,13 @@ class TrainedRun:
 
     @property
     def step(self) -> int:
-        """Optimizer updates that the weights have seen."""
-        return int(self.about["step"])
+        """Optimizer updates that the weights have seen; 0 where that isn't known."""
+        return int(self.about.get("step", 0))
+
+    @property
+    def age(self) -> str:
+        """How old the weights are, in words: step 4500, or imported."""
+        return f"step {self.step}" if "step" in self.about else "imported"
 
     @property
     def prediction(self) -> Prediction:
@@ -110,7 +116,7 @@ def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]
 def began_from(config: dict[str, Any]) -> dict[str, Any]:
     """Facts on the weights that a run began from, as `init_run` and others; none without such."""
     known = config.get("init") or {}
-    return {f"init_{key}": known[key] for key in ("run", "weights", "step", "images", "sha256") if key in known}
+    return {f"init_{key}": value for key, value in known.items() if not isinstance(value, list)}
 
 
 def open_run(
@@ -125,13 +131,19 @@ def open_run(
     run, checkpoint = find_run(path, warn)
     config = read_run_config(run, warn)
     settings = run_settings(config["settings"], run / "config.yaml")
-    if average or weights == "ema":
+    if not average and weights == "ema" and about_source(config):
+        held = imported_weights(checkpoint.names)
+        tensors, about = checkpoint.weights(held), _held(checkpoint, held)
+    elif average or weights == "ema":
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
     seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"]}
+    seen = about_source(config) or seen
     data = config["data"]
-    trained = {"trained_weighting": settings.weighting, "trained_schedule": settings.schedule}
+    trained = {
+        f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config["settings"]
+    }
     trained |= {"prediction": settings.prediction, "trained_on": data.get("payload_sha256")}
     trained |= {key: data[key] for key in PREPROCESSING if key in data}
     trained |= began_from(config)

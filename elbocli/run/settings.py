@@ -255,7 +255,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _named(init: dict[str, Any]) -> str:
     """Weights that a run begins from, for people."""
-    return f"{init['run']} (step {init['step']}, sha256 {str(init['sha256'])[:12]})" if init else "none"
+    age = f"step {init['step']}" if "step" in init else "imported"
+    return f"{init['run']} ({age}, sha256 {str(init['sha256'])[:12]})" if init else "none"
 
 
 IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr", "seed")

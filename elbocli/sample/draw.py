@@ -245,7 +245,7 @@ class _Work:
     def _introduction(self, start: int) -> str:
         trained, grid = self.drawer.trained, self.grid
         return (
-            f"{trained.path}: step {trained.step}, weights {trained.about['weights']}; {self.settings.sampler.spec}, "
+            f"{trained.path}: {trained.age}, weights {trained.about['weights']}; {self.settings.sampler.spec}, "
             f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}; {self.world.device}, {self.precision}"
             + (f"; {self.world.size} processes" if self.world.size > 1 else "")
             + (f"; going on after {start} images" if start else "")

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from elbocli.errors import FormatError
-from elbocli.files.torch_pickle import Foreign, class_name, module_tensors, read_torch_file
+from elbocli.files.pickled_module import Foreign, class_name, module_tensors
+from elbocli.files.torch_pickle import read_torch_file
 
 TREE = {
     "model": OrderedDict(a=torch.randn(2, 3), b=torch.randn(4, 2, 5)[1:, :, ::2], c=torch.tensor(3)),

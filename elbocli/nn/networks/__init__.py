@@ -73,6 +73,14 @@ class Network(nn.Module):
         """Submodules that are each called once, by `through`, in this order: sharded and recomputed one by one."""
         return []
 
+    def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Everything that the last layer gives: the prediction, and behind it learned variances where a config has them.
+
+        [B, 2C, H, W] with variances v, each in its channel: the logarithm of the step's variance lies (v+1)/2 of the way
+        from the smallest to the largest (Nichol & Dhariwal 2021, eq. 15). Else what `forward` gives.
+        """
+        return self(z, logsnr, labels)
+
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
         """A unit's output, in the way that `recompute` asks for."""
         if self.recompute and torch.is_grad_enabled():

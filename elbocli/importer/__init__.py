@@ -1,0 +1,1 @@
+"""`elbo import`: a run made of somebody else's checkpoint."""

@@ -1,0 +1,95 @@
+"""`elbo import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.options import SCHEDULE, WEIGHTING, command_line, common, plugin_option
+from elbocli.cli.types import PATH, Count, Named, Number
+
+LIST = "list"
+GROUPS = {
+    "What lies at SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
+    "What its file doesn't say": (
+        "prediction",
+        "levels",
+        "weighting",
+        "schedule",
+        "logsnr_min",
+        "logsnr_max",
+        "size",
+        "channels",
+        "classes",
+    ),
+}
+
+
+@click.command(cls=Command, groups=GROUPS)
+@click.argument("source", type=PATH)
+@click.argument("run", type=PATH, required=False)
+@option("--format", type=Named("elbocli.importer.formats.FORMATS"), default="", help="Format.  [default: by content]")
+@option(
+    "--weights",
+    type=click.Choice(["ema", "model"]),
+    default="ema",
+    help="The average or the last weights, where SOURCE holds both.",
+)
+@option("--prefix", metavar="TEXT", default="", help="Take only the names that begin so, without it.")
+@option(
+    "--rename",
+    metavar="OLD=NEW",
+    multiple=True,
+    help="Call names that begin with OLD by NEW instead; may be repeated.",
+)
+@option("--network", metavar="FILE.py:CLASS", default="", help="Your own network, which FILE.py defines. It is run.")
+@option("--autoencoder", type=PATH, metavar="DIR", help="For latents: the AutoencoderKL of diffusers that made them.")
+@option(
+    "--prediction",
+    type=Named("elbocli.core.prediction.PREDICTIONS"),
+    default="",
+    help="Network's output; see 'elbo weights list predictions'.",
+)
+@option(
+    "--levels",
+    type=Named("elbocli.core.level_codes.LEVEL_CODES"),
+    default="",
+    help="What the network is told of logsnr: logsnr:factor=F, sigma, flow, t:linear, …",
+)
+@option("--weighting", type=WEIGHTING, default="", help="w(logsnr) that it was trained with.")
+@option("--schedule", type=SCHEDULE, default="", help="Schedule that it was trained with.")
+@option("--logsnr-min", type=Number(-50, 50), help="Noisiest level that it was trained on.")
+@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level that it was trained on.")
+@option("--size", type=Count(1, 4096), help="Side in pixels, or of latents.")
+@option("--channels", type=Count(1, 1024), help="Channels of images or latents.")
+@option("--classes", type=Count(0, 10**6), help="Number of classes; 0 is none.")
+@plugin_option
+@common
+def import_(source: Path, run: Path | None, format: str, **options: Any) -> None:
+    """Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.
+
+    'elbo import list' says which formats are known and what is known of the published weights; docs/models.md has the
+    commands that reproduce their published numbers. Nothing in SOURCE is run. What a file doesn't say, options must. RUN can
+    be sampled, measured, scored and reported; 'elbo train --init RUN' trains its weights further, in a new run.
+    """
+    from elbocli.cli.progress_bar import say
+    from elbocli.importer.formats import FORMATS, ImportOptions
+    from elbocli.importer.make_run import import_run
+
+    if run is None and str(source) == LIST:
+        for declared in FORMATS.values():
+            traits = declared.traits
+            click.echo(
+                f"{declared.name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}"
+            )
+        return
+    if run is None:
+        raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
+    name, found = import_run(source, run, ImportOptions(**options), format, command_line())
+    for note in found.notes:
+        say(note, "warning")
+    say(f"{run}: imported from {source}, as {name}; licence: {found.licence}")
+    click.echo(run)

@@ -1,0 +1,88 @@
+"""A run made of a checkpoint in elbo's words: its config.yaml and one checkpoint of step 0, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from elbocli import __version__
+from elbocli.errors import FormatError, UsageError
+from elbocli.files import sealed_folder, strict_yaml
+from elbocli.files.atomic import refuse_existing, writing_folder
+from elbocli.files.checkpoint import FOLDER, RUN_FORMAT, Checkpoint
+from elbocli.files.reading import naming
+from elbocli.files.sealed_folder import CONFIG, RUN_ID
+from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
+from elbocli.nn.networks import section_of
+from elbocli.run.imported import AVERAGE, SOURCE
+from elbocli.run.objective import Objective
+from elbocli.run.plugin_files import plugins_run
+from elbocli.run.settings import run_settings
+
+
+def import_run(
+    path: Path, run: Path, options: ImportOptions, format: str = "", command: str = ""
+) -> tuple[str, Imported]:
+    """Make a run of what lies at `path`. Returns the format's name, and what was read.
+
+    format: as FORMATS has it; '' tells it by content. Raises UsageError (the run exists, an option doesn't fit), FormatError
+    (not a checkpoint of that format, or of any known), DataError (full disk).
+    """
+    refuse_existing(run, False, folder=True)
+    if not path.exists():
+        raise FormatError(f"{path}: no such file or folder")
+    source = Source(path)
+    declared = (
+        FORMATS.find(format) if format else next((d for d in FORMATS.values() if d.traits.recognises(source)), None)
+    )
+    if declared is None:
+        held = "a folder" if path.is_dir() else f"it holds {inventory(source.tree)}"
+        raise FormatError(f"{path}: no known format ({held}); 'elbo import list' says what is known, --format chooses")
+    for key, value in vars(options).items():
+        if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
+            raise UsageError(f"--{key}: says nothing of the format {declared.name}; leave it out")
+    imported: Imported = declared.make(source, options)
+    settings = {**imported.settings, **options.settings()}
+    if "prediction" not in settings:
+        raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u or edm")
+    about = {
+        "format": declared.name,
+        "file": path.name,
+        "sha256": source.sha256,
+        "licence": imported.licence,
+        "notes": imported.notes,
+    }
+    if source.strangers:
+        held = f"{source.path} also holds {', '.join(source.strangers[:5])}" + (
+            " …" if len(source.strangers) > 5 else ""
+        )
+        imported.notes.append(f"{held}, of which nothing was made or run")
+    plugins = {"plugins": plugins_run()} if plugins_run() else {}
+    content: dict[str, Any] = {
+        "format": RUN_FORMAT,
+        "version": 1,
+        RUN_ID: hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
+        "elbo_version": __version__,
+        "command": command,
+        SOURCE: about,
+        "settings": settings,
+        "network": section_of(imported.network),
+        "data": imported.data,
+        "files": {},
+        **plugins,
+    }
+    objective = Objective(run_settings(settings, run / CONFIG))
+    with naming(path, UsageError):
+        specs = {"weighting": objective.weighting.spec, "schedule": objective.schedule and objective.schedule.base}
+    settings |= {
+        key: spec for key, spec in {**specs, "prediction": objective.prediction.spec}.items() if key in settings
+    }
+    with writing_folder(run) as aside:
+        for name, file in imported.files.items():
+            shutil.copyfile(file, aside / name)
+        (aside / CONFIG).write_text(strict_yaml.dump(content))
+        with Checkpoint.writing(aside / FOLDER, 0, {"images": 0, "log_bytes": {}}) as inner:
+            sealed_folder.write_weights(inner, {AVERAGE if imported.averaged else "model": imported.weights})
+    return declared.name, imported

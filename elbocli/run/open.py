@@ -53,7 +53,7 @@ class TrainedRun:
 
     @property
     def age(self) -> str:
-        """How old the weights are, in words: step 4500, or imported."""
+        """Age of the weights in words: step 4500, or imported."""
         return f"step {self.step}" if "step" in self.about else "imported"
 
     @property

@@ -99,7 +99,7 @@ def test_the_terms_add_up_to_the_bound(trained: Path) -> None:
 
 
 def test_prior_and_reconstruction_are_exact(trained: Path, digits: Path) -> None:
-    with h5py.File(digits) as file:
+    with h5py.File(digits, "r", locking=False) as file:
         pixels = torch.from_numpy(file["images"][()]).long()
     found = bpd(trained, images=ALL, draws=2)
     x = (pixels.double() / 127.5 - 1).permute(0, 3, 1, 2)

@@ -27,7 +27,7 @@ def class_axes(config: NetworkConfig) -> dict[str, int]:
     """The weights that have a row for each class, and the axis that rows are on: the one that one class more lengthens."""
     if not config.num_classes:
         return {}
-    shapes, more = shapes_of(config), shapes_of(replace(config, num_classes=config.num_classes + 1))
+    shapes, more = shapes_of(config), shapes_of(config.for_classes(config.num_classes + 1))
     differ = {name: _axes(shape, more.get(name, ())) for name, shape in shapes.items()}
     return {name: axes[0] for name, axes in differ.items() if len(axes) == 1}
 
@@ -67,11 +67,15 @@ class Transfer:
     def between(cls, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Transfer:
         """Find it. Raises UsageError where the two differ in more than size, classes and dropout, or a weight has no way."""
         family = declaration_of(before).name
-        same = replace(before.for_size(now.image_size), num_classes=now.num_classes, dropout=now.dropout)
+        same = replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout)
         if same != now:
             raise UsageError(f"a {family} with other settings than the source's can't take its weights over")
         has, wants = shapes_of(before), shapes_of(now)
         tables, told_first = class_axes(now), bool(now.num_classes and not before.num_classes)
+        if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
+            raise UsageError(
+                f"a {family} whose weights have no rows for classes: they can't be matched, and none is new"
+            )
         resized, fresh = [], []
         for name, shape in wants.items():
             had = has.get(name)

@@ -19,7 +19,7 @@ from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
-from elbocli.nn.networks import Network, build, config_of, place
+from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins
@@ -149,7 +149,7 @@ def open_run(
     trained |= began_from(config)
     network = empty_network(config, run / "config.yaml")
     try:
-        network.load_state_dict(tensors, assign=True)
+        network = loaded(network, tensors)
     except RuntimeError as error:
         raise FormatError(
             f"{about.get('weights_file', checkpoint.path)}: its weights don't fit {run / 'config.yaml'}: "

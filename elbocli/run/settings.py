@@ -21,7 +21,7 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, config_of, section_of
+from elbocli.nn.networks import NetworkConfig, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
@@ -176,8 +176,14 @@ def resolve(
             notes.append(f"the network is that of {initial.path}; preset {name} says the training settings alone")
         if inherited and not {"weighting", "schedule"} & set(asked):
             initial.check_files(files)
-        init = {**initial.facts(), "changed": initial.changed(settings, network, data)}
-        notes += [f"not as in {initial.path}: {each}" for each in init["changed"]]
+        changed = initial.changed(settings, network, data) if network.trainable else []
+        init = {**initial.facts(), "changed": changed}
+        notes += [f"not as in {initial.path}: {each}" for each in changed]
+    if not network.trainable:
+        raise UsageError(
+            f"{initial.path if initial else own.where if own else name}: a network of family {declaration_of(network).name!r} is sampled "
+            "and measured as it is, and can't be trained"
+        )
     return Resolved(settings, network, data, files, notes, objective, init, initial)
 
 
@@ -239,6 +245,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
         had, has = {**did.get(section, {}), **before.get(section, {})}, now[section]
+        if section == "network":  # which earlier versions had with fewer keys, and later ones may have with more
+            had, has = filled(had), filled(has)
         for key in sorted({*had, *has}):
             if had.get(key) != has.get(key) and key not in may_change.get(section, ()):
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"

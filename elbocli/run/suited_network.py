@@ -29,8 +29,8 @@ def of_preset(preset: Preset, given: Mapping[str, Any], dataset: Data) -> Networ
 def of_basis(network: NetworkConfig, given: Mapping[str, Any], dataset: Data) -> NetworkConfig:
     """The same network for this dataset: it sees classes if it did, and only its size, channels and classes change."""
     classes = dataset.num_classes if given.get("conditional", network.num_classes > 0) else 0
-    fits = {"image_channels": dataset.channels, "num_classes": classes}
-    return replace(network, **fits, dropout=given.get("dropout", network.dropout)).for_size(dataset.image_size)
+    kept = replace(network, image_channels=dataset.channels, dropout=given.get("dropout", network.dropout))
+    return kept.for_classes(classes).for_size(dataset.image_size)
 
 
 def of_initial(network: NetworkConfig, given: Mapping[str, Any], dataset: Data) -> NetworkConfig:

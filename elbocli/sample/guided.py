@@ -23,11 +23,33 @@ from elbocli.sample.decode import latent_space
 
 
 class Idle(nn.Module):
-    """A network that costs nothing."""
+    """A network that costs nothing, and gives variances."""
 
     def forward(self, z: Tensor, *_: Any) -> Tensor:
-        """Its input."""
-        return z
+        """Its input twice."""
+        return torch.cat([z, z], 1)
+
+
+class Whole(Network):
+    """A network whose output is all of its outputs."""
+
+    def __init__(self, network: Network):
+        super().__init__(network.config)
+        self.network = network
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See networks."""
+        return self.network.outputs(z, logsnr, labels)
+
+
+def giving_variance(run: TrainedRun) -> TrainedRun:
+    """The run with a network that gives its learned variance too. Raises UsageError when it has none."""
+    if not getattr(run.network.config, "variance", False):
+        raise UsageError(
+            f"{run.path}: its network has learned no variance; use --sampler ddpm:gamma=G, from 0 (the smallest) to 1 (the "
+            "largest)"
+        )
+    return replace(run, network=Whole(run.network))
 
 
 class Replayed(Network):
@@ -50,6 +72,12 @@ class GuidedRun:
     guidance: Guidance = Guidance()
     guide: TrainedRun | None = None
     clip: Clip = UNCLIPPED
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network draws."""
+        config = self.trained.network.config
+        return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """D(z, λ) for images of these classes, with its count of evaluations at zero."""
@@ -76,7 +104,7 @@ class GuidedRun:
         rehearsal = replace(self, trained=replace(self.trained, network=idle), guide=guide)
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
-        walk(sampler, z, grid, denoiser, lambda: z)
+        walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
         return denoiser.evaluations
 
     @property
@@ -85,6 +113,8 @@ class GuidedRun:
         ends = {"guidance_low": self.guidance.low, "guidance_high": self.guidance.high}
         told: dict[str, Any] = {"guidance": self.guidance.scale}
         told |= {end: at for end, at in ends.items() if math.isfinite(at)}
+        if self.guidance.channels:
+            told["guidance_channels"] = self.guidance.channels
         if self.guide is not None:
             told["guide"] = str(self.guide.path)
             told |= {f"guide_{key}": value for key, value in self.guide.about.items()}
@@ -95,6 +125,11 @@ class GuidedRun:
         if self.clip.cuts and _space(self.trained) is not None:
             raise UsageError(
                 f"--clip {self.clip.spec}: {self.trained.path} draws latents, which have no range to be cut to; leave it out"
+            )
+        if self.guidance.channels > self.trained.network.config.image_channels:
+            raise UsageError(
+                f"--guidance-channels {self.guidance.channels}: {self.trained.path} draws "
+                f"{self.trained.network.config.image_channels} channels"
             )
         if self.guide is not None:
             self._check_guide(self.guide, grid)

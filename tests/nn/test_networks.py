@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,17 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.nn import networks
 from elbocli.nn.group_norm import GroupNorm
-from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, place, section_of
+from elbocli.nn.networks import (
+    NETWORKS,
+    Network,
+    NetworkConfig,
+    build,
+    config_of,
+    declaration_of,
+    filled,
+    place,
+    section_of,
+)
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import PATCHINGS, UViTConfig
 from elbocli.run.settings import resolve
@@ -58,8 +68,12 @@ def inputs(config, batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return z, torch.randn(batch, generator=draw) * 5, torch.tensor([0, 1, -1, 3])
 
 
+OTHERS = {"program", "diffusers-unet", "module"}
+"""Networks of somebody else, which have files of their own here: they have no units."""
+
+
 def test_every_family_is_tested_here():
-    assert set(SMALL) == set(NETWORKS)
+    assert set(SMALL) | OTHERS == set(NETWORKS)
 
 
 @EVERY
@@ -97,7 +111,8 @@ def test_a_section_without_a_family_is_a_u_nets():
         {"levels": 3},
         {"channels": "x"},
         {"blocks": 1.5},
-        {"levels": [1, 2.0]},
+        {"levels": [1, "2"]},
+        {"code": 0.5},
         {"dropout": True},
     ],
 )
@@ -106,6 +121,16 @@ def test_a_section_of_another_form_is_refused(change):
         config_of({**section_of(SMALL["unet"]), **change}, "here")
     with pytest.raises(UsageError, match="network: "):
         config_of({**section_of(SMALL["unet"]), "image_size": 1}, "here")
+
+
+@EVERY
+def test_what_a_section_leaves_out_is_filled_as_it_would_be_built(config):
+    whole = section_of(config)
+    needed = {each.name for each in fields(config) if each.default is MISSING}
+    short = {key: value for key, value in whole.items() if key in needed | {"family"}}
+    assert filled(short) == section_of(config_of(short, "here"))
+    assert filled(whole) == whole
+    assert filled({"family": "of a plug-in", "width": 3}) == {"family": "of a plug-in", "width": 3}
 
 
 def test_an_unknown_key_is_answered_with_the_nearest_and_a_missing_one_is_named():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, network
+from elbocli.nn.networks.own_module import ModuleConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.transfer import Transfer, class_axes, shapes_of
@@ -157,8 +158,38 @@ def test_a_size_for_which_weights_are_not_is_refused() -> None:
         Transfer.between(source, source.for_size(5), list(range(5)))
 
 
+def test_classes_without_rows_stay_as_they_are() -> None:
+    """A network that makes of a label what it will: it is no worse for fewer, but others can't be given to it."""
+
+    @dataclass(frozen=True)
+    class BlindConfig(NetworkConfig):
+        pass
+
+    @network("blind", config=BlindConfig, source="a test")
+    class Blind(Network):
+        def __init__(self, config: BlindConfig):
+            super().__init__(config)
+            self.only = nn.Conv2d(config.image_channels, config.image_channels, 1)
+
+    try:
+        source = BlindConfig(8, 2, 5)
+        assert Transfer.between(source, replace(source, num_classes=3), [0, 1, 2]).tables == {}
+        for rows in ([0, 1, 2, 3, 4, None], [1, 0, 2]):
+            with pytest.raises(UsageError, match="no rows for classes"):
+                Transfer.between(source, replace(source, num_classes=len(rows)), rows)
+    finally:
+        del NETWORKS["blind"]
+
+
 def test_weights_of_another_shape_are_not_spread_over_what_is_needed() -> None:
     config = CONFIGS["unet"]
     way = Transfer.between(config, config, list(range(5)))
     with pytest.raises(ValueError, match=r"is \[1\], expected"):
         way.weights(lambda name: torch.zeros(1))
+
+
+def test_a_module_of_ones_own_keeps_its_label_for_no_class_behind_the_classes() -> None:
+    behind, other = (ModuleConfig(8, 2, 5, "mine.py:Net", null_class=(label,)) for label in (5, 9))
+    assert behind.for_classes(7).null_class == (7,) and other.for_classes(0).null_class == (9,)
+    with pytest.raises(UsageError, match="label 9 for no class"):
+        other.for_classes(12)

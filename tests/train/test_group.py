@@ -30,6 +30,9 @@ PRESETS = {
     "unet": "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
     "uvit": "network: {family: uvit, patching: dwt-1, channels: 8, levels: [1, 2], blocks: 1, depth: 2, heads: 2, "
     "embedding: 16, dropout: 0.0}",
+    "diffusers-unet": """network: {family: diffusers-unet, code: "logsnr:factor=25", model: '{"block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}'}""",
 }
 TRAIN = """
 train: {prediction: v, schedule: adaptive, logsnr_min: -10, logsnr_max: 10, steps: 20, batch: 14, lr: 2.0e-3,
@@ -100,7 +103,8 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(
         whole, other = (load_file(checkpoints(path)[-1] / "ema-0.9.safetensors") for path in (alone, run))
         assert list(whole) == list(other)
         for name, value in whole.items():
-            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+            if not name.endswith("to_k.bias"):  # which has no gradient but rounding, of which Adam makes whole steps
+                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
         # The previews of the averages are the same pictures, to a level or two.
         assert (run / "previews" / "step-00000010.png").exists()
 

@@ -75,7 +75,7 @@ def here(tmp_path: Path) -> Path:
         ("elbo train --weighting ", list(WEIGHTINGS)),
         ("elbo train --schedule ", [*SCHEDULES, "adaptive"]),
         ("elbo train --prediction ", list(PREDICTIONS)),
-        ("elbo train --preset digits", ["digits", "digits-uvit"]),
+        ("elbo train --preset digits", ["digits", "digits-dit", "digits-uvit"]),
         ("elbo train --preset ", list(NAMES)),
         ("elbo train --weighting x/", ["file,x/"]),
         ("elbo sample run-a --sampler ", list(SAMPLERS)),

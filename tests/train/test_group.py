@@ -30,6 +30,8 @@ PRESETS = {
     "unet": "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
     "uvit": "network: {family: uvit, patching: dwt-1, channels: 8, levels: [1, 2], blocks: 1, depth: 2, heads: 2, "
     "embedding: 16, dropout: 0.0}",
+    "edm2": "network: {family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
+    "dit": "network: {family: dit, width: 16, depth: 2, heads: 2, patch: 2, dropout: 0.0}",
     "diffusers-unet": """network: {family: diffusers-unet, code: "logsnr:factor=25", model: '{"block_out_channels": [8, 16],
         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
         "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}'}""",

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
-from elbocli.core.registry import parse_spec
 from elbocli.errors import FormatError, UsageError
+from elbocli.importer.attention import AttentionOrder
 from elbocli.importer.formats import (
     NAMED,
     Imported,
@@ -28,7 +28,6 @@ from elbocli.importer.formats import (
 )
 from elbocli.importer.levels import timestep_settings
 from elbocli.importer.unet_weights import shape_of, taken, unet_config
-from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
 
 LICENCE = "MIT, for the weights that OpenAI published"
 GROUPS = 32
@@ -40,31 +39,6 @@ SIZES: dict[tuple[float, ...], int] = {
     (0.5, 1, 1, 2, 2, 4, 4): 512,
 }
 """Widths of the levels → the size of image that guided-diffusion chooses them for."""
-
-
-@dataclass(frozen=True)
-class AttentionOrder:
-    """Facts of attention that shapes don't tell. heads: 0 is one for `width` channels.
-
-    outside: whether q, k and v come first and heads within them, "new" in guided-diffusion; else each head has its own.
-    """
-
-    heads: int = 0
-    width: int = HEAD_WIDTH
-    outside: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> AttentionOrder:
-        """`heads=4`, `width=64`, `width=64,new`. Raises UsageError."""
-        spec = parse_spec(f"attention:{text}", ["new"])
-        said = {key: value for key, value in spec.params.items() if key in ("heads", "width") and value.isdigit()}
-        if len(said) != 1 or said != spec.params or not all(map(int, said.values())):
-            raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it where it is so")
-        return cls(int(said.get("heads", 0)), int(said.get("width", HEAD_WIDTH)), "new" in spec.flags)
-
-    def heads_of(self, channels: int) -> int:
-        """Heads of a level of so many channels."""
-        return self.heads or heads_of(channels, self.width)
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,16 @@ class TrainState:
         }
 
     @torch.no_grad()
+    def begin(self, weights: dict[str, Tensor]) -> None:
+        """Take over whole weights by name, into the network and all averages; others stay as they were drawn."""
+        for index, (name, piece) in enumerate(self.live.items()):
+            if name in weights:
+                piece.copy_(self.spread.part(index, weights[name]))
+                for shadow in self.ema:
+                    shadow.tensors[name].copy_(piece)
+        self.spread.changed()
+
+    @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
         """Go on from a checkpoint, whatever number of processes wrote it. Raises FormatError when it doesn't fit."""
         state = saved.state()

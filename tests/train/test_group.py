@@ -111,6 +111,24 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(
         assert (run / "previews" / "step-00000010.png").exists()
 
 
+def test_a_run_begins_from_the_weights_of_another_however_many_processes_share_it(
+    trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    options = {"weighting": "edm", "dropout": 0.0, "steps": 3, "log_every": 1, "save_every": 3, "conditional": False}
+    ways = (ALONE, (2, "ddp"), (2, "fsdp"))
+    job = {"data": str(digits), "init": str(trained)}
+    succeeded(
+        tmp_path,
+        [
+            {**job, "size": size, "out": f"{size}-{parallel}", "options": {**options, "parallel": parallel}}
+            for size, parallel in ways
+        ],
+    )
+    losses = [[row["loss"] for row in lines(tmp_path / f"{size}-{way}", "metrics.jsonl")] for size, way in ways]
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+
+
 def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(
     digits: Path, preset: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,10 @@ class NetworkConfig:
         """The same network for images of another size."""
         return replace(self, image_size=image_size)
 
+    def for_classes(self, num_classes: int) -> Self:
+        """The same network told so many classes. In weights that have rows for classes, they are the first rows."""
+        return replace(self, num_classes=num_classes)
+
     def beside(self, folder: Path) -> Self:
         """The same network, files that belong to it in this folder: a config was read from a file there."""
         return self

@@ -176,6 +176,6 @@ def test_fish_completes(here: Path, environment: dict[str, str]) -> None:
         check=True,
     )
     found = [line.split("\t")[0] for line in result.stdout.splitlines()]
-    assert found == ["sigmoid", "run-a", "run-b", "digits-uvit", "--scores"]
+    assert found == ["sigmoid", "run-a", "run-b", "digits-dit", "digits-uvit", "--scores"]
     assert WEIGHTINGS["sigmoid"].formula in result.stdout
     assert not (here / "hacked").exists()

@@ -18,9 +18,10 @@ Shape = tuple[int, ...]
 
 @lru_cache(maxsize=16)
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
-    """Names and shapes of a network's weights, without memory."""
+    """Names and shapes of what a checkpoint holds of a network, without memory: weights, and buffers that are kept."""
     with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in build(config).named_parameters()}
+        held = build(config).state_dict()
+    return {name: tuple(each.shape) for name, each in held.items() if each.is_floating_point()}
 
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:
@@ -50,10 +51,11 @@ def _no_way(before: NetworkConfig, now: NetworkConfig, name: str, had: Shape | N
 class Transfer:
     """The way from the weights of one network to those of another.
 
-    rows: for each class of the other one, its number in the first; None for a class that is new. Rows that follow those
-    of classes, such as one for no class, stay behind them. New rows are zero, and so is a table of classes where there
-    was none: a new class begins as no class does. resized: weights on a grid of positions, which are interpolated.
-    fresh: weights that the other one alone has, and draws itself.
+    rows: for each class of the other one, its number in the first; None for a class that is new. A row that follows those
+    of classes is that of no class, and stays behind them. A new class begins as no class does: with that row, else with
+    zeros, and with zeros where there was no table. Where zeros are no such thing, it is drawn at the magnitude of others.
+    resized: weights on a grid of positions, which are interpolated. fresh: weights that the other one alone has, and draws
+    itself.
     """
 
     before: NetworkConfig
@@ -80,7 +82,7 @@ class Transfer:
         for name, shape in wants.items():
             had = has.get(name)
             if had is None and told_first:
-                fresh += [] if name in tables else [name]
+                fresh += [] if name in tables and now.quiet_classes else [name]
             elif had is not None and name not in tables and len(shape) == 4 and _axes(had, shape) == [2, 3]:
                 resized.append(name)
             elif had is None or (had != shape and name not in tables):
@@ -122,10 +124,16 @@ class Transfer:
         classes = self.before.num_classes
         if shape == tuple(value.shape) and list(self.rows) == list(range(classes)):
             return value
-        kept = value.new_zeros(shape).movedim(axis, 0)
         given = value.movedim(axis, 0)
+        kept = given.new_empty(len(self.rows) + len(given) - classes, *given.shape[1:])
+        kept[len(self.rows) :] = given[classes:]
+        size = 0.0 if self.now.quiet_classes else given.square().mean(0).sqrt()  # each output's, which others then keep
+        draws = torch.Generator().manual_seed(0)
         for row, known in enumerate(self.rows):
             if known is not None:
                 kept[row] = given[known]
-        kept[len(self.rows) :] = given[classes:]
+            elif len(given) > classes:
+                kept[row] = given[classes]
+            else:
+                kept[row] = size * (2 * torch.randint(0, 2, given.shape[1:], generator=draws) - 1)
         return kept.movedim(0, axis).contiguous()

@@ -155,7 +155,7 @@ class Initial:
         if not now:
             return [], [f"no classes: the source's table of {before} is dropped"] if before else []
         if not before:
-            return [None] * now, [f"{now} classes, new to the source: their table starts at zero"]
+            return [None] * now, [f"{now} classes, new to the source, {_begin(network)}"]
         in_order = [row if row < before else None for row in range(now)]
         old, new = (
             names if isinstance(names, list) else []
@@ -173,7 +173,7 @@ class Initial:
         fresh = [str(new[k]) if how == "by name" else str(k) for k, row in enumerate(found) if row is None]
         gone = before - len({row for row in found if row is not None})
         told = [f"{now - len(fresh)} of the source's {before} classes {how}"]
-        told += [f"{len(fresh)} new ones, which start at zero ({_some(fresh)})"] if fresh else []
+        told += [f"{len(fresh)} new ones ({_some(fresh)}), {_begin(network)}"] if fresh else []
         told += [f"{gone} dropped"] if gone else []
         return found, [f"{now} classes: {', '.join(told)}"]
 
@@ -194,6 +194,10 @@ class Initial:
         where = f"{self.file}: not usable as weights of {self.run / CONFIG}"
         with refusing(where), utf8_path(self.file) as opened, safe_open(opened, "pt") as file:
             return way.weights(file.get_tensor)
+
+
+def _begin(network: NetworkConfig) -> str:
+    return "which begin as no class" if network.quiet_classes else "which are drawn"
 
 
 def _some(names: list[str]) -> str:

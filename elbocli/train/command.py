@@ -115,7 +115,7 @@ GROUPS["Plan, without training"] = [*PLANNING]
     more="The new run takes the network of the other one with its first average, or with the weights of a file in a checkpoint, such as "
     "RUN/checkpoints/step-00001000/model.safetensors. Steps, optimizer and averages begin anew. Objective and other settings are the "
     "other run's unless given; --preset says its training settings, and no network. Classes are matched by name where both "
-    "datasets name them, else in order: what is new begins at zero. Images of another size shift the weighting by 2 log(old/new). "
+    "datasets name them, else in order: what is new begins as no class. Images of another size shift the weighting by 2 log(old/new). "
     "Another prediction, other channels, and latents of another space are refused. Once the new run has a checkpoint, the other "
     "is not needed.",
 )

@@ -198,7 +198,7 @@ class TrainState:
         """Take over whole weights by name, into the network and all averages; others stay as they were drawn."""
         for index, (name, piece) in enumerate(self.live.items()):
             if name in weights:
-                piece.copy_(self.spread.part(index, weights[name]))
+                piece.copy_(self._piece(index, weights[name]))
                 for shadow in self.ema:
                     shadow.tensors[name].copy_(piece)
         self.spread.changed()
@@ -229,7 +229,11 @@ class TrainState:
 
     def _load(self, pieces: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
         for index, (name, piece) in enumerate(pieces.items()):
-            piece.copy_(self.spread.part(index, whole[name]) if index < len(self.spread.pieces) else whole[name])
+            piece.copy_(self._piece(index, whole[name]))
+
+    def _piece(self, index: int, whole: Tensor) -> Tensor:
+        """This process's piece of what is at that place of `live`; a buffer is whole everywhere."""
+        return self.spread.part(index, whole) if index < len(self.spread.pieces) else whole
 
     def _take(self, mine: Tensor, by_rank: Tensor) -> None:
         """Give each process back what it had; the first takes all when there are more or fewer processes now."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, network
+from elbocli.nn.networks.dit import DiTConfig
+from elbocli.nn.networks.edm2 import EDM2Config
 from elbocli.nn.networks.own_module import ModuleConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
@@ -52,6 +54,7 @@ def odd() -> Iterator[None]:
 CONFIGS: dict[str, NetworkConfig] = {
     "unet": UNetConfig(8, 2, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,)),
     "uvit": UViTConfig(8, 2, 5, channels=8, levels=(1, 2), blocks=1, depth=1, heads=2, embedding=8),
+    "dit": DiTConfig(8, 2, 5, width=24, depth=1, heads=2, patch=2),
     "odd": OddConfig(8, 2, 5),
 }
 FAMILY = pytest.mark.parametrize("family", CONFIGS)
@@ -67,7 +70,7 @@ def drawn(config: NetworkConfig) -> Network:
 
 
 def taken(source: Network, now: NetworkConfig, rows: list[int | None]) -> Network:
-    weights = dict(source.named_parameters())
+    weights = source.state_dict()
     way = Transfer.between(source.config, now, rows)
     made = build(now).eval()
     found = way.weights(lambda name: weights[name].detach())
@@ -104,7 +107,7 @@ def test_classes_that_stay_mean_what_they_meant_and_new_ones_begin_as_no_class(
         if was is not None:
             assert torch.equal(out(made, [row] * 4), out(source, [was] * 4))
     assert torch.equal(out(made, [-1] * 4), out(source, [-1] * 4))
-    if family != "odd" and None in rows:  # whose row for no class is one of its own
+    if None in rows:
         assert torch.equal(out(made, [rows.index(None)] * 4), out(source, [-1] * 4))
 
 
@@ -114,9 +117,21 @@ def test_a_table_of_classes_can_begin_and_end(family: str) -> None:
     source = drawn(replace(config, num_classes=0))
     told = taken(source, config, [None] * 5)
     assert all(torch.equal(out(told, labels), out(source, None)) for labels in ([0, 1, 2, 4], [-1] * 4, None))
-    if family != "odd":
+    if family not in ("odd", "dit"):  # whose row for no class goes with the table
         again = taken(drawn(config), replace(config, num_classes=0), [])
         assert torch.equal(out(again, None), out(drawn(config), [-1] * 4))
+
+
+def test_where_zeros_are_no_class_to_be_new_ones_are_drawn_and_the_others_stay() -> None:
+    """EDM2's rows have unit magnitude by output, whatever is stored: zeros would make the other classes louder."""
+    source = drawn(EDM2Config(8, 2, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,)))
+    source.constrain(dict(source.named_parameters()), torch.tensor(False))
+    made = taken(source, source.config.for_classes(8), [4, None, 0, None, 1, 2, 3, None])
+    for row, was in ((0, 4), (2, 0), (4, 1), (-1, -1)):
+        torch.testing.assert_close(out(made, [row] * 4), out(source, [was] * 4), rtol=1e-4, atol=1e-5)
+    table = made.conditioning.classes.weight
+    assert torch.allclose(table.square().mean(1), torch.ones(len(table)), atol=1e-2) and bool((table[:, 1] != 0).all())
+    assert torch.equal(made.conditioning.phases, source.conditioning.phases)
 
 
 def test_a_network_of_convolutions_and_attention_is_the_same_at_any_size() -> None:

@@ -36,10 +36,12 @@ class NetworkConfig:
     """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
 
     A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
-    dropout may be left unused. trainable: whether a run may train it. Raises UsageError for sizes that can't be.
+    dropout may be left unused. trainable: whether a run may train it.
+    quiet_classes: whether a class whose row is zero is none to the network. Raises UsageError for sizes that can't be.
     """
 
     trainable = True
+    quiet_classes = True
 
     image_size: int
     image_channels: int

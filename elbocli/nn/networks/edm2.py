@@ -36,6 +36,8 @@ CLIP = 256.0
 class EDM2Config(LevelsConfig):
     """attention: sizes in pixels that have it. Raises UsageError when the levels don't fit the image."""
 
+    quiet_classes = False
+
     attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
     code: str = explained(
         "The number that the network is told instead of logsnr; this is ln(sigma)/4.", default="logsnr:factor=-0.125"

@@ -20,7 +20,8 @@ Shape = tuple[int, ...]
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
     """Names and shapes of a network's weights, without memory."""
     with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in build(config).named_parameters()}
+        held = build(config).state_dict()  # buffers of floats, too: they are in checkpoints beside the weights
+        return {name: tuple(each.shape) for name, each in held.items() if each.is_floating_point()}
 
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:

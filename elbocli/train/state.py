@@ -198,9 +198,11 @@ class TrainState:
         """Take over whole weights by name, into the network and all averages; others stay as they were drawn."""
         for index, (name, piece) in enumerate(self.live.items()):
             if name in weights:
-                piece.copy_(self.spread.part(index, weights[name]))
+                whole = index >= len(self.spread.pieces)
+                piece.copy_(weights[name] if whole else self.spread.part(index, weights[name]))
                 for shadow in self.ema:
                     shadow.tensors[name].copy_(piece)
+        self.network.constrain(self.live, torch.zeros((), dtype=torch.bool, device=self.device))
         self.spread.changed()
 
     @torch.no_grad()

@@ -201,6 +201,7 @@ class TrainState:
                 piece.copy_(self._piece(index, weights[name]))
                 for shadow in self.ema:
                     shadow.tensors[name].copy_(piece)
+        self.network.constrain(self.live, torch.zeros((), dtype=torch.bool, device=self.device))
         self.spread.changed()
 
     @torch.no_grad()

@@ -24,8 +24,10 @@ from elbocli.nn.networks.edm2 import (
     silu,
     unit,
 )
+from elbocli.run.initial import Initial
 from elbocli.run.settings import resolve
 from elbocli.train import loop
+from elbocli.train.restore import restore_newest
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -254,6 +256,22 @@ def test_a_run_in_pieces_ends_with_the_same_bits_and_its_checkpoint_has_the_freq
         )
         assert whole.read_bytes() == parts.read_bytes()
         assert {"conditioning.frequencies", "conditioning.phases"} <= set(load_file(whole))
+
+
+def test_a_run_begun_from_another_has_its_frequencies_and_weights_of_unit_magnitude(digits, preset, tmp_path):
+    """Whose seed draws others. Averages begin as they were, which the network uses alike."""
+    data, options = Dataset(digits), {"preset": preset, "preview_every": 0}
+    list(loop.run(data, tmp_path / "first", resolve({**options, "steps": 3, "save_every": 3}, data)))
+    source = Initial.open(tmp_path / "first", print)
+    run = TrainState(resolve({"seed": 5}, data, initial=source), data)
+    drawn = run.live["conditioning.frequencies"].clone()
+    assert restore_newest(run, tmp_path / "second", print) == {}
+    had = load_file(source.file)
+    for name in ("conditioning.frequencies", "conditioning.phases"):
+        assert torch.equal(run.live[name], had[name]) and torch.equal(run.ema[0].tensors[name], had[name])
+    assert not torch.equal(drawn, had["conditioning.frequencies"])
+    assert all(torch.equal(value, had[name]) for name, value in run.ema[0].tensors.items())
+    assert sizes(run.live).sub(1).abs().max() < 2e-4 < sizes(run.ema[0].tensors).sub(1).abs().max()
 
 
 # What it listens to

@@ -262,6 +262,8 @@ def variational_bound(
     time. device, precision: as `draw` takes them. Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
+    if torch.as_tensor(pixels[:1]).is_floating_point():
+        raise UsageError(f"pixels are {pixels.dtype}; expected uint8, levels from 0 to 255")
     if isinstance(schedule, str):
         schedule = resolve_schedule(schedule, logsnr_min, logsnr_max)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))

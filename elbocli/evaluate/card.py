@@ -18,6 +18,11 @@ DRAWN = {
     "weights": "weights",
     "weights_sha256": "their sha256",
     "images_trained": "images trained on, with repetition",
+    "init_run": "trained from the weights of run",
+    "init_weights": "those weights",
+    "init_step": "after step",
+    "init_images": "images that they were trained on",
+    "init_sha256": "sha256 of those weights",
     "trained_on": "sha256 of the training images",
     "crop": "crop of the training images",
     "filter": "what resized them",
@@ -46,7 +51,8 @@ DRAWN = {
 LATER = {"spacing", "start", "rounding", "noise", "noise_device"}
 GUIDED = {"guidance_low", "guidance_high", "guidance_channels", "guide"}
 IMPORTED = {"imported_format", "imported_file", "imported_sha256"}
-OPTIONAL = LATER | GUIDED | IMPORTED
+BEGUN = {key for key in DRAWN if key.startswith("init_")}
+OPTIONAL = LATER | GUIDED | IMPORTED | BEGUN
 """Unsaid when there is none, or in samples of an elbo that did not say it."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {

@@ -28,6 +28,9 @@ CONVENTIONS: Registry[ConventionTraits] = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """(divisor, offset) of each range: a level p of 0 to 255 goes in as p / divisor + offset."""
 
+UNKNOWN = "unknown"
+"""In place of the digest of an autoencoder's weights, where only its name is known."""
+
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
 EDM2_TARGET_STD = 0.5

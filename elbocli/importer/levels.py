@@ -18,6 +18,17 @@ def range_of(code: str) -> tuple[float, float] | None:
     return None if counted is None else counted.support
 
 
+def timestep_settings(code: str) -> dict[str, Any]:
+    """Settings of a network that was trained by the mean squared error of eps over the timesteps that a code counts.
+
+    Schedule, weighting and range; none where the code counts no timesteps. Raises UsageError.
+    """
+    spec, ends = parse_level_code(code).spec, range_of(code)
+    if ends is None:
+        return {}
+    return {"schedule": spec, "weighting": f"eps-mse@{spec}", "logsnr_min": ends[0], "logsnr_max": ends[1]}
+
+
 def range_settings(code: str, options: ImportOptions) -> tuple[dict[str, Any], list[str]]:
     """(logsnr_min and logsnr_max, where the code counts timesteps; what the user should know). Raises UsageError."""
     ends = range_of(code)

@@ -87,7 +87,7 @@ GROUPS = {
     type=PATH,
     metavar="RUN",
     help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
-    more="It is of the same images and classes.",
+    more="It is of the same images, and of the same classes or none.",
 )
 @option(
     "--guide-ema",

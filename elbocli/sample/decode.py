@@ -13,7 +13,7 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.rounding import NEAREST, to_levels
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.latents import ATTRIBUTES, LatentSpace, read_space
+from elbocli.files.latents import ATTRIBUTES, UNKNOWN, LatentSpace, read_space
 from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import NetworkConfig
 
@@ -58,7 +58,14 @@ def open_decoder(
         return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
     folder = autoencoder or _recorded(space, Path(str(data.get("path"))))
     model = Autoencoder(folder, device)
-    if model.sha256 != space.autoencoder_sha256:
+    if space.autoencoder_sha256 == UNKNOWN:
+        its = model.space(space.convention, space.pixel_size, space.mirrored)
+        if (its.shift, its.scale) != (space.shift, space.scale):
+            raise DataError(
+                f"{folder}: shifts and scales latents by {its.shift} and {its.scale}, the run's by {space.shift} and "
+                f"{space.scale}; name {space.autoencoder} with --autoencoder DIR"
+            )
+    elif model.sha256 != space.autoencoder_sha256:
         raise DataError(
             f"{folder}: its weights have sha256 {model.sha256}, the run's latents were made with {space.autoencoder_sha256} "
             f"({space.autoencoder}); name that one with --autoencoder DIR"

@@ -23,7 +23,11 @@ from elbocli.sample.decode import latent_space
 
 
 class Idle(nn.Module):
-    """A network that costs nothing, and gives variances."""
+    """A network that costs nothing, and gives variances, in place of another."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.config = network.config
 
     def forward(self, z: Tensor, *_: Any) -> Tensor:
         """Its input twice."""
@@ -81,7 +85,10 @@ class GuidedRun:
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """D(z, λ) for images of these classes, with its count of evaluations at zero."""
-        guide = None if self.guide is None else Denoiser(self.guide.network, self.guide.prediction, labels=labels)
+        guide = None
+        if self.guide is not None:
+            known = labels if self.guide.network.config.num_classes else None
+            guide = Denoiser(self.guide.network, self.guide.prediction, labels=known)
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
 
     def hastened(self, precision: Precision, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
@@ -99,9 +106,12 @@ class GuidedRun:
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
-        idle: Any = Idle()
-        guide = None if self.guide is None else replace(self.guide, network=idle)
-        rehearsal = replace(self, trained=replace(self.trained, network=idle), guide=guide)
+
+        def idle(run: TrainedRun) -> TrainedRun:
+            network: Any = Idle(run.network)
+            return replace(run, network=network)
+
+        rehearsal = replace(self, trained=idle(self.trained), guide=None if self.guide is None else idle(self.guide))
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
         walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
@@ -147,17 +157,19 @@ class GuidedRun:
         if self.guidance.scale == 1:
             raise UsageError("a guide does nothing at --guidance 1; try --guidance 2")
         ours, theirs = (run.network.config for run in (self.trained, guide))
-        for what, mine, its in (
-            ("pixels", ours.image_size, theirs.image_size),
-            ("channels", ours.image_channels, theirs.image_channels),
-            ("classes", ours.num_classes, theirs.num_classes),
-            ("class names", self.trained.data.get("class_names", []), guide.data.get("class_names", [])),
-            ("latents", _space(self.trained), _space(guide)),
+        names = [run.data.get("class_names", []) for run in (self.trained, guide)]
+        for what, mine, its, checked in (
+            ("pixels", ours.image_size, theirs.image_size, True),
+            ("channels", ours.image_channels, theirs.image_channels, True),
+            # A guide without classes is classifier-free guidance by a network of its own.
+            ("classes", ours.num_classes, theirs.num_classes, theirs.num_classes > 0),
+            ("class names", *names, theirs.num_classes > 0),
+            ("latents", _space(self.trained), _space(guide), True),
         ):
-            if mine != its:
+            if checked and mine != its:
                 raise UsageError(
                     f"--guide {guide.path}: has {_said(its)} {what}, {self.trained.path} has {_said(mine)}; "
-                    "a guide must know the same images and classes"
+                    "a guide must know the same images, and the same classes or none"
                 )
         low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
         beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]

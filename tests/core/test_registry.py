@@ -110,7 +110,7 @@ REGISTRIES = {
     "elbocli.core.lr_decay": ("LR_DECAYS", 4),
     "elbocli.files.latents": ("CONVENTIONS", 2),
     "elbocli.nn.extractors": ("EXTRACTORS", 3),
-    "elbocli.nn.presets": ("NAMES", 13),
+    "elbocli.nn.presets": ("NAMES", 16),
 }
 
 

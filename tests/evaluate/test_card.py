@@ -24,6 +24,11 @@ MADE = {
     "weights": "ema-0.999",
     "weights_sha256": "ab" * 32,
     "images_trained": 640,
+    "init_run": "runs/c",
+    "init_weights": "ema-0.5",
+    "init_step": 1200,
+    "init_images": 76800,
+    "init_sha256": "ef" * 32,
     "trained_on": "cd" * 32,
     "crop": "center",
     "filter": "box, bicubic",
@@ -47,6 +52,9 @@ MADE = {
     "seed": 0,
     "noise": "edm",
     "noise_device": "cuda",
+    "imported_format": "edm",
+    "imported_file": "net.pkl",
+    "imported_sha256": "ef" * 32,
     "command": "elbo sample runs/a",
 }
 NASTY = [

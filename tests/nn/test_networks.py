@@ -27,6 +27,8 @@ from elbocli.nn.networks import (
     place,
     section_of,
 )
+from elbocli.nn.networks.dit import DiTConfig
+from elbocli.nn.networks.edm2 import EDM2Config
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import PATCHINGS, UViTConfig
 from elbocli.run.settings import resolve
@@ -38,6 +40,8 @@ from elbocli.train.plan import plan
 SMALL: dict[str, Any] = {
     "unet": UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3),
     "uvit": UViTConfig(16, 3, 5, 8, (1, 2, 3), blocks=1, depth=3, heads=2, embedding=24, patching="dwt-1", dropout=0.3),
+    "edm2": EDM2Config(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3),
+    "dit": DiTConfig(9, 3, 5, width=24, depth=3, heads=2, patch=2, variance=True, dropout=0.3),
 }
 SIZES = {"image_size": 8, "image_channels": 3, "num_classes": 5}
 EVERY = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
@@ -224,10 +228,11 @@ def test_norms_of_a_gpu_are_those_of_a_cpu_in_a_whole_network(config):
 @pytest.mark.parametrize(
     ("config", "precision"),
     [
-        *((SMALL["unet"], precision) for precision in ("fp32", "bf16")),
+        *((SMALL[name], precision) for name in ("unet", "edm2") for precision in ("fp32", "bf16")),
         *((replace(SMALL["uvit"], patching=patching), "bf16") for patching in PATCHINGS),
+        (replace(SMALL["dit"], code="t-linear"), "bf16"),
     ],
-    ids=["unet-fp32", "unet-bf16", *(f"uvit-{patching}" for patching in PATCHINGS)],
+    ids=["unet-fp32", "unet-bf16", "edm2-fp32", "edm2-bf16", *(f"uvit-{patching}" for patching in PATCHINGS), "dit"],
 )
 def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back(config, precision):
     """A transform as on a GPU, but for the compiler's last step. No number is copied to the device within it."""

@@ -198,12 +198,26 @@ def test_a_guide_that_does_not_fit_is_refused(
         (weak, Guidance(), "does nothing at --guidance 1"),
         (make(tmp_path / "16.h5"), Guidance(2.0), "has 16 pixels, .* has 8"),
         (make(tmp_path / "rgb.h5"), Guidance(2.0), "has 3 channels, .* has 1"),
-        (make(conditional=False), Guidance(2.0), "has no classes, .* has 10"),
         (make(logsnr_max=5.0), Guidance(2.0), "logsnr -10 to 5, .* add --guidance-interval -10 5"),
     ):
         with pytest.raises(UsageError, match=complaint):
             drawn(trained, tmp_path / "a.h5", guide=guide, guidance=guidance)
     drawn(trained, tmp_path / "a.h5", guide=make(logsnr_max=5.0), guidance=Guidance(2.0, -10.0, 5.0))
+
+
+def test_a_run_without_classes_can_guide_one_with_classes_but_not_the_other_way_round(
+    make: Make, trained: Path, tmp_path: Path
+) -> None:
+    """Classifier-free guidance by a network of its own, which is told of no class."""
+    plain = make(conditional=False)
+    alone = drawn(plain, tmp_path / "a.h5")[0]
+    assert np.array_equal(drawn(trained, tmp_path / "a.h5", guide=plain, guidance=Guidance(0.0))[0], alone)
+    assert drawn(trained, tmp_path / "a.h5", guide=plain, guidance=Guidance(2.0))[1]["nfe"] == 10
+    run, guide = (open_run(path, CPU, print) for path in (trained, plain))
+    both = GuidedRun(run, Guidance(2.0), guide).denoiser(torch.tensor([3]))
+    assert both.labels is not None and both.guide is not None and both.guide.labels is None
+    with pytest.raises(UsageError, match=r"has 10 classes, .* has no; .*the same classes or none"):
+        drawn(plain, tmp_path / "a.h5", guide=trained, guidance=Guidance(2.0))
 
 
 # Starts, rounding and clipping

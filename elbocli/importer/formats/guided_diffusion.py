@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.core.discrete_schedule import BETAS, logsnr_of_betas
 from elbocli.core.level_codes import parse_level_code
-from elbocli.core.registry import Declaration, parse_spec, plain
 from elbocli.errors import FormatError, UsageError
+from elbocli.importer.attention import AttentionOrder
 from elbocli.importer.formats import (
     NAMED,
     Imported,
@@ -27,8 +26,8 @@ from elbocli.importer.formats import (
     state_dict,
     unwrapped,
 )
+from elbocli.importer.levels import timestep_settings
 from elbocli.importer.unet_weights import shape_of, taken, unet_config
-from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
 
 LICENCE = "MIT, for the weights that OpenAI published"
 GROUPS = 32
@@ -40,31 +39,6 @@ SIZES: dict[tuple[float, ...], int] = {
     (0.5, 1, 1, 2, 2, 4, 4): 512,
 }
 """Widths of the levels → the size of image that guided-diffusion chooses them for."""
-
-
-@dataclass(frozen=True)
-class AttentionOrder:
-    """Facts of attention that shapes don't tell. heads: 0 is one for `width` channels.
-
-    outside: whether q, k and v come first and heads within them, "new" in guided-diffusion; else each head has its own.
-    """
-
-    heads: int = 0
-    width: int = HEAD_WIDTH
-    outside: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> AttentionOrder:
-        """`heads=4`, `width=64`, `width=64,new`. Raises UsageError."""
-        spec = parse_spec(f"attention:{text}", ["new"])
-        said = {key: value for key, value in spec.params.items() if key in ("heads", "width") and value.isdigit()}
-        if len(said) != 1 or said != spec.params or not all(map(int, said.values())):
-            raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it where it is so")
-        return cls(int(said.get("heads", 0)), int(said.get("width", HEAD_WIDTH)), "new" in spec.flags)
-
-    def heads_of(self, channels: int) -> int:
-        """Heads of a level of so many channels."""
-        return self.heads or heads_of(channels, self.width)
 
 
 @dataclass(frozen=True)
@@ -129,28 +103,6 @@ def _published(channels: int, blocks: int, levels: tuple[float, ...], attended: 
         if (one.channels, one.blocks, one.size, depths) == (channels, blocks, SIZES.get(levels), attended):
             return one
     return None
-
-
-def _range(code: Declaration[None]) -> dict[str, float]:
-    """logsnr of the first and the last timestep."""
-    betas = {"t-linear": "linear", "t-scaled-linear": "scaled_linear", "t-squaredcos": "squaredcos_cap_v2"}.get(
-        code.name
-    )
-    if betas is None:
-        return {}
-    params = {"start": 0.0, "end": 0.0, **code.params}
-    levels = logsnr_of_betas(BETAS.find(betas).make(params["start"], params["end"], int(params["count"])))
-    return {"logsnr_min": float(levels[-1]), "logsnr_max": float(levels[0])}
-
-
-def _schedule(code: Declaration[None]) -> str:
-    """The curve that its timesteps lie on; '' where that isn't known."""
-    if code.name == "t-squaredcos":
-        return "iddpm"
-    if code.name != "t-linear":
-        return ""
-    low, high = (code.params["count"] * code.params[end] for end in ("start", "end"))
-    return f"linear-beta:beta_min={plain(round(low, 12))},beta_max={plain(round(high, 12))}"
 
 
 @source_format(
@@ -248,9 +200,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         return tensor.unflatten(0, (attention.heads_of(len(tensor) // 3), 3, -1)).transpose(0, 1).flatten(0, 2)
 
     weights, more = taken(tensors, config, modules, where, turned)
-    settings: dict[str, Any] = {"prediction": "eps", "label_dropout": 0.0, **_range(code)}
-    if schedule := _schedule(code):
-        settings |= {"weighting": f"eps-mse@{schedule}", "schedule": schedule}
+    settings: dict[str, Any] = {"prediction": "eps", "label_dropout": 0.0, **timestep_settings(code.spec)}
     data = {"image_size": size, "channels": first[1], "num_classes": config.num_classes}
     averaged = averaged or re.match(r"model\d+$", where.stem) is None
     return Imported(config, weights, settings, data, averaged, LICENCE, [*more, *notes])

@@ -5,6 +5,7 @@ z [B, C, H, W], the noised images as their prediction scales them, H = W = image
 logsnr [B], their λ, float; labels [B] int64, the class of each, −1 for none, or None where no image has one;
 out [B, C, H, W], what its run's prediction says, and no view of another tensor, which sharding would warn of.
 An image's output may depend on no other image of the batch.
+Buffers of floats in its state_dict are kept in checkpoints beside the weights, and averaged with them.
 It is built from a config, a frozen dataclass that says all about it: NetworkConfig with fields of its own.
 """
 
@@ -58,6 +59,10 @@ class NetworkConfig:
         """The same network for images of another size."""
         return replace(self, image_size=image_size)
 
+    def for_classes(self, num_classes: int) -> Self:
+        """The same network told so many classes. In weights that have rows for classes, they are the first rows."""
+        return replace(self, num_classes=num_classes)
+
     def beside(self, folder: Path) -> Self:
         """The same network, files that belong to it in this folder: a config was read from a file there."""
         return self
@@ -79,6 +84,14 @@ class Network(nn.Module):
     def units(self) -> list[nn.Module]:
         """Submodules that are each called once, by `through`, in this order: sharded and recomputed one by one."""
         return []
+
+    def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
+        """Change the stored weights in place after an update, where a network holds them to something; most don't.
+
+        weights: by name, each whole or this process's part of it along the first dimension, without gradients. left_out:
+        whether the update was left out, one value on their device: then nothing may change. Averages have seen the
+        weights as the optimizer left them.
+        """
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Everything that the last layer gives: the prediction, and behind it learned variances where a config has them.

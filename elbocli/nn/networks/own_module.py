@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,20 @@ class ModuleConfig(NetworkConfig):
             raise FormatError(f"network: name is {self.name!r}, expected FILE.py:CLASS, without folders")
         if len(self.null_class) > 1:
             raise FormatError(f"network: null_class is {list(self.null_class)}, expected one label at most")
+
+    def for_classes(self, num_classes: int) -> Self:
+        """The same with another number of classes; the label for no class stays the one that follows them.
+
+        Raises UsageError where that label is another one, which could become that of a class.
+        """
+        null = self.null_class
+        if num_classes not in (0, self.num_classes) and null not in ((), (self.num_classes,)):
+            raise UsageError(
+                f"network: {self.name} takes label {null[0]} for no class, so that it stays with {self.num_classes} classes"
+            )
+        return replace(
+            self, num_classes=num_classes, null_class=(num_classes,) if null == (self.num_classes,) else null
+        )
 
 
 def class_named(name: str) -> type[nn.Module]:

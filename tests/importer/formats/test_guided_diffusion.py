@@ -18,8 +18,8 @@ from elbocli.core.discrete_schedule import BETAS, logsnr_of_betas
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.torch_pickle import Found
+from elbocli.importer.attention import AttentionOrder
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source
-from elbocli.importer.formats.guided_diffusion import AttentionOrder
 from elbocli.importer.make_run import import_run
 from elbocli.nn.networks import build, count_parameters
 from elbocli.nn.networks.unet import UNet, UNetConfig
@@ -211,7 +211,7 @@ def test_levels_that_no_schedule_is_known_of_leave_it_unsaid(tmp_path: Path) -> 
     settings = read(path, **SMALL, levels="sigma").settings
     assert not {"schedule", "weighting", "logsnr_min"} & set(settings)
     more = read(path, **SMALL, levels="t:linear,count=4000").settings
-    assert more["schedule"] == "linear-beta:beta_min=0.4,beta_max=80"
+    assert more["schedule"] == "t-linear:count=4000,start=0.0001,end=0.02"
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:

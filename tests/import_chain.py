@@ -1,4 +1,6 @@
-"""Commands that must work on every imported run, through the shell: draw and score, bound with the theorem, adapt, report."""
+"""Commands that must work on every imported run, through the shell: draw and score, bound with the theorem, adapt, report;
+and training it further.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +33,14 @@ def works(elbo: Elbo, run: Path, data: Path, *more: Any) -> dict[str, Any]:
     assert json.loads(do("info", run.name, "--json"))["imported_file"]
     do("info", run.name, "--verify")
     return bound
+
+
+def trains(elbo: Elbo, run: Path, data: Path, *more: Any) -> None:
+    """Train it further, on images of ten classes, in a new run; and draw from that. more: options of every command."""
+    options = {"init": run.name, "steps": 20, "batch": 8, "preview-every": 0, "log-every": 5, "label-dropout": 0.1}
+    words = ("train", data, "-o", "further", "--conditional", *(f"--{key}={value}" for key, value in options.items()))
+    for command in (words, ("sample", "further", "-n", 2, "--steps", 2, "--guidance", 2, "-o", "further.npz")):
+        result = elbo(*command, *more, cwd=run.parent)
+        assert result.returncode == 0 and b"Traceback" not in result.stderr, (command, result.stderr.decode())
+    losses = [json.loads(line)["loss"] for line in (run.parent / "further" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] < 10

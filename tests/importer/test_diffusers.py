@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
-from import_chain import works
+from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 
 import elbocli
@@ -72,6 +72,7 @@ def test_a_pipeline_works_on_every_command_and_trains_further(
     result = elbo("import", pipeline, "run", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
     assert works(elbo, tmp_path / "run", digits)["bpd"] > 0
+    trains(elbo, tmp_path / "run", digits)
 
 
 @pytest.mark.parametrize(

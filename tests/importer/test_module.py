@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from import_chain import works
+from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 
 import elbocli
@@ -96,6 +96,7 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder:
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
     assert b"every command on this run needs --plugin small.py" in result.stderr
     works(elbo, folder / "run", digits, *plugin)
+    trains(elbo, folder / "run", digits, *plugin)
     measure = (digits, "-n", 20, "--draws", 4, "--schedule", "uniform", *plugin)
     bounds = [json.loads(elbo("bound", run, *measure, cwd=folder).stdout)["bpd"] for run in ("run", "trained")]
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)

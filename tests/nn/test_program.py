@@ -38,7 +38,7 @@ class Net(nn.Module):
         code = self.again(self.level(code).sin())
         named = labels @ self.classes.weight if labels.dim() == 2 else self.classes(labels)
         x = self.first(z) + (code + named)[:, :, None, None]
-        return self.last(x.relu().reshape(z.shape[0], 64, 8).transpose(1, 2).reshape(z.shape[0], 8, 8, 8))
+        return self.last(x.relu().view(z.shape[0], 64, 8).transpose(1, 2).reshape(z.shape[0], 8, 8, 8))
 
 
 class Half(nn.Module):
@@ -75,8 +75,9 @@ def config(net: Net, tmp_path_factory: pytest.TempPathFactory) -> ProgramConfig:
 @torch.no_grad()
 def test_a_program_computes_what_the_module_does_at_every_level_and_batch(net: Net, config: ProgramConfig) -> None:
     with torch.device("meta"):
-        network = place(build(config), torch.device("cpu")).eval()
+        network = build(config)
     network.load_state_dict({f"program.{name}": value for name, value in net.state_dict().items()}, assign=True)
+    network = place(network, torch.device("cpu")).eval()
     for count in (1, 2, 5):
         labels = torch.arange(count)
         z = images(count).contiguous(memory_format=torch.channels_last)

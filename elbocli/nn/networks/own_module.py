@@ -52,10 +52,10 @@ class ModuleConfig(NetworkConfig):
     def for_classes(self, num_classes: int) -> Self:
         """The same with another number of classes; the label for no class stays the one that follows them.
 
-        Raises UsageError where that label is another one, which could become that of a class.
+        Raises UsageError where that label is another one of 0 or more, which could become that of a class.
         """
         null = self.null_class
-        if num_classes not in (0, self.num_classes) and null not in ((), (self.num_classes,)):
+        if num_classes not in (0, self.num_classes) and null != (self.num_classes,) and max(null, default=-1) >= 0:
             raise UsageError(
                 f"network: {self.name} takes label {null[0]} for no class, so that it stays with {self.num_classes} classes"
             )

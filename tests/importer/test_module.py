@@ -18,9 +18,6 @@ import yaml
 from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 
-import elbocli
-from elbocli.run.plugin_files import run_plugin
-
 Elbo = Callable[..., CompletedProcess[bytes]]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "networks"
 SAID = ("--prediction", "v", "--size", 8, "--channels", 1, "--logsnr-min", -10, "--logsnr-max", 10)
@@ -69,6 +66,22 @@ Linear = torch.nn.Linear
 number = 3
 """
 
+COMPARED = """
+import sys
+from pathlib import Path
+import torch
+import elbocli
+from elbocli.run.plugin_files import run_plugin
+
+run_plugin(Path(sys.argv[1]) / "mine.py")
+network = elbocli.open_run(Path(sys.argv[1]) / "run", "cpu").network
+z, logsnr = torch.randn(2, 1, 8, 8), torch.tensor([-4.0, 4.0])
+sigma = (-logsnr / 2).exp()[:, None]
+wanted = z + (sigma * torch.linspace(0, 1, 4)).sin().sum(1)[:, None, None, None]
+assert torch.allclose(network(z, logsnr), wanted, atol=1e-5)
+assert network.outputs(z, logsnr).shape == (2, 2, 8, 8)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -107,7 +120,7 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder:
     assert result.returncode == 2 and b"was trained with the plug-in small.py" in result.stderr, result.stderr
 
 
-def test_a_plain_class_is_told_a_level_and_gives_variances(elbo: Elbo, folder: Path) -> None:
+def test_a_plain_class_is_told_a_level_and_gives_variances(elbo: Elbo, folder: Path, python: Any) -> None:
     save_file({"layer.weight": torch.ones(2, 1, 1, 1), "layer.bias": torch.zeros(2)}, folder / "w.safetensors")
     said = ("--network", "mine.py:Pair:drop=0.2", "--levels", "sigma")
     assert elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder).returncode == 0
@@ -115,13 +128,7 @@ def test_a_plain_class_is_told_a_level_and_gives_variances(elbo: Elbo, folder: P
     assert result.returncode == 0, result.stderr
     config = yaml.safe_load((folder / "run/config.yaml").read_text())["network"]
     assert (config["name"], config["arguments"], config["variance"]) == ("mine.py:Pair", "drop=0.2", True)
-    run_plugin(folder / "mine.py")
-    network = elbocli.open_run(folder / "run", "cpu").network
-    z, logsnr = torch.randn(2, 1, 8, 8), torch.tensor([-4.0, 4.0])
-    sigma = (-logsnr / 2).exp()[:, None]
-    wanted = z + (sigma * torch.linspace(0, 1, 4)).sin().sum(1)[:, None, None, None]
-    assert torch.allclose(network(z, logsnr), wanted, atol=1e-5)
-    assert network.outputs(z, logsnr).shape == (2, 2, 8, 8)
+    python(COMPARED, folder)  # in a process of its own, which alone runs the plug-in
 
 
 def test_a_declared_network_is_imported_as_what_it_is(elbo: Elbo, folder: Path) -> None:

@@ -27,6 +27,8 @@ from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.schedule import Schedule, check_range
+from elbocli.core.spacing import SPACINGS
+from elbocli.core.start import STARTS
 from elbocli.core.streams import Stream, times
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
@@ -195,6 +197,8 @@ def draw(
     logsnr_min: float = -15.0,
     logsnr_max: float = 15.0,
     guidance: float = 1.0,
+    spacing: str = "",
+    start: str = "unit",
     clip: str = "none",
     seed: int = 0,
     batch: int = 64,
@@ -205,14 +209,16 @@ def draw(
 
     shape: (channels, height, width), or any other. labels: [n], −1 being no class, which guidance other than 1 needs the
     network to know. steps, schedule: the sampler's usual ones unless given; a Schedule object brings its own range.
-    precision: fp32, which is strict; tf32, bf16 or fp16. A CUDA device becomes the current one. The network should be in
-    eval mode. Raises UsageError.
+    spacing: the schedule's usual one unless given. start: `unit` noise, or `edm`. precision: fp32, which is strict; tf32,
+    bf16 or fp16. A CUDA device becomes the current one. The network should be in eval mode. Raises UsageError.
     """
     chosen = parse_sampler(sampler) if isinstance(sampler, str) else sampler
     what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
     if schedule is None or isinstance(schedule, str):
         schedule = resolve_schedule(schedule or chosen.usual.grid, logsnr_min, logsnr_max, clip=True)
-    grid, place = time_grid(schedule, steps or chosen.usual.steps), choose_device(str(device))
+    spaced = SPACINGS.parse(spacing) if spacing else None
+    grid, place = time_grid(schedule, steps or chosen.usual.steps, spaced), choose_device(str(device))
+    scale = STARTS.parse(start)(grid[0])
     if labels is not None and len(labels) != n:
         raise UsageError(f"{len(labels)} labels for {n} examples; give one for each")
     drawn, arithmetic = [], Precision(precision, place)
@@ -227,7 +233,7 @@ def draw(
 
         denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=parse_clip(clip))  # type: ignore[arg-type]
         with arithmetic.applied(), arithmetic.autocast():
-            drawn.append(walk(chosen, noise(), grid, denoiser, noise))
+            drawn.append(walk(chosen, noise() * scale, grid, denoiser.asked_by(chosen), noise))
     return torch.cat(drawn)
 
 
@@ -256,6 +262,8 @@ def variational_bound(
     time. device, precision: as `draw` takes them. Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
+    if torch.as_tensor(pixels[:1]).is_floating_point():
+        raise UsageError(f"pixels are {pixels.dtype}; expected uint8, levels from 0 to 255")
     if isinstance(schedule, str):
         schedule = resolve_schedule(schedule, logsnr_min, logsnr_max)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))

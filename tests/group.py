@@ -1,8 +1,8 @@
 """Training in forked processes that find each other as torchrun's do, without the seconds that each start of one takes.
 
-python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?, "log_to"?};
+python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?, "log_to"?, "init"?};
 prints a JSON list of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets
-SIGUSR1; poison: [step, place in the batch] of an image that is NaN. log_to: as loop.run takes it.
+SIGUSR1; poison: [step, place in the batch] of an image that is NaN. log_to: as loop.run takes it. init: the run to begin from.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
+from elbocli.run.initial import Initial
 from elbocli.runtime.processes import World, joined
 from elbocli.train import loop
 from elbocli.train.batches import Batches
@@ -108,13 +109,15 @@ def trained(
     told: int | None = None,
     poison: tuple[int, int] | None = None,
     log_to: tuple[str, ...] = (),
+    init: str = "",
 ) -> None:
     """A run, as `elbo train` does it."""
     if poison is not None:
         poisoned(*poison)
     dataset = Dataset(Path(data))
     with world.together():
-        resolved = settings.resolve(options, dataset)
+        initial = Initial.open(Path(init), print) if init else None
+        resolved = settings.resolve(options, dataset, initial=initial)
     for report in loop.run(dataset, Path(out), resolved, world, log_to=log_to):
         if report.done is not None and report.done == killed:
             os._exit(0)

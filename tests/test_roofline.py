@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
@@ -22,7 +23,8 @@ import roofline
 
 UNET = UNetConfig(16, 3, 10, channels=64, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 64, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
-BOTH = pytest.mark.parametrize("config", [UNET, UVIT], ids=["unet", "uvit"])
+DIT = DiTConfig(32, 3, 10, width=256, depth=3, heads=4, patch=2, dropout=0.1)
+EVERY = pytest.mark.parametrize("config", [UNET, UVIT, DIT], ids=["unet", "uvit", "dit"])
 IMAGES = 256
 LARGE = 1_500_000
 """Bytes that all their images in bf16 have, and no weight."""
@@ -69,7 +71,7 @@ def test_fusing_leaves_one_read_and_one_write_between_products():
     assert whole == [2, 2, 2] and sum(each.bytes for each in others) < 6.2 * image
 
 
-@BOTH
+@EVERY
 def test_operations_are_those_of_the_plan(config):
     kernels = roofline.step(config, "bf16", "bf16", False, IMAGES)
     assert sum(each.flops for each in kernels) / IMAGES == pytest.approx(
@@ -77,7 +79,7 @@ def test_operations_are_those_of_the_plan(config):
     )
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("sharded", [False, True])
 def test_on_cuda_no_image_is_copied_into_another_layout_and_attention_is_flash(config, sharded):
     kernels = roofline.step(config, "bf16", "bf16", sharded, IMAGES)
@@ -88,13 +90,15 @@ def test_on_cuda_no_image_is_copied_into_another_layout_and_attention_is_flash(c
     forward = kernels[: next(i for i, each in enumerate(kernels) if "backward" in each.name)]
     large = {each.name for each in forward if sum(each.reads.values()) > LARGE}
     assert "aten::contiguous" not in large
-    assert isinstance(config, UViTConfig) or not {"aten::_to_copy", "aten::clone"} & large  # tokens are float32
+    assert (
+        isinstance(config, UViTConfig | DiTConfig) or not {"aten::_to_copy", "aten::clone"} & large
+    )  # tokens are float32
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_presets_heads_are_narrow_enough_for_flash_attention(name):
     config = resolve({"preset": name}, preset_data(name)).network
-    if isinstance(config, UViTConfig):
+    if isinstance(config, UViTConfig | DiTConfig):
         assert config.width // config.heads <= roofline.FLASH_MOST
 
 

@@ -3,12 +3,23 @@
 from typing import Any
 
 from elbocli.core.clipping import parse_clip
+from elbocli.core.noise import NOISES
+from elbocli.core.rounding import ROUNDINGS
 from elbocli.core.samplers.walk import parse_sampler
+from elbocli.core.spacing import SPACINGS
+from elbocli.core.start import STARTS
 from elbocli.sample.draw import SampleSettings
 
-PARSE = {"sampler": parse_sampler, "clip": parse_clip}
+PARSE = {
+    "sampler": parse_sampler,
+    "clip": parse_clip,
+    "start": STARTS.parse,
+    "rounding": ROUNDINGS.parse,
+    "spacing": SPACINGS.parse,
+    "noise": NOISES.parse,
+}
 
 
 def typed(**settings: Any) -> SampleSettings:
-    """SampleSettings whose sampler and clip are given as text."""
+    """SampleSettings whose sampler, spacing, start, clip, rounding and noise are given as text."""
     return SampleSettings(**{key: PARSE[key](value) if key in PARSE else value for key, value in settings.items()})

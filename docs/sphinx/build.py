@@ -26,6 +26,7 @@ CONTENTS = {
         "docs/training",
         "docs/presets",
         "docs/weightings",
+        "docs/models",
         "docs/sampling",
         "docs/samplers",
         "docs/scores",

@@ -61,9 +61,7 @@ def _mode(ctx: click.Context) -> str:
 )
 @option("-n", "--images", type=Count(2, 10**9), help="Number of images.  [default: 1000, or all with --target-se]")
 @option("--draws", type=Count(2, 10**6), default=16, help="Noise levels for each image, an even number.")
-@option(
-    "--target-se", type=Number(0, above=True), help="Draw until the standard error of bits per dimension is below this."
-)
+@option("--target-se", type=Number(0, above=True), help="Draw until the standard error, per dimension, is below this.")
 @option(
     "--weighting",
     "weightings",
@@ -87,7 +85,7 @@ def _mode(ctx: click.Context) -> str:
 @option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
 @option("-o", "--out", type=PATH, help="Also the schedule with the least gradient variance, measured here.")
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
-@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where pixels are read.  [default: the run's]")
+@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where images are read.  [default: the run's]")
 @weights_options(None, "  [default: ema; model with --gradient-variance]")
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
 @option(
@@ -102,7 +100,8 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
 
     Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
     over the 256 levels) and diffusion terms and their standard errors: bpd_se for the dataset's mean, bpd_se_noise for
-    the noise alone, bpd_se_population for the distribution's mean. --check compares the weighted loss with an integral
+    the noise alone, bpd_se_population for the distribution's mean. Of latents it is the bound of their density, in nats
+    and nats_per_latent_dimension, because they have no levels: it compares models of one latent space. --check compares the weighted loss with an integral
     of bounds over the noise levels that the weighting implies, from independent draws. The exit status is then 0 if
     they agree within 4 standard errors, else 1.
     """

@@ -22,32 +22,37 @@ from elbocli.train.batches import normalised
 
 
 class Images(NamedTuple):
-    """Some images. pixels: [B, H, W, C] uint8. labels: [B], or None. rows: numbers by which their noise is drawn, [B]:
-    no two images have the same.
+    """Some images. content: pixels [B, H, W, C] uint8, or latents [B, C, H, W] float32, as the network sees them. labels:
+    [B], or None. rows: numbers by which their noise is drawn, [B]: no two images have the same.
     """
 
-    pixels: Tensor
+    content: Tensor
     labels: Tensor | None
     rows: Sequence[int]
 
 
 class Draws(NamedTuple):
-    """Some images and what happened to them. pixels: [B, H, W, C] uint8. logsnr, loss, error: [B, 2, draws/2] float64 on
-    the CPU.
+    """Some images and what happened to them. content: as Images has it. logsnr, loss, error: [B, 2, draws/2] float64 on the
+    CPU.
 
     The two halves of an image's draws are independent; within a half, t is a comb with one uniform offset.
     loss, error: summed over dimensions; error is ‖ε−ε̂‖².
     """
 
-    pixels: Tensor
+    content: Tensor
     logsnr: Tensor
     loss: Tensor
     error: Tensor
 
     @property
+    def levels(self) -> Tensor | None:
+        """Pixels as levels of 0 to 255; None for latents, which have none."""
+        return None if self.content.is_floating_point() else self.content.long()
+
+    @property
     def x(self) -> Tensor:
-        """The images in [-1, 1], float64 on the CPU."""
-        return self.pixels.double() / 127.5 - 1
+        """Pixels in [-1, 1], or latents, float64 on the CPU."""
+        return self.content.double() if self.levels is None else self.content.double() / 127.5 - 1
 
     def shares(self, schedule: Schedule) -> Tensor:
         """The share of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
@@ -83,7 +88,7 @@ class MeasuredNetwork:
         for some in images:
             t = (np.stack([offsets.uniform(int(row), 2) for row in some.rows])[:, :, None] + comb) % 1.0
             logsnr = schedule.logsnr(torch.from_numpy(t))
-            yield Draws(some.pixels, logsnr, *self._losses(some, logsnr, weighting, schedule, noise))
+            yield Draws(some.content, logsnr, *self._losses(some, logsnr, weighting, schedule, noise))
 
     @torch.inference_mode()
     def _losses(
@@ -92,7 +97,8 @@ class MeasuredNetwork:
         """(loss, error) at each logsnr."""
         each, precision = logsnr[0].numel(), Precision(self.precision, self.device)
         send = partial(sent, device=self.device)
-        x = normalised(images.pixels, self.device)
+        content = images.content
+        x = send(content) if content.is_floating_point() else normalised(content, self.device)
         labels = None if images.labels is None else send(images.labels)
         parts = []
         for part in torch.arange(logsnr.numel()).split(self.batch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from elbocli.bound.draws import Draws, Images, MeasuredNetwork
 from elbocli.bound.measure import Measurement
-from elbocli.bound.result import Bound, Term
+from elbocli.bound.result import Bound, LatentBound, LatentTerm, Term
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
-from elbocli.core.elbo import bits_per_dimension, by_cell, prior, reconstruction
+from elbocli.core.elbo import bits_per_dimension, by_cell, prior, reconstruction, reconstruction_of_numbers
 from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
@@ -48,7 +49,7 @@ class BoundCurve:
 class BoundEstimate:
     """The bound, its curve, and the sums of a loss log [3, bins]."""
 
-    bound: Bound
+    bound: Bound | LatentBound
     curve: BoundCurve
     sums: Tensor
 
@@ -65,12 +66,17 @@ class Terms:
         self.decoder = reconstruction(high)
         self.sums = BinSums(low, high)
         self.rounds = [PairedMoments()]
-        self.dimensions = 0
+        self.of_number = reconstruction_of_numbers(high)
+        self.dimensions, self.latent = 0, False
 
     def add(self, drawn: Draws) -> None:
-        """Take in some images."""
-        self.dimensions = drawn.pixels[0].numel()
-        read = self.decoder[drawn.pixels.long()].flatten(1).sum(1)
+        """Take in some images: all pixels, or all latents."""
+        self.dimensions, levels = drawn.content[0].numel(), drawn.levels
+        self.latent = levels is None
+        if levels is None:
+            read = torch.full((len(drawn.content),), self.dimensions * self.of_number, dtype=torch.float64)
+        else:
+            read = self.decoder[levels].flatten(1).sum(1)
         fixed = torch.stack([prior(drawn.x, self.low), read], 1)  # [B, 2]
         integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
         self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
@@ -81,13 +87,17 @@ class Terms:
         whole = [r.estimate() for r in self.rounds if r.n == self.rounds[0].n and r.n > 1]
         return PairedEstimate.pooled(whole)
 
-    def bpd(self) -> tuple[float, float]:
-        """(bits per dimension, standard error) so far; the error is infinite before the second image."""
+    def per_dimension(self, nats: float) -> float:
+        """Nats in all as bits per dimension; of latents as nats per dimension."""
+        return nats / self.dimensions if self.latent else bits_per_dimension(nats, self.dimensions)
+
+    def bound(self) -> tuple[float, float]:
+        """(bound per dimension, standard error) so far; the error is infinite before the second image."""
         if self.rounds[0].n < 2:
             return 0.0, math.inf
         estimate = self.estimate()
-        bits = np.ones_like(estimate.mean) / (self.dimensions * np.log(2))
-        return estimate.value(bits), estimate.se(bits, self.population)
+        share = np.full_like(estimate.mean, self.per_dimension(1.0))
+        return estimate.value(share), estimate.se(share, self.population)
 
     def result(self, draws: int) -> BoundEstimate:
         """All of it. draws: for each image in each round. Raises UsageError when there is no second image."""
@@ -96,17 +106,18 @@ class Terms:
         estimate, population = self.estimate(), self.population
         place = np.arange(len(estimate.mean))
         whole = np.ones(len(place))
-        bits = whole / (self.dimensions * np.log(2))
+        share = whole * self.per_dimension(1.0)
+        kind, of = (LatentBound, LatentTerm) if self.latent else (Bound, Term)
 
-        def term(chosen: np.ndarray) -> Term:
+        def term(chosen: np.ndarray) -> Any:
             each = estimate.value(chosen.astype(float)), estimate.se(chosen.astype(float), population)
-            return Term(*each, *(bits_per_dimension(nats, self.dimensions) for nats in each))
+            return of(*each, *map(self.per_dimension, each))
 
-        bound = Bound(
-            bpd=estimate.value(bits),
-            bpd_se=estimate.se(bits, population),
-            bpd_se_noise=estimate.noise_se(bits),
-            bpd_se_population=estimate.se(bits, np.inf),
+        bound = kind(
+            estimate.value(share),
+            estimate.se(share, population),
+            estimate.noise_se(share),
+            estimate.se(share, np.inf),
             nats=estimate.value(whole),
             nats_se=estimate.se(whole, population),
             prior=term(place == 0),
@@ -138,7 +149,7 @@ def estimate_bound(
     schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. draws: noise
     levels for each image, an even number. population: how many images these are chosen from; inf: a distribution.
     target_se: draw on, more images first and then more noise on all of them (`images` is gone through again), until
-    the standard error of bpd is below it. total: images, for the progress.
+    the standard error per dimension is below it. total: images, for the progress.
     Raises UsageError for a schedule of another range or fewer than two images, NonFiniteError.
     """
     low, high = denoiser.low, denoiser.high
@@ -154,8 +165,8 @@ def estimate_bound(
             turn, seen = len(terms.rounds) - 1, terms.rounds[-1]
             for drawn in denoiser.draws(images, plain, schedule, draws, seed, f"bound-{turn}"):
                 terms.add(drawn)
-                bpd, se = terms.bpd()
-                yield Progress(seen.n, total, "img", values={"bpd": bpd, "se": se})
+                value, se = terms.bound()
+                yield Progress(seen.n, total, "img", values={"nats/dim" if terms.latent else "bpd": value, "se": se})
                 if target_se is not None and not turn and seen.n >= ENOUGH and se < target_se:
                     return terms.result(draws)
             if not seen.n and turn:

@@ -21,12 +21,13 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
-from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.cast_once import cast_weights
+from elbocli.run.content import check_content
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device
+from elbocli.train.batches import Posterior
 
 DEFAULT_IMAGES = 1000
 ALL = 10**12
@@ -101,7 +102,18 @@ class Measurement:
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
-            yield Images(torch.from_numpy(self.dataset.batch(rows)), labels, rows.tolist())
+            yield Images(self._content(rows), labels, rows.tolist())
+
+    def _content(self, rows: np.ndarray) -> torch.Tensor:
+        """Pixels, or latents as the network sees them, drawn from their mean and std: the same draw of an image each time."""
+        stored = torch.from_numpy(self.dataset.batch(rows))
+        space = self.dataset.latent_space
+        if space is None:
+            return stored
+        eta = Stream(self.settings.seed, "bound-posterior").normal(
+            rows.tolist(), (stored.shape[1] // 2, *stored.shape[2:])
+        )
+        return Posterior(space, torch.device("cpu")).at(stored, eta)
 
     def draws(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
         """The chosen images with their draws. Another purpose is another independent set."""
@@ -188,15 +200,12 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     if data is None and beside.exists() and not path.exists():
         path = beside
     dataset = Dataset(path, latents=True)
-    if dataset.kind == LATENTS or ATTRIBUTES["convention"] in known:
-        raise UsageError(
-            f"{path if dataset.kind == LATENTS else trained.path}: holds latents; a bound in bits is one of 256-level "
-            "pixels, and latents have no levels"
-        )
+    check_content(dataset.identity(), dataset.kind, known, trained.path)
     if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")
     config = trained.network.config
-    pairs = {"pixels": (dataset.image_size, config.image_size), "channels": (dataset.channels, config.image_channels)}
+    side = "latents a side" if dataset.kind == LATENTS else "pixels"
+    pairs = {side: (dataset.image_size, config.image_size), "channels": (dataset.channels, config.image_channels)}
     for what, (found, expected) in pairs.items():
         if found != expected:
             raise UsageError(f"{path}: images have {found} {what}, the run's have {expected}")

@@ -1,13 +1,14 @@
 """The results of `elbo bound`: the bound term by term, both sides of the theorem, the variance of gradients.
 
-nats are summed over dimensions, bpd are bits per dimension; _se is a standard error. about: which network was asked
-about which images: run, checkpoint, weights, dataset, logsnr_min, …; each result says the same.
+nats are summed over dimensions, bpd are bits per dimension; latents have no levels, so theirs are nats per latent
+dimension. _se is a standard error. about: which network was asked about which images: run, checkpoint, weights, dataset,
+logsnr_min, …; each result says the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from elbocli.files.json_record import REST, Record
 
@@ -21,6 +22,26 @@ class Term(Record):
     bpd: float
     bpd_se: float
 
+    @property
+    def per_dimension(self) -> tuple[float, float]:
+        """Value and standard error, in the unit of its bound."""
+        return self.bpd, self.bpd_se
+
+
+@dataclass(frozen=True)
+class LatentTerm(Record):
+    """One part of the bound of latents. The errors are of the dataset's mean."""
+
+    nats: float
+    nats_se: float
+    nats_per_latent_dimension: float
+    nats_per_latent_dimension_se: float
+
+    @property
+    def per_dimension(self) -> tuple[float, float]:
+        """Value and standard error, in the unit of its bound."""
+        return self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
+
 
 @dataclass(frozen=True)
 class Bound(Record):
@@ -30,6 +51,7 @@ class Bound(Record):
     distribution that the images are from. schedule: of the draws.
     """
 
+    UNIT: ClassVar[str] = "bits per dimension"
     bpd: float
     bpd_se: float
     bpd_se_noise: float
@@ -49,6 +71,36 @@ class Bound(Record):
         """The parts by name, then their sum."""
         parts = {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion}
         return {**parts, "bound": Term(self.nats, self.nats_se, self.bpd, self.bpd_se)}
+
+
+@dataclass(frozen=True)
+class LatentBound(Record):
+    """The variational bound on −log of the density of latents, as the network sees them. It is none for their images.
+
+    Numbers are those of Bound, but for the unit. A density may exceed 1, so they may be negative.
+    """
+
+    UNIT: ClassVar[str] = "nats per latent dimension"
+    nats_per_latent_dimension: float
+    nats_per_latent_dimension_se: float
+    nats_per_latent_dimension_se_noise: float
+    nats_per_latent_dimension_se_population: float
+    nats: float
+    nats_se: float
+    prior: LatentTerm
+    reconstruction: LatentTerm
+    diffusion: LatentTerm
+    n_images: int
+    draws_per_image: int
+    schedule: str
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+
+    @property
+    def terms(self) -> dict[str, LatentTerm]:
+        """The parts by name, then their sum."""
+        parts = {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion}
+        each = self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
+        return {**parts, "bound": LatentTerm(self.nats, self.nats_se, *each)}
 
 
 @dataclass(frozen=True)

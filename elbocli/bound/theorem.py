@@ -45,14 +45,14 @@ def run(asked: Measurement, weightings: list[Weighting]) -> Generator[Progress, 
     bounds = PairedMoments()
     for drawn in asked.draws(plain, shared, "right"):
         bounds.add(_bounds(drawn, shared, measures, low))
-        done += len(drawn.pixels)
+        done += len(drawn.logsnr)
         yield Progress(done, total, "img")
     checks = []
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         loss = PairedMoments()
         for drawn in asked.draws(weighting, asked.fitted(weighting), f"left-{index}"):
             loss.add(drawn.loss.mean(2, keepdim=True))
-            done += len(drawn.pixels)
+            done += len(drawn.logsnr)
             yield Progress(done, total, "img")
         left = _side(loss.estimate(), np.ones(1))
         checks.append(_check(weighting, measure, left, bounds.estimate(), index, bin_edges(low, high, SHARES)))

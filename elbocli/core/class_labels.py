@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from elbocli.core.registry import nearest
@@ -13,11 +15,16 @@ LONGEST = 20
 
 
 def choose_labels(
-    classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None
+    classes: str,
+    n: int,
+    num_classes: int,
+    seed: int,
+    names: list[str] | None = None,
+    random: Callable[[int], np.ndarray] | None = None,
 ) -> np.ndarray | None:
     """A class per image: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length.
 
-    None when there are no classes. Raises UsageError for a class that isn't there, or a word that means two.
+    random: n → the random ones, instead of those of the seed. None when there are no classes. Raises UsageError for a class that isn't there, or a word that means two.
     """
     if num_classes < 1:
         if classes not in ("balanced", "random"):
@@ -26,11 +33,16 @@ def choose_labels(
     if classes == "balanced":
         return np.arange(n) % num_classes
     if classes == "random":
-        stream = Stream(seed, "sample-class")
-        return np.array([stream.at(i).integers(num_classes) for i in range(n)])
+        return random(n) if random else random_classes(n, num_classes, seed)
     words = [word.strip() for word in classes.split(",")]
     numbers = {word: _number(word, num_classes, names or []) for word in dict.fromkeys(words)}
     return np.resize([numbers[word] for word in words], n)
+
+
+def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
+    """A class per image, of (seed, i) alone."""
+    stream = Stream(seed, "sample-class")
+    return np.array([stream.at(i).integers(num_classes) for i in range(n)])
 
 
 def _number(word: str, num_classes: int, names: list[str]) -> int:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 from copy import copy
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.registry import Registry
-from elbocli.core.schedule_curves import ScheduleCurve
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from elbocli.core.schedule_curves import ScheduleCurve
+
+MOST_TIMESTEPS = 100_000
 BETAS: Registry[None] = Registry("beta schedule")
 """β_i: functions of the first and last β and the number of timesteps, float64 [T]."""
 
@@ -136,6 +139,18 @@ class Steps:
             late = self._at(cell, middle) > t  # too noisy: go right
             low, high = low.where(~late, middle), high.where(late, middle)
         return self.level[cell] + 0.5 * (low + high) * (self.level[cell + 1] - self.level[cell])
+
+
+@lru_cache
+def steps_of(betas: str, start: float, end: float, count: float) -> Steps:
+    """The curve of `count` timesteps with betas by that name of BETAS. Raises UsageError for what can't be."""
+    if count != int(count):
+        raise UsageError(f"count is {count:g}; it must be a whole number of timesteps")
+    beta = BETAS.find(betas).make(start, end, int(count))
+    wrong = [value for value in beta.tolist() if not 0 < value < 1]
+    if wrong:
+        raise UsageError(f"a beta is {wrong[0]:g}; each must lie between 0 and 1")
+    return Steps(logsnr_of_betas(beta))
 
 
 class Moved:

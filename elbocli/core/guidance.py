@@ -17,7 +17,7 @@ class Guidance:
     """out = weak + scale · (strong − weak), where low ≤ λ ≤ high; strong elsewhere.
 
     Weak is the same network without the class (classifier-free), or a worse network (autoguidance). Scale 1 is no
-    guidance, 0 the weak one alone. Every prediction is linear in ε̂ at fixed z, so this is the same for all of them.
+    guidance, 0 the weak one alone. channels: so many from the first are guided, 0 is all. Every prediction is linear in ε̂ at fixed z, so this is the same for all of them.
     Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
     Raises UsageError when the interval is empty.
     """
@@ -25,6 +25,7 @@ class Guidance:
     scale: float = 1.0
     low: float = -math.inf
     high: float = math.inf
+    channels: int = 0
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -37,5 +38,10 @@ class Guidance:
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
     def combine(self, strong: Tensor, weak: Tensor) -> Tensor:
-        """Both outputs at the same z and λ → the guided one."""
-        return weak.lerp(strong, self.scale)
+        """Both outputs [B, C, …] at the same z and λ → the guided one."""
+        if not self.channels:
+            return weak.lerp(strong, self.scale)
+        guided = strong.clone()
+        some = slice(None), slice(self.channels)
+        guided[some] = weak[some].lerp(strong[some], self.scale)
+        return guided

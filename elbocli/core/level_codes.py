@@ -6,15 +6,17 @@ then makes of the number, cosines and sines or a layer, is its own.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
-from elbocli.core.discrete_schedule import BETAS, Steps, logsnr_of_betas
 from elbocli.core.registry import Declaration, Registry
+from elbocli.core.schedule_curves import SCHEDULES
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from elbocli.core.discrete_schedule import Steps
 
 LEVEL_CODES: Registry[None] = Registry("level code")
 """λ [B] → the number [B], at least float32; float64 stays so."""
@@ -41,40 +43,35 @@ def flow_reversed(level: Tensor, factor: float = 1.0) -> Tensor:
     return factor * (0.5 * level).sigmoid()
 
 
-@level_code("t-linear", formula="timestep of betas even from start to end", source="Ho et al. 2020", positive=["count"])
-def t_linear(level: Tensor, count: float = 1000.0, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    return _timestep(level, "linear", count, start, end)
-
-
-@level_code(
-    "t-scaled-linear",
-    formula="timestep of betas whose roots are even from those of start to end",
-    source="Rombach et al. 2022",
-    positive=["count"],
-)
-def t_scaled_linear(level: Tensor, count: float = 1000.0, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    return _timestep(level, "scaled_linear", count, start, end)
-
-
-@level_code(
-    "t-squaredcos", formula="timestep of the cosine's betas", source="Nichol & Dhariwal 2021", positive=["count"]
-)
-def t_squaredcos(level: Tensor, count: float = 1000.0) -> Tensor:
-    return _timestep(level, "squaredcos_cap_v2", count, 0.0, 0.0)
-
-
-def _timestep(level: Tensor, betas: str, count: float, start: float, end: float) -> Tensor:
+def _timestep(schedule: str, level: Tensor, **params: float) -> Tensor:
     """The timestep from 0 to count − 1 at λ, a fraction between two; beyond the first and the last it is theirs."""
     import torch
 
-    curve = _curve(betas, count, start, end, level.device)
+    curve, count = _curve(schedule, tuple(params.values()), level.device), params["count"]
     time = curve.t(level.double().clamp(*curve.support))
     return (count * time - 0.5).clamp(0, count - 1).to(torch.promote_types(level.dtype, torch.float32))
 
 
 @lru_cache
-def _curve(betas: str, count: float, start: float, end: float, device: torch.device) -> Steps:
-    return Steps(logsnr_of_betas(BETAS.find(betas).make(start, end, int(count)))).on(device)
+def _curve(schedule: str, params: tuple[float, ...], device: torch.device) -> Steps:
+    import torch
+
+    with torch.device("cpu"):  # a network may be asked for without memory
+        curve: Steps = SCHEDULES[schedule].make(*params)
+    return curve.on(device)
+
+
+def _declare_timesteps(name: str) -> None:
+    """Enter the code of a schedule of timesteps under its name, with its parameters."""
+    declared = SCHEDULES[name]
+    params: Any = declared.params
+    formula = f"number of one of the {declared.formula}"
+    enter = level_code(name, formula=formula, source=declared.source, within=declared.within, **params)
+    enter(partial(_timestep, name))
+
+
+for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
+    _declare_timesteps(_name)
 
 
 def parse_level_code(text: str) -> Declaration[None]:

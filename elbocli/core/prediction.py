@@ -55,6 +55,15 @@ def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @PREDICTIONS.declare(
+    "u-path",
+    formula="eps - x, of a network that sees (1-t) x + t eps",
+    source="Lipman et al. 2022; Ma et al. 2024 (SiT): u whose input is not scaled to constant variance",
+)
+def u_path(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return alpha * 0 - 1, alpha * 0 + 1, 1 / (alpha + sigma)
+
+
+@PREDICTIONS.declare(
     "edm",
     formula="F of EDM's preconditioning",
     source="Karras et al. 2022, table 1",

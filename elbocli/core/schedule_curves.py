@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
+from elbocli.core.discrete_schedule import MOST_TIMESTEPS, Steps, steps_of
 from elbocli.core.logsnr import logsnr_of
 from elbocli.core.registry import Registry
 from elbocli.errors import UsageError
@@ -235,3 +236,29 @@ class Uniform:
 
     def density(self, logsnr: Tensor) -> Tensor:
         return logsnr * 0 + 1
+
+
+TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
+"""Schedules of timesteps are smooth through them, and samplers visit the timesteps themselves."""
+
+
+@schedule(
+    "t-linear", formula="timesteps whose betas are even from start to end", source="Ho et al. 2020", within=TIMESTEPS
+)
+def t_linear(count: float = 1000.0, start: float = 1e-4, end: float = 0.02) -> Steps:
+    return steps_of("linear", start, end, count)
+
+
+@schedule(
+    "t-scaled-linear",
+    formula="timesteps whose betas' roots are even from those of start to end",
+    source="Rombach et al. 2022",
+    within={**TIMESTEPS, "start": (0, 1), "end": (0, 1)},
+)
+def t_scaled_linear(count: float = 1000.0, start: float = 0.00085, end: float = 0.012) -> Steps:
+    return steps_of("scaled_linear", start, end, count)
+
+
+@schedule("t-squaredcos", formula="timesteps of the cosine's betas", source="Nichol & Dhariwal 2021", within=TIMESTEPS)
+def t_squaredcos(count: float = 1000.0) -> Steps:
+    return steps_of("squaredcos_cap_v2", 0.0, 0.0, count)

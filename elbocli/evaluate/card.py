@@ -19,6 +19,11 @@ DRAWN = {
     "weights": "weights",
     "weights_sha256": "their sha256",
     "images_trained": "images trained on, with repetition",
+    "init_run": "trained from the weights of run",
+    "init_weights": "those weights",
+    "init_step": "after step",
+    "init_images": "images that they were trained on",
+    "init_sha256": "sha256 of those weights",
     "trained_on": "sha256 of the training images",
     "crop": "crop of the training images",
     "filter": "what resized them",
@@ -27,19 +32,29 @@ DRAWN = {
     "prediction": "prediction",
     "sampler": "sampler",
     "schedule": "schedule of the sampler",
+    "spacing": "spacing of the steps",
+    "start": "start",
     "steps": "steps",
     "nfe": "network evaluations for an image (NFE)",
     "guidance": "guidance",
     "guidance_low": "guided from logsnr",
     "guidance_high": "guided up to logsnr",
+    "guidance_channels": "channels guided, from the first",
     "guide": "guide",
     "clip": "clipping",
+    "rounding": "rounding to levels",
     "classes": "classes as asked for",
     "seed": "seed",
+    "noise": "noise",
+    "noise_device": "device of the noise",
 }
 """Facts on how samples were drawn, in the order of the card."""
-OPTIONAL = {"guidance_low", "guidance_high", "guide", "imported_format", "imported_file", "imported_sha256"}
-"""Unsaid when there is none."""
+LATER = {"spacing", "start", "rounding", "noise", "noise_device"}
+GUIDED = {"guidance_low", "guidance_high", "guidance_channels", "guide"}
+IMPORTED = {"imported_format", "imported_file", "imported_sha256"}
+BEGUN = {key for key in DRAWN if key.startswith("init_")}
+OPTIONAL = LATER | GUIDED | IMPORTED | BEGUN
+"""Unsaid when there is none, or in samples of an elbo that did not say it."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
 OF_SOME_METRICS = {
     "n_ref_images": "images for KID, precision and recall",

@@ -2,7 +2,7 @@
 
 A dataset of latents keeps mean and standard deviation of the autoencoder's posterior as they come out of it. A
 convention says how a draw z becomes what a network sees, x0 = (z − shift)·scale by channel, which range of pixels
-the autoencoder takes and gives, and how those that it gives become whole levels.
+the autoencoder takes and gives, and which rounding makes levels of those that it gives.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from elbocli.core.registry import Registry
+from elbocli.core.registry import Declaration, Registry
+from elbocli.core.rounding import ROUNDINGS
 from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """input: the range of pixels that the autoencoder was trained on, one of INPUTS. levels: one of LEVELS."""
+    """input: the range of pixels that the autoencoder was trained on, one of INPUTS. rounding: a name of ROUNDINGS."""
 
     input: str
-    levels: str = "round"
+    rounding: str = "nearest"
 
 
 CONVENTIONS: Registry[ConventionTraits] = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """(divisor, offset) of each range: a level p of 0 to 255 goes in as p / divisor + offset."""
-LEVELS = ("round", "truncate")
-"""Ways from a decoded pixel to a level: the nearest one, or the next below, which is half a level darker on average."""
+
+UNKNOWN = "unknown"
+"""In place of the digest of an autoencoder's weights, where only its name is known."""
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
@@ -101,9 +103,9 @@ class LatentSpace:
             raise FormatError(f"{ATTRIBUTES['pixel_size']} is {self.pixel_size}, expected at least 1")
 
     @property
-    def levels(self) -> str:
-        """Way in which decoded pixels become whole levels, one of LEVELS."""
-        return CONVENTIONS[self.convention].traits.levels
+    def rounding(self) -> Declaration[None]:
+        """The rounding of decoded pixels, where no other is asked for."""
+        return ROUNDINGS[CONVENTIONS[self.convention].traits.rounding]
 
     def attributes(self) -> dict[str, Any]:
         """Plain values, for a dataset's attributes and a run's config."""

@@ -36,23 +36,35 @@ def module_tensors(module: Any) -> dict[str, Tensor]:
     return dict(_tensors_of(module, "", [MOST_MODULES]))
 
 
+def attributes(found: Any) -> dict[Any, Any]:
+    """Return a pickled object's attributes, its __dict__; none where it is no object, or its file doesn't say them."""
+    meta = _meta(found)
+    state = meta.get("state") if meta else found.state if isinstance(found, Foreign) else None
+    return state if isinstance(state, dict) else {}
+
+
 def module_state(module: Any) -> Mapping[str, Any]:
-    """Return a pickled module's attributes, its __dict__. Raises FormatError for what is no module."""
-    state = module.state if isinstance(module, Foreign) else None
-    if isinstance(module, Foreign) and module.args and isinstance(module.args[0], Foreign | dict):
-        meta = module.args[0]
-        state = (meta.items if isinstance(meta, Foreign) else meta).get("state", state)
-    if not isinstance(state, dict) or not isinstance(state.get("_modules"), dict):
+    """Return a pickled module's attributes. Raises FormatError for what is no module."""
+    state = attributes(module)
+    kinds = [state.get(kind, {}) for kind in ("_modules", "_parameters", "_buffers")]
+    if "_modules" not in state or not all(isinstance(kind, dict) for kind in kinds):
         raise FormatError("it is no pickled network")
     return state
 
 
-def class_name(module: Any) -> str:
-    """Return the name of a pickled module's class: EDMPrecond, Linear; '' where it has none."""
-    if isinstance(module, Foreign) and module.args and isinstance(module.args[0], Foreign | dict):
-        meta = module.args[0]
-        return str((meta.items if isinstance(meta, Foreign) else meta).get("class_name", ""))
-    return module.name.rpartition(" ")[2] if isinstance(module, Foreign) else ""
+def class_name(found: Any) -> str:
+    """Return the name of a pickled object's class: EDMPrecond, Linear; '' where it has none."""
+    meta = _meta(found)
+    return (
+        str(meta.get("class_name", "")) if meta else found.name.rpartition(" ")[2] if isinstance(found, Foreign) else ""
+    )
+
+
+def _meta(found: Any) -> dict[Any, Any]:
+    """Return what EDM's torch_utils.persistence says of an object, in the only argument of a call."""
+    meta = found.args[0] if isinstance(found, Foreign) and found.args else None
+    meta = meta.items if isinstance(meta, Foreign) else meta
+    return meta if isinstance(meta, dict) else {}
 
 
 def _tensors_of(module: Any, prefix: str, left: list[int]) -> Iterator[tuple[str, Tensor]]:
@@ -61,7 +73,7 @@ def _tensors_of(module: Any, prefix: str, left: list[int]) -> Iterator[tuple[str
         raise FormatError("it has a network of too many parts")
     state = module_state(module)
     for kind in ("_parameters", "_buffers"):
-        for name, value in (state.get(kind) or {}).items():
+        for name, value in state.get(kind, {}).items():
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value
     for name, inner in state["_modules"].items():

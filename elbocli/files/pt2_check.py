@@ -38,7 +38,15 @@ LARGEST = 8 << 30
 
 
 def load_program(path: Path) -> torch.nn.Module:
-    """The program as a module. Raises FormatError when it is not one, or holds more than tensor operations."""
+    """A feature extractor's program as a module. Raises FormatError when it is not one, or holds more than tensor operations."""
+    return read_program(path, f"elbocli.export_extractor(network, images, {str(path)!r})").module()
+
+
+def read_program(path: Path, export: str) -> torch.export.ExportedProgram:
+    """The program in a file, with its inputs and outputs. export: a line of Python that makes one for batches of any size.
+
+    Raises FormatError when it is not one, holds more than tensor operations, or takes batches of one size alone.
+    """
     with refusing(f"{path}: not a torch.export program (.pt2)"), zipfile.ZipFile(path) as archive:
         records = _records(archive, path)
     with refusing(f"{path}: refused as a .pt2 program"):
@@ -50,24 +58,25 @@ def load_program(path: Path) -> torch.nn.Module:
                 load_tensors(io.BytesIO(content), f"{path}: {name}")
     with refusing(f"{path}: torch could not load this program (exported by another version?)"):
         program = torch.export.load(_rewritten(records))
-        _refuse_fixed_batch(program, path)
-        return program.module()
-
-
-def _refuse_fixed_batch(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Raise FormatError where a program takes batches of one size alone, which torch.export makes unless told otherwise."""
-    inputs = program.graph_signature.user_inputs
-    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs and "val" in node.meta]
-    if shapes and shapes[0] and isinstance(shapes[0][0], int):
+    # torch.export makes a program for batches of one size unless told otherwise.
+    shape = next((value.shape for value in user_inputs(program)), None)
+    if shape and isinstance(shape[0], int):
         raise FormatError(
-            f"{path}: takes batches of {shapes[0][0]} images alone; export it for any size in Python, by "
-            f"elbocli.export_extractor(network, images, {str(path)!r})"
+            f"{path}: takes batches of {shape[0]} images alone; export it for any size in Python, by {export}"
         )
+    return program
+
+
+def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+    """Tensors without memory, shaped like those that a program is called with."""
+    names = program.graph_signature.user_inputs
+    nodes = [node for node in program.graph.nodes if node.name in names]
+    return [node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]
 
 
 def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     if sum(info.file_size for info in archive.infolist()) > LARGEST:
-        raise FormatError(f"{path}: larger than {LARGEST >> 30} GB unpacked; not a feature extractor")
+        raise FormatError(f"{path}: larger than {LARGEST >> 30} GB unpacked; elbo reads none so large")
     records = {}
     for info in archive.infolist():
         name = info.filename.partition("/")[2]
@@ -137,7 +146,8 @@ def _check_tree(spec: dict[str, Any]) -> None:
 def _rewritten(records: dict[str, bytes]) -> io.BytesIO:
     buffer = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(buffer)
-    for name, content in records.items():
+    for name in list(records):
+        content = records.pop(name)  # a network's weights are not held three times
         if not name.startswith(".data/") and name not in ("byteorder", "version"):
             writer.write_record(name, content, len(content))
     writer.write_end_of_file()

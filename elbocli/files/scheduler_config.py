@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
+from elbocli.core.discrete_schedule import BETAS, MOST_TIMESTEPS, Moved, Steps, logsnr_of_betas
 from elbocli.core.schedule_curves import FmOt, ScheduleCurve
 from elbocli.errors import FormatError
 from elbocli.files.reading import naming, read_text, refusing
 
-MOST_TIMESTEPS = 100_000
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
 
 

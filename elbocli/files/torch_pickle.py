@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -159,7 +160,11 @@ class _Tensors(Machine):
     def called(self, name: Any, arguments: Any) -> Any:
         """Return what stands for a call. Raises FormatError where it isn't one of a name."""
         if isinstance(name, _Known):
-            return name.make(*arguments)
+            made = name.make(*arguments)
+            for key in islice(reversed(self.memo), 2 * isinstance(made, _Storage)):  # so that its bytes can go
+                same = self.memo[key]
+                self.memo[key] = (made,) if same is arguments else made if same is arguments[0] else same
+            return made
         if isinstance(name, Foreign) and isinstance(arguments, tuple):
             return Foreign(name.name, arguments)
         raise FormatError("it calls what is no name")
@@ -199,10 +204,8 @@ def _values(content: Any, dtype: torch.dtype, offset: int, count: int) -> Tensor
 
 
 def _storage_of(content: Any) -> _Storage:
-    """The storage in bytes that torch.save made of it."""
-    if type(content) is not bytes:
-        raise FormatError("it has a tensor that is no bytes")
-    found, _ = _legacy(io.BytesIO(content), content)
+    """The storage in bytes that torch.save made of it; one that was read already."""
+    found = _legacy(io.BytesIO(content), content)[0] if type(content) is bytes else content
     if not isinstance(found, _Storage):
         raise FormatError("it has a tensor whose bytes are none")
     return found
@@ -286,7 +289,7 @@ def read_torch_file(path: Path) -> Found:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if head.startswith(b"PK"):
             tree, strangers = _archived(file, content)
-        elif content[:64].find(MAGIC.to_bytes(10, "little")) > 0:
+        elif content[:32].find(MAGIC.to_bytes(10, "little")) > 0:
             tree, strangers = _legacy(file, content)
         else:
             machine = _Tensors()

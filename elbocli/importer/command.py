@@ -21,9 +21,11 @@ GROUPS = {
         "schedule",
         "logsnr_min",
         "logsnr_max",
+        "attention",
         "size",
         "channels",
         "classes",
+        "null_class",
     ),
 }
 
@@ -63,9 +65,16 @@ GROUPS = {
 @option("--schedule", type=SCHEDULE, default="", help="Schedule that it was trained with.")
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level that it was trained on.")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level that it was trained on.")
+@option(
+    "--attention",
+    metavar="heads=N|width=N[,new]",
+    default="",
+    help="Heads of guided-diffusion's networks, or a head's channels; new: in its new order.",
+)
 @option("--size", type=Count(1, 4096), help="Side in pixels, or of latents.")
 @option("--channels", type=Count(1, 1024), help="Channels of images or latents.")
 @option("--classes", type=Count(0, 10**6), help="Number of classes; 0 is none.")
+@option("--null-class", type=Count(-1, 10**6), help="Label that the network takes for 'no class'.")
 @plugin_option
 @common
 def import_(source: Path, run: Path | None, format: str, **options: Any) -> None:

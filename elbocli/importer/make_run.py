@@ -34,6 +34,7 @@ def import_run(
     if not path.exists():
         raise FormatError(f"{path}: no such file or folder")
     source = Source(path)
+    format = format or ("module" if options.network else "")
     declared = (
         FORMATS.find(format) if format else next((d for d in FORMATS.values() if d.traits.recognises(source)), None)
     )
@@ -42,11 +43,11 @@ def import_run(
         raise FormatError(f"{path}: no known format ({held}); 'elbo import list' says what is known, --format chooses")
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
-            raise UsageError(f"--{key}: says nothing of the format {declared.name}; leave it out")
+            raise UsageError(f"--{key.replace('_', '-')}: says nothing of the format {declared.name}; leave it out")
     imported: Imported = declared.make(source, options)
     settings = {**imported.settings, **options.settings()}
     if "prediction" not in settings:
-        raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u or edm")
+        raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
     about = {
         "format": declared.name,
         "file": path.name,

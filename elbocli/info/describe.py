@@ -112,6 +112,7 @@ def _folder(path: Path) -> dict[str, Any]:
         **about_source(config),
         **config["settings"],
         "data": config["data"].get("path"),
+        **({"init": config["init"]} if config.get("init") else {}),
         "parameters_of": config["network"],
         **({"damaged": damaged} if damaged else {}),
     }

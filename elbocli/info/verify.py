@@ -20,8 +20,9 @@ from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.features import is_features
-from elbocli.files.hashing import add_rows
+from elbocli.files.hashing import add_rows, file_sha256
 from elbocli.files.recognise import HDF5_MAGIC
+from elbocli.files.sealed_folder import CONFIG
 from elbocli.info.describe import describe, is_safetensors
 from elbocli.runtime.progress import Progress
 
@@ -134,7 +135,7 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
     else:
         checkpoints, kept = store.checkpoints(path), snapshots.folders(path)
     damaged: list[str] = []
-    files = 0
+    files = _network_files(path)
     for index, folder in enumerate([*checkpoints, *kept]):
         yield Progress(index, len(checkpoints) + len(kept), "folder")
         try:
@@ -149,6 +150,18 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
         more = f" (and {len(damaged) - 1} more of {total})" if damaged[1:] else ""
         raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on without it")
     return {"verified": [f"sha256 of {files} files in {total or 'no checkpoints'}"]}
+
+
+def _network_files(path: Path) -> int:
+    """Compare the file that a run's network is, beside config.yaml, with its digest; how many there are. Raises DataError."""
+    network = store.read_config(path)["network"] if (path / CONFIG).exists() else {}
+    if not {"file", "sha256"} <= network.keys():
+        return 0
+    file = path / Path(str(network["file"])).name
+    with told(file, "read"):
+        if file_sha256(file) != network["sha256"]:
+            raise DataError(f"{file}: has changed since it was imported; put it back, or import it anew")
+    return 1
 
 
 def _samples(path: Path) -> Generator[Progress, None, None]:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.core.registry import Declaration
+from elbocli.core.rounding import to_levels
+from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import utf8_path
+from elbocli.nn.diffusers_extra import diffusers_class, quiet
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
@@ -66,14 +65,11 @@ class Autoencoder:
         return posterior.mean, posterior.std
 
     @torch.inference_mode()
-    def decode(self, x0: Tensor, space: LatentSpace) -> Tensor:
-        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device, rounded or truncated by the convention."""
+    def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration[None] | None = None) -> Tensor:
+        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device. rounding: None is the convention's."""
         shift, scale = affine(space, self.device)
-        divisor, offset = INPUTS[space.input]
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
-        levels = x.float().sub_(offset).mul_(divisor)
-        levels = (levels.round_() if space.levels == "round" else levels).clamp_(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).contiguous()
+        return to_levels(x, rounding or space.rounding, INPUTS[space.input])
 
     def comfortable_batch(self, pixel_size: int) -> int:
         """Number of images at a time that keep memory within about 1 GB on a CPU, 8 GB elsewhere, for Stable Diffusion's."""
@@ -116,32 +112,13 @@ def _weights(folder: Path) -> Path:
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing that diffusers and its helpers say reaches the user: what matters is checked and said by us."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _load(folder: Path) -> Any:
-    with _quiet():
-        try:
-            from diffusers import AutoencoderKL
-        except ImportError as error:
-            raise UsageError(
-                f"{folder}: an autoencoder needs the extra 'latents': pip install 'elbocli[latents]' "
-                f"({' '.join(str(error).split())[:120]})"
-            ) from error
+    model_class = diffusers_class(CLASS, folder, "an autoencoder")
+    with quiet():
         try:
             how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
             with utf8_path(folder) as name:
-                model, about = AutoencoderKL.from_pretrained(str(name), output_loading_info=True, **how)
+                model, about = model_class.from_pretrained(str(name), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error
     # diffusers itself goes on with random numbers where weights are missing.

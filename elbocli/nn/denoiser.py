@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from elbocli.core.clipping import Clip, parse_clip
 from elbocli.core.guidance import Guidance
 from elbocli.core.prediction import Prediction
+from elbocli.core.samplers import Denoise, DenoiseWithVariance
+from elbocli.core.samplers.walk import Sampler
+from elbocli.errors import UsageError
 
 UNCLIPPED = parse_clip("none")
 
@@ -19,7 +22,7 @@ class Denoiser:
     """A network with its prediction and labels, guided by another denoiser, and cut to the range of pixels after that.
 
     guide: None is the same network without classes, where guidance asks for one. calls: of this network, a batch
-    counting once.
+    counting once. A network may give more channels than its prediction has: variances, which come behind it.
     """
 
     network: nn.Module
@@ -41,10 +44,31 @@ class Denoiser:
 
     def __call__(self, z: Tensor, logsnr: float) -> Tensor:
         """x̂ [B,C,H,W] at one λ for the whole batch."""
+        return self._guided(z, logsnr, self._outputs(z, logsnr)[:, : z.shape[1]])
+
+    def with_variance(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
+        """x̂, and γ = (v + 1)/2 of the v that the network gives behind its prediction, which nothing guides.
+
+        Raises UsageError where it gives none.
+        """
+        channels, out = z.shape[1], self._outputs(z, logsnr)
+        if out.shape[1] != 2 * channels:
+            raise UsageError(f"a learned variance needs {2 * channels} channels of a network; it gives {out.shape[1]}")
+        return self._guided(z, logsnr, out[:, :channels]), (out[:, channels:] + 1).mul_(0.5)
+
+    def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
+        """The kind of denoiser that a sampler walks with."""
+        return self.with_variance if sampler.declared.traits.learned else self
+
+    def _outputs(self, z: Tensor, logsnr: float) -> Tensor:
         self.calls += 1
-        c_in, from_z, from_out = self.prediction.scalars(logsnr)
+        c_in, _, _ = self.prediction.scalars(logsnr)
         level = torch.full((len(z),), logsnr, device=z.device, dtype=torch.float32)
-        out = self.network(z if c_in == 1 else z * c_in, level, self.labels).to(z.dtype)
+        out: Tensor = self.network(z if c_in == 1 else z * c_in, level, self.labels)
+        return out.to(z.dtype)
+
+    def _guided(self, z: Tensor, logsnr: float, out: Tensor) -> Tensor:
+        _, from_z, from_out = self.prediction.scalars(logsnr)
         x_hat = (z * from_z).add_(out, alpha=from_out)
         if self.guide is not None and self.guidance.active(logsnr):
             x_hat = self.guidance.combine(x_hat, self.guide(z, logsnr))

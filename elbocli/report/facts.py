@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from elbocli.bound.result import Bound, Theorem
+from elbocli.bound.result import Bound, LatentBound, Theorem
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.evaluate.result import EvalResult
@@ -84,7 +84,7 @@ class RunFacts:
     drawn: list[Thumbnails]
     drawn_from: str
     scores: list[ResultFile[EvalResult]]
-    bounds: list[ResultFile[Bound]]
+    bounds: list[ResultFile[Bound | LatentBound]]
     theorems: list[ResultFile[Theorem]]
     commands: list[Command]
     missing: list[str]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from elbocli.bound.result import Bound, Theorem
+from elbocli.bound.result import Bound, LatentBound, Theorem
 from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
@@ -22,7 +22,7 @@ from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
 from elbocli.run.imported import SOURCE
 from elbocli.run.objective import Objective
-from elbocli.run.open import empty_network, read_run_config
+from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.status import read_status
 from elbocli.run.train_settings import TrainSettings
@@ -57,7 +57,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
     scores = [each for each in found if isinstance(each.found, EvalResult)]
-    bounds = [each for each in found if isinstance(each.found, Bound)]
+    bounds = [each for each in found if isinstance(each.found, Bound | LatentBound)]
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
     source = config.get(SOURCE, {})
@@ -122,7 +122,7 @@ def _environment(
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: config.get(key) for key in keys}
-    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None}
+    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None, **began_from(config)}
     read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
     newest = next(filter(None, read), None)
     if newest is None:

@@ -34,7 +34,8 @@ def headline(facts: RunFacts) -> list[Figure]:
         if value is not None:
             found.append(Figure(what, unit, value, None if se is None else 2 * se, TWICE))
     for bound in facts.bounds[-1:]:
-        found.append(Figure("variational bound", BITS, bound.found.bpd, 2 * bound.found.bpd_se, TWICE))
+        value, se = bound.found.terms["bound"].per_dimension
+        found.append(Figure("variational bound", bound.found.UNIT, value, 2 * se, TWICE))
     for result in facts.scores[-1:]:
         for row in score_rows(result.found)[:2]:
             found.append(Figure(row.name, row.network or result.path.name, row.value, row.spread, row.spread_is))

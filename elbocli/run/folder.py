@@ -47,9 +47,12 @@ def _check(out: Path, resolved: Resolved) -> None:
 
 
 def _begun(out: Path) -> bool:
-    """Whether a run got anywhere."""
+    """Whether a run got anywhere: what it measures before its first step doesn't count."""
     log = out / "metrics.jsonl"
-    return bool(store.checkpoints(out)) or (log.exists() and log.stat().st_size > 0)
+    if store.checkpoints(out) or not log.exists():
+        return bool(store.checkpoints(out))
+    with open(log, "rb") as file:
+        return any(line and not line.startswith(b'{"step": 0,') for line in (file.readline(), file.readline()))
 
 
 def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:

@@ -19,7 +19,7 @@ from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
-from elbocli.nn.networks import Network, build, config_of, place
+from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins
@@ -53,7 +53,7 @@ class TrainedRun:
 
     @property
     def age(self) -> str:
-        """How old the weights are, in words: step 4500, or imported."""
+        """Age of the weights in words: step 4500, or imported."""
         return f"step {self.step}" if "step" in self.about else "imported"
 
     @property
@@ -113,6 +113,12 @@ def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]
     return path, checkpoint
 
 
+def began_from(config: dict[str, Any]) -> dict[str, Any]:
+    """Facts on the weights that a run began from, as `init_run` and others; none without such."""
+    known = config.get("init") or {}
+    return {f"init_{key}": value for key, value in known.items() if not isinstance(value, list)}
+
+
 def open_run(
     path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema", average: str = ""
 ) -> TrainedRun:
@@ -140,9 +146,10 @@ def open_run(
     }
     trained |= {"prediction": settings.prediction, "trained_on": data.get("payload_sha256")}
     trained |= {key: data[key] for key in PREPROCESSING if key in data}
+    trained |= began_from(config)
     network = empty_network(config, run / "config.yaml")
     try:
-        network.load_state_dict(tensors, assign=True)
+        network = loaded(network, tensors)
     except RuntimeError as error:
         raise FormatError(
             f"{about.get('weights_file', checkpoint.path)}: its weights don't fit {run / 'config.yaml'}: "

@@ -15,6 +15,7 @@ from typing import Any
 
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.hashing import file_sha256
+from elbocli.files.plugin_modules import module_name
 
 _RUN: dict[Path, dict[str, str]] = {}
 """Plug-ins that were run. file: the name, without folders. sha256: of what it said."""
@@ -28,7 +29,7 @@ def run_plugin(path: Path) -> None:
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{path}: no such plug-in; name a file that ends in .py")
     plugin = {"file": path.name, "sha256": file_sha256(path)}
-    spec = spec_from_file_location(f"elbo_plugin_{path.stem}", place)
+    spec = spec_from_file_location(module_name(path), place)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass looks its module up

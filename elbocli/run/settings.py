@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
@@ -18,19 +16,22 @@ from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.dataset import PREPROCESSING, Dataset
+from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, section_of
+from elbocli.nn.networks import NetworkConfig, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
-from elbocli.run.preset_data import PresetData
 from elbocli.run.setting_type import AUTO, KINDS
+from elbocli.run.suited_network import Data, fits_card, of_basis, of_initial, of_preset
 from elbocli.run.train_settings import ADAPTIVE, KIND, PRESET_SETTINGS, SETTINGS, TrainSettings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
+
+if TYPE_CHECKING:
+    from elbocli.run.initial import Initial
 
 PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
@@ -38,15 +39,17 @@ STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
 FLOAT32 = {"fp32", "tf32"}
 """Precisions that a run may change between when it goes on: which devices have the second is theirs to say."""
-Data = Dataset | PresetData
-FLOAT = 4
 SNAPSHOTS = 20
 """Snapshots in a whole run, when --snapshot-every isn't given."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings, the network's config, the dataset's identity, digests of files that settings name, and what they name."""
+    """Settings, the network's config, the dataset's identity, digests of files that settings name, and what they name.
+
+    init: what config.yaml says of the run whose weights this one begins from, None without one. initial: those weights,
+    where they are needed.
+    """
 
     settings: TrainSettings
     network: NetworkConfig
@@ -54,25 +57,29 @@ class Resolved:
     files: dict[str, str]
     notes: list[str]
     objective: Objective
+    init: dict[str, Any] | None = None
+    initial: Initial | None = None
 
     def config(self) -> dict[str, Any]:
         """Content of config.yaml."""
         plugins = {"plugins": plugins_run()} if plugins_run() else {}
+        init = {"init": self.init} if self.init else {}
         settings, network = self.settings.stored(), section_of(self.network)
-        return {"settings": settings, "network": network, "data": self.data, "files": self.files, **plugins}
+        return {"settings": settings, "network": network, "data": self.data, "files": self.files, **init, **plugins}
 
 
 @dataclass(frozen=True)
 class Basis:
     """Settings, network and dataset that a run takes where no option says them: from its own config.yaml when it goes on.
 
-    Or from another run's, by --config. where: the file. data: the dataset's path.
+    Or from another run's, by --config. where: the file. data: the dataset's path. init: the section of that name.
     """
 
     where: Path
     settings: TrainSettings
     network: NetworkConfig
     data: Path
+    init: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, where: Path, config: dict[str, Any]) -> Basis:
@@ -81,28 +88,41 @@ class Basis:
         path = config["data"].get("path")
         if not isinstance(path, str):
             raise FormatError(f"{where}: section 'data' has path: {path!r}, expected the dataset's")
-        return cls(where, run_settings(config["settings"], where), config_of(config["network"], where), Path(path))
+        settings, network, init = run_settings(config["settings"], where), config["network"], config.get("init")
+        if init is not None and not isinstance(init, dict):
+            raise FormatError(f"{where}: section 'init' is {init!r}, expected what the run began from")
+        return cls(where, settings, config_of(network, where), Path(path), init)
 
 
-def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = None) -> Resolved:
+def resolve(
+    options: Mapping[str, Any], dataset: Data, basis: Basis | None = None, initial: Initial | None = None
+) -> Resolved:
     """Options by the names of TrainSettings (None where not given), over the basis or the preset, over the defaults.
 
-    A preset that is the basis's own is not read: the basis has its network and what came of its settings. Raises
-    UsageError for options that fit neither each other nor the dataset, FormatError for a preset that is none.
+    A preset that is the basis's own is not read: the basis has its network and what came of its settings. initial: the
+    weights to begin from. The network is theirs, and so are, without a basis, the settings that neither options nor a
+    preset say. Raises UsageError for options that fit neither each other nor the dataset, FormatError for a preset that
+    is none, DataError for a file that is none of the source's any more.
     """
     asked = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
     latents = dataset.kind == LATENTS
-    given = {**(basis.settings.stored() if basis else {}), **asked}
+    data = dataset.identity()
+    inherited: dict[str, Any] = {}
+    if initial:
+        initial.check_data(data, dataset.kind)
+        inherited = {} if basis else initial.inherited(data)
+    given = {**(basis.settings.stored() if basis else inherited if "preset" not in asked else {}), **asked}
     if "preset" not in given:
         gpu = meant_by(given.get("device", AUTO)) != "cpu"
-        fits = partial(_fits, dataset=dataset, room=card_bytes(given.get("device", AUTO)))
+        fits = partial(fits_card, dataset=dataset, room=card_bytes(given.get("device", AUTO)))
         given["preset"] = choose_preset(dataset.image_size, len(dataset), latents, gpu, fits)
         what = f"{dataset.image_size} {'latents a side' if latents else 'pixels'} on a {'GPU' if gpu else 'CPU'}"
         notes.append(f"preset {given['preset']}, for {len(dataset)} images of {what}")
     name = str(given["preset"])
     own = basis if basis and name == basis.settings.preset else None
-    preset = Preset(name, {}, {}) if own else load_preset(name)
+    unread = own or (inherited and "preset" not in asked)
+    preset = Preset(name, {}, {}, gpu=initial is not None and initial.half) if unread else load_preset(name)
     if own and "preset" in asked and name not in NAMES:
         notes.append(f"preset {name} is not read again: {own.where} has its settings and network")
     if not latents and any(said.latents for said in (preset.about, preset.data) if said):
@@ -115,9 +135,12 @@ def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = Non
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], PRESET_SETTINGS, 100)}")
     _check_kinds(train, f"preset {name}")
+    shifted = "shift" in asked or "shift" in train
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
-    values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **train, **stored}
+    values: dict[str, Any] = {**TrainSettings().stored(), "snapshot_every": None, **inherited, **train, **stored}
+    if initial:
+        values["prediction"] = initial.same_prediction(values["prediction"], "prediction" in asked or basis is not None)
     if values["precision"] == AUTO and basis:
         values["precision"] = basis.settings.precision
     if values["precision"] == AUTO:
@@ -128,8 +151,14 @@ def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = Non
             "leave it out, and pack both with 'elbo prep --mirror'"
         )
     spec, size, monotone = values["weighting"], dataset.image_size, given.get("monotone", False)
-    if basis and "weighting" not in asked and "shift" in asked:
+    taken_over = "weighting" not in asked and (basis is not None or (inherited and "weighting" not in train))
+    if taken_over and ("shift" in asked or (inherited and shifted)):
         shift -= resolve_weighting(spec).shift  # instead of its own, which the same option may have given it
+    elif taken_over and inherited and initial and size != initial.network.image_size:
+        shift = resolution_shift(size) - resolution_shift(initial.network.image_size)
+        notes.append(
+            f"weighting shifted by {shift:.4g}, from side {initial.network.image_size} to {size}; --shift says otherwise"
+        )
     bias = {"bias": given["bias"]} if "bias" in given else None
     weighting = resolve_weighting(spec, shift=shift, monotone=monotone, given=bias, size=size)
     schedule = _schedule(values, given, notes, size)
@@ -137,19 +166,25 @@ def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = Non
     named = {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec}
     settings = TrainSettings(**{**values, **named, **_averages(values)})
     objective = Objective(settings, weighting=weighting, schedule=schedule)
-    network = _of_basis(own.network, given, dataset) if own else _of_preset(preset, given, dataset)
-    return Resolved(settings, network, dataset.identity(), files, notes, objective)
-
-
-def _fits(preset: Preset, dataset: Data, room: int | None) -> bool:
-    """Tell whether a card of so many bytes, None for any, holds a preset's weights, gradients, moments and average, with
-    as much again for what a step computes.
-    """
-    if room is None:
-        return True
-    with torch.device("meta"):
-        weights = count_parameters(build(_of_preset(preset, {}, dataset)))
-    return 2 * 5 * FLOAT * weights <= room
+    init = basis.init if basis else None
+    if initial is None or (init and init.get("sha256") == initial.sha256):
+        network = of_basis(own.network, given, dataset) if own else of_preset(preset, given, dataset)
+        init = {**init, "run": str(initial.path)} if init and initial else init  # where it is now
+    else:
+        network = of_initial(initial.network, given, dataset)
+        if not unread:
+            notes.append(f"the network is that of {initial.path}; preset {name} says the training settings alone")
+        if inherited and not {"weighting", "schedule"} & set(asked):
+            initial.check_files(files)
+        changed = initial.changed(settings, network, data) if network.trainable else []
+        init = {**initial.facts(), "changed": changed}
+        notes += [f"not as in {initial.path}: {each}" for each in changed]
+    if not network.trainable:
+        raise UsageError(
+            f"{initial.path if initial else own.where if own else name}: a network of family {declaration_of(network).name!r} is sampled "
+            "and measured as it is, and can't be trained"
+        )
+    return Resolved(settings, network, data, files, notes, objective, init, initial)
 
 
 def _check_kinds(written: dict[str, Any], where: object) -> None:
@@ -200,22 +235,6 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
     return {"ema": specs, "snapshot_every": every}
 
 
-def _of_preset(preset: Preset, given: dict[str, Any], dataset: Data) -> NetworkConfig:
-    """The preset's network for this dataset."""
-    classes = dataset.num_classes if given.get("conditional", dataset.num_classes > 1) else 0
-    section = {**preset.network, **({"dropout": given["dropout"]} if "dropout" in given else {})}
-    made_for = preset.data.image_size if preset.data else dataset.image_size
-    fits = {"image_size": made_for, "image_channels": dataset.channels, "num_classes": classes}
-    return config_of({**section, **fits}, f"preset {preset.name}").for_size(dataset.image_size)
-
-
-def _of_basis(network: NetworkConfig, given: dict[str, Any], dataset: Data) -> NetworkConfig:
-    """The same network for this dataset: it sees classes if it did, and only its size, channels and classes change."""
-    classes = dataset.num_classes if given.get("conditional", network.num_classes > 0) else 0
-    fits = {"image_channels": dataset.channels, "num_classes": classes}
-    return replace(network, **fits, dropout=given.get("dropout", network.dropout)).for_size(dataset.image_size)
-
-
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Changes that a resumed run may not make: a line each."""
     lines = []
@@ -226,15 +245,26 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
         had, has = {**did.get(section, {}), **before.get(section, {})}, now[section]
+        if section == "network":  # which earlier versions had with fewer keys, and later ones may have with more
+            had, has = filled(had), filled(has)
         for key in sorted({*had, *has}):
             if had.get(key) != has.get(key) and key not in may_change.get(section, ()):
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {had.get(key)}, asked for {has.get(key)}")
     lines = [line for line in lines if line.startswith("--preset:")] or lines  # whose other differences follow from it
+    began, begins = (each.get("init") or {} for each in (before, now))
+    if began.get("sha256") != begins.get("sha256"):
+        lines.append(f"--init: the run has {_named(began)}, asked for {_named(begins)}")
     if before.get("plugins", []) != now.get("plugins", []):
         was, asked = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
         lines.append(f"--plugin: the run has {', '.join(was) or 'none'}, asked for {', '.join(asked) or 'none'}")
     return lines
+
+
+def _named(init: dict[str, Any]) -> str:
+    """Weights that a run begins from, for people."""
+    age = f"step {init['step']}" if "step" in init else "imported"
+    return f"{init['run']} ({age}, sha256 {str(init['sha256'])[:12]})" if init else "none"
 
 
 IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr", "seed")
@@ -244,7 +274,11 @@ IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr"
 def trained_as(config: dict[str, Any]) -> dict[str, Any]:
     """Facts of a run's config that tell it from others: for files made of its weights."""
     settings = config["settings"]
-    return {**{key: settings.get(key) for key in IDENTITY}, "payload_sha256": config["data"].get("payload_sha256")}
+    digests = {
+        "payload_sha256": config["data"].get("payload_sha256"),
+        "init_sha256": (config.get("init") or {}).get("sha256"),
+    }
+    return {**{key: settings.get(key) for key in IDENTITY}, **digests}
 
 
 def run_settings(section: dict[str, Any], where: Path) -> TrainSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from elbocli.cli.options import (
 from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
 GROUPS = {
-    "Images": ("n", "classes", "seed", "out", "scale", "overwrite"),
+    "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
     "Weights": ("weights", "average", "autoencoder"),
-    "Sampler": ("sampler", "steps", "schedule", "clip"),
-    "Guidance": ("guidance", "guidance_interval", "guide", "guide_average"),
+    "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "clip"),
+    "Guidance": ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_average"),
     "Speed and memory": ("batch", "device", "precision", "compile", "cuda_graphs"),
 }
 
@@ -48,6 +49,22 @@ GROUPS = {
     "was trained under; one that adapts, as it was at the checkpoint.",
 )
 @option(
+    "--spacing",
+    type=Named("elbocli.core.spacing.SPACINGS"),
+    help="Levels of the schedule that are visited: even, or of timesteps a subset (timesteps) or every k-th (stride).  "
+    "[default: timesteps with t-linear and its like]",
+    more="timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. A diffusers "
+    "scheduler_config.json is walked evenly through its timesteps unless one of these is given.",
+)
+@option(
+    "--start",
+    type=Named("elbocli.core.start.STARTS"),
+    default="unit",
+    help="Noise to start from: of variance 1 (unit), or sigma_max (edm) as EDM does.",
+    more="EDM starts from y = z/alpha = sigma_max eps, which leaves out the trace of an image of variance 1 that z has at the "
+    "noisiest level: at sigma_max 80 it is 0.008 % less noise.",
+)
+@option(
     "--guidance",
     type=Number(-1e3, 1e3),
     default=1.0,
@@ -58,11 +75,19 @@ GROUPS = {
     "--guidance-interval", type=Number(-50, 50), nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI."
 )
 @option(
+    "--guidance-channels",
+    type=Count(1, 10_000),
+    metavar="N",
+    help="Guide only the first N channels of pixels or latents.  [default: all]",
+    more="DiT's own sampling guides 3 of its latents' 4 channels, and its published figures are of that. A learned variance is "
+    "never guided: it is the one that the network gives with the class.",
+)
+@option(
     "--guide",
     type=PATH,
     metavar="RUN",
     help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
-    more="It is of the same images and classes.",
+    more="It is of the same images, and of the same classes or none.",
 )
 @option(
     "--guide-ema",
@@ -86,6 +111,17 @@ GROUPS = {
 @weights_options("ema", "")
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
 @option(
+    "--noise",
+    type=Named("elbocli.core.noise.NOISES"),
+    default="elbo",
+    help="Random numbers: elbo's, the same on any device, or edm: those of EDM's and EDM2's seed SEED + i.",
+    more="With edm, image i begins with the noise, and with --classes random is of the class, that their generate.py and "
+    "generate_images.py draw for seed SEED + i on the same kind of device; churn adds the same noise as EDM's. torch's "
+    "numbers on CUDA are others than on a CPU, so the images depend on the kind of device, and published ones need CUDA. "
+    "EDM walks in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
+    "nothing here repeats.",
+)
+@option(
     "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
 )
 @device_options
@@ -103,6 +139,14 @@ GROUPS = {
     help="Decodes latents: a diffusers AutoencoderKL.  [default: the one they were made with]",
 )
 @option(
+    "--rounding",
+    type=Named("elbocli.core.rounding.ROUNDINGS"),
+    help="From a pixel to a level: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; of "
+    "latents, their convention's]",
+    more="half-up differs from nearest only in halves; truncate is half a level darker on average, which a FID sees. Latents "
+    "of the convention edm2 are truncated. The arithmetic is float32; EDM's is float64.",
+)
+@option(
     "-o",
     "--out",
     type=PATH,
@@ -115,7 +159,12 @@ GROUPS = {
 @plugin_option
 @common
 def sample(
-    run: Path, out: Path, guidance: float, guidance_interval: tuple[float, float] | None, **options: Any
+    run: Path,
+    out: Path,
+    guidance: float,
+    guidance_interval: tuple[float, float] | None,
+    guidance_channels: int | None,
+    **options: Any,
 ) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
@@ -126,12 +175,17 @@ def sample(
     from elbocli.cli.progress_bar import show
     from elbocli.core.clipping import parse_clip
     from elbocli.core.guidance import Guidance
+    from elbocli.core.noise import NOISES
+    from elbocli.core.rounding import ROUNDINGS
     from elbocli.core.samplers.walk import parse_sampler
+    from elbocli.core.spacing import SPACINGS
+    from elbocli.core.start import STARTS
     from elbocli.files.sample_writers import open_stream
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
     from elbocli.sample import draw as loop
 
+    low, high = guidance_interval or (-math.inf, math.inf)
     target: Any = out
     if out == STREAM:
         target = sys.stdout.buffer
@@ -142,7 +196,11 @@ def sample(
     settings = loop.SampleSettings(
         sampler=parse_sampler(options.pop("sampler")),
         clip=parse_clip(options.pop("clip")),
-        guidance=Guidance(guidance, *(guidance_interval or ())),
+        start=STARTS.parse(options.pop("start")),
+        noise=NOISES.parse(options.pop("noise")),
+        spacing=SPACINGS.parse(spacing) if (spacing := options.pop("spacing")) else None,
+        rounding=ROUNDINGS.parse(rounding) if (rounding := options.pop("rounding")) else None,
+        guidance=Guidance(guidance, low, high, guidance_channels or 0),
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,
         scale=options.pop("scale") or 0,

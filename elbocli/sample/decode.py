@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elbocli.core.registry import Declaration
+from elbocli.core.rounding import NEAREST, to_levels
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.latents import ATTRIBUTES, LatentSpace, read_space
+from elbocli.files.latents import ATTRIBUTES, UNKNOWN, LatentSpace, read_space
 from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import NetworkConfig
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """shape: (H, W, C) of the images. pixels: what the network draws [B,c,h,w] → uint8 [B,H,W,C], on its device."""
+    """shape: (H, W, C) of the images. pixels: what the network draws [B,c,h,w] → uint8 [B,H,W,C], on its device.
+
+    rounding: the one that makes levels of pixels.
+    """
 
     shape: tuple[int, int, int]
     pixels: Callable[[Tensor], Tensor]
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """[-1, 1] float [B,C,H,W] → uint8 [B,H,W,C], rounded to the nearest level."""
-    levels = (x.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous()
+    rounding: Declaration[None] = NEAREST
 
 
 def latent_space(data: dict[str, Any], network: NetworkConfig, where: object) -> LatentSpace | None:
@@ -43,8 +43,10 @@ def open_decoder(
     device: torch.device,
     autoencoder: Path | None = None,
     where: object = "config.yaml",
+    rounding: Declaration[None] | None = None,
 ) -> Decoder:
-    """The decoder of a run. data: of its config. autoencoder: its folder, instead of the recorded one.
+    """The decoder of a run. data: of its config. autoencoder: its folder, instead of the recorded one. rounding: None is
+    the latents' own, or to the nearest level.
 
     Raises UsageError (not there, diffusers is missing), DataError (other weights), FormatError (doesn't fit).
     """
@@ -52,10 +54,18 @@ def open_decoder(
     if space is None:
         if autoencoder is not None:
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
-        return Decoder((network.image_size, network.image_size, network.image_channels), to_pixels)
+        shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
+        return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
     folder = autoencoder or _recorded(space, Path(str(data.get("path"))))
     model = Autoencoder(folder, device)
-    if model.sha256 != space.autoencoder_sha256:
+    if space.autoencoder_sha256 == UNKNOWN:
+        its = model.space(space.convention, space.pixel_size, space.mirrored)
+        if (its.shift, its.scale) != (space.shift, space.scale):
+            raise DataError(
+                f"{folder}: shifts and scales latents by {its.shift} and {its.scale}, the run's by {space.shift} and "
+                f"{space.scale}; name {space.autoencoder} with --autoencoder DIR"
+            )
+    elif model.sha256 != space.autoencoder_sha256:
         raise DataError(
             f"{folder}: its weights have sha256 {model.sha256}, the run's latents were made with {space.autoencoder_sha256} "
             f"({space.autoencoder}); name that one with --autoencoder DIR"
@@ -68,9 +78,9 @@ def open_decoder(
     batch = model.comfortable_batch(space.pixel_size)
 
     def decode(x: Tensor) -> Tensor:
-        return torch.cat([model.decode(part, space) for part in x.split(batch)])
+        return torch.cat([model.decode(part, space, rounding) for part in x.split(batch)])
 
-    return Decoder((space.pixel_size, space.pixel_size, 3), decode)
+    return Decoder((space.pixel_size, space.pixel_size, 3), decode, rounding or space.rounding)
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:

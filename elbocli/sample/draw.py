@@ -17,8 +17,11 @@ from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.guidance import Guidance
+from elbocli.core.noise import ELBO, ElboNoise, Noise
+from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
-from elbocli.core.streams import walk_noise
+from elbocli.core.spacing import usual_spacing
+from elbocli.core.start import UNIT
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import resolve_schedule
@@ -31,7 +34,7 @@ from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
 from elbocli.sample.distributed import Rounds, Watch
-from elbocli.sample.guided import GuidedRun
+from elbocli.sample.guided import GuidedRun, giving_variance
 
 RUN = "run"
 
@@ -41,8 +44,9 @@ class SampleSettings:
     """Settings of a drawing. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
     under.
 
-    weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the run
-    itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
+    spacing: one of SPACINGS, None is the usual one; start: of STARTS; noise: of NOISES; rounding: of ROUNDINGS, None is the
+    usual one. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the
+    run itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
     0 is so that small images are easily seen.
     """
 
@@ -50,6 +54,8 @@ class SampleSettings:
     sampler: Sampler = parse_sampler("ddpm")
     steps: int = 0
     schedule: str = ""
+    spacing: Declaration[None] | None = None
+    start: Declaration[None] = UNIT
     guidance: Guidance = Guidance()
     guide: Path | None = None
     guide_average: str = ""
@@ -58,12 +64,14 @@ class SampleSettings:
     weights: str = "ema"
     average: str = ""
     seed: int = 0
+    noise: Declaration[None] = ELBO
     batch: int = 64
     device: str = "auto"
     precision: str = "fp32"
     compile: bool = False
     cuda_graphs: bool = True
     autoencoder: Path | None = None
+    rounding: Declaration[None] | None = None
     scale: int = 0
     overwrite: bool = False
     command: str = ""
@@ -79,26 +87,30 @@ def draw(
     device: torch.device,
     output: Decoder,
     look: Callable[[], None] | None = None,
+    source: Noise | None = None,
 ) -> Tensor:
     """Images [len(indices), H, W, C] uint8 on the device: image i depends on (seed, i) alone, whatever the batch.
 
     shape: (height, width, channels) of what the network draws, which `output` turns into pixels. look: called before
-    each estimate, to raise something when there is a reason to leave: a batch may take minutes.
+    each estimate, to raise something when there is a reason to leave: a batch may take minutes. source: of the
+    noise, elbo's own unless given.
     """
-    drawn = walk_noise(settings.seed, indices, shape)
+    drawn = (source or ElboNoise(settings.seed, shape, 0, device)).walk(indices)
 
     def noise() -> Tensor:
         return sent(drawn(), device).permute(0, 3, 1, 2)
 
-    def watched(z: Tensor, logsnr: float) -> Tensor:
+    estimate = denoiser.asked_by(settings.sampler)
+
+    def watched(z: Tensor, logsnr: float) -> Any:
         if look is not None:
             look()
-        return denoiser(z, logsnr)
+        return estimate(z, logsnr)
 
     precision = Precision(settings.precision, device)
     with precision.applied():
         with precision.autocast():
-            x = walk(settings.sampler, noise(), grid, watched, noise)
+            x = walk(settings.sampler, noise() * settings.start(grid[0]), grid, watched, noise)
         return output.pixels(x)
 
 
@@ -133,6 +145,8 @@ def run(
         if settings.guide is not None or settings.guide_average:  # the same checkpoint where only an average is named
             other = settings.guide or trained.checkpoint.path
             guide = _opened(other, world, warnings.append, "ema", settings.guide_average)
+        if settings.sampler.declared.traits.learned:
+            trained = giving_variance(trained)
         drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
         yield from (Progress(message=text, level="warning") for text in warnings)
         with world.together():
@@ -158,16 +172,20 @@ class _Work:
         low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
         named = spec != RUN
         self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
-        self.grid = time_grid(self.schedule, self.steps)
+        self.spacing = settings.spacing or usual_spacing(self.schedule)
+        self.grid = time_grid(self.schedule, self.steps, self.spacing)
         drawer.check(self.grid)
         self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
         known = trained.data.get("class_names", [])
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
-        self.labels = choose_labels(settings.classes, settings.n, config.num_classes, settings.seed, names)
+        self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, world.device)
+        self.labels = choose_labels(
+            settings.classes, settings.n, config.num_classes, settings.seed, names, self.noise.classes
+        )
         where = trained.path / "config.yaml"
-        self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where)
+        self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where, settings.rounding)
         about = self._about(latent_space(trained.data, config, where))
-        seeds = np.arange(settings.n, dtype=np.int64)
+        seeds = self.noise.seeds(settings.n)
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
         self.watch = Watch(ending)
         self.batch = min(settings.batch, -(-settings.n // world.size))
@@ -182,13 +200,17 @@ class _Work:
             "steps": self.steps,
             "nfe": self.drawer.evaluations(settings.sampler, grid),
             "schedule": self.schedule.base,
+            "spacing": self.spacing.spec,
+            "start": settings.start.spec,
             "logsnr_min": grid[0],
             "logsnr_max": grid[-2],
             "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),
             **self.drawer.about,
             "classes": settings.classes,
             "seed": settings.seed,
+            **self.noise.about,
             "precision": str(self.precision),
+            "rounding": self.output.rounding.spec,
             **({} if space is None else space.attributes()),
             "elbo_version": __version__,
             "command": settings.command,
@@ -196,16 +218,16 @@ class _Work:
 
     def draw(self, indices: range) -> Tensor:
         """Images [len(indices), H, W, C] uint8, on the device."""
-        count, config = len(indices), self.drawer.trained.network.config
+        count = len(indices)
         if self.fixed:
             indices = range(indices.start, indices.start + self.batch)
         labels = None
         if self.labels is not None:
             chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
             labels = sent(torch.from_numpy(chosen).long(), self.world.device)
-        shape, place = (config.image_size, config.image_size, config.image_channels), self.world.device
-        denoiser, look = self.drawer.denoiser(labels), self.watch.look
-        return draw(denoiser, indices, shape, self.grid, self.settings, place, self.output, look)[:count]
+        denoiser, shape, place = self.drawer.denoiser(labels), self.drawer.shape, self.world.device
+        how = (self.grid, self.settings, place, self.output, self.watch.look, self.noise)
+        return draw(denoiser, indices, shape, *how)[:count]
 
     def reports(self, target: Path | IO[bytes]) -> Iterator[Progress]:
         """Draw, and tell."""

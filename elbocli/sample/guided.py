@@ -23,11 +23,37 @@ from elbocli.sample.decode import latent_space
 
 
 class Idle(nn.Module):
-    """A network that costs nothing."""
+    """A network that costs nothing, and gives variances, in place of another."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.config = network.config
 
     def forward(self, z: Tensor, *_: Any) -> Tensor:
-        """Its input."""
-        return z
+        """Its input twice."""
+        return torch.cat([z, z], 1)
+
+
+class Whole(Network):
+    """A network whose output is all of its outputs."""
+
+    def __init__(self, network: Network):
+        super().__init__(network.config)
+        self.network = network
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See networks."""
+        return self.network.outputs(z, logsnr, labels)
+
+
+def giving_variance(run: TrainedRun) -> TrainedRun:
+    """The run with a network that gives its learned variance too. Raises UsageError when it has none."""
+    if not getattr(run.network.config, "variance", False):
+        raise UsageError(
+            f"{run.path}: its network has learned no variance; use --sampler ddpm:gamma=G, from 0 (the smallest) to 1 (the "
+            "largest)"
+        )
+    return replace(run, network=Whole(run.network))
 
 
 class Replayed(Network):
@@ -51,9 +77,18 @@ class GuidedRun:
     guide: TrainedRun | None = None
     clip: Clip = UNCLIPPED
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network draws."""
+        config = self.trained.network.config
+        return config.image_size, config.image_size, config.image_channels
+
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """D(z, λ) for images of these classes, with its count of evaluations at zero."""
-        guide = None if self.guide is None else Denoiser(self.guide.network, self.guide.prediction, labels=labels)
+        guide = None
+        if self.guide is not None:
+            known = labels if self.guide.network.config.num_classes else None
+            guide = Denoiser(self.guide.network, self.guide.prediction, labels=known)
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
 
     def hastened(self, precision: Precision, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
@@ -71,12 +106,15 @@ class GuidedRun:
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
-        idle: Any = Idle()
-        guide = None if self.guide is None else replace(self.guide, network=idle)
-        rehearsal = replace(self, trained=replace(self.trained, network=idle), guide=guide)
+
+        def idle(run: TrainedRun) -> TrainedRun:
+            network: Any = Idle(run.network)
+            return replace(run, network=network)
+
+        rehearsal = replace(self, trained=idle(self.trained), guide=None if self.guide is None else idle(self.guide))
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
-        walk(sampler, z, grid, denoiser, lambda: z)
+        walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
         return denoiser.evaluations
 
     @property
@@ -85,6 +123,8 @@ class GuidedRun:
         ends = {"guidance_low": self.guidance.low, "guidance_high": self.guidance.high}
         told: dict[str, Any] = {"guidance": self.guidance.scale}
         told |= {end: at for end, at in ends.items() if math.isfinite(at)}
+        if self.guidance.channels:
+            told["guidance_channels"] = self.guidance.channels
         if self.guide is not None:
             told["guide"] = str(self.guide.path)
             told |= {f"guide_{key}": value for key, value in self.guide.about.items()}
@@ -95,6 +135,11 @@ class GuidedRun:
         if self.clip.cuts and _space(self.trained) is not None:
             raise UsageError(
                 f"--clip {self.clip.spec}: {self.trained.path} draws latents, which have no range to be cut to; leave it out"
+            )
+        if self.guidance.channels > self.trained.network.config.image_channels:
+            raise UsageError(
+                f"--guidance-channels {self.guidance.channels}: {self.trained.path} draws "
+                f"{self.trained.network.config.image_channels} channels"
             )
         if self.guide is not None:
             self._check_guide(self.guide, grid)
@@ -112,17 +157,19 @@ class GuidedRun:
         if self.guidance.scale == 1:
             raise UsageError("a guide does nothing at --guidance 1; try --guidance 2")
         ours, theirs = (run.network.config for run in (self.trained, guide))
-        for what, mine, its in (
-            ("pixels", ours.image_size, theirs.image_size),
-            ("channels", ours.image_channels, theirs.image_channels),
-            ("classes", ours.num_classes, theirs.num_classes),
-            ("class names", self.trained.data.get("class_names", []), guide.data.get("class_names", [])),
-            ("latents", _space(self.trained), _space(guide)),
+        names = [run.data.get("class_names", []) for run in (self.trained, guide)]
+        for what, mine, its, checked in (
+            ("pixels", ours.image_size, theirs.image_size, True),
+            ("channels", ours.image_channels, theirs.image_channels, True),
+            # A guide without classes is classifier-free guidance by a network of its own.
+            ("classes", ours.num_classes, theirs.num_classes, theirs.num_classes > 0),
+            ("class names", *names, theirs.num_classes > 0),
+            ("latents", _space(self.trained), _space(guide), True),
         ):
-            if mine != its:
+            if checked and mine != its:
                 raise UsageError(
                     f"--guide {guide.path}: has {_said(its)} {what}, {self.trained.path} has {_said(mine)}; "
-                    "a guide must know the same images and classes"
+                    "a guide must know the same images, and the same classes or none"
                 )
         low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
         beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]

@@ -86,7 +86,7 @@ def _not_typed(ctx: click.Context, path: Path, key: str) -> click.UsageError:
 
 
 GROUPS = setting_groups()
-GROUPS[RUN] = ["out", "config", "plugin", *GROUPS[RUN]]
+GROUPS[RUN] = ["out", "config", "init", "plugin", *GROUPS[RUN]]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = [*PLANNING]
 
@@ -98,8 +98,8 @@ GROUPS["Plan, without training"] = [*PLANNING]
     "--out",
     type=PATH,
     default="run",
-    help="The run's folder, new or to continue.",
-    more="Its path is printed at the end.",
+    help="The run, new or to continue.",
+    more="It is a folder, whose path is printed at the end.",
 )
 @option(
     "--config",
@@ -107,6 +107,17 @@ GROUPS["Plan, without training"] = [*PLANNING]
     is_eager=True,
     callback=_read_config,
     help="YAML of these options, or a run's config.yaml.",
+)
+@option(
+    "--init",
+    type=PATH,
+    help="Begin from the weights of that run or checkpoint.",
+    more="The new run takes the network of the other one with its first average, or with the weights of a file in a checkpoint, such as "
+    "RUN/checkpoints/step-00001000/model.safetensors. Steps, optimizer and averages begin anew. Objective and other settings are the "
+    "other run's unless given; --preset says its training settings, and no network. Classes are matched by name where both "
+    "datasets name them, else in order: what is new begins as no class. Images of another size shift the weighting by 2 log(old/new). "
+    "Another prediction, other channels, and latents of another space are refused. Once the new run has a checkpoint, the other "
+    "is not needed.",
 )
 @setting_options
 @option(
@@ -143,6 +154,7 @@ def train(
     data: Path | None,
     out: Path,
     config: Any,
+    init: Path | None,
     log_to: tuple[str, ...],
     on_checkpoint: str,
     dry_run: bool,
@@ -150,27 +162,37 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
 
-    What isn't given comes from $ELBO_TRAIN_…, then --config, then RUN itself where it is a run, then the preset. The
-    dataset is DATA.h5, else $ELBO_DATA, else that of the run, else the only one in this folder.
+    What isn't given comes from $ELBO_TRAIN_…, then --config, then RUN where it is a run, then the preset. The dataset is
+    DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.dataset import Dataset
     from elbocli.run import folder, settings
+    from elbocli.run.initial import Initial, initial_of
     from elbocli.runtime.processes import joined
     from elbocli.train import held_out, log_targets, loop
 
     options["ema"] = options["ema"] or None
     devices, device_tflops = options.pop("devices"), options.pop("device_tflops")
     basis = settings.Basis.of(*config) if config else folder.basis_of(out, data is not None, options["preset"])
+
+    def warn(text: str) -> None:
+        say(text, "warning")
+
     if dry_run:
-        return _plan(data, options, basis, devices, device_tflops)
+        return _plan(data, options, basis, initial_of(init, basis, out, warn), devices, device_tflops)
     if devices is not None or device_tflops is not None:
         raise click.UsageError("--devices and --device-tflops go with --dry-run", click.get_current_context())
     with joined(options["device"] or (basis.settings.device if basis else "auto")) as world:
+        initial: Initial | None = None
         with world.together():
             log_targets.check(log_to)
-            dataset = Dataset(data or _found(basis), latents=True)
-            resolved = settings.resolve(options, dataset, basis)
+            if world.first:  # which alone reads all of its weights, to compare their digests
+                initial = initial_of(init, basis, out, warn)
+        initial = world.of_first(initial)
+        with world.together():
+            dataset = Dataset(data or _found(basis, initial), latents=True)
+            resolved = settings.resolve(options, dataset, basis, initial)
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
@@ -179,13 +201,19 @@ def train(
         click.echo(os.fsencode(where))  # for a script, which needs the name itself
 
 
-def _found(basis: Any) -> Path:
-    """The dataset where none is named: that of the run, else the only one here; said. Raises DataError."""
+def _found(basis: Any, initial: Any) -> Path:
+    """The dataset where none is named: that of the run, or of the one it begins from, else the only one here; said.
+
+    Raises DataError.
+    """
     from elbocli.cli.progress_bar import say
     from elbocli.errors import DataError
     from elbocli.files.dataset import find_dataset
 
-    if basis is None:
+    if basis is None and initial is not None and initial.dataset is not None:
+        data = initial.dataset
+        say(f"dataset {data}, of {initial.path}")
+    elif basis is None:
         data = find_dataset(Path())
         say(f"dataset {data}, the only one here")
     else:
@@ -200,7 +228,12 @@ def _found(basis: Any) -> Path:
 
 
 def _plan(
-    data: Path | None, options: dict[str, Any], basis: Any, devices: int | None, device_tflops: float | None
+    data: Path | None,
+    options: dict[str, Any],
+    basis: Any,
+    initial: Any,
+    devices: int | None,
+    device_tflops: float | None,
 ) -> None:
     """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
@@ -211,12 +244,12 @@ def _plan(
 
     if Command.silent:
         return
-    if data is not None or basis is not None:
-        planned: settings.Data = Dataset(data or _found(basis), latents=True)
+    if data is not None or basis is not None or (initial is not None and options["preset"] is None):
+        planned: Dataset | preset_data.PresetData = Dataset(data or _found(basis, initial), latents=True)
     else:
         planned, why = preset_data.planned_for(options["preset"], Path())
         say(why)
-    resolved = settings.resolve(options, planned, basis)
+    resolved = settings.resolve(options, planned, basis, initial)
     for note in resolved.notes:
         say(note)
     devices = devices or launched()

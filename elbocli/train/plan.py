@@ -181,6 +181,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
         "preset": settings.preset,
         "data": resolved.data.get("path"),
         "data_images": images,
+        **({"init": resolved.init} if resolved.init else {}),
         "network": {
             "family": declaration_of(network).name,
             "parameters": planned.weights.held(1),

@@ -130,8 +130,13 @@ class Recorder:
         return values
 
     def catch_up(self) -> None:
-        """Record what a signal has kept from being recorded after the step that the run goes on from, in all alike."""
+        """Record what a signal has kept from being recorded after the step that the run goes on from, in all alike.
+
+        At the start of a run that begins from other weights, record how these do on images held out.
+        """
         step, lacking = self.state.steps_done, (False, False)
+        if not step and self.validation and self.state.resolved.init is not None:
+            self._validate(step, self.validation)
         if step and self.logs is not None:
             lacking = self._last_validated() != step, not self._picture(step).exists()
         validates, draws = self.state.world.of_first(lacking)
@@ -181,7 +186,8 @@ class Recorder:
         sums = world.added(sums)
         values = validation.finish(sums)
         self._measured(step, values)
-        self._append(VALIDATION, validation.line(step, state.images, sums))
+        if step:
+            self._append(VALIDATION, validation.line(step, state.images, sums))
         return values
 
     def _preview(self, step: int) -> None:

@@ -1,10 +1,13 @@
-"""The newest whole checkpoint of a run, from which training goes on."""
+"""The newest whole checkpoint of a run, from which training goes on; or the weights of another, from which it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
+from elbocli.errors import DataError
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
 from elbocli.train.state import TrainState
@@ -13,7 +16,8 @@ from elbocli.train.state import TrainState
 def restore_newest(state: TrainState, out: Path, warn: Callable[[str], None]) -> dict[str, int]:
     """Go on from it, if there is one, in all processes alike. Returns how long the logs were then, in bytes by name.
 
-    Damaged ones are told to `warn`. Raises FormatError when all are damaged, or it doesn't fit the run.
+    Damaged ones are told to `warn`. Where there is none, take over the weights that the run begins from, if it does.
+    Raises FormatError when all are damaged, or it doesn't fit the run, and DataError when those weights are gone.
     """
     found = None
     with state.world.together():
@@ -22,6 +26,16 @@ def restore_newest(state: TrainState, out: Path, warn: Callable[[str], None]) ->
     found = state.world.of_first(found)
     if found is not None:
         state.restore(found)
+    elif state.resolved.init is not None:
+        state.begin(_initial(state))
     if state.world.first:
         snapshots.drop_after(out, state.steps_done)
     return {} if found is None else found.meta["log_bytes"]
+
+
+def _initial(state: TrainState) -> dict[str, Tensor]:
+    """The weights that the run begins from. Raises DataError, FormatError."""
+    resolved = state.resolved
+    if resolved.initial is None:
+        raise DataError("the run's checkpoints have gone since it was started; start it again")
+    return resolved.initial.weights(resolved.network, resolved.data)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges
 from elbocli.core.lr_decay import LR_DECAYS
@@ -30,6 +30,12 @@ from elbocli.train.replicated import distribute
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, which are shaped like the weights."""
+
+
+def kept_buffers(network: nn.Module) -> list[str]:
+    """Names of a network's buffers that checkpoints hold beside its weights: those of floats in its state_dict."""
+    kept = network.state_dict()
+    return [name for name, each in network.named_buffers() if name in kept and each.is_floating_point()]
 
 
 class Interval(NamedTuple):
@@ -60,10 +66,12 @@ class TrainState:
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
+        buffers = kept_buffers(network)
         self.spread = distribute(network, world, settings.parallel, settings.precision)
         betas, eps, decay = (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
         self.optimizer = torch.optim.AdamW(self.spread.pieces, settings.lr, betas, eps, decay, fused=True)
         self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
+        self.live |= {name: network.get_buffer(name) for name in buffers}  # nothing shards them
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(resolved.objective.averages, self.live)
         self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
@@ -160,7 +168,7 @@ class TrainState:
         """Whole copies on the CPU, in the first process; None in the others."""
         copies: list[Tensor | None] = []
         for index, tensor in enumerate(tensors):
-            whole = self.spread.whole(index, tensor)
+            whole = self.spread.whole(index, tensor) if index < len(self.spread.pieces) else tensor
             if whole is None or not self.world.first:
                 copies.append(None)
             else:
@@ -184,6 +192,17 @@ class TrainState:
             "totals": self.totals.cpu().clone(),
             "online": None if self.online is None else self.online.state.clone(),
         }
+
+    @torch.no_grad()
+    def begin(self, weights: dict[str, Tensor]) -> None:
+        """Take over whole weights by name, into the network and all averages; others stay as they were drawn."""
+        for index, (name, piece) in enumerate(self.live.items()):
+            if name in weights:
+                piece.copy_(self._piece(index, weights[name]))
+                for shadow in self.ema:
+                    shadow.tensors[name].copy_(piece)
+        self.network.constrain(self.live, torch.zeros((), dtype=torch.bool, device=self.device))
+        self.spread.changed()
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
@@ -211,7 +230,11 @@ class TrainState:
 
     def _load(self, pieces: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
         for index, (name, piece) in enumerate(pieces.items()):
-            piece.copy_(self.spread.part(index, whole[name]))
+            piece.copy_(self._piece(index, whole[name]))
+
+    def _piece(self, index: int, whole: Tensor) -> Tensor:
+        """This process's piece of what is at that place of `live`; a buffer is whole everywhere."""
+        return self.spread.part(index, whole) if index < len(self.spread.pieces) else whole
 
     def _take(self, mine: Tensor, by_rank: Tensor) -> None:
         """Give each process back what it had; the first takes all when there are more or fewer processes now."""

@@ -81,9 +81,10 @@ def update(state: TrainState, abandoning: AbstractContextManager[None] | None = 
     spread.clear()
     state.totals += torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
 
-    # Averages.
+    # Averages; then what the network itself wants of its weights.
     state.steps_done += 1
     state.ema.update(state.steps_done, state.images, settings.batch)
+    state.network.constrain(state.live, left_out)
 
 
 def rehearse(state: TrainState) -> None:

@@ -23,7 +23,11 @@ REGISTRIES = {
     "predictions": "elbocli.core.prediction.PREDICTIONS",
     "factors": "elbocli.core.foreign_loss.FACTORS",
     "samplers": "elbocli.core.samplers.SAMPLERS",
+    "spacings": "elbocli.core.spacing.SPACINGS",
+    "noises": "elbocli.core.noise.NOISES",
+    "starts": "elbocli.core.start.STARTS",
     "clips": "elbocli.core.clipping.CLIPS",
+    "roundings": "elbocli.core.rounding.ROUNDINGS",
     "criteria": "elbocli.core.criteria.CRITERIA",
     "averages": "elbocli.core.averages.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
@@ -63,8 +67,8 @@ def weights() -> None:
 def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
-    KIND is weightings (the default), schedules, predictions, factors, samplers, clips, criteria, averages or
-    extractors.
+    KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
+    noises, starts, clips, roundings, criteria, averages or extractors.
     """
     from elbocli.core.registry import load_installed
 

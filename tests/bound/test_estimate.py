@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from made_data import SPACE
 
 from elbocli.bound import estimate, gradients, theorem
 from elbocli.bound.draws import Images, MeasuredNetwork
@@ -98,7 +99,7 @@ def test_the_terms_add_up_to_the_bound(trained: Path) -> None:
 
 
 def test_prior_and_reconstruction_are_exact(trained: Path, digits: Path) -> None:
-    with h5py.File(digits) as file:
+    with h5py.File(digits, "r", locking=False) as file:
         pixels = torch.from_numpy(file["images"][()]).long()
     found = bpd(trained, images=ALL, draws=2)
     x = (pixels.double() / 127.5 - 1).permute(0, 3, 1, 2)
@@ -187,7 +188,7 @@ def test_the_bound_of_the_exact_denoiser_is_the_entropy_of_its_images() -> None:
 
 def test_the_parts_in_which_images_come_and_the_batch_change_nothing() -> None:
     parts = images_of_a_gaussian(80)
-    pixels, rows = torch.cat([part.pixels for part in parts]), [row for part in parts for row in part.rows]
+    pixels, rows = torch.cat([part.content for part in parts]), [row for part in parts for row in part.rows]
     whole = bound_of([Images(pixels, None, rows)])
     assert bound_of(iter(parts)).bpd == pytest.approx(whole.bpd, rel=1e-6)
 
@@ -204,13 +205,13 @@ def test_images_that_can_not_be_gone_through_again_are_enough_until_they_are_nee
 # What can't be asked
 
 
-def test_latents_are_refused_with_the_reason(trained: Path, tmp_path: Path) -> None:
+def test_latents_are_nothing_for_a_network_of_pixels(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "latents.h5"
     with h5py.File(path, "w") as file:
         file["latents"] = np.zeros((4, 8, 2, 2), np.float16)
         file["labels"] = np.zeros(4, np.int64)
-        file.attrs.update({"format": "elbo-dataset", "version": 1})
-    with pytest.raises(UsageError, match="latents have no levels"):
+        file.attrs.update({"format": "elbo-dataset", "version": 1, **SPACE.attributes()})
+    with pytest.raises(UsageError, match=r"holds latents, and .* was trained on pixels"):
         probe(trained, path)
 
 

@@ -75,7 +75,7 @@ def here(tmp_path: Path) -> Path:
         ("elbo train --weighting ", list(WEIGHTINGS)),
         ("elbo train --schedule ", [*SCHEDULES, "adaptive"]),
         ("elbo train --prediction ", list(PREDICTIONS)),
-        ("elbo train --preset digits", ["digits", "digits-uvit"]),
+        ("elbo train --preset digits", ["digits", "digits-dit", "digits-uvit"]),
         ("elbo train --preset ", list(NAMES)),
         ("elbo train --weighting x/", ["file,x/"]),
         ("elbo sample run-a --sampler ", list(SAMPLERS)),
@@ -176,6 +176,6 @@ def test_fish_completes(here: Path, environment: dict[str, str]) -> None:
         check=True,
     )
     found = [line.split("\t")[0] for line in result.stdout.splitlines()]
-    assert found == ["sigmoid", "run-a", "run-b", "digits-uvit", "--scores"]
+    assert found == ["sigmoid", "run-a", "run-b", "digits-dit", "digits-uvit", "--scores"]
     assert WEIGHTINGS["sigmoid"].formula in result.stdout
     assert not (here / "hacked").exists()

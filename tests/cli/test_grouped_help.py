@@ -92,6 +92,7 @@ def test_every_setting_is_an_option_of_its_name_and_every_option_a_setting() -> 
     assert options - {
         "out",
         "config",
+        "init",
         "plugin",
         "log_to",
         "on_checkpoint",

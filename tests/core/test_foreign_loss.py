@@ -61,6 +61,7 @@ ERROR = {
     "x": lambda lam: np.exp(-lam),
     "v": lambda lam: 1 + np.exp(-lam),
     "u": lambda lam: (1 + np.exp(-lam / 2)) ** 2,
+    "u-path": lambda lam: (1 + np.exp(-lam / 2)) ** 2,
     "edm": lambda lam: (np.exp(-lam) + 0.25) / 0.25,
 }
 

@@ -21,6 +21,7 @@ FACTOR = {  # target error² = ‖ε−ε̂‖² × factor
     "x": lambda lam: math.exp(-lam),
     "v": lambda lam: 1 + math.exp(-lam),
     "u": lambda lam: (1 + math.exp(-lam / 2)) ** 2,
+    "u-path": lambda lam: (1 + math.exp(-lam / 2)) ** 2,
     "edm": lambda lam, sigma_data=0.5: (math.exp(-lam) + sigma_data**2) / sigma_data**2,
 }
 
@@ -91,6 +92,7 @@ TARGET = {
     "x": lambda a, s, x, e: x,
     "v": lambda a, s, x, e: a * e - s * x,
     "u": lambda a, s, x, e: e - x,
+    "u-path": lambda a, s, x, e: e - x,
 }
 
 
@@ -119,6 +121,16 @@ def test_edm_is_karras_preconditioning(lam, data):
     assert float(c.c_in) == pytest.approx(c_in / alpha, rel=1e-13)
 
 
+@given(LEVELS)
+def test_u_path_is_u_of_the_straight_path(lam):
+    """z/(α + σ) = (1−t) x + t ε with t = σ/(α + σ), the t of λ = 2 log((1−t)/t)."""
+    c = Prediction("u-path").coefficients(torch.tensor([lam], dtype=torch.float64))
+    t = 1 / (1 + math.exp(lam / 2))
+    assert float(c.c_in * c.alpha) == pytest.approx(1 - t, rel=1e-12)
+    assert float(c.c_in * c.sigma) == pytest.approx(t, rel=1e-12)
+    assert (float(c.a), float(c.b)) == (-1, 1)
+
+
 @given(cases())
 def test_edm_at_unit_sigma_data_is_minus_v(case):
     _, lam, x, eps, _ = case
@@ -133,8 +145,8 @@ def test_edms_input_and_target_have_unit_variance_for_data_of_sigma_data(lam, da
     assert float((c.a * data).square() + c.b.square()) == pytest.approx(1, rel=1e-13)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "edm"])
-def test_only_edm_scales_the_input(name):
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("edm", "u-path")])
+def test_no_other_scales_the_input(name):
     assert Prediction(name).coefficients(torch.linspace(-15, 15, 9, dtype=torch.float64)).c_in.tolist() == [1] * 9
 
 

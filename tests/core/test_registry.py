@@ -96,17 +96,21 @@ def test_a_malformed_spec_is_refused(text):
 
 REGISTRIES = {
     "elbocli.core.weighting_curves": ("WEIGHTINGS", 15),
-    "elbocli.core.schedule_curves": ("SCHEDULES", 8),
-    "elbocli.core.prediction": ("PREDICTIONS", 5),
+    "elbocli.core.schedule_curves": ("SCHEDULES", 11),
+    "elbocli.core.prediction": ("PREDICTIONS", 6),
     "elbocli.core.foreign_loss": ("FACTORS", 5),
-    "elbocli.core.samplers": ("SAMPLERS", 5),
+    "elbocli.core.samplers": ("SAMPLERS", 6),
+    "elbocli.core.spacing": ("SPACINGS", 3),
+    "elbocli.core.noise": ("NOISES", 2),
+    "elbocli.core.start": ("STARTS", 2),
     "elbocli.core.clipping": ("CLIPS", 3),
+    "elbocli.core.rounding": ("ROUNDINGS", 3),
     "elbocli.core.criteria": ("CRITERIA", 3),
     "elbocli.core.averages": ("AVERAGES", 3),
     "elbocli.core.lr_decay": ("LR_DECAYS", 4),
     "elbocli.files.latents": ("CONVENTIONS", 2),
     "elbocli.nn.extractors": ("EXTRACTORS", 3),
-    "elbocli.nn.presets": ("NAMES", 13),
+    "elbocli.nn.presets": ("NAMES", 16),
 }
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from elbocli.core.rounding import ROUNDINGS
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.latents import CONVENTIONS, INPUTS, LEVELS, LatentSpace, read_space
+from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace, read_space
 
 SPACE = LatentSpace("edm2", (0.5, -1.0), (2.0, 0.25), "[0,1]", "vae", "ab" * 32, 256, True)
 
@@ -64,8 +65,9 @@ def test_latents_without_their_attributes_are_no_dataset_to_train_on(latents: Pa
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_every_convention_names_a_known_range_of_pixels_and_how_they_become_levels(name: str) -> None:
     traits = CONVENTIONS[name].traits
-    assert traits.input in INPUTS and traits.levels in LEVELS
-    assert replace(SPACE, convention=name).levels == traits.levels == {"diffusers": "round", "edm2": "truncate"}[name]
+    assert traits.input in INPUTS and traits.rounding in ROUNDINGS
+    wanted = {"diffusers": "nearest", "edm2": "truncate"}[name]
+    assert replace(SPACE, convention=name).rounding.name == traits.rounding == wanted
 
 
 def test_the_conventions_are_those_of_their_sources() -> None:

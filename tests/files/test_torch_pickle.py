@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -75,6 +76,33 @@ def test_nothing_is_ever_run(write: Callable[[Any, Path], None], bomb: Any, tmp_
     write({"w": torch.ones(2), "more": [bomb]}, tmp_path / "x")
     found = read_torch_file(tmp_path / "x")
     assert not bomb.went_off and found.strangers and torch.equal(found.tree["w"], torch.ones(2))
+
+
+class Stored:
+    """A storage in bytes, as torch pickles it."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    def __reduce__(self) -> Any:
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_a_storages_bytes_may_be_used_again_and_do_not_stay_beside_it(protocol: int, tmp_path: Path) -> None:
+    tensors, buffer = [torch.randn(300_001) for _ in range(8)], io.BytesIO()
+    torch.save(tensors[0].untyped_storage(), buffer, _use_new_zipfile_serialization=False)
+    twice = [Stored(buffer.getvalue()), Stored(buffer.getvalue())]
+    twice[1].content = twice[0].content
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps([twice, tensors], protocol))
+    tracemalloc.start()
+    try:
+        storages, found = read_torch_file(path).tree
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(*(each.values for each in storages)) and same(found, tensors)
 
 
 @pytest.mark.parametrize("write", list(WRITERS.values())[2:], ids=list(WRITERS)[2:])

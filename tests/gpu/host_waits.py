@@ -15,13 +15,14 @@ from worker import Session
 
 from elbocli.core.clipping import parse_clip
 from elbocli.core.guidance import Guidance
+from elbocli.core.rounding import to_levels
 from elbocli.core.samplers.walk import parse_sampler, time_grid
 from elbocli.core.schedule import parse_schedule
 from elbocli.run.open import open_run
 from elbocli.run.setting_type import PRECISIONS
 from elbocli.runtime.cuda_graph import CudaGraphs
 from elbocli.runtime.device import Precision, choose_device
-from elbocli.sample.decode import Decoder, to_pixels
+from elbocli.sample.decode import Decoder
 from elbocli.sample.draw import SampleSettings, draw
 from elbocli.sample.guided import GuidedRun
 from elbocli.train.state import TrainState
@@ -87,7 +88,7 @@ def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[
     shape = (config.image_size, config.image_size, config.image_channels)
     settings = SampleSettings(sampler=parse_sampler(spec), precision=precision, device=device)
     grid, labels = time_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
-    decoder = Decoder(shape, to_pixels)
+    decoder = Decoder(shape, to_levels)
     return lambda: draw(run.denoiser(labels), range(4), shape, grid, settings, where, decoder)
 
 

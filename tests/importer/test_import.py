@@ -200,3 +200,24 @@ def test_an_imported_run_does_not_go_on(elbo: Elbo, folder: Path, digits: Path, 
 def test_the_list_names_each_format_with_its_licence(elbo: Elbo, folder: Path) -> None:
     told = elbo("import", "list", "--plugin", folder / "mine.py").stdout.decode()
     assert "mine\n    A format of one's own.\n    Licence: free" in told
+
+
+def test_an_imported_run_is_trained_further(
+    elbo: Elbo, folder: Path, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    """Under a weighting of one's own, from its very weights; what isn't known of it is said."""
+    plugin = ("--plugin", folder / "mine.py")
+    assert elbo("import", folder / "w.pt", "run", *plugin, cwd=tmp_path).returncode == 0
+    words = ("--weighting", "edm", "--steps", 2, "--save-every", 1, "--lr", 1e-30, "--batch", 8)
+    done = elbo("train", digits, "--init", "run", "-o", "new", *words, *plugin, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"new run from run, weights ema-imported" in done.stderr or b"weights model" in done.stderr
+    assert b"not as in run: weighting edm" in done.stderr
+    init = strict_yaml.read(tmp_path / "new" / "config.yaml")["init"]
+    assert init["imported_format"] == "mine" and "step" not in init
+    ours = load_file(tmp_path / "new" / "checkpoints" / "step-00000001" / "model.safetensors")
+    assert all(torch.equal(ours[name], weight) for name, weight in weights_of(trained).items())
+    for line in (("info", "new"), ("report", "new", "-o", "page.html", *plugin), ("train", "-o", "new", *plugin)):
+        again = elbo(*line, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+    assert "of <code>run</code> as imported" in (tmp_path / "page.html").read_text()

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from elbocli.core.rounding import ROUNDINGS
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS
 from elbocli.nn.autoencoder import WEIGHTS, Autoencoder
@@ -52,6 +53,8 @@ def test_encode_and_decode_are_diffusers_own(
     assert off.min() >= low - 1e-2 and off.max() <= high + 1e-2
     assert off[(levels > 0) & (levels < 255)].mean() == pytest.approx((low + high) / 2, abs=0.1)
     assert got.std() > 1
+    darker = ours.decode(x0, space, ROUNDINGS["truncate"]).numpy() - levels
+    assert darker.min() >= -1 - 1e-2 and darker.max() <= 1e-2
 
 
 def test_its_space_is_what_its_config_says(make_autoencoder: Callable[..., Path]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from elbocli.core.level_codes import LEVEL_CODES
 from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LinearCode
 from elbocli.runtime.device import PRECISIONS, Precision
 
@@ -17,6 +18,23 @@ def test_fourier_features_are_cosines_and_sines_of_minus_log_sigma():
     angle = (level / 2)[:, None] * frequency
     wanted = np.concatenate([np.cos(angle), np.sin(angle)], 1)
     np.testing.assert_allclose(Fourier(32)(torch.from_numpy(level)), wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("spec", LEVEL_CODES)
+def test_fourier_features_are_of_any_level_code(spec):
+    """Of timesteps up to 1000, whose angles have no digits left in float32."""
+    level = torch.linspace(-10, 10, 41)
+    number = LEVEL_CODES[spec](level.double()).numpy()
+    angle = number[:, None] * 1e-4 ** (np.arange(16) / 16)
+    wanted = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+    found = Fourier(32, LEVEL_CODES[spec].spec)(level)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_a_code_that_is_named_is_todays_where_it_is_the_same():
+    level = torch.linspace(-15, 15, 31)
+    torch.testing.assert_close(Fourier(32)(level), Fourier(32, "logsnr:factor=0.50")(level), rtol=0, atol=2e-6)
 
 
 def test_a_class_adds_its_row_and_no_class_nothing_in_one_batch():

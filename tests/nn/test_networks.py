@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,19 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.nn import networks
 from elbocli.nn.group_norm import GroupNorm
-from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, place, section_of
+from elbocli.nn.networks import (
+    NETWORKS,
+    Network,
+    NetworkConfig,
+    build,
+    config_of,
+    declaration_of,
+    filled,
+    place,
+    section_of,
+)
+from elbocli.nn.networks.dit import DiTConfig
+from elbocli.nn.networks.edm2 import EDM2Config
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import PATCHINGS, UViTConfig
 from elbocli.run.settings import resolve
@@ -28,6 +40,8 @@ from elbocli.train.plan import plan
 SMALL: dict[str, Any] = {
     "unet": UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3),
     "uvit": UViTConfig(16, 3, 5, 8, (1, 2, 3), blocks=1, depth=3, heads=2, embedding=24, patching="dwt-1", dropout=0.3),
+    "edm2": EDM2Config(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3),
+    "dit": DiTConfig(9, 3, 5, width=24, depth=3, heads=2, patch=2, variance=True, dropout=0.3),
 }
 SIZES = {"image_size": 8, "image_channels": 3, "num_classes": 5}
 EVERY = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
@@ -58,8 +72,12 @@ def inputs(config, batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return z, torch.randn(batch, generator=draw) * 5, torch.tensor([0, 1, -1, 3])
 
 
+OTHERS = {"program", "diffusers-unet", "module"}
+"""Networks of somebody else, which have files of their own here: they have no units."""
+
+
 def test_every_family_is_tested_here():
-    assert set(SMALL) == set(NETWORKS)
+    assert set(SMALL) | OTHERS == set(NETWORKS)
 
 
 @EVERY
@@ -97,7 +115,8 @@ def test_a_section_without_a_family_is_a_u_nets():
         {"levels": 3},
         {"channels": "x"},
         {"blocks": 1.5},
-        {"levels": [1, 2.0]},
+        {"levels": [1, "2"]},
+        {"code": 0.5},
         {"dropout": True},
     ],
 )
@@ -106,6 +125,16 @@ def test_a_section_of_another_form_is_refused(change):
         config_of({**section_of(SMALL["unet"]), **change}, "here")
     with pytest.raises(UsageError, match="network: "):
         config_of({**section_of(SMALL["unet"]), "image_size": 1}, "here")
+
+
+@EVERY
+def test_what_a_section_leaves_out_is_filled_as_it_would_be_built(config):
+    whole = section_of(config)
+    needed = {each.name for each in fields(config) if each.default is MISSING}
+    short = {key: value for key, value in whole.items() if key in needed | {"family"}}
+    assert filled(short) == section_of(config_of(short, "here"))
+    assert filled(whole) == whole
+    assert filled({"family": "of a plug-in", "width": 3}) == {"family": "of a plug-in", "width": 3}
 
 
 def test_an_unknown_key_is_answered_with_the_nearest_and_a_missing_one_is_named():
@@ -199,10 +228,11 @@ def test_norms_of_a_gpu_are_those_of_a_cpu_in_a_whole_network(config):
 @pytest.mark.parametrize(
     ("config", "precision"),
     [
-        *((SMALL["unet"], precision) for precision in ("fp32", "bf16")),
+        *((SMALL[name], precision) for name in ("unet", "edm2") for precision in ("fp32", "bf16")),
         *((replace(SMALL["uvit"], patching=patching), "bf16") for patching in PATCHINGS),
+        (replace(SMALL["dit"], code="t-linear"), "bf16"),
     ],
-    ids=["unet-fp32", "unet-bf16", *(f"uvit-{patching}" for patching in PATCHINGS)],
+    ids=["unet-fp32", "unet-bf16", "edm2-fp32", "edm2-bf16", *(f"uvit-{patching}" for patching in PATCHINGS), "dit"],
 )
 def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back(config, precision):
     """A transform as on a GPU, but for the compiler's last step. No number is copied to the device within it."""

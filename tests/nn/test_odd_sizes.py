@@ -8,13 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.nn.networks import NetworkConfig, build
+from elbocli.nn.networks.dit import DiTConfig
+from elbocli.nn.networks.edm2 import EDM2Config
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 
 UNET = UNetConfig(8, 3, 4, 8, (1, 2, 2), 1, (2, 4))
 UVIT = UViTConfig(8, 3, 4, 8, (1, 2), 1, depth=1, heads=2, embedding=16)
-CONFIGS = [UNET, UVIT, replace(UVIT, patching="dwt-1"), replace(UVIT, patching="dwt-2")]
-IDS = ["unet", "uvit", "dwt-1", "dwt-2"]
+EDM2 = EDM2Config(8, 3, 4, 8, (1, 2, 2), 1, (2, 4))
+DIT = DiTConfig(8, 3, 4, width=16, depth=1, heads=2, patch=4)
+CONFIGS = [UNET, EDM2, UVIT, replace(UVIT, patching="dwt-1"), replace(UVIT, patching="dwt-2"), DIT]
+IDS = ["unet", "edm2", "uvit", "dwt-1", "dwt-2", "dit"]
 
 
 def awake(config: NetworkConfig) -> nn.Module:

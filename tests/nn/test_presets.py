@@ -1,9 +1,12 @@
 """Presets are files that a command can use as they are."""
 
+import math
+
 import pytest
 import torch
 
 import elbocli.nn.presets as home
+from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
@@ -25,7 +28,6 @@ def test_a_preset_has_its_sections_and_numbers_that_are_numbers(name):
     train = preset.train
     for key in (
         "lr",
-        "ema",
         "clip",
         "label_dropout",
         "logsnr_min",
@@ -36,6 +38,8 @@ def test_a_preset_has_its_sections_and_numbers_that_are_numbers(name):
         "save_every",
     ):
         assert isinstance(train[key], int | float), key
+    averages = train["ema"] if isinstance(train["ema"], list) else [train["ema"]]
+    assert all(parse_average(str(each)).beta for each in averages)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,6 +63,28 @@ def test_imagenet64_has_edms_settings():
     assert (preset.train["batch"], preset.train["lr"]) == (4096, 1e-4)
     assert preset.train["warmup"] * 4096 == pytest.approx(10e6, rel=0.03)
     assert preset.train["steps"] * 4096 == pytest.approx(2500e6, rel=0.03)
+
+
+def test_latents512_edm2_has_the_papers_settings_of_xs():
+    preset = load_preset("latents512-edm2")
+    train, network = preset.train, preset.network
+    assert (network["family"], network["channels"], network["levels"], network["blocks"], network["attention"]) == (
+        "edm2",
+        128,
+        [1, 2, 3, 4],
+        3,
+        [16, 8],
+    )
+    assert (train["batch"], train["lr"], train["lr_decay"], train["beta2"], train["clip"]) == (
+        2048,
+        0.012,
+        "rsqrt:ref=70000",
+        0.99,
+        0,
+    )
+    assert train["warmup"] * 2048 == pytest.approx(10e6, rel=1e-3) and train["steps"] * 2048 == 2048 << 20
+    assert [math.exp(-train[key] / 2) for key in ("logsnr_max", "logsnr_min")] == pytest.approx([0.002, 80], rel=1e-4)
+    assert preset.about.images is None and preset.data.latents
 
 
 @pytest.mark.parametrize("name", NAMES)

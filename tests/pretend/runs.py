@@ -15,6 +15,7 @@ from elbocli.train import loop
 UVIT = "{family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 16, patching: %s}"
 NETWORKS = {
     "unet": "{channels: 8, levels: [1, 2], blocks: 1, attention: [4]}",
+    "edm2": "{family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4]}",
     **{f"uvit-{patching}": UVIT % patching for patching in ("none", "dwt-1", "dwt-2")},
 }
 PRESET = """

@@ -193,6 +193,19 @@ def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
     assert found.objective.weighting.spec == found.settings.weighting
 
 
+def test_an_earlier_version_had_networks_of_fewer_keys_and_they_are_the_same_networks(resolved):
+    before = resolved("").config()
+    network = config_of(before["network"], "here")
+    for key in ("family", "code", "heads", "head_width", "groups", "norm_eps", "embedding", "variance"):
+        del before["network"][key]
+    assert config_of(before["network"], "here") == network
+    assert difference(before, resolved("").config()) == []
+    now = resolved("", network=NETWORK.replace("]}", "], code: 't:linear'}"))
+    assert difference(before, now.config()) == [
+        "network code: the run has logsnr:factor=0.5, asked for t-linear:count=1000,start=0.0001,end=0.02"
+    ]
+
+
 def test_an_earlier_version_decayed_nothing(resolved):
     """Its runs don't say so, and go on."""
     before, now = resolved("").config(), resolved("").config()

@@ -15,7 +15,7 @@ from typed_settings import typed
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import time_grid
-from elbocli.core.schedule import schedule_of_shares
+from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
@@ -97,6 +97,17 @@ def test_a_preset_brings_its_steps_grid_and_parameters_which_options_override(tr
     _, about, _ = drawn(trained, tmp_path / "a.h5", n=1, sampler="heun:edm-imagenet64,s_churn=20", schedule="cosine")
     assert about["sampler"] == "heun:s_churn=20,s_min=0.05,s_max=50,s_noise=1.003"
     assert (about["steps"], about["nfe"], about["schedule"]) == (5, 9, "cosine")
+
+
+def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained: Path, tmp_path: Path) -> None:
+    _, about, _ = drawn(trained, tmp_path / "a.h5", schedule="t-linear")
+    levels = parse_schedule("t-linear").curve.level  # the run was trained on -10 to 10
+    assert about["spacing"] == "timesteps" and about["schedule"].startswith("t-linear:count=1000")
+    assert about["logsnr_min"] == float(levels[levels >= -10][0]) and about["logsnr_max"] == float(levels[-1])
+    assert drawn(trained, tmp_path / "a.h5", schedule="t-linear", spacing="even")[1]["logsnr_min"] == -10
+    about = drawn(trained, tmp_path / "a.h5", schedule="t-squaredcos:count=10", spacing="ddim", steps=3)[1]
+    assert about["spacing"] == "stride"
+    assert drawn(trained, tmp_path / "b.h5", schedule="cosine")[1]["spacing"] == "even"
 
 
 def test_the_grid_may_be_the_runs_own_schedule(trained: Path, tmp_path: Path) -> None:
@@ -187,7 +198,6 @@ def test_a_guide_that_does_not_fit_is_refused(
         (weak, Guidance(), "does nothing at --guidance 1"),
         (make(tmp_path / "16.h5"), Guidance(2.0), "has 16 pixels, .* has 8"),
         (make(tmp_path / "rgb.h5"), Guidance(2.0), "has 3 channels, .* has 1"),
-        (make(conditional=False), Guidance(2.0), "has no classes, .* has 10"),
         (make(logsnr_max=5.0), Guidance(2.0), "logsnr -10 to 5, .* add --guidance-interval -10 5"),
     ):
         with pytest.raises(UsageError, match=complaint):
@@ -195,7 +205,41 @@ def test_a_guide_that_does_not_fit_is_refused(
     drawn(trained, tmp_path / "a.h5", guide=make(logsnr_max=5.0), guidance=Guidance(2.0, -10.0, 5.0))
 
 
-# Clipping
+def test_a_run_without_classes_can_guide_one_with_classes_but_not_the_other_way_round(
+    make: Make, trained: Path, tmp_path: Path
+) -> None:
+    """Classifier-free guidance by a network of its own, which is told of no class."""
+    plain = make(conditional=False)
+    alone = drawn(plain, tmp_path / "a.h5")[0]
+    assert np.array_equal(drawn(trained, tmp_path / "a.h5", guide=plain, guidance=Guidance(0.0))[0], alone)
+    assert drawn(trained, tmp_path / "a.h5", guide=plain, guidance=Guidance(2.0))[1]["nfe"] == 10
+    run, guide = (open_run(path, CPU, print) for path in (trained, plain))
+    both = GuidedRun(run, Guidance(2.0), guide).denoiser(torch.tensor([3]))
+    assert both.labels is not None and both.guide is not None and both.guide.labels is None
+    with pytest.raises(UsageError, match=r"has 10 classes, .* has no; .*the same classes or none"):
+        drawn(plain, tmp_path / "a.h5", guide=trained, guidance=Guidance(2.0))
+
+
+# Starts, rounding and clipping
+
+
+def test_a_rounding_is_recorded_and_makes_levels_of_the_same_pixels(trained: Path, tmp_path: Path) -> None:
+    images, about, _ = drawn(trained, tmp_path / "a.h5")
+    assert about["rounding"] == "nearest"
+    darker, about, _ = drawn(trained, tmp_path / "a.h5", rounding="adm")
+    assert about["rounding"] == "truncate"
+    below = images.astype(int) - darker
+    assert set(np.unique(below)) == {0, 1} and 0.3 < below.mean() < 0.6
+    same, about, _ = drawn(trained, tmp_path / "a.h5", rounding="edm")
+    assert about["rounding"] == "half-up" and np.array_equal(images, same)
+
+
+def test_a_start_is_recorded_and_changes_the_images_by_a_trace(trained: Path, tmp_path: Path) -> None:
+    images, about, _ = drawn(trained, tmp_path / "a.h5", schedule="cosine")
+    assert about["start"] == "unit"
+    others, about, _ = drawn(trained, tmp_path / "a.h5", schedule="cosine", start="edm")
+    assert about["start"] == "edm"
+    assert not np.array_equal(images, others) and np.abs(images.astype(int) - others).max() < 20
 
 
 def test_clipping_is_recorded_and_keeps_estimates_in_range(trained: Path, tmp_path: Path) -> None:

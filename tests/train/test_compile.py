@@ -33,8 +33,10 @@ UVIT = "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2
 NETWORKS = {
     "unet": "channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1",
     "uvit": UVIT,
+    "edm2": "family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1",
     "one wavelet": f"{UVIT}, patching: dwt-1",
     "two wavelets": f"{UVIT}, patching: dwt-2",
+    "dit": "family: dit, width: 16, depth: 2, heads: 2, patch: 2, code: t-linear, dropout: 0.1",
 }
 
 

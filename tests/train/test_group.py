@@ -30,6 +30,11 @@ PRESETS = {
     "unet": "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
     "uvit": "network: {family: uvit, patching: dwt-1, channels: 8, levels: [1, 2], blocks: 1, depth: 2, heads: 2, "
     "embedding: 16, dropout: 0.0}",
+    "edm2": "network: {family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
+    "dit": "network: {family: dit, width: 16, depth: 2, heads: 2, patch: 2, dropout: 0.0}",
+    "diffusers-unet": """network: {family: diffusers-unet, code: "logsnr:factor=25", model: '{"block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}'}""",
 }
 TRAIN = """
 train: {prediction: v, schedule: adaptive, logsnr_min: -10, logsnr_max: 10, steps: 20, batch: 14, lr: 2.0e-3,
@@ -100,9 +105,28 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(
         whole, other = (load_file(checkpoints(path)[-1] / "ema-0.9.safetensors") for path in (alone, run))
         assert list(whole) == list(other)
         for name, value in whole.items():
-            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+            if not name.endswith("to_k.bias"):  # which has no gradient but rounding, of which Adam makes whole steps
+                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
         # The previews of the averages are the same pictures, to a level or two.
         assert (run / "previews" / "step-00000010.png").exists()
+
+
+def test_a_run_begins_from_the_weights_of_another_however_many_processes_share_it(
+    trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    options = {"weighting": "edm", "dropout": 0.0, "steps": 3, "log_every": 1, "save_every": 3, "conditional": False}
+    ways = (ALONE, (2, "ddp"), (2, "fsdp"))
+    job = {"data": str(digits), "init": str(trained)}
+    succeeded(
+        tmp_path,
+        [
+            {**job, "size": size, "out": f"{size}-{parallel}", "options": {**options, "parallel": parallel}}
+            for size, parallel in ways
+        ],
+    )
+    losses = [[row["loss"] for row in lines(tmp_path / f"{size}-{way}", "metrics.jsonl")] for size, way in ways]
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(

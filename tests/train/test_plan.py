@@ -21,6 +21,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build, place
+from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
@@ -35,6 +36,7 @@ from elbocli.train.plan import Plan, Way, Weights
 HERE = Path(__file__).parent
 UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
+DIT = DiTConfig(32, 3, 10, width=64, depth=3, heads=2, patch=2, dropout=0.1)
 PAIRS = UNetConfig(32, 3, 0, channels=32, levels=(1,), blocks=1, attention=(32,))
 """Attention between 1024 pixels, whose weights no fused kernel keeps."""
 MINE = "digits-uvit"
@@ -86,10 +88,11 @@ def measured_peak(config, batch, precision, recompute, cuda=False):
     ("config", "precision", "cuda"),
     [
         *((config, precision, False) for precision in ("fp32", "bf16") for config in (UNET, UVIT)),
+        (DIT, "bf16", False),
         (PAIRS, "fp32", False),
         *((config, "fp32", True) for config in (UNET, UVIT)),  # half would be widened here, in each function by itself
     ],
-    ids=["unet-fp32", "uvit-fp32", "unet-bf16", "uvit-bf16", "pairs-fp32", "unet-cuda", "uvit-cuda"],
+    ids=["unet-fp32", "uvit-fp32", "unet-bf16", "uvit-bf16", "dit-bf16", "pairs-fp32", "unet-cuda", "uvit-cuda"],
 )
 def test_the_memory_of_a_pass_is_what_was_planned(config, precision, cuda, recompute):
     for batch in (24, 48):
@@ -145,7 +148,7 @@ def test_functions_are_in_the_precision_in_which_cudas_autocast_runs_them(dtype)
         torch.set_autocast_dtype("cuda", before[1])
 
 
-@pytest.mark.parametrize("config", [UNET, UVIT], ids=["unet", "uvit"])
+@pytest.mark.parametrize("config", [UNET, UVIT, DIT], ids=["unet", "uvit", "dit"])
 def test_operations_are_those_that_torch_counts(config):
     size = config.image_size
     with torch.device("meta"):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Denoise = Callable[["Tensor", float], "Tensor"]
+DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]
+"""D(z, λ) → (x̂, γ): how far the logarithm of a step's variance lies from its smallest to its largest, for each value."""
 DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
 
@@ -54,26 +56,34 @@ class SamplerPreset(NamedTuple):
 
 class SamplerTraits(NamedTuple):
     """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. least: the
-    fewest steps at which it does what sets it apart; in fewer, it gives the images that ddim gives.
+    fewest steps at which it does what sets it apart; in fewer, it gives the images that ddim gives. learned: whether its
+    denoiser is one with a variance.
     """
 
     usual: SamplerPreset
     presets: Mapping[str, SamplerPreset]
     least: int = 2
+    learned: bool = False
 
 
 SAMPLERS: Registry[SamplerTraits] = Registry("sampler")
 
 
 def sampler(
-    name: str, *, grid: str, presets: Mapping[str, SamplerPreset] | None = None, least: int = 2, **declared: Any
+    name: str,
+    *,
+    grid: str,
+    presets: Mapping[str, SamplerPreset] | None = None,
+    least: int = 2,
+    learned: bool = False,
+    **declared: Any,
 ) -> Callable[..., Any]:
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
-    least: as in SamplerTraits. declared: as Registry.declare takes it.
+    least, learned: as in SamplerTraits. declared: as Registry.declare takes it.
     """
-    return SAMPLERS.declare(name, traits=SamplerTraits(SamplerPreset(grid), presets or {}, least), **declared)
+    return SAMPLERS.declare(name, traits=SamplerTraits(SamplerPreset(grid), presets or {}, least, learned), **declared)
 
 
 for module in iter_modules(__path__):

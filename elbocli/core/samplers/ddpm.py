@@ -11,6 +11,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def ancestor(z: Tensor, x_hat: Tensor, move: Move, noise: DrawNoise, gamma: float | Tensor) -> Tensor:
+    """z' from z and x̂. gamma: 0 is the small variance and 1 the large, of all values or of each; clean data has none."""
+    alpha, sigma, alpha_then, sigma_then = move.scales
+    kept = math.exp(-2 * move.width)
+    fresh = -math.expm1(-2 * move.width)
+    mean = (z * (kept * alpha_then / alpha)).add_(x_hat, alpha=fresh * alpha_then)
+    if sigma_then == 0:
+        return mean
+    small, large = math.log(fresh * sigma_then**2), math.log(fresh * sigma**2)
+    log_variance = (1 - gamma) * small + gamma * large
+    if isinstance(log_variance, float):
+        return mean.add_(noise(), alpha=math.exp(0.5 * log_variance))
+    return mean.addcmul_(noise(), log_variance.mul_(0.5).exp_())
+
+
 @sampler(
     "ddpm",
     formula="ancestral; variance small^(1-gamma) large^gamma",
@@ -26,12 +41,5 @@ def ddpm(
 
     gamma interpolates their logarithms, as in simple diffusion.
     """
-    alpha, sigma, alpha_then, sigma_then = move.scales
-    kept = math.exp(-2 * move.width)
-    fresh = -math.expm1(-2 * move.width)
     x_hat = denoise(z, move.now)
-    mean = (z * (kept * alpha_then / alpha)).add_(x_hat, alpha=fresh * alpha_then)
-    if sigma_then == 0:
-        return mean, x_hat
-    small, large = math.log(fresh * sigma_then**2), math.log(fresh * sigma**2)
-    return mean.add_(noise(), alpha=math.exp(0.5 * ((1 - gamma) * small + gamma * large))), x_hat
+    return ancestor(z, x_hat, move, noise, gamma), x_hat

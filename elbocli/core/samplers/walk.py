@@ -6,7 +6,16 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.registry import Declaration, parse_spec
-from elbocli.core.samplers import SAMPLERS, Denoise, DrawNoise, Move, SamplerPreset, SamplerTraits
+from elbocli.core.samplers import (
+    SAMPLERS,
+    Denoise,
+    DenoiseWithVariance,
+    DrawNoise,
+    Move,
+    SamplerPreset,
+    SamplerTraits,
+)
+from elbocli.core.spacing import usual_spacing
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,12 +53,12 @@ def parse_sampler(text: str) -> Sampler:
     return Sampler(declared.bind(usual.params).read(parse_spec(f"{name}:{words}").params), usual)
 
 
-def time_grid(schedule: Schedule, steps: int) -> list[float]:
-    """`steps` + 1 levels: λ(t) for t from 1 to 0 in equal steps, both ends included, then inf (clean)."""
-    import torch
+def time_grid(schedule: Schedule, steps: int, spacing: Declaration[None] | None = None) -> list[float]:
+    """`steps` + 1 levels of a schedule, as one of SPACINGS chooses them, then inf (clean). spacing: None is the usual one.
 
-    t = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    return [*schedule.logsnr(t).tolist(), math.inf]
+    Raises UsageError when the schedule doesn't have so many.
+    """
+    return [*(spacing or usual_spacing(schedule))(schedule, steps), math.inf]
 
 
 def too_few(sampler: Sampler, steps: int) -> list[str]:
@@ -65,8 +74,12 @@ def too_few(sampler: Sampler, steps: int) -> list[str]:
     return [f"--steps {steps}: {why}; for {name} give --steps {least} or more"]
 
 
-def walk(sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise, noise: DrawNoise) -> Tensor:
-    """Data at grid[-1] from noise z [B, …] at grid[0]. grid: λ, rising, inf for clean data. noise: a draw like z."""
+def walk(
+    sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise | DenoiseWithVariance, noise: DrawNoise
+) -> Tensor:
+    """Data at grid[-1] from noise z [B, …] at grid[0]. grid: λ, rising, inf for clean data. denoise: as the
+    sampler wants it. noise: a draw like z.
+    """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)

@@ -6,6 +6,7 @@ how it was trained. It reads tensors and containers alone (see files/torch_pickl
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,8 @@ class ImportOptions:
     """Facts of a checkpoint that its file doesn't hold and a user says; '' and None where nothing is said.
 
     weights: the average or the last weights, where a file holds both. prediction, levels, weighting, schedule: SPECs.
-    size, channels, classes: of the images or latents. logsnr_min, logsnr_max: the range it was trained on. prefix: of the
+    attention: heads=N or width=N, and ',new'. size, channels, classes: of the images or latents. null_class: label of
+    'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the
     names that are meant. rename: OLD=NEW, beginnings of names. network: FILE.py:CLASS. autoencoder: folder of the one that
     made the latents.
     """
@@ -48,9 +50,11 @@ class ImportOptions:
     levels: str = ""
     weighting: str = ""
     schedule: str = ""
+    attention: str = ""
     size: int | None = None
     channels: int | None = None
     classes: int | None = None
+    null_class: int | None = None
     logsnr_min: float | None = None
     logsnr_max: float | None = None
     prefix: str = ""
@@ -89,8 +93,13 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the file."""
-        return file_sha256(self.path)
+        """Digest of the file; of a folder, that of its settings and weights and what they are called."""
+        if not self.path.is_dir():
+            return file_sha256(self.path)
+        held = [*self.path.glob("*"), *self.path.glob("*/*")]
+        files = sorted(file for file in held if file.suffix in (".json", ".safetensors") and file.is_file())
+        lines = [f"{file.relative_to(self.path).as_posix()} {file_sha256(file)}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ z [B, C, H, W], the noised images as their prediction scales them, H = W = image
 logsnr [B], their λ, float; labels [B] int64, the class of each, −1 for none, or None where no image has one;
 out [B, C, H, W], what its run's prediction says, and no view of another tensor, which sharding would warn of.
 An image's output may depend on no other image of the batch.
+Buffers of floats in its state_dict are kept in checkpoints beside the weights, and averaged with them.
 It is built from a config, a frozen dataclass that says all about it: NetworkConfig with fields of its own.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -24,9 +26,9 @@ from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.errors import FormatError, UsageError
 
 
-def explained(help: str, **how: Any) -> Any:
-    """A field of a config, with what the help says about it. how: as dataclasses.field takes it."""
-    return field(metadata={"help": help}, **how)
+def explained(help: str, *, stored: bool = True, **how: Any) -> Any:
+    """A field of a config, with what the help says about it. stored: whether files hold it. how: as dataclasses.field takes it."""
+    return field(metadata={"help": help, "stored": stored}, **how)
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,12 @@ class NetworkConfig:
     """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
 
     A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
-    dropout may be left unused. Raises UsageError for sizes that can't be.
+    dropout may be left unused. trainable: whether a run may train it.
+    quiet_classes: whether a class whose row is zero is none to the network. Raises UsageError for sizes that can't be.
     """
+
+    trainable = True
+    quiet_classes = True
 
     image_size: int
     image_channels: int
@@ -55,6 +61,14 @@ class NetworkConfig:
         """The same network for images of another size."""
         return replace(self, image_size=image_size)
 
+    def for_classes(self, num_classes: int) -> Self:
+        """The same network told so many classes. In weights that have rows for classes, they are the first rows."""
+        return replace(self, num_classes=num_classes)
+
+    def beside(self, folder: Path) -> Self:
+        """The same network, files that belong to it in this folder: a config was read from a file there."""
+        return self
+
 
 class Network(nn.Module):
     """Base of every network. One that leaves `units` as it is trains as well, but is sharded and recomputed whole.
@@ -72,6 +86,14 @@ class Network(nn.Module):
     def units(self) -> list[nn.Module]:
         """Submodules that are each called once, by `through`, in this order: sharded and recomputed one by one."""
         return []
+
+    def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
+        """Change the stored weights in place after an update, where a network holds them to something; most don't.
+
+        weights: by name, each whole or this process's part of it along the first dimension, without gradients. left_out:
+        whether the update was left out, one value on their device: then nothing may change. Averages have seen the
+        weights as the optimizer left them.
+        """
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Everything that the last layer gives: the prediction, and behind it learned variances where a config has them.
@@ -116,8 +138,23 @@ def build(config: NetworkConfig) -> Network:
     return declaration_of(config).make(config)
 
 
+def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
+    """A network that was built without memory, with these tensors. Raises RuntimeError where they don't fit.
+
+    One that computes tensors for itself, which no file holds, is built again, with memory.
+    """
+    network.load_state_dict(weights, assign=True)
+    held = [value for module in network.modules() for value in (*vars(module).values(), *module.buffers(recurse=False))]
+    if any(isinstance(value, Tensor) and value.is_meta for value in held):
+        network = build(network.config)
+        network.load_state_dict(weights, assign=True)
+    return network
+
+
 def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
-    """The config that a section `network` describes; without `family` it is a U-Net's. where: for messages.
+    """The config that a section `network` describes; without `family` it is a U-Net's.
+
+    where: for messages; a Path is that of the file which the section is from.
 
     Raises FormatError for keys that the family doesn't have, UsageError when they don't fit each other.
     """
@@ -127,7 +164,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
         config = NETWORKS.find(str(family)).traits
     except UsageError as error:
         raise FormatError(f"{where}: {error}") from error
-    known = [each.name for each in fields(config)]
+    known = _stored(config)
     for key in values:
         if key not in known:
             raise FormatError(f"{where}: a network of family {family!r} has no {key!r}; {nearest(key, known)}")
@@ -141,7 +178,31 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
         if key in values and not _fits(values[key], kind):
             name = kind.__name__ if isinstance(kind, type) else kind
             raise FormatError(f"{where}: network {key} is {section[key]!r}, expected {name}")
-    return config(**values)
+    made = config(**values)
+    return made.beside(where.parent) if isinstance(where, Path) else made
+
+
+def _stored(config: type[NetworkConfig]) -> list[str]:
+    """Names of the fields that files hold, in the order of the constructor."""
+    every = sorted(fields(config), key=lambda each: bool(each.kw_only))
+    return [each.name for each in every if each.metadata.get("stored", True)]
+
+
+def filled(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
+    family = str(section.get("family", "unet"))
+    declared = NETWORKS.named(family)
+    if declared is None:
+        return dict(section)
+    held = _stored(declared.traits)
+    usual = {
+        each.name: each.default for each in fields(declared.traits) if each.name in held and each.default is not MISSING
+    }
+    return {"family": family, **{key: _plain(value) for key, value in usual.items()}, **section}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -153,10 +214,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
     """A section `network` that config_of reads back, in the order of the config's constructor."""
-    names = [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only))]
-    values = {name: getattr(config, name) for name in names}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {"family": declaration_of(config).name, **plain}
+    values = {name: _plain(getattr(config, name)) for name in _stored(type(config))}
+    return {"family": declaration_of(config).name, **values}
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -16,16 +16,27 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.group_norm import GroupNorm
+from elbocli.nn.level_number import level_number
 from elbocli.nn.networks import NetworkConfig, explained
 
-CHANNELS_PER_HEAD = 64
+CODE = "logsnr:factor=0.5"
+"""The level code of the U-Net where none is named: λ/2 = −ln σ_edm."""
+HEAD_WIDTH = 64
 GROUPS = 32
 MIN_GROUP = 4
+EPS = 1e-5
 
 
-def norm(channels: int) -> GroupNorm:
-    """Group norm of at most 32 groups, of at least 4 channels each."""
-    return GroupNorm(math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels), channels)
+def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
+    """Group norm of that many groups; 0: of at most 32, of at least 4 channels each."""
+    usual = math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
+    return GroupNorm(groups or usual, channels, eps)
+
+
+def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
+    """The heads that are `head_width` wide; wider ones where that does not divide, one narrower where it is too much."""
+    most = max(1, channels // head_width)
+    return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -33,6 +44,9 @@ def zeroed(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+LEVELS = "Those multiples, one for each level; each is half the size of the one before."
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,17 @@ class LevelsConfig(NetworkConfig):
     """
 
     channels: int = explained("Width; each level's is a multiple of it. A multiple of 4.")
-    levels: tuple[int, ...] = explained("Those multiples, one for each level; each is half the size of the one before.")
+    levels: tuple[float, ...] = explained(LEVELS)
     blocks: int = explained("Residual blocks in each level.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels < 4 or self.channels % 4 or not self.levels or min(self.levels) < 1 or self.blocks < 1:
+        whole = [int(level) if math.isfinite(level) and level == int(level) else level for level in self.levels]
+        object.__setattr__(self, "levels", tuple(whole))
+        fine = all(0 < level < math.inf for level in whole)
+        if self.channels < 4 or self.channels % 4 or not whole or self.blocks < 1 or not fine:
             raise UsageError(
-                f"network: channels {self.channels} (a multiple of 4), levels {list(self.levels)} and blocks {self.blocks} "
+                f"network: channels {self.channels} (a multiple of 4), levels {whole} and blocks {self.blocks} "
                 "must be positive"
             )
         if self.image_size < 1 << self.halvings:
@@ -82,17 +99,24 @@ class LevelsConfig(NetworkConfig):
 
 
 class Fourier(nn.Module):
-    """λ → [B, channels]: cosines and sines of λ/2 = −ln σ_edm at frequencies from 1 down, the lowest above 1e-4."""
+    """λ → [B, channels]: cosines and sines of a level code at frequencies from 1 down, the lowest above 1e-4.
 
-    def __init__(self, channels: int):
+    code: a spec of LEVEL_CODES.
+    """
+
+    def __init__(self, channels: int, code: str = CODE):
         super().__init__()
-        self.channels = channels
+        self.channels, self.code = channels, code
 
     def forward(self, logsnr: Tensor) -> Tensor:
         half = self.channels // 2
-        power = torch.arange(half, device=logsnr.device, dtype=torch.float32) / half
-        angle = 0.5 * logsnr.float()[:, None] * 1e-4**power
-        return torch.cat([angle.cos(), angle.sin()], 1)
+        if self.code == CODE:
+            number, wide = 0.5 * logsnr.float(), torch.float32
+        else:  # a timestep of 1000 has no digits left in float32 for its angle
+            number, wide = level_number(logsnr.double(), self.code), torch.float64
+        power = torch.arange(half, device=logsnr.device, dtype=wide) / half
+        angle = number[:, None] * 1e-4**power
+        return torch.cat([angle.cos(), angle.sin()], 1).float()
 
 
 class LinearCode(nn.Module):
@@ -151,13 +175,12 @@ def doubled(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels, 64 channels per head; wider heads where 64 does not divide, one narrower when fewer."""
+    """Self-attention over pixels. heads: 0 is as many as `heads_of` says. groups, eps: of its norm."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, heads: int = 0, groups: int = 0, eps: float = EPS):
         super().__init__()
-        most = max(1, channels // CHANNELS_PER_HEAD)
-        self.heads = next(heads for heads in range(most, 0, -1) if channels % heads == 0)
-        self.norm = norm(channels)
+        self.heads = heads or heads_of(channels)
+        self.norm = norm(channels, groups, eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -175,19 +198,31 @@ class Block(nn.Module):
     """Residual block: conv, scale and shift by the conditioning, conv; may halve or double the size on the way.
 
     Takes a skip's channels after its own; they are joined here, so that a unit's inputs are the tensors kept anyway.
+    attention: whether it has some after it. heads, groups, eps: of Attention and `norm`.
     """
 
-    def __init__(self, cin: int, cout: int, width: int, dropout: float, attention: bool = False, resample: str = ""):
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        width: int,
+        dropout: float,
+        attention: bool = False,
+        resample: str = "",
+        heads: int = 0,
+        groups: int = 0,
+        eps: float = EPS,
+    ):
         super().__init__()
         self.resample = resample
-        self.norm1 = norm(cin)
+        self.norm1 = norm(cin, groups, eps)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
         self.scale_shift = nn.Linear(width, 2 * cout)
-        self.norm2 = norm(cout)
+        self.norm2 = norm(cout, groups, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(cout, cout, 3, padding=1))
         self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
-        self.attention = Attention(cout) if attention else nn.Identity()
+        self.attention = Attention(cout, heads, groups, eps) if attention else nn.Identity()
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resample == "down":

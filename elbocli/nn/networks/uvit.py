@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import Network, explained, network
-from elbocli.nn.networks.blocks import Block, Conditioning, LevelsConfig, LinearCode, doubled, norm, zeroed
+from elbocli.nn.networks.blocks import LEVELS, Block, Conditioning, LevelsConfig, LinearCode, doubled, norm, zeroed
 from elbocli.nn.wavelet import dwt, idwt
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
@@ -33,6 +33,7 @@ class UViTConfig(LevelsConfig):
     image, or the heads the width.
     """
 
+    levels: tuple[int, ...] = explained(LEVELS)
     depth: int = explained("Blocks of the transformer, which is the last level.")
     heads: int = explained("Heads of its attention.")
     embedding: int = explained("Width of the code of the noise level and the class.")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from denoisers import wanted_by
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ Z, X, LAST, XI = torch.tensor([[0.4, -1.3], [0.7, 0.2], [0.9, 0.1], [-0.6, 1.1]]
 
 def step(spec, last, move):
     sampler = parse_sampler(spec)
-    return sampler.declared(Z, last, move, lambda z, lam: X, lambda: XI)
+    return sampler.declared(Z, last, move, wanted_by(sampler, lambda z, lam: X), lambda: XI)
 
 
 @given(st.floats(-12, 12), st.floats(0.01, 4), st.floats(0.01, 4))

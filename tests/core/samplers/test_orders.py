@@ -7,6 +7,7 @@ points for the start and for every step, whose means over 2^17 walks are within 
 import numpy as np
 import pytest
 import torch
+from denoisers import wanted_by
 
 from elbocli.core.samplers import SAMPLERS
 from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
@@ -16,13 +17,14 @@ MEAN, VAR = 0.23, 0.8806
 LOW, HIGH = -15, 15
 EQUATION = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
 """Order of the error of each walk itself, to the same walk in many steps."""
-NOISE = {"ddpm": 1, "ddpm:gamma=0": 1, "dpmpp-2m-sde": 2, "heun:s_churn=10": 2}
+NOISE = {"ddpm": 1, "ddpm:gamma=0": 1, "ddpm-learned": 1, "dpmpp-2m-sde": 2, "heun:s_churn=10": 2}
 """Order of the error of the variance over all walks."""
 TOLERANCE = {
     "ddim": (0.003, 0.03),
     "heun": (0.003, 0.005),
     "dpmpp-2m": (0.003, 0.005),
     "ddpm": (0.007, 0.04),
+    "ddpm-learned": (0.007, 0.04),
     "dpmpp-2m-sde": (0.003, 0.016),
     "heun:s_churn=10": (0.003, 0.014),
     "heun:s_churn=40": (0.004, 0.022),
@@ -42,12 +44,15 @@ def no_noise():
 
 def walked(mixture, spec, steps):
     """Data at the end of 2^17 walks with noise, or of 2000 without, on the sampler's usual grid."""
-    schedule = parse_schedule(parse_sampler(spec).usual.grid, LOW, HIGH, clip=True)
+    sampler = parse_sampler(spec)
+    schedule = parse_schedule(sampler.usual.grid, LOW, HIGH, clip=True)
     if spec in EQUATION:
-        return walk(parse_sampler(spec), quantiles(2000), time_grid(schedule, steps), mixture.denoise, no_noise)
+        return walk(sampler, quantiles(2000), time_grid(schedule, steps), mixture.denoise, no_noise)
     sobol = torch.quasirandom.SobolEngine(steps + 1, scramble=True, seed=0)
     draws = iter(torch.special.ndtri(sobol.draw(2**17, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)).T.contiguous())
-    return walk(parse_sampler(spec), next(draws), time_grid(schedule, steps), mixture.denoise, lambda: next(draws))
+    return walk(
+        sampler, next(draws), time_grid(schedule, steps), wanted_by(sampler, mixture.denoise), lambda: next(draws)
+    )
 
 
 def test_every_sampler_is_here():

@@ -7,19 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from denoisers import wanted_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import elbocli.core.samplers as home
 from elbocli.core.logsnr import alpha_sigma
 from elbocli.core.samplers import SAMPLERS, Move
-from elbocli.core.samplers.walk import parse_sampler, time_grid, too_few, walk
+from elbocli.core.samplers.walk import parse_sampler, time_grid, too_few
+from elbocli.core.samplers.walk import walk as walk_itself
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 
 MEAN, VAR = 0.23, 0.8806
 COSINE = parse_schedule("cosine", -15, 15)
 KARRAS = parse_schedule("edm-sample")
+
+
+def walk(sampler, z, grid, denoise, noise):
+    """A walk with any denoiser of x̂."""
+    return walk_itself(sampler, z, grid, wanted_by(sampler, denoise), noise)
 
 
 def start_noise(n=2000):
@@ -45,7 +52,7 @@ def denoise_normal(z, logsnr):
 def step(spec, z, now, then, denoise, noise=no_noise, steps=1):
     """z after one step that knows of none before."""
     sampler = parse_sampler(spec)
-    return sampler.declared(z, None, Move(now, then, steps=steps), denoise, noise)[0]
+    return sampler.declared(z, None, Move(now, then, steps=steps), wanted_by(sampler, denoise), noise)[0]
 
 
 def probe(spec, now, then, steps=1):
@@ -72,6 +79,14 @@ def test_the_mixture_is_the_one_of_the_notes(mixture):
 
 
 # Moments
+
+
+def test_with_one_gamma_everywhere_the_learned_variance_is_ddpms(mixture):
+    one, other = (
+        walk(parse_sampler(name), start_noise(50), time_grid(COSINE, 16), mixture.denoise, fresh(50))
+        for name in ("ddpm:gamma=0.2", "ddpm-learned")
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 def test_ddpms_variance_grows_with_gamma():

@@ -1,0 +1,37 @@
+"""The classes of diffusers, an extra: imported when one is needed, and quietly."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from elbocli.errors import UsageError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that diffusers and its helpers say reaches the user: what matters is checked and said by us."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def diffusers_class(name: str, where: object, what: str) -> Any:
+    """A class of diffusers. where, what: the file or folder that needs it, and what it is. Raises UsageError without diffusers."""
+    with quiet():
+        try:
+            import diffusers
+
+            return getattr(diffusers, name)
+        except (ImportError, RuntimeError) as error:
+            raise UsageError(
+                f"{where}: {what} needs the extra 'latents': pip install 'elbocli[latents]' ({' '.join(str(error).split())[:120]})"
+            ) from error

@@ -1,0 +1,54 @@
+"""Write anyone's denoiser as the program that `elbo import FILE.pt2` takes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from elbocli.errors import UsageError
+from elbocli.files.atomic import writing
+from elbocli.files.reading import one_line
+from elbocli.nn.networks import Network
+from elbocli.nn.networks.program import open_program
+
+MOST = 1 << 20
+"""Images in a batch."""
+
+
+def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> None:
+    """Write a network as FILE.pt2, for batches of any size, and check that elbo takes it; a file there is replaced.
+
+    network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W], or twice the channels; or (z, level) → out. It is on
+    the CPU, and is put into eval mode. inputs: examples of these, of which elbo's own networks need none. Raises
+    UsageError when it can't be exported so, FormatError when it is more than tensor operations, DataError when the file
+    can't be written.
+
+        elbocli.export_network(network, "FILE.pt2", torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2).long())
+        elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")
+    """
+    if Path(path).suffix != ".pt2":
+        raise UsageError(f"{path}: give it a name that ends in .pt2")
+    if not inputs and isinstance(network, Network):
+        config = network.config
+        z = torch.zeros(2, config.image_channels, config.image_size, config.image_size)
+        labels = [torch.zeros(2, dtype=torch.long)] if config.num_classes else []
+        inputs = (z, torch.zeros(2), *labels)
+    # Two, as torch takes a batch of 1 for one that is always 1; and no more, as they are saved too.
+    several = tuple(torch.cat([each[:1], each[-1:]]) for each in inputs)
+    batch = torch.export.Dim("batch", min=1, max=MOST)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's about torch
+            program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
+            program = program.run_decompositions({})  # autocast that is switched off is no tensor operation
+    except Exception as error:  # torch raises everything for what it can't export
+        raise UsageError(
+            f"{path}: torch.export can't make a program of this network for batches of any size: {one_line(error)}; "
+            "take sizes from z.shape in its forward, and branch on no value of a tensor"
+        ) from error
+    with writing(Path(path)) as file:
+        torch.export.save(program, file)
+    open_program(Path(path))

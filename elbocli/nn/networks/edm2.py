@@ -1,0 +1,274 @@
+"""The magnitude-preserving U-Net of EDM2, built from a config.
+
+No layer changes the root mean square of what goes through it: weights are used at unit magnitude, sums, joins and
+activations are divided by what they would add, and what is learned about strength is in a few gains. There are no
+biases and no group norms. Source: Karras et al. 2024, arXiv:2312.02696, config G. Equations below are that paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elbocli.core.level_codes import parse_level_code
+from elbocli.errors import UsageError
+from elbocli.nn.level_number import level_number
+from elbocli.nn.networks import Network, explained, network
+from elbocli.nn.networks.blocks import LevelsConfig, as_it_comes, doubled, heads_of
+
+EPS = 1e-4
+"""Added to a root mean square before anything is divided by it."""
+SILU_SIZE = 0.596
+"""Root mean square of silu of a standard normal, as the paper rounds it (eq. 81)."""
+RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5
+"""Shares of a block's residual branch, of attention, of the class, and of the skip connection."""
+CLIP = 256.0
+"""Largest activation that leaves a block."""
+
+
+@dataclass(frozen=True)
+class EDM2Config(LevelsConfig):
+    """attention: sizes in pixels that have it. Raises UsageError when the levels don't fit the image."""
+
+    quiet_classes = False
+
+    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
+    code: str = explained(
+        "The number that the network is told instead of logsnr; this is ln(sigma)/4.", default="logsnr:factor=-0.125"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(isinstance(level, int) for level in self.levels):
+            raise UsageError(f"network: levels {list(self.levels)} must be whole multiples of {self.channels} channels")
+        try:
+            object.__setattr__(self, "code", parse_level_code(self.code).spec)
+        except UsageError as error:
+            raise UsageError(f"network: code {self.code!r}: {error}") from error
+
+    def width(self, depth: int) -> int:
+        """Channels of a level."""
+        return self.channels * int(self.levels[depth])
+
+    def for_size(self, image_size: int) -> Self:
+        """The same network for another size, its attention as many halvings down as it was."""
+        new = replace(self, image_size=image_size)
+        return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
+
+
+def unit(x: Tensor, *dims: int) -> Tensor:
+    """x divided by its root mean square over dims, which becomes 1."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    count = math.prod([x.shape[dim] for dim in dims])
+    length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
+    return x / (length / math.sqrt(count) + EPS).to(x.dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU that keeps the magnitude of normal values (eq. 81)."""
+    return F.silu(x) / SILU_SIZE
+
+
+def blend(x: Tensor, y: Tensor, share: float) -> Tensor:
+    """(1 − share) x + share y at the magnitude that both have, if they are independent (eq. 88)."""
+    scale = math.hypot(1 - share, share)
+    return torch.add(x * ((1 - share) / scale), y, alpha=share / scale)
+
+
+def join(x: Tensor, y: Tensor, share: float) -> Tensor:
+    """Channels of x, then of y, at the magnitude that both have; y counts `share`, x the rest (eq. 103)."""
+    one, other = x.shape[1], y.shape[1]
+    scale = math.sqrt((one + other) / ((1 - share) ** 2 + share**2))
+    return torch.cat([x * (scale * (1 - share) / math.sqrt(one)), y * (scale * share / math.sqrt(other))], 1)
+
+
+class UnitLayer(nn.Module):
+    """Linear layer, or convolution where `kernel` isn't 0, without bias. Each output's weights are used at length 1 (eq. 47).
+
+    Stored weights have root mean square 1 by output, which `EDM2.constrain` sees to while training.
+    """
+
+    def __init__(self, cin: int, cout: int, kernel: int = 0):
+        super().__init__()
+        weight = torch.empty(cout, cin, *([kernel, kernel] if kernel else []))
+        # Meta tensors are drawn by Python code that takes 2 s to import.
+        self.weight = nn.Parameter(weight if weight.is_meta else unit(weight.normal_(), *self.inputs(weight)))
+
+    @staticmethod
+    def inputs(weight: Tensor) -> range:
+        """Dimensions of a weight that one output sums over."""
+        return range(1, weight.dim())
+
+    def effective(self, gain: Tensor | float = 1.0) -> Tensor:
+        """The weights as they are used: of length `gain` by output, at least in float32."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        dims = tuple(self.inputs(weight))
+        length = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+        return weight * (gain / (length + EPS * math.sqrt(weight[0].numel())))
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        weight = self.effective(gain)
+        return F.linear(x, weight) if weight.dim() == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+class LevelAndClass(nn.Module):
+    """(λ, class) → [B, width] at unit magnitude. Class −1 is no class: it adds nothing, and halves the square.
+
+    frequencies, phases: [channels] fixed at random, part of every checkpoint (eq. 75).
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, code: str, channels: int, width: int, num_classes: int):
+        super().__init__()
+        self.code = code
+        frequencies, phases = torch.empty(channels), torch.empty(channels)
+        if not phases.is_meta:
+            frequencies.normal_(std=2 * math.pi)
+            phases.uniform_(0, 2 * math.pi)
+        self.register_buffer("frequencies", frequencies)
+        self.register_buffer("phases", phases)
+        self.level = UnitLayer(channels, width)
+        self.classes = UnitLayer(num_classes, width) if num_classes else None
+
+    def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
+        # As in other networks, λ and what is made of it are not rounded to the precision of the rest, nor to TF32.
+        kept = torch.promote_types(self.level.weight.dtype, torch.float32)
+        wide = torch.float64 if logsnr.is_cuda else kept
+        angle = level_number(logsnr.double(), self.code)[:, None] * self.frequencies.double() + self.phases.double()
+        waves = math.sqrt(2) * angle.cos().to(kept)
+        with as_it_comes(waves):
+            out = F.linear(waves.to(wide), self.level.effective().to(wide)).to(kept)
+        if self.classes is not None:
+            # A class is one-hot times √classes: a column of weights of root mean square 1.
+            table = self.classes.effective(math.sqrt(self.classes.weight.shape[1])).t()
+            labels = torch.full_like(logsnr, -1, dtype=torch.long) if labels is None else labels
+            known = (labels >= 0).to(kept)[:, None]
+            out = blend(out, known * table[labels.clamp(min=0)], CLASS)
+        return silu(out)
+
+
+class Attention(nn.Module):
+    """Self-attention over pixels by cosines: queries, keys and values have unit magnitude in each head."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = heads_of(channels)
+        self.qkv = UnitLayer(channels, 3 * channels, 1)
+        self.out = UnitLayer(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
+        qkv = self.qkv(x).contiguous(memory_format=torch.channels_last)
+        qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = unit(qkv.transpose(3, 4), 4).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
+        return blend(x, self.out(mixed), ATTENTION)
+
+
+class Block(nn.Module):
+    """Residual block: two convolutions, scaled in between by the conditioning; may halve or double the size before.
+
+    On the way down its input is brought to unit magnitude by pixel. On the way up it takes a skip's channels after its
+    own; they are joined here, so that a unit's inputs are the tensors kept anyway.
+    """
+
+    def __init__(
+        self, cin: int, cout: int, width: int, dropout: float, down: bool, attention: bool = False, resample: str = ""
+    ):
+        super().__init__()
+        self.down, self.resample = down, resample
+        self.gain = nn.Parameter(torch.zeros(1))
+        self.conv1 = UnitLayer(cout if down else cin, cout, 3)
+        self.scale = UnitLayer(width, cout)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = UnitLayer(cout, cout, 3)
+        self.skip = UnitLayer(cin, cout, 1) if cin != cout else nn.Identity()
+        self.attention = Attention(cout) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
+        x = x if skip is None else join(x, skip, JOINED)
+        if self.resample:
+            x = F.avg_pool2d(x, 2) if self.resample == "down" else doubled(x)
+        if self.down:
+            x = unit(self.skip(x), 1)
+        h = self.conv1(silu(x))
+        h = silu(h * (self.scale(code, self.gain) + 1)[:, :, None, None])
+        h = self.conv2(self.dropout(h))
+        x = blend(x if self.down else self.skip(x), h, RESIDUAL)
+        return self.attention(x).clamp(-CLIP, CLIP)
+
+
+@network("edm2", config=EDM2Config, source="Karras et al. 2024")
+class EDM2(Network):
+    """The network of an EDM2Config; its units are its residual blocks."""
+
+    def __init__(self, config: EDM2Config):
+        super().__init__(config)
+        widths = [config.width(depth) for depth in range(len(config.levels))]
+        width, now = max(widths), widths[0]
+        self.conditioning = LevelAndClass(config.code, now, width, config.num_classes)
+        # A channel of ones takes the place of biases.
+        self.first = UnitLayer(config.image_channels + 1, now, 3)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, side = [now], config.side
+
+        def block(cin: int, cout: int, down: bool, attention: bool = False, resample: str = "") -> Block:
+            return Block(cin, cout, width, config.dropout, down, attention, resample)
+
+        for depth, goal in enumerate(widths):
+            if depth:
+                side //= 2
+                self.down.append(block(now, now, True, resample="down"))
+                skips.append(now)
+            for _ in range(config.blocks):
+                self.down.append(block(now, goal, True, side in config.attention))
+                now = goal
+                skips.append(now)
+        self.middle = nn.ModuleList([block(now, now, False, attention=True), block(now, now, False)])
+        for depth, goal in reversed(list(enumerate(widths))):
+            if depth < len(widths) - 1:
+                side *= 2
+                self.up.append(block(now, now, False, resample="up"))
+            for _ in range(config.blocks + 1):
+                self.up.append(block(now + skips.pop(), goal, False, side in config.attention))
+                now = goal
+        self.last = UnitLayer(now, config.image_channels, 3)
+        self.gain = nn.Parameter(torch.zeros(1))
+        self._constrained = [f"{name}.weight" for name, each in self.named_modules() if isinstance(each, UnitLayer)]
+
+    def units(self) -> list[nn.Module]:
+        """Residual blocks, from the first to the last."""
+        return [*self.down, *self.middle, *self.up]
+
+    @torch.no_grad()
+    def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
+        """Bring all weights but the gains back to root mean square 1 by output: forced weight normalisation (eq. 66).
+
+        Without it they would grow with every update, as those are at a right angle to them, and learn ever more slowly.
+        """
+        for name in self._constrained:
+            weight = weights[name]
+            weight.copy_(torch.where(left_out, weight, unit(weight, *UnitLayer.inputs(weight))))
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        code = self.conditioning(logsnr, labels)
+        z = self.config.padded(z)
+        x = self.first(torch.cat([z, torch.ones_like(z[:, :1])], 1))
+        skips = [x]
+        for block in self.down:
+            x = self.through(block, x, code)
+            skips.append(x)
+        for block in self.middle:
+            x = self.through(block, x, code)
+        for block in self.up:
+            x = self.through(block, x, code, None if block.resample else skips.pop())
+        return self.config.cut(self.last(x, self.gain))

@@ -2,24 +2,56 @@
 
 import os
 import signal
+import sys
+import time
 from types import FrameType
 
+from elbocli.runtime.undoing import undo_all
+
+ENDING = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+"""Signals that end a command, and what they do to a process that has changed nothing. Shells ignore some for others."""
+GRACE_S = 1.0
+"""Time after the first signal in which another is an echo of it."""
 IMPORTING = "<frozen importlib._bootstrap>"
+_ended: list[float] = []
 
 
-def leave(signum: int, frame: FrameType | None) -> None:
-    """End in silence at a Ctrl-C while modules are imported, when nothing is at stake yet; else raise KeyboardInterrupt."""
+def end(signum: int, frame: FrameType | None) -> None:
+    """End the process: undo what is half done, say a word, and leave with the exit code by which shells tell the signal.
+
+    Nothing is raised: an exception may come in the middle of an import, which makes another of it, or of a finalizer,
+    which swallows it. Commands that save their work take the signals themselves.
+    """
+    now = time.monotonic()
+    if not _ended:
+        _ended.append(now)
+        undo_all()
+        main = sys.modules.get("elbocli.main")
+        if main is not None and not _imports(frame):
+            main.say_ended(signum)
+    elif now - _ended[0] < GRACE_S:
+        return
+    os._exit(128 + signum)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported there. Nothing is at stake then, and nothing is said."""
     while frame is not None:
         if frame.f_code.co_filename == IMPORTING:
-            os._exit(128 + signum)
+            return True
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return False
 
 
 def main() -> None:
     """Run the command line."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in a shell's background
-        signal.signal(signal.SIGINT, leave)
+    for signum, usual in ENDING.items():
+        if signal.getsignal(signum) is usual:
+            signal.signal(signum, end)
     from elbocli.main import main as run
 
     run()

@@ -15,12 +15,13 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
-from elbocli.cli.grouped_help import COMPLETE, CONTEXT, Command
+from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command
 from elbocli.cli.other_words import Group
-from elbocli.cli.stderr import heard, tell
+from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
+from elbocli.cli.visible import visible_lines
 from elbocli.errors import ElboError
-from elbocli.runtime.descriptors import make_streams_whole
+from elbocli.runtime.descriptors import make_streams_whole, write_all
 
 COMMANDS = {
     "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
@@ -89,6 +90,17 @@ def elbo() -> None:
 
 ALLOCATE = "can't allocate memory"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+MAY = "; see who may read it, write it and search its folders: ls -ld"
+MOST_OPEN = "; close some, or allow more by 'ulimit -n'"
+REFUSED = {
+    errno.ENAMETOOLONG: (": a name has at most 255 bytes, and a path 4095; choose a shorter one", 2),
+    errno.EACCES: (MAY, 1),
+    errno.EPERM: (MAY, 1),
+    errno.EROFS: ("; choose another folder", 1),
+    errno.EMFILE: (MOST_OPEN, 1),
+    errno.ENFILE: (MOST_OPEN, 1),
+}
+"""Ways in which the system refuses a file that no command looked out for: what to do, and the exit code."""
 LATER_S = 10.0
 SIGNALLED = 128
 """Exit codes from here on say by which signal a command ended, as shells do."""
@@ -130,15 +142,41 @@ def fail(where: str, message: str, code: int, alone: bool = False) -> int:
     return code
 
 
+def say_ended(signum: int) -> None:
+    """Say that a signal ends the command, if one has begun. Python's own streams may be in the middle of something."""
+    if Command.path != "elbo" and not Command.silent:
+        how = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+        bar = "\r\x1b[K" if os.isatty(STDERR) else ""
+        with heard():
+            write_all(STDERR, f"{bar}{Command.path}: {how}\n".encode())
+
+
+def _invoke(args: list[str]) -> int:
+    """Run a command line to its end, and what it prints to where it goes; the exit code."""
+    try:
+        if COMPLETE in os.environ:
+            code: int = shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE])
+        else:
+            with elbo.make_context("elbo", args, auto_envvar_prefix="ELBO") as context:
+                elbo.invoke(context)
+            code = 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    sys.stdout.flush()
+    return code
+
+
+def _drop_output() -> None:
+    """Let nobody have what waits to be written to standard output, because it can't be."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, STDOUT)
+    os.close(nobody)
+
+
 def run(args: list[str] | None = None) -> int:
     """Run a command line; the exit code."""
     try:
-        line = sys.argv[1:] if args is None else args
-        with elbo.make_context("elbo", line, auto_envvar_prefix="ELBO") as context:
-            elbo.invoke(context)
-        return 0
-    except click.exceptions.Exit as end:
-        return end.exit_code
+        return _invoke(sys.argv[1:] if args is None else args)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "elbo"
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -150,7 +188,7 @@ def run(args: list[str] | None = None) -> int:
     except ElboError as error:
         if Command.verbose:
             with heard():
-                traceback.print_exc()
+                click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
         return fail(Command.path, str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # As torch and numpy say it, who need not be imported here; anything else is our bug.
@@ -164,34 +202,26 @@ def run(args: list[str] | None = None) -> int:
         code = SIGNALLED + signal.SIGINT
         return fail(Command.path, "interrupted", code) if Command.path != "elbo" else code  # no command has begun
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return SIGNALLED + signal.SIGPIPE
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG and error.filename is not None:
-            most = "a name has at most 255 bytes, and a path 4095"
-            return fail(
-                Command.path, f"{os.fsdecode(error.filename)}: {error.strerror}: {most}; choose a shorter one", 2
-            )
-        if error.errno not in FULL or error.filename is not None:
+        if error.errno in REFUSED and (error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE)):
+            then, code = REFUSED[error.errno]
+            where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            return fail(Command.path, f"{where}{error.strerror}{then}", code)
+        if error.errno not in (*FULL, errno.EBADF) or error.filename is not None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what waits there can't be written either
-        return fail(Command.path, f"standard output: could not write: {error.strerror}", 1)
+        _drop_output()
+        closed = error.errno == errno.EBADF
+        return fail(Command.path, CLOSED if closed else f"standard output: could not write: {error.strerror}", 1)
 
 
 def main() -> None:
     """The console script."""
-    if COMPLETE in os.environ:
-        sys.exit(shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE]))
-    share_cores()
-    extend_segments()
     make_streams_whole()
-    if sys.stderr is not None:
+    if COMPLETE not in os.environ:
+        share_cores()
+        extend_segments()
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
         faulthandler.enable()
-    code = run()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = SIGNALLED + signal.SIGPIPE
-    sys.exit(code)
+    sys.exit(run())

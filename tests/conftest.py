@@ -29,6 +29,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pretend  # noqa: F401 - before the first backward pass of the process, which may come while tests are collected
+from signalled import end
 
 ROOT = Path(__file__).parent.parent
 LONGEST = (
@@ -58,19 +59,34 @@ class Zygote:
         )
         atexit.register(self.process.kill)
 
-    def run(self, line: list[str], cwd: Path | None, env: dict[str, str], stdin: bytes, timeout: float) -> Result:
-        """As subprocess.run does it. Raises TimeoutExpired."""
+    def run(
+        self,
+        line: list[str],
+        cwd: Path | None,
+        env: dict[str, str],
+        stdin: bytes,
+        timeout: float,
+        ended: tuple[int, float] | None = None,
+        **conditions: Any,
+    ) -> Result:
+        """As subprocess.run does it, under conditions as tests/zygote.py takes them. Raises TimeoutExpired.
+
+        ended: a signal, and after how many seconds it comes, counted from when the command has begun to heed any.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             streams = [Path(folder) / name for name in ("in", "out", "err")]
             for stream, content in zip(streams, (stdin, b"", b""), strict=True):
                 stream.write_bytes(content)
             request = {"line": line, "cwd": str(cwd or Path.cwd()), "env": env, "streams": [*map(str, streams)]}
+            request |= {"closed": [], "ordinary": False, "files": None, "at_fsync": None, **conditions}
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             child = int(self.process.stdout.readline())
             late = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
             late.start()
+            if ended is not None:
+                threading.Thread(target=end, args=(child, *ended)).start()
             code = int(self.process.stdout.readline())
             if late.finished.is_set():
                 raise subprocess.TimeoutExpired(line, timeout)
@@ -90,8 +106,11 @@ def run_elbo(
     stdin: Any = b"",
     env: dict[str, str] | None = None,
     timeout: float = 240,
+    **conditions: Any,
 ) -> Result:
     """Run a command line in its own process; bytes of both streams and the exit code.
+
+    conditions: as Zygote.run takes them.
 
     stdin: bytes, or whatever subprocess takes. Whoever changes more of the environment than elbo's own variables,
     which libraries may read when they are imported, gets a process that imports them.
@@ -100,7 +119,8 @@ def run_elbo(
     environment = kept | (env or {})
     line = [*map(str, args)]
     if isinstance(stdin, bytes) and all(key.startswith("ELBO_") for key in env or {}):
-        return zygote().run(line, cwd, environment, stdin, timeout)
+        return zygote().run(line, cwd, environment, stdin, timeout, **conditions)
+    assert not conditions
     given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
     return subprocess.run(
         [sys.executable, "-m", "elbocli", *line],

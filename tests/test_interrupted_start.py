@@ -1,8 +1,9 @@
-"""Ctrl-C before a command has begun: silence and exit code 130, wherever the start is."""
+"""Signals that end a command before it has begun: silence and the shell's exit code, wherever the start is."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +13,34 @@ import pytest
 from elbocli import main
 from elbocli.cli.grouped_help import Command
 
-INTERRUPTING = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+ENDING = "import os, time\nos.kill(os.getpid(), {})\ntime.sleep(60)\n"
 
 
 @pytest.mark.parametrize(
-    ("module", "line"),
-    [("click", ["--help"]), ("torch", ["train", "a.h5"]), ("numpy", ["sample", "run", "-o", "a.npy"])],
+    ("module", "line", "signum"),
+    [
+        ("click", ["--help"], signal.SIGINT),
+        ("torch", ["train", "a.h5"], signal.SIGTERM),
+        ("numpy", ["sample", "run", "-o", "a.npy"], signal.SIGINT),
+        ("yaml", ["report", "run"], signal.SIGHUP),
+    ],
 )
-def test_while_modules_are_imported(module: str, line: list[str], tmp_path: Path) -> None:
-    (tmp_path / f"{module}.py").write_text(INTERRUPTING)
+def test_while_modules_are_imported(module: str, line: list[str], signum: int, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text(ENDING.format(signum))
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     command = [sys.executable, "-m", "elbocli", *line]
     environment = {**os.environ, "PYTHONPATH": path}
     result = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False, cwd=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (130, b"", b"")
+    assert (result.returncode, result.stdout, result.stderr) == (128 + signum, b"", b"")
 
 
-def test_an_ignored_ctrl_c_stays_ignored() -> None:
+@pytest.mark.parametrize("ignored", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_ignored_signal_stays_ignored(ignored: str) -> None:
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"import signal; signal.signal(signal.{ignored}, signal.SIG_IGN)\n"
         "import sys; from elbocli import __main__ as start; sys.argv = ['elbo', '--version']\n"
         "try: start.main()\n"
-        "except SystemExit: print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)\n"
+        f"except SystemExit: print(signal.getsignal(signal.{ignored}) is signal.SIG_IGN)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.endswith("True\n")

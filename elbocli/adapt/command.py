@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import WEIGHTING, common, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
 from elbocli.core.criteria import CRITERIA
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, prints=without_file)
 @click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
 @option(
     "--weighting",

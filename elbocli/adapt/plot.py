@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, new_figure
+from elbocli.cli.visible import lettered
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.weighting import Weighting
 
@@ -30,7 +31,7 @@ def plot_fit(
     share = weighting(middle) * moments.smoothed().mean
     share = share / (share * moments.edges.diff()).sum()
     axes["density"].fill_between(
-        middle, share, color="0.85", label=f"share of the loss, {brief(weighting.spec)}", step="mid"
+        middle, share, color="0.85", label=f"share of the loss, {lettered(brief(weighting.spec))}", step="mid"
     )
     draw_densities(axes["density"], densities, at)
     finish(sheet, axes, ["density"], low, high, out)

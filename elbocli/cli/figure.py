@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elbocli.cli.visible import lettered
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import plain
@@ -112,7 +113,7 @@ def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], 
     for index, (name, density) in enumerate(densities.items()):
         value = density(at)
         style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)
-        axis.plot(at, value.where(value > 0, torch.nan), label=name, **style)
+        axis.plot(at, value.where(value > 0, torch.nan), label=lettered(name), **style)
     axis.set_ylim(bottom=0)
     axis.set_ylabel(r"$p(\lambda)$ of schedules")
     axis.legend()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 import click
 
 from elbocli.cli.other_words import renamed_option
+from elbocli.errors import DataError
+from elbocli.runtime.descriptors import writable
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 COMPLETE = "_ELBO_COMPLETE"
@@ -30,12 +32,30 @@ class Option(click.Option):
 
 option = partial(click.option, cls=Option)
 """Decorator that adds an Option, as click.option does its own."""
+STDOUT = 1
+CLOSED = "standard output: is closed, or not open for writing, and the result goes there; redirect it: > FILE"
+
+
+def always(params: Mapping[str, Any]) -> bool:
+    """True for every command line."""
+    return True
+
+
+def never(params: Mapping[str, Any]) -> bool:
+    """False for every command line."""
+    return False
+
+
+def without_file(params: Mapping[str, Any]) -> bool:
+    """True unless -o names a file and nothing else is asked for."""
+    return str(params["out"]) in ("-", "None") or bool(params.get("as_json") or params.get("report"))
 
 
 class Command(click.Command):
     """Remembers which command runs, for messages, and whether it should be quiet or verbose.
 
-    groups: heading → the Python names of the options under it.
+    groups: heading → the Python names of the options under it. prints: whether its result goes to standard output, by
+    its parameters.
     """
 
     path: ClassVar[str] = "elbo"
@@ -44,9 +64,15 @@ class Command(click.Command):
     silent: ClassVar[bool] = False
     """Not even errors that another process of the same run says."""
 
-    def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        groups: Mapping[str, Collection[str]] | None = None,
+        prints: Callable[[Mapping[str, Any]], bool] = always,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.groups = groups or {}
+        self.groups, self.prints = groups or {}, prints
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -72,6 +98,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
         Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
+        if self.prints(ctx.params) and not Command.silent and not writable(STDOUT):
+            raise DataError(CLOSED)  # now, and not after the work
         return super().invoke(ctx)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from elbocli.cli.grouped_help import Command
 from elbocli.cli.stderr import heard, tell
+from elbocli.cli.visible import visible
 from elbocli.runtime.progress import Progress, duration
 
 LINE_EVERY_S = 10.0
@@ -96,7 +97,7 @@ class _Bar:
             self.bar = tqdm(file=sys.stderr, dynamic_ncols=True, smoothing=0.1, leave=False, disable=hidden, **count)
         if report.values:
             self.values = self.values | report.values  # the loss stays when a validation reports
-            self.bar.set_postfix_str(_pretty(self.values, _columns() - COUNT_WIDTH), refresh=False)
+            self.bar.set_postfix_str(visible(_pretty(self.values, _columns() - COUNT_WIDTH)), refresh=False)
         self.bar.update(report.done - self.bar.n)
 
     def close(self) -> None:

@@ -1,17 +1,16 @@
-"""Standard error: what is shown of a message, and what becomes of it when nobody is there to read it any more."""
+"""Standard error: how a message is said, and what becomes of it when nobody is there to read it any more."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
+from elbocli.cli.visible import visible
+
 STDERR = 2
-OWN_OR_ANY = re.compile(r"\n  |.", re.DOTALL)
-"""A line that a message goes on with, which is indented, or any character."""
 
 
 @contextmanager
@@ -26,19 +25,6 @@ def heard() -> Iterator[None]:
         nobody = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nobody, STDERR)
         os.close(nobody)
-
-
-def visible(text: str) -> str:
-    """Return text with everything escaped that moves a terminal's cursor, colours it or looks like nothing.
-
-    Names of files, and what strangers' files say, may hold such things. Lines that a message goes on with stay.
-    """
-
-    def shown(found: re.Match[str]) -> str:
-        part = found[0]
-        return part if part.isprintable() or len(part) > 1 else part.encode("unicode_escape").decode()
-
-    return OWN_OR_ANY.sub(shown, text)
 
 
 def tell(text: str) -> None:

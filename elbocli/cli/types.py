@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from elbocli.core.plain_number import plain_float, plain_int
 from elbocli.run.setting_type import LARGEST, LARGEST_COUNT, LARGEST_DURATION_S
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            number = float(value)
+            number = plain_float(value)
         except (TypeError, ValueError):
             self.fail(f"{value!r} is not a number", param, ctx)
         if not math.isfinite(number) or number < self.low or number > self.high or (self.above and number == self.low):
@@ -50,7 +51,7 @@ class Shift(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return "auto" if value == "auto" else Number().convert(value, param, ctx)
 
 
-class Count(click.types.IntParamType):
+class Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A whole number, at least `least`. (Click's own says its range in every help.)"""
 
     name = "count"
@@ -59,7 +60,10 @@ class Count(click.types.IntParamType):
         self.least, self.most = least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        number = int(super().convert(value, param, ctx))
+        try:
+            number = plain_int(value)
+        except (TypeError, ValueError, OverflowError):
+            self.fail(f"{value!r} is not a valid integer.", param, ctx)
         if not self.least <= number <= self.most:
             self.fail(f"{number} is not in the range {self.least} to {self.most}", param, ctx)
         return number
@@ -75,7 +79,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     name = "duration"
     UNITS: ClassVar[dict[str, int]] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
     IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
-    IN_COLONS = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)")
+    IN_COLONS = re.compile(r"(?:(?:([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9][0-9])")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, str):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from elbocli.core.plain_number import ascii_digits, plain_float
 from elbocli.core.registry import Declaration, Registry, number, plain
 from elbocli.errors import UsageError
 
@@ -117,8 +118,8 @@ def _long(text: str) -> float:
     from decimal import Decimal
 
     try:
-        return float(Decimal(text[:-1]).scaleb(6) if text.endswith("M") else Decimal(text))
-    except ArithmeticError:
+        return float(Decimal(ascii_digits(text[:-1])).scaleb(6) if text.endswith("M") else Decimal(ascii_digits(text)))
+    except (ArithmeticError, ValueError):
         raise UsageError(f"{text!r} is not a number") from None
 
 
@@ -128,7 +129,7 @@ def parse_average(text: str | float) -> Average:
     if words.startswith(PREFIX):
         return _of_name(words)
     try:
-        float(words)
+        plain_float(words)
     except ValueError:
         return Average(AVERAGES.parse(words, MOST_IMAGES))
     return Average(AVERAGES[BARE].bind({"beta": number(words, BARE)}))

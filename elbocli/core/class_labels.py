@@ -10,6 +10,9 @@ from elbocli.core.registry import nearest
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 
+LONGEST = 20
+"""Characters of a number: to read more takes long."""
+
 
 def choose_labels(
     classes: str,
@@ -45,7 +48,7 @@ def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
 def _number(word: str, num_classes: int, names: list[str]) -> int:
     """The class that a word means, by name or by number. Raises UsageError when there is none or more than one."""
     found = {k for k, name in enumerate(names) if name == word}
-    if word.isdecimal() and int(word) < num_classes:
+    if word.isascii() and word.isdecimal() and len(word) < LONGEST and int(word) < num_classes:
         found.add(int(word))
     if not found:
         named = [name for name in names if not name.isdecimal()]

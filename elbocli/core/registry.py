@@ -10,6 +10,7 @@ from functools import cache
 from inspect import signature
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from elbocli.core.plain_number import plain_float
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
@@ -246,7 +247,7 @@ def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
 def number(text: str | float, what: str = "value", largest: float = LARGEST) -> float:
     """A finite float of sane size. Raises UsageError otherwise."""
     try:
-        value = float(text)
+        value = plain_float(text)
     except (TypeError, ValueError):
         raise UsageError(f"{what}: {text!r} is not a number") from None
     if not math.isfinite(value) or abs(value) > largest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from elbocli.cli.visible import visible
 from elbocli.core.metrics import Role
 from elbocli.evaluate.result import EvalResult, Score
 
@@ -63,7 +64,7 @@ OF_SOME_METRICS = {
 
 def code(value: Any) -> str:
     """Any text as a code span, in which Markdown and HTML have no meaning, on one line."""
-    text = " ".join(str(value).split())
+    text = visible(" ".join(str(value).split()))
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}" if text else UNKNOWN

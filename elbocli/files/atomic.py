@@ -1,7 +1,8 @@
 """Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed.
 
-`.NAME.PID.tmp` is a file or folder that is written, `.NAME.PID.trash` a folder that makes room. The writer holds a
-lock on it. If a writer was killed, the next start finds the file without a lock and removes it.
+`.NAME.PID.tmp` is a file or folder that is written, `.NAME.PID.replaced` a folder that makes room for a new one, where the
+two can't be exchanged at once, and `.NAME.PID.trash` one that is removed. The writer holds a lock on the first two. If it
+was killed, the next start finds them without one: it removes them, or puts the old folder back when nothing took its place.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.file_system import flush_folder, special, try_lock
+from elbocli.files.file_system import exchange, flush_folder, special, try_lock
+from elbocli.runtime.undoing import undoing
 
 LONGEST_NAME = 220
 """Bytes of a name that leave room, of the 255 that file systems have, for what is added to it."""
-ASIDE = re.compile(r"\.(.+)\.\d+\.(?:tmp|trash)", re.DOTALL)
+ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|replaced|trash)", re.DOTALL)
 
 
 def aside_of(path: Path, end: str = "tmp") -> Path:
-    """The name beside `path` for what becomes `path`, or ('trash') for what makes room for it."""
+    """The name beside `path` for what becomes `path`, or what makes room for it ('replaced'), or is removed ('trash')."""
     return path.with_name(f".{path.name}.{os.getpid()}.{end}")
 
 
@@ -37,23 +39,34 @@ def is_aside(path: Path) -> bool:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in a folder: all, or what was to become `name`. Litter that stays harms nobody."""
+    """Clear up what killed writers left in a folder: all, or what was to become `name`. Litter that stays harms nobody."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = ASIDE.fullmatch(entry.name)
             if found and name in (None, found[1]):
-                _remove_left(Path(entry.path))
+                _clear_left(Path(entry.path), folder / found[1], found[2])
 
 
-def _remove_left(aside: Path) -> None:
-    """Remove a file or folder that was written aside, unless somebody writes it still."""
+def _clear_left(aside: Path, path: Path, end: str) -> None:
+    """Remove a file or folder that was written aside, or put an old one back, unless somebody is at it still."""
     with contextlib.suppress(OSError):
         handle = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             try_lock(handle)
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+            if end == "replaced" and not os.path.lexists(path):
+                aside.rename(path)
+            else:
+                _remove(aside)
         finally:
             os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @functools.cache
@@ -67,6 +80,8 @@ def refuse_existing(path: Path, overwrite: bool, folder: bool = False) -> None:
 
     folder: whether a folder is to be made there, and not a file. A device or a pipe is never replaced.
     """
+    if folder:
+        _swept(path)  # which may put back the old one
     if what := special(path):
         raise UsageError(f"{path}: is {what}, and only files are replaced; choose another name")
     if os.path.lexists(path) and not overwrite:
@@ -105,7 +120,7 @@ def replace(aside: Path, path: Path) -> None:
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
     aside = aside_of(path)
-    with told(path):
+    with told(path), undoing(lambda: aside.unlink(missing_ok=True)):
         _swept(path)
         try:
             encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")  # a path may be no text
@@ -125,8 +140,15 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
     Its parent must be there: nothing is made again that somebody has moved away meanwhile.
     """
-    aside, trash = aside_of(path), aside_of(path, "trash")
-    with told(path):
+    aside, old = aside_of(path), aside_of(path, "replaced")
+
+    def clear() -> None:
+        with contextlib.suppress(OSError):
+            _remove(aside)
+        with contextlib.suppress(OSError):
+            old.rename(path) if old.exists() and not os.path.lexists(path) else _remove(old)
+
+    with told(path), undoing(clear):
         _swept(path)
         try:
             aside.mkdir()
@@ -136,17 +158,21 @@ def writing_folder(path: Path) -> Iterator[Path]:
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
                 flush_folder(aside)
-                if path.is_dir():
-                    os.replace(path, trash)
-                try:
-                    replace(aside, path)
-                except (OSError, DataError):
-                    if trash.exists():
-                        os.replace(trash, path)
-                    raise
+                _take_place(aside, old, path)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(trash, ignore_errors=True)
+            clear()
+
+
+def _take_place(aside: Path, old: Path, path: Path) -> None:
+    """Give a folder its name; a folder that has it goes to `aside` or `old`. A kill at no moment loses both."""
+    if not path.is_dir():
+        replace(aside, path)
+    elif exchange(aside, path):
+        flush_folder(path.parent)
+    else:
+        with _held(path):
+            path.rename(old)
+            replace(aside, path)
 
 
 @contextlib.contextmanager

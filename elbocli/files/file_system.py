@@ -1,4 +1,5 @@
-"""Services that not every file system has (locks, room claimed beforehand, folders that are flushed), and what lies at a path."""
+"""Services that not every file system has (locks, room claimed beforehand, folders that are flushed, names that are
+exchanged), and what lies at a path."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 LACKING = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
 """Answers of a file system that has no such service."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 STREAMS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device"}
 SPECIAL = {**STREAMS, stat.S_IFBLK: "a disk", stat.S_IFSOCK: "a socket"}
 
@@ -52,6 +54,25 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths name each other's file or folder, with no moment between; False where that can't be done.
+
+    Raises OSError.
+    """
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # no libc that is loaded so, or one that is too old
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number not in LACKING:
+        raise OSError(number, os.strerror(number), str(other))
+    return False
 
 
 def special(path: Path) -> str:

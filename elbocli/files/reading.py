@@ -25,13 +25,13 @@ def encodable(text: str) -> str:
 
 @contextlib.contextmanager
 def utf8_path(path: Path) -> Iterator[Path]:
-    """A name of a file or folder for libraries that open none whose name is not UTF-8. Raises OSError."""
-    if encodable(str(path)) == str(path):
-        yield path
-        return
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """A name of a file or folder for libraries that open none whose name is not UTF-8.
+
+    Raises OSError when it can't be opened: some of them would say that there is no such file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        yield Path(f"/dev/fd/{handle}")
+        yield path if encodable(str(path)) == str(path) else Path(f"/dev/fd/{handle}")
     finally:
         os.close(handle)
 

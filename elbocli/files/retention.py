@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
+
+from elbocli.errors import DataError
 
 PREFIX = "step-"
 
@@ -34,9 +37,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """Paths in a folder that have such a name, by step; a copy that somebody called `step-00001000-good` has none."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=step_of)
+    """Paths in a folder that have such a name, by step; a copy that somebody called `step-00001000-good` has none.
+
+    Raises DataError when the folder is there and can't be listed: nobody shall take it for an empty one.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(f"{folder}: could not list: {error.strerror}") from error
+    steps = [name for name in names if name.startswith(PREFIX) and name.removeprefix(PREFIX).isdecimal()]
+    return sorted((folder / name for name in steps), key=step_of)
 
 
 def _milestone(step: int, every: int) -> bool:

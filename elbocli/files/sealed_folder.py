@@ -77,9 +77,11 @@ class SealedFolder:
     def read(cls, path: Path, verify: bool = True) -> Self:
         """A folder, every file compared with its digest unless told not to.
 
-        Raises FormatError, also when it lies in a run that didn't write it.
+        Raises FormatError, also when it lies in a run that didn't write it; DataError when it is kept from this user, which
+        is no damage.
         """
-        with refusing(f"{path}: not a whole {cls.WORD}"):
+        kept = refusing(f"{path}: could not read", "; see who may: ls -ld", DataError, (PermissionError,))
+        with refusing(f"{path}: not a whole {cls.WORD}"), kept:
             meta = json.loads((path / META).read_text())
             check_format(path, meta, cls.FORMAT)
             for name, known in meta["files"].items():

@@ -13,7 +13,11 @@ from elbocli.files.reading import read_text
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Find the type of a word as YAML does; but 1_000 is text, as it is no number anywhere else in elbo."""
+        found = super().resolve(kind, value, implicit)
+        numeric = kind is yaml.ScalarNode and found.rpartition(":")[2] in ("int", "float")
+        return "tag:yaml.org,2002:str" if numeric and "_" in value else found
 
 
 class _Dumper(yaml.SafeDumper):

@@ -10,8 +10,8 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import common, overwrite_option, scale_option
-from elbocli.cli.stderr import visible
 from elbocli.cli.types import PATH, STREAM
+from elbocli.cli.visible import visible
 
 
 @click.command(cls=Command)
@@ -51,9 +51,12 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        said = json.dumps(value) if isinstance(value, (dict, list)) else visible(str(value))
+    lines = {
+        visible(key): visible(json.dumps(value) if isinstance(value, (dict, list)) else str(value))
+        for key, value in facts.items()
+    }
+    width = max(map(len, lines))
+    for key, said in lines.items():
         click.echo(f"{key:<{width}}  {said}")
 
 

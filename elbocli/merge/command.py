@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.grouped_help import Command, never, option
 from elbocli.cli.options import command_line, common, overwrite_option
 from elbocli.cli.types import PATH
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, prints=never)
 @click.argument("out", type=PATH, metavar="OUT.h5")
 @click.argument("parts", type=PATH, nargs=-1, required=True, metavar="PART...")
 @option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.grouped_help import Command, never, option
 from elbocli.cli.options import command_line, common, device_options, overwrite_option
 from elbocli.cli.types import PATH, Count, Number
 from elbocli.files.latents import CONVENTIONS
@@ -21,13 +21,13 @@ CROP_HELP = (
 
 def shard(value: str) -> tuple[int, int]:
     """I/N, counting from 1. Raises BadParameter."""
-    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
     if not match or not 1 <= int(match[1]) <= int(match[2]) <= 10**6:
         raise click.BadParameter(f"{value!r} is not I/N with 1 <= I <= N, such as 2/4")
     return int(match[1]), int(match[2])
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, prints=never)
 @click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
 @click.argument("out", type=PATH, metavar="OUT.h5")
 @option(

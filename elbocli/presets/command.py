@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import CONTEXT, Command, option
+from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import common, overwrite_option
 from elbocli.cli.types import PATH, Named
+from elbocli.cli.visible import visible_lines
 
 PRESET = Named("elbocli.nn.presets.NAMES")
 
@@ -87,10 +89,11 @@ def show(name: str) -> None:
     from elbocli.nn.presets import load_preset, preset_file
 
     load_preset(name)
-    click.echo(read_text(preset_file(name), "a preset"), nl=False)
+    text = read_text(preset_file(name), "a preset")
+    click.echo(visible_lines(text) if sys.stdout.isatty() else text, nl=False)
 
 
-@presets.command(cls=Command)
+@presets.command(cls=Command, prints=without_file)
 @click.argument("name", type=PRESET)
 @click.argument("out", type=PATH, metavar="OUT.yaml", default="-")
 @overwrite_option

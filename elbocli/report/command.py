@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, STREAM
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, prints=without_file)
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @option("-o", "--out", type=PATH, default="-", help="The file that the page goes to; - is standard output.")
 @option(

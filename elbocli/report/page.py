@@ -1,4 +1,5 @@
-"""A run, or several, on one page: HTML that needs nothing but itself. Strings from strangers are escaped by the template library.
+"""A run, or several, on one page: HTML that needs nothing but itself. Strings from strangers are escaped by the template library, and what in
+them can't be seen is shown.
 
 The page forbids itself scripts and any address (Content-Security-Policy), so that what slips through does nothing.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from elbocli.cli.visible import visible_lines
 from elbocli.report.comparison import Comparison
 from elbocli.report.drawing import swatch
 from elbocli.report.facts import RunFacts
@@ -44,7 +46,7 @@ def _filled(name: str, **values: Any) -> str:
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=number, error=error, source=source, svg=Markup, rows=score_rows)
-    return environment.get_template(name).render(**values)
+    return visible_lines(environment.get_template(name).render(**values))
 
 
 def number(value: Any) -> str:

@@ -7,11 +7,22 @@ disk, but leave what a pipe that doesn't block won't take.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import select
 import sys
 from typing import Any
+
+NOTHING = ("/", os.O_RDONLY | os.O_DIRECTORY)
+"""A folder: nothing can be read from it or written to it, nor to /dev/stdout, which is a name for it."""
+NOBODY = (os.devnull, os.O_WRONLY)
+STREAMS = (
+    ("stdin", io.BufferedReader, NOTHING),
+    ("stdout", io.BufferedWriter, NOTHING),
+    ("stderr", io.BufferedWriter, NOBODY),
+)
+"""Standard streams by descriptor, and what is opened in place of one that is closed."""
 
 
 def _ready(handle: int, event: int) -> None:
@@ -63,12 +74,40 @@ class Whole(io.RawIOBase):
         return memoryview(data).nbytes
 
 
+def take_up_closed() -> None:
+    """Open something on every standard descriptor that is closed, before a file is opened that gets its number.
+
+    Else what is meant for standard output, by us or a library, would be written into that file.
+    """
+    for handle, (_, _, instead) in enumerate(STREAMS):
+        try:
+            os.fstat(handle)
+        except OSError:
+            opened = os.open(*instead)
+            if opened == handle:
+                os.set_inheritable(handle, True)
+            else:
+                os.dup2(opened, handle)
+                os.close(opened)
+
+
+def writable(handle: int) -> bool:
+    """Whether an open descriptor is open for writing."""
+    return fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+
 def make_streams_whole() -> None:
-    """Put the standard streams of this process on `Whole`; what can't be written in their encoding is escaped."""
-    for name, buffered in (("stdin", io.BufferedReader), ("stdout", io.BufferedWriter), ("stderr", io.BufferedWriter)):
+    """Put the standard streams of this process on `Whole`; what can't be written in their encoding is escaped.
+
+    Those that were closed at the start are there too, but for standard input, which stays None.
+    """
+    take_up_closed()
+    for handle, (name, buffered, _) in enumerate(STREAMS):
         stream = getattr(sys, name)
         if stream is not None:
             raw = Whole(stream.fileno())
             errors = stream.errors if name == "stdin" else "backslashreplace"
             lines = stream.line_buffering or stream.write_through
             setattr(sys, name, io.TextIOWrapper(buffered(raw), stream.encoding, errors, line_buffering=lines))
+        elif name != "stdin":
+            setattr(sys, name, io.TextIOWrapper(buffered(Whole(handle)), "utf-8", "backslashreplace"))

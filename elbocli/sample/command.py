@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, Joined, option
+from elbocli.cli.grouped_help import Command, Joined, option, without_file
 from elbocli.cli.options import (
     SCHEDULE,
     command_line,
@@ -31,7 +31,7 @@ GROUPS = {
 }
 
 
-@click.command(cls=Joined, groups=GROUPS)
+@click.command(cls=Joined, groups=GROUPS, prints=without_file)
 @click.argument("run", type=PATH)
 @option("-n", "--n", "n", type=Count(1, 10**9), default=64, help="Number of images.")
 @option(

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import CONTEXT, Command, option
+from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
 from elbocli.cli.other_words import Group
 from elbocli.cli.types import PATH, Count, Number, imported
+from elbocli.cli.visible import visible
 
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
@@ -81,9 +82,10 @@ def list_(kind: str, as_json: bool) -> None:
         ]
         click.echo(json.dumps(told, indent=1))
         return
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key.upper() for key in rows[0]}, *rows]:
-        click.echo("  ".join(f"{value!s:<{widths[key]}}" for key, value in row.items()).rstrip())
+    lines = [{key: visible(str(value)) for key, value in row.items()} for row in rows]
+    widths = {key: max(len(key), *(len(line[key]) for line in lines)) for key in rows[0]}
+    for line in [{key: key.upper() for key in rows[0]}, *lines]:
+        click.echo("  ".join(f"{value:<{widths[key]}}" for key, value in line.items()).rstrip())
 
 
 def _row(declared: Any) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
     if schedule is not None:
         chosen = resolve_schedule(schedule, low, high, clip=True)
         columns |= {"t": chosen.t(at), "density": chosen.density(at)}
-    click.echo("\t".join(columns))
+    click.echo("\t".join(map(visible, columns)))
     for row in zip(*(column.tolist() for column in columns.values())):
         click.echo("\t".join(repr(value) for value in row))
 
@@ -160,7 +162,7 @@ def check(
         comparison, sentence = _compare(weighting, other, low, high, tolerance)
         verdict["equals"], good = comparison, comparison["same"]
         sentences.append(sentence)
-    click.echo(json.dumps(verdict) if as_json else "\n".join(sentences))
+    click.echo(json.dumps(verdict) if as_json else "\n".join(map(visible, sentences)))
     ctx.exit(0 if good else 1)
 
 
@@ -182,7 +184,7 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
     return comparison, f"{one.spec} and {other.spec} {end}"
 
 
-@weights.command(cls=Command)
+@weights.command(cls=Command, prints=without_file)
 @click.argument("specs", type=WEIGHTING, nargs=-1, metavar="[SPEC]...")
 @option(
     "--schedule",

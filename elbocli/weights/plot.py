@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from elbocli.cli.figure import POINTS, brief, check_suffix, draw_densities, finish, line_style, new_figure
+from elbocli.cli.visible import lettered, visible
 from elbocli.core.monotone import likeness
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -110,7 +111,7 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
     for line in lines:
         value = line.value / line.value[zero] if steep and line.value[zero] > 0 else line.value
         tallest = max(tallest, float(value.max()))
-        axis.plot(at, value.where(value > 0, torch.nan) if steep else value, label=line.label, **line.style)
+        axis.plot(at, value.where(value > 0, torch.nan) if steep else value, label=lettered(line.label), **line.style)
     if steep:
         axis.set_yscale("log")
         axis.set_ylim(1e-4, tallest * 10 ** max(0, len(lines) - 4))  # room for the legend
@@ -125,7 +126,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     for line in lines:
         axis.plot(at, line.slope, **line.style)
     handles = [
-        axis.plot([], [], label=rf"{line.last:.2g} at $\lambda_{{\max}}$: {line.label}", **line.style)[0]
+        axis.plot([], [], label=rf"{line.last:.2g} at $\lambda_{{\max}}$: {lettered(line.label)}", **line.style)[0]
         for line in lines
         if not line.rises and line.last > SHARE
     ]
@@ -143,7 +144,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 def text_plot(weightings: list[Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
     """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
-    names = labels([weighting.spec for weighting in weightings])
+    names = [visible(name) for name in labels([weighting.spec for weighting in weightings])]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)
     at = torch.linspace(low, high, wide, dtype=torch.float64)

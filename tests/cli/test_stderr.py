@@ -8,28 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from elbocli.cli.stderr import visible
 
 Elbo = Callable[..., Any]
 NASTY = "a\n\x1b[31mred\r\x07\u202eb\x9b"
 SHOWN = "a\\n\\x1b[31mred\\r\\x07\\u202eb\\x9b"
-
-
-@given(st.text())
-def test_what_is_shown_is_printable_in_lines_of_its_own(text: str) -> None:
-    lines = visible(text).split("\n")
-    assert all(line.isprintable() for line in lines)
-    assert all(line.startswith("  ") for line in lines[1:])
-    assert visible(visible(text)) == visible(text)
-
-
-@given(st.text(alphabet=st.characters(exclude_categories=["C", "Z"])))
-def test_plain_text_is_shown_as_it_is(text: str) -> None:
-    assert visible(text) == text
-    assert visible(f"{text}:\n  {text}") == f"{text}:\n  {text}"
 
 
 @pytest.mark.parametrize(

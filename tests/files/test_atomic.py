@@ -65,26 +65,46 @@ print(k)
     assert int(crashes(code, tmp_path / "file")) >= 3
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_folder_or_none(tmp_path, crashes):
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new(tmp_path, crashes, exchanged):
+    """Where names can't be exchanged, the next start puts the old one back; but no kill loses both."""
     code = """
-from elbocli.files.atomic import writing_folder
-path = Path(sys.argv[1])
+from elbocli.files import atomic
+path, exchanged = Path(sys.argv[1]), sys.argv[2] == "True"
+if not exchanged:
+    atomic.exchange = lambda one, other: False
 def work(word):
-    with writing_folder(path) as folder:
+    with atomic.writing_folder(path) as folder:
         for name in "abc":
             (folder / name).write_bytes(word)
-k = 0
+k, gone, seen = 0, 0, []
 while True:
     work(b"old")
     if not crashed(lambda: work(b"new"), k):
         break
-    if path.exists():
-        found = {name: (path / name).read_bytes() for name in "abc" if (path / name).exists()}
-        assert found in ({n: b"old" for n in "abc"}, {n: b"new" for n in "abc"}), (k, found)
+    gone += not path.exists()
+    atomic._swept.cache_clear()
+    try:
+        atomic.refuse_existing(path, False, folder=True)
+    except Exception as error:
+        assert "already exists" in str(error), error
+    seen.append({file.name: file.read_bytes() for file in path.iterdir()})
+    assert seen[-1] in ({n: b"old" for n in "abc"}, {n: b"new" for n in "abc"}), (k, seen[-1])
+    assert [file.name for file in path.parent.iterdir()] == [path.name], k
     k += 1
-assert k > 5
+assert len({each["a"] for each in seen}) == 2 and gone == (0 if exchanged else 1), (k, gone)
 """
-    crashes(code, tmp_path / "folder")
+    crashes(code, tmp_path / "folder", exchanged)
+
+
+def test_a_link_to_a_folder_is_replaced_and_the_folder_stays(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").touch()
+    (tmp_path / "link").symlink_to("folder")
+    with atomic.writing_folder(tmp_path / "link") as folder:
+        (folder / "new").touch()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link"] and not (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "folder") == ["mine"] and os.listdir(tmp_path / "link") == ["new"]
 
 
 def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):

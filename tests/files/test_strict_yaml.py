@@ -19,7 +19,6 @@ from elbocli.files import reading, strict_yaml
         ("1.", 1.0),
         (".5", 0.5),
         ("1e+2", 100.0),
-        ("6.02_2e23", 6.022e23),
     ],
 )
 def test_numbers_with_an_exponent_are_floats(text, value):

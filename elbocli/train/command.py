@@ -162,7 +162,7 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
 
-    Settings come from the options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
+    Settings come from options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
     dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
     """
     from elbocli.cli.progress_bar import say, show

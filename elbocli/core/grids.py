@@ -18,7 +18,7 @@ GRIDS: Registry[None] = Registry("grid")
 
 @dataclass(frozen=True)
 class GridTask:
-    """What a grid is made of. moments: of the errors at each level, as the run's log has them. floor: least density, relative
+    """Knowledge that a grid is made of. moments: of the errors at each level, as the run's log has them. floor: least density, relative
     to a uniform one. equal: → the levels at which all steps of the sampler err alike, measured.
     """
 
@@ -55,7 +55,9 @@ def rescaled(task: GridTask) -> Schedule:
 
 
 @GRIDS.declare(
-    "solver", formula="equal error of every step, as it arrives in the data", source="measured on the run's own network"
+    "solver",
+    formula="equal error of every step, measured",
+    source="along the run's own trajectories; of ddpm by its log",
 )
 def solver(task: GridTask) -> Schedule:
     """The levels themselves: a table of so many knots at even t."""

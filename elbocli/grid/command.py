@@ -68,9 +68,9 @@ def grid(run: Path, out: Path, report: bool, overwrite: bool, **options: Any) ->
     """Make the grid of noise levels on which a sampler draws from RUN with few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler and --steps. The kind solver
-    measures the error of each step along the run's own trajectories, carries it to the end, and moves the levels until
-    all steps err alike. For ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what
-    each step is expected to do wrong, and what the same sampler does on other grids.
+    measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For
+    ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what each step is expected to
+    do wrong, and what the same sampler does on other grids.
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.core.samplers.walk import parse_sampler

@@ -16,12 +16,12 @@ from elbocli.core.class_labels import choose_labels
 from elbocli.core.equal_error import EqualErrors, equal_errors, measured_order
 from elbocli.core.grids import GRIDS, GridTask
 from elbocli.core.guidance import Guidance
-from elbocli.core.local_error import AncestralErrors, EquationErrors, FineSolution, StepErrors
+from elbocli.core.local_error import AncestralErrors, EquationErrors, FineSolution, StepErrors, refuse_noise
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, time_grid
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
-from elbocli.errors import ElboError, UsageError
+from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import to_text
 from elbocli.grid.result import GridErrors, GridReport
@@ -31,8 +31,8 @@ from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import Progress
 
-CELLS = 128
-"""Cells of the fine solution, or twice the steps if those are more."""
+CELLS = 64
+"""Cells of the fine solution, or four times the steps if those are more."""
 OTHERS, LOGGED = ("cosine", "edm-sample"), ("entropic", "rescaled")
 ROOT, VARIANCE = "root mean square per value of the data", "variance per value of the data"
 TINY = 1e-30
@@ -92,7 +92,12 @@ class _Measured:
         return Denoiser(self.run.network, self.run.prediction, Guidance(asked.guidance), labels)
 
     def moments(self) -> ErrorMoments:
-        """The moments of the errors in the run's log. Raises FormatError where there is none."""
+        """The moments of the errors in the run's log. Raises DataError where there is none."""
+        if not (self.run.path / "losslog.jsonl").exists():
+            raise DataError(
+                f"{self.run.path}: has no losslog.jsonl, from which this grid would be made; --kind solver needs none for "
+                "a sampler without noise (ddim, heun, dpmpp-2m)"
+            )
         log = read_logs([self.run.path], self.settings.since)
         return ErrorMoments.of_sums(log.edges, log.sums)
 
@@ -116,7 +121,7 @@ class _Measured:
         shape = config.image_size, config.image_size, config.image_channels
         z = Stream(asked.seed, "grid").normal(range(asked.images), shape)
         z = sent(z, self.device).permute(0, 3, 1, 2).contiguous()
-        solution = FineSolution(self.denoise, z, self.low, self.high, max(CELLS, 2 * self.steps))
+        solution = FineSolution(self.denoise, z, self.low, self.high, max(CELLS, 4 * self.steps))
         return EquationErrors(asked.sampler, self.denoise, solution)
 
     def denoise(self, z: Tensor, logsnr: float) -> Tensor:
@@ -135,12 +140,14 @@ class _Measured:
 def run(path: Path, settings: GridSettings) -> Generator[Progress, None, MadeGrid]:
     """Make a grid for the run or checkpoint at `path`.
 
-    Raises UsageError for settings that don't fit the run, FormatError when it is no run, or has no log and needs one,
-    DataError for a network whose estimates are not finite.
+    Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for one that has no log
+    and needs one, or whose estimates are not finite.
     """
     steps = settings.steps or settings.sampler.usual.steps
     if steps < 2:
         raise UsageError("--steps 1: a grid of one level is the noisiest one; give --steps 2 or more")
+    if not settings.sampler.declared.traits.ancestral:
+        refuse_noise(settings.sampler)
     warnings: list[str] = []
     trained = open_run(path, choose_device(settings.device), warnings.append, settings.weights, settings.average)
     yield from (Progress(message=text, level="warning") for text in warnings)

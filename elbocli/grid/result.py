@@ -9,7 +9,7 @@ from elbocli.files.json_record import Record
 
 @dataclass(frozen=True)
 class GridErrors(Record):
-    """The errors of a sampler's steps on one grid, as they arrive in the data: their sum, the largest, and the error at the
+    """The errors of a sampler's steps on one grid, as they count for the data: their sum, the largest, and the error at the
     end of the whole walk, None where only its distribution could be wrong.
     """
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told, writing
 from elbocli.files.reading import check_format, refusing, utf8_path
 from elbocli.files.snapshots import SnapshotLayout
@@ -70,7 +71,7 @@ def read_about(path: Path) -> dict[str, Any]:
         meta = file.metadata() or {}
     check_format(path, meta, FORMAT, "1", "; make them with 'elbo ema'")
     with refusing(f"{path}: doesn't say how it was made"):
-        about = json.loads(meta["about"])
+        about = strict_json.parse(meta["about"])
         str(about["spec"]), int(about["step"]), int(about["images"]), dict(about["trained"])
     return {**about, DIGEST: meta.get(DIGEST)}
 

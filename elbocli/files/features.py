@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import writing
 from elbocli.files.reading import check_format, refusing, utf8_path
 
@@ -61,7 +62,7 @@ def read_features(path: Path) -> SavedFeatures:
         meta = file.metadata() or {}
         check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
         held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        about = json.loads(meta["about"])
+        about = strict_json.parse(meta["about"])
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
     _check(path, saved)
     return saved

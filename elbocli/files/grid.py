@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from elbocli.errors import UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import writing
 from elbocli.files.lettering import Lettering, shown_name
 from elbocli.files.reading import refusing
@@ -147,7 +148,7 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Read what `Layout.text` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
     with refusing(f"{where}: what it says of its images is damaged"):
-        facts = json.loads(text)
+        facts = strict_json.parse(text)
         numbers = {key: facts[key] for key in ("height", "width", "scale", "columns", "left")}
         groups = [Group(shown_name(str(name)), [int(each) for each in images]) for name, images in facts["groups"]]
         held = sorted(each for group in groups for each in group.images)

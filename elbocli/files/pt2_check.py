@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.checkpoint import load_tensors
 from elbocli.files.reading import refusing
 
@@ -34,6 +35,7 @@ PLAIN = re.compile(r"[\w.]*")
 FORBIDDEN_OPERATORS = ("from_file", "save")
 TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 FREE_TEXT = ("torch_version",)
+LARGEST_GRAPH = 64 << 20
 LARGEST = 8 << 30
 
 
@@ -45,7 +47,7 @@ def load_program(path: Path) -> torch.nn.Module:
         records["models/model.json"] = _checked_model(records["models/model.json"])
         for name, content in records.items():
             if name.endswith("_config.json"):
-                _check_tensor_files(json.loads(content))
+                _check_tensor_files(strict_json.parse(content))
             elif name.endswith(".pt"):
                 load_tensors(io.BytesIO(content), f"{path}: {name}")
     with refusing(f"{path}: torch could not load this program (exported by another version?)"):
@@ -86,7 +88,7 @@ def _check_tensor_files(config: dict[str, Any]) -> None:
 
 def _checked_model(content: bytes) -> bytes:
     """model.json with notes and guards (code) left out, all else checked."""
-    model = json.loads(content)
+    model = strict_json.parse(content, LARGEST_GRAPH)
     model["guards_code"] = []
     model["graph_module"]["metadata"] = {}
     for node in model["graph_module"]["graph"]["nodes"]:
@@ -119,7 +121,7 @@ def _check_text(value: str, key: str) -> None:
             raise ValueError(f"{value[:80]!r} is not a plain size expression")
     elif key in ("in_spec", "out_spec"):
         if value:
-            _check_tree(json.loads(value)[1])
+            _check_tree(strict_json.parse(value)[1])
     elif key == "as_string":
         if not re.fullmatch(r"[\w ,.>-]*", value):
             raise ValueError(f"argument {value[:60]!r} is not plain text")

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files import strict_yaml
+from elbocli.files import strict_json, strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
-from elbocli.files.reading import check_format, one_line, refusing
+from elbocli.files.reading import check_format, one_line, read_limited, refusing
 from elbocli.files.retention import PREFIX, folder_name
 
 META = "meta.json"
@@ -80,7 +80,7 @@ class SealedFolder:
         Raises FormatError, also when it lies in a run that didn't write it.
         """
         with refusing(f"{path}: not a whole {cls.WORD}"):
-            meta = json.loads((path / META).read_text())
+            meta = strict_json.parse(read_limited(path / META, META))
             check_format(path, meta, cls.FORMAT)
             for name, known in meta["files"].items():
                 if Path(name).name != name or (verify and file_sha256(path / name) != known["sha256"]):

@@ -6,7 +6,6 @@ run/snapshots/step-00001000/{ema-power-….safetensors, meta.json}: a sealed fol
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files import sealed_folder
+from elbocli.files import sealed_folder, strict_json
 from elbocli.files.atomic import sweep
 from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.retention import folder_name, numbered, step_of
@@ -64,8 +63,8 @@ def folders(run: Path) -> list[Path]:
 
 def is_snapshot(path: Path) -> bool:
     """Whether a folder says that it is one."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return bool(json.loads((path / META).read_text())["format"] == Snapshot.FORMAT)
+    with contextlib.suppress(FormatError, KeyError, TypeError):
+        return bool(strict_json.read(path / META)["format"] == Snapshot.FORMAT)
     return False
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told, writing
 from elbocli.files.reading import refusing
 
@@ -55,7 +56,7 @@ def read_statistics(path: Path) -> Statistics:
         try:
             with np.load(path, allow_pickle=False) as content:
                 mu, sigma = content["mu"], content["sigma"]
-                about = json.loads(str(content["about"])) if "about" in content else {}
+                about = strict_json.parse(str(content["about"])) if "about" in content else {}
         except ValueError as error:
             if "allow_pickle" not in str(error):
                 raise

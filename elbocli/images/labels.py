@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import operator
 import re
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError
+from elbocli.files import strict_json
 from elbocli.files.reading import encodable, naming, refusing
 from elbocli.images.image_refs import ImageRef, read_bytes
 
 Word = str | int
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
 """A class, and where in the image it is: Kaggle's PredictionString, Tiny ImageNet's annotations."""
+LARGEST_LIST = 128 << 20
+"""Bytes of a dataset.json: ImageNet's has 38 MB."""
 SIDECARS = (".cls", ".json", ".txt")
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
@@ -121,7 +123,7 @@ def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | N
 
 def _json(ref: ImageRef, where: str) -> Any:
     with naming(where), refusing("not usable JSON", kind=DataError):
-        return json.loads(bytes(ref.read()))
+        return strict_json.parse(bytes(ref.read()), LARGEST_LIST)
 
 
 def sample_key(name: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import zipfile
 import zlib
@@ -15,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import naming, refusing
@@ -156,7 +156,7 @@ def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _by_name(text: Any, what: str) -> dict[str, Any]:
     with refusing(f"{what} is not usable", "; draw these samples again, or merge their parts again"):
-        found = json.loads(text)
+        found = strict_json.parse(text)
         if not isinstance(found, dict):
             raise ValueError("expected settings by name")
         return found

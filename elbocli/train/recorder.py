@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli.errors import DataError
-from elbocli.files import losslog
+from elbocli.errors import DataError, FormatError
+from elbocli.files import losslog, strict_json
 from elbocli.files.atomic import told
 from elbocli.files.grid import write_grid
 from elbocli.files.schedule_file import finite
@@ -150,8 +150,8 @@ class Recorder:
     def _last_validated(self) -> int:
         """The last step in validation.jsonl, 0 without one."""
         lines = (self.out / VALIDATION).read_bytes().splitlines() if (self.out / VALIDATION).exists() else []
-        with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(lines[-1])["step"]) if lines else 0
+        with suppress(FormatError, ValueError, KeyError, TypeError):
+            return int(strict_json.load(lines[-1], VALIDATION)["step"]) if lines else 0
         return 0
 
     def _log(self, step: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import select
 import stat
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from elbocli.files.file_system import SPECIAL
 
@@ -26,19 +26,19 @@ def check_file(path: Path | str) -> None:
     _refuse_special(Path(path).stat().st_mode, path)
 
 
-def open_file(path: Path | str) -> IO[bytes]:
+def open_file(path: Path | str) -> io.BufferedReader:
     """Open a file to read its bytes. Raises OSError, also for anything else than a file."""
     check_file(path)  # to open a device may already do something
     handle = os.open(path, NO_WAITING)
     try:
         _refuse_special(os.fstat(handle).st_mode, path)
-        return os.fdopen(handle, "rb")
+        return open(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
 
 
-def open_stream(path: Path | str) -> IO[bytes]:
+def open_stream(path: Path | str) -> io.BufferedReader:
     """Open a file, or a pipe that somebody writes into, to read its bytes in order.
 
     Raises OSError, also for anything else, and for a pipe that nobody opens for WAIT_S seconds.

@@ -18,7 +18,9 @@ import torch
 from elbocli.errors import FormatError
 from elbocli.files import strict_json
 from elbocli.files.checkpoint import load_tensors
+from elbocli.files.file_system import disk_bytes
 from elbocli.files.reading import refusing
+from elbocli.files.zip_files import open_zip, read_member
 
 RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_(weights|constants)_config\.json"
@@ -37,11 +39,12 @@ TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 FREE_TEXT = ("torch_version",)
 LARGEST_GRAPH = 64 << 20
 LARGEST = 8 << 30
+MOST_TENSORS = 100_000
 
 
 def load_program(path: Path) -> torch.nn.Module:
     """The program as a module. Raises FormatError when it is not one, or holds more than tensor operations."""
-    with refusing(f"{path}: not a torch.export program (.pt2)"), zipfile.ZipFile(path) as archive:
+    with refusing(f"{path}: not a torch.export program (.pt2)"), open_zip(path, MOST_TENSORS) as archive:
         records = _records(archive, path)
     with refusing(f"{path}: refused as a .pt2 program"):
         records["models/model.json"] = _checked_model(records["models/model.json"])
@@ -68,15 +71,18 @@ def _refuse_fixed_batch(program: torch.export.ExportedProgram, path: Path) -> No
 
 
 def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
-    if sum(info.file_size for info in archive.infolist()) > LARGEST:
-        raise FormatError(f"{path}: larger than {LARGEST >> 30} GB unpacked; not a feature extractor")
+    members = archive.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
+        raise FormatError(f"{path}: refused: it is compressed, and torch.export doesn't do that")
+    if sum(info.file_size for info in members) > min(LARGEST, disk_bytes(path)):
+        raise FormatError(f"{path}: refused: its parts are larger than itself, or than {LARGEST >> 30} GB")
     records = {}
-    for info in archive.infolist():
+    for info in members:
         name = info.filename.partition("/")[2]
         if not RECORDS.fullmatch(name):
             more = "which is more than a network of tensor operations"
             raise FormatError(f"{path}: refused: it holds {info.filename!r}, {more}")
-        records[name] = archive.read(info)
+        records[name] = read_member(archive, info, LARGEST)
     return records
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from elbocli.errors import FormatError
 from elbocli.files import strict_json
+from elbocli.files.file_system import SPECIAL
+from elbocli.files.opening import open_file
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -59,8 +61,8 @@ def recognise(path: Path) -> str:
         if stat.S_ISDIR(found.st_mode):
             return _folder(path)
         if not stat.S_ISREG(found.st_mode):
-            return "no file"
-        with open(path, "rb") as file:
+            return SPECIAL.get(stat.S_IFMT(found.st_mode), "no file")
+        with open_file(path) as file:
             head = file.read(4096)
     except FileNotFoundError:
         return MISSING

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays, known_sets, parquet
@@ -72,7 +73,7 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
             raise DataError(f"{root}: no such folder or file; {expected}")
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
-        with open(root, "rb") as file:
+        with open_file(root) as file:
             head = file.read(512)
     except OSError as error:
         raise DataError(f"{root}: can't be read: {error.strerror}") from error

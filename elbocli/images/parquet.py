@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import strict_json
+from elbocli.files.opening import check_file
 from elbocli.files.reading import refusing
 from elbocli.images.arrays import ArrayImages
 from elbocli.images.image_refs import LARGEST_FILE, TOO_LARGE
@@ -158,4 +159,5 @@ def _opened(path: str) -> ParquetFile:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise UsageError(f"{path}: parquet files need pyarrow; pip install 'elbocli[parquet]'") from error
+    check_file(path)
     return ParquetFile(path)

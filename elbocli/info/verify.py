@@ -21,6 +21,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.features import is_features
 from elbocli.files.hashing import add_rows
+from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC
 from elbocli.info.describe import describe, is_safetensors
 from elbocli.runtime.progress import Progress
@@ -52,7 +53,7 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
 
 
 def _head(path: Path, length: int = len(HDF5_MAGIC)) -> bytes:
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         return file.read(length)
 
 

@@ -188,6 +188,7 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     if data is None and beside.exists() and not path.exists():
         path = beside
     dataset = Dataset(path, latents=True)
+    dataset.check_square()
     if dataset.kind == LATENTS or ATTRIBUTES["convention"] in known:
         raise UsageError(
             f"{path if dataset.kind == LATENTS else trained.path}: holds latents; a bound in bits is one of 256-level "

@@ -97,6 +97,13 @@ class Dataset(DatasetFile):
         """Side of the (square) images in pixels, or of the latents."""
         return self.shape[1]
 
+    def check_square(self) -> None:
+        """Raise FormatError where its images, which a network is to see, are not square."""
+        _, height, width, _ = self.shape
+        if height != width:
+            size = f"{width} x {height} {'latents' if self.kind == LATENTS else 'pixels'}"
+            raise FormatError(f"{self.path}: its images are {size}, and networks see squares; pack it with 'elbo prep'")
+
     @property
     def channels(self) -> int:
         """1 (grey) or 3 (RGB), or those of the latents."""
@@ -144,7 +151,9 @@ class Dataset(DatasetFile):
     def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
         """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
         if self.kind != ENCODED:
-            yield from self.block.scan()
+            rows = self.block.scan()
+            while (piece := self._next(rows)) is not None:
+                yield piece
             return
         start = 0
         while start < len(self):
@@ -153,6 +162,10 @@ class Dataset(DatasetFile):
             ends = self._offsets[start + 1 : stop] - self._offsets[start]
             yield np.split(self.block.read(self._offsets[start], self._offsets[stop]), ends)
             start = stop
+
+    def _next(self, rows: Iterator[np.ndarray]) -> np.ndarray | None:
+        with self.damage():
+            return next(rows, None)
 
     @property
     def self_contained(self) -> bool:

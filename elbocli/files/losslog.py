@@ -27,6 +27,7 @@ from elbocli.files.recognise import instead, refuse_other
 FORMAT = "elbo-losslog"
 MOST_BINS = 2000
 """Fitting takes matrices of bins by bins."""
+MOST_IMAGES = 10**15
 LARGEST = 1e100
 """Bound of a sum of errors, so that lines add up and a mean can be drawn on a logarithmic scale."""
 
@@ -138,9 +139,11 @@ class Reader:
         assert self.log is not None
         try:
             sums = torch.tensor([row["count"], row["sum"], row["sumsq"]], dtype=torch.float64)
-            step, images = int(row["step"]), int(row["images"])
+            step, images = row["step"], row["images"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
+        if not all(type(each) is int and 0 <= each <= MOST_IMAGES for each in (step, images)):
+            raise FormatError(f"{where}: expected step and images to be whole numbers from 0 to {MOST_IMAGES}")
         if sums.shape != self.log.sums.shape or not bool(((sums >= 0) & (sums <= LARGEST)).all()):
             numbers = f"{self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
             raise FormatError(f"{where}: count, sum and sumsq must be {numbers}")

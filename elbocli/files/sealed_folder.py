@@ -32,6 +32,8 @@ CONFIG = "config.yaml"
 RUN_ID = "run_id"
 """Key of config.yaml and of meta.json: the same in both when one is of the other."""
 WEIGHTS = ".safetensors"
+MOST = 10**15
+"""Steps, and images seen."""
 
 
 def run_id(run: Path) -> str | None:
@@ -85,8 +87,10 @@ class SealedFolder:
             for name, known in meta["files"].items():
                 if Path(name).name != name or (verify and file_sha256(path / name) != known["sha256"]):
                     raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
-                int(known["bytes"])
-            int(meta["step"]), int(meta["images"])
+                if type(known["bytes"]) is not int:
+                    raise ValueError(f"the size of {name} is no number")
+            if not all(type(meta[key]) is int and 0 <= meta[key] <= MOST for key in ("step", "images")):
+                raise ValueError(f"step and images are not whole numbers from 0 to {MOST}")
         run = path.resolve().parent.parent
         ids = meta.get(RUN_ID), run_id(run)
         if None not in ids and ids[0] != ids[1]:

@@ -22,6 +22,7 @@ from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.reading import naming
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
@@ -93,6 +94,8 @@ def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = Non
     asked = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
     latents = dataset.kind == LATENTS
+    if isinstance(dataset, Dataset):
+        dataset.check_square()
     given = {**(basis.settings.stored() if basis else {}), **asked}
     if "preset" not in given:
         gpu = meant_by(given.get("device", AUTO)) != "cpu"
@@ -138,6 +141,9 @@ def resolve(options: Mapping[str, Any], dataset: Data, basis: Basis | None = Non
     settings = TrainSettings(**{**values, **named, **_averages(values)})
     objective = Objective(settings, weighting=weighting, schedule=schedule)
     network = _of_basis(own.network, given, dataset) if own else _of_preset(preset, given, dataset)
+    if preset.about is None:  # its network is a file's: one of absurd size is noticed before it takes memory
+        with naming(own.where if own else f"preset {preset.name}", UsageError), torch.device("meta"):
+            build(network)
     return Resolved(settings, network, dataset.identity(), files, notes, objective)
 
 

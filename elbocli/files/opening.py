@@ -51,7 +51,7 @@ def open_stream(path: Path | str) -> io.BufferedReader:
         while not begun:  # a pipe without a writer gives nothing, one with a writer that waits raises
             begun = os.read(handle, select.PIPE_BUF)
             if not begun and time.monotonic() > until:
-                raise OSError(errno.EPIPE, f"is a pipe, and nobody has written into it for {WAIT_S:g} s", str(path))
+                raise OSError(errno.EIO, f"is a pipe, and nobody has written into it for {WAIT_S:g} s", str(path))
             time.sleep(0 if begun else 0.02)
     except BlockingIOError:
         pass

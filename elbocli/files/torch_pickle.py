@@ -28,6 +28,7 @@ from elbocli.files.pickled_module import Foreign
 from elbocli.files.plain_pickle import VALUES, Machine, keyed
 from elbocli.files.reading import naming, refusing
 from elbocli.files.tensor_files import begins_like_tensors, load
+from elbocli.files.zip_files import open_zip
 
 MOST_STEPS = 2_000_000
 """Steps of a pickle; published ones of 300 million weights take some 20,000."""
@@ -243,7 +244,7 @@ def _legacy(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
 
 def _archived(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
     """Read torch's zip archive. Its members are stored as they are; a compressed one is refused unread."""
-    with zipfile.ZipFile(file) as archive:
+    with open_zip(file) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise FormatError("it has compressed parts, which torch doesn't write")

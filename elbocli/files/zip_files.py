@@ -5,7 +5,6 @@ Nothing else in elbo opens one to read.
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 from pathlib import Path
@@ -25,7 +24,7 @@ UNPACK_STEP = 4096
 PIECE = 1 << 20
 
 
-def open_zip(source: Path | io.BytesIO, most: int = MOST_MEMBERS) -> zipfile.ZipFile:
+def open_zip(source: Path | IO[bytes], most: int = MOST_MEMBERS) -> zipfile.ZipFile:
     """Open an archive of at most so many members. Raises OSError where it is no file, BadZipFile for anything else."""
     if isinstance(source, Path):
         with open_file(source) as file:

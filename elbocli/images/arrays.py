@@ -13,7 +13,9 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
+from elbocli.files.opening import open_file
 from elbocli.files.reading import refusing
+from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 from elbocli.images.image_refs import DatasetRow, ImageRef, Pixels, Unpacked, UnpackedRow
 from elbocli.images.samples import read_header, read_labels, refuse_short
 
@@ -46,7 +48,7 @@ class ArrayImages:
 
 def open_npy(path: Path) -> ArrayImages:
     """Open a .npy. Raises FormatError when it holds no images."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         shape, offset = read_header(file, str(path)), file.tell()
     refuse_short(f"{path}:", path.stat().st_size, offset, shape)
     return ArrayImages(pixel_rows(str(path), offset, shape))
@@ -65,7 +67,7 @@ def open_npz(path: Path) -> ArrayImages:
 
 
 def _open_npz(path: Path) -> ArrayImages:
-    archive = zipfile.ZipFile(path)
+    archive = open_zip(path, MOST_ARRAYS)
     held = [name.removesuffix(".npy") for name in archive.namelist()]
     pair = next((pair for pair in PAIRS if pair[0] in held), None)
     if pair is None:
@@ -88,7 +90,7 @@ def _open_npz(path: Path) -> ArrayImages:
         rows = Unpacked(archive, info.filename, start, shape[1:])
         refs: Sequence[ImageRef] = [UnpackedRow(rows, i) for i in range(shape[0])]
         return ArrayImages(refs, known, in_order=True, notes=notes)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(info.header_offset)
         name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
     offset = info.header_offset + LOCAL_HEADER.size + name + extra + start
@@ -106,7 +108,7 @@ def open_dataset(path: Path) -> ArrayImages:
 
 def is_array(path: Path) -> bool:
     """Whether a zip is an .npz."""
-    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(OSError, zipfile.BadZipFile), open_zip(path, MOST_ARRAYS) as archive:
         names = archive.namelist()
         return "arr_0.npy" in names or (
             bool(names) and all("/" not in name and name.endswith(".npy") for name in names)

@@ -19,8 +19,10 @@ from elbocli.files.atomic import told
 from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
+from elbocli.files.dataset_file import MOST_CLASSES
 from elbocli.files.features import is_features
 from elbocli.files.hashing import add_rows, file_sha256
+from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC
 from elbocli.files.sealed_folder import CONFIG
 from elbocli.info.describe import describe, is_safetensors
@@ -53,7 +55,7 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
 
 
 def _head(path: Path, length: int = len(HDF5_MAGIC)) -> bytes:
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         return file.read(length)
 
 
@@ -108,7 +110,9 @@ def _counts(path: Path, data: Dataset) -> list[str]:
     """Raise DataError when numbers that must agree don't; their names."""
     arrays, names = data.contents()
     known = data.attributes
-    classes = int(known.get("num_classes", data.num_classes))
+    classes = known.get("num_classes", data.num_classes)
+    if type(classes) is not int or not data.num_classes <= classes <= max(MOST_CLASSES, 10 * len(data)):
+        raise DataError(f"{path}: damaged: num_classes says {str(classes)[:60]}; pack it again")
     facts = {
         "count": (known.get("count"), len(data)),
         "labels": (max(int(data.labels.max()) + 1, classes), classes),

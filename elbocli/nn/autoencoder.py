@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.rounding import to_levels
 from elbocli.errors import DataError, FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
@@ -89,12 +89,7 @@ def _check_config(folder: Path) -> None:
     if not path.is_file():
         inside = f"; its autoencoder may be {folder / 'vae'}" if (folder / "vae" / CONFIG).is_file() else ""
         raise FormatError(f"{folder}: no {CONFIG} inside, expected a diffusers {CLASS}{inside}")
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError("too large")
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not usable JSON ({' '.join(str(error).split())[:120]})") from error
+    config = strict_json.read(path, LARGEST_CONFIG)
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != CLASS:
         raise FormatError(f"{path}: _class_name is {found!r}, expected {CLASS!r}; other autoencoders are not read")

@@ -61,7 +61,7 @@ def run(
     if ordinary:
         be_ordinary()
     if at_fsync is not None:
-        os.fsync = lambda _: os.kill(os.getpid(), at_fsync)  # type: ignore[arg-type, return-value, unused-ignore]
+        os.fsync = lambda _: os.kill(os.getpid(), at_fsync)  # type: ignore[arg-type, assignment, return-value, unused-ignore]
     code: Any = 1
     try:
         main()

@@ -162,8 +162,8 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting of the noise levels.
 
-    What isn't given comes from $ELBO_TRAIN_…, then --config, then RUN where it is a run, then the preset. The dataset is
-    DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
+    Settings come from options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
+    dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.dataset import Dataset

@@ -4,7 +4,7 @@ elbo trains it (small.yaml), and imports weights that another program trained: s
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Layer(nn.Module):
@@ -18,7 +18,7 @@ class Layer(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
 
-    def forward(self, x, code):
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
         scale, shift = self.film(code)[:, :, None, None].chunk(2, 1)
         hidden = self.first(nn.functional.silu(self.norm(x)))
         return x + self.second(nn.functional.silu(hidden * (1 + scale) + shift))
@@ -29,6 +29,8 @@ class Small(nn.Module):
 
     image_size, image_channels and num_classes are those of the dataset; the rest is said by `arguments` in small.yaml.
     """
+
+    rates: Tensor
 
     def __init__(self, image_size: int, image_channels: int, num_classes: int, channels: int = 32, depth: int = 6):
         super().__init__()
@@ -41,7 +43,7 @@ class Small(nn.Module):
         self.leave = nn.Conv2d(channels, image_channels, 3, padding=1)
         self.register_buffer("rates", torch.logspace(-2, 0.5, channels), persistent=False)
 
-    def forward(self, z, logsnr, labels):
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None) -> Tensor:
         angles = logsnr[:, None] * self.rates
         code = self.level(torch.cat([angles.sin(), angles.cos()], 1))
         if labels is not None:

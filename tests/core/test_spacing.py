@@ -32,7 +32,7 @@ def test_a_grid_has_adms_abar_at_every_step_and_ends_clean(name, words):
 def test_any_subset_is_adms(count, data):
     steps = data.draw(st.integers(2, count))
     schedule = parse_schedule(f"t-squaredcos:count={count}")
-    numbers = np.interp(time_grid(schedule, steps)[:-1], schedule.curve.level, np.arange(count)[::-1])
+    numbers = np.interp(time_grid(schedule, steps)[:-1], schedule.curve.level, np.arange(count)[::-1])  # type: ignore[attr-defined]
     assert numbers[::-1].round(6).tolist() == adm.subset(count, str(steps))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elbocli.cli.visible import visible
 from elbocli.core.metrics import asked
 from elbocli.evaluate import scoring as evaluate
 from elbocli.evaluate.card import DRAWN, OPTIONAL, code, render, said
@@ -142,7 +143,7 @@ def test_strings_of_strangers_mean_nothing(digits: Path, tmp_path: Path) -> None
 def test_a_code_span_ends_where_it_should(text: str) -> None:
     """By CommonMark: at the next run of as many backticks as began it."""
     span = code(text)
-    words = " ".join(text.split())
+    words = visible(" ".join(text.split()))
     if not words:
         assert span == "*not known*"
         return

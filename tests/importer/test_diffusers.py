@@ -34,16 +34,18 @@ LAYOUT: dict[str, Any] = {
 }
 
 
-def awake(**more: Any) -> UNet2DModel:
+def awake(**more: Any) -> Any:
     torch.manual_seed(0)
-    return UNet2DModel(**{**LAYOUT, **more}).eval()
+    model: Any = UNet2DModel(**{**LAYOUT, **more})
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline's folder, unconditional."""
     folder = tmp_path_factory.mktemp("diffusers") / "pipeline"
-    DDPMPipeline(unet=awake(), scheduler=DDPMScheduler(num_train_timesteps=50)).save_pretrained(folder)
+    whole: Any = DDPMPipeline(unet=awake(), scheduler=DDPMScheduler(num_train_timesteps=50))
+    whole.save_pretrained(folder)
     return folder
 
 
@@ -111,7 +113,8 @@ def test_the_function_at_every_timestep_is_diffusers_own(scheduler: Any, elbo: E
 def test_a_flow_network_sees_the_straight_path(elbo: Elbo, tmp_path: Path) -> None:
     model = awake(out_channels=2)
     model.save_pretrained(tmp_path / "m")
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "m")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.save_pretrained(tmp_path / "m")
     assert elbo("import", "m", "run", "--logsnr-min", -9, "--logsnr-max", 9, cwd=tmp_path).returncode == 0
     run = elbocli.open_run(tmp_path / "run", "cpu")
     assert run.settings.prediction == "u-path" and run.settings.weighting.startswith("u-mse@fm-ot:shift=-2.197")

@@ -97,7 +97,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder: Path, digits: Path) -> None:
     plugin = ("--plugin", "small.py")
-    words = ("train", digits, "-o", "trained", "--preset", "small.yaml", *plugin)
+    words: tuple[Any, ...] = ("train", digits, "-o", "trained", "--preset", "small.yaml", *plugin)
     for steps in (10, 20):  # goes on
         result = elbo(*words, "--steps", steps, cwd=folder)
         assert result.returncode == 0, result.stderr

@@ -33,7 +33,8 @@ def images(count: int = 3) -> torch.Tensor:
 def test_it_is_diffusers_own_network() -> None:
     torch.manual_seed(0)
     ours = build(CONFIG).eval()
-    theirs = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, num_class_embeds=4, **LAYOUT).eval()
+    theirs: Any = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, num_class_embeds=4, **LAYOUT)
+    theirs.eval()
     theirs.load_state_dict({name.removeprefix("model."): value for name, value in ours.state_dict().items()})
     labels = torch.tensor([0, 3, 1])
     wanted = theirs(images(), LEVELS * -0.125, labels).sample

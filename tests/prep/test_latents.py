@@ -312,9 +312,11 @@ def test_info_describes_latents(latents: Path) -> None:
     assert about["latent_input"] in INPUTS and about["diffusers_version"]
 
 
-def test_scores_and_bounds_need_pixels(latents: Path, run: Path, trained: Path, digits: Path) -> None:
+def test_scores_need_pixels_and_bounds_what_the_run_was_trained_on(
+    latents: Path, run: Path, trained: Path, digits: Path
+) -> None:
     with pytest.raises(FormatError, match="holds latents, pixels are needed"):
         list(evaluate([digits], latents, EvalSettings(extractor="elbo-tiny")))
-    for path, data in ((run, None), (run, digits), (trained, latents)):
-        with pytest.raises(UsageError, match="latents have no levels"):
+    for path, data in ((run, digits), (trained, latents)):
+        with pytest.raises(UsageError, match=r"name a dataset of (latents|pixels)"):
             open_measurement(path, data, ProbeSettings(device="cpu"), print)

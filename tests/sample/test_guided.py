@@ -101,7 +101,7 @@ def test_a_preset_brings_its_steps_grid_and_parameters_which_options_override(tr
 
 def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained: Path, tmp_path: Path) -> None:
     _, about, _ = drawn(trained, tmp_path / "a.h5", schedule="t-linear")
-    levels = parse_schedule("t-linear").curve.level  # the run was trained on -10 to 10
+    levels = parse_schedule("t-linear").curve.level  # type: ignore[attr-defined]  # the run was trained on -10 to 10
     assert about["spacing"] == "timesteps" and about["schedule"].startswith("t-linear:count=1000")
     assert about["logsnr_min"] == float(levels[levels >= -10][0]) and about["logsnr_max"] == float(levels[-1])
     assert drawn(trained, tmp_path / "a.h5", schedule="t-linear", spacing="even")[1]["logsnr_min"] == -10

@@ -20,6 +20,7 @@ from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import time_grid
 from elbocli.errors import UsageError
 from elbocli.nn.networks import NETWORKS
+from elbocli.run import plugin_files
 from elbocli.run.open import open_run
 from elbocli.run.plugin_files import run_plugin
 from elbocli.runtime.cuda_graph import WARM_UPS, CudaGraphs
@@ -74,6 +75,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run_plugin(file)
     yield file
     NETWORKS.pop("learned-of-a-test", None)
+    plugin_files._RUN.pop(file.resolve())
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def test_weights_that_are_cast_once_draw_the_same_to_the_last_bit(
     precision: str, learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cast: list[torch.dtype] = []
-    itself = guided.cast_weights
+    itself = guided.cast_weights  # type: ignore[attr-defined]
 
     def watched(network: Any, how: Precision) -> None:
         itself(network, how)

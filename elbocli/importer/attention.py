@@ -24,7 +24,11 @@ class AttentionOrder:
     def parse(cls, text: str) -> AttentionOrder:
         """`heads=4`, `width=64`, `width=64,new`. Raises UsageError."""
         spec = parse_spec(f"attention:{text}", ["new"])
-        said = {key: value for key, value in spec.params.items() if key in ("heads", "width") and value.isdigit()}
+        said = {
+            key: value
+            for key, value in spec.params.items()
+            if key in ("heads", "width") and value.isdecimal() and value.isascii()
+        }
         if len(said) != 1 or said != spec.params or not all(map(int, said.values())):
             raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it where it is so")
         return cls(int(said.get("heads", 0)), int(said.get("width", HEAD_WIDTH)), "new" in spec.flags)

@@ -193,6 +193,7 @@ def test_a_file_that_is_no_such_network_is_refused_in_its_own_words(
         ({"size": 16}, "add --attention"),
         ({"size": 16, "attention": "heads=3"}, "3 heads do not divide"),
         ({"size": 16, "attention": "heads=0"}, "--attention heads=0: expected"),
+        ({"size": 16, "attention": "heads=²"}, "--attention heads=²: expected"),
         ({"size": 16, "attention": "4"}, "--attention 4: expected"),
         ({"size": 16, "attention": "heads=4,width=64"}, "expected heads=N or width=N"),
         ({"size": 16, "attention": "heads=4,old"}, "expected heads=N or width=N"),

@@ -29,7 +29,7 @@ LARGEST_SIDE = 8192
 """Pixels, and channels, of an image."""
 LONGEST_LIST, LARGEST_NUMBER = 64, 1 << 31
 """Bounds of what a file says of a network."""
-MOST_TENSORS, MOST_VALUES = 20_000, 10**12
+MOST_TENSORS, MOST_VALUES = 10_000, 10**12
 """Bounds of a network: the largest of images have 2,000 parameters with 10^10 values."""
 
 

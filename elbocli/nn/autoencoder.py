@@ -19,6 +19,7 @@ from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import utf8_path
+from elbocli.nn.networks import counted
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
@@ -136,6 +137,8 @@ def _load(folder: Path) -> Any:
         try:
             how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
             with utf8_path(folder) as name:
+                with counted((folder / WEIGHTS).stat().st_size), torch.device("meta"):
+                    AutoencoderKL.from_config(AutoencoderKL.load_config(str(name), local_files_only=True))
                 model, about = AutoencoderKL.from_pretrained(str(name), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error

@@ -58,7 +58,15 @@ class Hostile:
 
 HOSTILE: list[Hostile] = []
 SLOW = (
-    *("a socket", "an endless device", "a million", "HDF5: a chunk that unpacks", "HDF5: a virtual dataset of 100,000"),
+    *(
+        "a socket",
+        "an endless device",
+        "a million",
+        "bad.npy: a pipe",
+        "losslog.jsonl: a pipe",
+        "HDF5: a chunk that unpacks",
+        "HDF5: a virtual dataset of 100,000",
+    ),
     *(
         "npz: statistics",
         "npz: 2 GB",
@@ -71,7 +79,7 @@ SLOW = (
     ),
     *("zip: 4 GB", "JPEG of 400", "AVIF of", "JPEG 2000 of", "ICNS with", "safetensors: a header", "words for all of"),
 )
-"""Words of those that take seconds to make: gigabytes are packed."""
+"""Words of those that take seconds: gigabytes are packed, or a pipe is waited for."""
 HARMLESS = (
     *("metrics: a thousand names", "status: 100,000 digits", "run/status.json: a pipe", "run/metrics.jsonl: a pipe"),
     *("run/previews/step-00000010.png: a pipe", "HDF5: another array of 4 TB", "HDF5: num_classes 10^12"),

@@ -25,7 +25,18 @@ from elbocli.files import (
     tensor_files,
     zip_files,
 )
-from elbocli.images import archives, classes, decode, decode_apart, image_refs, labels, packed, samples, tar_headers
+from elbocli.images import (
+    archives,
+    arrays,
+    classes,
+    decode,
+    decode_apart,
+    image_refs,
+    labels,
+    packed,
+    samples,
+    tar_headers,
+)
 from elbocli.images.crops import MOST_PIXELS
 from elbocli.nn import autoencoder, extractors, networks
 from elbocli.report import log_history
@@ -96,6 +107,7 @@ LIMITS: dict[str, list[str]] = {
         f"headers of {number(npy.LONGEST_HEADER)} bytes; arrays of objects",
         f"{number(samples.LARGEST_COUNT)} images of {number(samples.LARGEST_SIDE)} pixels a side",
         f"{number(samples.MOST_LABELS)} labels",
+        f"to pack: {number(arrays.MOST_ROWS)} images",
         f"{number(zip_files.MOST_ARRAYS)} arrays in an NPZ",
     ],
     "statistics": [f"{number(statistics.MOST_FEATURES)} features"],

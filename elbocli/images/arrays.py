@@ -21,6 +21,8 @@ from elbocli.images.samples import read_header, read_labels, refuse_short
 
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
 """The names under which an .npz may hold images and their labels: numpy's own, and those of published data sets."""
+MOST_ROWS = 3_000_000
+"""Images of an array, which are listed in memory, like files."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 """The most bytes that one packed byte can become, by way of packing."""
@@ -51,7 +53,13 @@ def open_npy(path: Path) -> ArrayImages:
     with open_file(path) as file:
         shape, offset = read_header(file, str(path)), file.tell()
     refuse_short(f"{path}:", path.stat().st_size, offset, shape)
+    _refuse_many(path, shape)
     return ArrayImages(pixel_rows(str(path), offset, shape))
+
+
+def _refuse_many(path: Path, shape: tuple[int, ...]) -> None:
+    if shape[0] > MOST_ROWS:
+        raise FormatError(f"{path}: holds {shape[0]} images, more than {MOST_ROWS}; save it in parts, and merge them")
 
 
 def pixel_rows(path: str, offset: int, shape: tuple[int, int, int, int]) -> list[Pixels]:
@@ -81,6 +89,7 @@ def _open_npz(path: Path) -> ArrayImages:
     if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
         announced = f"{images} announces {info.file_size} bytes"
         raise FormatError(f"{path}: {announced}, more than can be in it; make or get it again")
+    _refuse_many(path, shape)
     numbers = read_labels(archive, str(path), shape[0], labels)
     known = None if numbers is None else numbers.tolist()
     refuse_short(f"{path}: {images} is", info.file_size, start, shape)

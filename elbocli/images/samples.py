@@ -32,6 +32,7 @@ LARGEST_COUNT = 10**9
 MOST_LABELS = 1 << 25
 """Labels that are held in memory."""
 LABEL_BYTES = 8
+PIECE = 16 << 20
 BATCH_BYTES = 256 << 20
 """Bytes of images that are held at a time."""
 
@@ -101,7 +102,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
         position = start + count
         while filled < len(buffer):
             try:
-                got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
+                got = file.readinto(view[filled : filled + PIECE]) or 0  # type: ignore[attr-defined, unused-ignore]
             except (OSError, zlib.error, zipfile.BadZipFile) as error:
                 raise DataError(f"{name}: {error}") from error
             if not got:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import subprocess
 import sys
 from collections.abc import Generator
@@ -29,6 +30,8 @@ from elbocli.info.describe import describe, is_safetensors
 from elbocli.runtime.progress import Progress
 
 BATCH = 64
+PIECE = 1 << 20
+"""Bytes of small images at a time."""
 PATIENCE_S = 120.0
 Facts = dict[str, Any]
 
@@ -176,6 +179,6 @@ def _samples(path: Path) -> Generator[Progress, None, None]:
         return
     with read_samples(path) as reader:
         done = 0
-        for rows in reader.batches(BATCH):
+        for rows in reader.batches(max(BATCH, PIECE // math.prod(reader.shape[1:]))):
             done += len(rows)
             yield Progress(done, reader.shape[0], "img")

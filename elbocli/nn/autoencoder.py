@@ -18,6 +18,7 @@ from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import utf8_path
 from elbocli.nn.diffusers_extra import diffusers_class, quiet
+from elbocli.nn.networks import counted
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
@@ -113,6 +114,8 @@ def _load(folder: Path) -> Any:
         try:
             how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
             with utf8_path(folder) as name:
+                with counted((folder / WEIGHTS).stat().st_size), torch.device("meta"):
+                    model_class.from_config(model_class.load_config(str(name), local_files_only=True))
                 model, about = model_class.from_pretrained(str(name), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error

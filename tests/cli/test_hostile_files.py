@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,10 +26,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def ran(line: str, folder: Path) -> tuple[int, float, int, str]:
     """The exit code, seconds of CPU, bytes of memory and words of a command."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")} | {"ELBO_DEVICE": "cpu"}
-    before = time.monotonic()
     found = zygote().run(line.split(), folder, env, b"", 120, peak=str(folder / "peak"))
-    memory = int((folder / "peak").read_text()) << 10
-    return found.returncode, time.monotonic() - before, memory, found.stderr.decode(errors="replace")
+    memory, seconds = (folder / "peak").read_text().split()
+    return found.returncode, float(seconds), int(memory) << 10, found.stderr.decode(errors="replace")
 
 
 @pytest.mark.parametrize(("case", "line"), QUICK, ids=[f"{case.name}: {line.split()[0]}" for case, line in QUICK])
@@ -45,4 +43,4 @@ def test_it_is_refused_in_a_sentence_within_limits(case: Hostile, line: str, goo
         *_, last = said.splitlines()
         assert last.startswith(f"elbo {line.split()[0]}") and "error: " in last and len(last) < 1500
     assert memory < MOST_MEMORY
-    assert seconds < 3 * MOST_SECONDS  # other tests share the cores
+    assert seconds < MOST_SECONDS

@@ -31,7 +31,7 @@ LARGEST_SIDE = 8192
 """Pixels, and channels, of an image."""
 LONGEST_LIST, LARGEST_NUMBER = 64, 1 << 31
 """Bounds of what a file says of a network."""
-MOST_TENSORS, MOST_VALUES = 20_000, 10**12
+MOST_TENSORS, MOST_VALUES = 10_000, 10**12
 """Bounds of a network: the largest of images have 2,000 parameters with 10^10 values."""
 
 
@@ -146,12 +146,12 @@ def declaration_of(config: NetworkConfig) -> Declaration[type[NetworkConfig]]:
 
 def build(config: NetworkConfig) -> Network:
     """A new network; under `torch.device("meta")` without memory. Raises UsageError where it would be of absurd size."""
-    with _counted():
+    with counted():
         return declaration_of(config).make(config)
 
 
 @contextmanager
-def _counted() -> Iterator[None]:
+def counted(most_values: int = MOST_VALUES) -> Iterator[None]:
     """Raise UsageError as soon as a network that is built in the block has too many parameters, or torch can't make one.
 
     Only the network itself knows how many a config brings, and on the meta device they cost nothing until then.
@@ -161,8 +161,8 @@ def _counted() -> Iterator[None]:
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal tensors, values
         tensors, values = tensors + 1, values + (0 if parameter is None else parameter.numel())
-        if tensors > MOST_TENSORS or values > MOST_VALUES:
-            most = f"{MOST_TENSORS} parameters, or {MOST_VALUES:.0e} values in them"
+        if tensors > MOST_TENSORS or values > most_values:
+            most = f"{MOST_TENSORS} parameters, or {most_values:.0e} values in them"
             raise UsageError(f"network: more than {most}: no network is so large; see to its numbers")
 
     hook = register_module_parameter_registration_hook(count)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from elbocli.core import discrete_schedule
 from elbocli.files import (
     dataset,
     dataset_block,
@@ -18,7 +19,6 @@ from elbocli.files import (
     pt2_check,
     reading,
     schedule_file,
-    scheduler_config,
     statistics,
     strict_json,
     strict_yaml,
@@ -87,7 +87,7 @@ LIMITS: dict[str, list[str]] = {
         f"steps and images above {number(losslog.MOST_IMAGES)}, or negative",
     ],
     "schedules": [
-        f"{number(schedule_file.LARGEST_TABLE)} knots, or {number(scheduler_config.MOST_TIMESTEPS)} timesteps"
+        f"{number(schedule_file.LARGEST_TABLE)} knots, or {number(discrete_schedule.MOST_TIMESTEPS)} timesteps"
     ],
     "networks in presets and configs": [
         f"images of {number(networks.LARGEST_SIDE)} pixels a side",
@@ -141,7 +141,9 @@ LIMITS: dict[str, list[str]] = {
 
 def page() -> str:
     """The table."""
-    rows = [f"| {kind} | {'; '.join(limits)} |" for kind, limits in LIMITS.items()]
+    rows = [
+        f"| {kind if limit is limits[0] else ''} | {limit} |" for kind, limits in LIMITS.items() for limit in limits
+    ]
     return "\n".join([BEGIN, "", "| file | refused above, or if it has |", "|---|---|", *rows, "", END])
 
 

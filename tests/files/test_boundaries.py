@@ -39,6 +39,7 @@ OPENERS = {
     "files/file_system.py": "a folder",
     "images/image_refs.py": "checked itself: it is read by offsets, from many threads",
     "run/folder.py": "a folder",
+    "runtime/descriptors.py": "the system's",
     "runtime/memory.py": "the system's",
     "runtime/memory_bound.py": "the system's",
     "run/liveness.py": "the system's",

@@ -16,6 +16,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import ATTRIBUTES, UNKNOWN, LatentSpace, read_space
 from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import NetworkConfig
+from elbocli.run.dataset_place import dataset_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def open_decoder(
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
         shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
         return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
-    folder = autoencoder or _recorded(space, Path(str(data.get("path"))))
+    folder = autoencoder or _recorded(space, dataset_of(data, Path(str(where)).parent))
     model = Autoencoder(folder, device)
     if space.autoencoder_sha256 == UNKNOWN:
         its = model.space(space.convention, space.pixel_size, space.mirrored)

@@ -119,10 +119,14 @@ class Plan:
             return {}
         return {"checkpoint": (3 + len(self.settings.ema)) * FLOAT * self.weights.held(1), "process": PROCESS}
 
-    def evaluating(self) -> int:
+    def drawn_at_once(self, micro_batch: int) -> int:
+        """Return how many images of a preview a process draws at once: no more than it is trained on at once."""
+        return min(-(-PREVIEW.n // self.devices), micro_batch) if self.settings.preview_every else 0
+
+    def evaluating(self, micro_batch: int) -> int:
         """Return bytes of activations while previews are drawn or images held out are validated, without gradients."""
         settings, network, cuda = self.settings, self.network, self.device == "cuda"
-        images = -(-PREVIEW.n // self.devices) if settings.preview_every else 0
+        images = self.drawn_at_once(micro_batch)
         if settings.val or settings.val_split:
             images = max(images, inputs_at_once(network.image_channels * network.image_size**2))
         return images * self.step_memory(recompute=True, cuda=cuda).moments[0].per_image
@@ -131,14 +135,21 @@ class Plan:
         """Return bytes per device by part, at the worst moment."""
         step = self.step_memory(self.way.recompute, self.device == "cuda")
         activations, copies = step.peak(self.micro_batch, copying=self.way.shards == 1)
-        parts = {**self.standing(self.way), "copies": copies, "activations": max(activations, self.evaluating())}
+        parts = {
+            **self.standing(self.way),
+            "copies": copies,
+            "activations": max(activations, self.evaluating(self.micro_batch)),
+        }
         return {**parts, **self.beside()}
 
     def most(self, room: int) -> int:
         """Return the largest micro-batch that fits into so many bytes of the run's own device; 0 when none does."""
         left = room - sum(self.standing(self.way).values()) - sum(self.beside().values())
         step = self.step_memory(self.way.recompute, self.device == "cuda")
-        return min(self.share, step.most(left, copying=self.way.shards == 1)) if self.evaluating() <= left else 0
+        found = min(self.share, step.most(left, copying=self.way.shards == 1))
+        while found and self.evaluating(found) > left:
+            found = 0 if self.evaluating(1) > left else found // 2
+        return found
 
     def largest(self, way: Way, room: int) -> int | str:
         """Return the largest micro-batch that fits into so many bytes of a CUDA device, or a word on what doesn't."""

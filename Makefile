@@ -67,6 +67,8 @@ docs: $(VENV)/.ready
 	mv docs/odd-images.md.new docs/odd-images.md
 	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
 	mv docs/presets.md.new docs/presets.md
+	$(BIN)/python tests/limits.py docs/limits.md > docs/limits.md.new
+	mv docs/limits.md.new docs/limits.md
 	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
 	echo >> docs/ablation.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new

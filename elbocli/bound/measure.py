@@ -198,6 +198,7 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
         )
     path = data or dataset_of(known, trained.path)
     dataset = Dataset(path, latents=True)
+    dataset.check_square()
     check_content(dataset.identity(), dataset.kind, known, trained.path)
     if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")

@@ -23,6 +23,8 @@ CELL = 96
 """Pixels: an image is enlarged as often as it fits into so many."""
 WIDE = 4096
 """Pixels: nor is a grid made wider than this by it."""
+NEAR = 4
+"""The part of a square's columns by which a grid may have more or fewer, to leave fewer cells empty."""
 LARGEST_GRID = 10_000
 """Images."""
 LARGEST_PICTURE = 89_478_485
@@ -76,9 +78,16 @@ def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] 
 
 
 def _columns(groups: list[Group]) -> int:
-    """Images in a row: about as many as there are rows, but no more than a group has."""
+    """Images in a row: about as many as there are rows, but no more than a group has; of classes, so that few cells are empty."""
     sizes = [len(group.images) for group in groups]
-    return min(max(sizes), math.ceil(math.sqrt(sum(sizes))))
+    square = math.ceil(math.sqrt(sum(sizes)))
+    if len(sizes) == 1:
+        return min(sizes[0], square)
+    near = range(square - square // NEAR, square + square // NEAR + 1)
+    cells = {min(max(sizes), each): 0 for each in sorted(near, key=lambda each: abs(each - square))}
+    for each in cells:
+        cells[each] = sum(-(-size // each) for size in sizes) * each
+    return min(cells, key=lambda each: cells[each])
 
 
 @dataclass(frozen=True)

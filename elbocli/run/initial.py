@@ -22,6 +22,7 @@ from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.content import check_content
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.open import find_run, read_run_config
 from elbocli.run.setting_type import PRECISIONS
@@ -88,8 +89,8 @@ class Initial:
     @property
     def dataset(self) -> Path | None:
         """The dataset that it was trained on, where that still is."""
-        path = self.config["data"].get("path")
-        return Path(path) if isinstance(path, str) and Path(path).exists() else None
+        path = dataset_of(self.config["data"], self.run)
+        return path if "path" in self.config["data"] and path.exists() else None
 
     def facts(self) -> dict[str, Any]:
         """Facts about them for config.yaml."""

@@ -26,6 +26,7 @@ from elbocli.files.reading import naming
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
+from elbocli.run.dataset_place import FROM_RUN, PATH, dataset_of
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
 from elbocli.run.setting_type import AUTO, KINDS
@@ -36,7 +37,7 @@ from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 if TYPE_CHECKING:
     from elbocli.run.initial import Initial
 
-PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
+PLACES = (PATH, FROM_RUN, ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
@@ -75,7 +76,7 @@ class Resolved:
 class Basis:
     """Settings, network and dataset that a run takes where no option says them: from its own config.yaml when it goes on.
 
-    Or from another run's, by --config. where: the file. data: the dataset's path. init: the section of that name.
+    Or from another run's, by --config. where: the file. data: where the dataset is now. init: the section of that name.
     """
 
     where: Path
@@ -88,13 +89,14 @@ class Basis:
     def of(cls, where: Path, config: dict[str, Any]) -> Basis:
         """Take the content of a config.yaml apart. Raises FormatError, and UsageError for a plug-in that was not run."""
         check_plugins(config.get("plugins", []), where, lambda text: None)
-        path = config["data"].get("path")
+        path = config["data"].get(PATH)
         if not isinstance(path, str):
             raise FormatError(f"{where}: section 'data' has path: {path!r}, expected the dataset's")
+        data = dataset_of(config["data"], where.parent)
         settings, network, init = run_settings(config["settings"], where), config["network"], config.get("init")
         if init is not None and not isinstance(init, dict):
             raise FormatError(f"{where}: section 'init' is {init!r}, expected what the run began from")
-        return cls(where, settings, config_of(network, where), Path(path), init)
+        return cls(where, settings, config_of(network, where), data, init)
 
 
 def resolve(

@@ -143,6 +143,8 @@ class Plan:
             decoding = self.decoder(images)[1]
         if settings.val or settings.val_split:
             images = max(images, inputs_at_once(network.image_channels * network.image_size**2))
+        if not images:
+            return 0
         return max(decoding, images * self.step_memory(recompute=True, cuda=cuda).moments[0].per_image)
 
     def memory(self) -> dict[str, int]:

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forks import quick
 
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files import dataset_block
@@ -74,7 +74,7 @@ def test_what_is_whole_passes(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "stride"), [("raw", 31), ("webp", 37), ("virtual", 29)])
 def test_a_flipped_bit_is_found_or_changes_nothing(kind: str, stride: int, tmp_path: Path) -> None:
     path = virtual(tmp_path) if kind == "virtual" else pack(tmp_path / "a.h5", kind)
-    done = subprocess.run([sys.executable, FLIP, path, str(stride)], capture_output=True, text=True, check=False)
+    done = subprocess.run([quick(), FLIP, path, str(stride)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["missed"] == 0 and result["found"] >= 100, result

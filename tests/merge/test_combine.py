@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from forks import quick
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, Interrupted, UsageError
@@ -317,7 +317,7 @@ def test_killed_and_resumed_gives_the_same_bytes(kind: str, tmp_path: Path) -> N
     parts = shards(tmp_path, kind, (0, 90, 180, 270, 400))
     draw, out, kills = np.random.default_rng(1), tmp_path / "out.h5", 0
     while not out.exists():
-        process = subprocess.Popen([sys.executable, "-c", SLOW, str(out), *map(str, parts)])
+        process = subprocess.Popen([quick(), "-c", SLOW, str(out), *map(str, parts)])
         if kills < 5:
             while process.poll() is None and not (tmp_path / "out.h5.lock").exists():
                 time.sleep(0.002)
@@ -334,7 +334,7 @@ def limited(size: int, *words: object) -> "subprocess.CompletedProcess[str]":
     """An elbo command that may not write files beyond `size` bytes."""
     code = f"import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsys.argv[0] = 'elbo'\nfrom elbocli.main import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [quick(), "-c", code, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
     )
 
 

@@ -17,7 +17,6 @@ from elbocli.core.schedule import Schedule, cell_of
 
 CELLS = 20
 """Cells of λ in which the information estimator chooses its denoiser and how much of the Gaussian it takes away."""
-TINY = 1e-30
 ENOUGH = 16
 """Draws in a cell from which on they may choose."""
 
@@ -50,8 +49,11 @@ def information(asked: Question) -> Parts:
             continue
         if not seen.latent and seen.rounded[:, 1 - half][told].mean() < seen.error[:, 1 - half][told].mean():
             chosen = seen.rounded
-        own, of = chosen[:, 1 - half][told], noise[:, 1 - half][told]
-        beta = (own * of).sum() / of.square().sum().clamp(min=TINY)
+        by = [
+            torch.ones(int(told.sum()), dtype=torch.float64),
+            *(each[:, 1 - half][told] for each in (seen.expected, noise)),
+        ]
+        beta = torch.linalg.lstsq(torch.stack(by, 1), chosen[:, 1 - half][told][:, None], driver="gelsd").solution[2, 0]
         error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
     sampled = seen.integral(error)
     away = seen.integral(seen.expected) - (seen.below[:, 1] - seen.below[:, 0])[:, None]

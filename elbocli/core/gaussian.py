@@ -20,6 +20,8 @@ ENTRIES = 1 << 24
 """Numbers of the data, at most, from which it is fitted."""
 LEAST = 1e-9
 """Least variance, over the mean one: a constant pixel is no more certain than that."""
+FLOOR = 1e-6
+"""Least variance at all, a standard deviation of an eighth of the step between levels of pixels: images that are all alike have none."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,6 @@ def fit_gaussian(x: Tensor) -> GaussianModel:
     drawn = min(1.0, max(0.0, noise) / away) if away > 0 else 1.0
     others = dimensions - len(keep)
     left_over = max(0.0, usual * dimensions - float(kept.sum())) / others if others else 0.0
-    least = max(LEAST * usual, 1e-12)
+    least = max(LEAST * usual, FLOOR)
     shrunk = ((1 - drawn) * kept + drawn * usual).clamp(min=least)
     return GaussianModel(mean, vectors, shrunk, max(least, (1 - drawn) * left_over + drawn * usual))

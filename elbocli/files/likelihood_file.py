@@ -55,7 +55,7 @@ def write_table(path: Path, table: ImageTable) -> None:
         content = table.tsv().encode()
     else:
         held = io.BytesIO()
-        with h5py.File(held, "w") as file:
+        with h5py.File(held, "w", track_order=True) as file:
             file.attrs.update(format=FORMAT, version=1, about=encodable(json.dumps(table.about, allow_nan=False)))
             for name, column in {INDEX: table.index, LABEL: table.label, **table.numbers}.items():
                 file.create_dataset(name, data=column, track_times=False)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from exact import ByClass, Mixture, finish
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 
 from elbocli.bound.classify import ClassScores, class_scores, judged
 from elbocli.bound.draws import Images, MeasuredNetwork
@@ -74,3 +76,14 @@ def test_the_command_tells_one_object_and_a_table(
     assert found.n_images == 20 and found.classes == 10 and found.per_image == str(out)
     assert (table.numbers["predicted"] == table.label).mean() == pytest.approx(found.accuracy)
     assert list(table.numbers) == ["predicted", "confidence", "probability"]
+
+
+def test_digits_beside_a_plain_classifier(trained: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """40 steps make no good network, but one that beats chance by far; logistic regression is what it is to beat."""
+    assert (
+        run(["bound", str(trained), str(digits), "--classify", "-n", "60", "--draws", "8", "--weights", "model"]) == 0
+    )
+    found = Classification.from_json(json.loads(capsys.readouterr().out))
+    data = load_digits()
+    plain = LogisticRegression(max_iter=200).fit(data.data[300:700], data.target[300:700])
+    assert plain.score(data.data[:300], data.target[:300]) > found.accuracy > 0.2

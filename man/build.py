@@ -122,6 +122,12 @@ EXAMPLES = {
             "elbo bound run --check --weighting sigmoid:bias=2 --weighting edm --weighting fm-ot",
         ),
         (
+            "Three estimates of one number, and those of every image: how tight is the bound?",
+            "elbo bound run test.h5 -n 100 --estimator variational --estimator information --estimator ode:steps=32 \\\n"
+            "    --per-image each.tsv > run/likelihood.json\nsort -k3 -n each.tsv | head\nelbo report run -o report.html",
+        ),
+        ("The run as a classifier.", "elbo bound run test.h5 --classify"),
+        (
             "Which schedule makes the gradient vary least?",
             "elbo bound run --gradient-variance --weighting sigmoid:bias=2 -o least.yaml",
         ),

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def finish(loop: Generator[Progress, None, R]) -> R:
-    """What a generator returns."""
+    """Return a generator's value."""
     while True:
         try:
             next(loop)

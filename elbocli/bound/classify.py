@@ -84,7 +84,7 @@ def class_scores(
 
 
 def judged(scores: ClassScores, draws: int, schedule: Schedule) -> Classification:
-    """What the probabilities are worth."""
+    """Judge the probabilities."""
     found, labels = scores.probabilities, scores.labels
     guess = found.argmax(1)
     right = guess == labels

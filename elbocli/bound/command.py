@@ -130,6 +130,9 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     and nats_per_latent_dimension, because they have no levels: it compares models of one latent space. --check compares the weighted loss with an integral
     of bounds over the noise levels that the weighting implies, from independent draws. The exit status is then 0 if
     they agree within 4 standard errors, else 1.
+
+    --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
+    its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
     """
     from elbocli.bound import classify, estimate, gradients, likelihood, theorem
     from elbocli.bound.measure import ALL, MEASURED, MeasureSettings, open_measurement

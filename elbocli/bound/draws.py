@@ -61,7 +61,7 @@ class Draws(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What the network saw and said of some draws: x, eps, x_hat [n, C, H, W] on its device, logsnr [n] float64."""
+    """Some draws as the network saw them, and its answer: x, eps, x_hat [n, C, H, W] on its device, logsnr [n] float64."""
 
     x: Tensor
     eps: Tensor
@@ -70,7 +70,7 @@ class Sight(NamedTuple):
 
 
 More = Callable[[Sight], Tensor]
-"""What else is to be known of each draw: numbers [parts, n] float64 on the CPU."""
+"""A further question to each draw, answered by numbers [parts, n] float64 on the CPU."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Found:
-    """What estimators found. parts: by their specs; rows: which images these are, [N]. bound: the variational one with its
+    """Estimates of the same images. parts: by their specs; rows: which images these are, [N]. bound: the variational one with its
     curve, where the draws were made.
     """
 

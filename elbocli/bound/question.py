@@ -1,4 +1,4 @@
-"""What an estimator of −log p is asked, what it may use, and what it answers."""
+"""Questions to an estimator of −log p, its means and its answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """What an estimator may use: the network, the images, the seed; the draws, where it is declared to need them."""
+    """Means of an estimator: the network, the images, the seed; the draws, where it is declared to need them."""
 
     denoiser: MeasuredNetwork
     images: Iterable[Images]
@@ -70,7 +70,7 @@ def decoder(content: Tensor, logsnr_max: float) -> Tensor:
 
 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
-    """How much of `known`, whose mean is zero, to take away from each image's value, by least squares over the differences of halves
+    """Multiples of `known`, whose mean is zero, to take away from each image's value, by least squares over the differences of halves
     of other images: the odd ones tell of the even ones. [N, 2], [N, 2] → [N].
     """
     odd = torch.arange(len(value)) % 2 == 1

@@ -1,4 +1,4 @@
-"""What a classifier's probabilities are worth: accuracy with an interval, and how often it is right when it says so."""
+"""The worth of a classifier's probabilities: accuracy with an interval, and how often it is right when it says so."""
 
 from __future__ import annotations
 

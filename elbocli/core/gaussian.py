@@ -78,7 +78,7 @@ class GaussianModel:
 
 
 def rows_to_fit(count: int, dimensions: int) -> int:
-    """How many of `count` images are enough to fit it, at a cost that is bounded."""
+    """Images, of `count`, that are enough to fit it at a bounded cost."""
     return min(count, 4096 if dimensions <= DIRECTIONS else 2048, max(2, ENTRIES // dimensions))
 
 

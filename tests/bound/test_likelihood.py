@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def estimated(network: Any, content: torch.Tensor, specs: Any = ALL, high: float = HIGH, **options: Any) -> Found:
-    """What estimators find on images of an exact denoiser."""
+    """Estimates on images of an exact denoiser."""
     measured = MeasuredNetwork(network, Prediction("eps"), LOW, high, batch=4096)
     images = [Images(content, None, range(len(content)))]
     settings = {"population": len(content), **options}

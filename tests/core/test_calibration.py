@@ -1,4 +1,4 @@
-"""What is said of a classifier's probabilities."""
+"""Facts on a classifier's probabilities."""
 
 import numpy as np
 import pytest

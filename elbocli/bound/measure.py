@@ -200,6 +200,7 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     if data is None and beside.exists() and not path.exists():
         path = beside
     dataset = Dataset(path, latents=True)
+    dataset.check_square()
     check_content(dataset.identity(), dataset.kind, known, trained.path)
     if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")

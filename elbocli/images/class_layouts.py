@@ -16,14 +16,16 @@ from pathlib import Path
 from PIL import Image
 
 from elbocli.errors import DataError
+from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays, known_sets, parquet
-from elbocli.images.archives import Complain, Entry, begins_like_tar, is_tar, list_folder, list_tar, list_zip
+from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip
 from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
 from elbocli.images.packed import first_bytes_inside, program_for
+from elbocli.images.tar_headers import begins_like_tar
 
 NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK"
 KNOWN = (HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC, parquet.MAGIC)
@@ -71,7 +73,7 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
             raise DataError(f"{root}: no such folder or file; {expected}")
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
-        with open(root, "rb") as file:
+        with open_file(root) as file:
             head = file.read(512)
     except OSError as error:
         raise DataError(f"{root}: can't be read: {error.strerror}") from error

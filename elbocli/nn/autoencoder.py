@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.rounding import to_levels
 from elbocli.errors import DataError, FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import utf8_path
 from elbocli.nn.diffusers_extra import diffusers_class, quiet
+from elbocli.nn.networks import counted
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
@@ -89,12 +90,7 @@ def _check_config(folder: Path) -> None:
     if not path.is_file():
         inside = f"; its autoencoder may be {folder / 'vae'}" if (folder / "vae" / CONFIG).is_file() else ""
         raise FormatError(f"{folder}: no {CONFIG} inside, expected a diffusers {CLASS}{inside}")
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError("too large")
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not usable JSON ({' '.join(str(error).split())[:120]})") from error
+    config = strict_json.read(path, LARGEST_CONFIG)
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != CLASS:
         raise FormatError(f"{path}: _class_name is {found!r}, expected {CLASS!r}; other autoencoders are not read")
@@ -118,6 +114,8 @@ def _load(folder: Path) -> Any:
         try:
             how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
             with utf8_path(folder) as name:
+                with counted((folder / WEIGHTS).stat().st_size), torch.device("meta"):
+                    model_class.from_config(model_class.load_config(str(name), local_files_only=True))
                 model, about = model_class.from_pretrained(str(name), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error

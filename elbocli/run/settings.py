@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.lr_decay import LR_DECAYS
@@ -16,12 +18,13 @@ from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.dataset import PREPROCESSING
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.reading import naming
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, config_of, declaration_of, filled, section_of
+from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
@@ -107,6 +110,8 @@ def resolve(
     asked = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
     latents = dataset.kind == LATENTS
+    if isinstance(dataset, Dataset):
+        dataset.check_square()
     data = dataset.identity()
     inherited: dict[str, Any] = {}
     if initial:
@@ -184,6 +189,9 @@ def resolve(
             f"{initial.path if initial else own.where if own else name}: a network of family {declaration_of(network).name!r} is sampled "
             "and measured as it is, and can't be trained"
         )
+    if preset.about is None:  # its network is a file's: one of absurd size is noticed before it takes memory
+        with naming(own.where if own else f"preset {preset.name}", UsageError), torch.device("meta"):
+            build(network)
     return Resolved(settings, network, data, files, notes, objective, init, initial)
 
 

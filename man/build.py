@@ -123,8 +123,9 @@ EXAMPLES = {
         ),
         (
             "Three estimates of one number, and those of every image: how tight is the bound?",
-            "elbo bound run test.h5 -n 100 --estimator variational --estimator information --estimator ode:steps=32 \\\n"
-            "    --per-image each.tsv > run/likelihood.json\nsort -k3 -n each.tsv | head\nelbo report run -o report.html",
+            "elbo bound run test.h5 --estimator variational --estimator information \\\n"
+            "    --estimator ode:steps=32 -n 100 --per-image each.tsv > run/likelihood.json\n"
+            "sort -n -k3 each.tsv | head\nelbo report run -o report.html",
         ),
         ("The run as a classifier.", "elbo bound run test.h5 --classify"),
         (

@@ -134,6 +134,13 @@ EXAMPLES = {
             "elbo bound run --check --weighting sigmoid:bias=2 --weighting edm --weighting fm-ot",
         ),
         (
+            "Three estimates of one number, and those of every image: how tight is the bound?",
+            "elbo bound run test.h5 --estimator variational --estimator information \\\n"
+            "    --estimator ode:steps=32 -n 100 --per-image each.tsv > run/likelihood.json\n"
+            "sort -n -k3 each.tsv | head\nelbo report run -o report.html",
+        ),
+        ("The run as a classifier.", "elbo bound run test.h5 --classify"),
+        (
             "Which schedule makes the gradient vary least?",
             "elbo bound run --gradient-variance --weighting sigmoid:bias=2 -o least.yaml",
         ),

@@ -114,9 +114,9 @@ def run(
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for output in filter(None, (sys.stdout, sys.stderr)):
         try:
-            stream.flush()
+            output.flush()
         except OSError:
             code = 120
     if peak:
@@ -141,7 +141,7 @@ def remember_steps(folder: Path) -> None:
             path.write_bytes(pickle.dumps(found))
         return found
 
-    plan.measure_step = measured  # type: ignore[assignment]
+    plan.measure_step = measured  # type: ignore[assignment, attr-defined]
 
 
 class Server:

@@ -103,9 +103,9 @@ class Measurement:
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
-            yield Images(self._content(rows), labels, rows.tolist())
+            yield Images(self.content(rows), labels, rows.tolist())
 
-    def _content(self, rows: np.ndarray) -> torch.Tensor:
+    def content(self, rows: np.ndarray) -> torch.Tensor:
         """Pixels, or latents as the network sees them, drawn from their mean and std: the same draw of an image each time."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space

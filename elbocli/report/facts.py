@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from elbocli.bound.result import Bound, LatentBound, Theorem
+from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.evaluate.result import EvalResult
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.report.extremes import Extremes
 from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
 from elbocli.report.terms import Term
@@ -86,6 +87,9 @@ class RunFacts:
     scores: list[ResultFile[EvalResult]]
     bounds: list[ResultFile[Bound | LatentBound]]
     theorems: list[ResultFile[Theorem]]
+    likelihoods: list[ResultFile[Likelihoods]]
+    extremes: list[Extremes]
+    classifications: list[ResultFile[Classification]]
     commands: list[Command]
     missing: list[str]
 
@@ -127,6 +131,9 @@ class RunFacts:
             "scores": _contents(self.scores),
             "bound": _contents(self.bounds),
             "theorem": _contents(self.theorems),
+            "likelihoods": _contents(self.likelihoods),
+            "per_image": [str(each.path) for each in self.extremes],
+            "classification": _contents(self.classifications),
             "commands": [{"does": each.does, "command": each.line} for each in self.commands],
             "missing": self.missing,
         }

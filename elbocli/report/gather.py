@@ -8,16 +8,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from elbocli.bound.result import Bound, LatentBound, Theorem
+from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
+from elbocli.files.likelihood_file import TSV, is_table
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
+from elbocli.report.extremes import Extremes, read_extremes, table_of
 from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
 from elbocli.report.log_history import Numbers, curve, read_curves, read_log_history
-from elbocli.report.results import drawn_by, read_result, results_in
+from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
 from elbocli.run.dataset_place import dataset_of
@@ -45,8 +47,8 @@ class Missing(list[str]):
 
 
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
-    """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval' or 'elbo bound',
-    besides those in the run's folder.
+    """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval' or 'elbo bound', or its files of
+    all images, besides those in the run's folder.
 
     Raises FormatError when it is no run, and ElboError for a file named here that can't be used.
     """
@@ -54,7 +56,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     missing = Missing()
     config = read_run_config(run, missing.append)
     settings = run_settings(config["settings"], run / "config.yaml")
-    given = [read_result(path) for path in dict.fromkeys(results)]
+    tables = [path for path in dict.fromkeys(results) if path.suffix.lower() in TSV or is_table(path)]
+    given = [read_result(path) for path in dict.fromkeys(results) if path not in tables]
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
     scores = [each for each in found if isinstance(each.found, EvalResult)]
@@ -96,9 +99,23 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         scores=scores,
         bounds=bounds,
         theorems=[each for each in found if isinstance(each.found, Theorem)],
+        likelihoods=[each for each in found if isinstance(each.found, Likelihoods)],
+        extremes=[
+            *(read_extremes(path, {}, config["data"]) for path in tables),
+            *filter(None, (missing.asked(_extremes, each, config) for each in found)),
+        ],
+        classifications=[each for each in found if isinstance(each.found, Classification)],
         commands=_commands(run, name, config, samples, scores, missing),
         missing=missing,
     )
+
+
+def _extremes(result: ResultFile[Any], config: dict[str, Any]) -> Extremes | None:
+    """The pictures of a result that names a file of each image's likelihood. Raises ElboError."""
+    named = result.content.get("per_image")
+    if not isinstance(named, str) or isinstance(result.found, Classification):
+        return None
+    return read_extremes(table_of(result.path, named), result.content, config["data"])
 
 
 def _objective(settings: TrainSettings) -> ObjectiveFacts:

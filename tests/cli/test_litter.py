@@ -15,6 +15,7 @@ COMMANDS = {
     "adapt": "adapt {run} -o x.yaml",
     "adapt plot": "adapt {run} --plot x.svg",
     "bound": "bound {run} -n 4 --draws 2 --curve x.tsv",
+    "bound images": "bound {run} -n 4 --draws 2 --per-image x.tsv",
     "bound log": "bound {run} -n 4 --draws 2 --log x.jsonl",
     "bound plot": "bound {run} -n 4 --draws 2 --plot x.png",
     "ema": "ema {run} --std .1 -o x.safetensors",

@@ -20,6 +20,7 @@ COMMANDS = {
     "sample png": ("sample {run} -n 2 --steps 2 -o {out}", ".png"),
     "bound curve": ("bound {run} -n 8 --curve {out}", ".tsv"),
     "bound plot": ("bound {run} -n 8 --plot {out}", ".svg"),
+    "bound images": ("bound {run} -n 8 --per-image {out}", ".tsv"),
     "bound log": ("bound {run} -n 8 --log {out}", ".jsonl"),
     "bound schedule": ("bound {run} --gradient-variance -o {out}", ".yaml"),
     "eval card": ("eval {data} --ref {data} --card {out}", ".md"),

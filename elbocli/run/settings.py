@@ -15,6 +15,7 @@ from elbocli.core.lr_decay import LR_DECAYS
 from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.uncertainty import refuse_adaptive
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.dataset_block import LATENTS
@@ -162,6 +163,8 @@ def resolve(
     bias = {"bias": given["bias"]} if "bias" in given else None
     weighting = resolve_weighting(spec, shift=shift, monotone=monotone, given=bias, size=size)
     schedule = _schedule(values, given, notes, size)
+    if schedule is None:
+        refuse_adaptive(weighting)
     files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting) if each and each.file}
     named = {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec}
     settings = TrainSettings(**{**values, **named, **_averages(values)})

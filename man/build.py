@@ -100,6 +100,18 @@ EXAMPLES = {
             "elbo adapt run --report | jq '.schedules'",
         ),
     ],
+    "elbo grid": [
+        (
+            "The levels for Heun's method at 31 evaluations, and images drawn on them.",
+            "elbo grid run --sampler heun --steps 16 -o grid.yaml\n"
+            "elbo sample run --sampler heun --steps 16 --schedule grid.yaml -o grid.png",
+        ),
+        (
+            "How much does each step do wrong, and how much on other grids?",
+            "elbo grid run --sampler ddim --steps 12 --report | jq '.errors, .grids'",
+        ),
+        ("Equal steps of entropy, for any sampler.", "elbo grid run --kind rescaled > rescaled.yaml"),
+    ],
     "elbo ema": [
         (
             "Keep snapshots while training; afterwards try an average that was never kept.",

@@ -79,7 +79,7 @@ class Zygote:
             for stream, content in zip(streams, (stdin, b"", b""), strict=True):
                 stream.write_bytes(content)
             request = {"line": line, "cwd": str(cwd or Path.cwd()), "env": env, "streams": [*map(str, streams)]}
-            request |= {"closed": [], "ordinary": False, "files": None, "at_fsync": None, **conditions}
+            request |= {"closed": [], "ordinary": False, "files": None, "at_fsync": None, "peak": "", **conditions}
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             child = int(self.process.stdout.readline())

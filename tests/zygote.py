@@ -2,7 +2,7 @@
 
 A line of JSON on stdin: {"line", "cwd", "env", "streams": paths of stdin, stdout, stderr, "closed": descriptors that are
 closed at the start, "ordinary": whether modes of files bind it, "files": how many it may have open, None as many as any,
-"at_fsync": a signal that comes when it first flushes a file to disk}.
+"at_fsync": a signal that comes when it first flushes a file to disk, "peak": a file for the most memory taken, in kB, and seconds of CPU, or ''}.
 Answers with the process number, then with the exit code. As in a process of its own, all that a command reads is given
 anew: arguments, folder, environment, streams; only imports are not.
 """
@@ -16,7 +16,9 @@ import pkgutil
 import resource
 import sys
 import threading
+import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -41,6 +43,7 @@ def run(
     ordinary: bool,
     files: int | None,
     at_fsync: int | None,
+    peak: str,
 ) -> None:
     """Be that command; never returns."""
     for descriptor, (path, flags) in enumerate(zip(streams, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)):
@@ -74,6 +77,9 @@ def run(
             stream.flush()
         except OSError:
             code = 120
+    if peak:
+        memory = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+        Path(peak).write_text(f"{memory} {time.process_time()}")
     os._exit(code or 0)
 
 

@@ -25,6 +25,7 @@ from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.cast_once import cast_weights
 from elbocli.run.content import check_content
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device
 from elbocli.train.batches import Posterior
@@ -195,11 +196,9 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
         raise UsageError(
             f"{trained.path}: was imported, and has no dataset of its own; name one, DATA.h5, after the run"
         )
-    path = data or Path(str(known.get("path")))
-    beside = trained.path.parent / path  # where the run was trained, when its dataset's path was relative
-    if data is None and beside.exists() and not path.exists():
-        path = beside
+    path = data or dataset_of(known, trained.path)
     dataset = Dataset(path, latents=True)
+    dataset.check_square()
     check_content(dataset.identity(), dataset.kind, known, trained.path)
     if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")

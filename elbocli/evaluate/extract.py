@@ -113,6 +113,7 @@ def see(
     held: dict[str, Tensor] = {}
     filled = 0
     sharers = 1 if source.alone else world.size
+    batch = batch if source.reader is None else source.reader.batch(batch)
     for start in range(0, source.n, batch * sharers):
         begin = start + world.rank * batch
         found = None

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json, tensor_files
 from elbocli.files.atomic import told, writing
-from elbocli.files.reading import check_format, refusing, utf8_path
+from elbocli.files.opening import open_file
+from elbocli.files.reading import check_format, refusing
 from elbocli.files.snapshots import SnapshotLayout
 
 FORMAT = "elbo-ema"
@@ -66,11 +66,10 @@ def writing_average(
 
 def read_about(path: Path) -> dict[str, Any]:
     """Read how the average was made: spec, step, images, run, …. Raises FormatError when the file is no such average."""
-    with refusing(f"{path}: not usable weights"), utf8_path(path) as name, safe_open(name, framework="pt") as file:
-        meta = file.metadata() or {}
+    meta = tensor_files.metadata(path)
     check_format(path, meta, FORMAT, "1", "; make them with 'elbo ema'")
     with refusing(f"{path}: doesn't say how it was made"):
-        about = json.loads(meta["about"])
+        about = strict_json.parse(meta["about"])
         str(about["spec"]), int(about["step"]), int(about["images"]), dict(about["trained"])
     return {**about, DIGEST: meta.get(DIGEST)}
 
@@ -78,7 +77,7 @@ def read_about(path: Path) -> dict[str, Any]:
 def check(path: Path) -> None:
     """Compare the tensors with the file's digest. Raises FormatError when it differs."""
     payload = hashlib.sha256()
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         while content := file.read(CHUNK):
             payload.update(content)
@@ -89,5 +88,4 @@ def check(path: Path) -> None:
 def load(path: Path) -> dict[str, Tensor]:
     """Read all tensors. Raises FormatError when they are not those that were written."""
     check(path)
-    with refusing(f"{path}: not usable weights"), utf8_path(path) as name:
-        return load_file(name)
+    return tensor_files.load(path)

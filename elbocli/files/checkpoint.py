@@ -9,22 +9,25 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
-from collections.abc import Callable, Collection
+import zipfile
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files import sealed_folder, strict_yaml
+from elbocli.files import sealed_folder, strict_yaml, tensor_files
 from elbocli.files.atomic import sweep, write_text
+from elbocli.files.file_system import disk_bytes
 from elbocli.files.reading import check_format, refusing, utf8_path
 from elbocli.files.recognise import instead
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
+from elbocli.files.zip_files import open_zip
+from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
 RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
@@ -47,8 +50,7 @@ class Checkpoint(SealedFolder):
         path = self.path / f"{name}{WEIGHTS}"
         if path.name not in self.meta["files"]:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        with refusing(f"{path}: not usable weights"), utf8_path(path) as opened:
-            return load_file(opened)
+        return tensor_files.load(path)
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
@@ -61,11 +63,42 @@ def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack:
         mapped = isinstance(source, Path) or None
         if isinstance(source, Path):
+            size = disk_bytes(source)
             source = stack.enter_context(utf8_path(source))
+        else:
+            size = len(source.getbuffer())
+        _refuse_packed(source, size)
         try:
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            with bounded_memory(MOST_MORE + 2 * size):
+                found = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
+        _refuse_expanded(found)
+        return found
+
+
+def _refuse_packed(source: Path | io.BytesIO, size: int) -> None:
+    """Raise ValueError for an archive whose parts are more than its `size` bytes: torch packs none, and would unpack any."""
+    if zipfile.is_zipfile(source):
+        with open_zip(source) as archive:
+            members = archive.infolist()
+        packed = any(info.compress_type != zipfile.ZIP_STORED for info in members)
+        if packed or sum(info.file_size for info in members) > size:
+            raise ValueError(
+                "it is compressed, or its parts are larger than itself, and torch doesn't write such files"
+            )
+    if not isinstance(source, Path):
+        source.seek(0)
+
+
+def _refuse_expanded(tree: Any) -> None:
+    """Raise ValueError where a tensor has more values than are stored: a copy of it would be of any size."""
+    if isinstance(tree, Tensor):
+        if tree.numel() * tree.itemsize > tree.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {list(tree.shape)} has more values than are stored")
+    elif isinstance(tree, Mapping | list | tuple):
+        for each in tree.values() if isinstance(tree, Mapping) else tree:
+            _refuse_expanded(each)
 
 
 def save(

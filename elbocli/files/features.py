@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json, tensor_files
 from elbocli.files.atomic import writing
-from elbocli.files.reading import check_format, refusing, utf8_path
+from elbocli.files.reading import check_format, refusing
 
 FORMAT = "elbo-features"
 SUFFIX = ".safetensors"
@@ -45,23 +45,19 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
 
 def is_features(path: Path) -> bool:
     """Whether a file of safetensors says that it holds features."""
-    with (
-        contextlib.suppress(OSError, SafetensorError),
-        utf8_path(path) as name,
-        safe_open(name, framework="pt") as file,
-    ):
-        return (file.metadata() or {}).get("format") == FORMAT
+    with contextlib.suppress(FormatError):
+        return tensor_files.metadata(path).get("format") == FORMAT
     return False
 
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
     refused = refusing(f"{path}: not usable as features")
-    with refused, utf8_path(path) as name, safe_open(name, framework="pt") as file:
+    with refused, tensor_files.open_tensors(path, "features") as file:
         meta = file.metadata() or {}
         check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
         held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        about = json.loads(meta["about"])
+        about = strict_json.parse(meta["about"])
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
     _check(path, saved)
     return saved

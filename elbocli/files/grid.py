@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from elbocli.errors import UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import writing
 from elbocli.files.lettering import Lettering, shown_name
 from elbocli.files.reading import refusing
@@ -22,6 +23,8 @@ CELL = 96
 """Pixels: an image is enlarged as often as it fits into so many."""
 WIDE = 4096
 """Pixels: nor is a grid made wider than this by it."""
+NEAR = 4
+"""The part of a square's columns by which a grid may have more or fewer, to leave fewer cells empty."""
 LARGEST_GRID = 10_000
 """Images."""
 LARGEST_PICTURE = 89_478_485
@@ -49,7 +52,7 @@ class Group:
     """Images that share rows, by their places in an array, and the name of their class ('' where there are none)."""
 
     name: str
-    images: list[int]
+    images: Sequence[int]
 
 
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
@@ -58,7 +61,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     names: of the classes, where known; a number stands for any other. most: groups, of classes from the first to the last.
     """
     if labels is None:
-        return [Group("", list(range(count)))]
+        return [Group("", range(count))]
     classes = np.unique(labels)
     if most is not None and len(classes) > most:
         classes = classes[np.linspace(0, len(classes) - 1, most).round().astype(int)]
@@ -75,9 +78,16 @@ def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] 
 
 
 def _columns(groups: list[Group]) -> int:
-    """Images in a row: about as many as there are rows, but no more than a group has."""
+    """Images in a row: about as many as there are rows, but no more than a group has; of classes, so that few cells are empty."""
     sizes = [len(group.images) for group in groups]
-    return min(max(sizes), math.ceil(math.sqrt(sum(sizes))))
+    square = math.ceil(math.sqrt(sum(sizes)))
+    if len(sizes) == 1:
+        return min(sizes[0], square)
+    near = range(square - square // NEAR, square + square // NEAR + 1)
+    cells = {min(max(sizes), each): 0 for each in sorted(near, key=lambda each: abs(each - square))}
+    for each in cells:
+        cells[each] = sum(-(-size // each) for size in sizes) * each
+    return min(cells, key=lambda each: cells[each])
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class Layout:
 
     def text(self) -> str:
         """It as text, for `layout_of`."""
-        groups = [[group.name, group.images] for group in self.groups]
+        groups = [[group.name, list(group.images)] for group in self.groups]
         facts = {"height": self.height, "width": self.width, "scale": self.scale, "columns": self.columns}
         return json.dumps({"version": 1, **facts, "left": self.left, "groups": groups})
 
@@ -141,13 +151,13 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
     names = [group.name for group in groups]
     left = Lettering(height * scale).width(names) if any(names) else 0
-    return Layout(height, width, scale, columns, left, groups)
+    return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups])
 
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Read what `Layout.text` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
     with refusing(f"{where}: what it says of its images is damaged"):
-        facts = json.loads(text)
+        facts = strict_json.parse(text)
         numbers = {key: facts[key] for key in ("height", "width", "scale", "columns", "left")}
         groups = [Group(shown_name(str(name)), [int(each) for each in images]) for name, images in facts["groups"]]
         held = sorted(each for group in groups for each in group.images)

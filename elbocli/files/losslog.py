@@ -7,24 +7,28 @@ w in the middle of each bin, as the interval was trained with it. Logs may be co
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
-from elbocli.files.reading import check_format
+from elbocli.files.opening import open_stream
+from elbocli.files.reading import check_format, lines_of, one_line
 from elbocli.files.recognise import instead, refuse_other
 
 FORMAT = "elbo-losslog"
 MOST_BINS = 2000
 """Fitting takes matrices of bins by bins."""
+MOST_IMAGES = 10**15
 LARGEST = 1e100
 """Bound of a sum of errors, so that lines add up and a mean can be drawn on a logarithmic scale."""
 
@@ -80,10 +84,11 @@ class Reader:
         self.log: LossLog | None = None
         self._edges: list[float] = []
 
-    def read(self, lines: Iterable[str | bytes], name: str) -> None:
-        """Add up the lines of one log. Raises FormatError with the line's number."""
+    def read(self, lines: Iterable[str | bytes] | IO[bytes], name: str) -> None:
+        """Add up the lines of one log, or of an open file. Raises FormatError with the line's number."""
         started = False
-        for number, text in enumerate(lines, 1):
+        read = lines_of(cast(IO[bytes], lines), name) if isinstance(lines, io.IOBase) else lines
+        for number, text in enumerate(read, 1):
             try:
                 started |= self._line(text, f"{name}: line {number}", started)
             except FormatError as error:
@@ -96,9 +101,11 @@ class Reader:
     def _line(self, text: str | bytes, where: str, started: bool) -> bool:
         """Add one line; return whether it was a header."""
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{where}: not JSON; is it a loss log ('losslog.jsonl' of a run)?") from error
+            row = strict_json.parse(text)
+        except ValueError as error:
+            raise FormatError(
+                f"{where}: not JSON ({one_line(error)}); is it a loss log ('losslog.jsonl' of a run)?"
+            ) from error
         if not isinstance(row, dict):
             raise FormatError(f"{where}: expected a JSON object")
         if "format" in row:
@@ -134,9 +141,11 @@ class Reader:
         assert self.log is not None
         try:
             sums = torch.tensor([row["count"], row["sum"], row["sumsq"]], dtype=torch.float64)
-            step, images = int(row["step"]), int(row["images"])
+            step, images = row["step"], row["images"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
+        if not all(type(each) is int and 0 <= each <= MOST_IMAGES for each in (step, images)):
+            raise FormatError(f"{where}: expected step and images to be whole numbers from 0 to {MOST_IMAGES}")
         if sums.shape != self.log.sums.shape or not bool(((sums >= 0) & (sums <= LARGEST)).all()):
             numbers = f"{self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
             raise FormatError(f"{where}: count, sum and sumsq must be {numbers}")
@@ -161,7 +170,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
         if not path.exists():
             raise FormatError(instead(source, "loss log"))
         refuse_other(path, "loss log")
-        with told(path, "read"), open(path, "rb") as file:
+        with told(path, "read"), open_stream(path) as file:
             reader.read(file, str(path))
     if reader.log is None:
         raise UsageError("name a run, a loss log, or - for standard input")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import locked, refuse_existing, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.file_system import claim_room
 from elbocli.files.hashing import span_sha256
-from elbocli.files.reading import refusing
+from elbocli.files.reading import read_limited, refusing
 from elbocli.runtime.descriptors import write_all
 
 Identity = str | dict[str, Any]
@@ -96,7 +96,7 @@ class Resumable:
     def _read_journal(self) -> dict[str, Any]:
         restart = f"delete {self.partial.name} and {self.journal.name} to start again"
         with refusing(f"{self.journal}: not usable", f"; {restart}", DataError):
-            state = json.loads(self.journal.read_text())
+            state = strict_json.parse(read_limited(self.journal, "a journal"))
             rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), state["source"]
             if rows < 0 or done < 0 or size < 0 or not isinstance(state["notes"], dict):
                 raise ValueError("counts that can't be")

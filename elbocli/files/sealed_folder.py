@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files import strict_yaml
+from elbocli.files import strict_json, strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
-from elbocli.files.reading import check_format, one_line, refusing
+from elbocli.files.reading import check_format, one_line, read_limited, refusing
 from elbocli.files.retention import PREFIX, folder_name
 
 META = "meta.json"
@@ -32,6 +32,8 @@ CONFIG = "config.yaml"
 RUN_ID = "run_id"
 """Key of config.yaml and of meta.json: the same in both when one is of the other."""
 WEIGHTS = ".safetensors"
+MOST = 10**15
+"""Steps, and images seen."""
 
 
 def run_id(run: Path) -> str | None:
@@ -82,13 +84,15 @@ class SealedFolder:
         """
         kept = refusing(f"{path}: could not read", "; see who may: ls -ld", DataError, (PermissionError,))
         with refusing(f"{path}: not a whole {cls.WORD}"), kept:
-            meta = json.loads((path / META).read_text())
+            meta = strict_json.parse(read_limited(path / META, META))
             check_format(path, meta, cls.FORMAT)
             for name, known in meta["files"].items():
                 if Path(name).name != name or (verify and file_sha256(path / name) != known["sha256"]):
                     raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
-                int(known["bytes"])
-            int(meta["step"]), int(meta["images"])
+                if type(known["bytes"]) is not int:
+                    raise ValueError(f"the size of {name} is no number")
+            if not all(type(meta[key]) is int and 0 <= meta[key] <= MOST for key in ("step", "images")):
+                raise ValueError(f"step and images are not whole numbers from 0 to {MOST}")
         run = path.resolve().parent.parent
         ids = meta.get(RUN_ID), run_id(run)
         if None not in ids and ids[0] != ids[1]:

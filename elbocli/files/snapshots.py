@@ -6,19 +6,16 @@ run/snapshots/step-00001000/{ema-power-….safetensors, meta.json}: a sealed fol
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files import sealed_folder
+from elbocli.files import sealed_folder, strict_json, tensor_files
 from elbocli.files.atomic import sweep
-from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import META, WEIGHTS, SealedFolder
 
@@ -36,9 +33,7 @@ class Snapshot(SealedFolder):
 
     def tensors(self, name: str) -> Any:
         """An open safetensors file of an average: its tensors are read when asked for. Raises FormatError."""
-        path = self.path / f"{name}{WEIGHTS}"
-        with refusing(f"{path}: not usable weights"), utf8_path(path) as opened:
-            return safe_open(opened, framework="pt")
+        return tensor_files.open_tensors(self.path / f"{name}{WEIGHTS}")
 
     def layout(self, name: str) -> SnapshotLayout:
         """Types and shapes of an average's tensors. Raises FormatError."""
@@ -64,8 +59,8 @@ def folders(run: Path) -> list[Path]:
 
 def is_snapshot(path: Path) -> bool:
     """Whether a folder says that it is one."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return bool(json.loads((path / META).read_text())["format"] == Snapshot.FORMAT)
+    with contextlib.suppress(FormatError, KeyError, TypeError):
+        return bool(strict_json.read(path / META)["format"] == Snapshot.FORMAT)
     return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import zipfile
 import zlib
@@ -15,16 +15,26 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import npy, strict_json
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import naming, refusing
+from elbocli.files.file_system import SPECIAL
+from elbocli.files.opening import open_stream
+from elbocli.files.reading import LARGEST_TEXT, naming, refusing
 from elbocli.files.recognise import instead, recognise
+from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
+MOST_LABELS = 1 << 25
+"""Labels that are held in memory."""
+LABEL_BYTES = 8
+PIECE = 16 << 20
+BATCH_BYTES = 256 << 20
+"""Bytes of images that are held at a time."""
 
 
 @dataclass
@@ -44,8 +54,13 @@ class SampleReader:
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
+        size = self.batch(size)
         for start in range(0, self.shape[0], size):
             yield self.at(start, min(size, self.shape[0] - start))
+
+    def batch(self, size: int) -> int:
+        """So many images at a time, or fewer where they are large."""
+        return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
@@ -54,9 +69,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     Raises FormatError when it isn't one of images.
     """
     with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = npy.read_header(file)
     found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
         shape = (*shape, 1)
@@ -89,7 +102,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
         position = start + count
         while filled < len(buffer):
             try:
-                got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
+                got = file.readinto(view[filled : filled + PIECE]) or 0  # type: ignore[attr-defined, unused-ignore]
             except (OSError, zlib.error, zipfile.BadZipFile) as error:
                 raise DataError(f"{name}: {error}") from error
             if not got:
@@ -134,9 +147,12 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "a
     if f"{array}.npy" not in archive.namelist():
         return None
     with refusing(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
-        labels = np.lib.format.read_array(member, allow_pickle=False)
-    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise FormatError(f"{name}: {array} is {labels.dtype} {labels.shape}, expected {count} integer labels")
+        shape, fortran, dtype = npy.read_header(member)
+        if shape not in ((count,), (count, 1)) or dtype.kind not in "iu":
+            raise FormatError(f"{name}: {array} is {dtype} {shape}, expected {count} integer labels")
+        labels = npy.read_values(member, shape, fortran, dtype, LABEL_BYTES * MOST_LABELS)
+        if int(labels.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"a label is {int(labels.max())}")
     return np.asarray(labels, np.int64).reshape(count)
 
 
@@ -145,7 +161,7 @@ def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     if "about.npy" not in archive.namelist():
         return {}
     with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
-        about = str(np.lib.format.read_array(member, allow_pickle=False))
+        about = str(npy.read_array(member, LARGEST_TEXT))
     return _by_name(about, f"{name}: about")
 
 
@@ -156,7 +172,7 @@ def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _by_name(text: Any, what: str) -> dict[str, Any]:
     with refusing(f"{what} is not usable", "; draw these samples again, or merge their parts again"):
-        found = json.loads(text)
+        found = strict_json.parse(text)
         if not isinstance(found, dict):
             raise ValueError("expected settings by name")
         return found
@@ -190,9 +206,9 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             reader.about = read_about(archive, str(source))
             yield reader
     else:
-        if recognise(source) not in ("samples", "no file"):
+        if recognise(source) not in ("samples", *SPECIAL.values()):
             raise FormatError(instead(source, "images"))
-        with told(source, "read"), open(source, "rb") as file:
+        with told(source, "read"), open_stream(source) as file:
             reader = _stream(file, str(source))
             if source.is_file():  # a pipe has no size
                 refuse_short(f"{source}:", source.stat().st_size, file.tell(), reader.shape)
@@ -207,8 +223,8 @@ def has_images(path: Path) -> bool:
 
 def _zip(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+        return open_zip(path, MOST_ARRAYS)
+    except zipfile.BadZipFile as error:
         raise FormatError(f"{path}: not an .npz archive ({error})") from error
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
+from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC, instead
 
 
@@ -24,7 +25,7 @@ def describe(path: Path) -> dict[str, Any]:
         return _folder(path)
     if not path.exists():
         raise FormatError(instead(path, "file of elbo's"))
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         head = file.read(4096)
     if is_safetensors(path, head):
         return _tensors(path)

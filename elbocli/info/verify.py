@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import subprocess
 import sys
 from collections.abc import Generator
@@ -19,14 +20,18 @@ from elbocli.files.atomic import told
 from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
+from elbocli.files.dataset_file import MOST_CLASSES
 from elbocli.files.features import is_features
 from elbocli.files.hashing import add_rows, file_sha256
+from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC
 from elbocli.files.sealed_folder import CONFIG
 from elbocli.info.describe import describe, is_safetensors
 from elbocli.runtime.progress import Progress
 
 BATCH = 64
+PIECE = 1 << 20
+"""Bytes of small images at a time."""
 PATIENCE_S = 120.0
 Facts = dict[str, Any]
 
@@ -53,7 +58,7 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
 
 
 def _head(path: Path, length: int = len(HDF5_MAGIC)) -> bytes:
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         return file.read(length)
 
 
@@ -108,7 +113,9 @@ def _counts(path: Path, data: Dataset) -> list[str]:
     """Raise DataError when numbers that must agree don't; their names."""
     arrays, names = data.contents()
     known = data.attributes
-    classes = int(known.get("num_classes", data.num_classes))
+    classes = known.get("num_classes", data.num_classes)
+    if type(classes) is not int or not 0 <= classes <= max(MOST_CLASSES, 10 * len(data)):
+        raise DataError(f"{path}: damaged: num_classes says {str(classes)[:60]}; pack it again")
     facts = {
         "count": (known.get("count"), len(data)),
         "labels": (max(int(data.labels.max()) + 1, classes), classes),
@@ -172,6 +179,6 @@ def _samples(path: Path) -> Generator[Progress, None, None]:
         return
     with read_samples(path) as reader:
         done = 0
-        for rows in reader.batches(BATCH):
+        for rows in reader.batches(max(BATCH, PIECE // math.prod(reader.shape[1:]))):
             done += len(rows)
             yield Progress(done, reader.shape[0], "img")

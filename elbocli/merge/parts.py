@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.hashing import add_rows
@@ -55,7 +56,8 @@ class Part:
     def changed(self) -> Counter[str]:
         """Number of images that were changed while decoding, by kind. Raises FormatError."""
         with refusing(f"{self.path}: its attribute changed is no JSON of counts", "; pack it again"):
-            return Counter({str(kind): int(count) for kind, count in json.loads(self.attributes["changed"]).items()})
+            counts = strict_json.parse(self.attributes["changed"])
+            return Counter({str(kind): int(count) for kind, count in counts.items()})
 
     def rows(self) -> Iterator[list[np.ndarray] | np.ndarray]:
         """Yield the rows, a few at a time. Raises DataError after the last when they are not what was written."""

@@ -20,6 +20,7 @@ from elbocli.report.log_history import Numbers, curve, read_curves, read_log_his
 from elbocli.report.results import drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.effective import MULTISCALE, effective_weightings
 from elbocli.run.imported import SOURCE
 from elbocli.run.objective import Objective
@@ -164,9 +165,9 @@ def _drawn(
     return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
 
 
-def _packed(data: dict[str, Any]) -> str:
+def _packed(data: dict[str, Any], run: Path) -> str:
     """The command that packed the run's images. Raises FormatError, and DataError when the file holds others now."""
-    path = Path(str(data.get("path")))
+    path = dataset_of(data, run)
     attributes = Dataset(path, latents=True).attributes
     if attributes.get("payload_sha256") != data.get("payload_sha256"):
         raise DataError(f"{path}: holds other images now than this run was trained on")
@@ -191,10 +192,10 @@ def _commands(
 
 
 def _training(run: Path, name: str, config: dict[str, Any], missing: Missing) -> list[Command]:
-    data = str(config["data"].get("path"))
+    data = str(dataset_of(config["data"], run))
     again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
     return [
-        Command("Pack the images", missing.asked(_packed, config["data"], otherwise="")),
+        Command("Pack the images", missing.asked(_packed, config["data"], run, otherwise="")),
         Command("Train, as typed", str(config.get("command", ""))),
         Command("Train again with the same settings, whatever the environment says by then", again),
     ]

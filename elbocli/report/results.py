@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from elbocli.bound.result import Bound, LatentBound, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import EvalResult
+from elbocli.files import strict_json
 from elbocli.images.image_refs import read_bytes
 
 T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem)
@@ -80,10 +80,10 @@ def drawn_by(result: EvalResult) -> list[str]:
 def read_result(path: Path) -> ResultFile[Any]:
     """A file that holds one result. Raises DataError when it can't be read, FormatError when it is none."""
     try:
-        content = json.loads(read_bytes(path))
+        content = strict_json.load(read_bytes(path), path)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except (ValueError, RecursionError):
+    except FormatError:
         content = None
     for keys, kind in KINDS.items():
         if isinstance(content, dict) and set(keys) <= set(content):

@@ -17,6 +17,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
+from elbocli.files.opening import open_file
 from elbocli.run.objective import Objective
 from elbocli.run.open import read_run_config
 from elbocli.run.settings import run_settings
@@ -150,7 +151,7 @@ def _intervals(path: Path, bins: int) -> list[Interval]:
     found: list[Interval] = []
     if path.exists():
         reader = Reader(seen=found.append)
-        with told(path, "read"), open(path, "rb") as file:
+        with told(path, "read"), open_file(path) as file:
             reader.read(file, str(path))
         assert reader.log is not None
         if reader.log.sums.shape[1] != bins:

@@ -18,12 +18,13 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told
 from elbocli.files.sealed_folder import CONFIG, RUN_ID, run_id
+from elbocli.run.dataset_place import FROM_RUN, PATH, seen_from
 from elbocli.run.imported import refuse_to_continue
 from elbocli.run.settings import Basis, Resolved, difference
 
 LOCK = ".lock"
 PREVIEW_COUNT = 64
-"""Images in each preview: all of the same noise, and as many of each class that is drawn as of any other."""
+"""Most images in a preview: all of the same noise, and as many of each class that is drawn as of any other."""
 
 
 def _check(out: Path, resolved: Resolved) -> None:
@@ -133,7 +134,8 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
     }
     now = resolved.config()
     known = run_id(out) if _begun(out) else None
-    config = {RUN_ID: known or _identity(now), **versions, **about, **now}
+    data = {**resolved.data, FROM_RUN: seen_from(out, Path(str(resolved.data[PATH])))}
+    config = {RUN_ID: known or _identity(now), **versions, **about, **now, "data": data}
     store.write_config(out, config)
     return RunFolder(out, handle, config, unlocked)
 

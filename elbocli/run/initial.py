@@ -8,20 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import checkpoint as store
+from elbocli.files import tensor_files
 from elbocli.files.checkpoint import Checkpoint
-from elbocli.files.reading import refusing, utf8_path
+from elbocli.files.reading import refusing
 from elbocli.files.retention import folder_name
 from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.content import check_content
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.open import find_run, read_run_config
 from elbocli.run.setting_type import PRECISIONS
@@ -88,8 +89,8 @@ class Initial:
     @property
     def dataset(self) -> Path | None:
         """The dataset that it was trained on, where that still is."""
-        path = self.config["data"].get("path")
-        return Path(path) if isinstance(path, str) and Path(path).exists() else None
+        path = dataset_of(self.config["data"], self.run)
+        return path if "path" in self.config["data"] and path.exists() else None
 
     def facts(self) -> dict[str, Any]:
         """Facts about them for config.yaml."""
@@ -192,7 +193,7 @@ class Initial:
         """The weights for such a network on such data, by name; those it draws itself are left out. Raises FormatError."""
         way, _ = self.transfer(network, data)
         where = f"{self.file}: not usable as weights of {self.run / CONFIG}"
-        with refusing(where), utf8_path(self.file) as opened, safe_open(opened, "pt") as file:
+        with refusing(where), tensor_files.open_tensors(self.file) as file:
             return way.weights(file.get_tensor)
 
 

@@ -21,6 +21,7 @@ from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
+from elbocli.files.reading import naming
 from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
@@ -98,11 +99,9 @@ class TrainedRun:
 
 def empty_network(config: dict[str, Any], where: Path) -> Network:
     """The network of a run's config, without memory. Raises FormatError."""
-    try:
-        with torch.device("meta"):
-            return build(config_of(config["network"], where))
-    except RuntimeError as error:
-        raise FormatError(f"{where}: no network is so large: {' '.join(str(error).split())[:200]}") from error
+    network = config_of(config["network"], where)
+    with naming(where, FormatError), torch.device("meta"):
+        return build(network)
 
 
 def read_run_config(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:

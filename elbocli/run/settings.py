@@ -9,21 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
 from elbocli.core.lr_decay import LR_DECAYS
 from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.uncertainty import refuse_adaptive
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.dataset import PREPROCESSING
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.reading import naming
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, config_of, declaration_of, filled, section_of
+from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
+from elbocli.run.dataset_place import FROM_RUN, PATH, dataset_of
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
 from elbocli.run.setting_type import AUTO, KINDS
@@ -34,7 +37,7 @@ from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 if TYPE_CHECKING:
     from elbocli.run.initial import Initial
 
-PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
+PLACES = (PATH, FROM_RUN, ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
@@ -73,7 +76,7 @@ class Resolved:
 class Basis:
     """Settings, network and dataset that a run takes where no option says them: from its own config.yaml when it goes on.
 
-    Or from another run's, by --config. where: the file. data: the dataset's path. init: the section of that name.
+    Or from another run's, by --config. where: the file. data: where the dataset is now. init: the section of that name.
     """
 
     where: Path
@@ -86,13 +89,14 @@ class Basis:
     def of(cls, where: Path, config: dict[str, Any]) -> Basis:
         """Take the content of a config.yaml apart. Raises FormatError, and UsageError for a plug-in that was not run."""
         check_plugins(config.get("plugins", []), where, lambda text: None)
-        path = config["data"].get("path")
+        path = config["data"].get(PATH)
         if not isinstance(path, str):
             raise FormatError(f"{where}: section 'data' has path: {path!r}, expected the dataset's")
+        data = dataset_of(config["data"], where.parent)
         settings, network, init = run_settings(config["settings"], where), config["network"], config.get("init")
         if init is not None and not isinstance(init, dict):
             raise FormatError(f"{where}: section 'init' is {init!r}, expected what the run began from")
-        return cls(where, settings, config_of(network, where), Path(path), init)
+        return cls(where, settings, config_of(network, where), data, init)
 
 
 def resolve(
@@ -108,6 +112,8 @@ def resolve(
     asked = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
     latents = dataset.kind == LATENTS
+    if isinstance(dataset, Dataset):
+        dataset.check_square()
     data = dataset.identity()
     inherited: dict[str, Any] = {}
     if initial:
@@ -163,8 +169,6 @@ def resolve(
     bias = {"bias": given["bias"]} if "bias" in given else None
     weighting = resolve_weighting(spec, shift=shift, monotone=monotone, given=bias, size=size)
     schedule = _schedule(values, given, notes, size)
-    if schedule is None:
-        refuse_adaptive(weighting)
     files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting) if each and each.file}
     named = {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec}
     settings = TrainSettings(**{**values, **named, **_averages(values)})
@@ -187,6 +191,9 @@ def resolve(
             f"{initial.path if initial else own.where if own else name}: a network of family {declaration_of(network).name!r} is sampled "
             "and measured as it is, and can't be trained"
         )
+    if preset.about is None:  # its network is a file's: one of absurd size is noticed before it takes memory
+        with naming(own.where if own else f"preset {preset.name}", UsageError), torch.device("meta"):
+            build(network)
     return Resolved(settings, network, data, files, notes, objective, init, initial)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import write_json
 from elbocli.files.json_record import Record
 from elbocli.run.folder import RunFolder
@@ -68,7 +68,7 @@ def read_status(run: Path) -> RunStatus:
     """Return how a run stands now. Raises FormatError when that isn't known."""
     path = run / STATUS
     try:
-        found = RunStatus.from_json(json.loads(path.read_text()))
+        found = RunStatus.from_json(strict_json.read(path))
         assert found.when
         return found.seen_now()
     except (OSError, ValueError, OverflowError, RecursionError, FormatError) as error:

@@ -63,6 +63,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         found = HeldOut(dataset, _split(settings, dataset)[1])
     elif settings.val:
         found = HeldOut(other := Dataset(settings.val, latents=True), np.arange(len(other), dtype=np.int64))
+        other.check_square()
         _fits(other, dataset, conditional)
     else:
         return None

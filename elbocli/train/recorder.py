@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from elbocli.core.adaptive import bin_middles
-from elbocli.errors import DataError
-from elbocli.files import losslog
+from elbocli.errors import DataError, FormatError
+from elbocli.files import losslog, strict_json
 from elbocli.files.atomic import told
 from elbocli.files.grid import write_grid
+from elbocli.files.opening import open_file
+from elbocli.files.reading import lines_of
 from elbocli.files.schedule_file import finite
 from elbocli.train.held_out import open_held_out
 from elbocli.train.log_targets import LogTargets
@@ -155,9 +158,9 @@ class Recorder:
 
     def _last_validated(self) -> int:
         """The last step in validation.jsonl, 0 without one."""
-        lines = (self.out / VALIDATION).read_bytes().splitlines() if (self.out / VALIDATION).exists() else []
-        with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(lines[-1])["step"]) if lines else 0
+        with suppress(OSError, FormatError, ValueError, KeyError, TypeError), open_file(self.out / VALIDATION) as log:
+            last = deque(lines_of(log, VALIDATION), 1)
+            return int(strict_json.parse(last[0])["step"]) if last else 0
         return 0
 
     def _log(self, step: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ REGISTRIES = {
     "starts": "elbocli.core.start.STARTS",
     "clips": "elbocli.core.clipping.CLIPS",
     "roundings": "elbocli.core.rounding.ROUNDINGS",
+    "grids": "elbocli.core.grids.GRIDS",
     "criteria": "elbocli.core.criteria.CRITERIA",
     "averages": "elbocli.core.averages.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
@@ -71,7 +72,7 @@ def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, clips, roundings, criteria, averages or extractors.
+    noises, starts, clips, roundings, grids, criteria, averages or extractors.
     """
     from elbocli.core.registry import load_installed
 

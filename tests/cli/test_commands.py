@@ -33,6 +33,7 @@ VERBS = [
     "merge",
     "train",
     "adapt",
+    "grid",
     "ema",
     "sample",
     "eval",
@@ -323,6 +324,7 @@ def test_an_existing_output_is_refused(
     for line in (
         ["prep", digits_folder, "there.h5"],
         ["adapt", trained, "-o", "there.yaml"],
+        ["grid", trained, "-o", "there.yaml"],
         ["sample", trained, "-o", "there.h5"],
         ["weights", "plot", "sigmoid", "-o", "there.svg"],
         ["report", trained, "-o", "there.svg"],

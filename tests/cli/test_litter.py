@@ -21,6 +21,7 @@ COMMANDS = {
     "eval card": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --card x.md",
     "eval statistics": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz",
     "eval features": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-features x.safetensors",
+    "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
     "info": "info {data} --grid x.png",
     "presets": "presets write digits x.yaml",
     "report": "report {run} -o x.html",

@@ -27,6 +27,7 @@ COMMANDS = {
     "eval features": ("eval {data} --ref {data} --save-features {out}", ".safetensors"),
     "report": ("report {run} -o {out}", ".html"),
     "adapt": ("adapt {run} -o {out}", ".yaml"),
+    "grid": ("grid {run} -n 2 --steps 3 -o {out}", ".yaml"),
     "adapt plot": ("adapt {run} --plot {out}", ".svg"),
     "ema": ("ema {run} --std .1 -o {out}", ".safetensors"),
     "prep": ("prep {images} {out}", ".h5"),

@@ -126,7 +126,7 @@ def test_other_weights_are_refused(tmp_path, meta, words):
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(100), b"\xff" * 100])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(FormatError, match="not usable weights"):
+    with pytest.raises(FormatError, match="not usable as weights"):
         average_file.read_about(tmp_path / "a.safetensors")
 
 

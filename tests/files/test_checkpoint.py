@@ -268,7 +268,7 @@ def test_weights_that_are_none_are_refused(tmp_path):
     path = save(tmp_path, 1)
     (path / "model.safetensors").write_bytes(b"\xff" * 100)
     found = store.Checkpoint(path, json.loads((path / "meta.json").read_text()))
-    with pytest.raises(FormatError, match=r"model\.safetensors: not usable weights"):
+    with pytest.raises(FormatError, match=r"model\.safetensors: not usable as weights"):
         found.weights("model")
     with pytest.raises(FormatError, match="other"):
         found.weights("other")

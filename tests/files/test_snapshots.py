@@ -102,7 +102,7 @@ def test_a_meta_that_is_another_is_refused(tmp_path, change):
 def test_weights_that_are_none_are_refused(tmp_path):
     path = write(tmp_path, 1)
     (path / "ema-power-0.1.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(FormatError, match=r"ema-power-0\.1\.safetensors: not usable weights"):
+    with pytest.raises(FormatError, match=r"ema-power-0\.1\.safetensors: not usable as weights"):
         snapshots.Snapshot(path, snapshots.read(write(tmp_path, 2)).meta).tensors("ema-power-0.1")
 
 

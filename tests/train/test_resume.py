@@ -185,3 +185,18 @@ def test_a_plug_ins_network_goes_on_and_is_rebuilt_where_the_plug_in_is_named(
     assert "add --plugin mine.py" in train("--config", "run/config.yaml", "-o", "again", code=2)
     train("--config", "run/config.yaml", "-o", "again", *named)
     assert shape_of(folder / "again") == shape_of(folder / "run")
+
+
+def test_a_run_goes_on_from_another_folder_and_is_measured_there(
+    folder: Path, train: Callable[..., Any], elbo: Callable[..., Any]
+) -> None:
+    train("d.h5", "-o", "runs/a", "--preset", "own.yaml", "--steps", 2, "--save-every", 1)
+    elsewhere = folder / "else"
+    elsewhere.mkdir()
+    on = elbo("train", "-o", "../runs/a", "--steps", 3, cwd=elsewhere)
+    assert on.returncode == 0, on.stderr.decode()
+    assert b"dataset ../d.h5, of ../runs/a/config.yaml" in on.stderr and b"going on after step 2" in on.stderr
+    again = elbo("train", "-o", "b", "--config", "../runs/a/config.yaml", "--dry-run", cwd=elsewhere)
+    assert again.returncode == 0 and yaml.safe_load(again.stdout)["data"] == "../d.h5"
+    bound = elbo("bound", "../runs/a", "-n", 2, "--batch", 8, cwd=elsewhere)
+    assert bound.returncode == 0, bound.stderr.decode()

@@ -16,11 +16,13 @@ from torch import Tensor
 from elbocli.core.adaptive import ErrorMoments, fit_schedule, loss_variance
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
+from elbocli.core.uncertainty import refuse_adaptive
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.json_record import Record
 from elbocli.files.losslog import LossLog, read_logs
 from elbocli.files.schedule_file import finite, resolve_schedule, resolve_weighting, to_text
+from elbocli.run.train_settings import ADAPTIVE
 
 Density = Callable[[Tensor], Tensor]
 OWN = "own"
@@ -97,6 +99,15 @@ def _own_density(log: LossLog) -> Density:
         return lambda at: height[cell_of(at, log.edges)]
 
 
+def _learned(weighting: Weighting, log: LossLog, moments: ErrorMoments) -> Weighting:
+    """The learned weighting that the whole log amounts to, under the log's own schedule. Raises ElboError."""
+    name = str(log.header.get("schedule"))
+    if name == ADAPTIVE:
+        refuse_adaptive(weighting)
+    schedule = resolve_schedule(name, float(log.edges[0]), float(log.edges[-1]))
+    return weighting.knowing(schedule, moments.middle, moments.smoothed().mean)
+
+
 def _fixed_density(name: str, like: Schedule) -> Density:
     """The density of a schedule of that name on the same range; zero where it has next to nothing there."""
     with suppress(UsageError):
@@ -122,6 +133,7 @@ def run(
     w = resolve_weighting(spec, shift=shift, monotone=monotone, given=None if bias is None else {"bias": bias})
     edges, sums = _merged(log, bins)
     moments = ErrorMoments.of_sums(edges, sums)
+    w = _learned(w, log, moments) if w.learned else w
     schedule = fit_schedule(moments, w, criterion, floor)
     candidates = {OWN: _own_density(log)}
     candidates |= {name: _fixed_density(name, schedule) for name in FIXED}

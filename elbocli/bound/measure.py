@@ -132,7 +132,7 @@ class Measurement:
     def weightings(self, specs: tuple[str, ...]) -> list[Weighting]:
         """Weightings as the user wrote them; the run's own when none is. Raises ElboError."""
         size = self.trained.network.config.image_size
-        return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.objective.weighting]
+        return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def schedule(self, spec: str, weighting: Weighting) -> Schedule:
         """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log. Raises ElboError."""

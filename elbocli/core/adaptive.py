@@ -38,6 +38,11 @@ def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
+def bin_middles(edges: Tensor) -> Tensor:
+    """[bins] λ in the middle of each bin."""
+    return 0.5 * (edges[1:] + edges[:-1])
+
+
 class BinSums:
     """Count, sum and sum of squares of the error in each bin: [3, bins] float64 on the device of the step.
 
@@ -99,7 +104,7 @@ class ErrorMoments:
     @property
     def middle(self) -> Tensor:
         """λ in the middle of each bin."""
-        return 0.5 * (self.edges[1:] + self.edges[:-1])
+        return bin_middles(self.edges)
 
     @property
     def seen(self) -> Tensor:

@@ -1,7 +1,8 @@
 """losslog.jsonl: the unweighted ε error at each λ, over a run.
 
 First line: format, version, edges of the λ bins, dimensions, weighting, schedule, prediction. Then a line per
-interval: step, images, and for each bin count, sum and sum of squares of ‖ε−ε̂‖²/D. Logs may be concatenated.
+interval: step, images, and for each bin count, sum and sum of squares of ‖ε−ε̂‖²/D; where the weighting is learned, weight:
+w in the middle of each bin, as the interval was trained with it. Logs may be concatenated.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def header(edges: Tensor, **about: Any) -> str:
     return json.dumps({"format": FORMAT, "version": 1, **about, "edges": edges.tolist()}) + "\n"
 
 
-def line(step: int, images: int, sums: Tensor) -> str:
-    """One interval. sums: [3, bins] count, sum, sum of squares."""
+def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
+    """One interval. sums: [3, bins] count, sum, sum of squares. weight: [bins] w of a learned weighting."""
     count, total, squares = sums.tolist()
     row = {"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares}
+    row |= {} if weight is None else {"weight": weight.tolist()}
     return json.dumps(row) + "\n"
 
 

@@ -17,6 +17,7 @@ from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
 from elbocli.report.terms import Term
 from elbocli.report.thumbnails import Thumbnails
+from elbocli.run.effective import EffectiveWeighting
 from elbocli.run.status import RunStatus
 from elbocli.run.train_settings import TrainSettings
 
@@ -28,7 +29,7 @@ DIGITS = 6
 class ObjectiveFacts:
     """The objective of training: weighting and schedule (None: it adapts) on logsnr low to high, and whether that is an ELBO.
 
-    rising: where the weighting rises.
+    rising: where the weighting rises. effective: the weighting over time; one entry where it is fixed.
     """
 
     weighting: Weighting
@@ -38,6 +39,7 @@ class ObjectiveFacts:
     rising: list[tuple[float, float]]
     verdict: str
     terms: list[Term]
+    effective: list[EffectiveWeighting]
 
     def json(self) -> dict[str, Any]:
         """It by specs and numbers."""
@@ -47,6 +49,7 @@ class ObjectiveFacts:
             "rising": self.rising,
             "verdict": self.verdict,
             "logsnr": [self.low, self.high],
+            **({"over_time": [each.json() for each in self.effective]} if self.weighting.learned else {}),
             "terms": [asdict(term) for term in self.terms],
         }
 

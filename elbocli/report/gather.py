@@ -23,6 +23,7 @@ from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
 from elbocli.run.dataset_place import dataset_of
+from elbocli.run.effective import MULTISCALE, effective_weightings
 from elbocli.run.imported import SOURCE
 from elbocli.run.objective import Objective
 from elbocli.run.open import began_from, empty_network, read_run_config
@@ -31,7 +32,6 @@ from elbocli.run.status import read_status
 from elbocli.run.train_settings import TrainSettings
 
 T = TypeVar("T")
-MULTISCALE = "; but errors are seen at several resolutions at once (--multiscale), which is no ELBO's"
 
 
 class Missing(list[str]):
@@ -89,7 +89,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         data=config["data"],
         network=config["network"] | missing.asked(_parameters, config, run, otherwise={}),
         environment=_environment(run, config, settings, curves, missing),
-        objective=missing.asked(_objective, settings) if {"weighting", "schedule"} <= set(known) else None,
+        objective=missing.asked(_objective, run, settings) if {"weighting", "schedule"} <= set(known) else None,
         curves=curves,
         course=None if source else missing.asked(read_log_history, course, missing.append),
         held_out=missing.asked(read_log_history, held_out, missing.append) if validates else None,
@@ -118,15 +118,18 @@ def _extremes(result: ResultFile[Any], config: dict[str, Any]) -> Extremes | Non
     return read_extremes(table_of(result.path, named), result.content, config["data"])
 
 
-def _objective(settings: TrainSettings) -> ObjectiveFacts:
-    """Raises ElboError for a file that it needs and that is gone."""
+def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
+    """The objective; a weighting that is learned as it is now. Raises ElboError for a file that it needs and that is gone."""
     objective = Objective(settings)
-    weighting, schedule = objective.weighting, objective.schedule
+    schedule, effective = objective.schedule, effective_weightings(run, settings)
+    weighting = effective[-1].weighting
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
     terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
     rising = weighting.rising(low, high)
     verdict = weighting.verdict(low, high) + (MULTISCALE if settings.multiscale else "")
-    return ObjectiveFacts(weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms)
+    return ObjectiveFacts(
+        weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms, effective
+    )
 
 
 def _parameters(config: dict[str, Any], run: Path) -> dict[str, int]:

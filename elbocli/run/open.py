@@ -14,6 +14,8 @@ from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
 from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
+from elbocli.core.uncertainty import learned_weighting
+from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
@@ -69,16 +71,30 @@ class TrainedRun:
         """
         fixed = self.objective.schedule
         if fixed is None:
-            online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
-            try:
-                online.state.copy_(self.checkpoint.state()["online"])
-            except (KeyError, TypeError, RuntimeError) as error:
-                raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
-            return online.schedule(self.objective.weighting, self.settings.floor)
+            return self._online("adaptive schedule").schedule(self.objective.weighting, self.settings.floor)
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
         return fixed
+
+    def weighting(self) -> Weighting:
+        """The one it was trained with; one that is learned, as it was at the checkpoint.
+
+        Raises FormatError when it can't be read, and what `schedule` raises.
+        """
+        weighting = self.objective.weighting
+        if not weighting.learned:
+            return weighting
+        return learned_weighting(weighting, self.schedule(), self.prediction, self._online("learned weighting"))
+
+    def _online(self, what: str) -> AdaptiveSchedule:
+        """The errors that the checkpoint remembers. Raises FormatError when it holds none, `what` being what they tell."""
+        online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
+        try:
+            online.state.copy_(self.checkpoint.state()["online"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no {what}") from error
+        return online
 
 
 def empty_network(config: dict[str, Any], where: Path) -> Network:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from elbocli.core.adaptive import bin_middles
 from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog, strict_json
 from elbocli.files.atomic import told
@@ -163,6 +164,7 @@ class Recorder:
         return 0
 
     def _log(self, step: int) -> dict[str, Any]:
+        weighting = self.state.weighting  # of these steps: the interval's end teaches one that is learned
         sums, loss, norm, skipped = self.state.interval()
         now = time.monotonic()
         rate = (step - self._since) * self.state.settings.batch / max(now - self._clock, 1e-9)
@@ -176,13 +178,15 @@ class Recorder:
             **({"skipped": skipped} if skipped else {}),
         }
         self._measured(step, values)
-        self._append(LOSSES, losslog.line(step, self.state.images, sums))
+        weight = weighting(bin_middles(self.state.edges)) if weighting.learned else None
+        self._append(LOSSES, losslog.line(step, self.state.images, sums, weight))
         return values
 
     def _validate(self, step: int, validation: Validation) -> dict[str, Any]:
         """Record how the average does on images held out."""
         state, world = self.state, self.state.world
         state.check()
+        validation.weighting = state.weighting  # as it is now, where it is learned
         with state.averaged(), self._abandoning():
             sums = validation.partial(state.spread.forward, world.rank, world.size)
         world.raise_first(validation.error)

@@ -13,6 +13,7 @@ from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
+from elbocli.files.run_config import RunConfig, RunData
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
 from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
@@ -20,7 +21,6 @@ from elbocli.report.log_history import Numbers, curve, read_curves, read_log_his
 from elbocli.report.results import drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
-from elbocli.run.imported import SOURCE
 from elbocli.run.objective import Objective
 from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
@@ -52,7 +52,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
     missing = Missing()
     config = read_run_config(run, missing.append)
-    settings = run_settings(config["settings"], run / "config.yaml")
+    settings = run_settings(config.settings, run / "config.yaml")
     given = [read_result(path) for path in dict.fromkeys(results)]
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
@@ -60,8 +60,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     bounds = [each for each in found if isinstance(each.found, Bound | LatentBound)]
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
-    source = config.get(SOURCE, {})
-    told = config["settings"]
+    source = config.source.json() if config.source else {}
+    told = config.settings
     known = {key: value for key, value in settings.stored().items() if key in told or not source}
     validates = (run / "validation.jsonl").exists()
     if not validates and not source:
@@ -82,8 +82,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         settings=settings,
         known=known,
         source=source,
-        data=config["data"],
-        network=config["network"] | missing.asked(_parameters, config, run, otherwise={}),
+        data=config.data.json(),
+        network=config.network | missing.asked(_parameters, config, run, otherwise={}),
         environment=_environment(run, config, settings, curves, missing),
         objective=missing.asked(_objective, settings) if {"weighting", "schedule"} <= set(known) else None,
         curves=curves,
@@ -111,24 +111,24 @@ def _objective(settings: TrainSettings) -> ObjectiveFacts:
     return ObjectiveFacts(weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms)
 
 
-def _parameters(config: dict[str, Any], run: Path) -> dict[str, int]:
+def _parameters(config: RunConfig, run: Path) -> dict[str, int]:
     return {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}
 
 
 def _environment(
-    run: Path, config: dict[str, Any], settings: TrainSettings, curves: dict[str, Numbers], missing: Missing
+    run: Path, config: RunConfig, settings: TrainSettings, curves: dict[str, Numbers], missing: Missing
 ) -> dict[str, Any]:
     """Facts on how it ran, with the newest checkpoint that is whole, as it says itself: its files aren't read."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
-    found = {key: config.get(key) for key in keys}
+    found = {key: getattr(config, key) for key in keys}
     found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None, **began_from(config)}
     read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
     newest = next(filter(None, read), None)
     if newest is None:
         missing.append(f"{run}: no checkpoint yet")
     else:
-        size = sum(int(known.get("bytes", 0)) for known in newest.meta["files"].values()) / 1e6
+        size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
     return {key: value for key, value in found.items() if value is not None}
 
@@ -146,11 +146,10 @@ def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnail
 
 
 def _drawn(
-    samples: Path | None, sheets: list[Path], config: dict[str, Any], missing: Missing
+    samples: Path | None, sheets: list[Path], config: RunConfig, missing: Missing
 ) -> tuple[list[Thumbnails], str]:
     """Samples by class and where they are from: a file, whose faults are raised, or the last preview."""
-    told = config["data"].get("class_names")
-    names = [str(name) for name in told] if isinstance(told, list) else []
+    names = config.data.class_names or []
     if samples is not None:
         return read_by_class(samples, names), str(samples)
 
@@ -161,37 +160,37 @@ def _drawn(
     return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
 
 
-def _packed(data: dict[str, Any]) -> str:
+def _packed(data: RunData) -> str:
     """The command that packed the run's images. Raises FormatError, and DataError when the file holds others now."""
-    path = Path(str(data.get("path")))
+    path = Path(str(data.path))
     attributes = Dataset(path, latents=True).attributes
-    if attributes.get("payload_sha256") != data.get("payload_sha256"):
+    if attributes.payload_sha256 != data.payload_sha256:
         raise DataError(f"{path}: holds other images now than this run was trained on")
-    return str(attributes.get("command", ""))
+    return attributes.command or ""
 
 
 def _commands(
-    run: Path, name: str, config: dict[str, Any], samples: Path | None, scores: Sequence[Any], missing: Missing
+    run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[Any], missing: Missing
 ) -> list[Command]:
     """Command lines as they were typed, where they were written down."""
-    if SOURCE in config:
-        found = [Command("Import, as typed", str(config.get("command", "")))]
+    if config.source:
+        found = [Command("Import, as typed", config.command or "")]
     else:
         found = _training(run, name, config, missing)
     if samples is not None:
         with read_samples(samples) as reader:
-            found.append(Command("Draw these samples", str(reader.about.get("command", ""))))
+            found += [Command("Draw these samples", line) for line in reader.made.commands]
     for each in scores:
         found += [Command(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
         found.append(Command(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
     return [each for each in found if each.line]
 
 
-def _training(run: Path, name: str, config: dict[str, Any], missing: Missing) -> list[Command]:
-    data = str(config["data"].get("path"))
+def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list[Command]:
+    data = str(config.data.path)
     again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
     return [
-        Command("Pack the images", missing.asked(_packed, config["data"], otherwise="")),
-        Command("Train, as typed", str(config.get("command", ""))),
+        Command("Pack the images", missing.asked(_packed, config.data, otherwise="")),
+        Command("Train, as typed", config.command or ""),
         Command("Train again with the same settings, whatever the environment says by then", again),
     ]

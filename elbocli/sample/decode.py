@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.rounding import NEAREST, to_levels
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.latents import ATTRIBUTES, UNKNOWN, LatentSpace, read_space
+from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
+from elbocli.files.run_config import RunData
 from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import NetworkConfig
 
@@ -30,15 +30,13 @@ class Decoder:
     rounding: Declaration[None] = NEAREST
 
 
-def latent_space(data: dict[str, Any], network: NetworkConfig, where: object) -> LatentSpace | None:
+def latent_space(data: RunData, network: NetworkConfig, where: object) -> LatentSpace | None:
     """The space of a run's latents, from the `data` of its config; None for pixels. Raises FormatError."""
-    if ATTRIBUTES["convention"] not in data:
-        return None
-    return read_space(data, network.image_channels, where)
+    return read_space(data.more, network.image_channels, where) if data.latents else None
 
 
 def open_decoder(
-    data: dict[str, Any],
+    data: RunData,
     network: NetworkConfig,
     device: torch.device,
     autoencoder: Path | None = None,
@@ -56,7 +54,7 @@ def open_decoder(
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
         shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
         return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
-    folder = autoencoder or _recorded(space, Path(str(data.get("path"))))
+    folder = autoencoder or _recorded(space, Path(str(data.path)))
     model = Autoencoder(folder, device)
     if space.autoencoder_sha256 == UNKNOWN:
         its = model.space(space.convention, space.pixel_size, space.mirrored)

@@ -61,5 +61,5 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     with state.averaged():
         images = draw(denoiser, mine, shape, grid, settings, state.device, output)[: len(world.share(PREVIEW.n))]
     drawn = np.concatenate(world.all(images.cpu().numpy()))
-    groups = rows_of_classes(PREVIEW.n, labels, state.resolved.data.get("class_names", []))
+    groups = rows_of_classes(PREVIEW.n, labels, state.resolved.data.class_names or [])
     return drawn, lay_out(drawn.shape[1], drawn.shape[2], groups)

@@ -192,7 +192,7 @@ def test_the_error_of_each_noise_level_is_a_loss_log(
     sums = asked.partial(run.network)
     path.write_text(asked.header() + asked.line(10, 160, sums) + asked.line(20, 320, sums))
     log = read_logs([path])
-    assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header["schedule"] == "uniform"
+    assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header.schedule == "uniform"
     told = info.describe(path)
     assert told["is"] == "loss log" and told["held_out"] == 300 and told["intervals"] == 2
 

@@ -114,7 +114,7 @@ def _counts(path: Path, data: Dataset) -> list[str]:
     arrays, names = data.contents()
     known = data.attributes
     classes = data.num_classes if known.num_classes is None else known.num_classes
-    if not data.num_classes <= classes <= max(MOST_CLASSES, 10 * len(data)):
+    if classes > max(MOST_CLASSES, 10 * len(data)):
         raise DataError(f"{path}: damaged: num_classes says {str(classes)[:60]}; pack it again")
     facts = {
         "count": (known.count, len(data)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 
@@ -31,7 +31,7 @@ from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
 from elbocli.run.setting_type import AUTO
 from elbocli.run.suited_network import Data, fits_card, of_basis, of_initial, of_preset
-from elbocli.run.train_settings import ADAPTIVE, HINTS, PRESET_SETTINGS, SETTINGS, TrainSettings
+from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
+HINTS: dict[str, Any] = get_type_hints(TrainSettings)
 FLOAT32 = {"fp32", "tf32"}
 """Precisions that a run may change between when it goes on: which devices have the second is theirs to say."""
 SNAPSHOTS = 20

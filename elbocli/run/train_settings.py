@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any
 
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import AUTO, LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
@@ -254,4 +254,3 @@ PRESET_SETTINGS = [
 """Those that a preset may say."""
 KIND: dict[str, str] = {each.name: str(each.type).removesuffix(" | None") for each in fields(TrainSettings)}
 """The kind of each setting, as its annotation says it."""
-HINTS: dict[str, Any] = get_type_hints(TrainSettings)

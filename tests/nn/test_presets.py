@@ -11,7 +11,8 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of, count_parameters
-from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
+from elbocli.nn.preset_file import MadeFor
+from elbocli.nn.presets import FOLDER, NAMES, Preset, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE
 
 

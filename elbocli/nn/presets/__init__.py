@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import nearest
 from elbocli.errors import UsageError
-from elbocli.files.schema import Bounds, Record
+
+if TYPE_CHECKING:
+    from elbocli.nn.preset_file import MadeFor
 
 FOLDER = Path(__file__).parent
 LATENTS = "latents"
-Least1 = Annotated[int, Bounds(1, 10**12)]
 
 
 def _by_number(name: str) -> list[Any]:
@@ -34,42 +34,6 @@ class Suits(NamedTuple):
     pixels: tuple[int, int]
     images: int | None = None
     latents: bool = False
-
-
-@dataclass(frozen=True)
-class MadeFor(Record, strict=True):
-    """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
-
-    image_size: Least1
-    channels: Least1
-    classes: Least1
-    images: Least1
-    kind: Annotated[str, Bounds(choices=(LATENTS,))] | None = None
-
-    @property
-    def latents(self) -> bool:
-        """Whether it is for latents."""
-        return self.kind is not None
-
-
-@dataclass(frozen=True)
-class PresetAbout(Record):
-    """Data that a preset is chosen for by itself, as Suits; gpu: whether it is meant for one."""
-
-    pixels: Annotated[list[Least1], Bounds(least=2, most=2)] | None = None
-    images: Least1 | None = None
-    gpu: bool = False
-    kind: str | None = None
-
-
-@dataclass(frozen=True)
-class PresetFile(Record, strict=True, file="preset FILE.yaml", reader="elbocli.nn.presets.load_preset"):
-    """A preset's sections: network, as config_of takes it, and train, settings by name."""
-
-    network: dict[str, Any]
-    train: dict[str, Any]
-    about: PresetAbout = field(default_factory=PresetAbout)
-    data: MadeFor | None = None
 
 
 class Preset(NamedTuple):
@@ -101,6 +65,7 @@ def load_preset(name: str) -> Preset:
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
     from elbocli.files import strict_yaml
+    from elbocli.nn.preset_file import PresetFile
 
     found = PresetFile.of(strict_yaml.read(preset_file(name)), name)
     about, suits = found.about, None

@@ -32,7 +32,7 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class AverageFacts(Record, file="`about` of an average (safetensors)", reader="elbocli.files.average_file.read_about"):
-    """How an average was made: of a run's snapshots up to a step, by their shares. trained: facts that tell that run from
+    """Facts on how an average was made: of a run's snapshots up to a step, by their shares. trained: facts that tell that run from
     others. residual: how far the profile is off.
     """
 

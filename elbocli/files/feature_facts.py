@@ -1,4 +1,4 @@
-"""How features, or the statistics of features, were made."""
+"""Facts on how features, or the statistics of features, were made."""
 
 from __future__ import annotations
 

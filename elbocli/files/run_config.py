@@ -112,7 +112,7 @@ class RunConfig(Record, format="elbo-run", file="config.yaml of a run", reader="
     more: dict[str, Any] = field(default_factory=dict, metadata=REST)
 
     def resolved(self) -> dict[str, Any]:
-        """What was resolved, by section."""
+        """Sections of what was resolved."""
         return {key: value for key, value in self.json().items() if key in RESOLVED}
 
 

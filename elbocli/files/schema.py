@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache, partial
 from types import NoneType, UnionType
@@ -42,7 +43,7 @@ class Bounds:
     choices: tuple[str, ...] = ()
 
     def words(self, kind: type) -> str:
-        """What is expected, for people."""
+        """Words for what is expected."""
         if kind in (int, float):
             what = "a whole number" if kind is int else "a finite number"
             return (
@@ -59,7 +60,6 @@ class Bounds:
         return "" if (self.least, most) == usual else f" of {self.least} to {most} {what}"
 
 
-UNBOUNDED = Bounds(-math.inf, math.inf)
 Count = Annotated[int, Bounds(0, 10**15)]
 """Steps, images, bytes."""
 Digest = Annotated[str, Bounds(longest=64)]
@@ -235,19 +235,17 @@ def _one_of(nothing: bool, each: list[Seen], value: Any, name: str) -> Any:
 
 
 def _scalar(kind: type, bounds: Bounds, value: Any, name: str) -> Any:
-    if kind is float and type(value) is int and abs(value) < 2**1023:
-        value = float(value)
-    good = type(value) is kind
+    found = float(value) if kind is float and type(value) is int and abs(value) < 2**1023 else value
+    good = type(found) is kind
     if good and kind is str:
-        good = bounds.least <= len(value) <= bounds.longest and (not bounds.choices or value in bounds.choices)
+        good = bounds.least <= len(found) <= bounds.longest and (not bounds.choices or found in bounds.choices)
     elif good and kind is not bool:
-        usual = kind is float and bounds.low == Bounds.low and bounds.high == Bounds.high
-        good = math.isfinite(value) if usual else bounds.low <= value <= bounds.high and value - value == 0
+        usual = kind is float and (bounds.low, bounds.high) == (Bounds.low, Bounds.high)
+        good = math.isfinite(found) if usual else bounds.low <= found <= bounds.high
     if not good:
-        raise FormatError(
-            f"{name} is {shown(value)}; expected {'true or false' if kind is bool else bounds.words(kind)}"
-        )
-    return value
+        expected = "true or false" if kind is bool else bounds.words(kind)
+        raise FormatError(f"{name} is {shown(value)}; expected {expected}")
+    return found
 
 
 def _list(kind: type, see: Seen, bounds: Bounds, value: Any, name: str) -> Any:
@@ -267,10 +265,13 @@ def _numbers(kind: type, bounds: Bounds, value: list[Any]) -> list[Any] | None:
     kinds = set(map(type, value))
     if len(value) < 8 or kind not in (int, float) or not kinds <= ({int} if kind is int else {int, float}):
         return None
-    if min(value) < bounds.low or max(value) > bounds.high:
+    usual = kind is float and (bounds.low, bounds.high) == (Bounds.low, Bounds.high)
+    if not usual and (min(value) < bounds.low or max(value) > bounds.high):
         return None
-    found = value if kinds == {kind} else list(map(float, value))
-    return found if kind is int or all(map(math.isfinite, found)) else None
+    with suppress(OverflowError):
+        found = value if kinds == {kind} else list(map(float, value))
+        return found if kind is int or all(map(math.isfinite, found)) else None
+    return None
 
 
 def _object(see: Seen, bounds: Bounds, value: Any, name: str) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _about(text: str, what: str) -> SamplesAbout:
 
 
 def _preprocessing(*told: dict[str, Any]) -> dict[str, Any]:
-    """How images were made of others, as the last says it that does."""
+    """Facts on how images were made of others, as the last says it that does."""
     return {key: each[key] for each in told for key in PREPROCESSING if key in each}
 
 

@@ -66,7 +66,7 @@ class Resolved:
     initial: Initial | None = None
 
     def config(self) -> RunConfig:
-        """What config.yaml says of it."""
+        """The content of config.yaml."""
         settings, network = self.settings.stored(), section_of(self.network)
         plugins = plugins_run() or None
         return RunConfig(

@@ -24,7 +24,7 @@ def test_pixels_labels_and_names_read_back(pack, images):
     assert data.labels.dtype == np.int64
     assert data.class_names == ["ant", "bee", "cat"]
     assert (len(data), data.image_size, data.channels, data.num_classes) == (12, 8, 3, 3)
-    assert (data.attributes.count, data.attributes.crop, data.attributes.format) == (
+    assert (data.attributes.count, data.attributes.crop, data.attributes.FORMAT) == (
         12,
         "center",
         "elbo-dataset",
@@ -331,7 +331,7 @@ def test_notes_come_back_with_the_rows(tmp_path, images):
         writer.append(images(12)[:6], 9, {"skipped": {"2": "why"}})
     with open_writer(path, plain((8, 8, 3)), 12, "s") as writer:
         state = writer.state
-    assert (state["rows"], state["bytes"], state["done"], state["notes"]) == (6, 1152, 9, {"skipped": {"2": "why"}})
+    assert (state.rows, state.bytes, state.done, state.notes) == (6, 1152, 9, {"skipped": {"2": "why"}})
 
 
 @pytest.mark.parametrize(

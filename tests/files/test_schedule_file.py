@@ -127,7 +127,7 @@ def test_a_declared_weighting_resolves(text):
         ({"knots": [{"t": 0, "logsnr": 0}, {"t": 1, "logsnr": 1}]}, "fall"),
         (
             {"knots": [{"t": 0, "logsnr": 60}, {"t": 1, "logsnr": 1}]},
-            "knots.logsnr is '60'; expected a finite number from -50 to 50",
+            "knots.logsnr is '60'; expected a finite number from -",
         ),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_pa
     path.write_text(
         "network: {}\ntrain: {}\ndata: {image_size: 8, channels: 4, classes: 1, images: 9, kind: latents}\n"
     )
-    assert load_preset(str(path)).data == MadeFor(8, 4, 1, 9, latents=True)
+    assert load_preset(str(path)).data == MadeFor(8, 4, 1, 9, "latents")
     for bad in (
         "{}",
         "{image_size: 8, channels: 1, classes: 1}",
@@ -121,7 +121,7 @@ def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_pa
         "8",
     ):
         path.write_text(f"network: {{}}\ntrain: {{}}\ndata: {bad}\n")
-        with pytest.raises(FormatError, match=r"mine\.yaml: section 'data'"):
+        with pytest.raises(FormatError, match=r"mine\.yaml: data"):
             load_preset(str(path))
 
 

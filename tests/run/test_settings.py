@@ -250,7 +250,7 @@ def test_a_preset_for_latents_is_refused_on_pixels(digits, preset):
 def test_a_network_that_is_none_names_the_preset(resolved):
     with pytest.raises(FormatError, match=r"preset\.yaml: no network family is called 'gan'.*unet, uvit"):
         resolved("", "network: {family: gan}\n")
-    with pytest.raises(FormatError, match=r"preset\.yaml: a network of family 'uvit' has no 'attention'"):
+    with pytest.raises(FormatError, match=r"preset\.yaml: network 'attention' is unknown"):
         resolved("", "network: {family: uvit, attention: [8]}\n")
 
 

@@ -21,7 +21,7 @@ class SamplesAbout(
     file="`about` of samples (npz), attribute `samples` of a dataset",
     reader="elbocli.images.samples.read_about, elbocli.images.samples.drawn",
 ):
-    """How samples were drawn: run, weights, sampler, seed, …. Of samples that were merged, a value may be a list of theirs."""
+    """Facts on how samples were drawn: run, weights, sampler, seed, …. Of samples that were merged, a value may be a list of theirs."""
 
     more: dict[str, Any] = field(default_factory=dict, metadata=REST)
     command: str | list[str] | None = None

@@ -218,4 +218,4 @@ def run(
 
 def sentence(pair: Difference) -> str:
     """A difference in words."""
-    return f"{pair.of} minus {pair.minus}: {pair.nats:+.4g} ± {pair.se:.2g} nats an image, {pair.in_se:+.1f} standard errors"
+    return f"{pair.estimator} minus {pair.minus}: {pair.nats:+.4g} ± {pair.se:.2g} nats an image, {pair.in_se:+.1f} standard errors"

@@ -150,7 +150,7 @@ class Measurement:
             "checkpoint": self.trained.checkpoint.path.name,
             **self.trained.about,
             "dataset": str(self.dataset.path),
-            "payload_sha256": self.dataset.attributes.get("payload_sha256"),
+            "payload_sha256": self.dataset.attributes.payload_sha256,
             "n_dataset": len(self.dataset),
             "conditional": self.conditional,
             "dimensions": self.dimensions,
@@ -192,7 +192,7 @@ def open_measurement(
 
 def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     known = trained.data
-    if data is None and "path" not in known:
+    if data is None and known.path is None:
         raise UsageError(
             f"{trained.path}: was imported, and has no dataset of its own; name one, DATA.h5, after the run"
         )
@@ -200,7 +200,7 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     dataset = Dataset(path, latents=True)
     dataset.check_square()
     check_content(dataset.identity(), dataset.kind, known, trained.path)
-    if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
+    if data is None and dataset.identity().payload_sha256 != known.payload_sha256:
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")
     config = trained.network.config
     side = "latents a side" if dataset.kind == LATENTS else "pixels"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from elbocli.files.json_record import REST, Record
+from elbocli.files.schema import REST, Record
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LatentTerm(Record):
 
 
 @dataclass(frozen=True)
-class Bound(Record):
+class Bound(Record, file="result of elbo bound (JSON)", reader="elbocli.report.results.read_result"):
     """The variational bound on −log p of images.
 
     bpd_se, nats_se: of the dataset's mean; bpd_se_noise: of the noise alone; bpd_se_population: of the mean over the
@@ -74,7 +74,7 @@ class Bound(Record):
 
 
 @dataclass(frozen=True)
-class LatentBound(Record):
+class LatentBound(Record, file="result of elbo bound, of latents (JSON)", reader="elbocli.report.results.read_result"):
     """The variational bound on −log of the density of latents, as the network sees them. It is none for their images.
 
     Numbers are those of Bound, but for the unit. A density may exceed 1, so they may be negative.
@@ -142,7 +142,7 @@ class Difference(Record):
     solver's too.
     """
 
-    of: str
+    estimator: str
     minus: str
     nats: float
     se: float
@@ -225,7 +225,7 @@ class Check(Record):
 
 
 @dataclass(frozen=True)
-class Theorem(Record):
+class Theorem(Record, file="result of elbo bound --theorem (JSON)", reader="elbocli.report.results.read_result"):
     """The theorem for several weightings, and whether it holds for all."""
 
     agree: bool

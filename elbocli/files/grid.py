@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from elbocli.files import strict_json
 from elbocli.files.atomic import writing
 from elbocli.files.lettering import Lettering, shown_name
 from elbocli.files.reading import refusing
+from elbocli.files.schema import Bounds, Count, Record
 
 CELL = 96
 """Pixels: an image is enlarged as often as it fits into so many."""
@@ -33,6 +34,7 @@ MOST_CLASSES = 16
 """Classes that have rows of their own, unless each has as many images."""
 PLACES = "elbo-grid"
 """The PNG's text that says where each image is."""
+Side = Annotated[int, Bounds(1, LARGEST_PICTURE)]
 PAPER = 255
 """Grey of what no image covers."""
 
@@ -91,6 +93,19 @@ def _columns(groups: list[Group]) -> int:
 
 
 @dataclass(frozen=True)
+class GridText(Record, file="text `elbo-grid` of a PNG", reader="elbocli.files.grid.layout_of"):
+    """A Layout. groups: [name, places] of each."""
+
+    version: Annotated[int, Bounds(1, 1)]
+    height: Side
+    width: Side
+    scale: Side
+    columns: Side
+    left: Annotated[int, Bounds(0, LARGEST_PICTURE)]
+    groups: list[Annotated[list[str | list[Count]], Bounds(least=2, most=2)]]
+
+
+@dataclass(frozen=True)
 class Layout:
     """Places of images on a picture. height, width: of an image, before it is enlarged `scale` times.
 
@@ -140,9 +155,9 @@ class Layout:
 
     def text(self) -> str:
         """It as text, for `layout_of`."""
-        groups = [[group.name, list(group.images)] for group in self.groups]
-        facts = {"height": self.height, "width": self.width, "scale": self.scale, "columns": self.columns}
-        return json.dumps({"version": 1, **facts, "left": self.left, "groups": groups})
+        groups: list[Any] = [[group.name, list(group.images)] for group in self.groups]
+        said = GridText(1, self.height, self.width, self.scale, self.columns, self.left, groups)
+        return json.dumps(said.json())
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
@@ -156,15 +171,14 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Read what `Layout.text` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
-    with refusing(f"{where}: what it says of its images is damaged"):
-        facts = strict_json.parse(text)
-        numbers = {key: facts[key] for key in ("height", "width", "scale", "columns", "left")}
-        groups = [Group(shown_name(str(name)), [int(each) for each in images]) for name, images in facts["groups"]]
+    what = f"{where}: what it says of its images is damaged"
+    with refusing(what):
+        said = GridText.of(strict_json.parse(text), what)
+        groups = [Group(shown_name(str(name)), [*images]) for name, images in said.groups]
         held = sorted(each for group in groups for each in group.images)
-        whole = all(type(each) is int and each >= (key != "left") for key, each in numbers.items())
-        if not whole or not held or held != list(range(len(held))):
+        if not held or held != list(range(len(held))):
             raise ValueError("no such places")
-        layout = Layout(**numbers, groups=groups)
+        layout = Layout(said.height, said.width, said.scale, said.columns, said.left, groups)
         if layout.size != size or not all(group.images for group in groups):
             raise ValueError(f"places for {layout.size}, in a picture of {size}")
         return layout

@@ -10,10 +10,10 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -24,16 +24,14 @@ from elbocli.files import strict_json, strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
-from elbocli.files.reading import check_format, one_line, read_limited, refusing
+from elbocli.files.reading import one_line, read_limited, refusing
 from elbocli.files.retention import PREFIX, folder_name
+from elbocli.files.run_config import RunConfig
+from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
 
 META = "meta.json"
 CONFIG = "config.yaml"
-RUN_ID = "run_id"
-"""Key of config.yaml and of meta.json: the same in both when one is of the other."""
 WEIGHTS = ".safetensors"
-MOST = 10**15
-"""Steps, and images seen."""
 
 
 def run_id(run: Path) -> str | None:
@@ -47,33 +45,59 @@ def run_id(run: Path) -> str | None:
 @lru_cache
 def _run_id(run: Path, changed: int, size: int) -> str | None:
     with suppress(FormatError):
-        return strict_yaml.read(run / CONFIG).get(RUN_ID)
+        return RunConfig.of(strict_yaml.read(run / CONFIG), CONFIG).run_id
     return None
 
 
 @dataclass(frozen=True)
-class SealedFolder:
-    """A folder on disk and its meta.json. A kind of them has a format and a word of its own."""
+class Seal(Record):
+    """A file's size and digest."""
 
-    FORMAT: ClassVar[str]
+    bytes: Count
+    sha256: Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderMeta(Record):
+    """Optimizer updates done, images seen, and the seal of every other file by its name. run_id: of config.yaml.
+
+    log_bytes: of a checkpoint, how long the logs were.
+    """
+
+    step: Count
+    run_id: Digest | None = None
+    images: Count
+    seed: int | None = None
+    world_size: Count | None = None
+    parallel: Word | None = None
+    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    log_bytes: dict[str, Count] | None = None
+    files: Annotated[dict[str, Seal], Bounds(most=10_000)]
+
+
+@dataclass(frozen=True)
+class SealedFolder:
+    """A folder on disk and its meta.json. A kind of them has a schema and a word of its own."""
+
+    SCHEMA: ClassVar[type[FolderMeta]]
     WORD: ClassVar[str]
     path: Path
-    meta: dict[str, Any]
+    meta: FolderMeta
 
     @property
     def step(self) -> int:
         """Optimizer updates done."""
-        return int(self.meta["step"])
+        return self.meta.step
 
     @property
     def images(self) -> int:
         """Images seen."""
-        return int(self.meta["images"])
+        return self.meta.images
 
     @property
     def names(self) -> list[str]:
         """Names of all weights that it holds: `model`, and those of averages, which begin with `ema-`."""
-        return sorted(name.removesuffix(WEIGHTS) for name in self.meta["files"] if name.endswith(WEIGHTS))
+        return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     @classmethod
     def read(cls, path: Path, verify: bool = True) -> Self:
@@ -83,18 +107,14 @@ class SealedFolder:
         is no damage.
         """
         kept = refusing(f"{path}: could not read", "; see who may: ls -ld", DataError, (PermissionError,))
-        with refusing(f"{path}: not a whole {cls.WORD}"), kept:
-            meta = strict_json.parse(read_limited(path / META, META))
-            check_format(path, meta, cls.FORMAT)
-            for name, known in meta["files"].items():
-                if Path(name).name != name or (verify and file_sha256(path / name) != known["sha256"]):
+        what = f"{path}: not a whole {cls.WORD}"
+        with refusing(what), kept:
+            meta = cls.SCHEMA.of(strict_json.parse(read_limited(path / META, META)), what)
+            for name, known in meta.files.items():
+                if Path(name).name != name or (verify and file_sha256(path / name) != known.sha256):
                     raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
-                if type(known["bytes"]) is not int:
-                    raise ValueError(f"the size of {name} is no number")
-            if not all(type(meta[key]) is int and 0 <= meta[key] <= MOST for key in ("step", "images")):
-                raise ValueError(f"step and images are not whole numbers from 0 to {MOST}")
         run = path.resolve().parent.parent
-        ids = meta.get(RUN_ID), run_id(run)
+        ids = meta.run_id, run_id(run)
         if None not in ids and ids[0] != ids[1]:
             raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
         return cls(path, meta)
@@ -119,11 +139,9 @@ class SealedFolder:
             with writing_folder(path) as aside:
                 yield aside
                 held = sorted(aside.iterdir())
-                files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in held}
-                known = run_id(parent.parent)
-                said = {"step": step, **({} if known is None else {RUN_ID: known}), **meta}
-                content = {"format": cls.FORMAT, "version": 1, **said, "files": files}
-                (aside / META).write_text(json.dumps(content, indent=1) + "\n")
+                files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in held}
+                content = cls.SCHEMA(step=step, run_id=run_id(parent.parent), files=files, **meta)
+                (aside / META).write_text(json.dumps(content.json(), indent=1) + "\n")
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
             raise DataError(f"{path}: could not write: {one_line(error)}") from error
 

@@ -82,7 +82,7 @@ class _Measured:
 
     def _denoiser(self) -> Denoiser:
         config, asked = self.run.network.config, self.settings
-        names = [str(name) for name in self.run.data.get("class_names", [])]
+        names = self.run.data.class_names or []
         chosen = choose_labels(asked.classes, asked.images, config.num_classes, asked.seed, names)
         if asked.guidance != 1 and (chosen is None or self.run.settings.label_dropout == 0):
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elbocli.files.json_record import Record
+from elbocli.files.schema import Record
 
 
 @dataclass(frozen=True)

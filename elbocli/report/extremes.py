@@ -37,7 +37,7 @@ def table_of(path: Path, named: str) -> Path:
     raise DataError(f"{path}: its file of likelihoods, {named}, is gone; keep it beside the result")
 
 
-def read_extremes(path: Path, about: Mapping[str, Any], own: Mapping[str, Any]) -> Extremes:
+def read_extremes(path: Path, about: Mapping[str, Any], own: RunData) -> Extremes:
     """Pictures of both ends. about: of the result, for the dataset, where the file doesn't say it; own: the run's own data.
 
     Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
@@ -60,7 +60,7 @@ def _check(data: Dataset, table: ImageTable, digest: Any, path: Path) -> None:
     """Raise DataError where the dataset isn't the one that the table is of."""
     within = int(table.index.min()) >= 0 and int(table.index.max()) < len(data)
     same = within and bool((data.labels[table.index] == table.label).all())
-    if not same or digest not in (None, data.attributes.get("payload_sha256")):
+    if not same or digest not in (None, data.attributes.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
 
 

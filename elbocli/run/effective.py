@@ -112,9 +112,9 @@ def is_run(path: Path) -> bool:
 def weighting_of_run(run: Path, warn: Callable[[str], None]) -> RunWeighting:
     """What a run has trained with so far, its schedule file being as it was. Raises ElboError."""
     config = read_run_config(run, warn)
-    if not {"weighting", "schedule"} <= set(config["settings"]):
+    if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; 'elbo import' takes --weighting and --schedule")
-    settings = run_settings(config["settings"], run / "config.yaml")
+    settings = run_settings(config.settings, run / "config.yaml")
     return RunWeighting(run, settings, effective_weightings(run, settings))
 
 

@@ -256,4 +256,4 @@ PRESET_SETTINGS = [
 ]
 """Those that a preset may say."""
 KIND: dict[str, str] = {each.name: str(each.type).removesuffix(" | None") for each in fields(TrainSettings)}
-"""The kind of each setting, as KINDS has it."""
+"""The kind of each setting, as its annotation says it."""

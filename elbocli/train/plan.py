@@ -206,9 +206,9 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
     memory = planned.memory()
     return {
         "preset": settings.preset,
-        "data": resolved.data.get("path"),
+        "data": resolved.data.path,
         "data_images": images,
-        **({"init": resolved.init} if resolved.init else {}),
+        **({"init": resolved.init.json()} if resolved.init else {}),
         "network": {
             "family": declaration_of(network).name,
             "parameters": planned.weights.held(1),
@@ -216,7 +216,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
             "channels": network.image_channels,
             "classes": network.num_classes,
         },
-        **({"latents": {key: resolved.data[key] for key in SHOWN}} if SHOWN[0] in resolved.data else {}),
+        **({"latents": {key: resolved.data.more[key] for key in SHOWN}} if resolved.data.latents else {}),
         "weighting": settings.weighting,
         "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
         "schedule": settings.schedule,

@@ -74,5 +74,5 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
             denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
             images.append(draw(denoiser, places, shape, grid, settings, state.device, output))
     drawn = np.concatenate(world.all(torch.cat(images)[: len(mine)].cpu().numpy()))
-    groups = rows_of_classes(count, labels, state.resolved.data.get("class_names", []))
+    groups = rows_of_classes(count, labels, state.resolved.data.class_names or [])
     return drawn, lay_out(drawn.shape[1], drawn.shape[2], groups)

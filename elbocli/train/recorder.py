@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog, strict_json
 from elbocli.files.atomic import told
 from elbocli.files.grid import write_grid
+from elbocli.files.metrics import MetricsRow
 from elbocli.files.opening import open_file
 from elbocli.files.reading import lines_of
 from elbocli.files.schedule_file import finite
@@ -158,9 +158,9 @@ class Recorder:
 
     def _last_validated(self) -> int:
         """The last step in validation.jsonl, 0 without one."""
-        with suppress(OSError, FormatError, ValueError, KeyError, TypeError), open_file(self.out / VALIDATION) as log:
+        with suppress(OSError, FormatError), open_file(self.out / VALIDATION) as log:
             last = deque(lines_of(log, VALIDATION), 1)
-            return int(strict_json.parse(last[0])["step"]) if last else 0
+            return losslog.LossLogRow.of(strict_json.load(last[0], VALIDATION), VALIDATION).step if last else 0
         return 0
 
     def _log(self, step: int) -> dict[str, Any]:
@@ -217,9 +217,9 @@ class Recorder:
 
     def _measured(self, step: int, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and log it elsewhere."""
-        values = {"images": self.state.images, **values}
-        self._append(METRICS, json.dumps({"step": step, **values}) + "\n")
-        self.targets.write(step, values)
+        row = MetricsRow(step, self.state.images, values)
+        self._append(METRICS, row.line())
+        self.targets.write(step, {"images": row.images, **values})
 
     def _append(self, name: str, text: str) -> None:
         if self.logs is not None:

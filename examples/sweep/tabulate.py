@@ -87,9 +87,7 @@ def choices(results: Results) -> list[tuple[str, str, Callable[[Setting], Settin
     found: list[tuple[str, str, Callable[[Setting], Setting | None]]] = []
     for bias in biases:
         if bias != base:
-            found.append(
-                (f"bias {bias:g}", f"{base:g}", lambda s, b=bias: s._replace(bias=base) if s.bias == b else None)
-            )  # type: ignore[misc]
+            found.append((f"bias {bias:g}", f"{base:g}", lambda s, b=bias: s._replace(bias=base) if s.bias == b else None))  # type: ignore[misc]
     for shift in sorted({setting.shift for setting in results} - {0}):
         found.append((f"shift {shift:g}", "0", lambda s, by=shift: s._replace(shift=0.0) if s.shift == by else None))  # type: ignore[misc]
     for name in sorted({setting.schedule for setting in results} - {"cosine"}):
@@ -136,7 +134,7 @@ def differences_table(results: Results) -> str:
         if len(found) > 1:
             ratio = np.exp(interval(found[:, 0]))
             words = [
-                said(*ratio, 2, 1.0),
+                said(ratio[0], ratio[1], ratio[2], 2, 1.0),
                 said(*interval(found[:, 1]), 1, 0.0),
                 said(*interval(found[:, 2]), 3, 0.0),
             ]

@@ -181,7 +181,7 @@ files: {}
         ("weighting: 3\n", 2, ["no weighting is called '3'"]),
         ("schedule: no\n", 2, ["no schedule is called 'False'"]),
         ("prediction: 2\n", 2, ["no prediction is called '2'"]),
-        ("format: elbo-run\nversion: 1\nsettings: [1]\n", 2, ["c.yaml: no section 'settings'"]),
+        ("format: elbo-run\nversion: 1\nsettings: [1]\n", 2, ["c.yaml: settings is '[1]'; expected an object"]),
         ("lr: [1, 2]\n", 2, ["lr is a list"]),
         ("ema: []\n", 2, ["ema is an empty list; name at least one"]),
         ("ema: {power: .1}\n", 2, ["ema is a dict"]),

@@ -18,6 +18,7 @@ from elbocli.files import dataset_block
 from elbocli.files.dataset_file import contents_digest
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.info import verify
 from elbocli.merge import combine
@@ -184,7 +185,7 @@ def test_runs_checkpoints_and_other_files(elbo: Callable[..., Any], trained: Pat
 
 
 def test_features_are_read_whole(elbo: Callable[..., Any], tmp_path: Path) -> None:
-    write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about={"n": 5}))
+    write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about=FeatureFacts(n=5)))
     result = elbo("info", "--verify", "--json", tmp_path / "f.safetensors")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["is"] == "features of images"

@@ -142,7 +142,7 @@ def test_datasets_without_shard_numbers_are_joined_as_given(tmp_path: Path) -> N
     data = Dataset(tmp_path / "out.h5")
     expected = np.concatenate([rows_of("raw")[10:], rows_of("raw")[:10]])
     assert np.array_equal(data.batch(np.arange(COUNT)), expected)
-    assert data.strings("files")[:2] == ["10.png", "11.png"] and data.attributes["count"] == COUNT
+    assert data.strings("files")[:2] == ["10.png", "11.png"] and data.attributes.count == COUNT
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def samples_of(path: Path, start: int, stop: int, **about: Any) -> Path:
 
 
 def described(path: Path) -> dict[str, Any]:
-    return json.loads(Dataset(path).attributes["samples"])
+    return json.loads(Dataset(path).attributes.samples)
 
 
 @pytest.mark.parametrize("virtual", [False, True])

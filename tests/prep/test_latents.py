@@ -160,7 +160,7 @@ def test_stopping_and_going_on_changes_nothing(latents: Path, preset: Path, run:
         drain(latents, tmp_path / "pieces", small(latents, preset, steps=steps, preview_every=6))
     saved = [latest(path, print) for path in (run, tmp_path / "pieces")]
     assert saved[0] is not None and saved[1] is not None
-    for name in saved[0].meta["files"]:
+    for name in saved[0].meta.files:
         if name.endswith(".safetensors"):
             assert (saved[0].path / name).read_bytes() == (saved[1].path / name).read_bytes()
     for name in ("losslog.jsonl", "previews/step-00000012.png"):
@@ -170,7 +170,7 @@ def test_stopping_and_going_on_changes_nothing(latents: Path, preset: Path, run:
 def test_the_run_records_the_space_and_the_log_its_dimensions(latents: Path, run: Path) -> None:
     space = Dataset(latents, latents=True).latent_space
     assert space is not None
-    assert space.attributes().items() <= read_config(run)["data"].items()
+    assert space.attributes().items() <= read_config(run).data.json().items()
     assert json.loads((run / "losslog.jsonl").read_text().splitlines()[0])["dimensions"] == 8 * 8 * 4
 
 

@@ -214,7 +214,7 @@ def test_the_colours_that_are_named_are_colours(tmp_path: Path) -> None:
     said = refused(source, tmp_path / "a.h5", background="wite")
     (named,) = re.findall(r"not a colour; try (.*)$", said)
     for colour in re.split(", | or ", named):
-        assert packed(source, tmp_path / "a.h5", background=colour).attributes["background"] == colour
+        assert packed(source, tmp_path / "a.h5", background=colour).attributes.more["background"] == colour
 
 
 def test_unfinished_work_with_other_settings_by_both_ways_that_are_said(tmp_path: Path) -> None:

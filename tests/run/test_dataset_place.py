@@ -11,13 +11,14 @@ import h5py
 import pytest
 
 from elbocli.files.dataset import Dataset
-from elbocli.run.dataset_place import FROM_RUN, dataset_of, seen_from
+from elbocli.files.run_config import RunData
+from elbocli.run.dataset_place import dataset_of, seen_from
 
 
-def of(dataset: Path, typed: str, run: Path) -> dict[str, Any]:
+def of(dataset: Path, typed: str, run: Path) -> RunData:
     """Section `data` of a run that was trained from the current folder."""
-    digest = Dataset(dataset).attributes["payload_sha256"]
-    return {"path": typed, "payload_sha256": digest, FROM_RUN: seen_from(run, dataset)}
+    digest = Dataset(dataset).attributes.payload_sha256
+    return RunData(path=typed, payload_sha256=digest, from_run=seen_from(run, dataset))
 
 
 @pytest.fixture

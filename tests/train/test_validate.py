@@ -192,7 +192,7 @@ def test_the_error_of_each_noise_level_is_a_loss_log(
     sums = asked.partial(run.network)
     path.write_text(asked.header() + asked.line(10, 160, sums) + asked.line(20, 320, sums))
     log = read_logs([path])
-    assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header["schedule"] == "uniform"
+    assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header.schedule == "uniform"
     told = info.describe(path)
     assert told["is"] == "loss log" and told["held_out"] == 300 and told["intervals"] == 2
 
@@ -266,7 +266,7 @@ def test_settings_that_cannot_be_are_refused(options: dict[str, Any], said: str,
 
 
 def test_what_is_validated_on_may_change_but_not_the_split(digits: Path, preset: Path) -> None:
-    def config(**options: Any) -> dict[str, Any]:
+    def config(**options: Any) -> RunConfig:
         return settings.resolve({"preset": str(preset), **options}, Dataset(digits)).config()
 
     old = json.loads(json.dumps(config()))

@@ -11,7 +11,7 @@ None where None, or Any, is allowed. Annotated[HINT, Bounds(…)] has bounds of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache, partial
@@ -148,9 +148,9 @@ class _Plan(NamedTuple):
 
 
 @cache
-def _plan(cls: Hashable) -> _Plan:
+def _plan(cls: type[Any]) -> _Plan:
     hints, keys, rest = get_type_hints(cls, include_extras=True), dict[str, tuple[Seen, Any]](), None
-    for each in fields(cls):  # type: ignore[arg-type]
+    for each in fields(cls):
         if each.metadata.get("rest"):
             rest = each.name
         elif each.metadata.get("stored", True):
@@ -172,7 +172,7 @@ def from_keys(cls: type[Any], content: Any, where: str = "", known: Collection[s
     """
     if not isinstance(content, dict):
         raise FormatError(f"{where.removesuffix('.') or 'it'} is {shown(content)}, not an object")
-    plan, found = _plan(cls), dict[str, Any]()
+    plan, found = _plan(cls), dict[str, Any]()  # type: ignore[arg-type]
     for key, (see, otherwise) in plan.keys.items():
         if key in content:
             found[key] = see(content[key], where + key)
@@ -260,7 +260,7 @@ def _list(kind: type, see: Seen, bounds: Bounds, value: Any, name: str) -> Any:
     return kind(see(each, name) for each in value)
 
 
-def _numbers(kind: type, bounds: Bounds, value: list[Any]) -> list[Any] | None:
+def _numbers(kind: type, bounds: Bounds, value: Sequence[Any]) -> Sequence[Any] | None:
     """The values of a long list at once, where they are numbers within bounds."""
     kinds = set(map(type, value))
     if len(value) < 8 or kind not in (int, float) or not kinds <= ({int} if kind is int else {int, float}):

@@ -12,6 +12,7 @@ import numpy as np
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.likelihood_file import NATS, ImageTable, read_table
+from elbocli.files.run_config import RunData
 from elbocli.report.thumbnails import ROW, Thumbnails, thumbnails_of
 
 ROWS = 2
@@ -47,7 +48,7 @@ def read_extremes(path: Path, about: Mapping[str, Any], own: RunData) -> Extreme
     if by is None:
         raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
     told = {**about, **table.about}
-    data = Dataset(Path(str(told.get("dataset") or own.get("path"))))
+    data = Dataset(Path(str(told.get("dataset") or own.path)))
     _check(data, table, told.get("payload_sha256"), path)
     order = np.argsort(table.numbers[by], kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1

@@ -87,7 +87,8 @@ def choices(results: Results) -> list[tuple[str, str, Callable[[Setting], Settin
     found: list[tuple[str, str, Callable[[Setting], Setting | None]]] = []
     for bias in biases:
         if bias != base:
-            found.append((f"bias {bias:g}", f"{base:g}", lambda s, b=bias: s._replace(bias=base) if s.bias == b else None))  # type: ignore[misc]
+            partner = lambda s, b=bias: s._replace(bias=base) if s.bias == b else None  # noqa: E731
+            found.append((f"bias {bias:g}", f"{base:g}", partner))
     for shift in sorted({setting.shift for setting in results} - {0}):
         found.append((f"shift {shift:g}", "0", lambda s, by=shift: s._replace(shift=0.0) if s.shift == by else None))  # type: ignore[misc]
     for name in sorted({setting.schedule for setting in results} - {"cosine"}):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import pytest
@@ -34,7 +34,7 @@ def home(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_stays_as_typed_where_that_is_there(home: Path) -> None:
     data = of(Path("data/d.h5"), "data/d.h5", Path("runs/a"))
-    assert data[FROM_RUN] == "../../data/d.h5"
+    assert data.from_run == "../../data/d.h5"
     assert dataset_of(data, Path("runs/a")) == Path("data/d.h5")
     absolute = of(home / "data/d.h5", str(home / "data/d.h5"), Path("runs/a"))
     assert dataset_of(absolute, Path("runs/a")) == home / "data/d.h5"
@@ -74,8 +74,7 @@ def test_another_file_of_that_name_is_not_taken_for_it(home: Path, digits: Path)
 def test_a_run_of_before_is_looked_for_beside_it_and_a_lost_one_is_named_as_typed(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = of(Path("data/d.h5"), "../data/d.h5", Path("runs/a"))
-    del data[FROM_RUN]
+    data = replace(of(Path("data/d.h5"), "../data/d.h5", Path("runs/a")), from_run=None)
     assert dataset_of(data, Path("runs/a")).samefile("data/d.h5")
     shutil.rmtree("data")
     assert dataset_of(data, Path("runs/a")) == Path("../data/d.h5")

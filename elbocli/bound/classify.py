@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import astuple, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +40,13 @@ class ClassScores:
         """p(c|x), [N, C]."""
         return (-self.halves.mean(1)).softmax(1).numpy()
 
-    def table(self, about: dict[str, Any]) -> ImageTable:
+    def table(self) -> ImageTable:
         """Image by image, in the order of the dataset: the likeliest class, its probability, and the label's."""
         order, found = np.argsort(self.rows), self.probabilities
         of_label = found[np.arange(len(found)), self.labels]
         numbers = {"predicted": found.argmax(1).astype(float), "confidence": found.max(1), "probability": of_label}
         named = {name: column[order] for name, column in numbers.items()}
-        return ImageTable(self.rows[order], self.labels[order], named, about)
+        return ImageTable(self.rows[order], self.labels[order], named)
 
 
 def class_scores(

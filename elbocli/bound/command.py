@@ -105,7 +105,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     "gradients measured here.",
 )
 @option("--batches", type=Count(16, 10**6), default=64, help="Batches of gradients for each schedule.")
-@option("--per-image", type=PATH, help="Also each image's number and error: a table (.tsv) or HDF5 (.h5).")
+@option("--per-image", type=PATH, help="Also each image's number and error: a table (.tsv).")
 @option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
 @option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
 @option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
@@ -169,7 +169,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     if mode == "--classify":
         classified, scores = show(classify.run(probe, "".join(specs)))
         if per_image:
-            write_table(per_image, scores.table(probe.about()))
+            write_table(per_image, scores.table())
             classified = replace(classified, per_image=str(per_image))
         click.echo(json.dumps(classified.json(), indent=1))
         return
@@ -183,7 +183,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         else:
             several = show(likelihood.run(probe, estimators, "".join(specs)))
             if per_image:
-                write_table(per_image, several.table(probe.dataset.labels, probe.about()))
+                write_table(per_image, several.table(probe.dataset.labels))
             told, found = several.told(str(per_image) if per_image else None), several.bound
         click.echo(json.dumps(told, indent=1))
         if curve:

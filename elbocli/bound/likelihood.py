@@ -56,7 +56,7 @@ class Found:
         """Two independent estimates of each image, [N, 2] nats."""
         return self.parts[spec].nats.sum(2).numpy()
 
-    def table(self, labels: np.ndarray, about: dict[str, Any]) -> ImageTable:
+    def table(self, labels: np.ndarray) -> ImageTable:
         """Image by image, in the order of the dataset; several estimators have columns of their own. labels: of all images."""
         order = np.argsort(self.rows)
         rows, numbers = self.rows[order], dict[str, np.ndarray]()
@@ -66,7 +66,7 @@ class Found:
             per_dimension = each.per_dimension[0] / each.nats if each.nats else 0.0
             name = "bpd" if each.bpd is not None else "nats_per_latent_dimension"
             numbers |= {f"nats{end}": nats, f"nats{end}_se": image_errors(halves), f"{name}{end}": nats * per_dimension}
-        return ImageTable(rows, labels[rows], numbers, about)
+        return ImageTable(rows, labels[rows], numbers)
 
 
 def parse_estimators(specs: Iterable[str]) -> list[Declaration[EstimatorTraits]]:

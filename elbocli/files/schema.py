@@ -235,7 +235,7 @@ def _one_of(nothing: bool, each: list[Seen], value: Any, name: str) -> Any:
 
 
 def _scalar(kind: type, bounds: Bounds, value: Any, name: str) -> Any:
-    found = float(value) if kind is float and type(value) is int and abs(value) < 2**1023 else value
+    found: Any = float(value) if kind is float and type(value) is int and abs(value) < 2**1023 else value
     good = type(found) is kind
     if good and isinstance(found, str):
         good = bounds.least <= len(found) <= bounds.longest and (not bounds.choices or found in bounds.choices)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.likelihood_file import NATS, ImageTable, read_table
-from elbocli.files.run_config import RunData
 from elbocli.report.thumbnails import ROW, Thumbnails, thumbnails_of
 
 ROWS = 2
@@ -38,8 +35,8 @@ def table_of(path: Path, named: str) -> Path:
     raise DataError(f"{path}: its file of likelihoods, {named}, is gone; keep it beside the result")
 
 
-def read_extremes(path: Path, about: Mapping[str, Any], own: RunData) -> Extremes:
-    """Pictures of both ends. about: of the result, for the dataset, where the file doesn't say it; own: the run's own data.
+def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
+    """Pictures of both ends. dataset: the file that was measured; digest: of its images, where that is known.
 
     Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
     """
@@ -47,9 +44,8 @@ def read_extremes(path: Path, about: Mapping[str, Any], own: RunData) -> Extreme
     by = next((name for name in table.numbers if name.startswith(NATS)), None)
     if by is None:
         raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
-    told = {**about, **table.about}
-    data = Dataset(Path(str(told.get("dataset") or own.path)))
-    _check(data, table, told.get("payload_sha256"), path)
+    data = Dataset(dataset)
+    _check(data, table, digest, path)
     order = np.argsort(table.numbers[by], kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1
     return Extremes(
@@ -57,7 +53,7 @@ def read_extremes(path: Path, about: Mapping[str, Any], own: RunData) -> Extreme
     )
 
 
-def _check(data: Dataset, table: ImageTable, digest: Any, path: Path) -> None:
+def _check(data: Dataset, table: ImageTable, digest: str | None, path: Path) -> None:
     """Raise DataError where the dataset isn't the one that the table is of."""
     within = int(table.index.min()) >= 0 and int(table.index.max()) < len(data)
     same = within and bool((data.labels[table.index] == table.label).all())

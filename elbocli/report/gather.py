@@ -13,7 +13,7 @@ from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
-from elbocli.files.likelihood_file import TSV, is_table
+from elbocli.files.likelihood_file import is_table
 from elbocli.files.run_config import RunConfig, RunData
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
@@ -56,7 +56,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     missing = Missing()
     config = read_run_config(run, missing.append)
     settings = run_settings(config.settings, run / "config.yaml")
-    tables = [path for path in dict.fromkeys(results) if path.suffix.lower() in TSV or is_table(path)]
+    tables = [path for path in dict.fromkeys(results) if is_table(path)]
     given = [read_result(path) for path in dict.fromkeys(results) if path not in tables]
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
@@ -101,8 +101,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         theorems=[each for each in found if isinstance(each.found, Theorem)],
         likelihoods=[each for each in found if isinstance(each.found, Likelihoods)],
         extremes=[
-            *(read_extremes(path, {}, config.data) for path in tables),
-            *filter(None, (missing.asked(_extremes, each, config) for each in found)),
+            *(read_extremes(path, dataset_of(config.data, run), None) for path in tables),
+            *filter(None, (missing.asked(_extremes, each, config, run) for each in found)),
         ],
         classifications=[each for each in found if isinstance(each.found, Classification)],
         commands=_commands(run, name, config, samples, scores, missing),
@@ -110,12 +110,14 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     )
 
 
-def _extremes(result: ResultFile[Any], config: RunConfig) -> Extremes | None:
+def _extremes(result: ResultFile[Any], config: RunConfig, run: Path) -> Extremes | None:
     """The pictures of a result that names a file of each image's likelihood. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or isinstance(result.found, Classification):
         return None
-    return read_extremes(table_of(result.path, named), result.content, config.data)
+    said = Path(str(result.content.get("dataset")))
+    dataset = said if said.is_file() else dataset_of(config.data, run)
+    return read_extremes(table_of(result.path, named), dataset, result.content.get("payload_sha256"))
 
 
 def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:

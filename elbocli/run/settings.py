@@ -263,8 +263,8 @@ def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
         lines.append(f"--init: the run has {began or 'none'}, asked for {begins or 'none'}")
     was, asked = (config.plugins or [] for config in (had_run, asked_for))
     if was != asked:
-        held, wanted = (", ".join(map(str, each)) or "none" for each in (was, asked))
-        lines.append(f"--plugin: the run has {held}, asked for {wanted}")
+        told = [", ".join(map(str, each)) or "none" for each in (was, asked)]
+        lines.append(f"--plugin: the run has {told[0]}, asked for {told[1]}")
     return lines
 
 

@@ -18,7 +18,7 @@ def introduction(state: TrainState, out: Path, precision: str) -> str:
     shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
     shared += f", each {settings.batch // size} images a step in {parts} parts of {most}" if parts > 1 else ""
     init = state.resolved.init
-    age = f" of step {init.step}" if init and init.step is not None else ""
+    age = "" if init is None or init.step is None else f" of step {init.step}"
     new = f"new run from {init.run}, weights {init.weights}{age}" if init else "new run"
     return (
         f"{out}: {f'going on after step {start}' if start else new}; "

@@ -150,7 +150,7 @@ def bound(capsys: pytest.CaptureFixture[str]) -> Bound_:
     return call
 
 
-@pytest.mark.parametrize("ending", [".tsv", ".h5"])
+@pytest.mark.parametrize("ending", [".tsv", ".txt"])
 def test_numbers_of_images_add_up_to_the_bound(bound: Bound_, trained: Path, tmp_path: Path, ending: str) -> None:
     out = tmp_path / f"each{ending}"
     code, told, err = bound(trained, "-n", 30, "--draws", 4, "--per-image", out)

@@ -1,8 +1,7 @@
-"""Likelihoods image by image, as TSV and as HDF5."""
+"""Likelihoods image by image, as a table."""
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -10,10 +9,10 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.likelihood_file import ImageTable, is_table, read_table, write_table
 
 NUMBERS = {"nats": np.array([1.5, -0.1, 1e-300]), "nats_se": np.array([0.1, 1 / 3, 2.0])}
-TABLE = ImageTable(np.array([0, 4, 9]), np.array([1, 0, 1]), NUMBERS, {"dataset": "d.h5"})
+TABLE = ImageTable(np.array([0, 4, 9]), np.array([1, 0, 1]), NUMBERS)
 
 
-@pytest.mark.parametrize("ending", [".tsv", ".txt", ".h5", ".hdf5"])
+@pytest.mark.parametrize("ending", [".tsv", ".txt"])
 def test_it_reads_back_to_the_bit(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     write_table(path, TABLE)
@@ -22,7 +21,7 @@ def test_it_reads_back_to_the_bit(tmp_path: Path, ending: str) -> None:
     assert {name: column.tolist() for name, column in found.numbers.items()} == {
         name: column.tolist() for name, column in NUMBERS.items()
     }
-    assert is_table(path) == (ending in (".h5", ".hdf5")) == (found.about == TABLE.about)
+    assert is_table(path) and not is_table(path.with_suffix(".h5"))
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
@@ -39,17 +38,4 @@ def test_a_damaged_table_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.tsv"
     path.write_text(text)
     with pytest.raises(FormatError, match=r"a\.tsv"):
-        read_table(path)
-
-
-def test_other_hdf5_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    with h5py.File(path, "w") as file:
-        file["nats"] = [1.0]
-    assert not is_table(path)
-    with pytest.raises(FormatError, match="format is None"):
-        read_table(path)
-    path.write_bytes(b"no hdf5")
-    assert not is_table(path)
-    with pytest.raises(FormatError, match="not usable"):
         read_table(path)

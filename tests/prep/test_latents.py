@@ -170,7 +170,7 @@ def test_stopping_and_going_on_changes_nothing(latents: Path, preset: Path, run:
 def test_the_run_records_the_space_and_the_log_its_dimensions(latents: Path, run: Path) -> None:
     space = Dataset(latents, latents=True).latent_space
     assert space is not None
-    assert space.attributes().items() <= read_config(run).data.json().items()
+    assert space.attributes().items() <= read_config(run).data.more.items()
     assert json.loads((run / "losslog.jsonl").read_text().splitlines()[0])["dimensions"] == 8 * 8 * 4
 
 

@@ -148,7 +148,8 @@ def contents_digest(file: h5py.File) -> str:
 def attributes_of(file: h5py.File) -> dict[str, Any]:
     """The attributes of an open file as plain values."""
     plain: dict[str, Any] = {}
-    for key, value in file.attrs.items():
+    for name, value in file.attrs.items():
+        key = _text(name)
         if isinstance(value, (bytes, str)):
             plain[key] = _text(value)
         else:

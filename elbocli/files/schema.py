@@ -141,7 +141,7 @@ def plain(value: Any) -> Any:
 
 
 class _Plan(NamedTuple):
-    """How a dataclass is read. keys: of fields, in their order, with what sees them and what stands for a missing one."""
+    """The way to read a dataclass. keys: of fields, in their order, with what sees them and what stands for a missing one."""
 
     keys: dict[str, tuple[Seen, Any]]
     rest: str | None
@@ -173,6 +173,9 @@ def from_keys(cls: type[Any], content: Any, where: str = "", known: Collection[s
     if not isinstance(content, dict):
         raise FormatError(f"{where.removesuffix('.') or 'it'} is {shown(content)}, not an object")
     plan, found = _plan(cls), dict[str, Any]()  # type: ignore[arg-type]
+    others = [key for key in content if key not in plan.keys and key not in ("format", "version")]
+    if others and (known is not None or getattr(cls, "STRICT", False)):
+        raise FormatError(f"{where}{others[0][:40]!r} is unknown; {nearest(others[0][:40], known or plan.keys)}")
     for key, (see, otherwise) in plan.keys.items():
         if key in content:
             found[key] = see(content[key], where + key)
@@ -180,9 +183,6 @@ def from_keys(cls: type[Any], content: Any, where: str = "", known: Collection[s
             raise FormatError(f"{where}{key} is missing")
         elif otherwise is None:
             found[key] = None
-    others = [key for key in content if key not in plan.keys and key not in ("format", "version")]
-    if others and (known is not None or getattr(cls, "STRICT", False)):
-        raise FormatError(f"{where}{others[0][:40]!r} is unknown; {nearest(others[0][:40], known or plan.keys)}")
     if plan.rest is not None:
         found[plan.rest] = {key: _anything(content[key], where + key[:40]) for key in others}
     return cls(**found)

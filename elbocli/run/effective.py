@@ -91,7 +91,7 @@ class RunWeighting:
         }
 
     def lines(self) -> list[str]:
-        """What to tell people."""
+        """Lines for people."""
         settings = self.settings
         more = MULTISCALE if settings.multiscale else ""
         if not self.last.learned:
@@ -110,7 +110,7 @@ def is_run(path: Path) -> bool:
 
 
 def weighting_of_run(run: Path, warn: Callable[[str], None]) -> RunWeighting:
-    """What a run has trained with so far, its schedule file being as it was. Raises ElboError."""
+    """The weightings that a run has trained with so far, its schedule file being as it was. Raises ElboError."""
     config = read_run_config(run, warn)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; 'elbo import' takes --weighting and --schedule")

@@ -63,7 +63,7 @@ def test_what_may_be_nothing_may_be_missing() -> None:
         ({"parts": [{"level": "high"}]}, "parts.level is 'high'; expected a finite number"),
         ({"parts": [{}]}, "parts.level is missing"),
         ({"parts": [3]}, "parts is '3', not an object"),
-        ({"by_name": {"a": {"level": 10**400}}}, "by_name.level is '1000"),
+        ({"by_name": {"a": {"level": 10**400}}}, "by_name.a.level is '1000"),
         ({"last": [1, "b"]}, "last is"),
     ],
 )

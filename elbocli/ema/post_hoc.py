@@ -50,9 +50,7 @@ def run(
     raise DataError(f"{path}: its snapshots were deleted faster than they could be read; try again")
 
 
-def _make(
-    path: Path, std: float, out: Path, at: int | None, command: str
-) -> Generator[Progress, None, dict[str, Any]]:
+def _make(path: Path, std: float, out: Path, at: int | None, command: str) -> Generator[Progress, None, dict[str, Any]]:
     """Make it of the snapshots that are there now. Raises Vanished when one of them goes meanwhile."""
     target = parse_average(f"power:std={plain(std)}")
     warnings: list[str] = []

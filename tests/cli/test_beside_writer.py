@@ -26,15 +26,15 @@ READS = {
     "report": "report {run} -o x.html",
     "eval": "eval {run}/previews --ref {run}/previews --extractor elbo-tiny --metrics fid",
     "info": "info {run}",
-    "adapt": "adapt {run} -o x.yaml",
 }
-NOTHING_YET = ("no checkpoint yet", "no snapshots", "can't be made of", "no images", "only ", "few")
+NOTHING_YET = ("no checkpoint yet", "no snapshots of", "can't be made of", "no such images", "needs at least 2")
+COMPLAINTS = ("damaged", "error:", "Traceback", "using the checkpoint before", "without this snapshot")
 FIRST = ("report", "info")
 """Commands that have something to say of a run in its first steps."""
 STEPS = 400
 WRITE = (
     f"train {{data}} -o {{run}} --preset {{preset}} --steps {STEPS} --save-every 2 --keep 1 --snapshot-every 3 "
-    "--log-every 1 --preview-every 20 --ema .9 --ema power:std=.05 --ema power:std=.15 --val-split .1 --val-every 20"
+    "--log-every 1 --preview-every 50 --ema .9 --ema power:std=.05 --ema power:std=.15 --val-split 20 --val-every 1600"
 )
 
 
@@ -59,10 +59,10 @@ class Writer:
 
     def _train(self) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")}
-        for number, ended in itertools.product(itertools.count(), [(signal.SIGKILL, 4.0), None]):
+        for number in itertools.count():
             if self._ending:
                 return
-            self.run = self._folder / str(number)
+            self.run, ended = self._folder / str(number // 2), None if number % 2 else (signal.SIGKILL, 4.0)
             line = self._line.format(run=self.run, **self._places).split()
             done = self._zygote.run(line, self._folder, environment | {"ELBO_DEVICE": "cpu"}, b"", 600, ended)
             if done.returncode not in (0, -signal.SIGKILL):
@@ -89,13 +89,17 @@ def read(name: str, writer: Writer, elbo: Callable[..., Any], folder: Path) -> s
     done = elbo(*READS[name].format(run=run).split(), cwd=folder)
     said = done.stderr.decode().strip()
     assert not writer.troubles, writer.troubles
-    if done.returncode == 0 and not said and not (name == "report" and b"damaged" in (folder / "x.html").read_bytes()):
-        return "read"
-    if done.returncode == 0 and all("is hard to make" in line for line in said.splitlines()) and name != "report":
+    page = (folder / "x.html").read_text() if (folder / "x.html").exists() else ""
+    if done.returncode == 0 and not any(each in said + page for each in COMPLAINTS):
         return "read"
     if done.returncode == 1 and "Traceback" not in said and any(each in said for each in NOTHING_YET):
         return "nothing yet"
-    return f"{done.returncode}: {said or 'a damaged part'}"
+    return f"{done.returncode}: {said}"
+
+
+def test_one_read_of_each_beside_a_writer(writer: Writer, elbo: Callable[..., Any], tmp_path: Path) -> None:
+    found = {name: read(name, writer, elbo, tmp_path) for name in READS}
+    assert set(found.values()) <= {"read", "nothing yet"}, found
 
 
 @pytest.mark.slow
@@ -107,4 +111,4 @@ def test_500_reads_beside_a_writer(writer: Writer, elbo: Callable[..., Any], tmp
     for name, counted in table.items():
         print(f"{name:8}", ", ".join(f"{count} {how}" for how, count in counted.most_common()))
     assert all(set(counted) <= {"read", "nothing yet"} for counted in table.values())
-    assert all(counted["read"] > 2 * counted["nothing yet"] for counted in table.values())
+    assert all(counted["read"] > counted["nothing yet"] for counted in table.values())

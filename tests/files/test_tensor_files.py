@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elbocli.errors import FormatError, Vanished
-from elbocli.files.tensor_files import DTYPES, LARGEST_HEADER, MOST_SIDES, TensorFile, begins_like_tensors, load, metadata
+from elbocli.files.tensor_files import (
+    DTYPES,
+    LARGEST_HEADER,
+    MOST_SIDES,
+    TensorFile,
+    begins_like_tensors,
+    load,
+    metadata,
+)
 
 
 def test_tensors_and_metadata_read_back(tmp_path):

@@ -70,6 +70,7 @@ LIMITS: dict[str, list[str]] = {
         f"{number(strict_yaml.MOST_VALUES)} keys and values",
         f"{strict_yaml.DEEPEST} lists and mappings inside each other",
         f"numbers of {strict_yaml.LONGEST_NUMBER} characters",
+        f"{number(strict_yaml.LONGEST_SLOW)} characters, if a name in it is not UTF-8",
         "aliases; a key given twice",
     ],
     "JSON: results, status, meta.json, configs of diffusers, `about`": [

@@ -95,9 +95,11 @@ def read_text(path: Path, what: str) -> str:
 
 @contextlib.contextmanager
 def unreadable(path: Path, kind: type[ElboError] = FormatError) -> Iterator[None]:
-    """Turn an OSError into an error that names the file and the cause."""
+    """Turn an OSError into an error that names the file and the cause: a DataError where this user may not read it."""
     try:
         yield
+    except PermissionError as error:  # what is kept from a user is no damage, and nothing else may be taken instead
+        raise DataError(f"{path}: could not read: {error.strerror}; see who may: ls -ld") from error
     except OSError as error:
         raise kind(f"{path}: could not read: {error.strerror or error}") from error
 

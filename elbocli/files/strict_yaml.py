@@ -58,13 +58,18 @@ MAKE: dict[str, Any] = {
     CORE + "float": _Scalars.construct_yaml_float,
 }
 PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, or ten times slower
+HALF_A_LETTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape for a byte of a name that is not UTF-8, which libyaml refuses."""
+LONGEST_SLOW = 1 << 18
+"""Characters of a text with such a name: a config has a hundredth of them."""
 
 
 class _Reader:
     """Makes the values of a text, one event after the other. Raises ValueError, with the line, for what isn't as JSON."""
 
     def __init__(self, text: str):
-        self.events: Iterator[Any] = yaml.parse(text, Loader=PARSER)
+        slow = len(text) <= LONGEST_SLOW and HALF_A_LETTER.search(text)
+        self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader if slow else PARSER)
         self.values, self.scalars = 0, _Scalars()
 
     def document(self) -> Any:

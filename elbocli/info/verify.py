@@ -126,7 +126,7 @@ def _counts(path: Path, data: Dataset) -> list[str]:
     arrays, names = data.contents()
     known = data.attributes
     classes = known.get("num_classes", data.num_classes)
-    if type(classes) is not int or not data.num_classes <= classes <= max(MOST_CLASSES, 10 * len(data)):
+    if type(classes) is not int or not 0 <= classes <= max(MOST_CLASSES, 10 * len(data)):
         raise DataError(f"{path}: damaged: num_classes says {str(classes)[:60]}; pack it again")
     facts = {
         "count": (known.get("count"), len(data)),

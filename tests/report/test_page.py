@@ -210,7 +210,7 @@ STATES: dict[Callable[[Path], None], list[str]] = {
     gone: ["nowhere.h5", "nowhere.yaml: no such schedule"],
     nested: ["status.json: the run's state"],
     no_classes: ["network num_classes is 'ten'"],
-    too_large: ["config.yaml: no network is so large"],
+    too_large: ["config.yaml: network: torch can't make it"],
     beyond_numbers: ["losslog.jsonl: 2 damaged lines"],
     unpaired: [],
     other_images: ["holds other images now", "network: channels 7"],

@@ -196,7 +196,7 @@ def _lock_of(out: Path) -> Path:
 
 
 def refuse_made(out: Path, overwrite: bool, folder: bool = False) -> None:
-    """As `refuse_existing`, but first remove what is left beside it, if its writer was killed when it had made it."""
+    """Refuse as `refuse_existing` does, but first remove what is left beside it, if its writer was killed when it had made it."""
     if not overwrite and os.path.lexists(out) and any(map(os.path.lexists, (*_beside(out), _lock_of(out)))):
         with contextlib.suppress(OSError, DataError), locked(_lock_of(out), str(out)):
             journal = _beside(out)[1]

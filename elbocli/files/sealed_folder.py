@@ -207,7 +207,7 @@ def _close(held: dict[str, io.BufferedReader]) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which folder is at a path; None where there is none."""
+    """The folder's own number, whatever its name is; None where there is none."""
     with suppress(OSError):
         status = path.stat()
         return status.st_dev, status.st_ino

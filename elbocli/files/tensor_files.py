@@ -95,13 +95,13 @@ class TensorFile:
 
 
 def _state(handle: int) -> tuple[int, ...]:
-    """Which file that is, and by what one sees that it has changed."""
+    """The file's own number, and by what one sees that it has changed."""
     status = os.fstat(handle)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _places(header: dict[str, Any], begin: int, size: int) -> dict[str, int]:
-    """Where in the file each tensor begins. Raises ValueError, and what else a strange header may cause.
+    """The place in the file at which each tensor begins. Raises ValueError, and what else a strange header may cause.
 
     begin: of what follows the header. They fill it without gaps, as the format asks for.
     """

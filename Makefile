@@ -75,6 +75,8 @@ docs: $(VENV)/.ready
 	mv docs/presets.md.new docs/presets.md
 	$(BIN)/python tests/limits.py docs/limits.md > docs/limits.md.new
 	mv docs/limits.md.new docs/limits.md
+	$(BIN)/python tests/formats.py docs/formats.md > docs/formats.md.new
+	mv docs/formats.md.new docs/formats.md
 	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
 	echo >> docs/ablation.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new

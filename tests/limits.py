@@ -85,7 +85,7 @@ LIMITS: dict[str, list[str]] = {
         f"lines of {size(reading.LONGEST_LINE)}",
         f"{number(losslog.MOST_BINS)} bins",
         f"{log_history.MOST_COLUMNS} names of numbers",
-        f"steps and images above {number(losslog.MOST_IMAGES)}, or negative",
+        f"steps and images above {number(10**15)}, or negative",
     ],
     "schedules": [
         f"{number(schedule_file.LARGEST_TABLE)} knots, or {number(discrete_schedule.MOST_TIMESTEPS)} timesteps"

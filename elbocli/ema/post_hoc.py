@@ -18,8 +18,9 @@ from elbocli.core.registry import plain
 from elbocli.errors import DataError, FormatError, UsageError, Vanished
 from elbocli.files import snapshots
 from elbocli.files.atomic import refuse_existing
-from elbocli.files.average_file import read_about, writing_average
+from elbocli.files.average_file import AverageFacts, read_about, writing_average
 from elbocli.files.checkpoint import MOST_LOOKS
+from elbocli.files.run_config import RunConfig
 from elbocli.files.snapshots import Snapshot, SnapshotLayout
 from elbocli.files.tensor_files import TensorFile
 from elbocli.run.open import empty_network, read_run_config
@@ -78,18 +79,18 @@ def _make(path: Path, std: float, out: Path, at: int | None, command: str) -> Ge
             level="warning",
         )
     used = [(float(x), part) for x, part in zip(solution.coefficients, parts) if x]
-    about = {
-        "spec": target.spec,
-        "std": std,
-        "step": last.step,
-        "images": last.images,
-        "run": str(path),
-        "trained": trained_as(config),
-        "residual": solution.residual,
-        "coefficients": {f"{snapshot.path.name}/{average.name}": x for x, (snapshot, average) in used},
-        "elbo_version": __version__,
-        "command": command,
-    }
+    about = AverageFacts(
+        spec=target.spec,
+        std=std,
+        step=last.step,
+        images=last.images,
+        run=str(path),
+        trained=trained_as(config),
+        residual=solution.residual,
+        coefficients={f"{snapshot.path.name}/{average.name}": x for x, (snapshot, average) in used},
+        elbo_version=__version__,
+        command=command,
+    )
     files = [(x, snapshot.tensors(average.name)) for x, (snapshot, average) in used]
     for done in writing_average(out, layout, about, partial(_combined, files)):
         yield Progress(done, len(layout), "tensor")
@@ -97,12 +98,12 @@ def _make(path: Path, std: float, out: Path, at: int | None, command: str) -> Ge
     yield Progress(message=summary, level="detail")
     return {
         "average": str(out),
-        **{key: about[key] for key in ("spec", "std", "step", "images", "run", "residual")},
+        **{key: getattr(about, key) for key in ("spec", "std", "step", "images", "run", "residual")},
         "snapshots": len({snapshot.step for _, (snapshot, _) in used}),
         "first_snapshot": found[0].step,
         "profiles": sorted({average.spec for _, (_, average) in used}),
         "largest_coefficient": max(abs(x) for x, _ in used),
-        "sha256": read_about(out)["payload_sha256"],
+        "sha256": read_about(out)[1],
     }
 
 
@@ -110,7 +111,7 @@ def _profile(snapshot: Snapshot, average: Average) -> Profile:
     return Profile(gamma_of(average.params["std"]), float(snapshot.step))
 
 
-def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> SnapshotLayout:
+def _layout(path: Path, config: RunConfig, parts: list[Part]) -> SnapshotLayout:
     """Types and shapes of the tensors, equal in all parts. Raises FormatError for another network than the run's."""
     network = empty_network(config, path / "config.yaml")
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}

@@ -11,7 +11,7 @@ import io
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files import sealed_folder, strict_yaml, tensor_files
 from elbocli.files.atomic import sweep, write_text
 from elbocli.files.file_system import disk_bytes
-from elbocli.files.reading import check_format, refusing, utf8_path
+from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.recognise import instead
 from elbocli.files.retention import folder_name, numbered, step_of
-from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
+from elbocli.files.run_config import RunConfig
+from elbocli.files.sealed_folder import CONFIG, WEIGHTS, FolderMeta, SealedFolder
 from elbocli.files.zip_files import open_zip
 from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
-RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
 MOST_LOOKS = 100
 """Times that somebody may delete what was found, while it is opened, before one gives up."""
@@ -38,10 +38,20 @@ GONE = ("on_checkpoint", "tensorboard", "tf32")
 
 
 @dataclass(frozen=True)
+class CheckpointMeta(
+    FolderMeta,
+    format="elbo-checkpoint",
+    file="meta.json of a checkpoint",
+    reader="elbocli.files.checkpoint.read_checkpoint",
+):
+    """meta.json of a checkpoint, which has log_bytes."""
+
+
+@dataclass(frozen=True)
 class Checkpoint(SealedFolder):
     """A whole checkpoint on disk and its meta.json."""
 
-    FORMAT = "elbo-checkpoint"
+    SCHEMA = CheckpointMeta
     WORD = "checkpoint"
     HOLDS = True
 
@@ -51,7 +61,7 @@ class Checkpoint(SealedFolder):
         Raises FormatError when it holds none of that name, or the file is no safetensors file.
         """
         file = f"{name}{WEIGHTS}"
-        if file not in self.meta["files"]:
+        if file not in self.meta.files:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
         return tensor_files.load(self.file(file), self.path / file)
 
@@ -136,7 +146,7 @@ def clean(run: Path) -> None:
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     """One checkpoint, every file checked against its digest unless told not to. Raises FormatError."""
     found = Checkpoint.read(path, verify)
-    if not isinstance(found.meta.get("log_bytes"), dict):
+    if found.meta.log_bytes is None:
         raise FormatError(f"{path}: not a whole checkpoint: 'log_bytes' is missing")
     return found
 
@@ -163,12 +173,12 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return found
 
 
-def write_config(run: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml: everything that was resolved."""
-    write_text(run / CONFIG, strict_yaml.dump({"format": RUN_FORMAT, "version": 1, **config}))
+def write_config(run: Path, config: RunConfig) -> None:
+    """Write config.yaml."""
+    write_text(run / CONFIG, strict_yaml.dump(config.json()))
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> RunConfig:
     """config.yaml of a run. Raises FormatError when it is not one."""
     path = run / CONFIG
     if not run.is_dir() or not path.exists():
@@ -176,15 +186,12 @@ def read_config(run: Path) -> dict[str, Any]:
     return checked_config(strict_yaml.read(path), path)
 
 
-def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
     """The content of a config.yaml, if it is a run's. Raises FormatError."""
-    check_format(path, config, RUN_FORMAT)
-    for key in ("settings", "network", "data", "files"):
-        if not isinstance(config.get(key), dict):
-            raise FormatError(f"{path}: no section {key!r}")
-    settings = {key: value for key, value in config["settings"].items() if key not in GONE}
+    config = RunConfig.of(content, path)
+    settings = {key: value for key, value in config.settings.items() if key not in GONE}
     # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
-    faster = config["settings"].get("tf32", False) and not str(config.get("device_name")).startswith("cpu")
+    faster = config.settings.get("tf32", False) and not str(config.device_name).startswith("cpu")
     if faster and settings.get("precision") == "fp32":
         settings["precision"] = "tf32"
-    return {**config, "settings": settings}
+    return replace(config, settings=settings)

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -25,6 +24,7 @@ from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Bl
 from elbocli.files.dataset_file import DatasetFile
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
+from elbocli.files.run_config import RunData
 
 PREPROCESSING = ("crop", "filter")
 """Attributes that say how images were made of their originals, besides the size."""
@@ -71,10 +71,11 @@ class Dataset(DatasetFile):
         return n, row[0], row[1], row[2]
 
     def _encoded_shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
-        store, size, channels = (self.attributes.get(key) for key in ("store", "image_size", "channels"))
+        known = self.attributes
+        store, size, channels = known.store, known.image_size, known.channels
         if store not in ENCODINGS:
             raise FormatError(f"{self.path}: store is {store!r}, expected one of {', '.join(ENCODINGS)}")
-        if not isinstance(size, int) or not 0 < size <= LARGEST_SIDE or channels not in (1, 3):
+        if size is None or not 0 < size <= LARGEST_SIDE or channels not in (1, 3):
             raise FormatError(f"{self.path}: image_size is {size!r} and channels {channels!r}; pack it again")
         offsets = self.member("offsets")
         if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
@@ -90,7 +91,7 @@ class Dataset(DatasetFile):
     @property
     def store(self) -> str:
         """The way in which images are kept: raw, or the name of an encoding."""
-        return str(self.attributes["store"]) if self.kind == ENCODED else RAW
+        return str(self.attributes.store) if self.kind == ENCODED else RAW
 
     @property
     def image_size(self) -> int:
@@ -112,7 +113,7 @@ class Dataset(DatasetFile):
     @property
     def latent_space(self) -> LatentSpace | None:
         """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
-        return read_space(self.attributes, self.channels, self.path) if self.kind == LATENTS else None
+        return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
 
     def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
@@ -180,20 +181,21 @@ class Dataset(DatasetFile):
         height, width, channels = self.shape[1:]
         return blocks.latents((2 * channels, height, width)) if self.kind == LATENTS else blocks.plain(self.shape[1:])
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> RunData:
         """Facts that a run must find again when it resumes."""
-        space = self.latent_space
-        return {
-            "path": str(self.path),
-            "count": len(self),
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-            "payload_sha256": self.attributes.get("payload_sha256"),
-            "class_names": self.class_names,
-            **{key: self.attributes[key] for key in PREPROCESSING if key in self.attributes},
-            **({} if space is None else space.attributes()),
-        }
+        space, known = self.latent_space, self.attributes
+        return RunData(
+            path=str(self.path),
+            count=len(self),
+            image_size=self.image_size,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            payload_sha256=known.payload_sha256,
+            class_names=self.class_names,
+            crop=known.crop,
+            filter=known.filter,
+            more={} if space is None else space.attributes(),
+        )
 
 
 @cache

@@ -16,15 +16,14 @@ import h5py
 import numpy as np
 
 from elbocli.errors import FormatError
+from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BLOCKS
 from elbocli.files.file_system import disk_bytes
 from elbocli.files.opening import check_file
-from elbocli.files.reading import check_format, one_line, refusing
+from elbocli.files.reading import one_line, refusing
 from elbocli.files.recognise import instead, recognise
 from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
-FORMAT = "elbo-dataset"
-VERSION = 1
 MOST_IMAGES = 1 << 25
 """Images of a dataset: their labels are held in memory."""
 MOST_CLASSES = 1000
@@ -60,8 +59,8 @@ class DatasetFile:
         with self.parsing():
             rows = sum(self._stored_bytes(name) for name in BLOCKS)
             self._allowed = max(MOST_MORE, MEMORY_FACTOR * (disk_bytes(self.path) - rows))
-            self.attributes = attributes_of(self._file)
-        check_format(path, self.attributes, FORMAT, VERSION, "; make one with 'elbo prep'")
+            said = attributes_of(self._file)
+        self.attributes = DatasetAttributes.of(said, path)
 
     def damage(self) -> contextlib.AbstractContextManager[None]:
         """Turn errors of HDF5 on a damaged file into a FormatError."""
@@ -153,8 +152,13 @@ def attributes_of(file: h5py.File) -> dict[str, Any]:
         if isinstance(value, (bytes, str)):
             plain[key] = _text(value)
         else:
-            plain[key] = value.item() if np.ndim(value) == 0 else np.asarray(value).tolist()
+            values = np.asarray(value).tolist()
+            plain[key] = [*map(_plain, values)] if isinstance(values, list) else _plain(values)
     return plain
+
+
+def _plain(value: Any) -> Any:
+    return _text(value) if isinstance(value, bytes) else value
 
 
 def _text(value: Any) -> str:

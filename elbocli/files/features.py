@@ -9,7 +9,6 @@ import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -18,6 +17,7 @@ from torch import Tensor
 from elbocli.errors import FormatError
 from elbocli.files import strict_json, tensor_files
 from elbocli.files.atomic import writing
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.reading import check_format, refusing
 
 FORMAT = "elbo-features"
@@ -26,19 +26,19 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class SavedFeatures:
-    """Tensors as in the file; about: n, extractor, weights_sha256, preprocessing, samples_sha256, …."""
+    """Tensors as in the file, and how they were made."""
 
     features: Tensor
     logits: Tensor | None = None
     labels: Tensor | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    about: FeatureFacts = field(default_factory=FeatureFacts)
 
 
 def write_features(path: Path, saved: SavedFeatures) -> None:
     """Write a file of features. Raises DataError when the disk is full."""
     tensors = {"features": saved.features, "logits": saved.logits, "labels": saved.labels}
     held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-    meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about, allow_nan=False)}
+    meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about.json(), allow_nan=False)}
     with writing(path) as file:
         file.write(save(held, meta))
 
@@ -57,7 +57,7 @@ def read_features(path: Path) -> SavedFeatures:
         meta = file.metadata
         check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
         held = {key: file.read(key) for key in file.layout}
-        about = strict_json.parse(meta["about"])
+        about = FeatureFacts.of(strict_json.parse(meta["about"]), f"{path}: not usable as features: about")
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
     _check(path, saved)
     return saved
@@ -74,5 +74,3 @@ def _check(path: Path, saved: SavedFeatures) -> None:
         raise FormatError(f"{path}: labels are {saved.labels.dtype} {tuple(saved.labels.shape)}, expected int64 ({n},)")
     if not all(bool(tensor.isfinite().all()) for tensor in floats):
         raise FormatError(f"{path}: features or logits are NaN or infinite; extract them again")
-    if not isinstance(saved.about, dict):
-        raise FormatError(f"{path}: doesn't say how it was made")

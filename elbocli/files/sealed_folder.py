@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -29,16 +29,14 @@ from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
 from elbocli.files.opening import open_file
-from elbocli.files.reading import check_format, one_line, read_limited, refusing
+from elbocli.files.reading import one_line, read_limited, refusing
 from elbocli.files.retention import PREFIX, folder_name
+from elbocli.files.run_config import RunConfig
+from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
 
 META = "meta.json"
 CONFIG = "config.yaml"
-RUN_ID = "run_id"
-"""Key of config.yaml and of meta.json: the same in both when one is of the other."""
 WEIGHTS = ".safetensors"
-MOST = 10**15
-"""Steps, and images seen."""
 NO_DAMAGE = {errno.EACCES: "; see who may: ls -ld", errno.EMFILE: "", errno.ENFILE: ""}
 """Answers of the system that say nothing about a file, and what to do."""
 
@@ -54,22 +52,48 @@ def run_id(run: Path) -> str | None:
 @lru_cache
 def _run_id(run: Path, changed: int, size: int) -> str | None:
     with suppress(FormatError):
-        return strict_yaml.read(run / CONFIG).get(RUN_ID)
+        return RunConfig.of(strict_yaml.read(run / CONFIG), CONFIG).run_id
     return None
 
 
 @dataclass(frozen=True)
+class Seal(Record):
+    """A file's size and digest."""
+
+    bytes: Count
+    sha256: Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderMeta(Record):
+    """Optimizer updates done, images seen, and the seal of every other file by its name. run_id: of config.yaml.
+
+    log_bytes: of a checkpoint, how long the logs were.
+    """
+
+    step: Count
+    run_id: Digest | None = None
+    images: Count
+    seed: int | None = None
+    world_size: Count | None = None
+    parallel: Word | None = None
+    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    log_bytes: dict[str, Count] | None = None
+    files: Annotated[dict[str, Seal], Bounds(most=10_000)]
+
+
+@dataclass(frozen=True)
 class SealedFolder:
-    """A folder on disk and its meta.json. A kind of them has a format and a word of its own.
+    """A folder on disk and its meta.json. A kind of them has a schema and a word of its own.
 
     held: its files, open, where it is of a kind that a run deletes while others read it.
     """
 
-    FORMAT: ClassVar[str]
+    SCHEMA: ClassVar[type[FolderMeta]]
     WORD: ClassVar[str]
     HOLDS: ClassVar[bool] = False
     path: Path
-    meta: dict[str, Any]
+    meta: FolderMeta
     held: Mapping[str, io.BufferedReader] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,17 +107,17 @@ class SealedFolder:
     @property
     def step(self) -> int:
         """Optimizer updates done."""
-        return int(self.meta["step"])
+        return self.meta.step
 
     @property
     def images(self) -> int:
         """Images seen."""
-        return int(self.meta["images"])
+        return self.meta.images
 
     @property
     def names(self) -> list[str]:
         """Names of all weights that it holds: `model`, and those of averages, which begin with `ema-`."""
-        return sorted(name.removesuffix(WEIGHTS) for name in self.meta["files"] if name.endswith(WEIGHTS))
+        return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     @classmethod
     def read(cls, path: Path, verify: bool = True) -> Self:
@@ -102,19 +126,16 @@ class SealedFolder:
         Raises FormatError, also when it lies in a run that didn't write it; Vanished when it is gone, or goes meanwhile;
         DataError when it is kept from this user, which is no damage.
         """
-        before, held = _identity(path), dict[str, io.BufferedReader]()
+        before, held, what = _identity(path), dict[str, io.BufferedReader](), f"{path}: not a whole {cls.WORD}"
         try:
-            with refusing(f"{path}: not a whole {cls.WORD}"):
-                meta = strict_json.parse(read_limited(path / META, META))
-                check_format(path, meta, cls.FORMAT)
-                _check_files(path, meta["files"])
-                if not all(type(meta[key]) is int and 0 <= meta[key] <= MOST for key in ("step", "images")):
-                    raise ValueError(f"step and images are not whole numbers from 0 to {MOST}")
-                for name in meta["files"] if verify else ():  # all are opened before the first is read
+            with refusing(what):
+                meta = cls.SCHEMA.of(strict_json.parse(read_limited(path / META, META)), what)
+                strange = [name for name in meta.files if Path(name).name != name]
+                for name in meta.files if verify and not strange else ():  # all are opened before the first is read
                     held[name] = open_file(path / name)
-                for name, file in held.items():
-                    if hashlib.file_digest(file, "sha256").hexdigest() != meta["files"][name]["sha256"]:
-                        raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
+                strange += [name for name, file in held.items() if _sha256(file) != meta.files[name].sha256]
+                if strange:
+                    raise FormatError(f"{path / strange[0]}: damaged: its sha256 is not the one in {META}")
         except FormatError as error:
             _close(held)
             cause = error.__cause__
@@ -124,7 +145,7 @@ class SealedFolder:
                 raise Vanished(f"{path}: is gone, deleted or replaced by another {cls.WORD} meanwhile") from error
             raise
         run = path.resolve().parent.parent
-        ids = meta.get(RUN_ID), run_id(run)
+        ids = meta.run_id, run_id(run)
         if None not in ids and ids[0] != ids[1]:
             _close(held)
             raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
@@ -154,11 +175,9 @@ class SealedFolder:
             with writing_folder(path) as aside:
                 yield aside
                 held = sorted(aside.iterdir())
-                files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in held}
-                known = run_id(parent.parent)
-                said = {"step": step, **({} if known is None else {RUN_ID: known}), **meta}
-                content = {"format": cls.FORMAT, "version": 1, **said, "files": files}
-                (aside / META).write_text(json.dumps(content, indent=1) + "\n")
+                files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in held}
+                content = cls.SCHEMA(step=step, run_id=run_id(parent.parent), files=files, **meta)
+                (aside / META).write_text(json.dumps(content.json(), indent=1) + "\n")
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
             raise DataError(f"{path}: could not write: {one_line(error)}") from error
 
@@ -192,13 +211,8 @@ def whole(
             yield found
 
 
-def _check_files(path: Path, files: dict[str, Any]) -> None:
-    """Raise FormatError or ValueError when what a meta.json says of the files beside it can't be."""
-    for name, known in files.items():
-        if Path(name).name != name:
-            raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
-        if type(known["bytes"]) is not int:
-            raise ValueError(f"the size of {name} is no number")
+def _sha256(file: io.BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _close(held: dict[str, io.BufferedReader]) -> None:

@@ -17,7 +17,7 @@ from elbocli.errors import FormatError, Vanished
 from elbocli.files import sealed_folder, strict_json
 from elbocli.files.atomic import sweep
 from elbocli.files.retention import folder_name, numbered, step_of
-from elbocli.files.sealed_folder import META, WEIGHTS, SealedFolder
+from elbocli.files.sealed_folder import META, WEIGHTS, FolderMeta, SealedFolder
 from elbocli.files.tensor_files import TensorFile
 
 FOLDER = "snapshots"
@@ -26,10 +26,17 @@ SnapshotLayout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
+class SnapshotMeta(
+    FolderMeta, format="elbo-snapshot", file="meta.json of a snapshot", reader="elbocli.files.snapshots.read"
+):
+    """meta.json of a snapshot."""
+
+
+@dataclass(frozen=True)
 class Snapshot(SealedFolder):
     """A snapshot on disk and its meta.json."""
 
-    FORMAT = "elbo-snapshot"
+    SCHEMA = SnapshotMeta
     WORD = "snapshot"
 
     def tensors(self, name: str) -> TensorFile:
@@ -64,8 +71,9 @@ def folders(run: Path) -> list[Path]:
 
 def is_snapshot(path: Path) -> bool:
     """Whether a folder says that it is one."""
-    with contextlib.suppress(FormatError, KeyError, TypeError):
-        return bool(strict_json.read(path / META)["format"] == Snapshot.FORMAT)
+    with contextlib.suppress(FormatError):
+        found = strict_json.read(path / META)
+        return isinstance(found, dict) and found.get("format") == SnapshotMeta.FORMAT
     return False
 
 
@@ -73,11 +81,11 @@ def read(path: Path, verify: bool = True) -> Snapshot:
     """One snapshot, every file checked against its digest, or only against its size. Raises FormatError."""
     found = Snapshot.read(path, verify)
     found.check_name()
-    for name, known in found.meta["files"].items():
+    for name, known in found.meta.files.items():
         file = path / name
         if not file.exists() and not path.exists():
             raise Vanished(f"{path}: is gone since it was found")
-        if not file.is_file() or file.stat().st_size != known["bytes"]:
+        if not file.is_file() or file.stat().st_size != known.bytes:
             raise FormatError(f"{file}: damaged: its size is not the one in {META}")
     return found
 

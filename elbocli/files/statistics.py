@@ -7,13 +7,13 @@ import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files import strict_json
 from elbocli.files.atomic import told, writing
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.npy import read_array
 from elbocli.files.opening import open_file
 from elbocli.files.reading import LARGEST_TEXT, refusing
@@ -27,17 +27,17 @@ SYMMETRIC = 1e-5
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance (over n − 1) of features; `about`: n, extractor, weights_sha256, preprocessing."""
+    """Mean and covariance (over n − 1) of features, and how they were made."""
 
     mu: np.ndarray
     sigma: np.ndarray
-    about: dict[str, Any] = field(default_factory=dict)
+    about: FeatureFacts = field(default_factory=FeatureFacts)
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Save as npz, without pickle: `about` is JSON text."""
     with writing(path) as file:
-        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about)))
+        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about.json())))
 
 
 def is_statistics(path: Path) -> bool:
@@ -64,7 +64,8 @@ def read_statistics(path: Path) -> Statistics:
                 return read_array(member, most)
 
         mu, sigma = array("mu", 8 * MOST_FEATURES), array("sigma", 8 * MOST_FEATURES**2)
-        about = strict_json.parse(str(array("about", LARGEST_TEXT))) if "about.npy" in archive.namelist() else {}
+        said = strict_json.parse(str(array("about", LARGEST_TEXT))) if "about.npy" in archive.namelist() else {}
+        about = FeatureFacts.of(said, f"{what}: about")
     if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
         held = f"mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}"
         raise FormatError(f"{path}: {held}; expected floats (D,) and (D, D)")
@@ -77,5 +78,5 @@ def read_statistics(path: Path) -> Statistics:
     return Statistics(
         mu.astype(np.float64, copy=False),
         sigma.astype(np.float64, copy=False),
-        about if isinstance(about, dict) else {},
+        about,
     )

@@ -17,7 +17,7 @@ from PIL import Image
 
 from elbocli.errors import DataError
 from elbocli.files.opening import open_file
-from elbocli.files.recognise import HDF5_MAGIC
+from elbocli.files.recognise import HDF5_MAGIC, recognise
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays, known_sets, parquet
 from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip
@@ -65,6 +65,12 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
     Raises DataError and FormatError when nothing can be packed.
     """
     if root.is_dir():
+        if recognise(root / "config.yaml") == "a config of a run":
+            draw = f"elbo sample {shlex.quote(str(root))} -n 1000 -o samples.h5"
+            raise DataError(
+                f"{root}: is a run, and the pictures in it are its previews; draw images from it with '{draw}', which is a "
+                "dataset already"
+            )
         entries = _without(ours, list_folder(root, complain))
         return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
     try:

@@ -17,11 +17,13 @@ import numpy as np
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import npy, strict_json
 from elbocli.files.atomic import told
-from elbocli.files.dataset import Dataset
+from elbocli.files.dataset import PREPROCESSING, Dataset
+from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.file_system import SPECIAL
 from elbocli.files.opening import open_stream
 from elbocli.files.reading import LARGEST_TEXT, naming, refusing
 from elbocli.files.recognise import instead, recognise
+from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
@@ -39,7 +41,8 @@ BATCH_BYTES = 256 << 20
 
 @dataclass
 class SampleReader:
-    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself.
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None; made: how they were drawn; crop, filter: of what they
+    were made of.
 
     at(start, count): images from start on, uint8 [count, H, W, C]; each call must go on after the call before. Raises
     DataError when the stream ends early. class_names: of a dataset of several classes.
@@ -49,8 +52,9 @@ class SampleReader:
     shape: tuple[int, int, int, int]
     labels: np.ndarray | None
     at: Callable[[int, int], np.ndarray]
-    about: dict[str, Any] = field(default_factory=dict)
+    made: SamplesAbout = field(default_factory=SamplesAbout)
     class_names: Sequence[str] = ()
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
@@ -156,26 +160,30 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "a
     return np.asarray(labels, np.int64).reshape(count)
 
 
-def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+def read_about(archive: zipfile.ZipFile, name: str) -> SamplesAbout:
     """Read how the images of an .npz were made, from its `about`; empty when it has none. Raises FormatError."""
     if "about.npy" not in archive.namelist():
-        return {}
+        return SamplesAbout()
     with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
         about = str(npy.read_array(member, LARGEST_TEXT))
-    return _by_name(about, f"{name}: about")
+    return _about(about, f"{name}: about")
 
 
-def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
+def drawn(attributes: DatasetAttributes, name: str) -> SamplesAbout:
     """Read how a dataset's samples were drawn, from its attribute `samples`; empty without one. Raises FormatError."""
-    return _by_name(attributes["samples"], f"{name}: its attribute samples") if "samples" in attributes else {}
+    return (
+        SamplesAbout() if attributes.samples is None else _about(attributes.samples, f"{name}: its attribute samples")
+    )
 
 
-def _by_name(text: Any, what: str) -> dict[str, Any]:
+def _about(text: str, what: str) -> SamplesAbout:
     with refusing(f"{what} is not usable", "; draw these samples again, or merge their parts again"):
-        found = strict_json.parse(text)
-        if not isinstance(found, dict):
-            raise ValueError("expected settings by name")
-        return found
+        return SamplesAbout.of(strict_json.parse(text), what)
+
+
+def _preprocessing(*told: dict[str, Any]) -> dict[str, Any]:
+    """Facts on how images were made of others, as the last says it that does."""
+    return {key: each[key] for each in told for key in PREPROCESSING if key in each}
 
 
 @contextlib.contextmanager
@@ -197,13 +205,16 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         def read(start: int, count: int) -> np.ndarray:
             return data.batch(range(start, start + count))
 
-        yield SampleReader(str(source), data.shape, labels, read, data.attributes, names)
+        made = drawn(data.attributes, str(source))
+        how = _preprocessing(made.more, data.attributes.json())
+        yield SampleReader(str(source), data.shape, labels, read, made, names, how)
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
             refuse_short(f"{source}: arr_0 is", archive.getinfo("arr_0.npy").file_size, member.tell(), reader.shape)
             reader.labels = read_labels(archive, str(source), reader.shape[0])
-            reader.about = read_about(archive, str(source))
+            reader.made = read_about(archive, str(source))
+            reader.preprocessing = _preprocessing(reader.made.more)
             yield reader
     else:
         if recognise(source) not in ("samples", *SPECIAL.values()):

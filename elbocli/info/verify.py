@@ -89,18 +89,18 @@ def survive(path: Path) -> None:
 
 def _dataset(path: Path) -> Generator[Progress, None, Facts]:
     data = Dataset(path, latents=True)
-    verified, unverified = [], []
+    said, verified, unverified = data.attributes.json(), [], []
 
     def compare(name: str, digest: str, damage: str) -> None:
-        if name not in data.attributes:
+        if name not in said:
             unverified.append(f"{name}: not in this file, which another program wrote")
-        elif digest != data.attributes[name]:
+        elif digest != said[name]:
             raise DataError(f"{path}:{damage} not what was written; pack it again")
         else:
             verified.append(name)
 
-    for name in str(data.attributes.get("digests", "")).split():
-        if name not in data.attributes:
+    for name in (data.attributes.digests or "").split():
+        if name not in said:
             raise DataError(f"{path}: damaged: its attribute {name} is gone; pack it again")
     compare("contents_sha256", data.contents_digest(), " damaged: its labels, names or attributes are")
     verified += _counts(path, data)
@@ -125,15 +125,15 @@ def _counts(path: Path, data: Dataset) -> list[str]:
     """Raise DataError when numbers that must agree don't; their names."""
     arrays, names = data.contents()
     known = data.attributes
-    classes = known.get("num_classes", data.num_classes)
-    if type(classes) is not int or not 0 <= classes <= max(MOST_CLASSES, 10 * len(data)):
+    classes = data.num_classes if known.num_classes is None else known.num_classes
+    if classes > max(MOST_CLASSES, 10 * len(data)):
         raise DataError(f"{path}: damaged: num_classes says {str(classes)[:60]}; pack it again")
     facts = {
-        "count": (known.get("count"), len(data)),
+        "count": (known.count, len(data)),
         "labels": (max(int(data.labels.max()) + 1, classes), classes),
         "class_names": (len(names["class_names"]) if "class_names" in names else None, classes),
         "files": (len(names["files"]) if "files" in names else None, len(data)),
-        "image_size": (known.get("image_size"), data.image_size) if "latents" not in data.kind else (None, None),
+        "image_size": (known.image_size, data.image_size) if "latents" not in data.kind else (None, None),
     }
     if "class_counts" in arrays:
         counted = np.bincount(data.labels, minlength=classes).tolist()
@@ -159,7 +159,7 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
             try:
                 found = store.read_checkpoint(folder) if kind == "checkpoints" else snapshots.read(folder)
                 found.check_name()
-                whole |= {kind: whole[kind] + 1, "files": whole["files"] + len(found.meta["files"])}
+                whole |= {kind: whole[kind] + 1, "files": whole["files"] + len(found.meta.files)}
             except Vanished:
                 if any(alone):
                     raise
@@ -177,7 +177,7 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
 
 def _network_files(path: Path) -> int:
     """Compare the file that a run's network is, beside config.yaml, with its digest; how many there are. Raises DataError."""
-    network = store.read_config(path)["network"] if (path / CONFIG).exists() else {}
+    network = store.read_config(path).network if (path / CONFIG).exists() else {}
     if not {"file", "sha256"} <= network.keys():
         return 0
     file = path / Path(str(network["file"])).name

@@ -3,7 +3,6 @@ reported."""
 
 from __future__ import annotations
 
-import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from elbocli.errors import FormatError
 from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
+from elbocli.files.metrics import MetricsRow
 from elbocli.files.opening import open_file
 from elbocli.files.reading import lines_of
 
@@ -71,12 +71,10 @@ def _points(name: str, at: array[int], values: array[float], size: int, count: i
 def _row(text: bytes) -> dict[str, float]:
     """The finite numbers of a line; nothing when it is no line of metrics."""
     try:
-        held = strict_json.load(text, "a line").items()
-        row = {key: float(value) for key, value in held if type(value) in (int, float)}
-    except (FormatError, AttributeError, OverflowError):
+        row = MetricsRow.of(strict_json.load(text, "a line"), "a line").json()
+    except FormatError:
         return {}
-    row = {key: value for key, value in row.items() if math.isfinite(value)}
-    return row if {"step", "images"} <= set(row) else {}
+    return {key: float(value) for key, value in row.items() if type(value) in (int, float)}
 
 
 def _pooled(name: str, values: Sequence[float]) -> float | None:

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from elbocli.bound.result import Bound, LatentBound, Theorem
+from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import strict_json
 from elbocli.images.image_refs import read_bytes
 
-T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem)
+T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Likelihoods, Classification)
 KINDS: dict[tuple[str, str], type[Any]] = {
     ("n_samples", "extractor"): EvalResult,
     ("bpd", "diffusion"): Bound,
     ("nats_per_latent_dimension", "diffusion"): LatentBound,
     ("agree", "checks"): Theorem,
+    ("estimates", "differences"): Likelihoods,
+    ("accuracy", "reliability"): Classification,
 }
 """Kinds of results, by keys that they have."""
 

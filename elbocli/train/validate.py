@@ -180,7 +180,7 @@ class Validation:
 
     def header(self) -> str:
         """Return the first line of validation.jsonl, a loss log that says which images it is about."""
-        settings, digest = self.settings, self.dataset.attributes.get("payload_sha256")
+        settings, digest = self.settings, self.dataset.attributes.payload_sha256
         named = {"weighting": settings.weighting, "schedule": SCHEDULE, "prediction": settings.prediction}
         images = {"dataset": str(self.dataset.path), "payload_sha256": digest, "held_out": len(self.rows)}
         return losslog.header(self.edges, dimensions=self.dimensions, **named, **images)

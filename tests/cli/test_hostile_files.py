@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import zygote
+from forks import zygote
 from hostile_files import HOSTILE, MOST_MEMORY, MOST_SECONDS, TRAIN, Hostile, good_files
 
 QUICK = [(case, line) for case in HOSTILE for line in case.lines[: 1 if case.quick else 0]]
@@ -26,7 +26,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def ran(line: str, folder: Path) -> tuple[int, float, int, str]:
     """The exit code, seconds of CPU, bytes of memory and words of a command."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")} | {"ELBO_DEVICE": "cpu"}
-    found = zygote().run(line.split(), folder, env, b"", 120, peak=str(folder / "peak"))
+    found = zygote().run(["-m", "elbocli", *line.split()], folder, env, b"", 120, peak=str(folder / "peak"))
     memory, seconds = (folder / "peak").read_text().split()
     return found.returncode, float(seconds), int(memory) << 10, found.stderr.decode(errors="replace")
 

@@ -26,7 +26,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import Zygote
+from forks import Zygote
 from hostile_files import MOST_MEMORY, MOST_SECONDS
 from mutations import ODD_NUMBERS, ODD_TEXTS
 from targets import TARGETS, Target, good_folder
@@ -101,7 +101,7 @@ class Fuzzer:
         self.size = {path: path.stat().st_size for path in self.good.rglob("*") if path.is_file()}
 
     def plain(self, line: str, folder: Path) -> tuple[int, bytes, bytes]:
-        found = self.zygote.run(line.split(), folder, self.env, b"", PATIENCE_S)
+        found = self.zygote.run(["-m", "elbocli", *line.split()], folder, self.env, b"", PATIENCE_S)
         return found.returncode, found.stdout, found.stderr
 
     def file_case(self, target: Target, random: Random) -> tuple[Case, Path]:
@@ -149,7 +149,14 @@ class Fuzzer:
         peak = folder.with_suffix(".peak")
         try:
             found = self.zygote.run(
-                case.line, folder, self.env, b"", PATIENCE_S, ended=case.ended, closed=list(case.closed), peak=str(peak)
+                ["-m", "elbocli", *case.line],
+                folder,
+                self.env,
+                b"",
+                PATIENCE_S,
+                ended=case.ended,
+                closed=list(case.closed),
+                peak=str(peak),
             )
         except subprocess.TimeoutExpired:
             return Found(-9, PATIENCE_S, 0, f"no end after {PATIENCE_S} s")

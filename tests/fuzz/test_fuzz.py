@@ -30,7 +30,7 @@ strict_json.parse = parse
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
     fuzzer = Fuzzer(tmp_path_factory.mktemp("fuzz"))
     yield fuzzer
-    fuzzer.zygote.process.kill()
+    fuzzer.zygote.close()
 
 
 def test_two_inputs_of_every_format_end_as_they_should(fuzzer: Fuzzer) -> None:

@@ -14,12 +14,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forks import quick
 
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files import dataset_block
 from elbocli.files.dataset_file import contents_digest
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.info import verify
 from elbocli.merge import combine
@@ -76,7 +78,7 @@ def test_what_is_whole_passes(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "stride"), [("raw", 31), ("webp", 37), ("virtual", 29)])
 def test_a_flipped_bit_is_found_or_changes_nothing(kind: str, stride: int, tmp_path: Path) -> None:
     path = virtual(tmp_path) if kind == "virtual" else pack(tmp_path / "a.h5", kind)
-    done = subprocess.run([sys.executable, FLIP, path, str(stride)], capture_output=True, text=True, check=False)
+    done = subprocess.run([quick(), FLIP, path, str(stride)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["missed"] == 0 and result["found"] >= 100, result
@@ -202,7 +204,7 @@ def test_runs_checkpoints_and_other_files(elbo: Callable[..., Any], trained: Pat
 
 
 def test_features_are_read_whole(elbo: Callable[..., Any], tmp_path: Path) -> None:
-    write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about={"n": 5}))
+    write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about=FeatureFacts(n=5)))
     result = elbo("info", "--verify", "--json", tmp_path / "f.safetensors")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["is"] == "features of images"

@@ -7,12 +7,12 @@ import pty
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import quick
 
 from elbocli.files import strict_yaml
 
@@ -159,7 +159,7 @@ def test_a_run_whose_name_is_no_text_is_shown(elbo: Callable[..., Any], trained:
 @pytest.mark.parametrize("words", [["report"], ["report", "--json"], ["info"]])
 def test_a_full_disk_is_told(words: list[str], run: Path) -> None:
     with open("/dev/full", "wb") as out:
-        line = [sys.executable, "-m", "elbocli", *words, str(run)]
+        line = [quick(), "-m", "elbocli", *words, str(run)]
         result = subprocess.run(line, stdout=out, stderr=subprocess.PIPE, timeout=120, check=False)
     said = f"elbo {words[0]}: error: standard output: could not write: No space left on device\n"
     assert (result.returncode, result.stderr.decode()) == (1, said)
@@ -167,7 +167,7 @@ def test_a_full_disk_is_told(words: list[str], run: Path) -> None:
 
 def test_a_page_never_goes_onto_a_terminal(run: Path) -> None:
     parent, child = pty.openpty()
-    line = [sys.executable, "-m", "elbocli", "report", str(run)]
+    line = [quick(), "-m", "elbocli", "report", str(run)]
     result = subprocess.run(line, stdout=child, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(child)
     os.close(parent)

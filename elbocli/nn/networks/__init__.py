@@ -17,15 +17,16 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.checkpoint import checkpoint
 
-from elbocli.core.registry import Declaration, Registry, nearest
+from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.schema import from_keys, plain
 
 LARGEST_SIDE = 8192
 """Pixels, and channels, of an image."""
@@ -192,7 +193,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
 
     where: for messages; a Path is that of the file which the section is from.
 
-    Raises FormatError for keys that the family doesn't have, UsageError when they don't fit each other.
+    Raises FormatError for keys that the family doesn't have or lacks, and for values of another type, UsageError when they don't fit each other.
     """
     for key, value in section.items():
         numbers = value if isinstance(value, list) else [value]
@@ -200,27 +201,16 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
             raise FormatError(
                 f"{where}: network {key} is beyond bounds: at most {LONGEST_LIST} numbers, up to {LARGEST_NUMBER}"
             )
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    values = dict(section)
     family = values.pop("family", "unet")
     try:
         config = NETWORKS.find(str(family)).traits
     except UsageError as error:
         raise FormatError(f"{where}: {error}") from error
-    known = _stored(config)
-    for key in values:
-        if key not in known:
-            raise FormatError(f"{where}: a network of family {family!r} has no {key!r}; {nearest(key, known)}")
-    needed = [each.name for each in fields(config) if each.default is MISSING and each.default_factory is MISSING]
-    lacking = [name for name in needed if name not in values]
-    if lacking:
-        raise FormatError(
-            f"{where}: section 'network' lacks {', '.join(lacking)}, which family {family!r} must be told"
-        )
-    for key, kind in get_type_hints(config).items():
-        if key in values and not _fits(values[key], kind):
-            name = kind.__name__ if isinstance(kind, type) else kind
-            raise FormatError(f"{where}: network {key} is {section[key]!r}, expected {name}")
-    made = config(**values)
+    try:
+        made: NetworkConfig = from_keys(config, values, "network ", _stored(config))
+    except FormatError as error:
+        raise FormatError(f"{where}: {error} (family {family})") from error
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 
@@ -240,23 +230,12 @@ def filled(section: Mapping[str, Any]) -> dict[str, Any]:
     usual = {
         each.name: each.default for each in fields(declared.traits) if each.name in held and each.default is not MISSING
     }
-    return {"family": family, **{key: _plain(value) for key, value in usual.items()}, **section}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Tell whether a value from a file is what a config's field is declared to be."""
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(each, get_args(kind)[0]) for each in value)
-    return type(value) is kind or (kind is float and type(value) is int)
+    return {"family": family, **{key: plain(value) for key, value in usual.items()}, **section}
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
     """A section `network` that config_of reads back, in the order of the config's constructor."""
-    values = {name: _plain(getattr(config, name)) for name in _stored(type(config))}
+    values = {name: plain(getattr(config, name)) for name in _stored(type(config))}
     return {"family": declaration_of(config).name, **values}
 
 

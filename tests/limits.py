@@ -112,7 +112,10 @@ LIMITS: dict[str, list[str]] = {
         f"{number(zip_files.MOST_ARRAYS)} arrays in an NPZ",
     ],
     "statistics": [f"{number(statistics.MOST_FEATURES)} features"],
-    "safetensors": [f"headers of {size(tensor_files.LARGEST_HEADER)}"],
+    "safetensors": [
+        f"headers of {size(tensor_files.LARGEST_HEADER)}",
+        f"tensors of {tensor_files.MOST_SIDES} sides; tensors that overlap, or leave gaps",
+    ],
     "`state.pt`, weights of extractors, `.pt2`": [
         "compressed parts, which torch doesn't write; parts that are larger than the file together",
         "tensors with more values than are stored",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.errors import FormatError
+from elbocli.errors import DataError, FormatError
 from elbocli.files import sealed_folder, strict_yaml, tensor_files
 from elbocli.files.atomic import sweep, write_text
 from elbocli.files.file_system import disk_bytes
@@ -31,6 +31,8 @@ from elbocli.files.zip_files import open_zip
 from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
 FOLDER = "checkpoints"
+MOST_LOOKS = 100
+"""Times that somebody may delete what was found, while it is opened, before one gives up."""
 GONE = ("on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
@@ -51,36 +53,38 @@ class Checkpoint(SealedFolder):
 
     SCHEMA = CheckpointMeta
     WORD = "checkpoint"
+    HOLDS = True
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model` or of an average, `ema-…`, by name.
 
         Raises FormatError when it holds none of that name, or the file is no safetensors file.
         """
-        path = self.path / f"{name}{WEIGHTS}"
-        if path.name not in self.meta.files:
+        file = f"{name}{WEIGHTS}"
+        if file not in self.meta.files:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        return tensor_files.load(path)
+        return tensor_files.load(self.file(file), self.path / file)
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
-        return load_tensors(self.path / "state.pt")
+        return load_tensors(self.file("state.pt"), str(self.path / "state.pt"))
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     what = name or source
     with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack:
-        mapped = isinstance(source, Path) or None
         if isinstance(source, Path):
             size = disk_bytes(source)
+            if not zipfile.is_zipfile(source):
+                raise ValueError("no archive, as torch writes them")
             source = stack.enter_context(utf8_path(source))
         else:
             size = len(source.getbuffer())
         _refuse_packed(source, size)
         try:
             with bounded_memory(MOST_MORE + 2 * size):
-                found = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+                found = torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
         _refuse_expanded(found)
@@ -150,12 +154,19 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
 def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint; damaged ones are passed to `warn` by name. None when there is none at all.
 
-    Raises FormatError when there are some and all are damaged.
+    It is held: what it says can be read even when it is deleted. Raises FormatError when there are some and all are damaged.
     """
-    damaged: list[FormatError] = []
-    found = next(sealed_folder.whole(reversed(checkpoints(run)), read_checkpoint, damaged.append), None)
-    if found is None and damaged:
+    found, damaged, gone = None, list[FormatError](), list[FormatError]()
+    for _ in range(MOST_LOOKS):
+        damaged, gone = [], []
+        newest_first = reversed(checkpoints(run))
+        found = next(sealed_folder.whole(newest_first, read_checkpoint, damaged.append, gone.append), None)
+        if found is not None or not gone:  # else whoever trains it has deleted them meanwhile, and written others
+            break
+    if found is None and (gone or damaged):
         remedy = "choose another run, or delete it to train again"
+        if gone:
+            raise DataError(f"{run}: its checkpoints were deleted faster than they could be read; try again")
         raise FormatError(f"{run}: every checkpoint is damaged; {remedy} ({damaged[0]})")
     for trouble in damaged:
         warn(f"{trouble}; using the checkpoint before it")

@@ -52,11 +52,11 @@ def is_features(path: Path) -> bool:
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
-    refused = refusing(f"{path}: not usable as features")
-    with refused, tensor_files.open_tensors(path, "features") as file:
-        meta = file.metadata() or {}
+    with refusing(f"{path}: not usable as features"):
+        file = tensor_files.TensorFile(path, "features")
+        meta = file.metadata
         check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
-        held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        held = {key: file.read(key) for key in file.layout}
         about = FeatureFacts.of(strict_json.parse(meta["about"]), f"{path}: not usable as features: about")
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
     _check(path, saved)

@@ -58,9 +58,7 @@ class Resumable:
     ):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
         self.source, self.preallocate = source, preallocate
-        self.partial, self.journal, self._runs = (
-            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs")
-        )
+        self.partial, self.journal, self._runs = _beside(out)
         self._handle = self._run_handle = -1
         self.warnings: list[str] = []
         self._afresh()
@@ -199,6 +197,29 @@ class Resumable:
         self._runs.unlink(missing_ok=True)
 
 
+def _beside(out: Path) -> tuple[Path, Path, Path]:
+    """Names of the unfinished file, of its journal, and of where its rows end."""
+    partial, journal, runs = (out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs"))
+    return partial, journal, runs
+
+
+def _lock_of(out: Path) -> Path:
+    return out.with_name(out.name + ".lock")
+
+
+def refuse_made(out: Path, overwrite: bool, folder: bool = False) -> None:
+    """Refuse as `refuse_existing` does, but first remove what is left beside it, if its writer was killed when it had made it."""
+    if not overwrite and os.path.lexists(out) and any(map(os.path.lexists, (*_beside(out), _lock_of(out)))):
+        with contextlib.suppress(OSError, DataError), locked(_lock_of(out), str(out)):
+            journal = _beside(out)[1]
+            # A journal that is newer is of work with --overwrite, which goes on.
+            if not journal.exists() or journal.stat().st_mtime_ns <= out.stat().st_mtime_ns:
+                for path in _beside(out):
+                    path.unlink(missing_ok=True)
+            _lock_of(out).unlink(missing_ok=True)
+    refuse_existing(out, overwrite, folder)
+
+
 W = TypeVar("W", bound=Resumable)
 
 
@@ -212,7 +233,7 @@ def holding(
     process to leave it. Raises DataError (another process, another source, a full disk), UsageError (an existing file,
     without overwrite; other settings, without afresh).
     """
-    lock = out.with_name(out.name + ".lock")
+    lock = _lock_of(out)
     with locked(lock, str(out), wait) as unlocked:
         try:
             refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it

@@ -6,9 +6,13 @@ and sha256 of every other file. So elbo notices damaged folders and folders of o
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,11 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError, FormatError, Vanished
 from elbocli.files import strict_json, strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
+from elbocli.files.opening import open_file
 from elbocli.files.reading import one_line, read_limited, refusing
 from elbocli.files.retention import PREFIX, folder_name
 from elbocli.files.run_config import RunConfig
@@ -32,6 +37,8 @@ from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
 META = "meta.json"
 CONFIG = "config.yaml"
 WEIGHTS = ".safetensors"
+NO_DAMAGE = {errno.EACCES: "; see who may: ls -ld", errno.EMFILE: "", errno.ENFILE: ""}
+"""Answers of the system that say nothing about a file, and what to do."""
 
 
 def run_id(run: Path) -> str | None:
@@ -77,12 +84,25 @@ class FolderMeta(Record):
 
 @dataclass(frozen=True)
 class SealedFolder:
-    """A folder on disk and its meta.json. A kind of them has a schema and a word of its own."""
+    """A folder on disk and its meta.json. A kind of them has a schema and a word of its own.
+
+    held: its files, open, where it is of a kind that a run deletes while others read it.
+    """
 
     SCHEMA: ClassVar[type[FolderMeta]]
     WORD: ClassVar[str]
+    HOLDS: ClassVar[bool] = False
     path: Path
     meta: FolderMeta
+    held: Mapping[str, io.BufferedReader] = field(default_factory=dict, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files by their names."""
+        return type(self), (self.path, self.meta)
+
+    def file(self, name: str) -> Path:
+        """A path of one of its files, which leads to it even when the folder is gone, where it is held."""
+        return Path(f"/dev/fd/{self.held[name].fileno()}") if name in self.held else self.path / name
 
     @property
     def step(self) -> int:
@@ -103,21 +123,37 @@ class SealedFolder:
     def read(cls, path: Path, verify: bool = True) -> Self:
         """A folder, every file compared with its digest unless told not to.
 
-        Raises FormatError, also when it lies in a run that didn't write it; DataError when it is kept from this user, which
-        is no damage.
+        Raises FormatError, also when it lies in a run that didn't write it; Vanished when it is gone, or goes meanwhile;
+        DataError when it is kept from this user, which is no damage.
         """
-        kept = refusing(f"{path}: could not read", "; see who may: ls -ld", DataError, (PermissionError,))
-        what = f"{path}: not a whole {cls.WORD}"
-        with refusing(what), kept:
-            meta = cls.SCHEMA.of(strict_json.parse(read_limited(path / META, META)), what)
-            for name, known in meta.files.items():
-                if Path(name).name != name or (verify and file_sha256(path / name) != known.sha256):
-                    raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
+        before, held, what = _identity(path), dict[str, io.BufferedReader](), f"{path}: not a whole {cls.WORD}"
+        try:
+            with refusing(what):
+                meta = cls.SCHEMA.of(strict_json.parse(read_limited(path / META, META)), what)
+                strange = [name for name in meta.files if Path(name).name != name]
+                for name in meta.files if verify and not strange else ():  # all are opened before the first is read
+                    held[name] = open_file(path / name)
+                strange += [name for name, file in held.items() if _sha256(file) != meta.files[name].sha256]
+                if strange:
+                    raise FormatError(f"{path / strange[0]}: damaged: its sha256 is not the one in {META}")
+        except FormatError as error:
+            _close(held)
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in NO_DAMAGE:
+                raise DataError(f"{path}: could not read: {cause.strerror}{NO_DAMAGE[cause.errno]}") from error
+            if before is None or _identity(path) != before:
+                raise Vanished(f"{path}: is gone, deleted or replaced by another {cls.WORD} meanwhile") from error
+            raise
         run = path.resolve().parent.parent
         ids = meta.run_id, run_id(run)
         if None not in ids and ids[0] != ids[1]:
+            _close(held)
             raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
-        return cls(path, meta)
+        if not cls.HOLDS:
+            _close(held)
+        found = cls(path, meta, held)
+        weakref.finalize(found, _close, held)
+        return found
 
     def check_name(self) -> None:
         """Raise FormatError when the folder is called after another step than its own."""
@@ -158,16 +194,38 @@ def write_weights(folder: Path, weights: dict[str, dict[str, Tensor]]) -> None:
 
 
 def whole(
-    paths: Iterable[Path], read: Callable[[Path], AnyFolder], damaged: Callable[[FormatError], None]
+    paths: Iterable[Path],
+    read: Callable[[Path], AnyFolder],
+    damaged: Callable[[FormatError], None],
+    gone: Callable[[FormatError], None] = lambda error: None,
 ) -> Iterator[AnyFolder]:
-    """Those folders that can be read, in the order given. The trouble of others goes to `damaged`."""
+    """Those folders that can be read, in the order given. The trouble of others goes to `damaged`, or to `gone`."""
     for path in paths:
         try:
             found = read(path)
+        except Vanished as error:
+            gone(error)
         except FormatError as error:
             damaged(error)
         else:
             yield found
+
+
+def _sha256(file: io.BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _close(held: dict[str, io.BufferedReader]) -> None:
+    while held:
+        held.popitem()[1].close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The folder's own number, whatever its name is; None where there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
 
 
 def remove(paths: Iterable[Path]) -> None:

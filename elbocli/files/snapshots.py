@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.errors import FormatError
-from elbocli.files import sealed_folder, strict_json, tensor_files
+from elbocli.errors import FormatError, Vanished
+from elbocli.files import sealed_folder, strict_json
 from elbocli.files.atomic import sweep
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import META, WEIGHTS, FolderMeta, SealedFolder
+from elbocli.files.tensor_files import TensorFile
 
 FOLDER = "snapshots"
 SnapshotLayout = dict[str, tuple[str, tuple[int, ...]]]
@@ -38,15 +39,19 @@ class Snapshot(SealedFolder):
     SCHEMA = SnapshotMeta
     WORD = "snapshot"
 
-    def tensors(self, name: str) -> Any:
-        """An open safetensors file of an average: its tensors are read when asked for. Raises FormatError."""
-        return tensor_files.open_tensors(self.path / f"{name}{WEIGHTS}")
+    def tensors(self, name: str) -> TensorFile:
+        """The file of an average: its tensors are read when asked for. Raises FormatError; Vanished when it is gone."""
+        path = self.path / f"{name}{WEIGHTS}"
+        try:
+            return TensorFile(path)
+        except FormatError as error:
+            if path.exists():
+                raise
+            raise Vanished(f"{path}: is gone since it was found") from error
 
     def layout(self, name: str) -> SnapshotLayout:
-        """Types and shapes of an average's tensors. Raises FormatError."""
-        file = self.tensors(name)
-        parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-        return {key: (str(part.get_dtype()), tuple(part.get_shape())) for key, part in parts.items()}
+        """Types and shapes of an average's tensors. Raises FormatError; Vanished when it is gone."""
+        return self.tensors(name).layout
 
 
 def write(run: Path, step: int, averages: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> Path:
@@ -78,6 +83,8 @@ def read(path: Path, verify: bool = True) -> Snapshot:
     found.check_name()
     for name, known in found.meta.files.items():
         file = path / name
+        if not file.exists() and not path.exists():
+            raise Vanished(f"{path}: is gone since it was found")
         if not file.is_file() or file.stat().st_size != known.bytes:
             raise FormatError(f"{file}: damaged: its size is not the one in {META}")
     return found

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError, FormatError, Vanished
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
 from elbocli.files.atomic import told
@@ -33,6 +35,17 @@ BATCH = 64
 PIECE = 1 << 20
 """Bytes of small images at a time."""
 PATIENCE_S = 120.0
+READ_HEADER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+if hasattr(ctypes.CDLL(None), "prctl"):  # the system kills it when its parent ends, however that ends
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[2]):
+    sys.exit()
+from elbocli.files.dataset import Dataset
+Dataset(sys.argv[1], latents=True).contents_digest()
+"""
+"""A program that reads the header of the dataset that it is given, for the process of that number."""
 Facts = dict[str, Any]
 
 
@@ -67,8 +80,7 @@ def survive(path: Path) -> None:
 
     Raises DataError when it does.
     """
-    code = "import sys; from elbocli.files.dataset import Dataset; Dataset(sys.argv[1], latents=True).contents_digest()"
-    command = [sys.executable, "-c", code, str(path)]
+    command = [sys.executable, "-c", READ_HEADER, str(path), str(os.getpid())]
     with contextlib.suppress(subprocess.TimeoutExpired):
         if subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False).returncode >= 0:
             return
@@ -134,29 +146,33 @@ def _counts(path: Path, data: Dataset) -> list[str]:
 
 
 def _folder(path: Path) -> Generator[Progress, None, Facts]:
-    """A checkpoint, a snapshot, or all those of a run."""
-    if snapshots.is_snapshot(path):
-        checkpoints, kept = [], [path]
-    elif (path / "meta.json").exists():
-        checkpoints, kept = [path], []
-    else:
-        checkpoints, kept = store.checkpoints(path), snapshots.folders(path)
-    damaged: list[str] = []
+    """A checkpoint, a snapshot, or all those of a run; those that the run deletes meanwhile are left out."""
+    alone = snapshots.is_snapshot(path), (path / "meta.json").exists()
     files = _network_files(path)
-    for index, folder in enumerate([*checkpoints, *kept]):
-        yield Progress(index, len(checkpoints) + len(kept), "folder")
-        try:
-            found = store.read_checkpoint(folder) if index < len(checkpoints) else snapshots.read(folder)
-            found.check_name()
-            files += len(found.meta.files)
-        except FormatError as error:
-            damaged.append(str(error))
-    counts = ((len(checkpoints), "checkpoints"), (len(kept), "snapshots"))
-    total = " and ".join(f"{count} {what}" for count, what in counts if count)
+    for _ in range(store.MOST_LOOKS):
+        whole, damaged, gone = Counter[str](), list[str](), 0
+        checkpoints = [] if alone[0] else [path] if alone[1] else store.checkpoints(path)
+        kept = [path] if alone[0] else [] if alone[1] else snapshots.folders(path)
+        for index, folder in enumerate([*checkpoints, *kept]):
+            yield Progress(index, len(checkpoints) + len(kept), "folder")
+            kind = "checkpoints" if index < len(checkpoints) else "snapshots"
+            try:
+                found = store.read_checkpoint(folder) if kind == "checkpoints" else snapshots.read(folder)
+                found.check_name()
+                whole |= {kind: whole[kind] + 1, "files": whole["files"] + len(found.meta.files)}
+            except Vanished:
+                if any(alone):
+                    raise
+                gone += 1
+            except FormatError as error:
+                damaged.append(str(error))
+        if not gone or damaged or whole["checkpoints"]:  # else those that it has written instead are looked for
+            break
+    total = " and ".join(f"{whole[kind]} {kind}" for kind in ("checkpoints", "snapshots") if whole[kind])
     if damaged:
-        more = f" (and {len(damaged) - 1} more of {total})" if damaged[1:] else ""
+        more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
         raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on without it")
-    return {"verified": [f"sha256 of {files} files in {total or 'no checkpoints'}"]}
+    return {"verified": [f"sha256 of {files + whole['files']} files in {total or 'no checkpoints'}"]}
 
 
 def _network_files(path: Path) -> int:

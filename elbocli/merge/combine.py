@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.atomic import refuse_existing
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import Arrays, Names
 from elbocli.files.dataset_virtual import relative_name, write_virtual
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.hashing import add_digests, add_rows
+from elbocli.files.resumable import refuse_made
 from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
@@ -98,7 +98,7 @@ def run(
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
-    refuse_existing(out, overwrite)
+    refuse_made(out, overwrite)
     parts, message = in_order(open_parts(paths, out))
     refuse_strangers(parts)
     total = sum(part.count for part in parts)

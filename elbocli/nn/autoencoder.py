@@ -18,7 +18,7 @@ from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import refusing, utf8_path
-from elbocli.files.tensor_files import read_header
+from elbocli.files.tensor_files import TensorFile
 from elbocli.nn.diffusers_extra import diffusers_class, quiet
 from elbocli.nn.networks import counted
 from elbocli.runtime.device import sent
@@ -93,9 +93,8 @@ def memory_of(folder: Path, pixel_size: int, images: int) -> tuple[int, int]:
     """
     _check_config(folder)
     weights = _weights(folder)
-    header, config = read_header(weights), strict_json.read(folder / CONFIG, LARGEST_CONFIG)
-    with refusing(f"{weights}: not usable as weights"):
-        values = sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+    layout, config = TensorFile(weights).layout, strict_json.read(folder / CONFIG, LARGEST_CONFIG)
+    values = sum(math.prod(shape) for _, shape in layout.values())
     with refusing(f"{folder / CONFIG}: block_out_channels are not usable"):
         widths = config["block_out_channels"]
         width = int(widths[min(1, len(widths) - 1)])  # the last block at full size takes what the one before gives

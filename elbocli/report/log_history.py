@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
     columns: dict[str, tuple[array[int], array[float]]] = {}  # for each name the rows that have it, and their numbers
     if path.exists():
         with told(path, "read"), open_file(path) as file:
-            for text in lines_of(file, path):
+            for text in _written(lines_of(file, path)):
                 row = _row(text)
                 if not row or len(columns.keys() | row.keys()) > MOST_COLUMNS:
                     bad += 1
@@ -55,6 +55,11 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
         missing(f"{path}: no numbers yet")
     size = -(-rows // POINTS) or 1
     return {name: _points(name, *columns[name], size, -(-rows // size)) for name in sorted(columns)}
+
+
+def _written(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines, but for a last one of which only a part is written: a run does that, or was killed as it did."""
+    return (line for line in lines if line.endswith(b"\n") or line.rstrip().endswith(b"}"))
 
 
 def _points(name: str, at: array[int], values: array[float], size: int, count: int) -> Numbers:
@@ -153,7 +158,10 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
     reader = Reader(seen=seen, damaged=note)
     try:
         with told(path, "read"), open_file(path) as file:
-            reader.read(file, str(path))
+            lines = _written(lines_of(file, path))
+            begun = next(lines, None)
+            if begun is not None:
+                reader.read(chain([begun], lines), str(path))
     except FormatError as error:
         note(error)
     if damaged:

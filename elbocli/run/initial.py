@@ -190,8 +190,8 @@ class Initial:
         """The weights for such a network on such data, by name; those it draws itself are left out. Raises FormatError."""
         way, _ = self.transfer(network, data)
         where = f"{self.file}: not usable as weights of {self.run / CONFIG}"
-        with refusing(where), tensor_files.open_tensors(self.file) as file:
-            return way.weights(file.get_tensor)
+        with refusing(where):
+            return way.weights(tensor_files.TensorFile(self.checkpoint.file(self.file.name), name=self.file).read)
 
 
 def _begin(network: NetworkConfig) -> str:

@@ -12,6 +12,7 @@ OTHERS = {
     "files": {
         "LONGEST_EXPRESSION",
         "LONGEST_NAME",
+        "MOST_LOOKS",
         "LONGEST_COMMENT",
         "MOST_STEPS",
         "LARGEST_PICKLE",

@@ -35,7 +35,7 @@ def test_a_snapshot_reads_back_to_the_last_bit(tmp_path):
     assert (found.path, found.step, found.images, found.names) == (path, 7, 448, sorted(AVERAGES))
     for name, tensors in AVERAGES.items():
         file = found.tensors(name)
-        assert all(torch.equal(file.get_tensor(key), value) for key, value in tensors.items())
+        assert all(torch.equal(file.read(key), value) for key, value in tensors.items())
         assert found.layout(name) == {"a.weight": ("F32", (3, 2)), "n": ("I64", ())}
 
 
@@ -132,7 +132,7 @@ def fail(text):
 def save(step, value=1.0):
     snapshots.write(run, step, {"ema-power-0.1": {"x": torch.full((4,), value)}}, {"images": step})
 def values():
-    return {s.step: float(s.tensors("ema-power-0.1").get_tensor("x")[0]) for s in snapshots.whole(run, fail)}
+    return {s.step: float(s.tensors("ema-power-0.1").read("x")[0]) for s in snapshots.whole(run, fail)}
 save(1)
 k = 0
 while crashed(lambda: save(1, 2.0), k):  # a step written again: the old one or the new one, never neither for long

@@ -62,7 +62,7 @@ def test_metrics_cut_anywhere_lose_one_line_at_most(cut: int, tmp_path: Path) ->
     found = read_curves(tmp_path / "m", said.append)
     whole = sum(line.endswith("}") for line in text.decode().splitlines())
     assert len(curve(found, "loss")[0]) == whole
-    assert any("damaged" in each for each in said) == (text[-1:] not in (b"", b"}", b"\n"))
+    assert not any("damaged" in each for each in said), "half a line at the end is one that is being written"
     assert any("no numbers yet" in each for each in said) == (whole == 0)
 
 
@@ -134,7 +134,7 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(cut: int, tmp_path: Path) -> N
     course = read_log_history(tmp_path / "l", said.append)
     whole = max(0, sum(line.endswith(b"}") for line in text.splitlines()) - 1)
     assert (course is None) == (whole == 0)
-    assert any("no errors by noise level yet" in each for each in said) == (whole == 0)
+    assert [each.partition(": ")[2] for each in said] == ["no errors by noise level yet"] * (whole == 0)
     if course is not None:
         torch.testing.assert_close(course.late(1.0), torch.stack(draws[:whole]).sum(0))
 

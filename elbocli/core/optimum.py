@@ -30,9 +30,7 @@ class LeastErrors:
     images that differ by 1 in one number; levels of 0 to 255 are exact in float64, products and all.
     """
 
-    def __init__(
-        self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Tensor | None = None, unit: float = 1.0
-    ):
+    def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Tensor | None = None, unit: float = 1.0):
         self.source, self.eps, self.labels, self.unit = source, eps.flatten(0, 1), labels, unit
         self.shape = logsnr.shape
         self.logsnr = logsnr

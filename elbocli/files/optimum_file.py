@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def _check(found: Optimum) -> None:
     edges, bins = found.edges, len(found.edges) - 1
     if not 1 <= bins <= MOST_BINS or not all(-LIMIT <= each <= LIMIT for each in edges):
         raise FormatError(f"edges must be 2 to {MOST_BINS + 1} numbers within -{LIMIT:g} and {LIMIT:g}")
-    if any(high <= low for low, high in zip(edges, edges[1:])):
+    if any(high <= low for low, high in pairwise(edges)):
         raise FormatError("edges must rise")
     curves = [found, *filter(None, [found.without_class])]
     lists = [each for curve in curves for each in (curve.eps_mse, curve.eps_mse_se)]

@@ -29,7 +29,12 @@ from elbocli.cli.types import PATH, STREAM, Count, Number
     more="Each stands for several then, which makes the least error too small where few images matter. Some of the images "
     "are compared with all, too, and the difference is taken off; the result says how large it was.",
 )
-@option("--classes/--no-classes", "conditional", default=None, help="Tell the denoiser each image's class.  [default: as RUN]")
+@option(
+    "--classes/--no-classes",
+    "conditional",
+    default=None,
+    help="Tell the denoiser each image's class.  [default: as RUN]",
+)
 @option("--flip/--no-flip", default=None, help="Count mirror images, too.  [default: as RUN]")
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: RUN's, or -15]")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level.  [default: RUN's, or 15]")

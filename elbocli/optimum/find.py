@@ -102,7 +102,7 @@ def run(dataset: Dataset, settings: OptimumSettings) -> Generator[Progress, None
     count = len(images)
     if count < 2:
         raise UsageError(f"{dataset.path}: a standard error needs two images")
-    if settings.sample is not None and not (settings.sample == 0 or 2 <= settings.sample):
+    if settings.sample is not None and not (settings.sample == 0 or settings.sample >= 2):
         raise UsageError(f"--sample {settings.sample}: a sample has two images at least, or 0 for all")
     places = Stream(settings.seed, "optimum-sources").permutation(0, count)[: settings.sources]
     size = _sample_size(images, settings, len(places))
@@ -200,11 +200,7 @@ def _result(
 
     def of(chosen: np.ndarray) -> tuple[float, float]:
         value, se = main.value(chosen), main.se(chosen, count)
-        return (
-            (value, se)
-            if apart is None
-            else (value - apart.value(chosen), math.hypot(se, apart.se(chosen, count)))
-        )
+        return (value, se) if apart is None else (value - apart.value(chosen), math.hypot(se, apart.se(chosen, count)))
 
     def curve(kind: int) -> tuple[list[float], list[float]]:
         values, errors = zip(*(of(unit[kind * bins + k]) for k in range(bins)))

@@ -52,10 +52,13 @@ def open_search(
     else:
         config = read_run_config(like, warn)
         usual = run_settings(config["settings"], like / "config.yaml")
-        conditional = config_of(config["network"]).num_classes > 0
+        conditional = config_of(config["network"], like / "config.yaml").num_classes > 0
         dataset = _dataset_of(like, config["data"], data)
         rows = training_rows(usual, dataset)
-    low, high = usual.logsnr_min if asked.low is None else asked.low, usual.logsnr_max if asked.high is None else asked.high
+    low, high = (
+        usual.logsnr_min if asked.low is None else asked.low,
+        usual.logsnr_max if asked.high is None else asked.high,
+    )
     check_range(low, high)
     told = conditional if asked.conditional is None else asked.conditional
     settings = OptimumSettings(
@@ -88,7 +91,7 @@ def _dataset_of(run: Path, known: dict[str, object], data: Path | None) -> Datas
     dataset = Dataset(path)
     digest = known.get("payload_sha256")
     if digest is not None and dataset.attributes.get("payload_sha256") != digest:
-        raise DataError(f"{path}: holds other images than {run} was trained on; leave out --like, or name its own dataset")
+        raise DataError(
+            f"{path}: holds other images than {run} was trained on; leave out --like, or name its own dataset"
+        )
     return dataset
-
-

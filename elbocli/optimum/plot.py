@@ -12,7 +12,9 @@ from elbocli.files.optimum_file import Optimum
 
 def plot_optimum(found: Optimum, out: Path) -> None:
     """Draw the least ε error per dimension, ± 2 standard errors."""
-    edges, value, se = (torch.tensor(each, dtype=torch.float64) for each in (found.edges, found.eps_mse, found.eps_mse_se))
+    edges, value, se = (
+        torch.tensor(each, dtype=torch.float64) for each in (found.edges, found.eps_mse, found.eps_mse_se)
+    )
     sheet, axes = new_figure([["error"]], 6.0, 3.2)
     draw_band(axes["error"], 0.5 * (edges[1:] + edges[:-1]), value, se)
     axes["error"].set_ylabel(ERROR)

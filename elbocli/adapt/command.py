@@ -142,6 +142,12 @@ def _fit_data(path: Path, out: Path, plot: Path | None, report: bool, options: d
         f"{told.weighting}, the least error of {told.images} images: half of the draws lie in logsnr {low:.3g} to {high:.3g}"
     )
     say(f"as EDM says it: P_mean {told.p_mean:.3g}, P_std {told.p_std:.3g}")
+    if told.told_apart is not None:
+        say(
+            f"beyond logsnr {told.told_apart:.3g} so few images are told apart that the least error vanishes, and the error of a "
+            "network doesn't: more images, a larger --floor, or 'elbo adapt RUN' after a short run give these levels more",
+            "warning",
+        )
     if plot is not None:
         from elbocli.adapt.plot import plot_least
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from elbocli.core.adaptive import schedule_of_scores
 from elbocli.core.schedule import Schedule
@@ -25,7 +26,8 @@ QUARTERS = (0.75, 0.25)
 @dataclass(frozen=True)
 class DataReport(Record):
     """The schedule fitted to data alone. half: half of the draws lie between these logsnr. p_mean, p_std: mean and
-    standard deviation of EDM's ln sigma = −logsnr/2 under it.
+    standard deviation of EDM's ln sigma = −logsnr/2 under it. told_apart: from this logsnr on the images are told apart, and
+    the least error is below half of its peak; None where it isn't.
     """
 
     weighting: str
@@ -37,6 +39,7 @@ class DataReport(Record):
     half: list[float]
     p_mean: float
     p_std: float
+    told_apart: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,5 +82,13 @@ def run(
         half,
         -0.5 * mean,
         0.5 * spread,
+        _told_apart(edges, least),
     )
     return DataSchedule(schedule, to_text(schedule, weighting=w.spec, **known), found, w, report)
+
+
+def _told_apart(edges: Tensor, least: Tensor) -> float | None:
+    """The λ beyond its peak from which on the least error is below half of it."""
+    peak = int(least.argmax())
+    below = (least[peak:] < 0.5 * least[peak]).nonzero()
+    return float(edges[peak + int(below[0])]) if len(below) else None

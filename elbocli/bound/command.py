@@ -22,12 +22,12 @@ from elbocli.cli.types import PATH, STREAM, Count, Number
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
-    "": {"images", "draws", "batch", "target_se", "schedules", "curve", "plot", "log"},
+    "": {"images", "draws", "batch", "target_se", "schedules", "curve", "plot", "log", "optimum"},
     "--check": {"check", "images", "draws", "batch", "weightings"},
     "--gradient-variance": {"gradient_variance", "batches", "weightings", "schedules", "out"},
 }
 GROUPS = {
-    "Questions": ("check", "gradient_variance", "weightings", "schedules"),
+    "Questions": ("check", "gradient_variance", "optimum", "weightings", "schedules"),
     "Precision of the answer": ("images", "draws", "target_se", "batches", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("curve", "plot", "log", "out", "overwrite"),
     "Weights": ("weights", "average"),
@@ -79,6 +79,13 @@ def _mode(ctx: click.Context) -> str:
     "is cosine, edm, uniform, and all fitted ones. fitted:CRITERION is fitted to the run's own log, fitted:gradient to "
     "gradients measured here.",
 )
+@option(
+    "--optimum",
+    type=PATH,
+    metavar="FILE",
+    help="Also the error above the least one of 'elbo optimum --like RUN', and whether the network copies.",
+    more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
+)
 @option("--batches", type=Count(16, 10**6), default=64, help="Batches of gradients for each schedule.")
 @option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
 @option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
@@ -105,7 +112,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     of bounds over the noise levels that the weighting implies, from independent draws. The exit status is then 0 if
     they agree within 4 standard errors, else 1.
     """
-    from elbocli.bound import estimate, gradients, theorem
+    from elbocli.bound import estimate, excess, gradients, theorem
     from elbocli.bound.measure import ALL, MEASURED, MeasureSettings, open_measurement
     from elbocli.bound.plot import plot_curve
     from elbocli.cli.figure import check_suffix
@@ -132,10 +139,14 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
             raise click.UsageError("the bound is drawn under one --schedule", ctx)
         if plot:
             check_suffix(plot)
+        optimum = options["optimum"]
+        own = optimum and excess.open_own(probe, optimum, settings, lambda text: say(text, "warning"))
         found = show(estimate.run(probe, "".join(specs), options["target_se"]))
-        click.echo(json.dumps(found.bound.json(), indent=1))
+        beyond = optimum and show(excess.run(probe, own, optimum, found, "".join(specs)))
+        told = found.bound.json()
+        click.echo(json.dumps({**told, "excess": beyond.report.json()} if beyond else told, indent=1))
         if curve:
-            write_text(curve, found.curve.tsv())
+            write_text(curve, beyond.tsv(found.curve) if beyond else found.curve.tsv())
         if log:
             write_text(log, estimate.log_text(probe, found))
         if plot:

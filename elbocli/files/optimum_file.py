@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.atomic import told
 from elbocli.files.json_record import REST, Record
 from elbocli.files.losslog import LARGEST, MOST_BINS
 from elbocli.files.reading import check_format
@@ -116,7 +117,8 @@ def read_optimum(path: Path) -> Optimum:
         raise FormatError(instead(path, "optimum"))
     refuse_other(path, "optimum")
     try:
-        content = json.loads(path.read_bytes())
+        with told(path, "read"):
+            content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON; 'elbo optimum DATA.h5 -o FILE' makes one") from error
     if not isinstance(content, dict):
@@ -142,7 +144,7 @@ def _check(found: Optimum) -> None:
         raise FormatError(f"edges must be 2 to {MOST_BINS + 1} numbers within -{LIMIT:g} and {LIMIT:g}")
     if any(high <= low for low, high in pairwise(edges)):
         raise FormatError("edges must rise")
-    curves = [found, *filter(None, [found.without_class])]
+    curves: list[Optimum | LeastCurve] = [found, *filter(None, [found.without_class])]
     lists = [each for curve in curves for each in (curve.eps_mse, curve.eps_mse_se)]
     if any(len(each) != bins for each in lists):
         raise FormatError(f"eps_mse and eps_mse_se must be {bins} numbers each, as there are bins")
@@ -152,7 +154,3 @@ def _check(found: Optimum) -> None:
         raise FormatError("eps_mse_se must not be negative")
     if not 0 <= found.label_dropout <= 1 or min(found.images, found.sources, found.dimensions) < 1:
         raise FormatError("label_dropout must be 0 to 1; images, sources and dimensions at least 1")
-
-
-KEYS = {each.name for each in fields(Optimum)} - {"about"}
-"""Keys of the file that are not about where its images are."""

@@ -12,6 +12,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.evaluate.result import EvalResult
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.report.excess import RunExcess
 from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
 from elbocli.report.terms import Term
@@ -86,6 +87,7 @@ class RunFacts:
     scores: list[ResultFile[EvalResult]]
     bounds: list[ResultFile[Bound | LatentBound]]
     theorems: list[ResultFile[Theorem]]
+    excess: RunExcess | None
     commands: list[Command]
     missing: list[str]
 
@@ -127,6 +129,7 @@ class RunFacts:
             "scores": _contents(self.scores),
             "bound": _contents(self.bounds),
             "theorem": _contents(self.theorems),
+            "excess": self.excess and self.excess.json(),
             "commands": [{"does": each.does, "command": each.line} for each in self.commands],
             "missing": self.missing,
         }

@@ -1,4 +1,4 @@
-"""Results of 'elbo eval' and 'elbo bound' on a run: their JSON, told apart by content."""
+"""Results of 'elbo eval', 'elbo bound' and 'elbo optimum' on a run: their JSON, told apart by content."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from elbocli.bound.result import Bound, LatentBound, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import EvalResult
+from elbocli.files.optimum_file import Optimum, optimum_of
 from elbocli.images.image_refs import read_bytes
 
-T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem)
+T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Optimum)
 KINDS: dict[tuple[str, str], type[Any]] = {
     ("n_samples", "extractor"): EvalResult,
     ("bpd", "diffusion"): Bound,
     ("nats_per_latent_dimension", "diffusion"): LatentBound,
     ("agree", "checks"): Theorem,
+    ("eps_mse", "log_images"): Optimum,
 }
 """Kinds of results, by keys that they have."""
 
@@ -88,10 +90,11 @@ def read_result(path: Path) -> ResultFile[Any]:
     for keys, kind in KINDS.items():
         if isinstance(content, dict) and set(keys) <= set(content):
             try:
-                return ResultFile(path, content, kind.from_json(content))
+                found = optimum_of(content, str(path)) if kind is Optimum else kind.from_json(content)
+                return ResultFile(path, content, found)
             except FormatError as error:
                 raise FormatError(f"{path}: a damaged result: {error}") from error
-    raise FormatError(f"{path}: not a result of 'elbo eval' or 'elbo bound' (one JSON object)")
+    raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum' (one JSON object)")
 
 
 def results_in(run: Path, warn: Callable[[str], None]) -> list[ResultFile[Any]]:

@@ -37,6 +37,7 @@ VERBS = [
     "sample",
     "eval",
     "bound",
+    "optimum",
     "report",
     "weights",
     "weights list",

@@ -23,6 +23,8 @@ COMMANDS = {
     "eval features": "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-features x.safetensors",
     "info": "info {data} --grid x.png",
     "presets": "presets write digits x.yaml",
+    "optimum": "optimum {data} -n 4 -o x.json",
+    "optimum plot": "optimum {data} -n 4 --plot x.svg",
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",
 }

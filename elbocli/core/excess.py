@@ -50,7 +50,7 @@ class Copying(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the network does, in words that follow 'it'."""
+        """Words on what the network does, to follow 'it'."""
         if self.share - SURE * self.se > COPIES:
             return "copies its training images"
         if self.share - SURE * self.se > BEGUN:

@@ -127,10 +127,10 @@ def run(dataset: Dataset, settings: OptimumSettings) -> Generator[Progress, None
     for part, check in ((places[:checked], True), (places[checked:], False)):
         for start in range(0, len(part), chunk):
             some = part[start : start + chunk]
-            numbers = done + np.arange(len(some))
-            found = yield from search.errors(some, numbers, len(places), among)
+            levels = (start + np.arange(len(some))) / len(part)  # a comb in each part: either is a mean by itself
+            found = yield from search.errors(some, levels, among)
             if check:
-                exact = yield from search.errors(some, numbers, len(places), np.arange(count))
+                exact = yield from search.errors(some, levels, np.arange(count))
                 apart.add(found - exact)
             else:
                 main.add(found)
@@ -151,19 +151,17 @@ class _Search:
         self.total = torch.tensor(copies * len(images) - 1.0, dtype=torch.float64)
         self.of_class = copies * torch.bincount(images.labels).double() - 1
 
-    def errors(
-        self, places: np.ndarray, numbers: np.ndarray, of: int, among: np.ndarray
-    ) -> Generator[Progress, None, Tensor]:
+    def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> Generator[Progress, None, Tensor]:
         """Least errors per dimension, [S, NOISES, kinds · bins] on the CPU, by the images `among` all.
 
-        numbers: of the sources, among `of`. Each draw has one place in all bins; the places of all are a comb.
+        levels: [S], of the sources. Each draw has one place in all bins, that and an offset; the places of all are a comb.
         """
         images, device = self.images, self.images.device
         source = images.levels(places)
         indices = [int(place) * NOISES + k for place in images.rows[places] for k in range(NOISES)]
         eps = self.noise.normal(indices, (images.dimensions,)).to(device).double()
         eps = eps.view(len(places), NOISES, -1)
-        at = torch.from_numpy((self.offsets + numbers[:, None] / of) % 1.0)
+        at = torch.from_numpy((self.offsets + levels[:, None]) % 1.0)
         logsnr = self.edges[:-1] + at[:, :, None] * self.edges.diff()
         labels = images.labels[places] if self.settings.conditional else None
         sums = LeastErrors(source, eps, logsnr.to(device), None if labels is None else labels.to(device), UNIT)

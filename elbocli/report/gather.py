@@ -115,7 +115,8 @@ def _excess(facts: RunFacts, known: ResultFile[Optimum], missing: Missing) -> Ru
         missing.append(f"{known.path}: the run has no errors to compare with the least ones")
         return None
     own = ErrorMoments.of_sums(facts.course.edges, facts.course.late(LATE))
-    new = facts.held_out and ErrorMoments.of_sums(facts.held_out.edges, facts.held_out.sums[-1])
+    held = facts.held_out
+    new = None if held is None else ErrorMoments.of_sums(held.edges, held.sums[-1])
     try:
         return run_excess(known.found, facts.data, own, new, facts.objective.weighting)
     except ElboError as error:

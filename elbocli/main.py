@@ -32,6 +32,10 @@ COMMANDS = {
     "completion": ("elbocli.cli.completion.completion", "Print what makes SHELL complete command lines of elbo."),
     "ema": ("elbocli.ema.command.ema", "Make an average of RUN's weights after training."),
     "eval": ("elbocli.evaluate.command.evaluate", "Score SAMPLES against a reference; one JSON object."),
+    "grid": (
+        "elbocli.grid.command.grid",
+        "Make the grid of noise levels on which a sampler draws from RUN with few steps.",
+    ),
     "import": (
         "elbocli.importer.command.import_",
         "Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.",

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pretend  # noqa: F401 - before the first backward pass of the process, which may come while tests are collected
-from signalled import end
+from forks import Result, zygote
 
 ROOT = Path(__file__).parent.parent
 LONGEST = (
@@ -41,63 +35,12 @@ LONGEST = (
 )
 """Files, by the time that they take on an idle core."""
 pytest_plugins = ["file_fixtures", "wheel_fixtures"]
-Result = subprocess.CompletedProcess[bytes]
 
 PRESET = """
 network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1}
 train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps: 40, batch: 16, lr: 2.0e-3,
         warmup: 5, ema: 0.9, label_dropout: 0.1, save_every: 10, preview_every: 0, log_every: 5}
 """
-
-
-class Zygote:
-    """Runs command lines by tests/zygote.py, one at a time."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        atexit.register(self.process.kill)
-
-    def run(
-        self,
-        line: list[str],
-        cwd: Path | None,
-        env: dict[str, str],
-        stdin: bytes,
-        timeout: float,
-        ended: tuple[int, float] | None = None,
-        **conditions: Any,
-    ) -> Result:
-        """As subprocess.run does it, under conditions as tests/zygote.py takes them. Raises TimeoutExpired.
-
-        ended: a signal, and after how many seconds it comes, counted from when the command has begun to heed any.
-        """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with tempfile.TemporaryDirectory() as folder:
-            streams = [Path(folder) / name for name in ("in", "out", "err")]
-            for stream, content in zip(streams, (stdin, b"", b""), strict=True):
-                stream.write_bytes(content)
-            request = {"line": line, "cwd": str(cwd or Path.cwd()), "env": env, "streams": [*map(str, streams)]}
-            request |= {"closed": [], "ordinary": False, "files": None, "at_fsync": None, **conditions}
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
-            child = int(self.process.stdout.readline())
-            late = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
-            late.start()
-            if ended is not None:
-                threading.Thread(target=end, args=(child, *ended)).start()
-            code = int(self.process.stdout.readline())
-            if late.finished.is_set():
-                raise subprocess.TimeoutExpired(line, timeout)
-            late.cancel()
-            return Result(line, code, *(stream.read_bytes() for stream in streams[1:]))
-
-
-@cache
-def zygote() -> Zygote:
-    """This test process's own."""
-    return Zygote()
 
 
 def run_elbo(
@@ -112,24 +55,18 @@ def run_elbo(
 
     conditions: as Zygote.run takes them.
 
-    stdin: bytes, or whatever subprocess takes. Whoever changes more of the environment than elbo's own variables,
+    stdin: bytes or an open file. Whoever changes more of the environment than elbo's own variables,
     which libraries may read when they are imported, gets a process that imports them.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_") or key == "ELBO_DEVICE"}
     environment = kept | (env or {})
     line = [*map(str, args)]
-    if isinstance(stdin, bytes) and all(key.startswith("ELBO_") for key in env or {}):
-        return zygote().run(line, cwd, environment, stdin, timeout, **conditions)
+    if all(key.startswith("ELBO_") for key in env or {}):
+        return zygote().run(["-m", "elbocli", *line], cwd, environment, stdin, timeout, **conditions)
     assert not conditions
-    given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
+    line = [sys.executable, "-m", "elbocli", *line]
     return subprocess.run(
-        [sys.executable, "-m", "elbocli", *line],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
-        **given,
+        line, cwd=cwd, env=environment, capture_output=True, timeout=timeout, check=False, input=stdin
     )
 
 

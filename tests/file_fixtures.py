@@ -6,11 +6,11 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import zygote
 from hypothesis import settings
 
 from elbocli.files.dataset_block import plain
@@ -71,14 +71,12 @@ def pack(tmp_path, images):
 
 @pytest.fixture
 def python():
-    """python(code, *arguments): what a new interpreter prints; a failure shows its stderr."""
+    """python(code, *arguments): what a new process prints; a failure shows its stderr."""
 
     def run(code, *arguments, timeout=60):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=timeout
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        done = zygote().run(["-c", code, *map(str, arguments)], None, dict(os.environ), b"", timeout)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
 
     return run
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "merge",
     "train",
     "adapt",
+    "grid",
     "ema",
     "sample",
     "evaluate",

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import path_with_tools
 from scipy.io import savemat
 
 from elbocli.files.checkpoint import checkpoints
@@ -183,8 +183,7 @@ def test_an_example_runs(code: str, world: Path, tmp_path: Path, request: pytest
         code = re.sub(pattern, other, code)
     if "jq" in code and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **ENVIRONMENT, "PATH": path, "HOME": str(tmp_path)}
+    environment = {**os.environ, **ENVIRONMENT, "PATH": path_with_tools(), "HOME": str(tmp_path)}
     if "--preset" not in code:
         environment["ELBO_TRAIN_PRESET"] = "preset.yaml"
     if "train --preset" in code:

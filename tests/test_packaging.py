@@ -45,9 +45,9 @@ def test_a_wheel_holds_the_package_its_presets_and_pages_and_no_tests(wheel: Pat
 
 
 def test_installed_in_a_fresh_environment_it_runs_and_man_finds_its_pages(installed: Installed, tmp_path: Path) -> None:
-    result = installed.run("elbo", "weights", "check", "edm", cwd=tmp_path)
+    result = installed.run("elbo", "weights", "check", "edm", cwd=tmp_path, fresh=True)
     assert result.returncode == 1 and "-3.307778" in result.stdout
-    where = installed.run("python", "-c", "import elbocli; print(elbocli.__file__)", cwd=tmp_path)
+    where = installed.run("python", "-c", "import elbocli; print(elbocli.__file__)", cwd=tmp_path, fresh=True)
     assert where.stdout.startswith(str(installed.folder))
     assert (installed.folder / "share" / "man" / "man1" / "elbo-train.1").exists()
     if shutil.which("man"):

@@ -101,9 +101,9 @@ def test_an_installed_package_brings_plugins_by_its_entry_point(installed: Insta
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elbo-zoo\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[elbo.plugins]\nzoo = elbo_zoo\n")
     try:
-        listed = installed.run("elbo", "weights", "list", cwd=tmp_path)
+        listed = installed.run("elbo", "weights", "list", cwd=tmp_path, fresh=True)
         assert listed.returncode == 0 and "zoo" in listed.stdout
-        assert "never rises" in installed.run("elbo", "weights", "check", "zoo", cwd=tmp_path).stdout
+        assert "never rises" in installed.run("elbo", "weights", "check", "zoo", cwd=tmp_path, fresh=True).stdout
     finally:
         (site / "elbo_zoo.py").unlink()
         for file in metadata.iterdir():

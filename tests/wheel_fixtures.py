@@ -9,15 +9,17 @@ import sys
 import venv
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
+from forks import Zygote
 
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Installed:
     """A fresh environment with elbo in it."""
 
@@ -28,18 +30,30 @@ class Installed:
         """Its interpreter."""
         return self.folder / "bin" / "python"
 
-    def run(self, *line: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-        """Run a command there, whose `elbo` and `python` are this environment's, without the tree on any path."""
+    @cached_property
+    def zygote(self) -> Zygote:
+        """What starts processes there without the seconds that imports take."""
+        zygote = Zygote(str(self.python), self.environment)
+        said = zygote.run(["-c", "import elbocli; print(elbocli.__file__)"], None, self.environment, b"", 60)
+        assert said.stdout.decode().startswith(str(self.folder)), said
+        return zygote
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its variables, without the tree on any path."""
         own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" and not key.startswith("ELBO_")}
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        return {**own, "ELBO_DEVICE": "cpu", "PATH": path, "VIRTUAL_ENV": str(self.folder)}
+
+    def run(self, *line: object, cwd: Path, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+        """Run a command there, whose `elbo` and `python` are this environment's. fresh: which import all by themselves."""
+        environment = self.environment
+        if not fresh:
+            environment["PATH"] = f"{self.zygote.tools}:{environment['PATH']}"
         return subprocess.run(
             [*map(str, line)],
             cwd=cwd,
-            env={
-                **own,
-                "ELBO_DEVICE": "cpu",
-                "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-                "VIRTUAL_ENV": str(self.folder),
-            },
+            env=environment,
             capture_output=True,
             text=True,
             check=False,

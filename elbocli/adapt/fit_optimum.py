@@ -11,11 +11,11 @@ from torch import Tensor
 from elbocli.core.adaptive import schedule_of_scores
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.errors import DataError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.json_record import Record
 from elbocli.files.optimum_file import Optimum, read_optimum
 from elbocli.files.schedule_file import resolve_weighting, to_text
+from elbocli.files.schema import Record
 
 DEFAULT = "elbo"
 """The weighting where none is named: no log says one."""
@@ -62,6 +62,8 @@ def run(
     found = read_optimum(path)
     spec = weighting or DEFAULT
     w = resolve_weighting(spec, shift=shift, monotone=monotone, given=None if bias is None else {"bias": bias})
+    if w.learned:
+        raise UsageError(f"{w.spec} is learned by training; --data-only takes a weighting that is known before")
     edges = torch.tensor(found.edges, dtype=torch.float64)
     least = found.least(edges, training=True)[0].clamp(min=0)
     if not bool((least > 0).any()):

@@ -17,9 +17,9 @@ from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.excess import Excess, copying, excess, excess_by_bin
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
-from elbocli.files.json_record import REST, Record
 from elbocli.files.optimum_file import Optimum, read_optimum
 from elbocli.files.reading import naming
+from elbocli.files.schema import REST, Record
 from elbocli.runtime.progress import Progress
 from elbocli.train.held_out import training_rows
 
@@ -75,15 +75,15 @@ def open_own(asked: Measurement, optimum: Path, settings: MeasureSettings, warn:
     Raises UsageError when the optimum is of other images or levels, and what opening them raises.
     """
     found, trained = read_optimum(optimum), asked.trained
-    digest, known = found.about.get("payload_sha256"), trained.data.get("payload_sha256")
+    digest, known = found.payload_sha256, trained.data.payload_sha256
     if digest != known:
         raise UsageError(
-            f"{optimum}: is of {found.about.get('dataset')}, not of the images that {trained.path} was trained on; find it by "
+            f"{optimum}: is of {found.dataset}, not of the images that {trained.path} was trained on; find it by "
             f"'elbo optimum --like {trained.path}'"
         )
     with naming(optimum, UsageError):
         found.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
-    same = asked.dataset.attributes.get("payload_sha256") == known
+    same = asked.dataset.attributes.payload_sha256 == known
     own = asked if same else open_measurement(trained.path, None, settings, warn)
     rows = training_rows(trained.settings, own.dataset)
     if rows is None:
@@ -102,7 +102,7 @@ def run(
     here = found.curve.moments
     same = own.dataset.path == asked.dataset.path and set(own.rows) == set(asked.rows)
     there = here if same else (yield from estimate.run(own, schedule)).curve.moments
-    weighting = asked.trained.objective.weighting
+    weighting = asked.weightings(())[0]
     gain, new = (excess(each, *_least(least, each), weighting) for each in (there, here))
     copies = None if same else copying(gain, new)
     report = ExcessReport(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ WAITING = 256  # batches of errors that are added up at once
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
     """[bins + 1] float64 edges of equal bins of λ."""
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
+
+
+def bin_middles(edges: Tensor) -> Tensor:
+    """[bins] λ in the middle of each bin."""
+    return 0.5 * (edges[1:] + edges[:-1])
 
 
 class BinSums:
@@ -98,7 +104,7 @@ class ErrorMoments:
     @property
     def middle(self) -> Tensor:
         """λ in the middle of each bin."""
-        return 0.5 * (self.edges[1:] + self.edges[:-1])
+        return bin_middles(self.edges)
 
     @property
     def seen(self) -> Tensor:
@@ -113,11 +119,15 @@ class ErrorMoments:
 
     def smoothed(self) -> ErrorMoments:
         """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours. See
-        core/smooth.py.
+        core/smooth.py. Computed once, as it takes longer than all else that is done with them.
 
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
         Raises DataError when no bin was seen twice.
         """
+        return self._smoothed
+
+    @cached_property
+    def _smoothed(self) -> ErrorMoments:
         if not bool(self.seen.any()):
             raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)

@@ -6,13 +6,15 @@ Nothing here decides how a file is read: whoever reads it checks it for himself.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import stat
 from pathlib import Path
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
+from elbocli.files.file_system import SPECIAL
+from elbocli.files.opening import open_file
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -61,8 +63,8 @@ def recognise(path: Path) -> str:
         if stat.S_ISDIR(found.st_mode):
             return _folder(path)
         if not stat.S_ISREG(found.st_mode):
-            return "no file"
-        with open(path, "rb") as file:
+            return SPECIAL.get(stat.S_IFMT(found.st_mode), "no file")
+        with open_file(path) as file:
             head = file.read(4096)
     except FileNotFoundError:
         return MISSING
@@ -95,8 +97,8 @@ def _folder(path: Path) -> str:
 
 def _of_class(config: Path) -> str:
     """Return what a config of diffusers is of, by its class; '' where it says none."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        name = str(json.loads(config.read_text()).get("_class_name") or "")
+    with contextlib.suppress(FormatError, AttributeError):
+        name = str(strict_json.read(config).get("_class_name") or "")
         if name:
             return AUTOENCODER if name == "AutoencoderKL" else "a model of diffusers"
     return ""

@@ -18,7 +18,7 @@ from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.optimum_file import FORMAT, LeastCurve, Optimum, SampleCheck
+from elbocli.files.optimum_file import LeastCurve, Optimum, SampleCheck
 from elbocli.runtime.progress import Progress
 
 NOISES = 2
@@ -214,11 +214,11 @@ def _result(
         bias = [apart.value(each) for each in unit[here]]
         check = SampleCheck(size, apart.n, bias, [apart.se(each, count) for each in unit[here]])
     copies = 2 if settings.flip else 1
+    value, se = curve(told)
     return Optimum(
-        FORMAT,
-        1,
-        edges.tolist(),
-        *curve(told),
+        edges=edges.tolist(),
+        eps_mse=value,
+        eps_mse_se=se,
         classes=len(torch.unique(images.labels)) if told else 0,
         nats=of(whole)[0],
         nats_se=of(whole)[1],
@@ -231,13 +231,11 @@ def _result(
         label_dropout=settings.label_dropout if told else 0.0,
         without_class=LeastCurve(*curve(0)) if told else None,
         sample=check,
-        about={
-            "dataset": str(images.dataset.path),
-            "payload_sha256": images.dataset.attributes.get("payload_sha256"),
-            "n_dataset": len(images.dataset),
-            "seed": settings.seed,
-            "elbo_version": __version__,
-        },
+        dataset=str(images.dataset.path),
+        payload_sha256=images.dataset.attributes.payload_sha256,
+        n_dataset=len(images.dataset),
+        seed=settings.seed,
+        elbo_version=__version__,
     )
 
 

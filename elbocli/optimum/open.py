@@ -9,8 +9,10 @@ from pathlib import Path
 from elbocli.core.schedule import check_range
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.files.run_config import RunData
 from elbocli.nn.networks import config_of
 from elbocli.optimum.find import OptimumSettings
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.train_settings import TrainSettings
@@ -51,9 +53,9 @@ def open_search(
         dataset = Dataset(data)
     else:
         config = read_run_config(like, warn)
-        usual = run_settings(config["settings"], like / "config.yaml")
-        conditional = config_of(config["network"], like / "config.yaml").num_classes > 0
-        dataset = _dataset_of(like, config["data"], data)
+        usual = run_settings(config.settings, like / "config.yaml")
+        conditional = config_of(config.network, like / "config.yaml").num_classes > 0
+        dataset = _dataset_of(like, config.data, data)
         rows = training_rows(usual, dataset)
     low, high = (
         usual.logsnr_min if asked.low is None else asked.low,
@@ -80,17 +82,14 @@ def open_search(
     return dataset, settings
 
 
-def _dataset_of(run: Path, known: dict[str, object], data: Path | None) -> Dataset:
+def _dataset_of(run: Path, known: RunData, data: Path | None) -> Dataset:
     """The dataset that a run was trained on, also where it has been moved to. Raises ElboError when it is another."""
-    if data is None and not known.get("path"):
+    if data is None and known.path is None:
         raise UsageError(f"{run}: has no dataset of its own; name one, DATA.h5")
-    path = data or Path(str(known["path"]))
-    beside = run.parent / path  # where the run was trained, when its dataset's path was relative
-    if data is None and beside.exists() and not path.exists():
-        path = beside
+    path = data or dataset_of(known, run)
     dataset = Dataset(path)
-    digest = known.get("payload_sha256")
-    if digest is not None and dataset.attributes.get("payload_sha256") != digest:
+    digest = known.payload_sha256
+    if digest is not None and dataset.attributes.payload_sha256 != digest:
         raise DataError(
             f"{path}: holds other images than {run} was trained on; leave out --like, or name its own dataset"
         )

@@ -47,17 +47,17 @@ class RunExcess:
 
 
 def run_excess(
-    optimum: Optimum, data: dict[str, Any], own: ErrorMoments, new: ErrorMoments | None, weighting: Weighting
+    optimum: Optimum, known: str | None, own: ErrorMoments, new: ErrorMoments | None, weighting: Weighting
 ) -> RunExcess:
-    """Compare errors of a run with the least ones on its images. data: the run's, as config.yaml says. own, new: of
+    """Compare errors of a run with the least ones on its images. known: the digest of these images. own, new: of
     training, and of images held out.
 
     Raises UsageError when the optimum is of other images or levels, DataError when the log has too little.
     """
-    digest, known = optimum.about.get("payload_sha256"), data.get("payload_sha256")
+    digest = optimum.payload_sha256
     if digest != known:
         raise UsageError(
-            f"the optimum is of {optimum.about.get('dataset')} ({str(digest)[:12]}), not of the images that the run was "
+            f"the optimum is of {optimum.dataset} ({str(digest)[:12]}), not of the images that the run was "
             f"trained on ({str(known)[:12]}); find it by 'elbo optimum --like RUN'"
         )
     least, se = optimum.least(own.edges, training=True)

@@ -53,7 +53,10 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
     value = w(at)
     top = float(value.max()) or 1.0
     noise = -w.slope(at) / top
+    earlier = [each.weighting(at) for each in objective.effective[:-1]]
     with drawing("weighting", 2, 4.0) as (figure, (upper, lower), svg):
+        for values in earlier:
+            upper.plot(at, values / values.max(), color=MUTED, linewidth=0.5)
         upper.plot(at, value / top, color=ONE)
         upper.set_ylabel("w(λ) / max w")
         lower.axhline(0, color=MUTED, linewidth=0.8)
@@ -70,6 +73,7 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
             if objective.rising
             else ""
         )
+        caption += " Thin: earlier, as it was learned." if earlier else ""
         caption += f" At the largest λ a point mass of {rest:.2g} is left." if rest > 0 else ""
         return Picture(f"Weighting {brief(w.spec)}", caption, svg())
 

@@ -17,7 +17,7 @@ from elbocli.bound import estimate, gradients, theorem
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
 from elbocli.bound.result import Bound, GradientVariance, Theorem
-from elbocli.core.adaptive import loss_variance
+from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import prior, reconstruction
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
@@ -138,15 +138,23 @@ def test_the_errors_can_be_kept_as_a_loss_log(trained: Path) -> None:
     assert torch.equal(reader.log.sums, found.sums) and float(found.sums[0].sum()) == 800
 
 
+@pytest.fixture(scope="module")
+def logged(trained: Path) -> ErrorMoments:
+    """Errors per λ of all images."""
+    moments: ErrorMoments = finish(estimate.run(probe(trained, images=ALL, draws=24, batch=2048))).curve.moments
+    return moments
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "edm", "uniform", "fitted:loss", "fitted:std"])
-def test_the_variance_that_a_log_predicts_is_the_one_measured(trained: Path, schedule: str) -> None:
+def test_the_variance_that_a_log_predicts_is_the_one_measured(
+    trained: Path, logged: ErrorMoments, schedule: str
+) -> None:
     """From the errors of one seed, for independent t, against the losses of another seed under each schedule."""
     asked = probe(trained, images=ALL, draws=24, batch=2048, seed=1)
-    known = finish(estimate.run(probe(trained, images=ALL, draws=24, batch=2048))).curve.moments
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = asked.schedule(schedule, weighting)
     loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(weighting, chosen, "variance")])
-    predicted, _ = loss_variance(known, weighting, chosen.density)
+    predicted, _ = loss_variance(logged, weighting, chosen.density)
     assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
 
 

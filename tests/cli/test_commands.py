@@ -21,6 +21,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from forks import quick
 
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.sample_writers.npy import npy_header
@@ -33,6 +34,7 @@ VERBS = [
     "merge",
     "train",
     "adapt",
+    "grid",
     "ema",
     "sample",
     "eval",
@@ -180,7 +182,7 @@ files: {}
         ("weighting: 3\n", 2, ["no weighting is called '3'"]),
         ("schedule: no\n", 2, ["no schedule is called 'False'"]),
         ("prediction: 2\n", 2, ["no prediction is called '2'"]),
-        ("format: elbo-run\nversion: 1\nsettings: [1]\n", 2, ["c.yaml: no section 'settings'"]),
+        ("format: elbo-run\nversion: 1\nsettings: [1]\n", 2, ["c.yaml: settings is '[1]'; expected an object"]),
         ("lr: [1, 2]\n", 2, ["lr is a list"]),
         ("ema: []\n", 2, ["ema is an empty list; name at least one"]),
         ("ema: {power: .1}\n", 2, ["ema is a dict"]),
@@ -324,6 +326,7 @@ def test_an_existing_output_is_refused(
     for line in (
         ["prep", digits_folder, "there.h5"],
         ["adapt", trained, "-o", "there.yaml"],
+        ["grid", trained, "-o", "there.yaml"],
         ["sample", trained, "-o", "there.h5"],
         ["weights", "plot", "sigmoid", "-o", "there.svg"],
         ["report", trained, "-o", "there.svg"],
@@ -402,7 +405,7 @@ def test_pickles_that_would_run_code_are_refused(
 def test_binary_never_goes_onto_a_terminal(trained: Path) -> None:
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "elbocli", "sample", str(trained), "-n", "2"], stdout=child, stderr=subprocess.PIPE
+        [quick(), "-m", "elbocli", "sample", str(trained), "-n", "2"], stdout=child, stderr=subprocess.PIPE
     )
     os.close(child)
     _, stderr = process.communicate(timeout=60)
@@ -414,7 +417,7 @@ def test_a_terminal_gets_a_progress_bar_on_stderr(digits_folder: Path, tmp_path:
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "elbocli", "prep", str(digits_folder), "a.h5", "--size", "8"],
+        [quick(), "-m", "elbocli", "prep", str(digits_folder), "a.h5", "--size", "8"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=child,
@@ -436,7 +439,7 @@ def test_a_terminal_gets_a_progress_bar_on_stderr(digits_folder: Path, tmp_path:
 def test_a_pipe_from_sample_to_eval_and_a_producer_that_dies(
     elbo: Callable[..., Any], digits: Path, trained: Path
 ) -> None:
-    sample = [sys.executable, "-m", "elbocli", "sample", str(trained), "-n", "24", "--steps", "4"]
+    sample = [quick(), "-m", "elbocli", "sample", str(trained), "-n", "24", "--steps", "4"]
     producer = subprocess.Popen(sample, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     result = elbo("eval", "--ref", digits, "--extractor", "elbo-tiny", stdin=producer.stdout)
     check(result, 0)
@@ -446,7 +449,7 @@ def test_a_pipe_from_sample_to_eval_and_a_producer_that_dies(
     producer = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert producer.stdout is not None
     consumer = subprocess.Popen(
-        [sys.executable, "-m", "elbocli", "eval", "--ref", str(digits), "--extractor", "elbo-tiny"],
+        [quick(), "-m", "elbocli", "eval", "--ref", str(digits), "--extractor", "elbo-tiny"],
         stdin=producer.stdout,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -462,8 +465,8 @@ def test_a_pipe_from_sample_to_eval_and_a_producer_that_dies(
 
 def test_a_reader_that_leaves_is_no_traceback(trained: Path) -> None:
     for line in (
-        f"{sys.executable} -m elbocli weights show sigmoid --points 100000 | head -2",
-        f"{sys.executable} -m elbocli sample {trained} -n 4000 --steps 1 --batch 500 | head -c 10",
+        f"{quick()} -m elbocli weights show sigmoid --points 100000 | head -2",
+        f"{quick()} -m elbocli sample {trained} -n 4000 --steps 1 --batch 500 | head -c 10",
     ):
         result = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, timeout=120, check=False)
         assert result.returncode == 141

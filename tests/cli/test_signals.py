@@ -30,6 +30,7 @@ COMMANDS = {
     "bound": "bound {run} -n 100 --draws 8 --curve x.tsv --plot x.png",
     "ema": "ema {run} --std .1 -o x.safetensors",
     "eval": f"eval {{data}} --ref {{data}} {SCORE} --card x.md --save-stats x.npz",
+    "grid": "grid {run} --sampler heun --steps 16 -n 16 -o x.yaml",
     "info": "info {run} --verify",
     "info --grid": "info {data} --grid x.png",
     "presets": "presets list",

@@ -59,12 +59,12 @@ def test_the_verdict_heeds_the_error(share: float, se: float, words: str) -> Non
 
 
 def test_the_share_scatters_as_its_error_says() -> None:
-    own, new, least = 0.3, 1.0, 0.02
+    own, new, least = 0.3, 1.0, 0.1
     found = []
     for noise in torch.randn(4000, 3, generator=GENERATOR, dtype=torch.float64).tolist():
         common = least * noise[0]
-        pair = [value + 0.03 * own_noise - common for value, own_noise in zip((own, new), noise[1:])]
-        each = copying(*(Excess(value, math.hypot(0.03, least), least) for value in pair))
+        pair = [value + 0.02 * own_noise - common for value, own_noise in zip((own, new), noise[1:])]
+        each = copying(*(Excess(value, math.hypot(0.02, least), least) for value in pair))
         assert each is not None
         found.append((each.share, each.se))
     shares, errors = torch.tensor(found, dtype=torch.float64).T

@@ -97,7 +97,7 @@ def test_intervals_hold_the_true_distance(width, n, decay, apart, skewed):
 
 
 @pytest.mark.parametrize(
-    ("width", "decay"), [(64, 0), (128, 0.5), (256, 0.5), pytest.param(512, 0.5, marks=pytest.mark.slow)]
+    ("width", "decay"), [(64, 0), (128, 0.5), *(pytest.param(w, 0.5, marks=pytest.mark.slow) for w in (256, 512))]
 )
 def test_extrapolated_from_a_thousand_it_is_less_biased_by_more_than_three(width, decay):
     world = World(width, decay)

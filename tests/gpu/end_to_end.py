@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ FEW = 60.0
 
 def command(session: Session, *words: object) -> list[str]:
     """A command line of elbo."""
-    return [sys.executable, "-m", "elbocli", *map(str, words)]
+    return [os.environ.get("PYTHON", sys.executable), "-m", "elbocli", *map(str, words)]
 
 
 def ended(session: Session, *words: object) -> subprocess.CompletedProcess[str]:

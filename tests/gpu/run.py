@@ -58,7 +58,7 @@ def planned(step: Step, later: list[Step], left: float) -> tuple[float, float]:
 
 def run(report: Report, steps: list[Step], out: Path, folder: Path) -> None:
     """Do the steps, and write the report after each finding."""
-    end, worker = time.monotonic() + report.budget_s, Worker()
+    end, worker = time.monotonic() + report.budget_s, Worker(report.device)
     try:
         for index, step in enumerate(steps):
             result = StepResult(step.name)

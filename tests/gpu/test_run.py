@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import quick
 
 from elbocli.train.batches import normalised
 from elbocli.train.state import TrainState
@@ -48,7 +49,10 @@ def again(session): yield Row("process", os.getpid()); yield Row("folder", str(s
 
 @pytest.fixture
 def started(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
-    """started(line, **environment): (exit code, JSON, table) of a program that is told --out, in an empty folder."""
+    """started(line, **environment): (exit code, JSON, table) of a program that is told --out, in an empty folder.
+
+    With another PYTHONPATH it imports all by itself.
+    """
 
     def start(*line: str, **environment: str) -> tuple[int, dict[str, Any], str]:
         out = tmp_path / "gpu.json"
@@ -56,9 +60,14 @@ def started(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
         # Into files: whoever is left behind would hold a pipe open.
         with open(tmp_path / "stdout", "w") as stdout, open(tmp_path / "stderr", "w") as stderr:
             done = subprocess.run(
-                [sys.executable, *line, "--out", str(out), "--device", "cpu"],
+                [sys.executable if environment else quick(), *line, "--out", str(out), "--device", "cpu"],
                 cwd=tmp_path,
-                env={**kept, "OMP_NUM_THREADS": "1", **environment},
+                env={
+                    **kept,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHON": sys.executable if environment else quick(),
+                    **environment,
+                },
                 stdout=stdout,
                 stderr=stderr,
                 timeout=500,
@@ -140,7 +149,7 @@ def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started: Callab
         f"Step('{name} {n}', 'fake.{name}', {16 if name == 'again' and n else 1})" for n, name in enumerate(names)
     )
     code = f"import sys; sys.path[:0] = [{str(GPU)!r}, {str(tmp_path)!r}]; import run; from worker import Step; run.STEPS = ({steps},); run.main()"
-    code, report, table = started("-c", code, "--budget", "24")
+    code, report, table = started("-c", code, "--budget", "18")
     found = steps_of(report)
     said = {name: (step["status"], len(step["rows"]), step["message"]) for name, step in found.items()}
     late = said.pop("hangs 6")

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from record import DONE, FAILED, LATE, SKIPPED, Row, Skipped, StepResult
 
@@ -84,9 +85,10 @@ def _done(step: Step, session: Session, send: Callable[[Row], None]) -> End:
 class Worker:
     """A process that does steps, begun when there is one to do, and ended when one has gone wrong."""
 
-    def __init__(self) -> None:
-        self._context = get_context("spawn")
-        self._process: SpawnProcess = None
+    def __init__(self, device: str) -> None:
+        # What has seen a CUDA device can't be forked.
+        self._context: Any = get_context("fork" if device == "cpu" else "spawn")
+        self._process: BaseProcess = None
         self._connection: Connection = None
 
     def close(self) -> None:

@@ -54,7 +54,11 @@ def test_every_format_goes_through_all_commands_here_or_in_a_test_of_its_own() -
     assert set(FAMILIES) | {"diffusers", "program", "module"} == set(FORMATS)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    # Once it is imported, REPA's network is SiT's.
+    [pytest.param(name, marks=pytest.mark.slow if name == "repa" else ()) for name in FAMILIES],
+)
 def test_a_small_one_works_on_every_command_and_is_trained_further(
     name: str, elbo: Elbo, digits: Path, tmp_path: Path
 ) -> None:

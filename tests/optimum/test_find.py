@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.excess import excess_by_bin
 from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.losslog import read_logs
 from elbocli.files.optimum_file import Optimum
 from elbocli.optimum import find
@@ -46,7 +47,7 @@ class Images:
     def __init__(self, levels: np.ndarray, labels: np.ndarray | None = None):
         self.levels, self.shape = levels, levels.shape
         self.labels = np.zeros(len(levels), np.int64) if labels is None else labels
-        self.attributes: dict[str, Any] = {}
+        self.attributes = DatasetAttributes()
         self.largest = 0
 
     def __len__(self) -> int:

@@ -7,12 +7,12 @@ import pty
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import quick
 
 from elbocli.files import strict_yaml
 
@@ -136,7 +136,7 @@ def test_what_is_missing_is_said_on_request(elbo: Callable[..., Any], trained: P
     ("words", "said"),
     [
         (["nowhere"], "nowhere: no such run"),
-        (["run", "--scores", "run/status.json"], "status.json: not a result of 'elbo eval' or 'elbo bound'"),
+        (["run", "--scores", "run/status.json"], "status.json: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum'"),
         (["run", "--scores", "none.json"], "none.json: can't be read: No such"),
         (["run", "--samples", "fid.json"], "fid.json"),
     ],
@@ -159,7 +159,7 @@ def test_a_run_whose_name_is_no_text_is_shown(elbo: Callable[..., Any], trained:
 @pytest.mark.parametrize("words", [["report"], ["report", "--json"], ["info"]])
 def test_a_full_disk_is_told(words: list[str], run: Path) -> None:
     with open("/dev/full", "wb") as out:
-        line = [sys.executable, "-m", "elbocli", *words, str(run)]
+        line = [quick(), "-m", "elbocli", *words, str(run)]
         result = subprocess.run(line, stdout=out, stderr=subprocess.PIPE, timeout=120, check=False)
     said = f"elbo {words[0]}: error: standard output: could not write: No space left on device\n"
     assert (result.returncode, result.stderr.decode()) == (1, said)
@@ -167,7 +167,7 @@ def test_a_full_disk_is_told(words: list[str], run: Path) -> None:
 
 def test_a_page_never_goes_onto_a_terminal(run: Path) -> None:
     parent, child = pty.openpty()
-    line = [sys.executable, "-m", "elbocli", "report", str(run)]
+    line = [quick(), "-m", "elbocli", "report", str(run)]
     result = subprocess.run(line, stdout=child, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(child)
     os.close(parent)

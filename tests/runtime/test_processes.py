@@ -1,13 +1,13 @@
 """Processes that torchrun starts anew find each other, and not what they were before."""
 
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import quick
 
 from elbocli.errors import UsageError
 from elbocli.runtime import processes
@@ -53,9 +53,7 @@ os.kill(host, signal.SIGKILL)
 @pytest.mark.parametrize("late", range(3))
 def test_who_is_started_anew_does_not_wait_for_the_dead(late: int) -> None:
     """All meet through one store, as torchrun's; whoever comes first finds there what the dead have left."""
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, str(late)], capture_output=True, text=True, timeout=300, check=False
-    )
+    result = subprocess.run([quick(), "-c", CODE, str(late)], capture_output=True, text=True, timeout=300, check=False)
     assert result.stdout == "0 0 0\n" * 3, result.stderr
 
 
@@ -143,6 +141,6 @@ print(forked(2, work))
 
 def test_a_limit_ends_a_wait_for_who_hangs_and_is_not_the_hosts() -> None:
     """By gloo, whose limit is set as NCCL's is."""
-    line = [sys.executable, "-c", LIMITED, str(Path(__file__).parents[1])]
+    line = [quick(), "-c", LIMITED, str(Path(__file__).parents[1])]
     result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert result.stdout == "[0, 0]\n", result.stderr

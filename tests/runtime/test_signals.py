@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
 
 import pytest
+from forks import quick
 
 from elbocli.runtime.signals import CAUGHT, Abandoned, catching_signals
 
@@ -77,7 +77,7 @@ with signals.catching_signals():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
     begun = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 130, result.stderr
     assert time.monotonic() - begun < 60
 

@@ -9,7 +9,6 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forks import quick
 
-ELBO = [sys.executable, "-m", "elbocli"]
+ELBO = [quick(), "-m", "elbocli"]
 LONG = ("--steps", "50", "--batch", "2", "--sampler", "ddim")
 """A batch takes a moment, the whole a minute."""
 
@@ -121,7 +121,7 @@ def test_a_terminal_is_told_the_rate_and_the_time_left(trained: Path, tmp_path: 
 
 def test_without_a_terminal_a_line_now_and_then_says_it(trained: Path, tmp_path: Path) -> None:
     code = "from elbocli.cli import progress_bar as progress; progress.LINE_EVERY_S = progress.FIRST_S = 0.1; from elbocli.main import main; main()"
-    line = [sys.executable, "-c", code, "sample", str(trained), "-n", "40", *LONG, "-o", str(tmp_path / "x.npy")]
+    line = [quick(), "-c", code, "sample", str(trained), "-n", "40", *LONG, "-o", str(tmp_path / "x.npy")]
     result = subprocess.run(line, capture_output=True, timeout=100, check=False)
     assert result.returncode == 0
     assert re.search(rb"elbo sample: \d+/40 img, [\d.]+ img/s, \d+ s left\n", result.stderr), result.stderr

@@ -1,7 +1,6 @@
 """The network compiled: how many graphs a run has, that it computes the same, and what happens without a compiler."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import quick
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -80,6 +80,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     counters.clear()
 
 
+OTHERS = ("uvit", "one wavelet")
+"""Two wavelets are all that these have, once more; the first is compiled in other ways below."""
 WAYS: list[dict[str, Any]] = [
     {"precision": "bf16", "activation_checkpointing": True},
     {"micro_batch": 8, "conditional": False},
@@ -89,7 +91,12 @@ WAYS: list[dict[str, Any]] = [
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     ("network", "options", "norms"),
-    [*((each, {}, None) for each in NETWORKS), *(("uvit", way, None) for way in WAYS), ("unet", WAYS[0], True)],
+    [
+        *((each, {}, None) for each in NETWORKS if each not in OTHERS),
+        *(pytest.param(each, {}, None, marks=pytest.mark.slow) for each in OTHERS),
+        *(("uvit", way, None) for way in WAYS),
+        ("unet", WAYS[0], True),
+    ],
 )
 def test_a_run_has_three_graphs_without_a_break(
     network: str,
@@ -133,7 +140,7 @@ def work(world):
         print(found, repr(state.compiled), state.warnings, flush=True)
 print(group.forked(2, work))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr
     replicated, sharded, uncompiled, codes = result.stdout.splitlines()
     assert codes == "[0, 0]", result.stderr

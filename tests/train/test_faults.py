@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from forks import quick
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.errors import DataError, FormatError, Interrupted, NonFiniteError, UsageError
@@ -533,7 +533,7 @@ with catching_signals() as caught:
         "from elbocli.runtime import signals",
         "from elbocli.runtime import signals\nfrom elbocli.runtime.signals import catching_signals",
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (130, "2\n"), result.stderr
 
 
@@ -610,4 +610,4 @@ def test_the_newest_checkpoint_is_the_last_step(digits: Path, preset: Path, tmp_
     list(reports(digits, tmp_path / "run", small(digits, preset, steps=7, save_every=3, log_every=2)))
     saved = latest(tmp_path / "run", pytest.fail)
     assert saved is not None and saved.step == 7
-    assert saved.meta["log_bytes"]["metrics.jsonl"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size
+    assert saved.meta.log_bytes["metrics.jsonl"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forks import quick
 from safetensors.torch import load_file
 
 from elbocli.errors import UsageError
@@ -46,7 +46,7 @@ def grouped(tmp_path: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]]
     """Exit codes by run and rank, and what was said on stderr."""
     (tmp_path / "jobs.json").write_text(json.dumps([{**job, "out": str(tmp_path / job["out"])} for job in jobs]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(GROUP), str(tmp_path / "jobs.json")]
+    line = [quick(), str(GROUP), str(tmp_path / "jobs.json")]
     result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=500, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), result.stderr
@@ -81,6 +81,7 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(
                 "parallel": parallel,
                 "micro_batch": 3 if size == 2 else 0,
                 "val_split": 20,
+                "val_every": 70,
             },
         }
         for size, parallel in (ALONE, *ways)
@@ -146,7 +147,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
     weights = [load_file(checkpoints(tmp_path / run)[-1] / "model.safetensors") for run in ("mixed", "alone")]
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[0][name], value, rtol=1e-2, atol=1e-3)
-    sizes = {int(path.name[5:]): read_checkpoint(path).meta["world_size"] for path in checkpoints(tmp_path / "mixed")}
+    sizes = {int(path.name[5:]): read_checkpoint(path).meta.world_size for path in checkpoints(tmp_path / "mixed")}
     assert sizes == {5: 2, 6: 2, 10: 1, 11: 1, 15: 2, 17: 2, 20: 4, 22: 4, 25: 2, 26: 2}
 
 
@@ -169,7 +170,7 @@ def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_f
     succeeded(tmp_path, [{**job, "out": "whole"}, *pieces])
     runs = [latest(tmp_path / out, print) for out in ("whole", "pieces")]
     assert runs[0] is not None and runs[1] is not None and runs[0].step == 21
-    for name in runs[0].meta["files"]:
+    for name in runs[0].meta.files:
         if name.endswith(".safetensors"):
             assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
     log = "losslog.jsonl"
@@ -214,7 +215,7 @@ def work(world):
         Dataset(Path({str(other)!r}) if world.rank == 1 else Path({str(digits)!r}))
 print(group.forked(3, work))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "[1, 1, 1]\n", result.stderr
     for rank in range(3):
         assert f"rank {rank} says: rank 1: {other}" in result.stderr
@@ -266,7 +267,7 @@ def work(world):
 children = group.started({size}, work)
 print(group.ended(children, patience=10))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == f"{codes}\n", result.stderr
     assert said in result.stderr
     assert not said or result.stderr.count("gone") == size
@@ -292,7 +293,7 @@ for unit in units:
     unit(torch.zeros(2))
 print(counters["frames"]["ok"])
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "12\n", result.stderr
 
 
@@ -307,7 +308,7 @@ def work(world):
     world.most([0])
 print(group.forked(2, work))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "[1, 9]\n", result.stderr
     assert "another process of this run has ended" in result.stderr
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import group
 import pytest
+from forks import quick
 
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
@@ -119,7 +119,7 @@ assert len(said) == 1 and "File too large" in said[0], said
 
 def test_lines_that_a_file_has_no_room_for_come_when_it_has(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    done = subprocess.run([sys.executable, "-c", CUT, file], capture_output=True, text=True, check=False)
+    done = subprocess.run([quick(), "-c", CUT, file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert lines_of(file) == [{"step": step, "loss": 0.5} for step in range(5)]
 
@@ -144,7 +144,7 @@ def test_only_the_first_process_logs_elsewhere(digits: Path, preset: Path, tmp_p
     run, file = tmp_path / "run", tmp_path / "also.jsonl"
     job = {"size": 2, "data": str(digits), "out": str(run), "options": {"preset": str(preset)}, "log_to": [str(file)]}
     (tmp_path / "jobs.json").write_text(json.dumps([job]))
-    line = [sys.executable, str(Path(group.__file__)), str(tmp_path / "jobs.json")]
+    line = [quick(), str(Path(group.__file__)), str(tmp_path / "jobs.json")]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip() == "[[0, 0]]", done.stderr
     assert lines_of(file) == lines_of(run / "metrics.jsonl")

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forks import quick
 from identities import eps_hat
 from safetensors.torch import load_file
 
@@ -45,7 +45,7 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 def weights_of(run: Path) -> dict[str, bytes]:
     saved = latest(run, print)
     assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta["files"] if name.endswith(".safetensors")}
+    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
@@ -61,7 +61,7 @@ def test_killed_at_random_moments_and_resumed_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, kills: int, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     for run, wanted in (("whole", 0), ("killed", kills)):
-        line = [sys.executable, KILLER, digits, preset, tmp_path / run, wanted, 7, size, parallel]
+        line = [quick(), KILLER, digits, preset, tmp_path / run, wanted, 7, size, parallel]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} if size > 1 else None
         result = subprocess.run(
             [str(part) for part in line], capture_output=True, text=True, timeout=900, check=False, env=environment
@@ -79,7 +79,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     number: signal.Signals, code: int, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     line = [
-        sys.executable,
+        quick(),
         "-m",
         "elbocli",
         "train",
@@ -144,7 +144,7 @@ def test_a_run_that_got_nowhere_may_go_on_with_other_settings(digits: Path, pres
 
     until(0, batch=16)
     until(2, batch=8)
-    assert read_config(out)["settings"]["batch"] == 8 and not list(out.glob("checkpoints/step-*"))
+    assert read_config(out).settings["batch"] == 8 and not list(out.glob("checkpoints/step-*"))
     with pytest.raises(UsageError, match="--batch: the run has 8, asked for 4"):
         until(0, batch=4)
 
@@ -273,9 +273,9 @@ def test_a_rate_that_decays_is_used_logged_and_gone_on_with(
 
 def test_the_config_of_a_run_holds_all_that_was_resolved(trained: Path) -> None:
     config = read_config(trained)
-    assert config["settings"]["weighting"] == "sigmoid:bias=2"
-    assert set(config["settings"]) == {name for name, setting in SETTINGS.items() if setting.stored}
-    assert config["network"]["num_classes"] == 10
+    assert config.settings["weighting"] == "sigmoid:bias=2"
+    assert set(config.settings) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert config.network["num_classes"] == 10
     assert len(list((trained / "previews").glob("*.png"))) == 2
 
 
@@ -339,5 +339,5 @@ def test_a_run_of_before_tf32_was_a_precision_opens_and_goes_on(
     resolved = settings.resolve(options, Dataset(digits), basis_of(run, True, str(preset)))
     assert resolved.settings.precision == now
     assert any("going on after step 2" in line for line in drain(digits, run, resolved))
-    stored = read_config(run)["settings"]
+    stored = read_config(run).settings
     assert "tf32" not in stored and stored["precision"] == now

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import quick
 
 from elbocli.errors import DataError
 from elbocli.files import checkpoint as store
@@ -131,7 +131,7 @@ def test_a_run_that_is_deleted_ends_in_a_sentence_and_leaves_nothing(
 def test_the_command_prints_where_the_run_is(digits: Path, preset: Path, tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     options = ["--preset", str(preset), "--steps", "3000", "--save-every", "20", "--on-checkpoint", "true"]
-    line = [sys.executable, "-m", "elbocli", "train", str(digits), "-o", str(run), *options]
+    line = [quick(), "-m", "elbocli", "train", str(digits), "-o", str(run), *options]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not store.checkpoints(run):
         time.sleep(0.01)

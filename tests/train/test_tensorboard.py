@@ -5,7 +5,6 @@ import itertools
 import math
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forks import quick
 from PIL import Image
 from tensorboard.summary.writer import event_file_writer
 
@@ -128,7 +128,7 @@ print(*{trouble for trouble in troubles if trouble})
 
 
 def test_a_writer_that_fails_ends_no_training_and_hides_nothing_of_the_next_start(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-c", FAILS, tmp_path], capture_output=True, text=True, check=False)
+    result = subprocess.run([quick(), "-c", FAILS, tmp_path], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("could not write: ") == 1 and "no more events until the run goes on" in result.stdout
     TensorBoard(tmp_path, 21).write(22, {"loss": 0.0})

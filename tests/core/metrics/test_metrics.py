@@ -70,7 +70,7 @@ def test_with_one_image_less_there_is_nothing_to_be_had(name):
     assert not np.isfinite(list(found.values())).all()
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.4])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_kid_precision_and_recall_are_torch_fidelitys(shift):
     a, b = drawn(1300, 1, 12), drawn(1100, 2, 12, shift)
     kid = ask("kid", a, b)

@@ -42,6 +42,10 @@ COMMANDS = {
     ),
     "info": ("elbocli.info.command.info", "Say what FILE is and how it was made, and show its images."),
     "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
+    "optimum": (
+        "elbocli.optimum.command.optimum",
+        "Find the least error that any denoiser of DATA.h5 can have, at each noise level.",
+    ),
     "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),
     "presets": (
         "elbocli.presets.command.presets",

@@ -204,6 +204,23 @@ EXAMPLES = {
             "elbo eval samples.h5 --ref out.h5 --extractor classifier.pt2 --metrics fid,is,accuracy",
         ),
     ],
+    "elbo optimum": [
+        (
+            "Which part of the loss can training still gain? Does the network copy?",
+            "elbo optimum --like run -o optimum.json\nelbo bound run test.h5 --optimum optimum.json | jq .excess\n"
+            "elbo report run --scores optimum.json -o report.html",
+        ),
+        (
+            "A schedule for data that nothing was trained on yet.",
+            "elbo optimum out.h5 -o optimum.json\n"
+            "elbo adapt --data-only optimum.json --weighting sigmoid:bias=2 -o schedule.yaml",
+        ),
+        (
+            "Draw the noise levels at which most is to be gained.",
+            "elbo optimum --like run -o optimum.json\n"
+            "elbo adapt run --criterion excess --optimum optimum.json > schedule.yaml",
+        ),
+    ],
     "elbo report": [
         ("One page to hand to a colleague.", "elbo report run -o report.html"),
         (

@@ -21,6 +21,7 @@ COMMANDS = {
     "sample",
     "evaluate",
     "bound",
+    "optimum",
     "report",
     "weights",
     "presets",
@@ -42,6 +43,8 @@ BELOW = {
 DOORS = {
     ("train", "sample.draw"): "previews are drawn as `elbo sample` draws",
     ("train", "sample.decode"): "previews of latents are decoded as `elbo sample` decodes",
+    ("bound", "train.held_out"): "a network's own images are those that training did not hold out",
+    ("optimum", "train.held_out"): "the images of a run are those that training did not hold out",
     ("bound", "train.step"): "gradients are those of the training loss",
     ("bound", "train.batches"): "images are normalised as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",

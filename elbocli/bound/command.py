@@ -23,13 +23,25 @@ from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
-    "": {"images", "draws", "batch", "target_se", "schedules", "curve", "plot", "log", "estimators", "per_image"},
+    "": {
+        "images",
+        "draws",
+        "batch",
+        "target_se",
+        "schedules",
+        "curve",
+        "plot",
+        "log",
+        "estimators",
+        "per_image",
+        "optimum",
+    },
     "--check": {"check", "images", "draws", "batch", "weightings"},
     "--classify": {"classify", "images", "draws", "batch", "schedules", "per_image"},
     "--gradient-variance": {"gradient_variance", "batches", "weightings", "schedules", "out"},
 }
 GROUPS = {
-    "Questions": ("estimators", "check", "classify", "gradient_variance", "weightings", "schedules"),
+    "Questions": ("estimators", "check", "classify", "gradient_variance", "optimum", "weightings", "schedules"),
     "Precision of the answer": ("images", "draws", "target_se", "batches", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("per_image", "curve", "plot", "log", "out", "overwrite"),
     "Weights": ("weights", "average"),
@@ -57,7 +69,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     names = [each.name for each in estimators]
     if options["target_se"] and (names != ["variational"] or options["per_image"]):
         raise click.UsageError("--target-se goes with --estimator variational alone, and not with --per-image", ctx)
-    for name in ("curve", "plot", "log"):
+    for name in ("curve", "plot", "log", "optimum"):
         if options[name] and not any(each.traits.drawn for each in estimators):
             raise click.UsageError(f"--{name} is of drawn noise levels; add --estimator variational", ctx)
 
@@ -104,6 +116,13 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     "is cosine, edm, uniform, and all fitted ones. fitted:CRITERION is fitted to the run's own log, fitted:gradient to "
     "gradients measured here.",
 )
+@option(
+    "--optimum",
+    type=PATH,
+    metavar="FILE",
+    help="Also the error above the least one of 'elbo optimum --like RUN', and whether the network copies.",
+    more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
+)
 @option("--batches", type=Count(16, 10**6), default=64, help="Batches of gradients for each schedule.")
 @option("--per-image", type=PATH, help="Also each image's number and error: a table (.tsv).")
 @option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
@@ -134,7 +153,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
     its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
     """
-    from elbocli.bound import classify, estimate, gradients, likelihood, theorem
+    from elbocli.bound import classify, estimate, excess, gradients, likelihood, theorem
     from elbocli.bound.measure import ALL, MEASURED, MeasureSettings, open_measurement
     from elbocli.bound.plot import plot_curve
     from elbocli.cli.figure import check_suffix
@@ -176,6 +195,8 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     if mode == "":
         if plot:
             check_suffix(plot)
+        optimum = options["optimum"]
+        own = optimum and excess.open_own(probe, optimum, settings, lambda text: say(text, "warning"))
         plain = not per_image and [each.name for each in estimators] == [likelihood.DEFAULT]
         if plain:
             found = show(estimate.run(probe, "".join(specs), options["target_se"]))
@@ -185,9 +206,10 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
             if per_image:
                 write_table(per_image, several.table(probe.dataset.labels))
             told, found = several.told(str(per_image) if per_image else None), several.bound
-        click.echo(json.dumps(told, indent=1))
+        beyond = optimum and show(excess.run(probe, own, optimum, found, "".join(specs)))
+        click.echo(json.dumps({**told, "excess": beyond.report.json()} if beyond else told, indent=1))
         if curve:
-            write_text(curve, found.curve.tsv())
+            write_text(curve, beyond.tsv(found.curve) if beyond else found.curve.tsv())
         if log:
             write_text(log, estimate.log_text(probe, found))
         if plot:

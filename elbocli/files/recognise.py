@@ -26,6 +26,7 @@ USES = {
     "a checkpoint of a run": "'elbo sample {}' draws images from it",
     "a loss log": "'elbo adapt {}' fits a schedule to it",
     "a schedule": "'elbo train DATA.h5 --schedule {}' draws noise levels by it",
+    "an optimum": "'elbo adapt --data-only {}' fits a schedule to it",
     "a config of a run": "'elbo train DATA.h5 --config {}' takes its settings",
     "samples": "'elbo eval {} --ref DATA.h5' scores them",
     "an average of weights": "'elbo sample RUN --ema {}' draws images by it",
@@ -47,6 +48,7 @@ MAKERS = {
     "dataset": "'elbo prep SRC OUT.h5' makes one",
     "loss log": "'elbo train' writes one into its run",
     "schedule": "'elbo adapt RUN -o FILE' makes one",
+    "optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
     "images": "'elbo sample RUN -o FILE' draws some, and 'elbo prep SRC OUT.h5' packs them",
     "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
@@ -123,6 +125,7 @@ def _file(path: Path, head: bytes) -> str:
         (b"elbo-features", "features"),
         (b"elbo-losslog", "a loss log"),
         (b"elbo-schedule", "a schedule"),
+        (b"elbo-optimum", "an optimum"),
         (b"format: elbo-run", "a config of a run"),
     ):
         if mark in head:
@@ -142,11 +145,15 @@ def instead(path: Path, wanted: str) -> str:
     remedy = USES[found].replace("{}", shlex.quote(str(path))) if found in USES else MAKERS[wanted]
     if found == MISSING:
         return f"{path}: no such {wanted}; {remedy}"
-    return f"{path}: {found}, not {'' if wanted == 'images' else 'a '}{wanted}; {remedy}"
+    return f"{path}: {found}, not {_article(wanted)}{wanted}; {remedy}"
+
+
+def _article(noun: str) -> str:
+    return "" if noun == "images" else "an " if noun[0] in "aeiou" else "a "
 
 
 def refuse_other(path: Path, wanted: str) -> None:
     """Raise FormatError where a path is recognised as something else; what isn't recognised its reader must judge."""
     found = recognise(path)
-    if found in USES and found != f"a {wanted}":
+    if found in USES and found != _article(wanted) + wanted:
         raise FormatError(instead(path, wanted))

@@ -8,7 +8,7 @@ from typing import Any
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
 from elbocli.files.opening import open_file
-from elbocli.files.recognise import HDF5_MAGIC, instead
+from elbocli.files.recognise import HDF5_MAGIC, instead, recognise
 
 
 def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def describe(path: Path) -> dict[str, Any]:
         if head.startswith(magic):
             return tell(path)
     if head.lstrip().startswith(b"{"):
-        return _losslog(path)
+        return _optimum(path) if recognise(path) == "an optimum" else _losslog(path)
     if b"format:" in head:
         return _config(path) if b"format: elbo-run" in head else _schedule(path)
     raise FormatError(instead(path, "file of elbo's"))
@@ -156,6 +156,18 @@ def _losslog(path: Path) -> dict[str, Any]:
         "images": log.images,
         "errors": int(log.sums[0].sum()),
         **_but(log.header.json(), "format", "version", "edges"),
+    }
+
+
+def _optimum(path: Path) -> dict[str, Any]:
+    from elbocli.files.optimum_file import read_optimum
+
+    found = read_optimum(path)
+    return {
+        "is": "optimum",
+        "bins": len(found.eps_mse),
+        "logsnr": f"{found.edges[0]:g} to {found.edges[-1]:g}",
+        **{key: value for key, value in found.json().items() if not isinstance(value, list | dict) and key != "format"},
     }
 
 

@@ -12,6 +12,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.evaluate.result import EvalResult
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.report.excess import RunExcess
 from elbocli.report.extremes import Extremes
 from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
@@ -90,6 +91,7 @@ class RunFacts:
     scores: list[ResultFile[EvalResult]]
     bounds: list[ResultFile[Bound | LatentBound]]
     theorems: list[ResultFile[Theorem]]
+    excess: RunExcess | None
     likelihoods: list[ResultFile[Likelihoods]]
     extremes: list[Extremes]
     classifications: list[ResultFile[Classification]]
@@ -134,6 +136,7 @@ class RunFacts:
             "scores": _contents(self.scores),
             "bound": _contents(self.bounds),
             "theorem": _contents(self.theorems),
+            "excess": self.excess and self.excess.json(),
             "likelihoods": _contents(self.likelihoods),
             "per_image": [str(each.path) for each in self.extremes],
             "classification": _contents(self.classifications),

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
+from elbocli.core.adaptive import ErrorMoments
 from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.likelihood_file import is_table
+from elbocli.files.optimum_file import Optimum
 from elbocli.files.run_config import RunConfig, RunData
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
+from elbocli.report.excess import RunExcess, run_excess
 from elbocli.report.extremes import Extremes, read_extremes, table_of
 from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
+from elbocli.report.lines import LATE
 from elbocli.report.log_history import Numbers, curve, read_curves, read_log_history
 from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
@@ -47,8 +52,8 @@ class Missing(list[str]):
 
 
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
-    """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval' or 'elbo bound', or its files of
-    all images, besides those in the run's folder.
+    """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval', 'elbo bound' or
+    'elbo optimum', or files of all images, besides those in the run's folder.
 
     Raises FormatError when it is no run, and ElboError for a file named here that can't be used.
     """
@@ -80,7 +85,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             f"{run}: the objective it was trained with isn't known; 'elbo import' takes --weighting and --schedule"
         )
     course, held_out = (run / log for log in ("losslog.jsonl", "validation.jsonl"))
-    return RunFacts(  # in the order in which they are asked for, and missing
+    facts = RunFacts(  # in the order in which they are asked for, and missing
         run=name,
         status=None if source else missing.asked(read_status, run),
         settings=settings,
@@ -99,6 +104,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         scores=scores,
         bounds=bounds,
         theorems=[each for each in found if isinstance(each.found, Theorem)],
+        excess=None,
         likelihoods=[each for each in found if isinstance(each.found, Likelihoods)],
         extremes=[
             *(read_extremes(path, dataset_of(config.data, run), None) for path in tables),
@@ -108,6 +114,23 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         commands=_commands(run, name, config, samples, scores, missing),
         missing=missing,
     )
+    optima = [each for each in found if isinstance(each.found, Optimum)]
+    return replace(facts, excess=_excess(facts, optima[-1], missing)) if optima else facts
+
+
+def _excess(facts: RunFacts, known: ResultFile[Optimum], missing: Missing) -> RunExcess | None:
+    """The run's errors over the least ones; None, and said to `missing`, where they can't be compared."""
+    if facts.course is None or facts.objective is None:
+        missing.append(f"{known.path}: the run has no errors to compare with the least ones")
+        return None
+    own = ErrorMoments.of_sums(facts.course.edges, facts.course.late(LATE))
+    held = facts.held_out
+    new = None if held is None else ErrorMoments.of_sums(held.edges, held.sums[-1])
+    try:
+        return run_excess(known.found, facts.data.get("payload_sha256"), own, new, facts.objective.weighting)
+    except ElboError as error:
+        missing.append(f"{known.path}: {error}")
+        return None
 
 
 def _extremes(result: ResultFile[Any], config: RunConfig, run: Path) -> Extremes | None:

@@ -1,4 +1,4 @@
-"""Results of 'elbo eval' and 'elbo bound' on a run: their JSON, told apart by content."""
+"""Results of 'elbo eval', 'elbo bound' and 'elbo optimum' on a run: their JSON, told apart by content."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import strict_json
+from elbocli.files.optimum_file import Optimum
 from elbocli.images.image_refs import read_bytes
 
-T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Likelihoods, Classification)
+T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Likelihoods, Classification, Optimum)
 KINDS: dict[tuple[str, str], type[Any]] = {
     ("n_samples", "extractor"): EvalResult,
     ("bpd", "diffusion"): Bound,
     ("nats_per_latent_dimension", "diffusion"): LatentBound,
     ("agree", "checks"): Theorem,
+    ("eps_mse", "log_images"): Optimum,
     ("estimates", "differences"): Likelihoods,
     ("accuracy", "reliability"): Classification,
 }
@@ -93,7 +95,7 @@ def read_result(path: Path) -> ResultFile[Any]:
                 return ResultFile(path, content, kind.from_json(content))
             except FormatError as error:
                 raise FormatError(f"{path}: a damaged result: {error}") from error
-    raise FormatError(f"{path}: not a result of 'elbo eval' or 'elbo bound' (one JSON object)")
+    raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum' (one JSON object)")
 
 
 def results_in(run: Path, warn: Callable[[str], None]) -> list[ResultFile[Any]]:

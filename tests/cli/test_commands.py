@@ -39,6 +39,7 @@ VERBS = [
     "sample",
     "eval",
     "bound",
+    "optimum",
     "report",
     "weights",
     "weights list",

@@ -25,6 +25,8 @@ COMMANDS = {
     "grid": "grid {run} -n 2 --steps 3 -o x.yaml",
     "info": "info {data} --grid x.png",
     "presets": "presets write digits x.yaml",
+    "optimum": "optimum {data} -n 4 -o x.json",
+    "optimum plot": "optimum {data} -n 4 --plot x.svg",
     "report": "report {run} -o x.html",
     "weights plot": "weights plot sigmoid -o x.pdf",
 }

@@ -34,6 +34,7 @@ COMMANDS = {
     "info": "info {run} --verify",
     "info --grid": "info {data} --grid x.png",
     "presets": "presets list",
+    "optimum": "optimum {data} -n 100 -o x.json --plot x.svg",
     "report": "report {run} {run} -o x.html",
     "sample -": "sample {run} -n 100 --steps 10",
     "weights plot": "weights plot -o x.pdf",

@@ -26,6 +26,8 @@ COMMANDS = {
     "eval card": ("eval {data} --ref {data} --card {out}", ".md"),
     "eval statistics": ("eval {data} --ref {data} --save-stats {out}", ".npz"),
     "eval features": ("eval {data} --ref {data} --save-features {out}", ".safetensors"),
+    "optimum": ("optimum {data} -n 4 -o {out}", ".json"),
+    "optimum plot": ("optimum {data} -n 4 --plot {out}", ".svg"),
     "report": ("report {run} -o {out}", ".html"),
     "adapt": ("adapt {run} -o {out}", ".yaml"),
     "grid": ("grid {run} -n 2 --steps 3 -o {out}", ".yaml"),

@@ -105,7 +105,7 @@ REGISTRIES = {
     "elbocli.core.start": ("STARTS", 2),
     "elbocli.core.clipping": ("CLIPS", 3),
     "elbocli.core.rounding": ("ROUNDINGS", 3),
-    "elbocli.core.criteria": ("CRITERIA", 3),
+    "elbocli.core.criteria": ("CRITERIA", 4),
     "elbocli.core.averages": ("AVERAGES", 3),
     "elbocli.core.lr_decay": ("LR_DECAYS", 4),
     "elbocli.files.latents": ("CONVENTIONS", 2),

@@ -286,7 +286,8 @@ def test_begun_killed_and_continued_without_its_source(
     said = fine_tuned[1]
     assert "new: new run from src, weights ema-0.9 of step 40" in said and "not as in src: weighting edm" in said
     init = read_config(folder / "new").init
-    assert (init["run"], init["step"], init["images"], init["weights"]) == ("src", 40, 640, "ema-0.9")
+    assert init is not None
+    assert (init.run, init.step, init.images, init.weights) == ("src", 40, 640, "ema-0.9")
     rows = [json.loads(line) for line in (folder / "new" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["step"] == rows[0]["images"] == 0 and rows[0]["val_loss"] > 0 and "loss" not in rows[0]
     whole = weights_of(folder / "new")
@@ -297,7 +298,7 @@ def test_begun_killed_and_continued_without_its_source(
     assert "going on after step 6" in train(*NEW)  # the same command again
     assert "--init: the run has src (step 40" in train("-o", "new", "--init", "new", code=2)
     assert "no such run" in train("-o", "new", "--init", "src2", code=1)
-    assert json.loads(elbo("info", folder / "new", "--json").stdout)["init"] == init
+    assert json.loads(elbo("info", folder / "new", "--json").stdout)["init"] == init.json()
 
 
 def test_before_its_first_checkpoint_it_needs_the_source_as_it_was(

@@ -333,6 +333,7 @@ def table(results: list[Result]) -> str:
         batch = f"{one.batch}" if one.micro_batch == one.batch else f"{one.batch} in parts of {one.micro_batch}"
         memory = [max(getattr(each, key) for each in some) for key in ("planned", "resident", "anonymous", "charged")]
         said = f"{one.said:.0f} s | {one.real:.0f} s{' (whole)' if one.whole else ''} | {one.said / one.real:.2f}"
+        said = said if one.timed else "- | - | -"
         lines.append(
             f"| {one.cell.side} {kind} | {one.cell.images:,} | {limits} | {one.preset}, {batch}"
             f"{', recomputed' if one.recomputed else ''} | {' | '.join(f'{each:.0f}' for each in memory)} | {said} |"

@@ -86,7 +86,7 @@ class Worker:
 
     def __init__(self, device: str) -> None:
         # What has seen a CUDA device can't be forked.
-        self._context = get_context("fork" if device == "cpu" else "spawn")
+        self._context = get_context("fork") if device == "cpu" else get_context("spawn")
         self._process: BaseProcess = None
         self._connection: Connection = None
 

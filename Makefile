@@ -10,7 +10,7 @@ PEERS := k-diffusion torchdiffeq torchsde trampoline
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/test_house.py
 
-.PHONY: help demo demo-fashion site unit test check check-slow bench gpu lint types man docs dist clean
+.PHONY: help demo demo-fashion site unit test check check-slow bench gpu fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test        set up, then all tests but the slow ones: eight minutes"
 	@echo "make check       lint, types, tests, man pages"
 	@echo "make check-slow  the slow tests"
+	@echo "make fuzz        an hour of damaged files and odd command lines; what elbo takes amiss is kept in tests/fuzz/corpus"
 	@echo "make bench       benchmarks, as ratios against named peers"
 	@echo "make gpu         all that is to be known on a CUDA card, in nine minutes; DEVICE=cpu: the same, small"
 
@@ -59,6 +60,11 @@ lint: $(VENV)/.ready
 types: $(VENV)/.ready
 	$(BIN)/mypy
 
+# SEED: another one tries other inputs.
+SEED ?= 0
+fuzz: $(VENV)/.ready
+	$(BIN)/python tests/fuzz/fuzz.py --minutes 60 --seed $(SEED)
+
 man: $(VENV)/.ready
 	$(BIN)/python man/build.py
 
@@ -67,6 +73,10 @@ docs: $(VENV)/.ready
 	mv docs/odd-images.md.new docs/odd-images.md
 	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
 	mv docs/presets.md.new docs/presets.md
+	$(BIN)/python tests/limits.py docs/limits.md > docs/limits.md.new
+	mv docs/limits.md.new docs/limits.md
+	$(BIN)/python tests/formats.py docs/formats.md > docs/formats.md.new
+	mv docs/formats.md.new docs/formats.md
 	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
 	echo >> docs/ablation.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new

@@ -30,6 +30,7 @@ from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.spacing import SPACINGS
 from elbocli.core.start import STARTS
 from elbocli.core.streams import Stream, times
+from elbocli.core.uncertainty import followed, uniform_for
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
@@ -120,15 +121,12 @@ class DiffusionLoss:
             raise UsageError(f"rank {rank} of {ranks} ranks; it must be at least 0 and below their number")
         self.logsnr_min, self.logsnr_max, self.floor = logsnr_min, logsnr_max, floor
         self.edges = bin_edges(logsnr_min, logsnr_max)
-        self.adaptive = AdaptiveSchedule(self.edges) if schedule == "adaptive" else None
-        if self.adaptive is not None:
-            self.schedule = self.adaptive.schedule(self.weighting, floor)
-        else:
-            self.schedule = (
-                resolve_schedule(schedule, logsnr_min, logsnr_max) if isinstance(schedule, str) else schedule
-            )
-        self.t_sampling, self.rank, self.ranks = t_sampling, rank, ranks
-        self.step, self.images = 0, 0
+        if adapts := schedule == "adaptive":
+            schedule = uniform_for(self.weighting)
+        self.schedule = resolve_schedule(schedule, logsnr_min, logsnr_max) if isinstance(schedule, str) else schedule
+        self.adaptive = AdaptiveSchedule(self.edges) if adapts or self.weighting.learned else None
+        self._follow()
+        self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0
         self._t, self._noise = Stream(seed, "t"), Stream(seed, "noise")
         self._sums: BinSums | None = None
 
@@ -138,8 +136,7 @@ class DiffusionLoss:
         x: [B, …] float32, data scaled to about [−1, 1]. labels: handed to the network as they are. eps: noise shaped
         like x, drawn here unless given. Counts a step; the errors are remembered for `take_sums`.
         """
-        size = len(x)
-        first = self.rank * size
+        size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         logsnr = self.schedule.logsnr(t)
         if eps is None:
@@ -165,10 +162,14 @@ class DiffusionLoss:
         return self._sums.take()
 
     def adapt(self, sums: Tensor) -> None:
-        """Let an adaptive schedule follow the errors that `take_sums` gave; changes nothing under a fixed one."""
+        """Let an adaptive schedule or a learned weighting follow the errors that `take_sums` gave; else change nothing."""
         if self.adaptive is not None:
             self.adaptive.update(sums)
-            self.schedule = self.adaptive.schedule(self.weighting, self.floor)
+        self._follow()
+
+    def _follow(self) -> None:
+        now = self.weighting, self.schedule, self.prediction, self.floor
+        self.weighting, self.schedule = followed(self.adaptive, *now)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a checkpoint needs to go on as if nothing had happened. Take the sums before, or they are lost."""
@@ -180,7 +181,7 @@ class DiffusionLoss:
         self.step, self.images = state["step"], state["images"]
         if self.adaptive is not None:
             self.adaptive.state.copy_(state["adaptive"])
-            self.schedule = self.adaptive.schedule(self.weighting, self.floor)
+        self._follow()
 
 
 @torch.inference_mode()
@@ -290,8 +291,8 @@ def open_run(path: Path | str, device: torch.device | str = "auto", weights: str
     """
     from elbocli.run.open import open_run as opened
 
-    kind, average = (weights, "") if weights in ("ema", "model") else ("ema", weights)
-    return opened(Path(path), choose_device(str(device)), lambda text: None, kind, average)
+    which = (weights, "") if weights in ("ema", "model") else ("ema", weights)
+    return opened(Path(path), choose_device(str(device)), lambda text: None, *which)
 
 
 def open_dataset(path: Path | str) -> Dataset:

@@ -17,6 +17,10 @@ class FormatError(ElboError):
     """A file is not what it should be."""
 
 
+class Vanished(FormatError):
+    """A file or folder is gone since it was found, or another has taken its place: whoever looks again finds others."""
+
+
 class DataError(ElboError):
     """The data can't be used: an image that doesn't decode, an empty folder, a stream cut short."""
 

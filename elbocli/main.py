@@ -32,12 +32,20 @@ COMMANDS = {
     "completion": ("elbocli.cli.completion.completion", "Print what makes SHELL complete command lines of elbo."),
     "ema": ("elbocli.ema.command.ema", "Make an average of RUN's weights after training."),
     "eval": ("elbocli.evaluate.command.evaluate", "Score SAMPLES against a reference; one JSON object."),
+    "grid": (
+        "elbocli.grid.command.grid",
+        "Make the grid of noise levels on which a sampler draws from RUN with few steps.",
+    ),
     "import": (
         "elbocli.importer.command.import_",
         "Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.",
     ),
     "info": ("elbocli.info.command.info", "Say what FILE is and how it was made, and show its images."),
     "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
+    "optimum": (
+        "elbocli.optimum.command.optimum",
+        "Find the least error that any denoiser of DATA.h5 can have, at each noise level.",
+    ),
     "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),
     "presets": (
         "elbocli.presets.command.presets",

@@ -100,6 +100,18 @@ EXAMPLES = {
             "elbo adapt run --report | jq '.schedules'",
         ),
     ],
+    "elbo grid": [
+        (
+            "The levels for Heun's method at 31 evaluations, and images drawn on them.",
+            "elbo grid run --sampler heun --steps 16 -o grid.yaml\n"
+            "elbo sample run --sampler heun --steps 16 --schedule grid.yaml -o grid.png",
+        ),
+        (
+            "How much does each step do wrong, and how much on other grids?",
+            "elbo grid run --sampler ddim --steps 12 --report | jq '.errors, .grids'",
+        ),
+        ("Equal steps of entropy, for any sampler.", "elbo grid run --kind rescaled > rescaled.yaml"),
+    ],
     "elbo ema": [
         (
             "Keep snapshots while training; afterwards try an average that was never kept.",
@@ -121,6 +133,13 @@ EXAMPLES = {
             "Is the loss really a sum of bounds? For three weightings.",
             "elbo bound run --check --weighting sigmoid:bias=2 --weighting edm --weighting fm-ot",
         ),
+        (
+            "Three estimates of one number, and those of every image: how tight is the bound?",
+            "elbo bound run test.h5 --estimator variational --estimator information \\\n"
+            "    --estimator ode:steps=32 -n 100 --per-image each.tsv > run/likelihood.json\n"
+            "sort -n -k3 each.tsv | head\nelbo report run -o report.html",
+        ),
+        ("The run as a classifier.", "elbo bound run test.h5 --classify"),
         (
             "Which schedule makes the gradient vary least?",
             "elbo bound run --gradient-variance --weighting sigmoid:bias=2 -o least.yaml",
@@ -183,6 +202,23 @@ EXAMPLES = {
         (
             "Your own network, exported by torch.export.",
             "elbo eval samples.h5 --ref out.h5 --extractor classifier.pt2 --metrics fid,is,accuracy",
+        ),
+    ],
+    "elbo optimum": [
+        (
+            "Which part of the loss can training still gain? Does the network copy?",
+            "elbo optimum --like run -o optimum.json\nelbo bound run test.h5 --optimum optimum.json | jq .excess\n"
+            "elbo report run --scores optimum.json -o report.html",
+        ),
+        (
+            "A schedule for data that nothing was trained on yet.",
+            "elbo optimum out.h5 -o optimum.json\n"
+            "elbo adapt --data-only optimum.json --weighting sigmoid:bias=2 -o schedule.yaml",
+        ),
+        (
+            "Draw the noise levels at which most is to be gained.",
+            "elbo optimum --like run -o optimum.json\n"
+            "elbo adapt run --criterion excess --optimum optimum.json > schedule.yaml",
         ),
     ],
     "elbo report": [

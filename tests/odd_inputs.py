@@ -203,6 +203,24 @@ def flipped(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
 
 
+def one_tile(side: int, tile: int) -> bytes:
+    """A grey TIFF whose only tile may be larger than itself. Source: TIFF 6.0, sections 2 and 15."""
+    content = zlib.compress(bytes(tile))
+    tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 0, 325: len(content)}
+    tags[324] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
+
+
+def many_scans(side: int, count: int) -> bytes:
+    """A progressive JPEG that says another size than it has, and whose last scan is there so often that there are `count`."""
+    content = bytearray(encoded(GREY, "jpeg", progressive=True))
+    frame = content.index(b"\xff\xc2") + 5
+    content[frame : frame + 4] = struct.pack(">HH", side, side)
+    last = content.rindex(b"\xff\xda")
+    return bytes(content[:last] + content[last:-2] * (count + 1 - content.count(b"\xff\xda")) + content[-2:])
+
+
 LARGE = RGB.repeat(20, 0).repeat(20, 1)
 ZEROS = zlib.compress(bytes(2501 * 20000), 1)
 TEXT_BOMB = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100 << 20), 1))
@@ -243,6 +261,21 @@ image(
     0,
     "not an image",
 )
+image(
+    "TIFF of 64 x 64 in a tile of 32768 x 32768",
+    "tile.tif",
+    one_tile(64, 1 << 15),
+    0,
+    "its tiles have 1073741824 pixels, and it has 64 x 64",
+)
+image(
+    "progressive JPEG of 9000 x 9000 in 60 scans",
+    "scans.jpg",
+    many_scans(9000, 60),
+    0,
+    "takes too long to decode: 60 scans",
+)
+image("icon (ICNS)", "icon.icns", b"icns\0\0\0\x18ic10\0\0\0\x10" + bytes(8), 0, "not an image")
 image("1 x 60000", "thin.png", bits_png(1, 60_000, zlib.compress(bytes(120_000))), 0, "too long and thin: 1 x 60000")
 image("zip among images", "images.zip", b"PK\3\4" + bytes(60), 0, "a zip archive; unpack it, or give it")
 

@@ -98,7 +98,7 @@ def test_sampling_and_decoding(precision: str, latent_run: Path, tmp_path: Path,
     lines = said(draw.run(latent_run, target, typed(n=2, steps=2, precision=precision, device="cpu")))
     assert switched == {precision}
     used = str(Precision(precision, CPU))
-    assert f"; cpu, {used}" in lines and drawn(Dataset(target).attributes, "")["precision"] == used
+    assert f"; cpu, {used}" in lines and drawn(Dataset(target).attributes, "").more["precision"] == used
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -139,7 +139,7 @@ def test_encoding(precision: str, autoencoder: Path, photos: np.ndarray, tmp_pat
     assert switched == {precision}
     used = str(Precision(precision, CPU))
     assert f"latents of {autoencoder}; cpu, {used}" in lines
-    assert Dataset(out, latents=True).attributes["latent_precision"] == used
+    assert Dataset(out, latents=True).attributes.more["latent_precision"] == used
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -3,7 +3,8 @@
 python zygote.py SOCKET, until its standard input ends. A connection is one process: a byte with three descriptors, its
 streams, then a line of JSON: {"line": what follows `python`: -m elbocli, -c CODE or FILE, and arguments; "cwd"; "env";
 "umask"; "ignored": signals} and perhaps {"closed": descriptors that are closed at the start, "ordinary": whether modes of
-files bind it, "files": how many it may have open, "at_fsync": a signal that comes when it first flushes a file to disk}.
+files bind it, "files": how many it may have open, "at_fsync": a signal that comes when it first flushes a file
+to disk, "peak": a file for the most memory taken, in kB, and seconds of CPU}.
 Answers with the process number, then with the exit code, a line each. Who hangs up before has the process killed.
 As in a process of its own, all that it reads is given anew; only imports are not, nor terminal, group and limits. The
 memory that a step of elbo's own networks needs, which takes a second to count whenever a training starts, is counted once.
@@ -25,6 +26,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import types
 from contextlib import suppress
@@ -76,6 +78,7 @@ def run(
     ordinary: bool = False,
     files: int | None = None,
     at_fsync: int | None = None,
+    peak: str = "",
 ) -> None:
     """Be that process; never returns."""
     for descriptor, stream in enumerate(streams):
@@ -111,11 +114,14 @@ def run(
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for output in filter(None, (sys.stdout, sys.stderr)):
         try:
-            stream.flush()
+            output.flush()
         except OSError:
             code = 120
+    if peak:
+        memory = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+        Path(peak).write_text(f"{memory} {time.process_time()}")
     os._exit(code or 0)
 
 
@@ -135,7 +141,7 @@ def remember_steps(folder: Path) -> None:
             path.write_bytes(pickle.dumps(found))
         return found
 
-    plan.measure_step = measured  # type: ignore[assignment]
+    plan.measure_step = measured  # type: ignore[assignment, attr-defined]
 
 
 class Server:

@@ -37,6 +37,7 @@ CONTENTS = {
         "docs/extending",
         "docs/gpu",
         "docs/limits",
+        "docs/formats",
         "docs/odd-images",
     ],
     "Theory": ["docs/theory", "docs/symbols", "docs/ablation"],

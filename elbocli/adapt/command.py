@@ -13,6 +13,8 @@ from elbocli.cli.options import WEIGHTING, common, overwrite_option, plugin_opti
 from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
 from elbocli.core.criteria import CRITERIA
 
+DEFAULT = click.core.ParameterSource.DEFAULT
+
 
 @click.command(cls=Command, prints=without_file)
 @click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
@@ -29,6 +31,18 @@ from elbocli.core.criteria import CRITERIA
     type=click.Choice(list(CRITERIA)),
     default="loss",
     help="The density follows it: " + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values()) + ".",
+)
+@option(
+    "--optimum",
+    type=PATH,
+    metavar="FILE",
+    help="The least error, by 'elbo optimum --like RUN', for --criterion excess.",
+)
+@option(
+    "--data-only",
+    type=PATH,
+    metavar="FILE",
+    help="Fit to the least error of 'elbo optimum' alone: for data that nothing was trained on yet.",
 )
 @option("--bins", type=Count(2, 2000), help="Merge the log's bins to this many.")
 @option(
@@ -49,13 +63,22 @@ from elbocli.core.criteria import CRITERIA
 @plugin_option
 @common
 def adapt(
-    sources: tuple[Path, ...], out: Path, plot: Path | None, report: bool, overwrite: bool, **options: Any
+    sources: tuple[Path, ...],
+    out: Path,
+    plot: Path | None,
+    data_only: Path | None,
+    report: bool,
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Fit a noise schedule to the loss logs of runs, for any weighting.
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output.
     Standard error shows the predicted variance of the loss estimate for the log's own schedule, for others, and for
     one fitted by each criterion. Low-discrepancy t is drawn as in training, at the log's batch size.
+
+    --data-only needs no log: the density follows the weighting times the least error on the images themselves. Standard
+    error then says where half of the draws lie, and EDM's P_mean and P_std.
     """
     from elbocli.adapt import fit_log as loop
     from elbocli.cli.progress_bar import say
@@ -70,6 +93,10 @@ def adapt(
         from elbocli.cli.figure import check_suffix
 
         check_suffix(plot)
+    if data_only is not None:
+        _refuse_beside_data(click.get_current_context(), sources)
+        _fit_data(data_only, out, plot, report, options)
+        return
     inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
     fitted = loop.run(inputs, **options)
     told, best = fitted.report, "/ best"
@@ -87,6 +114,46 @@ def adapt(
         plot_fit(fitted.moments, fitted.weighting, densities, plot)
     if report:
         click.echo(json.dumps(fitted.report.json(), indent=1, allow_nan=False))
+    elif out == STREAM:
+        click.echo(fitted.text, nl=False)
+    if out != STREAM:
+        write_text(out, fitted.text)
+
+
+def _refuse_beside_data(ctx: click.Context, sources: tuple[Path, ...]) -> None:
+    """Raise UsageError for what only a log can answer."""
+    given = [key for key in ("criterion", "optimum", "bins", "since") if ctx.get_parameter_source(key) is not DEFAULT]
+    if sources or given:
+        what = f"--{given[0]}" if given else "a log"
+        raise click.UsageError(f"--data-only needs no log, and {what} does not go with it", ctx)
+
+
+def _fit_data(path: Path, out: Path, plot: Path | None, report: bool, options: dict[str, Any]) -> None:
+    """Fit a schedule to data alone, and say what it is."""
+    from elbocli.adapt import fit_optimum
+    from elbocli.cli.progress_bar import say
+    from elbocli.files.atomic import write_text
+
+    named = {key: options[key] for key in ("weighting", "shift", "monotone", "bias", "floor")}
+    fitted = fit_optimum.run(path, **named)
+    told = fitted.report
+    low, high = told.half
+    say(
+        f"{told.weighting}, the least error of {told.images} images: half of the draws lie in logsnr {low:.3g} to {high:.3g}"
+    )
+    say(f"as EDM says it: P_mean {told.p_mean:.3g}, P_std {told.p_std:.3g}")
+    if told.told_apart is not None:
+        say(
+            f"beyond logsnr {told.told_apart:.3g} so few images are told apart that the least error vanishes, and the error of a "
+            "network doesn't: more images, a larger --floor, or 'elbo adapt RUN' after a short run give these levels more",
+            "warning",
+        )
+    if plot is not None:
+        from elbocli.adapt.plot import plot_least
+
+        plot_least(fitted, plot)
+    if report:
+        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
     elif out == STREAM:
         click.echo(fitted.text, nl=False)
     if out != STREAM:

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule, loss_variance
-from elbocli.core.criteria import CRITERIA
+from elbocli.core.criteria import CRITERIA, OF_ERRORS
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
+from elbocli.core.uncertainty import refuse_adaptive
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, UsageError
-from elbocli.files.json_record import Record
 from elbocli.files.losslog import LossLog, read_logs
+from elbocli.files.optimum_file import Optimum, read_optimum
+from elbocli.files.reading import naming
 from elbocli.files.schedule_file import finite, resolve_schedule, resolve_weighting, to_text
+from elbocli.files.schema import Record
+from elbocli.run.train_settings import ADAPTIVE
 
 Density = Callable[[Tensor], Tensor]
 OWN = "own"
@@ -91,13 +95,22 @@ def _own_density(log: LossLog) -> Density:
     """The density the log was drawn from: its schedule's, or as counted when that one moved (or is gone)."""
     low, high = float(log.edges[0]), float(log.edges[-1])
     try:
-        return resolve_schedule(str(log.header.get("schedule")), low, high).density
+        return resolve_schedule(str(log.header.schedule), low, high).density
     except ElboError:
         height = log.sums[0] / log.sums[0].sum() / log.edges.diff()
         return lambda at: height[cell_of(at, log.edges)]
 
 
-def _fixed_density(name: str, like: Schedule) -> Density:
+def _learned(weighting: Weighting, log: LossLog, moments: ErrorMoments) -> Weighting:
+    """The learned weighting that the whole log amounts to, under the log's own schedule. Raises ElboError."""
+    name = str(log.header.schedule)
+    if name == ADAPTIVE:
+        refuse_adaptive(weighting)
+    schedule = resolve_schedule(name, float(log.edges[0]), float(log.edges[-1]))
+    return weighting.knowing(schedule, moments.middle, moments.smoothed().mean)
+
+
+def fixed_density(name: str, like: Schedule) -> Density:
     """The density of a schedule of that name on the same range; zero where it has next to nothing there."""
     with suppress(UsageError):
         return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
@@ -115,17 +128,25 @@ def run(
     bins: int | None,
     floor: float,
     since: int,
+    optimum: Path | None = None,
 ) -> FittedSchedule:
-    """Fit a schedule for a weighting (None: the log's own). bias: its parameter of that name. Raises ElboError."""
+    """Fit a schedule for a weighting (None: the log's own). bias: its parameter of that name. optimum: a file with the
+    least error, for a criterion that needs it. Raises ElboError.
+    """
+    if CRITERIA.find(criterion).traits.optimum != (optimum is not None):
+        raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
     log = read_logs(sources, since)
-    spec = weighting or str(log.header.get("weighting", "elbo"))
+    spec = weighting or log.header.weighting or "elbo"
     w = resolve_weighting(spec, shift=shift, monotone=monotone, given=None if bias is None else {"bias": bias})
     edges, sums = _merged(log, bins)
     moments = ErrorMoments.of_sums(edges, sums)
-    schedule = fit_schedule(moments, w, criterion, floor)
+    w = _learned(w, log, moments) if w.learned else w
+    least = None if optimum is None else _least(read_optimum(optimum), log, edges, optimum)
+    schedule = fit_schedule(moments, w, criterion, floor, least=least)
     candidates = {OWN: _own_density(log)}
-    candidates |= {name: _fixed_density(name, schedule) for name in FIXED}
-    candidates |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in CRITERIA}
+    candidates |= {name: fixed_density(name, schedule) for name in FIXED}
+    candidates |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in OF_ERRORS}
+    candidates |= {FITTED + criterion: schedule.density}
     promises = _promises({name: loss_variance(moments, w, density, log.batch) for name, density in candidates.items()})
     low, high, count = schedule.logsnr_min, schedule.logsnr_max, len(moments.mean)
     report = AdaptReport(w.spec, criterion, log.images, log.lines, log.batch, low, high, count, promises)
@@ -133,6 +154,18 @@ def run(
     known = {"criterion": criterion, "floor": floor, "source_sha256": digest, "images": log.images}
     text = to_text(schedule, weighting=w.spec, **known)
     return FittedSchedule(schedule, text, moments, w, log, candidates, report)
+
+
+def _least(optimum: Optimum, log: LossLog, edges: Tensor, path: Path) -> Tensor:
+    """The least error in the log's bins. Raises UsageError where it is of other images, or of other levels."""
+    dimensions = log.header.dimensions
+    if dimensions not in (None, optimum.dimensions):
+        raise UsageError(
+            f"{path}: is of images of {optimum.dimensions} numbers, and the log of such of {dimensions}; find the optimum of "
+            "the images that the run was trained on, by 'elbo optimum --like RUN'"
+        )
+    with naming(path, UsageError):
+        return optimum.least(edges, training=True)[0]
 
 
 def _promises(variances: dict[str, tuple[float, float]]) -> dict[str, Promise]:

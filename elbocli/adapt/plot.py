@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from elbocli.adapt.fit_log import fixed_density
+from elbocli.adapt.fit_optimum import DataSchedule
 from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, new_figure
 from elbocli.cli.visible import lettered
 from elbocli.core.adaptive import ErrorMoments
@@ -34,4 +36,22 @@ def plot_fit(
         middle, share, color="0.85", label=f"share of the loss, {lettered(brief(weighting.spec))}", step="mid"
     )
     draw_densities(axes["density"], densities, at)
+    finish(sheet, axes, ["density"], low, high, out)
+
+
+def plot_least(fitted: DataSchedule, out: Path) -> None:
+    """Draw panels over λ: the least ε error per dimension ± 2 standard errors; the density that was fitted to it, beside
+    others.
+    """
+    edges = torch.tensor(fitted.optimum.edges, dtype=torch.float64)
+    low, high = float(edges[0]), float(edges[-1])
+    at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
+    sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
+    least, se = fitted.optimum.least(edges, training=True)
+    draw_band(axes["error"], 0.5 * (edges[1:] + edges[:-1]), least, se)
+    axes["error"].set_ylabel(ERROR)
+    axes["error"].set_ylim(bottom=0)
+    axes["error"].set_title("least error of a denoiser of the images, ± 2 standard errors")
+    densities = {name: fixed_density(name, fitted.schedule) for name in ("cosine", "edm")}
+    draw_densities(axes["density"], {**densities, "fitted": fitted.schedule.density}, at)
     finish(sheet, axes, ["density"], low, high, out)

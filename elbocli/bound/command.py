@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.grouped_help import Command, launched, option
 from elbocli.cli.options import (
     SCHEDULE,
     WEIGHTING,
@@ -18,18 +19,31 @@ from elbocli.cli.options import (
     plugin_option,
     weights_options,
 )
-from elbocli.cli.types import PATH, STREAM, Count, Number
+from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
-    "": {"images", "draws", "batch", "target_se", "schedules", "curve", "plot", "log"},
+    "": {
+        "images",
+        "draws",
+        "batch",
+        "target_se",
+        "schedules",
+        "curve",
+        "plot",
+        "log",
+        "estimators",
+        "per_image",
+        "optimum",
+    },
     "--check": {"check", "images", "draws", "batch", "weightings"},
+    "--classify": {"classify", "images", "draws", "batch", "schedules", "per_image"},
     "--gradient-variance": {"gradient_variance", "batches", "weightings", "schedules", "out"},
 }
 GROUPS = {
-    "Questions": ("check", "gradient_variance", "weightings", "schedules"),
+    "Questions": ("estimators", "check", "classify", "gradient_variance", "optimum", "weightings", "schedules"),
     "Precision of the answer": ("images", "draws", "target_se", "batches", "seed", "logsnr_min", "logsnr_max"),
-    "Outputs": ("curve", "plot", "log", "out", "overwrite"),
+    "Outputs": ("per_image", "curve", "plot", "log", "out", "overwrite"),
     "Weights": ("weights", "average"),
     "Speed and memory": ("batch", "device", "precision"),
 }
@@ -50,10 +64,33 @@ def _mode(ctx: click.Context) -> str:
     return mode
 
 
+def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str, Any]) -> None:
+    """Raise UsageError for what the estimators that were asked for can't give."""
+    names = [each.name for each in estimators]
+    if options["target_se"] and (names != ["variational"] or options["per_image"]):
+        raise click.UsageError("--target-se goes with --estimator variational alone, and not with --per-image", ctx)
+    for name in ("curve", "plot", "log", "optimum"):
+        if options[name] and not any(each.traits.drawn for each in estimators):
+            raise click.UsageError(f"--{name} is of drawn noise levels; add --estimator variational", ctx)
+
+
 @click.command(cls=Command, groups=GROUPS)
 @click.argument("run", type=PATH)
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
+@option(
+    "--estimator",
+    "estimators",
+    type=Named("elbocli.bound.estimators.ESTIMATORS"),
+    multiple=True,
+    help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
+    more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
+    "the probability-flow equation by Heun's method, with 2 x steps x draws evaluations for an image and a backward pass "
+    "for each; its solver_nats says what the steps cost.",
+)
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
+@option(
+    "--classify", is_flag=True, help="Measure the run as a classifier: accuracy, log loss and calibration of p(c|x)."
+)
 @option(
     "--gradient-variance",
     is_flag=True,
@@ -79,7 +116,15 @@ def _mode(ctx: click.Context) -> str:
     "is cosine, edm, uniform, and all fitted ones. fitted:CRITERION is fitted to the run's own log, fitted:gradient to "
     "gradients measured here.",
 )
+@option(
+    "--optimum",
+    type=PATH,
+    metavar="FILE",
+    help="Also the error above the least one of 'elbo optimum --like RUN', and whether the network copies.",
+    more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
+)
 @option("--batches", type=Count(16, 10**6), default=64, help="Batches of gradients for each schedule.")
+@option("--per-image", type=PATH, help="Also each image's number and error: a table (.tsv).")
 @option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
 @option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
 @option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
@@ -104,17 +149,24 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     and nats_per_latent_dimension, because they have no levels: it compares models of one latent space. --check compares the weighted loss with an integral
     of bounds over the noise levels that the weighting implies, from independent draws. The exit status is then 0 if
     they agree within 4 standard errors, else 1.
+
+    --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
+    its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
     """
-    from elbocli.bound import estimate, gradients, theorem
+    from elbocli.bound import classify, estimate, excess, gradients, likelihood, theorem
     from elbocli.bound.measure import ALL, MEASURED, MeasureSettings, open_measurement
     from elbocli.bound.plot import plot_curve
     from elbocli.cli.figure import check_suffix
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.likelihood_file import check_ending, write_table
 
     ctx = click.get_current_context()
     mode = _mode(ctx)
-    curve, plot, log, out = outputs = [options[name] for name in ("curve", "plot", "log", "out")]
+    if launched() > 1:
+        raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
+    files = ("curve", "plot", "log", "out", "per_image")
+    curve, plot, log, out, per_image = outputs = [options[name] for name in files]
     for path in filter(None, outputs):
         if path == STREAM:
             raise click.UsageError("standard output is for the JSON; name a file", ctx)
@@ -125,17 +177,39 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         weights=options["weights"] or ("model" if mode == "--gradient-variance" else "ema"),
         **{key: options[key] for key in keys},
     )
+    estimators = likelihood.parse_estimators(options["estimators"] or [likelihood.DEFAULT])
+    if per_image:
+        check_ending(per_image)
+    _check_outputs(ctx, estimators, options)
     probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))
     specs = options["schedules"]
+    if mode in ("", "--classify") and len(specs) > 1:
+        raise click.UsageError("the bound is drawn under one --schedule", ctx)
+    if mode == "--classify":
+        classified, scores = show(classify.run(probe, "".join(specs)))
+        if per_image:
+            write_table(per_image, scores.table())
+            classified = replace(classified, per_image=str(per_image))
+        click.echo(json.dumps(classified.json(), indent=1))
+        return
     if mode == "":
-        if len(specs) > 1:
-            raise click.UsageError("the bound is drawn under one --schedule", ctx)
         if plot:
             check_suffix(plot)
-        found = show(estimate.run(probe, "".join(specs), options["target_se"]))
-        click.echo(json.dumps(found.bound.json(), indent=1))
+        optimum = options["optimum"]
+        own = optimum and excess.open_own(probe, optimum, settings, lambda text: say(text, "warning"))
+        plain = not per_image and [each.name for each in estimators] == [likelihood.DEFAULT]
+        if plain:
+            found = show(estimate.run(probe, "".join(specs), options["target_se"]))
+            told = found.bound.json()
+        else:
+            several = show(likelihood.run(probe, estimators, "".join(specs)))
+            if per_image:
+                write_table(per_image, several.table(probe.dataset.labels))
+            told, found = several.told(str(per_image) if per_image else None), several.bound
+        beyond = optimum and show(excess.run(probe, own, optimum, found, "".join(specs)))
+        click.echo(json.dumps({**told, "excess": beyond.report.json()} if beyond else told, indent=1))
         if curve:
-            write_text(curve, found.curve.tsv())
+            write_text(curve, beyond.tsv(found.curve) if beyond else found.curve.tsv())
         if log:
             write_text(log, estimate.log_text(probe, found))
         if plot:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.loss import StepCoefficients, denoising_losses, losses, step_coefficients
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
@@ -36,13 +36,14 @@ class Draws(NamedTuple):
     CPU.
 
     The two halves of an image's draws are independent; within a half, t is a comb with one uniform offset.
-    loss, error: summed over dimensions; error is ‖ε−ε̂‖².
+    loss, error: summed over dimensions; error is ‖ε−ε̂‖². more: [parts, B, 2, draws/2], what else was asked of each draw.
     """
 
     content: Tensor
     logsnr: Tensor
     loss: Tensor
     error: Tensor
+    more: Tensor | None = None
 
     @property
     def levels(self) -> Tensor | None:
@@ -57,6 +58,19 @@ class Draws(NamedTuple):
     def shares(self, schedule: Schedule) -> Tensor:
         """The share of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
+
+
+class Sight(NamedTuple):
+    """Some draws as the network saw them, and its answer: x, eps, x_hat [n, C, H, W] on its device, logsnr [n] float64."""
+
+    x: Tensor
+    eps: Tensor
+    x_hat: Tensor
+    logsnr: Tensor
+
+
+More = Callable[[Sight], Tensor]
+"""A further question to each draw, answered by numbers [parts, n] float64 on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -77,42 +91,89 @@ class MeasuredNetwork:
     name: str = "the network"
 
     def draws(
-        self, images: Iterable[Images], weighting: Weighting, schedule: Schedule, count: int, seed: int, purpose: str
+        self,
+        images: Iterable[Images],
+        weighting: Weighting,
+        schedule: Schedule,
+        count: int,
+        seed: int,
+        purpose: str,
+        more: More | None = None,
     ) -> Iterator[Draws]:
         """All images, each at `count` noise levels, an even number. Another purpose is another independent set.
 
-        Raises NonFiniteError.
+        more: what else is to be told of each draw. Raises NonFiniteError.
         """
         offsets, noise = (Stream(seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(count // 2) / (count // 2)
         for some in images:
             t = (np.stack([offsets.uniform(int(row), 2) for row in some.rows])[:, :, None] + comb) % 1.0
             logsnr = schedule.logsnr(torch.from_numpy(t))
-            yield Draws(some.content, logsnr, *self._losses(some, logsnr, weighting, schedule, noise))
+            yield Draws(some.content, logsnr, *self._losses(some, logsnr, weighting, schedule, noise, more))
+
+    def denoise(self, z: Tensor, logsnr: float, labels: Tensor | None) -> Tensor:
+        """x̂ [B, C, H, W] at one λ, in the precision of z. labels: on the device, or None."""
+        c_in, from_z, from_out = self.prediction.scalars(logsnr)
+        precision, level = Precision(self.precision, self.device), torch.full((len(z),), logsnr, device=z.device)
+        with precision.applied(), precision.autocast():
+            out = self.network((z * c_in).float(), level, labels)
+        return z * from_z + out[:, : z.shape[1]].to(z.dtype) * from_out
+
+    def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
+        """(x [B, C, H, W], labels or None) as the network takes them, on its device."""
+        content, send = images.content, partial(sent, device=self.device)
+        x = send(content) if content.is_floating_point() else normalised(content, self.device)
+        return x, None if images.labels is None else send(images.labels)
 
     @torch.inference_mode()
     def _losses(
-        self, images: Images, logsnr: Tensor, weighting: Weighting, schedule: Schedule, noise: Stream
-    ) -> tuple[Tensor, Tensor]:
-        """(loss, error) at each logsnr."""
+        self,
+        images: Images,
+        logsnr: Tensor,
+        weighting: Weighting,
+        schedule: Schedule,
+        noise: Stream,
+        more: More | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(loss, error, more) at each logsnr."""
         each, precision = logsnr[0].numel(), Precision(self.precision, self.device)
         send = partial(sent, device=self.device)
-        content = images.content
-        x = send(content) if content.is_floating_point() else normalised(content, self.device)
-        labels = None if images.labels is None else send(images.labels)
-        parts = []
+        x, labels = self.placed(images)
+        parts, others = [], []
         for part in torch.arange(logsnr.numel()).split(self.batch):
             image = send(part // each)
             indices = [int(images.rows[k // each]) * each + k % each for k in part.tolist()]
-            eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1])))
-            c = step_coefficients(logsnr.flatten()[part], weighting, schedule, self.prediction, send)
+            eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
+            level = logsnr.flatten()[part]
+            c = step_coefficients(level, weighting, schedule, self.prediction, send)
             given = None if labels is None else labels[image]
             with precision.applied(), precision.autocast():
-                parts.append(torch.stack(denoising_losses(self.network, x[image], eps.permute(0, 3, 1, 2), given, c)))
+                if more is None:
+                    parts.append(torch.stack(denoising_losses(self.network, x[image], eps, given, c)))
+                    continue
+                x_hat, found = self._seen(x[image], eps, given, c, level, send)
+            parts.append(found)
+            others.append(more(Sight(x[image], eps, x_hat, level)))
         loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
         if not bool(loss.isfinite().all()):
             worst = float(logsnr[~loss.isfinite()][0])
             raise NonFiniteError(
                 f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try --precision fp32, or a narrower range"
             )
-        return loss, error
+        return loss, error, torch.cat(others, 1).view(-1, *logsnr.shape) if others else None
+
+    def _seen(
+        self,
+        x: Tensor,
+        eps: Tensor,
+        labels: Tensor | None,
+        c: StepCoefficients,
+        logsnr: Tensor,
+        send: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """x̂, and (loss, error) [2, n] as denoising_losses gives them."""
+        z = torch.addcmul(c.alpha * x, c.sigma, eps)
+        out = self.network(z * c.c_in, c.logsnr, labels)
+        exact = self.prediction.coefficients(logsnr)
+        from_z, from_out = send(torch.stack([exact.x_from_z, exact.x_from_out]).float()).view(2, -1, 1, 1, 1)
+        return z * from_z + out.float() * from_out, torch.stack(losses(out, x, eps, c))

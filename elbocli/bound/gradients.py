@@ -16,6 +16,7 @@ from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
+from elbocli.files.run_config import RunData
 from elbocli.files.schedule_file import to_text
 from elbocli.run.settings import Resolved
 from elbocli.runtime.progress import Progress
@@ -76,7 +77,7 @@ class Gradients:
         seed = Stream(asked.settings.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch, asked.settings.precision
         self.settings = replace(settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0)
-        resolved = Resolved(self.settings, asked.trained.network.config, {}, {}, [], asked.trained.objective)
+        resolved = Resolved(self.settings, asked.trained.network.config, RunData(), {}, [], asked.trained.objective)
         self.device, self.precision, self.prediction = asked.device, asked.precision, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, asked.device)
         self.network = asked.trained.network.requires_grad_(True).train()

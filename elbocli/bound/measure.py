@@ -25,6 +25,7 @@ from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.cast_once import cast_weights
 from elbocli.run.content import check_content
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device
 from elbocli.train.batches import Posterior
@@ -102,9 +103,9 @@ class Measurement:
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
-            yield Images(self._content(rows), labels, rows.tolist())
+            yield Images(self.content(rows), labels, rows.tolist())
 
-    def _content(self, rows: np.ndarray) -> torch.Tensor:
+    def content(self, rows: np.ndarray) -> torch.Tensor:
         """Pixels, or latents as the network sees them, drawn from their mean and std: the same draw of an image each time."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
@@ -131,7 +132,7 @@ class Measurement:
     def weightings(self, specs: tuple[str, ...]) -> list[Weighting]:
         """Weightings as the user wrote them; the run's own when none is. Raises ElboError."""
         size = self.trained.network.config.image_size
-        return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.objective.weighting]
+        return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def schedule(self, spec: str, weighting: Weighting) -> Schedule:
         """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log. Raises ElboError."""
@@ -149,7 +150,7 @@ class Measurement:
             "checkpoint": self.trained.checkpoint.path.name,
             **self.trained.about,
             "dataset": str(self.dataset.path),
-            "payload_sha256": self.dataset.attributes.get("payload_sha256"),
+            "payload_sha256": self.dataset.attributes.payload_sha256,
             "n_dataset": len(self.dataset),
             "conditional": self.conditional,
             "dimensions": self.dimensions,
@@ -191,17 +192,15 @@ def open_measurement(
 
 def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     known = trained.data
-    if data is None and "path" not in known:
+    if data is None and known.path is None:
         raise UsageError(
             f"{trained.path}: was imported, and has no dataset of its own; name one, DATA.h5, after the run"
         )
-    path = data or Path(str(known.get("path")))
-    beside = trained.path.parent / path  # where the run was trained, when its dataset's path was relative
-    if data is None and beside.exists() and not path.exists():
-        path = beside
+    path = data or dataset_of(known, trained.path)
     dataset = Dataset(path, latents=True)
+    dataset.check_square()
     check_content(dataset.identity(), dataset.kind, known, trained.path)
-    if data is None and dataset.identity()["payload_sha256"] != known.get("payload_sha256"):
+    if data is None and dataset.identity().payload_sha256 != known.payload_sha256:
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")
     config = trained.network.config
     side = "latents a side" if dataset.kind == LATENTS else "pixels"

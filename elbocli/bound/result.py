@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from elbocli.files.json_record import REST, Record
+from elbocli.files.schema import REST, Record
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LatentTerm(Record):
 
 
 @dataclass(frozen=True)
-class Bound(Record):
+class Bound(Record, file="result of elbo bound (JSON)", reader="elbocli.report.results.read_result"):
     """The variational bound on −log p of images.
 
     bpd_se, nats_se: of the dataset's mean; bpd_se_noise: of the noise alone; bpd_se_population: of the mean over the
@@ -74,7 +74,7 @@ class Bound(Record):
 
 
 @dataclass(frozen=True)
-class LatentBound(Record):
+class LatentBound(Record, file="result of elbo bound, of latents (JSON)", reader="elbocli.report.results.read_result"):
     """The variational bound on −log of the density of latents, as the network sees them. It is none for their images.
 
     Numbers are those of Bound, but for the unit. A density may exceed 1, so they may be negative.
@@ -101,6 +101,73 @@ class LatentBound(Record):
         parts = {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion}
         each = self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
         return {**parts, "bound": LatentTerm(self.nats, self.nats_se, *each)}
+
+
+@dataclass(frozen=True)
+class Estimate(Record):
+    """One estimate of −log p, the mean over images, with the parts that add up to it.
+
+    bounds: what it is an upper bound of. nats_se, bpd_se: of the dataset's mean; _noise: of the noise alone;
+    _population: of the mean over the distribution that the images are from. bpd of pixels, nats_per_latent_dimension of
+    latents. solver_nats: how much the finite number of steps adds, told by the same walk in half of them; None where nothing
+    is solved. evaluations: of the network, for each image, a backward pass not counted.
+    """
+
+    estimator: str
+    bounds: str
+    nats: float
+    nats_se: float
+    nats_se_noise: float
+    nats_se_population: float
+    terms: dict[str, float]
+    evaluations: int
+    bpd: float | None = None
+    bpd_se: float | None = None
+    nats_per_latent_dimension: float | None = None
+    nats_per_latent_dimension_se: float | None = None
+    solver_nats: float | None = None
+
+    @property
+    def per_dimension(self) -> tuple[float, float]:
+        """Value and standard error, in bits of pixels, in nats of latents."""
+        if self.bpd is not None and self.bpd_se is not None:
+            return self.bpd, self.bpd_se
+        assert self.nats_per_latent_dimension is not None and self.nats_per_latent_dimension_se is not None
+        return self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
+
+
+@dataclass(frozen=True)
+class Difference(Record):
+    """One estimate minus another on the same images, in nats. se: of the noise. in_se: over all error that is known, the
+    solver's too.
+    """
+
+    estimator: str
+    minus: str
+    nats: float
+    se: float
+    in_se: float
+
+
+@dataclass(frozen=True)
+class Likelihoods(Record):
+    """Several estimates of −log p of the same images, and how far they lie apart.
+
+    per_image: the file that holds them image by image.
+    """
+
+    estimates: list[Estimate]
+    differences: list[Difference]
+    n_images: int
+    draws_per_image: int
+    schedule: str
+    per_image: str | None = None
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+
+    @property
+    def unit(self) -> str:
+        """The unit of each estimate's per_dimension."""
+        return (Bound if self.estimates[0].bpd is not None else LatentBound).UNIT
 
 
 @dataclass(frozen=True)
@@ -158,7 +225,7 @@ class Check(Record):
 
 
 @dataclass(frozen=True)
-class Theorem(Record):
+class Theorem(Record, file="result of elbo bound --theorem (JSON)", reader="elbocli.report.results.read_result"):
     """The theorem for several weightings, and whether it holds for all."""
 
     agree: bool
@@ -191,4 +258,41 @@ class GradientVariance(Record):
     batch: int
     batches: int
     t_sampling: str
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True)
+class ReliabilityRow(Record):
+    """The images whose likeliest class has a probability from low to high: the mean of it, and the share that is right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Classification(Record):
+    """A run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), the noise shared by the classes, each as likely before.
+
+    accuracy_low, accuracy_high: the 95 % interval. log_loss: −log p of the label, in nats. ece: the mean of |accuracy −
+    confidence|. undecided: the share of images whose likeliest class isn't that of both halves of the draws. class_accuracy:
+    by the class's number, of those that have images.
+    """
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    log_loss: float
+    log_loss_se: float
+    ece: float
+    undecided: float
+    reliability: list[ReliabilityRow]
+    class_accuracy: dict[str, float]
+    classes: int
+    n_images: int
+    draws_per_image: int
+    schedule: str
+    per_image: str | None = None
     about: dict[str, Any] = field(default_factory=dict, metadata=REST)

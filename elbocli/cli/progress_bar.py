@@ -47,7 +47,7 @@ def _columns() -> int:
 
 
 class _Lines:
-    """Progress without a terminal. Rate and time left are those since the first report of a count."""
+    """Progress without a terminal. Rate and time left are those since the first report of a count; a value is shown once."""
 
     def __init__(self) -> None:
         self.shown = time.monotonic() + FIRST_S - LINE_EVERY_S
@@ -65,6 +65,7 @@ class _Lines:
             self.shown = now
             of = "" if report.total is None else f"/{report.total}"
             say(f"{report.done}{of} {report.unit}{self._pace(report, now)} {_pretty(self.values)}".rstrip())
+            self.values = {}
 
     def _pace(self, report: Progress, now: float) -> str:
         assert report.done is not None

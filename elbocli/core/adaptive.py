@@ -38,6 +38,11 @@ def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
+def bin_middles(edges: Tensor) -> Tensor:
+    """[bins] λ in the middle of each bin."""
+    return 0.5 * (edges[1:] + edges[:-1])
+
+
 class BinSums:
     """Count, sum and sum of squares of the error in each bin: [3, bins] float64 on the device of the step.
 
@@ -99,7 +104,7 @@ class ErrorMoments:
     @property
     def middle(self) -> Tensor:
         """λ in the middle of each bin."""
-        return 0.5 * (self.edges[1:] + self.edges[:-1])
+        return bin_middles(self.edges)
 
     @property
     def seen(self) -> Tensor:
@@ -145,7 +150,7 @@ class ErrorMoments:
         )
 
 
-def _fine(edges: Tensor) -> Tensor:
+def fine_levels(edges: Tensor) -> Tensor:
     """[bins, POINTS] midpoints inside each bin."""
     part = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
     return edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * part
@@ -160,19 +165,38 @@ def check_floor(floor: float) -> None:
 
 
 def fit_schedule(
-    moments: ErrorMoments, weighting: Weighting, criterion: str = "loss", floor: float = 0.01, base: str = "fitted"
+    moments: ErrorMoments,
+    weighting: Weighting,
+    criterion: str = "loss",
+    floor: float = 0.01,
+    base: str = "fitted",
+    least: Tensor | None = None,
 ) -> Schedule:
     """The schedule whose density is proportional to weighting × criterion in each bin, nowhere below `floor` of uniform.
 
+    least: the least error in each bin, [bins], for a criterion that needs it. Raises UsageError for an unknown criterion,
+    one without the least error that it needs, or a floor outside [LEAST_FLOOR, 1]; DataError for an empty log.
+    """
+    declared = CRITERIA.find(criterion)
+    if declared.traits.optimum and least is None:
+        raise UsageError(f"criterion {criterion} needs the least error: 'elbo adapt' takes it by --optimum FILE")
+    known = moments.smoothed()
+    score = declared.make(known.mean, known.second, torch.zeros_like(known.mean) if least is None else least)
+    return schedule_of_scores(moments.edges, score, weighting, floor, base)
+
+
+def schedule_of_scores(
+    edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted"
+) -> Schedule:
+    """The schedule whose density is proportional to weighting × score in each bin, nowhere below `floor` of uniform.
+
     The bins above the floor give up the mass that it adds, in proportion to their mass above it. If no bin is below
-    the floor, the floor changes nothing. Raises UsageError for an unknown criterion or a floor outside [LEAST_FLOOR,
-    1], DataError for an empty log.
+    the floor, the floor changes nothing. score: [bins]. Raises UsageError for a floor outside [LEAST_FLOOR, 1],
+    DataError where no mass is left.
     """
     check_floor(floor)
-    known = moments.smoothed()
-    width = moments.edges.diff()
-    score = CRITERIA.find(criterion).make(known.mean, known.second)
-    mass = weighting(_fine(moments.edges)).mean(1) * score * width
+    width = edges.diff()
+    mass = weighting(fine_levels(edges)).mean(1) * score * width
     if not bool(mass.isfinite().all()) or float(mass.sum()) <= 0:
         raise DataError(
             "weighting times error is zero or not finite at every noise level of the log: no schedule fits it"
@@ -180,7 +204,7 @@ def fit_schedule(
     least = floor * width / width.sum()
     above = (mass / mass.sum() - least).clamp(min=0)
     share = least + (1 - floor) * above / above.sum().clamp(min=TINY)
-    return schedule_of_shares(moments.edges, share, base)
+    return schedule_of_shares(edges, share, base)
 
 
 def loss_variance(
@@ -193,7 +217,7 @@ def loss_variance(
     Infinite where p is zero and w is not.
     """
     known = moments.filled()
-    at = _fine(moments.edges)
+    at = fine_levels(moments.edges)
     cell = moments.edges.diff()[:, None] / POINTS
     w, p = weighting(at), density(at)
     ratio = (w.square() / p).where(w.square() > 0, 0)
@@ -212,7 +236,7 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[
     """batch × Var/L² of the mean of (w/p) E[e] over t = (offset + 0, 1, 2, …) / batch, the offset uniform in [0, 1)."""
     batch = min(batch, LARGEST_COMB)
     offsets = TIMES // batch
-    at = _fine(known.edges).flatten().flip(0)
+    at = fine_levels(known.edges).flatten().flip(0)
     width = (known.edges.diff() / POINTS).repeat_interleave(POINTS).flip(0)
     share = density(at) * width
     times = torch.cat([torch.zeros(1, dtype=torch.float64), share.cumsum(0)]) / share.sum()

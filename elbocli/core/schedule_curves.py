@@ -90,7 +90,13 @@ class Iddpm:
     formula="-2 mean - 2 std Phi^-1(t)",
     source="Karras et al. 2022: ln sigma ~ N(mean, std^2)",
     positive=["std"],
-    known_as=["lognormal", "log-normal", "logit-normal:mean=0,std=1"],
+    known_as=[
+        "lognormal",
+        "log-normal",
+        "logit-normal:mean=0,std=1",
+        "edm2-img64:mean=-0.8,std=1.6",
+        "edm2-img512:mean=-0.4,std=1",
+    ],
     parameters_known_as={**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"},
 )
 class Edm:
@@ -107,6 +113,33 @@ class Edm:
 
     def density(self, logsnr: Tensor) -> Tensor:
         return (-0.5 * ((logsnr - self.center) / self.width).square()).exp() / (self.width * math.sqrt(2 * math.pi))
+
+
+@schedule(
+    "laplace",
+    formula="mean - scale sgn(1/2 - t) log(1 - 2|t - 1/2|)",
+    source="Hang et al. 2024, arXiv:2407.03297: logsnr ~ Laplace(mean, scale)",
+    positive=["scale"],
+    parameters_known_as={"mu": "mean", "loc": "mean", "b": "scale"},
+)
+class Laplace:
+    """Each half of t by itself, so that neither tail passes through 1 − something tiny before it has to."""
+
+    def __init__(self, mean: float = 0.0, scale: float = 0.5):
+        self.mean, self.scale = mean, scale
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        clean = t < 0.5
+        tail = (2 * t.where(clean, 1 - t)).log() * self.scale
+        return self.mean - tail.where(clean, -tail)
+
+    def t(self, logsnr: Tensor) -> Tensor:
+        away = (logsnr - self.mean) / self.scale
+        tail = 0.5 * (-away.abs()).exp()
+        return tail.where(away > 0, 1 - tail)
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        return (-((logsnr - self.mean) / self.scale).abs()).exp() / (2 * self.scale)
 
 
 @schedule(

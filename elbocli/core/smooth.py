@@ -18,6 +18,20 @@ ROUNDS = 50
 CLOSE = 1e-6
 
 
+def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """A curve through the values at rising knots: cubics, whose slope at a knot is that between its neighbours.
+
+    Any shape of `at` gives the same; beyond the knots the outer cubics go on. Straight lines would bend at every knot, and
+    a product with a smooth function could rise and fall again within each cell.
+    """
+    (slope,) = torch.gradient(values, spacing=(knots,))
+    right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
+    left = right - 1
+    width, rise = knots[right] - knots[left], values[right] - values[left]
+    part, first, last = (at - knots[left]) / width, width * slope[left], width * slope[right]
+    return values[left] + part * (first + part * (3 * rise - 2 * first - last + part * (first + last - 2 * rise)))
+
+
 def roughness(at: Tensor, bend: float) -> Tensor:
     """[B, B] K with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ for f given at these λ, however dense they are. at: [B] float64.
 

@@ -44,6 +44,13 @@ class Stream:
             self.at(index).standard_normal(dtype=np.float32, out=row)
         return from_numpy(out)
 
+    def signs(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Fair signs −1 and 1 (Rademacher's) [len(indices), *shape], float32: row k depends on indices[k] alone."""
+        from torch import from_numpy
+
+        rows = [self.at(index).integers(0, 2, shape, np.int8) for index in indices]
+        return from_numpy(np.stack(rows).astype(np.float32) * 2 - 1)
+
     def uniform(self, index: int, count: int) -> np.ndarray:
         """`count` float64 uniforms in [0, 1)."""
         return self.at(index).random(count)

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_head
 from elbocli.core.logsnr import LIMIT
-from elbocli.core.monotone import Function, NonIncreasing, float64, rising, slope
-from elbocli.core.registry import Declaration, number, parse_spec, plain
+from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, rising, slope
+from elbocli.core.registry import Declaration, alike, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
+from elbocli.core.weighting_curves import LEARNED, WEIGHTINGS, WeightingTraits
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,38 @@ class ScheduleDensity:
         return float(density(float64([low, high, *peaks])).max())
 
 
-WeightingCurve = DeclaredCurve | ScheduleDensity | ForeignLoss
+@dataclass(frozen=True, eq=False)
+class LearnedCurve:
+    """w = p/e: the density of the schedule that a run trains under, over its error at each λ, as it knows it now.
+
+    EDM2 in effect (Karras et al. 2024, arXiv:2312.02696): its loss ω/e^u ‖D − x‖² + u is least in u where
+    e^u = ω E‖D − x‖²/D, and what is left weighs ‖ε − ε̂‖² by p/e, whatever ω is. So every t counts alike.
+
+    schedule: None while nothing is known. middle, log_error: [bins] λ, and the logarithm of ‖ε − ε̂‖²/D there.
+    """
+
+    schedule: Schedule | None = None
+    middle: Tensor | None = None
+    log_error: Tensor | None = None
+    head = LEARNED
+    tail = ""
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """The λ that it was learned on."""
+        return (self.schedule.logsnr_min, self.schedule.logsnr_max) if self.schedule else (-math.inf, math.inf)
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """w at each λ, float64. Raises UsageError while nothing is known."""
+        from elbocli.core.smooth import through
+
+        if self.schedule is None or self.middle is None or self.log_error is None:
+            raise UsageError(f"{LEARNED} is learned from a run's errors and schedule; name a run that trained with it")
+        within = logsnr.clamp(*self.support)  # beyond, the density is zero
+        return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
+
+
+WeightingCurve = DeclaredCurve | ScheduleDensity | ForeignLoss | LearnedCurve
 """w(λ) before shift and monotone. It is written `head`, then those two, then `tail`; `schedule` is what it is made of."""
 
 
@@ -85,6 +116,15 @@ class Weighting:
     def declared(self) -> Declaration[WeightingTraits] | None:
         """Its declaration; None for a loss or a schedule."""
         return self.curve.declared if isinstance(self.curve, DeclaredCurve) else None
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is learned while a run trains. `knowing` says what from; without that it can't be called."""
+        return isinstance(self.curve, LearnedCurve)
+
+    def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
+        """The learned weighting under a schedule, its error ‖ε − ε̂‖²/D at each λ of `middle` being known: [bins] each."""
+        return replace(self, curve=LearnedCurve(schedule, middle, error.log()))
 
     @property
     def foreign_loss(self) -> ForeignLoss | None:
@@ -113,6 +153,8 @@ class Weighting:
     def support(self) -> tuple[float, float]:
         """The λ beyond which w is zero, within ±LIMIT."""
         low, high = self.schedule.support if self.schedule else (-math.inf, math.inf)
+        if isinstance(self.curve, LearnedCurve):
+            low, high = self.curve.support
         return -LIMIT if self.monotone else max(low + self.shift, -LIMIT), min(high + self.shift, LIMIT)
 
     @cached_property
@@ -130,8 +172,25 @@ class Weighting:
         """The intervals of [low, high] on which w increases: empty means that L_w is an ELBO of noisy data."""
         return rising(self, low, high)
 
+    def rise(self, low: float, high: float) -> float:
+        """The sum of all that w rises by on [low, high], over its largest value there: 0 for an ELBO.
+
+        It is the mass that −dw/dλ, as a distribution of added noise, would have to take away somewhere.
+        """
+        import torch
+
+        at = torch.linspace(low, high, POINTS, dtype=torch.float64)
+        return sum(float(self(float64([b])) - self(float64([a]))) for a, b in self.rising(low, high)) / float(
+            self(at).max()
+        )
+
     def verdict(self, low: float, high: float) -> str:
         """Say in words whether L_w is an ELBO on [low, high]."""
+        if isinstance(self.curve, LearnedCurve) and self.curve.schedule is None:
+            never = (
+                "never rises, so its loss is the ELBO of noise-augmented data" if self.monotone else "rises in general"
+            )
+            return f"is learned while training and {never}; 'elbo weights check RUN' says how it went"
         intervals = ", ".join(
             f"{round(start, 9) + 0.0:.7g} to {round(end, 9) + 0.0:.7g}" for start, end in self.rising(low, high)
         )
@@ -158,8 +217,21 @@ def parse_weighting(
         return _parse_scheduled(text, shift, monotone, given, schedule)
     spec = parse_spec(text, flags=["monotone"])
     own_shift = number(spec.params.pop("shift", 0.0), "shift")
+    if alike(spec.name) == LEARNED:
+        return _parse_learned(spec.params, shift + own_shift, monotone or "monotone" in spec.flags, given)
     declared = WEIGHTINGS.find(spec.name).read(spec.params).bind(given or {})
     return Weighting(DeclaredCurve(declared), shift + own_shift, monotone or "monotone" in spec.flags)
+
+
+def _parse_learned(params: dict[str, str], shift: float, monotone: bool, given: dict[str, float] | None) -> Weighting:
+    """`uncertainty`, or `uncertainty:monotone`."""
+    for name in [*params, *(given or {})]:
+        raise UsageError(f"{LEARNED} has no parameter {name or params[name]!r}; it takes monotone alone")
+    if shift:
+        raise UsageError(
+            f"{LEARNED} can't be shifted: it follows the schedule, so shift that, as in edm:shift={shift:g}"
+        )
+    return Weighting(LearnedCurve(), monotone=monotone)
 
 
 def _parse_scheduled(

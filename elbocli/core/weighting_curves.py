@@ -29,6 +29,8 @@ class WeightingTraits(NamedTuple):
 
 WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
 PAPER = "arXiv:2303.00848"
+LEARNED = "uncertainty"
+"""The name of the weighting that is learned while a run trains. It is no declared one: alone it says no w(λ)."""
 
 
 def weighting(name: str, *, monotone: bool, const: str = "", **declared: Any) -> Callable[..., Any]:
@@ -206,7 +208,13 @@ def _edm_held(mean: float, std: float, sigma_data: float) -> NonIncreasing:
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 
 
-@weighting("sigmoid", formula="sigmoid(bias - logsnr)", monotone=True, source=f"{PAPER} sec. 5")
+@weighting(
+    "sigmoid",
+    formula="sigmoid(bias - logsnr)",
+    monotone=True,
+    source=f"{PAPER} sec. 5; Hoogeboom et al. 2024 (SiD2), on x: e^bias sigmoid(logsnr - bias)",
+    known_as=["sid2-128:bias=0", "sid2-256:bias=-1", "sid2:bias=-3", "sid2-512:bias=-3", "sid2-1024:bias=-4"],
+)
 def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor:
     return (bias - logsnr).sigmoid()
 

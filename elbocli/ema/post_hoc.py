@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from elbocli import __version__
 from elbocli.core.averages import Average, gamma_of, parse_average
 from elbocli.core.posthoc import Profile, solve
 from elbocli.core.registry import plain
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError, Vanished
 from elbocli.files import snapshots
 from elbocli.files.atomic import refuse_existing
-from elbocli.files.average_file import read_about, writing_average
+from elbocli.files.average_file import AverageFacts, read_about, writing_average
+from elbocli.files.checkpoint import MOST_LOOKS
+from elbocli.files.run_config import RunConfig
 from elbocli.files.snapshots import Snapshot, SnapshotLayout
+from elbocli.files.tensor_files import TensorFile
 from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import trained_as
 from elbocli.runtime.progress import Progress
@@ -41,6 +45,14 @@ def run(
     snapshots of another network).
     """
     refuse_existing(out, overwrite)
+    for _ in range(MOST_LOOKS):
+        with suppress(Vanished):  # the run goes on from an earlier step, without the snapshots after that
+            return (yield from _make(path, std, out, at, command))
+    raise DataError(f"{path}: its snapshots were deleted faster than they could be read; try again")
+
+
+def _make(path: Path, std: float, out: Path, at: int | None, command: str) -> Generator[Progress, None, dict[str, Any]]:
+    """Make it of the snapshots that are there now. Raises Vanished when one of them goes meanwhile."""
     target = parse_average(f"power:std={plain(std)}")
     warnings: list[str] = []
     config = read_run_config(path, warnings.append)
@@ -67,18 +79,18 @@ def run(
             level="warning",
         )
     used = [(float(x), part) for x, part in zip(solution.coefficients, parts) if x]
-    about = {
-        "spec": target.spec,
-        "std": std,
-        "step": last.step,
-        "images": last.images,
-        "run": str(path),
-        "trained": trained_as(config),
-        "residual": solution.residual,
-        "coefficients": {f"{snapshot.path.name}/{average.name}": x for x, (snapshot, average) in used},
-        "elbo_version": __version__,
-        "command": command,
-    }
+    about = AverageFacts(
+        spec=target.spec,
+        std=std,
+        step=last.step,
+        images=last.images,
+        run=str(path),
+        trained=trained_as(config),
+        residual=solution.residual,
+        coefficients={f"{snapshot.path.name}/{average.name}": x for x, (snapshot, average) in used},
+        elbo_version=__version__,
+        command=command,
+    )
     files = [(x, snapshot.tensors(average.name)) for x, (snapshot, average) in used]
     for done in writing_average(out, layout, about, partial(_combined, files)):
         yield Progress(done, len(layout), "tensor")
@@ -86,12 +98,12 @@ def run(
     yield Progress(message=summary, level="detail")
     return {
         "average": str(out),
-        **{key: about[key] for key in ("spec", "std", "step", "images", "run", "residual")},
+        **{key: getattr(about, key) for key in ("spec", "std", "step", "images", "run", "residual")},
         "snapshots": len({snapshot.step for _, (snapshot, _) in used}),
         "first_snapshot": found[0].step,
         "profiles": sorted({average.spec for _, (_, average) in used}),
         "largest_coefficient": max(abs(x) for x, _ in used),
-        "sha256": read_about(out)["payload_sha256"],
+        "sha256": read_about(out)[1],
     }
 
 
@@ -99,7 +111,7 @@ def _profile(snapshot: Snapshot, average: Average) -> Profile:
     return Profile(gamma_of(average.params["std"]), float(snapshot.step))
 
 
-def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> SnapshotLayout:
+def _layout(path: Path, config: RunConfig, parts: list[Part]) -> SnapshotLayout:
     """Types and shapes of the tensors, equal in all parts. Raises FormatError for another network than the run's."""
     network = empty_network(config, path / "config.yaml")
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
@@ -113,15 +125,15 @@ def _layout(path: Path, config: dict[str, Any], parts: list[Part]) -> SnapshotLa
     return layout
 
 
-def _combined(files: list[tuple[float, Any]], key: str) -> Tensor:
+def _combined(files: list[tuple[float, TensorFile]], key: str) -> Tensor:
     """A tensor of Σ x average, in the type that the snapshots have; whole numbers are those of the last.
 
     files: x, and the open file of an average. Sums are in float64.
     """
-    last: Tensor = files[-1][1].get_tensor(key)
+    last: Tensor = files[-1][1].read(key)
     if not last.is_floating_point():
         return last
     total = torch.zeros(last.shape, dtype=torch.float64)
     for x, file in files:
-        total.add_(file.get_tensor(key).double(), alpha=x)
+        total.add_(file.read(key).double(), alpha=x)
     return total.to(last.dtype)

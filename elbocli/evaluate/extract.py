@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from elbocli.core.feature_moments import StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError
-from elbocli.files.dataset import PREPROCESSING
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features
 from elbocli.files.hashing import add_digests
-from elbocli.images.samples import SampleReader, drawn, read_samples
+from elbocli.images.samples import SampleReader, read_samples
 from elbocli.nn.extractors import Extractor
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
@@ -40,7 +40,7 @@ class FeatureSource:
 
     name: str
     n: int
-    about: dict[str, Any]
+    about: FeatureFacts
     reader: SampleReader | None = None
     saved: SavedFeatures | None = None
     alone: bool = False
@@ -53,7 +53,7 @@ class Seen:
 
     name: str
     features: Features | None
-    about: dict[str, Any]
+    about: FeatureFacts
 
 
 def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World) -> FeatureSource:
@@ -66,25 +66,22 @@ def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, w
         labels = None if saved.labels is None else saved.labels.numpy()
         return FeatureSource(str(source), len(saved.features), saved.about, saved=saved, labels=labels)
     streamed = not isinstance(source, Path)
-    reader, labels, attributes, made = None, None, dict[str, Any](), dict[str, Any]()
+    reader, labels, made, how = None, None, dict[str, Any](), dict[str, Any]()
     with world.together():
         if world.first or not streamed:
             reader = stack.enter_context(read_samples(source))
-            labels, attributes = reader.labels, reader.about
-            # A dataset says how its samples were drawn in an attribute, an .npz at once, other images not at all.
-            made = drawn(attributes, reader.name) if "format" in attributes else attributes
+            labels, made, how = reader.labels, reader.made.json(), reader.preprocessing
     name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
-    how = {key: told[key] for told in (made, attributes) for key in PREPROCESSING if key in told}
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
-    about = {"n": shape[0], "preprocessing": {"image_size": size, "channels": shape[3], **how}}
-    return FeatureSource(name, shape[0], about | ({"made": made} if made else {}), reader, None, streamed, labels)
+    about = FeatureFacts(n=shape[0], preprocessing={"image_size": size, "channels": shape[3], **how}, made=made or None)
+    return FeatureSource(name, shape[0], about, reader, None, streamed, labels)
 
 
-def described(source: FeatureSource, extractor: Extractor | None) -> dict[str, Any]:
+def described(source: FeatureSource, extractor: Extractor | None) -> FeatureFacts:
     """A source's `about` with the network that its features are of."""
     if source.saved is not None or extractor is None:
         return source.about
-    return {**source.about, "extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
+    return replace(source.about, extractor=extractor.name, weights_sha256=extractor.weights_sha256)
 
 
 def see(
@@ -109,10 +106,11 @@ def see(
             own.add(values.numpy())
         features = Features(own.moments(), saved.features, saved.logits, source.labels)
         check({"values": saved.features} | ({} if saved.logits is None else {"logits": saved.logits}))
-        return Seen(source.name, features, {**saved.about, "n": source.n})
+        return Seen(source.name, features, replace(saved.about, n=source.n))
     held: dict[str, Tensor] = {}
     filled = 0
     sharers = 1 if source.alone else world.size
+    batch = batch if source.reader is None else source.reader.batch(batch)
     for start in range(0, source.n, batch * sharers):
         begin = start + world.rank * batch
         found = None
@@ -135,7 +133,7 @@ def see(
     moments = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     digest = add_digests(world.all(add_digests(digests)))
     seen = Features(sum(moments[1:], moments[0]), labels=source.labels, **held) if world.first else None
-    return Seen(source.name, seen, {**described(source, extractor), "images_sha256": digest})
+    return Seen(source.name, seen, replace(described(source, extractor), images_sha256=digest))
 
 
 def _extracted(

@@ -11,6 +11,7 @@ from typing import Any
 from elbocli.core.metrics import Features
 from elbocli.errors import FormatError
 from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.hashing import file_sha256
 from elbocli.files.statistics import Statistics, is_pickle, is_statistics, read_statistics
 from elbocli.images.samples import has_images
@@ -54,13 +55,14 @@ class Reference:
         """Its statistics; its features too, where they are needed."""
         if self.source is None or (self.statistics is not None and not features):
             assert self.statistics is not None
-            return Seen(str(self.path), Features(self.statistics), {**self.statistics.about, "sha256": self.sha256})
+            return Seen(str(self.path), Features(self.statistics), replace(self.statistics.about, sha256=self.sha256))
         keep = frozenset(["values"] if features else [])
         seen = yield from see(self.source, extractor, batch, world, keep, "reference")
         if self.statistics is None or seen.features is None:
             return seen
-        made = {"preprocessing": seen.about.get("preprocessing"), **self.statistics.about}
-        about = {**made, "sha256": self.sha256, "images": self.source.n}
+        about = self.statistics.about
+        how = seen.about.preprocessing if about.preprocessing is None else about.preprocessing
+        about = replace(about, preprocessing=how, sha256=self.sha256, images=self.source.n)
         return Seen(str(self.path), replace(seen.features, moments=self.statistics), about)
 
 
@@ -77,11 +79,9 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Ref
     return Reference(path, images, read_statistics(path), file_sha256(path))
 
 
-def fingerprint(about: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(about: FeatureFacts) -> dict[str, Any]:
     """The part of a file's `about` that must be the same on both sides: size, channels, crop, filter, network and weights."""
-    made = about.get("preprocessing")
-    found = dict(made) if isinstance(made, dict) else {}
-    found |= {key: about.get(key) for key in ("extractor", "weights_sha256")}
+    found = {**(about.preprocessing or {}), "extractor": about.extractor, "weights_sha256": about.weights_sha256}
     return {key: value for key, value in found.items() if value is not None}
 
 

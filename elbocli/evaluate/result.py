@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.core.metrics import METRICS, Number, Role, Value
-from elbocli.files.json_record import REST, Record, typed
+from elbocli.files.schema import REST, Record, typed
 
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
@@ -76,7 +76,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class EvalResult:
+class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.report.results.read_result"):
     """The result of one set of samples, or of several repeats of one experiment."""
 
     repeats: list[Scores]
@@ -138,11 +138,12 @@ class EvalResult:
         return {**self.named(), **common, "repeats": repeats}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> EvalResult:
+    def from_json(cls, content: Any, where: str = "") -> EvalResult:
         """Read what `json` wrote; numbers of metrics that are not known here are among the facts.
 
         Raises FormatError.
         """
+        content = typed(dict[str, Any], content, where or "it")
         common = {key: value for key, value in content.items() if key != "repeats"}
         read = []
         for own in typed(list[dict[str, Any]], content.get("repeats") or [{}], "repeats"):

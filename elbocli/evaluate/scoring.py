@@ -20,6 +20,7 @@ from elbocli.evaluate.reference import open_reference
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.evaluate.suitable import check_features, check_made_alike, check_repeats_alike, labelled, possible
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
@@ -83,7 +84,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
 
     A file that a features' file names is not opened: it may be a stranger's.
     """
-    told = {str(name): each for each in sources if each.saved is not None and (name := each.about.get("extractor"))}
+    told = {name: each for each in sources if each.saved is not None and (name := each.about.extractor)}
     name = settings.extractor or next((name for name in told if name in EXTRACTORS), DEFAULT)
     with world.together():
         if all(source.saved is not None for source in sources):
@@ -115,27 +116,27 @@ def scored(
     values: dict[str, Value] = {}
     for name, options in settings.metrics.items():
         values |= METRICS[name].make(seen.features, reference, options)
-    about, other = seen.about, {} if theirs is None else theirs.about
-    network = str(about.get("extractor"))
-    published = is_published(network, about.get("weights_sha256")) and not mismatched
+    about, other = seen.about, FeatureFacts() if theirs is None else theirs.about
+    network = str(about.extractor)
+    published = is_published(network, about.weights_sha256) and not mismatched
     labels = seen.features.labels
     counts = [] if labels is None else np.unique(labels, return_counts=True)[1].tolist()
     asked = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
     facts = Facts(
-        n_samples=about.get("n"),
-        n_ref=other.get("n"),
-        n_ref_images=other.get("images"),
+        n_samples=about.n,
+        n_ref=other.n,
+        n_ref_images=other.images,
         samples=seen.name,
-        samples_sha256=about.get("images_sha256"),
-        ref_sha256=other.get("sha256") or other.get("images_sha256"),
-        extractor=about.get("extractor"),
-        extractor_sha256=about.get("weights_sha256"),
-        preprocessing=about.get("preprocessing"),
-        ref_preprocessing=other.get("preprocessing"),
+        samples_sha256=about.images_sha256,
+        ref_sha256=other.sha256 or other.images_sha256,
+        extractor=about.extractor,
+        extractor_sha256=about.weights_sha256,
+        preprocessing=about.preprocessing,
+        ref_preprocessing=other.preprocessing,
         classes=len(counts) or None,
         fewest_of_a_class=min(counts, default=None),
         most_of_a_class=max(counts, default=None),
-        made=made if isinstance(made := about.get("made"), dict) else {},
+        made=about.made or {},
         options={name: value for name, value in asked.items() if not isinstance(value, bool)},
         elbo_version=__version__,
         torch_fidelity_version=fidelity_version,

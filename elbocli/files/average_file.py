@@ -9,17 +9,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json, tensor_files
 from elbocli.files.atomic import told, writing
-from elbocli.files.reading import check_format, refusing, utf8_path
+from elbocli.files.opening import open_file
+from elbocli.files.reading import check_format
+from elbocli.files.schema import REST, Count, Record, Word
 from elbocli.files.snapshots import SnapshotLayout
 
 FORMAT = "elbo-ema"
@@ -28,12 +30,31 @@ DIGEST = "payload_sha256"
 CHUNK = 1 << 24
 
 
+@dataclass(frozen=True)
+class AverageFacts(Record, file="`about` of an average (safetensors)", reader="elbocli.files.average_file.read_about"):
+    """Facts on how an average was made: of a run's snapshots up to a step, by their shares. trained: facts that tell that run from
+    others. residual: how far the profile is off.
+    """
+
+    spec: Word
+    std: float | None
+    step: Count
+    images: Count
+    run: Word | None
+    trained: dict[str, Any]
+    residual: float | None
+    coefficients: dict[str, float] | None
+    elbo_version: Word | None
+    command: str | None
+    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+
+
 def writing_average(
-    path: Path, layout: SnapshotLayout, about: dict[str, Any], tensor: Callable[[str], Tensor]
+    path: Path, layout: SnapshotLayout, about: AverageFacts, tensor: Callable[[str], Tensor]
 ) -> Iterator[int]:
     """Write a file of the tensors in `layout`, and yield how many are written after each.
 
-    tensor: gives one by its name, when its turn comes. about: how the average was made, for JSON. The file takes its
+    tensor: gives one by its name, when its turn comes. The file takes its
     name when the iterator ends.
     Raises FormatError for a type that safetensors can't hold, DataError when the disk is full.
     """
@@ -43,7 +64,7 @@ def writing_average(
     # Wider types first: then every tensor is aligned to its own size, as readers that map the file need.
     names = sorted(layout, key=lambda key: (-SIZES[layout[key][0]], key))
     blank = "0" * 64
-    meta = {"format": FORMAT, "version": "1", "about": json.dumps(about, allow_nan=False), DIGEST: blank}
+    meta = {"format": FORMAT, "version": "1", "about": json.dumps(about.json(), allow_nan=False), DIGEST: blank}
     header: dict[str, Any] = {"__metadata__": meta}
     end = 0
     for name in names:
@@ -64,30 +85,26 @@ def writing_average(
         file.write(payload.hexdigest().encode())
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """Read how the average was made: spec, step, images, run, …. Raises FormatError when the file is no such average."""
-    with refusing(f"{path}: not usable weights"), utf8_path(path) as name, safe_open(name, framework="pt") as file:
-        meta = file.metadata() or {}
+def read_about(path: Path) -> tuple[AverageFacts, str]:
+    """(how the average was made, the digest of its tensors). Raises FormatError when the file is no such average."""
+    meta = tensor_files.metadata(path)
     check_format(path, meta, FORMAT, "1", "; make them with 'elbo ema'")
-    with refusing(f"{path}: doesn't say how it was made"):
-        about = json.loads(meta["about"])
-        str(about["spec"]), int(about["step"]), int(about["images"]), dict(about["trained"])
-    return {**about, DIGEST: meta.get(DIGEST)}
+    what = f"{path}: doesn't say how it was made"
+    return AverageFacts.of(strict_json.load(meta.get("about", ""), what), what), meta.get(DIGEST, "")
 
 
 def check(path: Path) -> None:
     """Compare the tensors with the file's digest. Raises FormatError when it differs."""
     payload = hashlib.sha256()
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         while content := file.read(CHUNK):
             payload.update(content)
-    if payload.hexdigest() != read_about(path)[DIGEST]:
+    if payload.hexdigest() != read_about(path)[1]:
         raise FormatError(f"{path}: damaged: its tensors are not what was written; make it again with 'elbo ema'")
 
 
 def load(path: Path) -> dict[str, Tensor]:
     """Read all tensors. Raises FormatError when they are not those that were written."""
     check(path)
-    with refusing(f"{path}: not usable weights"), utf8_path(path) as name:
-        return load_file(name)
+    return tensor_files.load(path)

@@ -9,63 +9,110 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from elbocli.errors import FormatError
-from elbocli.files import sealed_folder, strict_yaml
+from elbocli.errors import DataError, FormatError
+from elbocli.files import sealed_folder, strict_yaml, tensor_files
 from elbocli.files.atomic import sweep, write_text
-from elbocli.files.reading import check_format, refusing, utf8_path
+from elbocli.files.file_system import disk_bytes
+from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.recognise import instead
 from elbocli.files.retention import folder_name, numbered, step_of
-from elbocli.files.sealed_folder import CONFIG, WEIGHTS, SealedFolder
+from elbocli.files.run_config import RunConfig
+from elbocli.files.sealed_folder import CONFIG, WEIGHTS, FolderMeta, SealedFolder
+from elbocli.files.zip_files import open_zip
+from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
-RUN_FORMAT = "elbo-run"
 FOLDER = "checkpoints"
+MOST_LOOKS = 100
+"""Times that somebody may delete what was found, while it is opened, before one gives up."""
 GONE = ("on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
+
+
+@dataclass(frozen=True)
+class CheckpointMeta(
+    FolderMeta,
+    format="elbo-checkpoint",
+    file="meta.json of a checkpoint",
+    reader="elbocli.files.checkpoint.read_checkpoint",
+):
+    """meta.json of a checkpoint, which has log_bytes."""
 
 
 @dataclass(frozen=True)
 class Checkpoint(SealedFolder):
     """A whole checkpoint on disk and its meta.json."""
 
-    FORMAT = "elbo-checkpoint"
+    SCHEMA = CheckpointMeta
     WORD = "checkpoint"
+    HOLDS = True
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model` or of an average, `ema-…`, by name.
 
         Raises FormatError when it holds none of that name, or the file is no safetensors file.
         """
-        path = self.path / f"{name}{WEIGHTS}"
-        if path.name not in self.meta["files"]:
+        file = f"{name}{WEIGHTS}"
+        if file not in self.meta.files:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        with refusing(f"{path}: not usable weights"), utf8_path(path) as opened:
-            return load_file(opened)
+        return tensor_files.load(self.file(file), self.path / file)
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
-        return load_tensors(self.path / "state.pt")
+        return load_tensors(self.file("state.pt"), str(self.path / "state.pt"))
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     what = name or source
     with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack:
-        mapped = isinstance(source, Path) or None
         if isinstance(source, Path):
+            size = disk_bytes(source)
+            if not zipfile.is_zipfile(source):
+                raise ValueError("no archive, as torch writes them")
             source = stack.enter_context(utf8_path(source))
+        else:
+            size = len(source.getbuffer())
+        _refuse_packed(source, size)
         try:
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            with bounded_memory(MOST_MORE + 2 * size):
+                found = torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
+        _refuse_expanded(found)
+        return found
+
+
+def _refuse_packed(source: Path | io.BytesIO, size: int) -> None:
+    """Raise ValueError for an archive whose parts are more than its `size` bytes: torch packs none, and would unpack any."""
+    if zipfile.is_zipfile(source):
+        with open_zip(source) as archive:
+            members = archive.infolist()
+        packed = any(info.compress_type != zipfile.ZIP_STORED for info in members)
+        if packed or sum(info.file_size for info in members) > size:
+            raise ValueError(
+                "it is compressed, or its parts are larger than itself, and torch doesn't write such files"
+            )
+    if not isinstance(source, Path):
+        source.seek(0)
+
+
+def _refuse_expanded(tree: Any) -> None:
+    """Raise ValueError where a tensor has more values than are stored: a copy of it would be of any size."""
+    if isinstance(tree, Tensor):
+        if tree.numel() * tree.itemsize > tree.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {list(tree.shape)} has more values than are stored")
+    elif isinstance(tree, Mapping | list | tuple):
+        for each in tree.values() if isinstance(tree, Mapping) else tree:
+            _refuse_expanded(each)
 
 
 def save(
@@ -99,7 +146,7 @@ def clean(run: Path) -> None:
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     """One checkpoint, every file checked against its digest unless told not to. Raises FormatError."""
     found = Checkpoint.read(path, verify)
-    if not isinstance(found.meta.get("log_bytes"), dict):
+    if found.meta.log_bytes is None:
         raise FormatError(f"{path}: not a whole checkpoint: 'log_bytes' is missing")
     return found
 
@@ -107,24 +154,31 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
 def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint; damaged ones are passed to `warn` by name. None when there is none at all.
 
-    Raises FormatError when there are some and all are damaged.
+    It is held: what it says can be read even when it is deleted. Raises FormatError when there are some and all are damaged.
     """
-    damaged: list[FormatError] = []
-    found = next(sealed_folder.whole(reversed(checkpoints(run)), read_checkpoint, damaged.append), None)
-    if found is None and damaged:
+    found, damaged, gone = None, list[FormatError](), list[FormatError]()
+    for _ in range(MOST_LOOKS):
+        damaged, gone = [], []
+        newest_first = reversed(checkpoints(run))
+        found = next(sealed_folder.whole(newest_first, read_checkpoint, damaged.append, gone.append), None)
+        if found is not None or not gone:  # else whoever trains it has deleted them meanwhile, and written others
+            break
+    if found is None and (gone or damaged):
         remedy = "choose another run, or delete it to train again"
+        if gone:
+            raise DataError(f"{run}: its checkpoints were deleted faster than they could be read; try again")
         raise FormatError(f"{run}: every checkpoint is damaged; {remedy} ({damaged[0]})")
     for trouble in damaged:
         warn(f"{trouble}; using the checkpoint before it")
     return found
 
 
-def write_config(run: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml: everything that was resolved."""
-    write_text(run / CONFIG, strict_yaml.dump({"format": RUN_FORMAT, "version": 1, **config}))
+def write_config(run: Path, config: RunConfig) -> None:
+    """Write config.yaml."""
+    write_text(run / CONFIG, strict_yaml.dump(config.json()))
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> RunConfig:
     """config.yaml of a run. Raises FormatError when it is not one."""
     path = run / CONFIG
     if not run.is_dir() or not path.exists():
@@ -132,15 +186,12 @@ def read_config(run: Path) -> dict[str, Any]:
     return checked_config(strict_yaml.read(path), path)
 
 
-def checked_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
     """The content of a config.yaml, if it is a run's. Raises FormatError."""
-    check_format(path, config, RUN_FORMAT)
-    for key in ("settings", "network", "data", "files"):
-        if not isinstance(config.get(key), dict):
-            raise FormatError(f"{path}: no section {key!r}")
-    settings = {key: value for key, value in config["settings"].items() if key not in GONE}
+    config = RunConfig.of(content, path)
+    settings = {key: value for key, value in config.settings.items() if key not in GONE}
     # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
-    faster = config["settings"].get("tf32", False) and not str(config.get("device_name")).startswith("cpu")
+    faster = config.settings.get("tf32", False) and not str(config.device_name).startswith("cpu")
     if faster and settings.get("precision") == "fp32":
         settings["precision"] = "tf32"
-    return {**config, "settings": settings}
+    return replace(config, settings=settings)

@@ -8,12 +8,12 @@ Any HDF5 tool reads it; a random batch costs no more than one of a plain array f
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -21,13 +21,16 @@ import numpy as np
 from elbocli.errors import DataError, FormatError
 from elbocli.files import dataset_block as blocks
 from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, Mapped, open_block
-from elbocli.files.dataset_file import FORMAT, DatasetFile, attributes_of
+from elbocli.files.dataset_file import DatasetFile
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
+from elbocli.files.run_config import RunData
 
 PREPROCESSING = ("crop", "filter")
 """Attributes that say how images were made of their originals, besides the size."""
 LARGEST_SIDE = 8192
+LARGEST_LATENT = 1 << 24
+"""Numbers of a latent."""
 
 
 class Dataset(DatasetFile):
@@ -38,7 +41,7 @@ class Dataset(DatasetFile):
 
     def __init__(self, path: Path | str, latents: bool = False):
         super().__init__(path)
-        with self.damage():
+        with self.parsing():
             self.kind: str = next((kind for kind in (IMAGES, ENCODED, LATENTS) if kind in self._file), IMAGES)
             member = self.member(self.kind, virtual=True)
             self.shape: tuple[int, int, int, int] = self._shape(member)
@@ -57,18 +60,22 @@ class Dataset(DatasetFile):
         found = f"{self.path}: {self.kind!r} is {member.dtype} {member.shape}"
         n, *row = member.shape if member.ndim == 4 else (0, 0, 0, 0)
         if self.kind == LATENTS:
-            if member.dtype != np.float16 or n == 0 or row[0] % 2 or row[0] < 2:
-                raise FormatError(f"{found}, expected float16 (N, 2C, H, W) with N > 0")
+            sides = 0 < min(row) <= max(row) <= LARGEST_SIDE and math.prod(row) <= LARGEST_LATENT
+            if member.dtype != np.float16 or n == 0 or row[0] % 2 or not sides:
+                raise FormatError(
+                    f"{found}, expected float16 (N, 2C, H, W) with N > 0, of {LARGEST_LATENT} numbers each"
+                )
             return n, row[1], row[2], row[0] // 2
-        if member.dtype != np.uint8 or n == 0 or row[2] not in (1, 3):
-            raise FormatError(f"{found}, expected uint8 (N, H, W, 1 or 3) with N > 0")
+        if member.dtype != np.uint8 or n == 0 or row[2] not in (1, 3) or not 0 < min(row) <= max(row) <= LARGEST_SIDE:
+            raise FormatError(f"{found}, expected uint8 (N, H, W, 1 or 3) with N > 0, and sides to {LARGEST_SIDE}")
         return n, row[0], row[1], row[2]
 
     def _encoded_shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
-        store, size, channels = (self.attributes.get(key) for key in ("store", "image_size", "channels"))
+        known = self.attributes
+        store, size, channels = known.store, known.image_size, known.channels
         if store not in ENCODINGS:
             raise FormatError(f"{self.path}: store is {store!r}, expected one of {', '.join(ENCODINGS)}")
-        if not isinstance(size, int) or not 0 < size <= LARGEST_SIDE or channels not in (1, 3):
+        if size is None or not 0 < size <= LARGEST_SIDE or channels not in (1, 3):
             raise FormatError(f"{self.path}: image_size is {size!r} and channels {channels!r}; pack it again")
         offsets = self.member("offsets")
         if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
@@ -84,12 +91,19 @@ class Dataset(DatasetFile):
     @property
     def store(self) -> str:
         """The way in which images are kept: raw, or the name of an encoding."""
-        return str(self.attributes["store"]) if self.kind == ENCODED else RAW
+        return str(self.attributes.store) if self.kind == ENCODED else RAW
 
     @property
     def image_size(self) -> int:
         """Side of the (square) images in pixels, or of the latents."""
         return self.shape[1]
+
+    def check_square(self) -> None:
+        """Raise FormatError where its images, which a network is to see, are not square."""
+        _, height, width, _ = self.shape
+        if height != width:
+            size = f"{width} x {height} {'latents' if self.kind == LATENTS else 'pixels'}"
+            raise FormatError(f"{self.path}: its images are {size}, and networks see squares; pack it with 'elbo prep'")
 
     @property
     def channels(self) -> int:
@@ -99,7 +113,7 @@ class Dataset(DatasetFile):
     @property
     def latent_space(self) -> LatentSpace | None:
         """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
-        return read_space(self.attributes, self.channels, self.path) if self.kind == LATENTS else None
+        return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
 
     def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
@@ -138,7 +152,9 @@ class Dataset(DatasetFile):
     def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
         """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
         if self.kind != ENCODED:
-            yield from self.block.scan()
+            rows = self.block.scan()
+            while (piece := self._next(rows)) is not None:
+                yield piece
             return
         start = 0
         while start < len(self):
@@ -147,6 +163,10 @@ class Dataset(DatasetFile):
             ends = self._offsets[start + 1 : stop] - self._offsets[start]
             yield np.split(self.block.read(self._offsets[start], self._offsets[stop]), ends)
             start = stop
+
+    def _next(self, rows: Iterator[np.ndarray]) -> np.ndarray | None:
+        with self.damage():
+            return next(rows, None)
 
     @property
     def self_contained(self) -> bool:
@@ -161,20 +181,21 @@ class Dataset(DatasetFile):
         height, width, channels = self.shape[1:]
         return blocks.latents((2 * channels, height, width)) if self.kind == LATENTS else blocks.plain(self.shape[1:])
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> RunData:
         """Facts that a run must find again when it resumes."""
-        space = self.latent_space
-        return {
-            "path": str(self.path),
-            "count": len(self),
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-            "payload_sha256": self.attributes.get("payload_sha256"),
-            "class_names": self.class_names,
-            **{key: self.attributes[key] for key in PREPROCESSING if key in self.attributes},
-            **({} if space is None else space.attributes()),
-        }
+        space, known = self.latent_space, self.attributes
+        return RunData(
+            path=str(self.path),
+            count=len(self),
+            image_size=self.image_size,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            payload_sha256=known.payload_sha256,
+            class_names=self.class_names,
+            crop=known.crop,
+            filter=known.filter,
+            more={} if space is None else space.attributes(),
+        )
 
 
 @cache
@@ -187,9 +208,9 @@ def find_dataset(folder: Path) -> Path:
     """Find the only elbo-dataset in a folder. Raises DataError when there is none, or more than one."""
     found = []
     for path in sorted(folder.glob("*.h5")):
-        with contextlib.suppress(OSError), h5py.File(path, "r", locking=False) as file:
-            if attributes_of(file).get("format") == FORMAT:
-                found.append(path)
+        with contextlib.suppress(FormatError):
+            DatasetFile(path)
+            found.append(path)
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} datasets here ({', '.join(p.name for p in found)})" if found else "no dataset here"

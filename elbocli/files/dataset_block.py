@@ -5,6 +5,7 @@ A block may be spread over the blocks of several files (a virtual dataset of HDF
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Iterator
@@ -17,11 +18,15 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.opening import NO_WAITING
 from elbocli.files.reading import refusing
+from elbocli.runtime.memory_bound import bounded_memory
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
 BLOCKS = {IMAGES, ENCODED, LATENTS}
 SCAN_BYTES = 16 << 20
+LARGEST_CHUNK = 64 << 20
+MOST_PARTS = 4096
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Mapped:
         self.path, self.dtype, self.offset, self.shape = path, dtype, offset, shape
         self.row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         self.nbytes = shape[0] * self.row_bytes
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = os.open(path, NO_WAITING)
         weakref.finalize(self, os.close, self._handle)
         self._state = self._now()
         size, wanted = self._state[0], offset + self.nbytes
@@ -115,10 +120,31 @@ class Mapped:
         return out
 
 
+class Unmapped:
+    """Rows in a layout of HDF5's that is not one run of bytes, such as chunks, which may be packed.
+
+    Raises FormatError for chunks of absurd size.
+    """
+
+    def __init__(self, member: h5py.Dataset, path: Path):
+        self._member, self.shape, self.dtype, self.nbytes = member, member.shape, member.dtype, int(member.nbytes)
+        chunk = math.prod(member.chunks or ()) * member.dtype.itemsize
+        if chunk > LARGEST_CHUNK:
+            raise FormatError(f"{path}: its chunks have {chunk} bytes, more than {LARGEST_CHUNK}; pack it again")
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, wanted: int | slice) -> np.ndarray:
+        """Read a row, or rows that follow each other. Raises h5py's errors, also where a chunk unpacks to much more."""
+        with bounded_memory():
+            return np.asarray(self._member[wanted])
+
+
 class Block:
     """An array on disk, in one part or several that follow each other.
 
-    parts: mapped, or one of HDF5's that is not one run of bytes.
+    parts: mapped, or one that is unmapped.
     """
 
     def __init__(self, parts: list[Any]):
@@ -183,15 +209,18 @@ def open_block(member: h5py.Dataset, path: Path) -> Block:
 
 
 def _mapped(member: h5py.Dataset, path: Path) -> Any:
-    """Map the array on disk; layouts that are not one run of bytes are left to h5py."""
+    """Map the array on disk, or leave a layout that is not one run of bytes to HDF5. Raises FormatError."""
     offset = member.id.get_offset() if member.chunks is None else None
     if offset is None:
-        return member
+        return Unmapped(member, path)
     return Mapped(path, member.dtype, offset, member.shape)
 
 
 def _in_order(member: h5py.Dataset, path: Path) -> list[Any]:
     """The sources of a virtual dataset, which must follow each other without holes along the first axis."""
+    count = member.id.get_create_plist().get_virtual_count()
+    if count > MOST_PARTS:
+        raise FormatError(f"{path}: {count} parts; a virtual dataset has at most {MOST_PARTS}")
     sources = sorted(member.virtual_sources(), key=lambda source: source.vspace.get_select_bounds()[0][0])
     end = 0
     for source in sources:

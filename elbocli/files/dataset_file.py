@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,20 @@ import h5py
 import numpy as np
 
 from elbocli.errors import FormatError
+from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BLOCKS
-from elbocli.files.reading import check_format, one_line, refusing
+from elbocli.files.file_system import disk_bytes
+from elbocli.files.opening import check_file
+from elbocli.files.reading import one_line, refusing
 from elbocli.files.recognise import instead, recognise
+from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
-FORMAT = "elbo-dataset"
-VERSION = 1
+MOST_IMAGES = 1 << 25
+"""Images of a dataset: their labels are held in memory."""
+MOST_CLASSES = 1000
+"""Classes that any dataset may have; others at most ten for each image."""
+MEMORY_FACTOR = 6
+"""Bytes of memory for a byte of names, where they take more than MOST_MORE."""
 DIGESTS = "payload_sha256 contents_sha256"
 """Attribute `digests`: names of those that the file holds, so that none can vanish unnoticed."""
 
@@ -36,21 +45,38 @@ class DatasetFile:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self._allowed = MOST_MORE
         try:
-            self._file = h5py.File(self.path, "r", locking=False)
+            check_file(self.path)
+            with bounded_memory():
+                self._file = h5py.File(self.path, "r", locking=False)
         except DAMAGE as error:
             if recognise(self.path) != "a dataset":
                 raise FormatError(instead(self.path, "dataset")) from error
             raise FormatError(
                 f"{path}: not a readable HDF5 file ({one_line(error, 120)}); make it again with 'elbo prep'"
             ) from error
-        with self.damage():
-            self.attributes = attributes_of(self._file)
-        check_format(path, self.attributes, FORMAT, VERSION, "; make one with 'elbo prep'")
+        with self.parsing():
+            rows = sum(self._stored_bytes(name) for name in BLOCKS)
+            self._allowed = max(MOST_MORE, MEMORY_FACTOR * (disk_bytes(self.path) - rows))
+            said = attributes_of(self._file)
+        self.attributes = DatasetAttributes.of(said, path)
 
     def damage(self) -> contextlib.AbstractContextManager[None]:
         """Turn errors of HDF5 on a damaged file into a FormatError."""
         return refusing(f"{self.path}: damaged", "; pack it again", on=DAMAGE)
+
+    @contextlib.contextmanager
+    def parsing(self) -> Iterator[None]:
+        """Damage, for a block that reads all but rows: HDF5 makes room for whatever a header says, so it is bounded."""
+        with self.damage(), bounded_memory(self._allowed):
+            yield
+
+    def _stored_bytes(self, name: str) -> int:
+        """Bytes that an array of the file takes in it; 0 where there is none, or it lies elsewhere."""
+        here = isinstance(self._file.get(name, getlink=True), h5py.HardLink)
+        member = self._file[name] if here else None
+        return int(member.id.get_storage_size()) if isinstance(member, h5py.Dataset) else 0
 
     def member(self, name: str, virtual: bool = False) -> h5py.Dataset:
         """An array of the file. virtual: whether it may lie in other files. Raises FormatError."""
@@ -69,20 +95,25 @@ class DatasetFile:
         member = self.member("labels")
         if member.shape != (count,) or member.dtype.kind not in "iu":
             raise FormatError(f"{self.path}: 'labels' is {member.dtype} {member.shape}, expected integers ({count},)")
-        labels = member[()].astype(np.int64)
-        if int(labels.min()) < 0:
+        if count > MOST_IMAGES:
+            raise FormatError(f"{self.path}: {count} images; a dataset has at most {MOST_IMAGES}")
+        labels = member[()]
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0:
             raise FormatError(f"{self.path}: a label is negative")
-        return np.asarray(labels)
+        if high >= max(MOST_CLASSES, 10 * count):
+            raise FormatError(f"{self.path}: a label is {high}, which can't be for {count} images; pack it again")
+        return labels.astype(np.int64, copy=False)
 
     def strings(self, name: str) -> list[str]:
         """A list of names, such as `files`; empty when it isn't there. Raises FormatError."""
-        with self.damage():
+        with self.parsing():
             return [_text(value) for value in self.member(name)[()]] if name in self._file else []
 
     def contents(self) -> tuple[Arrays, Names]:
         """Everything beside the block: arrays, and lists of names, as a writer takes them. Raises FormatError."""
         arrays, names = {}, {}
-        with self.damage():
+        with self.parsing():
             for name in sorted(set(self._file) - BLOCKS):
                 member = self.member(name)
                 if member.dtype.kind == "O":
@@ -93,7 +124,7 @@ class DatasetFile:
 
     def contents_digest(self) -> str:
         """The sha256 of everything but the block, to compare with the attribute `contents_sha256`. Raises FormatError."""
-        with self.damage():
+        with self.parsing():
             return contents_digest(self._file)
 
 
@@ -106,22 +137,29 @@ def contents_digest(file: h5py.File) -> str:
         member = file[name]
         values = member[()]
         if member.dtype.kind == "O":
-            content = json.dumps([_text(value) for value in values]).encode()
+            content = memoryview(json.dumps([_text(value) for value in values]).encode())
         else:
-            content = values.astype(values.dtype.newbyteorder("<")).tobytes()
-        digest.update(json.dumps([name, str(member.dtype), list(member.shape), len(content)]).encode() + content)
+            content = values.astype(values.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
+        digest.update(json.dumps([name, str(member.dtype), list(member.shape), len(content)]).encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
 def attributes_of(file: h5py.File) -> dict[str, Any]:
     """The attributes of an open file as plain values."""
     plain: dict[str, Any] = {}
-    for key, value in file.attrs.items():
+    for name, value in file.attrs.items():
+        key = _text(name)
         if isinstance(value, (bytes, str)):
             plain[key] = _text(value)
         else:
-            plain[key] = value.item() if np.ndim(value) == 0 else np.asarray(value).tolist()
+            values = np.asarray(value).tolist()
+            plain[key] = [*map(_plain, values)] if isinstance(values, list) else _plain(values)
     return plain
+
+
+def _plain(value: Any) -> Any:
+    return _text(value) if isinstance(value, bytes) else value
 
 
 def _text(value: Any) -> str:

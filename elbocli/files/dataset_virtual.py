@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import writing
@@ -42,14 +43,19 @@ def write_virtual(
     Raises UsageError: a part elsewhere; DataError: a full disk.
     """
     members = [(relative_name(part, out), length) for part, length in parts]
-    plan = h5py.VirtualLayout((sum(length for _, length in members), *layout.row), layout.dtype)
+    whole = (sum(length for _, length in members), *layout.row)
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_obj_track_times(False)  # or the same parts make other bytes a second later
     start = 0
     for name, length in members:
-        plan[start : start + length] = h5py.VirtualSource(name, layout.name, (length, *layout.row), layout.dtype)
+        here, there = h5py.h5s.create_simple(whole), h5py.h5s.create_simple((length, *layout.row))
+        here.select_hyperslab((start, *(0 for _ in layout.row)), (length, *layout.row))
+        plan.set_virtual(here, name.encode(), layout.name.encode(), there)
         start += length
     # Put together in memory: HDF5 itself crashes when a disk is full.
     with hdf5_told(), h5py.File(out.name, "w", driver="core", backing_store=False, libver=LIBVER) as file:
-        file.create_virtual_dataset(layout.name, plan)
+        numbers, space = h5py.h5t.py_create(np.dtype(layout.dtype)), h5py.h5s.create_simple(whole)
+        h5py.h5d.create(file.id, layout.name.encode(), numbers, space, plan)
         add_contents(file, arrays, names, about)
         file.flush()
         content = file.id.get_file_image()

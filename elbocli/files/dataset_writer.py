@@ -17,8 +17,9 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.atomic import told
+from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BlockLayout
-from elbocli.files.dataset_file import DIGESTS, FORMAT, VERSION, Arrays, Names, contents_digest
+from elbocli.files.dataset_file import DIGESTS, Arrays, Names, contents_digest
 from elbocli.files.file_system import claim_room
 from elbocli.files.reading import encodable, one_line
 from elbocli.files.resumable import Identity, Resumable, holding
@@ -60,7 +61,8 @@ class DatasetWriter(Resumable):
 
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
         """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
-        rows, size, digest = self.rows, int(self.state["bytes"]), self.state["sha256"][0]
+        rows, size = self.rows, self.state.bytes
+        attributes = {"count": rows, "payload_sha256": self.state.sha256[0], **attributes}
         with told(self.out):
             if self._run_handle >= 0:
                 ends = np.frombuffer(os.pread(self._run_handle, 8 * rows, 0), "<i8")
@@ -81,7 +83,7 @@ class DatasetWriter(Resumable):
                 for name in (*arrays, *names):
                     if name in file:
                         del file[name]
-                add_contents(file, arrays, names, {"count": rows, "payload_sha256": digest, **attributes})
+                add_contents(file, arrays, names, attributes)
             self.name()
 
 
@@ -94,12 +96,14 @@ def _room(arrays: Arrays, names: Names, attributes: dict[str, Any]) -> int:
 
 def add_contents(file: h5py.File, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
     """Put everything but the block into a dataset that is being written, and the digest of it all."""
+    known = {"format": DatasetAttributes.FORMAT, "version": 1, "digests": DIGESTS}
+    said = DatasetAttributes.of({**known, **attributes}, file.filename)
     # Sorted, so that the same contents are the same bytes whoever put them together.
     for name, array in sorted(arrays.items()):
         file[name] = array
     for name, words in sorted(names.items()):
         file.create_dataset(name, data=[*map(encodable, words)], dtype=h5py.string_dtype())
-    for key, value in sorted({"format": FORMAT, "version": VERSION, "digests": DIGESTS, **attributes}.items()):
+    for key, value in sorted(said.json().items()):
         # HDF5's limit of 64 KiB isn't one for text, which lies outside of the attribute itself.
         file.attrs[key] = encodable(value) if isinstance(value, str) else value
     file.attrs["contents_sha256"] = contents_digest(file)

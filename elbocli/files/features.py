@@ -9,16 +9,16 @@ import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json, tensor_files
 from elbocli.files.atomic import writing
-from elbocli.files.reading import check_format, refusing, utf8_path
+from elbocli.files.feature_facts import FeatureFacts
+from elbocli.files.reading import check_format, refusing
 
 FORMAT = "elbo-features"
 SUFFIX = ".safetensors"
@@ -26,42 +26,38 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class SavedFeatures:
-    """Tensors as in the file; about: n, extractor, weights_sha256, preprocessing, samples_sha256, …."""
+    """Tensors as in the file, and how they were made."""
 
     features: Tensor
     logits: Tensor | None = None
     labels: Tensor | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    about: FeatureFacts = field(default_factory=FeatureFacts)
 
 
 def write_features(path: Path, saved: SavedFeatures) -> None:
     """Write a file of features. Raises DataError when the disk is full."""
     tensors = {"features": saved.features, "logits": saved.logits, "labels": saved.labels}
     held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-    meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about, allow_nan=False)}
+    meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about.json(), allow_nan=False)}
     with writing(path) as file:
         file.write(save(held, meta))
 
 
 def is_features(path: Path) -> bool:
     """Whether a file of safetensors says that it holds features."""
-    with (
-        contextlib.suppress(OSError, SafetensorError),
-        utf8_path(path) as name,
-        safe_open(name, framework="pt") as file,
-    ):
-        return (file.metadata() or {}).get("format") == FORMAT
+    with contextlib.suppress(FormatError):
+        return tensor_files.metadata(path).get("format") == FORMAT
     return False
 
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
-    refused = refusing(f"{path}: not usable as features")
-    with refused, utf8_path(path) as name, safe_open(name, framework="pt") as file:
-        meta = file.metadata() or {}
+    with refusing(f"{path}: not usable as features"):
+        file = tensor_files.TensorFile(path, "features")
+        meta = file.metadata
         check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
-        held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        about = json.loads(meta["about"])
+        held = {key: file.read(key) for key in file.layout}
+        about = FeatureFacts.of(strict_json.parse(meta["about"]), f"{path}: not usable as features: about")
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
     _check(path, saved)
     return saved
@@ -78,5 +74,3 @@ def _check(path: Path, saved: SavedFeatures) -> None:
         raise FormatError(f"{path}: labels are {saved.labels.dtype} {tuple(saved.labels.shape)}, expected int64 ({n},)")
     if not all(bool(tensor.isfinite().all()) for tensor in floats):
         raise FormatError(f"{path}: features or logits are NaN or infinite; extract them again")
-    if not isinstance(saved.about, dict):
-        raise FormatError(f"{path}: doesn't say how it was made")

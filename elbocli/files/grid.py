@@ -7,21 +7,25 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from elbocli.errors import UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import writing
 from elbocli.files.lettering import Lettering, shown_name
 from elbocli.files.reading import refusing
+from elbocli.files.schema import Bounds, Count, Record
 
 CELL = 96
 """Pixels: an image is enlarged as often as it fits into so many."""
 WIDE = 4096
 """Pixels: nor is a grid made wider than this by it."""
+NEAR = 4
+"""The part of a square's columns by which a grid may have more or fewer, to leave fewer cells empty."""
 LARGEST_GRID = 10_000
 """Images."""
 LARGEST_PICTURE = 89_478_485
@@ -30,6 +34,7 @@ MOST_CLASSES = 16
 """Classes that have rows of their own, unless each has as many images."""
 PLACES = "elbo-grid"
 """The PNG's text that says where each image is."""
+Side = Annotated[int, Bounds(1, LARGEST_PICTURE)]
 PAPER = 255
 """Grey of what no image covers."""
 
@@ -49,7 +54,7 @@ class Group:
     """Images that share rows, by their places in an array, and the name of their class ('' where there are none)."""
 
     name: str
-    images: list[int]
+    images: Sequence[int]
 
 
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
@@ -58,7 +63,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     names: of the classes, where known; a number stands for any other. most: groups, of classes from the first to the last.
     """
     if labels is None:
-        return [Group("", list(range(count)))]
+        return [Group("", range(count))]
     classes = np.unique(labels)
     if most is not None and len(classes) > most:
         classes = classes[np.linspace(0, len(classes) - 1, most).round().astype(int)]
@@ -75,9 +80,29 @@ def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] 
 
 
 def _columns(groups: list[Group]) -> int:
-    """Images in a row: about as many as there are rows, but no more than a group has."""
+    """Images in a row: about as many as there are rows, but no more than a group has; of classes, so that few cells are empty."""
     sizes = [len(group.images) for group in groups]
-    return min(max(sizes), math.ceil(math.sqrt(sum(sizes))))
+    square = math.ceil(math.sqrt(sum(sizes)))
+    if len(sizes) == 1:
+        return min(sizes[0], square)
+    near = range(square - square // NEAR, square + square // NEAR + 1)
+    cells = {min(max(sizes), each): 0 for each in sorted(near, key=lambda each: abs(each - square))}
+    for each in cells:
+        cells[each] = sum(-(-size // each) for size in sizes) * each
+    return min(cells, key=lambda each: cells[each])
+
+
+@dataclass(frozen=True)
+class GridText(Record, file="text `elbo-grid` of a PNG", reader="elbocli.files.grid.layout_of"):
+    """A Layout. groups: [name, places] of each."""
+
+    version: Annotated[int, Bounds(1, 1)]
+    height: Side
+    width: Side
+    scale: Side
+    columns: Side
+    left: Annotated[int, Bounds(0, LARGEST_PICTURE)]
+    groups: list[Annotated[list[str | list[Count]], Bounds(least=2, most=2)]]
 
 
 @dataclass(frozen=True)
@@ -130,9 +155,9 @@ class Layout:
 
     def text(self) -> str:
         """It as text, for `layout_of`."""
-        groups = [[group.name, group.images] for group in self.groups]
-        facts = {"height": self.height, "width": self.width, "scale": self.scale, "columns": self.columns}
-        return json.dumps({"version": 1, **facts, "left": self.left, "groups": groups})
+        groups: list[Any] = [[group.name, list(group.images)] for group in self.groups]
+        said = GridText(1, self.height, self.width, self.scale, self.columns, self.left, groups)
+        return json.dumps(said.json())
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
@@ -141,20 +166,19 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
     names = [group.name for group in groups]
     left = Lettering(height * scale).width(names) if any(names) else 0
-    return Layout(height, width, scale, columns, left, groups)
+    return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups])
 
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Read what `Layout.text` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
-    with refusing(f"{where}: what it says of its images is damaged"):
-        facts = json.loads(text)
-        numbers = {key: facts[key] for key in ("height", "width", "scale", "columns", "left")}
-        groups = [Group(shown_name(str(name)), [int(each) for each in images]) for name, images in facts["groups"]]
+    what = f"{where}: what it says of its images is damaged"
+    with refusing(what):
+        said = GridText.of(strict_json.parse(text), what)
+        groups = [Group(shown_name(str(name)), [*images]) for name, images in said.groups]
         held = sorted(each for group in groups for each in group.images)
-        whole = all(type(each) is int and each >= (key != "left") for key, each in numbers.items())
-        if not whole or not held or held != list(range(len(held))):
+        if not held or held != list(range(len(held))):
             raise ValueError("no such places")
-        layout = Layout(**numbers, groups=groups)
+        layout = Layout(said.height, said.width, said.scale, said.columns, said.left, groups)
         if layout.size != size or not all(group.images for group in groups):
             raise ValueError(f"places for {layout.size}, in a picture of {size}")
         return layout

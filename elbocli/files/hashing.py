@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from elbocli.files.opening import open_file
+
 PIECE = 1 << 24
 
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's content, 64 hex digits. Raises OSError when it can't be read."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

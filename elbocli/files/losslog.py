@@ -1,50 +1,95 @@
 """losslog.jsonl: the unweighted ε error at each λ, over a run.
 
-First line: format, version, edges of the λ bins, dimensions, weighting, schedule, prediction. Then a line per
-interval: step, images, and for each bin count, sum and sum of squares of ‖ε−ε̂‖²/D. Logs may be concatenated.
+A LossLogHeader, then a LossLogRow per interval, of ‖ε−ε̂‖²/D. Logs may be concatenated.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, cast
 
 import torch
 from torch import Tensor
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
-from elbocli.files.reading import check_format
+from elbocli.files.opening import open_stream
+from elbocli.files.reading import lines_of, one_line
 from elbocli.files.recognise import instead, refuse_other
+from elbocli.files.schema import REST, Bounds, Count, Record, Word
 
-FORMAT = "elbo-losslog"
 MOST_BINS = 2000
 """Fitting takes matrices of bins by bins."""
 LARGEST = 1e100
 """Bound of a sum of errors, so that lines add up and a mean can be drawn on a logarithmic scale."""
+Level = Annotated[float, Bounds(-LIMIT, LIMIT)]
+Sum = Annotated[float, Bounds(0, LARGEST)]
+Bins = Bounds(least=1, most=MOST_BINS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossLogHeader(
+    Record,
+    format="elbo-losslog",
+    file="losslog.jsonl, validation.jsonl: first line",
+    reader="elbocli.files.losslog.read_logs",
+):
+    """The first line: what the errors are of, and the edges of the λ bins, which rise. about: the images of a validation."""
+
+    dimensions: Count | None = None
+    weighting: Word | None = None
+    schedule: Word | None = None
+    prediction: Word | None = None
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    edges: Annotated[list[Level], Bounds(least=2, most=MOST_BINS + 1)]
+
+    def __post_init__(self) -> None:
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise FormatError("edges must rise")
+
+
+@dataclass(frozen=True)
+class LossLogRow(Record, file="losslog.jsonl, validation.jsonl: other lines", reader="elbocli.files.losslog.read_logs"):
+    """One interval: for each bin how many errors fell on it since the line before, their sum, and that of their squares.
+
+    weight: where the weighting is learned, w in the middle of each bin, as the interval was trained with it.
+    """
+
+    step: Count
+    images: Count
+    count: Annotated[list[Count], Bins]
+    sum: Annotated[list[Sum], Bins]
+    sumsq: Annotated[list[Sum], Bins]
+    weight: Annotated[list[Sum], Bins] | None = None
 
 
 def header(edges: Tensor, **about: Any) -> str:
     """The first line."""
-    return json.dumps({"format": FORMAT, "version": 1, **about, "edges": edges.tolist()}) + "\n"
+    named = {each.name for each in fields(LossLogHeader)}
+    more = {key: value for key, value in about.items() if key not in named}
+    known = {key: value for key, value in about.items() if key in named}
+    return json.dumps(LossLogHeader(**known, about=more, edges=edges.tolist()).json()) + "\n"
 
 
-def line(step: int, images: int, sums: Tensor) -> str:
-    """One interval. sums: [3, bins] count, sum, sum of squares."""
+def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
+    """One interval. sums: [3, bins] count, sum, sum of squares. weight: [bins] w of a learned weighting."""
     count, total, squares = sums.tolist()
-    row = {"step": step, "images": images, "count": [int(c) for c in count], "sum": total, "sumsq": squares}
-    return json.dumps(row) + "\n"
+    row = LossLogRow(step, images, [int(c) for c in count], total, squares, None if weight is None else weight.tolist())
+    return json.dumps(row.json()) + "\n"
 
 
 @dataclass
 class LossLog:
     """One or more logs added up. sums: [3, bins]. batch: images per step, as the last line says."""
 
-    header: dict[str, Any]
+    header: LossLogHeader
     edges: Tensor
     sums: Tensor
     images: int
@@ -78,10 +123,11 @@ class Reader:
         self.log: LossLog | None = None
         self._edges: list[float] = []
 
-    def read(self, lines: Iterable[str | bytes], name: str) -> None:
-        """Add up the lines of one log. Raises FormatError with the line's number."""
+    def read(self, lines: Iterable[str | bytes] | IO[bytes], name: str) -> None:
+        """Add up the lines of one log, or of an open file. Raises FormatError with the line's number."""
         started = False
-        for number, text in enumerate(lines, 1):
+        read = lines_of(cast(IO[bytes], lines), name) if isinstance(lines, io.IOBase) else lines
+        for number, text in enumerate(read, 1):
             try:
                 started |= self._line(text, f"{name}: line {number}", started)
             except FormatError as error:
@@ -94,58 +140,42 @@ class Reader:
     def _line(self, text: str | bytes, where: str, started: bool) -> bool:
         """Add one line; return whether it was a header."""
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{where}: not JSON; is it a loss log ('losslog.jsonl' of a run)?") from error
-        if not isinstance(row, dict):
-            raise FormatError(f"{where}: expected a JSON object")
-        if "format" in row:
-            self._begin(row, where)
+            row = strict_json.parse(text)
+        except ValueError as error:
+            raise FormatError(
+                f"{where}: not JSON ({one_line(error)}); is it a loss log ('losslog.jsonl' of a run)?"
+            ) from error
+        if isinstance(row, dict) and "format" in row:
+            self._begin(LossLogHeader.of(row, where), where)
             return True
         if not started:
             raise FormatError(f"{where}: no header; a loss log begins with its 'format' line")
-        self._add(row, where)
+        self._add(LossLogRow.of(row, where), where)
         return False
 
-    def _begin(self, row: dict[str, Any], where: str) -> None:
-        check_format(where, row, FORMAT)
-        edges = row.get("edges")
-        if not isinstance(edges, list) or len(edges) < 2 or not all(isinstance(e, (int, float)) for e in edges):
-            raise FormatError(f"{where}: 'edges' must be a list of numbers")
-        if len(edges) > MOST_BINS + 1:
-            raise FormatError(f"{where}: {len(edges) - 1} bins; at most {MOST_BINS} can be fitted")
-        try:
-            at = torch.tensor(edges, dtype=torch.float64)
-        except OverflowError as error:
-            raise FormatError(f"{where}: 'edges' must be finite") from error
-        if not bool((at.abs() <= LIMIT).all()) or not bool((at.diff() > 0).all()):
-            raise FormatError(f"{where}: 'edges' must be finite, within -{LIMIT:g} and {LIMIT:g}, and rise")
+    def _begin(self, found: LossLogHeader, where: str) -> None:
+        edges = found.edges
         if self.log is None:
-            self.log = LossLog(row, at, torch.zeros(3, len(at) - 1, dtype=torch.float64), 0, 0)
+            at = torch.tensor(edges, dtype=torch.float64)
+            self.log = LossLog(found, at, torch.zeros(3, len(at) - 1, dtype=torch.float64), 0, 0)
             self._edges = edges
         elif self._edges != edges:
             here, first = (f"({len(e) - 1} over {e[0]:g} to {e[-1]:g})" for e in (edges, self._edges))
             bins = f"its bins {here} differ from the first log's {first}"
             raise FormatError(f"{where}: {bins}; fit a schedule to each alone")
 
-    def _add(self, row: dict[str, Any], where: str) -> None:
+    def _add(self, row: LossLogRow, where: str) -> None:
         assert self.log is not None
-        try:
-            sums = torch.tensor([row["count"], row["sum"], row["sumsq"]], dtype=torch.float64)
-            step, images = int(row["step"]), int(row["images"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise FormatError(f"{where}: expected step, images, count, sum and sumsq") from error
-        if sums.shape != self.log.sums.shape or not bool(((sums >= 0) & (sums <= LARGEST)).all()):
-            numbers = f"{self.log.sums.shape[1]} finite numbers, none negative, or above {LARGEST:g}"
-            raise FormatError(f"{where}: count, sum and sumsq must be {numbers}")
-        if bool((sums[0] != sums[0].round()).any()):
-            raise FormatError(f"{where}: count must be whole numbers")
-        if step > self.since:
-            self._seen(Interval(step, images, sums))
+        bins = self.log.sums.shape[1]
+        if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
+            raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each")
+        if row.step > self.since:
+            sums = torch.tensor([row.count, row.sum, row.sumsq], dtype=torch.float64)
+            self._seen(Interval(row.step, row.images, sums))
             self.log.sums += sums
-            self.log.images = max(self.log.images, images)
+            self.log.images = max(self.log.images, row.images)
             self.log.lines += 1
-            self.log.batch = max(1, images // max(1, step))
+            self.log.batch = max(1, row.images // max(1, row.step))
 
 
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
@@ -159,7 +189,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
         if not path.exists():
             raise FormatError(instead(source, "loss log"))
         refuse_other(path, "loss log")
-        with told(path, "read"), open(path, "rb") as file:
+        with told(path, "read"), open_stream(path) as file:
             reader.read(file, str(path))
     if reader.log is None:
         raise UsageError("name a run, a loss log, or - for standard input")

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.checkpoint import load_tensors
+from elbocli.files.file_system import disk_bytes
 from elbocli.files.reading import refusing
+from elbocli.files.zip_files import open_zip, read_member
 
 RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_(weights|constants)_config\.json"
@@ -34,7 +37,9 @@ PLAIN = re.compile(r"[\w.]*")
 FORBIDDEN_OPERATORS = ("from_file", "save")
 TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 FREE_TEXT = ("torch_version",)
+LARGEST_GRAPH = 64 << 20
 LARGEST = 8 << 30
+MOST_TENSORS = 100_000
 
 
 def load_program(path: Path) -> torch.nn.Module:
@@ -47,13 +52,13 @@ def read_program(path: Path, export: str) -> torch.export.ExportedProgram:
 
     Raises FormatError when it is not one, holds more than tensor operations, or takes batches of one size alone.
     """
-    with refusing(f"{path}: not a torch.export program (.pt2)"), zipfile.ZipFile(path) as archive:
+    with refusing(f"{path}: not a torch.export program (.pt2)"), open_zip(path, MOST_TENSORS) as archive:
         records = _records(archive, path)
     with refusing(f"{path}: refused as a .pt2 program"):
         records["models/model.json"] = _checked_model(records["models/model.json"])
         for name, content in records.items():
             if name.endswith("_config.json"):
-                _check_tensor_files(json.loads(content))
+                _check_tensor_files(strict_json.parse(content))
             elif name.endswith(".pt"):
                 load_tensors(io.BytesIO(content), f"{path}: {name}")
     with refusing(f"{path}: torch could not load this program (exported by another version?)"):
@@ -75,15 +80,18 @@ def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
 
 
 def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
-    if sum(info.file_size for info in archive.infolist()) > LARGEST:
-        raise FormatError(f"{path}: larger than {LARGEST >> 30} GB unpacked; elbo reads none so large")
+    members = archive.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
+        raise FormatError(f"{path}: refused: it is compressed, and torch.export doesn't do that")
+    if sum(info.file_size for info in members) > min(LARGEST, disk_bytes(path)):
+        raise FormatError(f"{path}: refused: its parts are larger than itself, or than {LARGEST >> 30} GB")
     records = {}
-    for info in archive.infolist():
+    for info in members:
         name = info.filename.partition("/")[2]
         if not RECORDS.fullmatch(name):
             more = "which is more than a network of tensor operations"
             raise FormatError(f"{path}: refused: it holds {info.filename!r}, {more}")
-        records[name] = archive.read(info)
+        records[name] = read_member(archive, info, LARGEST)
     return records
 
 
@@ -95,7 +103,7 @@ def _check_tensor_files(config: dict[str, Any]) -> None:
 
 def _checked_model(content: bytes) -> bytes:
     """model.json with notes and guards (code) left out, all else checked."""
-    model = json.loads(content)
+    model = strict_json.parse(content, LARGEST_GRAPH)
     model["guards_code"] = []
     model["graph_module"]["metadata"] = {}
     for node in model["graph_module"]["graph"]["nodes"]:
@@ -128,7 +136,7 @@ def _check_text(value: str, key: str) -> None:
             raise ValueError(f"{value[:80]!r} is not a plain size expression")
     elif key in ("in_spec", "out_spec"):
         if value:
-            _check_tree(json.loads(value)[1])
+            _check_tree(strict_json.parse(value)[1])
     elif key == "as_string":
         if not re.fullmatch(r"[\w ,.>-]*", value):
             raise ValueError(f"argument {value[:60]!r} is not plain text")

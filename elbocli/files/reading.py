@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from elbocli.errors import DataError, ElboError, FormatError
+from elbocli.files.opening import NO_WAITING, check_file, open_file
 
 LARGEST_TEXT = 16 << 20
+LONGEST_LINE = 1 << 20
+"""Bytes: a line of a loss log has at most 2000 bins of three numbers."""
 
 
 def one_line(error: Exception, most: int = 160) -> str:
@@ -27,9 +31,11 @@ def encodable(text: str) -> str:
 def utf8_path(path: Path) -> Iterator[Path]:
     """A name of a file or folder for libraries that open none whose name is not UTF-8.
 
-    Raises OSError when it can't be opened: some of them would say that there is no such file.
+    Raises OSError when it can't be opened, or is neither file nor folder: some of them would say that there is no such file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not path.is_dir():
+        check_file(path)
+    handle = os.open(path, NO_WAITING)
     try:
         yield path if encodable(str(path)) == str(path) else Path(f"/dev/fd/{handle}")
     finally:
@@ -70,13 +76,40 @@ def check_format(where: object, found: Mapping[str, Any], name: str, version: ob
         )
 
 
+def read_limited(path: Path, what: str, most: int = LARGEST_TEXT) -> bytes:
+    """The bytes of a small file. Raises FormatError when it can't be read, is no file, or too large for `what`."""
+    with unreadable(path), open_file(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise FormatError(f"{path}: {max(len(content), path.stat().st_size)} bytes is too large for {what}")
+    return content
+
+
 def read_text(path: Path, what: str) -> str:
     """A small text file. Raises FormatError when it can't be read, is no text, or too large for `what`."""
     try:
-        if path.stat().st_size > LARGEST_TEXT:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes is too large for {what}")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FormatError(f"{path}: could not read: {error.strerror}") from error
+        return read_limited(path, what).decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not a text file") from error
+
+
+@contextlib.contextmanager
+def unreadable(path: Path, kind: type[ElboError] = FormatError) -> Iterator[None]:
+    """Turn an OSError into an error that names the file and the cause: a DataError where this user may not read it."""
+    try:
+        yield
+    except PermissionError as error:  # what is kept from a user is no damage, and nothing else may be taken instead
+        raise DataError(f"{path}: could not read: {error.strerror}; see who may: ls -ld") from error
+    except OSError as error:
+        raise kind(f"{path}: could not read: {error.strerror or error}") from error
+
+
+def lines_of(file: IO[Any], where: object) -> Iterator[Any]:
+    """Yield the lines of a file, text or bytes, none of them longer than LONGEST_LINE. Raises FormatError."""
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if len(line) > LONGEST_LINE:
+            raise FormatError(f"{where}: line {number} is longer than {LONGEST_LINE} bytes")
+        if not line:
+            return
+        yield line

@@ -6,13 +6,15 @@ Nothing here decides how a file is read: whoever reads it checks it for himself.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import stat
 from pathlib import Path
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
+from elbocli.files.file_system import SPECIAL
+from elbocli.files.opening import open_file
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -24,6 +26,7 @@ USES = {
     "a checkpoint of a run": "'elbo sample {}' draws images from it",
     "a loss log": "'elbo adapt {}' fits a schedule to it",
     "a schedule": "'elbo train DATA.h5 --schedule {}' draws noise levels by it",
+    "an optimum": "'elbo adapt --data-only {}' fits a schedule to it",
     "a config of a run": "'elbo train DATA.h5 --config {}' takes its settings",
     "samples": "'elbo eval {} --ref DATA.h5' scores them",
     "an average of weights": "'elbo sample RUN --ema {}' draws images by it",
@@ -45,6 +48,7 @@ MAKERS = {
     "dataset": "'elbo prep SRC OUT.h5' makes one",
     "loss log": "'elbo train' writes one into its run",
     "schedule": "'elbo adapt RUN -o FILE' makes one",
+    "optimum": "'elbo optimum DATA.h5 -o FILE' makes one",
     "images": "'elbo sample RUN -o FILE' draws some, and 'elbo prep SRC OUT.h5' packs them",
     "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
@@ -59,8 +63,8 @@ def recognise(path: Path) -> str:
         if stat.S_ISDIR(found.st_mode):
             return _folder(path)
         if not stat.S_ISREG(found.st_mode):
-            return "no file"
-        with open(path, "rb") as file:
+            return SPECIAL.get(stat.S_IFMT(found.st_mode), "no file")
+        with open_file(path) as file:
             head = file.read(4096)
     except FileNotFoundError:
         return MISSING
@@ -93,8 +97,8 @@ def _folder(path: Path) -> str:
 
 def _of_class(config: Path) -> str:
     """Return what a config of diffusers is of, by its class; '' where it says none."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        name = str(json.loads(config.read_text()).get("_class_name") or "")
+    with contextlib.suppress(FormatError, AttributeError):
+        name = str(strict_json.read(config).get("_class_name") or "")
         if name:
             return AUTOENCODER if name == "AutoencoderKL" else "a model of diffusers"
     return ""
@@ -121,6 +125,7 @@ def _file(path: Path, head: bytes) -> str:
         (b"elbo-features", "features"),
         (b"elbo-losslog", "a loss log"),
         (b"elbo-schedule", "a schedule"),
+        (b"elbo-optimum", "an optimum"),
         (b"format: elbo-run", "a config of a run"),
     ):
         if mark in head:
@@ -140,11 +145,15 @@ def instead(path: Path, wanted: str) -> str:
     remedy = USES[found].replace("{}", shlex.quote(str(path))) if found in USES else MAKERS[wanted]
     if found == MISSING:
         return f"{path}: no such {wanted}; {remedy}"
-    return f"{path}: {found}, not {'' if wanted == 'images' else 'a '}{wanted}; {remedy}"
+    return f"{path}: {found}, not {_article(wanted)}{wanted}; {remedy}"
+
+
+def _article(noun: str) -> str:
+    return "" if noun == "images" else "an " if noun[0] in "aeiou" else "a "
 
 
 def refuse_other(path: Path, wanted: str) -> None:
     """Raise FormatError where a path is recognised as something else; what isn't recognised its reader must judge."""
     found = recognise(path)
-    if found in USES and found != f"a {wanted}":
+    if found in USES and found != _article(wanted) + wanted:
         raise FormatError(instead(path, wanted))

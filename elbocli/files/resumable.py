@@ -9,24 +9,41 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.atomic import locked, refuse_existing, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.file_system import claim_room
 from elbocli.files.hashing import span_sha256
-from elbocli.files.reading import refusing
+from elbocli.files.schema import Count, Digest, Record
 from elbocli.runtime.descriptors import write_all
 
 Identity = str | dict[str, Any]
 """Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
+
+
+@dataclass(frozen=True)
+class Journal(
+    Record, file="OUT.partial.json: journal of a file in the making", reader="elbocli.files.resumable.holding"
+):
+    """Rows that are safe, of the file whose identity is `source`; done: how far that was read. sha256: of rows, and of their
+    ends. notes: what else must be known to go on.
+    """
+
+    source: str | dict[str, Any]
+    rows: Count
+    bytes: Count
+    done: Count
+    sha256: list[Digest] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Resumable:
@@ -41,15 +58,13 @@ class Resumable:
     ):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
         self.source, self.preallocate = source, preallocate
-        self.partial, self.journal, self._runs = (
-            out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs")
-        )
+        self.partial, self.journal, self._runs = _beside(out)
         self._handle = self._run_handle = -1
         self.warnings: list[str] = []
         self._afresh()
 
     def _afresh(self) -> None:
-        self.state: dict[str, Any] = {"source": self.source, "rows": 0, "bytes": 0, "done": 0, "notes": {}}
+        self.state = Journal(self.source, 0, 0, 0)
         self._count = self._size = 0  # of what is written, safe or not
         self._digests = hashlib.sha256(), hashlib.sha256()  # of the rows, and of their ends
 
@@ -93,39 +108,35 @@ class Resumable:
         for path in (self.partial, self.journal, self._runs):
             path.unlink(missing_ok=True)
 
-    def _read_journal(self) -> dict[str, Any]:
+    def _read_journal(self) -> Journal:
         restart = f"delete {self.partial.name} and {self.journal.name} to start again"
-        with refusing(f"{self.journal}: not usable", f"; {restart}", DataError):
-            state = json.loads(self.journal.read_text())
-            rows, done, size, source = int(state["rows"]), int(state["done"]), int(state["bytes"]), state["source"]
-            if rows < 0 or done < 0 or size < 0 or not isinstance(state["notes"], dict):
-                raise ValueError("counts that can't be")
-            if source == self.source and rows > self.limit:
-                raise ValueError(f"{rows} rows of {self.limit}")
-            if source == self.source and self.layout.row and size != rows * self.layout.row_bytes:
-                raise ValueError(f"{size} bytes for {rows} rows")
+        try:
+            state = Journal.of(strict_json.read(self.journal), self.journal)
+        except FormatError as error:
+            raise DataError(f"{error}; not usable; {restart}") from error
+        if state.source != self.source:
+            raise self._other(state.source, restart)
+        size = state.rows * self.layout.row_bytes if self.layout.row else state.bytes
+        if max(state.rows, state.done) > self.limit or state.bytes != size:
+            found = f"{state.done} images done, of {self.limit}, and {state.bytes} bytes for {state.rows} rows"
+            raise DataError(f"{self.journal}: {found}; {restart}")
+        return state
 
-        if source != self.source:
-            raise self._other(source, restart)
-        if done > self.limit:
-            raise DataError(f"{self.journal}: {done} images done, but there are only {self.limit}; {restart}")
-        return dict(state)
-
-    def _go_on(self, state: dict[str, Any]) -> None:
+    def _go_on(self, state: Journal) -> None:
         """Continue from the journal if the file still holds its rows; otherwise forget them before disk space is
         reserved."""
-        rows, size = int(state["rows"]), int(state["bytes"])
+        rows, size = state.rows, state.bytes
         spans = (self._handle, self.offset, size), (self._run_handle, 0, 0 if self.layout.row else 8 * rows)
         with told(self.partial, "read"):
             found = span_sha256(*spans[0]), span_sha256(*spans[1])
-        if [each.hexdigest() for each in found] == state.get("sha256"):
+        if [each.hexdigest() for each in found] == state.sha256:
             self.state, self._count, self._size, self._digests = state, rows, size, found
             return
         self.journal.unlink()
         if rows:
             self.warnings.append(f"{self.partial}: its {rows} rows are not what was written; all are made again")
 
-    def _other(self, source: Any, restart: str) -> ElboError:
+    def _other(self, source: Identity, restart: str) -> ElboError:
         if not isinstance(source, dict) or not isinstance(self.source, dict):
             other = "an unfinished prep of another source or with other settings"
             return DataError(f"{self.partial}: {other}; finish that one, or {restart}")
@@ -139,7 +150,7 @@ class Resumable:
     @property
     def rows(self) -> int:
         """Rows that are safe on disk."""
-        return int(self.state["rows"])
+        return self.state.rows
 
     def write(self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray) -> None:
         """Write rows after those before them. They are not safe until `append`.
@@ -169,14 +180,13 @@ class Resumable:
             for handle in (self._handle, self._run_handle):
                 if handle >= 0:
                     os.fdatasync(handle)
-        counts = {"rows": self._count, "bytes": self._size, "done": done}
         digests = [digest.hexdigest() for digest in self._digests]
-        self.state = {"source": self.source, **counts, "sha256": digests, "notes": notes}
-        write_json(self.journal, self.state)
+        self.state = Journal(self.source, self._count, self._size, done, digests, notes)
+        write_json(self.journal, self.state.json())
 
     def block(self) -> np.ndarray:
         """The rows as they lie on disk, as bytes, uint8 [bytes]."""
-        size = int(self.state["bytes"])
+        size = self.state.bytes
         return np.memmap(self.partial, np.uint8, "r", self.offset, (size,)) if size else np.empty(0, np.uint8)
 
     def name(self) -> None:
@@ -185,6 +195,29 @@ class Resumable:
         replace(self.partial, self.out)
         self.journal.unlink(missing_ok=True)
         self._runs.unlink(missing_ok=True)
+
+
+def _beside(out: Path) -> tuple[Path, Path, Path]:
+    """Names of the unfinished file, of its journal, and of where its rows end."""
+    partial, journal, runs = (out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs"))
+    return partial, journal, runs
+
+
+def _lock_of(out: Path) -> Path:
+    return out.with_name(out.name + ".lock")
+
+
+def refuse_made(out: Path, overwrite: bool, folder: bool = False) -> None:
+    """Refuse as `refuse_existing` does, but first remove what is left beside it, if its writer was killed when it had made it."""
+    if not overwrite and os.path.lexists(out) and any(map(os.path.lexists, (*_beside(out), _lock_of(out)))):
+        with contextlib.suppress(OSError, DataError), locked(_lock_of(out), str(out)):
+            journal = _beside(out)[1]
+            # A journal that is newer is of work with --overwrite, which goes on.
+            if not journal.exists() or journal.stat().st_mtime_ns <= out.stat().st_mtime_ns:
+                for path in _beside(out):
+                    path.unlink(missing_ok=True)
+            _lock_of(out).unlink(missing_ok=True)
+    refuse_existing(out, overwrite, folder)
 
 
 W = TypeVar("W", bound=Resumable)
@@ -200,7 +233,7 @@ def holding(
     process to leave it. Raises DataError (another process, another source, a full disk), UsageError (an existing file,
     without overwrite; other settings, without afresh).
     """
-    lock = out.with_name(out.name + ".lock")
+    lock = _lock_of(out)
     with locked(lock, str(out), wait) as unlocked:
         try:
             refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from elbocli.core.foreign_loss import is_foreign_loss
 from elbocli.core.logsnr import LIMIT
@@ -20,13 +21,38 @@ from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files import strict_yaml
-from elbocli.files.reading import check_format, naming
+from elbocli.files.reading import naming
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.scheduler_config import read_config
+from elbocli.files.schema import REST, Bounds, Record
 
-FORMAT = "elbo-schedule"
 LARGEST_TABLE = 100_000
+Level = Annotated[float, Bounds(-LIMIT, LIMIT)]
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
+
+
+@dataclass(frozen=True)
+class Knot(Record):
+    """The level at a time."""
+
+    t: Annotated[float, Bounds(0, 1)]
+    logsnr: Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFile(
+    Record,
+    format="elbo-schedule",
+    file="schedule.yaml",
+    reader="elbocli.files.schedule_file.read_table",
+    remedy="; make one with 'elbo adapt'",
+):
+    """A fitted schedule. about: how it was made: weighting, criterion, …."""
+
+    logsnr_min: Level | None
+    logsnr_max: Level | None
+    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    knots: Annotated[list[Knot], Bounds(least=2, most=LARGEST_TABLE)]
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
@@ -37,26 +63,17 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
         f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in zip(curve.time.tolist(), curve.level.tolist(), strict=True)
     )
     ends = {"logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
-    return strict_yaml.dump({"format": FORMAT, "version": 1, **ends, **origin}) + "knots:\n" + rows
+    said = ScheduleFile(**ends, about=origin, knots=[]).json()
+    del said["knots"]
+    return strict_yaml.dump(said) + "knots:\n" + rows
 
 
-def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
-    """The curve in a schedule file and the rest of what it says. Raises FormatError."""
+def read_table(path: Path) -> tuple[Table, ScheduleFile]:
+    """The curve in a schedule file, and all that it says. Raises FormatError."""
     refuse_other(path, "schedule")
-    content = strict_yaml.read(path)
-    check_format(path, content, FORMAT, 1, "; make one with 'elbo adapt'")
-    knots = content.get("knots")
-    if not isinstance(knots, list) or not 2 <= len(knots) <= LARGEST_TABLE:
-        raise FormatError(f"{path}: 'knots' must be a list of 2 to {LARGEST_TABLE} entries {{t, logsnr}}")
+    found = ScheduleFile.of(strict_yaml.read(path), path)
     with naming(path, FormatError):
-        try:
-            table = Table([(float(knot["t"]), float(knot["logsnr"])) for knot in knots])
-        except (TypeError, KeyError, ValueError) as error:
-            raise FormatError("a knot is not {t: NUMBER, logsnr: NUMBER}") from error
-    low, high = table.support
-    if max(abs(low), abs(high)) > LIMIT:
-        raise FormatError(f"{path}: logsnr {low:g} to {high:g} is outside -{LIMIT:g} to {LIMIT:g}")
-    return table, content
+        return Table([(knot.t, knot.logsnr) for knot in found.knots]), found
 
 
 def resolve_schedule(

@@ -5,7 +5,6 @@ Only facts of training are read: how a sampler spaces or rescales its steps does
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -14,20 +13,15 @@ from typing import Any
 from elbocli.core.discrete_schedule import BETAS, MOST_TIMESTEPS, Moved, Steps, logsnr_of_betas
 from elbocli.core.schedule_curves import FmOt, ScheduleCurve
 from elbocli.errors import FormatError
-from elbocli.files.reading import naming, read_text, refusing
+from elbocli.files import strict_json
+from elbocli.files.reading import naming
 
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
 
 
-def _no_such_number(text: str) -> float:
-    raise ValueError(f"{text} is not a number")
-
-
 def load(path: Path) -> dict[str, Any]:
     """The JSON object in a scheduler's configuration. Raises FormatError."""
-    text = read_text(path, "a scheduler's configuration")
-    with refusing(f"{path}: not usable JSON"):
-        config = json.loads(text, parse_constant=_no_such_number)
+    config = strict_json.read(path)
     if not isinstance(config, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(config).__name__}")
     if not {"num_train_timesteps", "trained_betas"} & config.keys() and not _is_flow(config):

@@ -6,32 +6,39 @@ and sha256 of every other file. So elbo notices damaged folders and folders of o
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elbocli.errors import DataError, FormatError
-from elbocli.files import strict_yaml
+from elbocli.errors import DataError, FormatError, Vanished
+from elbocli.files import strict_json, strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
-from elbocli.files.reading import check_format, one_line, refusing
+from elbocli.files.opening import open_file
+from elbocli.files.reading import one_line, read_limited, refusing
 from elbocli.files.retention import PREFIX, folder_name
+from elbocli.files.run_config import RunConfig
+from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
 
 META = "meta.json"
 CONFIG = "config.yaml"
-RUN_ID = "run_id"
-"""Key of config.yaml and of meta.json: the same in both when one is of the other."""
 WEIGHTS = ".safetensors"
+NO_DAMAGE = {errno.EACCES: "; see who may: ls -ld", errno.EMFILE: "", errno.ENFILE: ""}
+"""Answers of the system that say nothing about a file, and what to do."""
 
 
 def run_id(run: Path) -> str | None:
@@ -45,55 +52,108 @@ def run_id(run: Path) -> str | None:
 @lru_cache
 def _run_id(run: Path, changed: int, size: int) -> str | None:
     with suppress(FormatError):
-        return strict_yaml.read(run / CONFIG).get(RUN_ID)
+        return RunConfig.of(strict_yaml.read(run / CONFIG), CONFIG).run_id
     return None
 
 
 @dataclass(frozen=True)
-class SealedFolder:
-    """A folder on disk and its meta.json. A kind of them has a format and a word of its own."""
+class Seal(Record):
+    """A file's size and digest."""
 
-    FORMAT: ClassVar[str]
+    bytes: Count
+    sha256: Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderMeta(Record):
+    """Optimizer updates done, images seen, and the seal of every other file by its name. run_id: of config.yaml.
+
+    log_bytes: of a checkpoint, how long the logs were.
+    """
+
+    step: Count
+    run_id: Digest | None = None
+    images: Count
+    seed: int | None = None
+    world_size: Count | None = None
+    parallel: Word | None = None
+    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    log_bytes: dict[str, Count] | None = None
+    files: Annotated[dict[str, Seal], Bounds(most=10_000)]
+
+
+@dataclass(frozen=True)
+class SealedFolder:
+    """A folder on disk and its meta.json. A kind of them has a schema and a word of its own.
+
+    held: its files, open, where it is of a kind that a run deletes while others read it.
+    """
+
+    SCHEMA: ClassVar[type[FolderMeta]]
     WORD: ClassVar[str]
+    HOLDS: ClassVar[bool] = False
     path: Path
-    meta: dict[str, Any]
+    meta: FolderMeta
+    held: Mapping[str, io.BufferedReader] = field(default_factory=dict, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files by their names."""
+        return type(self), (self.path, self.meta)
+
+    def file(self, name: str) -> Path:
+        """A path of one of its files, which leads to it even when the folder is gone, where it is held."""
+        return Path(f"/dev/fd/{self.held[name].fileno()}") if name in self.held else self.path / name
 
     @property
     def step(self) -> int:
         """Optimizer updates done."""
-        return int(self.meta["step"])
+        return self.meta.step
 
     @property
     def images(self) -> int:
         """Images seen."""
-        return int(self.meta["images"])
+        return self.meta.images
 
     @property
     def names(self) -> list[str]:
         """Names of all weights that it holds: `model`, and those of averages, which begin with `ema-`."""
-        return sorted(name.removesuffix(WEIGHTS) for name in self.meta["files"] if name.endswith(WEIGHTS))
+        return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     @classmethod
     def read(cls, path: Path, verify: bool = True) -> Self:
         """A folder, every file compared with its digest unless told not to.
 
-        Raises FormatError, also when it lies in a run that didn't write it; DataError when it is kept from this user, which
-        is no damage.
+        Raises FormatError, also when it lies in a run that didn't write it; Vanished when it is gone, or goes meanwhile;
+        DataError when it is kept from this user, which is no damage.
         """
-        kept = refusing(f"{path}: could not read", "; see who may: ls -ld", DataError, (PermissionError,))
-        with refusing(f"{path}: not a whole {cls.WORD}"), kept:
-            meta = json.loads((path / META).read_text())
-            check_format(path, meta, cls.FORMAT)
-            for name, known in meta["files"].items():
-                if Path(name).name != name or (verify and file_sha256(path / name) != known["sha256"]):
-                    raise FormatError(f"{path / name}: damaged: its sha256 is not the one in {META}")
-                int(known["bytes"])
-            int(meta["step"]), int(meta["images"])
+        before, held, what = _identity(path), dict[str, io.BufferedReader](), f"{path}: not a whole {cls.WORD}"
+        try:
+            with refusing(what):
+                meta = cls.SCHEMA.of(strict_json.parse(read_limited(path / META, META)), what)
+                strange = [name for name in meta.files if Path(name).name != name]
+                for name in meta.files if verify and not strange else ():  # all are opened before the first is read
+                    held[name] = open_file(path / name)
+                strange += [name for name, file in held.items() if _sha256(file) != meta.files[name].sha256]
+                if strange:
+                    raise FormatError(f"{path / strange[0]}: damaged: its sha256 is not the one in {META}")
+        except FormatError as error:
+            _close(held)
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in NO_DAMAGE:
+                raise DataError(f"{path}: could not read: {cause.strerror}{NO_DAMAGE[cause.errno]}") from error
+            if before is None or _identity(path) != before:
+                raise Vanished(f"{path}: is gone, deleted or replaced by another {cls.WORD} meanwhile") from error
+            raise
         run = path.resolve().parent.parent
-        ids = meta.get(RUN_ID), run_id(run)
+        ids = meta.run_id, run_id(run)
         if None not in ids and ids[0] != ids[1]:
+            _close(held)
             raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
-        return cls(path, meta)
+        if not cls.HOLDS:
+            _close(held)
+        found = cls(path, meta, held)
+        weakref.finalize(found, _close, held)
+        return found
 
     def check_name(self) -> None:
         """Raise FormatError when the folder is called after another step than its own."""
@@ -115,11 +175,9 @@ class SealedFolder:
             with writing_folder(path) as aside:
                 yield aside
                 held = sorted(aside.iterdir())
-                files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in held}
-                known = run_id(parent.parent)
-                said = {"step": step, **({} if known is None else {RUN_ID: known}), **meta}
-                content = {"format": cls.FORMAT, "version": 1, **said, "files": files}
-                (aside / META).write_text(json.dumps(content, indent=1) + "\n")
+                files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in held}
+                content = cls.SCHEMA(step=step, run_id=run_id(parent.parent), files=files, **meta)
+                (aside / META).write_text(json.dumps(content.json(), indent=1) + "\n")
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
             raise DataError(f"{path}: could not write: {one_line(error)}") from error
 
@@ -136,16 +194,38 @@ def write_weights(folder: Path, weights: dict[str, dict[str, Tensor]]) -> None:
 
 
 def whole(
-    paths: Iterable[Path], read: Callable[[Path], AnyFolder], damaged: Callable[[FormatError], None]
+    paths: Iterable[Path],
+    read: Callable[[Path], AnyFolder],
+    damaged: Callable[[FormatError], None],
+    gone: Callable[[FormatError], None] = lambda error: None,
 ) -> Iterator[AnyFolder]:
-    """Those folders that can be read, in the order given. The trouble of others goes to `damaged`."""
+    """Those folders that can be read, in the order given. The trouble of others goes to `damaged`, or to `gone`."""
     for path in paths:
         try:
             found = read(path)
+        except Vanished as error:
+            gone(error)
         except FormatError as error:
             damaged(error)
         else:
             yield found
+
+
+def _sha256(file: io.BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _close(held: dict[str, io.BufferedReader]) -> None:
+    while held:
+        held.popitem()[1].close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The folder's own number, whatever its name is; None where there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -6,21 +6,19 @@ run/snapshots/step-00001000/{ema-power-….safetensors, meta.json}: a sealed fol
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
-from elbocli.errors import FormatError
-from elbocli.files import sealed_folder
+from elbocli.errors import FormatError, Vanished
+from elbocli.files import sealed_folder, strict_json
 from elbocli.files.atomic import sweep
-from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.retention import folder_name, numbered, step_of
-from elbocli.files.sealed_folder import META, WEIGHTS, SealedFolder
+from elbocli.files.sealed_folder import META, WEIGHTS, FolderMeta, SealedFolder
+from elbocli.files.tensor_files import TensorFile
 
 FOLDER = "snapshots"
 SnapshotLayout = dict[str, tuple[str, tuple[int, ...]]]
@@ -28,23 +26,32 @@ SnapshotLayout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
+class SnapshotMeta(
+    FolderMeta, format="elbo-snapshot", file="meta.json of a snapshot", reader="elbocli.files.snapshots.read"
+):
+    """meta.json of a snapshot."""
+
+
+@dataclass(frozen=True)
 class Snapshot(SealedFolder):
     """A snapshot on disk and its meta.json."""
 
-    FORMAT = "elbo-snapshot"
+    SCHEMA = SnapshotMeta
     WORD = "snapshot"
 
-    def tensors(self, name: str) -> Any:
-        """An open safetensors file of an average: its tensors are read when asked for. Raises FormatError."""
+    def tensors(self, name: str) -> TensorFile:
+        """The file of an average: its tensors are read when asked for. Raises FormatError; Vanished when it is gone."""
         path = self.path / f"{name}{WEIGHTS}"
-        with refusing(f"{path}: not usable weights"), utf8_path(path) as opened:
-            return safe_open(opened, framework="pt")
+        try:
+            return TensorFile(path)
+        except FormatError as error:
+            if path.exists():
+                raise
+            raise Vanished(f"{path}: is gone since it was found") from error
 
     def layout(self, name: str) -> SnapshotLayout:
-        """Types and shapes of an average's tensors. Raises FormatError."""
-        file = self.tensors(name)
-        parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-        return {key: (str(part.get_dtype()), tuple(part.get_shape())) for key, part in parts.items()}
+        """Types and shapes of an average's tensors. Raises FormatError; Vanished when it is gone."""
+        return self.tensors(name).layout
 
 
 def write(run: Path, step: int, averages: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> Path:
@@ -64,8 +71,9 @@ def folders(run: Path) -> list[Path]:
 
 def is_snapshot(path: Path) -> bool:
     """Whether a folder says that it is one."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return bool(json.loads((path / META).read_text())["format"] == Snapshot.FORMAT)
+    with contextlib.suppress(FormatError):
+        found = strict_json.read(path / META)
+        return isinstance(found, dict) and found.get("format") == SnapshotMeta.FORMAT
     return False
 
 
@@ -73,9 +81,11 @@ def read(path: Path, verify: bool = True) -> Snapshot:
     """One snapshot, every file checked against its digest, or only against its size. Raises FormatError."""
     found = Snapshot.read(path, verify)
     found.check_name()
-    for name, known in found.meta["files"].items():
+    for name, known in found.meta.files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != known["bytes"]:
+        if not file.exists() and not path.exists():
+            raise Vanished(f"{path}: is gone since it was found")
+        if not file.is_file() or file.stat().st_size != known.bytes:
             raise FormatError(f"{file}: damaged: its size is not the one in {META}")
     return found
 

@@ -7,43 +7,49 @@ import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told, writing
-from elbocli.files.reading import refusing
+from elbocli.files.feature_facts import FeatureFacts
+from elbocli.files.npy import read_array
+from elbocli.files.opening import open_file
+from elbocli.files.reading import LARGEST_TEXT, refusing
+from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 
+MOST_FEATURES = 8192
+"""Features of an image: their covariance has 512 MB then."""
 SYMMETRIC = 1e-5
 """The distance that a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance (over n − 1) of features; `about`: n, extractor, weights_sha256, preprocessing."""
+    """Mean and covariance (over n − 1) of features, and how they were made."""
 
     mu: np.ndarray
     sigma: np.ndarray
-    about: dict[str, Any] = field(default_factory=dict)
+    about: FeatureFacts = field(default_factory=FeatureFacts)
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Save as npz, without pickle: `about` is JSON text."""
     with writing(path) as file:
-        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about)))
+        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about.json())))
 
 
 def is_statistics(path: Path) -> bool:
     """Whether an npz holds statistics rather than images."""
-    with contextlib.suppress(OSError, NotImplementedError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(OSError, zipfile.BadZipFile), open_zip(path, MOST_ARRAYS) as archive:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
     return False
 
 
 def is_pickle(path: Path) -> bool:
     """Whether a file is a pickle, by its name or its first bytes. One is never opened, because that can run code."""
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         head = file.read(2)
     return path.suffix in (".pkl", ".pickle") or head in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 
@@ -51,21 +57,26 @@ def is_pickle(path: Path) -> bool:
 def read_statistics(path: Path) -> Statistics:
     """Load without unpickling. Raises FormatError for anything but finite, matching mu and sigma."""
     what, expected = f"{path}: not usable as reference statistics", "; expected an npz with mu and sigma"
-    with refusing(what, expected):
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                mu, sigma = content["mu"], content["sigma"]
-                about = json.loads(str(content["about"])) if "about" in content else {}
-        except ValueError as error:
-            if "allow_pickle" not in str(error):
-                raise
-            raise FormatError(f"{what}: it holds pickled objects, which could run code{expected}") from error
+    with refusing(what, expected), open_zip(path, MOST_ARRAYS) as archive:
+
+        def array(name: str, most: int) -> np.ndarray:
+            with archive.open(f"{name}.npy") as member:
+                return read_array(member, most)
+
+        mu, sigma = array("mu", 8 * MOST_FEATURES), array("sigma", 8 * MOST_FEATURES**2)
+        said = strict_json.parse(str(array("about", LARGEST_TEXT))) if "about.npy" in archive.namelist() else {}
+        about = FeatureFacts.of(said, f"{what}: about")
     if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
         held = f"mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}"
         raise FormatError(f"{path}: {held}; expected floats (D,) and (D, D)")
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
         raise FormatError(f"{path}: mu or sigma holds NaN or infinity")
-    largest = float(np.abs(sigma).max())
-    if float(np.abs(sigma - sigma.T).max()) > SYMMETRIC * largest or float(sigma.diagonal().min()) < 0:
+    largest = max(float(sigma.max()), -float(sigma.min()))
+    turned = max(float(np.abs(row - column).max()) for row, column in zip(sigma, sigma.T, strict=True))
+    if turned > SYMMETRIC * largest or float(sigma.diagonal().min()) < 0:
         raise FormatError(f"{path}: sigma is no covariance: it is not symmetric, or a variance is negative")
-    return Statistics(mu.astype(np.float64), sigma.astype(np.float64), about if isinstance(about, dict) else {})
+    return Statistics(
+        mu.astype(np.float64, copy=False),
+        sigma.astype(np.float64, copy=False),
+        about,
+    )

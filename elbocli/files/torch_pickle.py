@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
+from elbocli.files.opening import open_file
 from elbocli.files.pickled_module import Foreign
 from elbocli.files.plain_pickle import VALUES, Machine, keyed
-from elbocli.files.reading import naming, refusing, utf8_path
+from elbocli.files.reading import naming, refusing
+from elbocli.files.tensor_files import begins_like_tensors, load
+from elbocli.files.zip_files import open_zip
 
 MOST_STEPS = 2_000_000
 """Steps of a pickle; published ones of 300 million weights take some 20,000."""
@@ -245,7 +247,7 @@ def _legacy(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
 
 def _archived(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
     """Read torch's zip archive. Its members are stored as they are; a compressed one is refused unread."""
-    with zipfile.ZipFile(file) as archive:
+    with open_zip(file) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise FormatError("it has compressed parts, which torch doesn't write")
@@ -272,18 +274,11 @@ def read_torch_file(path: Path) -> Found:
     Tensors must not be written to. Raises FormatError when it is none, damaged, or beyond bounds; runs nothing.
     """
     where = naming(f"{path}: not usable as a checkpoint", FormatError)
-    with told(path, "read"), open(path, "rb") as file, where, refusing("it is damaged"):
+    with told(path, "read"), open_file(path) as file, where, refusing("it is damaged"):
         head = file.read(8)
         file.seek(0)
-        if (
-            len(head) == 8
-            and struct.unpack("<Q", head)[0] <= path.stat().st_size
-            and file.seek(8)
-            and file.read(1) == b"{"
-        ):
-            with utf8_path(path) as name:
-                return Found(load_file(name), [])
-        file.seek(0)
+        if begins_like_tensors(path):
+            return Found(load(path), [])
         if not head:
             raise FormatError("it is empty")
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

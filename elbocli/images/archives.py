@@ -10,22 +10,26 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elbocli.errors import DataError
+from elbocli.files.opening import open_file
 from elbocli.files.reading import one_line
+from elbocli.files.zip_files import open_zip
 from elbocli.images.image_refs import ImageRef, Nowhere, Span, ZipEntry
+from elbocli.images.tar_headers import BLOCK, BROKEN, TarHeaders, begins_like_tar
+
+if TYPE_CHECKING:
+    from tarfile import TarInfo
 
 Entry = tuple[str, ImageRef]
 Complain = Callable[[str], None]
 FOLDER = Nowhere("a folder")
-LONGEST_HEADER = 16 << 20
 LOCAL_HEADER_BYTES = 30
 DEEPEST = 3
-BROKEN = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, EOFError, MemoryError, RecursionError)
 
 
 def clean(name: str) -> str:
@@ -78,77 +82,34 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-class _Tar:
-    """A tar that lies in a stretch of a file, and the stretch as tarfile wants it.
-
-    Refuses headers of absurd size instead of reading them.
-    """
-
-    def __init__(self, handle: int, path: str, offset: int, size: int):
-        self.handle, self.path, self.offset, self.size = handle, path, offset, size
-        self.at = self.end = 0
-
-    def read(self, count: int) -> bytes:
-        if count > LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {count} bytes")
-        content = os.pread(self.handle, max(0, min(count, self.size - self.at)), self.offset + self.at)
-        self.at += len(content)
-        return content
-
-    def seek(self, at: int) -> int:
-        self.at = at
-        return at
-
-    def tell(self) -> int:
-        return self.at
-
-    def members(self) -> Iterator[tarfile.TarInfo]:
-        """Its headers in order; `end` is then where they end."""
-        self.at = 0
-        with tarfile.open(fileobj=self, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
-            while (info := tar.next()) is not None:
-                if info.size < 0 or tar.offset <= info.offset:
-                    raise tarfile.ReadError(f"a file of {info.size} bytes")
-                tar.members.clear()
-                yield info
-            self.end = tar.offset
-
-    def span(self, info: tarfile.TarInfo) -> Span:
-        """Locate a member's content."""
-        return Span(self.path, self.offset + info.offset_data, info.size)
-
-    def trouble(self) -> str:
-        """Say what is wrong with the tar's end, after `members`; empty when nothing is."""
-        self.at = self.end
-        mark = self.read(tarfile.BLOCKSIZE)
-        if mark == bytes(tarfile.BLOCKSIZE):
-            return ""
-        return f"is damaged at byte {self.end} of {self.size}" if mark else "has no end mark and may be cut short"
-
-
 def list_tar(
     path: str, complain: Complain, offset: int = 0, size: int = -1, prefix: str = "", depth: int = 0
 ) -> Iterator[Entry]:
     """List the files of a tar, from its headers alone. complain: told when it can't be read, is damaged or ends early."""
     shown = printable(f"{path}: {prefix.removesuffix('/')}" if prefix and depth else path)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = open_file(path)
     except OSError as error:
         complain(f"{shown}: can't be read: {error.strerror}; make it readable")
         return
-    try:
-        tar = _Tar(handle, path, offset, os.fstat(handle).st_size - offset if size < 0 else size)
-        yield from _members(tar, complain, prefix, depth)
-        if trouble := tar.trouble():
-            complain(f"{shown}: the archive {trouble}; get it again")
-    except BROKEN as error:
-        complain(f"{shown}: the archive is damaged or ends early ({error}); get it again")
-    finally:
-        os.close(handle)
+    with file:
+        handle = file.fileno()
+        whole = os.fstat(handle).st_size - offset if size < 0 else size
+        tar = TarHeaders(lambda at, count: os.pread(handle, count, offset + at), whole)
+        try:
+            yield from _members(tar, path, offset, complain, prefix, depth)
+            if trouble := tar.trouble():
+                complain(f"{shown}: the archive {trouble}; get it again")
+        except BROKEN as error:
+            complain(f"{shown}: the archive is damaged or ends early ({error}); get it again")
 
 
-def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator[Entry]:
+def _members(tar: TarHeaders, path: str, offset: int, complain: Complain, prefix: str, depth: int) -> Iterator[Entry]:
     links: list[tuple[str, str]] = []
+
+    def span(info: TarInfo) -> Span:
+        return Span(path, offset + info.offset_data, info.size)
+
     for info in tar.members():
         name = clean(info.name)
         if not name or hidden(name):
@@ -161,16 +122,16 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
             what = "a link" if info.issym() else "a sparse file" if info.issparse() else "not a regular file"
             yield prefix + name, Nowhere(f"{what}, in an archive")
         elif name.endswith(".tar") and depth < DEEPEST:
-            inside, below = tar.span(info), f"{prefix}{name.removesuffix('.tar')}/"
+            inside, below = span(info), f"{prefix}{name.removesuffix('.tar')}/"
             yield below, FOLDER
-            yield from list_tar(tar.path, complain, inside.offset, inside.size, below, depth + 1)
+            yield from list_tar(path, complain, inside.offset, inside.size, below, depth + 1)
         else:
-            yield prefix + name, tar.span(info)
+            yield prefix + name, span(info)
     if links:
         # Second names of files that came before: rare, so all names are looked through again rather than kept.
         wanted = {target for _, target in links}
         files = ((clean(info.name), info) for info in tar.members() if info.isreg())
-        found = {name: tar.span(info) for name, info in files if name in wanted}
+        found = {name: span(info) for name, info in files if name in wanted}
         for name, target in links:
             nowhere = Nowhere(f"a link to {printable(target)}, which is not in the archive")
             yield prefix + name, found.get(target, nowhere)
@@ -179,8 +140,8 @@ def _members(tar: _Tar, complain: Complain, prefix: str, depth: int) -> Iterator
 def list_zip(path: Path) -> Iterator[Entry]:
     """List the files of a zip. Raises DataError when it is damaged."""
     try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:  # zipfile raises of everything for damaged files
+        archive = open_zip(path)
+    except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: a zip archive, but damaged or cut short ({one_line(error)}); get it again") from error
     overlapping = _overlapping(archive.infolist())
     for info in archive.infolist():
@@ -206,14 +167,6 @@ def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
 
 def is_tar(path: Path) -> bool:
     """Whether a file begins like an uncompressed tar."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return begins_like_tar(file.read(tarfile.BLOCKSIZE))
-    return False
-
-
-def begins_like_tar(head: bytes) -> bool:
-    """Whether a file's first block is one of a tar."""
-    with contextlib.suppress(tarfile.TarError):
-        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-        return True
+    with contextlib.suppress(OSError), open_file(path) as file:
+        return begins_like_tar(file.read(BLOCK))
     return False

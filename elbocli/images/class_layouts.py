@@ -16,14 +16,16 @@ from pathlib import Path
 from PIL import Image
 
 from elbocli.errors import DataError
-from elbocli.files.recognise import HDF5_MAGIC
+from elbocli.files.opening import open_file
+from elbocli.files.recognise import HDF5_MAGIC, recognise
 from elbocli.files.statistics import is_pickle
 from elbocli.images import arrays, known_sets, parquet
-from elbocli.images.archives import Complain, Entry, begins_like_tar, is_tar, list_folder, list_tar, list_zip
+from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip
 from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.labels import Word, edm_labels, sidecar_labels
 from elbocli.images.packed import first_bytes_inside, program_for
+from elbocli.images.tar_headers import begins_like_tar
 
 NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK"
 KNOWN = (HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC, parquet.MAGIC)
@@ -63,6 +65,12 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
     Raises DataError and FormatError when nothing can be packed.
     """
     if root.is_dir():
+        if recognise(root / "config.yaml") == "a config of a run":
+            draw = f"elbo sample {shlex.quote(str(root))} -n 1000 -o samples.h5"
+            raise DataError(
+                f"{root}: is a run, and the pictures in it are its previews; draw images from it with '{draw}', which is a "
+                "dataset already"
+            )
         entries = _without(ours, list_folder(root, complain))
         return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
     try:
@@ -71,7 +79,7 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
             raise DataError(f"{root}: no such folder or file; {expected}")
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
-        with open(root, "rb") as file:
+        with open_file(root) as file:
             head = file.read(512)
     except OSError as error:
         raise DataError(f"{root}: can't be read: {error.strerror}") from error

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.images.crops import CROPS, MOST_PIXELS
+from elbocli.images.decode_apart import APART, decode_apart
 from elbocli.images.image_refs import Shape
 from elbocli.images.memory_budget import Room
 
@@ -29,6 +32,14 @@ USUAL = ("JPEG", "PNG", "WEBP")
 STRIP_PIXELS = 1 << 20
 DECODER_BYTES = {"WEBP": 16, "JPEG2000": 19, "AVIF": 10}
 """Bytes of memory a pixel takes at most in decoders that hold an image several times; measured with Pillow 13."""
+TILE = (322, 323)
+"""TIFF's tags of the width and height of its tiles. Source: TIFF 6.0."""
+LARGEST_TILE = 16 << 20
+"""Pixels."""
+SCAN = b"\xff\xda"
+"""A JPEG's mark of a scan. Source: ITU T.81."""
+MOST_SCANNED = 50 * MOST_PIXELS
+"""Pixels of all scans of a progressive JPEG: some seconds."""
 LARGEST_DECODED = 8 * MOST_PIXELS
 """Bytes for one image and for all threads' images together: Pillow has 4 a pixel, and again 4 after a conversion."""
 _room = Room(LARGEST_DECODED)
@@ -60,20 +71,14 @@ class DecodeOptions:
         return found if isinstance(found, tuple) else (found,)
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    """List the formats that Pillow reads by itself and within bounds, the usual first.
-
-    For PostScript it would run Ghostscript on the file. Before version 13 it unpacks gzip inside of FITS whole, however
-    much that is.
-    """
-    Image.init()
-    return (*USUAL, *sorted(set(Image.OPEN) - {"EPS", "FITS", *USUAL}))
+FORMATS = (*USUAL, *APART, "BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF")
+"""Formats that are decoded: those that images to learn from come in, and whose decoders take memory by the size that they
+say. Others, such as icons, hold images of others, or run programs on the file (PostScript)."""
 
 
 def open_image(content: bytes) -> Image.Image:
     """Open without decoding. Never runs another program. Raises Pillow's errors."""
-    return Image.open(io.BytesIO(content), formats=_formats())
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> tuple[Image.Image, str]:
@@ -98,6 +103,8 @@ def _decoded(content: bytes, how: DecodeOptions) -> Iterator[tuple[Image.Image, 
     """Decode as `decode` does, for a block during which the memory counts as taken."""
     with _opened(content, how) as image:
         change = ["first frame of several"] if getattr(image, "is_animated", False) else []
+        if image.format in APART:
+            image = decode_apart(content, image.format)
         image.load()
         upright = image
         if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -119,7 +126,11 @@ def _opened(content: bytes, how: DecodeOptions) -> Iterator[Image.Image]:
     try:
         # Pillow makes room for a WebP's pixels when it opens one.
         early = _memory("WEBP", _webp_size(content)) if content[8:12] == b"WEBP" else 0
-        with _room.claim(early), open_image(content) as image, _room.claim(0 if early else _needed(image, how)):
+        with (
+            _room.claim(early),
+            open_image(content) as image,
+            _room.claim(0 if early else _needed(image, content, how)),
+        ):
             yield image
     except ElboError:
         raise
@@ -133,14 +144,25 @@ def _opened(content: bytes, how: DecodeOptions) -> Iterator[Image.Image]:
         raise DataError(f"does not decode: {str(error)[:120] or type(error).__name__}") from error
 
 
-def _needed(image: Image.Image, how: DecodeOptions) -> int:
+def _needed(image: Image.Image, content: bytes, how: DecodeOptions) -> int:
     """Bytes that decoding an opened image takes. Raises DataError when that, or the shape, is beyond reason."""
     needed = _memory(image.format or "", image.size)
     if how.fast and image.format == "JPEG":
         image.draft(None, (2 * how.size, 2 * how.size))
     if image.info.get("progressive"):
         needed = _memory("progressive JPEG", image.size, 4 + 2 * len(image.getbands()))
+        scans = content.count(SCAN)  # nowhere else in a JPEG
+        if scans * math.prod(image.size) > MOST_SCANNED:
+            raise DataError(f"takes too long to decode: {scans} scans of {image.size[0]} x {image.size[1]} pixels")
+    if isinstance(image, TiffImageFile):
+        tile = math.prod(max(1, _number(image.tag_v2.get(tag))) for tag in TILE)
+        if tile > max(LARGEST_TILE, math.prod(image.size)):
+            raise DataError(f"its tiles have {tile} pixels, and it has {image.size[0]} x {image.size[1]}")
     return needed
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 1
 
 
 def _memory(kind: str, size: tuple[int, int], each: int = 8) -> int:
@@ -171,7 +193,7 @@ def _unknown(content: bytes) -> str:
         return "not an image: a zip archive; unpack it, or give it as a source of its own"
     if head.isascii() and b"\0" not in head:
         return "not an image: text"
-    return "not an image that Pillow knows"
+    return "not an image, or of a format that elbo does not read"
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, list[str]]:

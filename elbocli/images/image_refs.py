@@ -21,13 +21,14 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
+from elbocli.files.opening import NO_WAITING
 from elbocli.files.reading import refusing
+from elbocli.files.zip_files import read_member
 
 Shape = tuple[int, int, int]
 LARGEST_FILE = 256 << 20
 DENSE = 3
 """A stretch is read whole when it is at most this many times as long as the files that are wanted of it."""
-UNPACK_STEP = 4096
 
 TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
 
@@ -50,8 +51,7 @@ class ImageRef(Protocol):
 def read_bytes(path: Path | str, offset: int = 0, size: int = -1) -> bytes:
     """Read a regular file, or `size` bytes of it. Raises DataError for pipes, sockets, loops, what can't be read."""
     try:
-        # Opening a pipe would wait for its writer.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, NO_WAITING)  # a pipe would wait for its writer
     except OSError as error:
         dangling = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
         raise DataError("a link to nothing" if dangling else _why(error)) from error
@@ -133,15 +133,8 @@ class ZipEntry:
             raise DataError("encrypted: unlock the archive first")
         if info.file_size > LARGEST_FILE:
             raise DataError(TOO_LARGE)
-        with refusing("does not unpack", kind=DataError), self.archive.open(info) as member:
-            # bzip2 and LZMA unpack all that they are given, and zipfile gives them as much as is asked for: small steps.
-            if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                content = member.read(info.file_size + 1)
-            else:
-                content = b"".join(iter(lambda: member.read(UNPACK_STEP), b""))
-        if len(content) != info.file_size:
-            raise DataError(f"does not unpack: {len(content)} bytes where {info.file_size} were announced")
-        return content
+        with refusing("does not unpack", kind=DataError):
+            return read_member(self.archive, info, LARGEST_FILE)
 
     @property
     def weight(self) -> int:

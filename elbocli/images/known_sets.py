@@ -7,21 +7,20 @@ training images are taken, and the others are named.
 from __future__ import annotations
 
 import contextlib
-import io
 import re
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from elbocli.errors import DataError, ElboError
 from elbocli.files.reading import naming, refusing
 from elbocli.images import cifar, idx, parquet
-from elbocli.images.archives import BROKEN, Entry, clean
+from elbocli.images.archives import Entry, clean
 from elbocli.images.arrays import ArrayImages
 from elbocli.images.image_refs import Content, ImageRef, Span
 from elbocli.images.packed import GZIP, LARGEST_UNPACKED, first_bytes, first_bytes_inside, gunzipped
+from elbocli.images.tar_headers import BROKEN, headers_of
 
 MOST_FILES = 4096
 """A folder with more files is no such set."""
@@ -165,8 +164,8 @@ def in_file(root: Path) -> KnownSet | None:
 
 def _first_in_tar(beginning: bytes) -> str:
     """The name, without folders, of the first file in a tar that begins so; '' where it begins like none."""
-    with contextlib.suppress(*BROKEN), tarfile.open(fileobj=io.BytesIO(beginning), mode="r:") as tar:
-        while (info := tar.next()) is not None:
+    with contextlib.suppress(*BROKEN):
+        for info in headers_of(beginning).members():
             if info.isreg():
                 return info.name.rpartition("/")[2]
     return ""
@@ -180,10 +179,8 @@ def _unpacked(ref: ImageRef, where: str) -> list[Entry]:
             raise DataError(
                 f"unpacks to more than {LARGEST_UNPACKED >> 20} MiB; unpack it with 'tar xzf', and name the folder"
             )
-        with (
-            refusing("damaged", "; get it again", DataError, BROKEN),
-            tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar,
-        ):
-            members = [info for info in tar if info.isreg() and not info.issparse()]
+        with refusing("damaged", "; get it again", DataError, BROKEN):
+            found = islice(headers_of(content).members(), MOST_FILES)
+            members = [info for info in found if info.isreg() and not info.issparse()]
             spans = ((clean(info.name), info.offset_data, info.size) for info in members)
             return [(name, Content(content[start : start + size])) for name, start, size in spans]

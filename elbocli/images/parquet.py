@@ -6,7 +6,6 @@ the schema's metadata under `huggingface`. Rows are read in their order, a few a
 
 from __future__ import annotations
 
-import json
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,8 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import strict_json
+from elbocli.files.opening import check_file
 from elbocli.files.reading import refusing
 from elbocli.images.arrays import ArrayImages
 from elbocli.images.image_refs import LARGEST_FILE, TOO_LARGE
@@ -143,7 +144,7 @@ def _layout(file: ParquetFile, path: str) -> _Layout:
         raise FormatError(
             f"{path}: no column of images among {', '.join(schema.names[:5])}; expected one with their bytes"
         )
-    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    said = strict_json.parse((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
     classes = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
     numbers = [column.name for column in schema if types.is_integer(column.type)]
@@ -158,4 +159,5 @@ def _opened(path: str) -> ParquetFile:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise UsageError(f"{path}: parquet files need pyarrow; pip install 'elbocli[parquet]'") from error
+    check_file(path)
     return ParquetFile(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import zipfile
 import zlib
@@ -15,21 +15,34 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import npy, strict_json
 from elbocli.files.atomic import told
-from elbocli.files.dataset import Dataset
-from elbocli.files.reading import naming, refusing
+from elbocli.files.dataset import PREPROCESSING, Dataset
+from elbocli.files.dataset_attributes import DatasetAttributes
+from elbocli.files.file_system import SPECIAL
+from elbocli.files.opening import open_stream
+from elbocli.files.reading import LARGEST_TEXT, naming, refusing
 from elbocli.files.recognise import instead, recognise
+from elbocli.files.sample_writers.header import SamplesAbout
+from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_SIDE = 8192
 LARGEST_COUNT = 10**9
+MOST_LABELS = 1 << 25
+"""Labels that are held in memory."""
+LABEL_BYTES = 8
+PIECE = 16 << 20
+BATCH_BYTES = 256 << 20
+"""Bytes of images that are held at a time."""
 
 
 @dataclass
 class SampleReader:
-    """Images of one size. shape: (N, H, W, C); labels: [N] or None; about: what the file says of itself.
+    """Images of one size. shape: (N, H, W, C); labels: [N] or None; made: how they were drawn; crop, filter: of what they
+    were made of.
 
     at(start, count): images from start on, uint8 [count, H, W, C]; each call must go on after the call before. Raises
     DataError when the stream ends early. class_names: of a dataset of several classes.
@@ -39,13 +52,19 @@ class SampleReader:
     shape: tuple[int, int, int, int]
     labels: np.ndarray | None
     at: Callable[[int, int], np.ndarray]
-    about: dict[str, Any] = field(default_factory=dict)
+    made: SamplesAbout = field(default_factory=SamplesAbout)
     class_names: Sequence[str] = ()
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all images in order, uint8 [≤ size, H, W, C]. Raises DataError when the stream ends early."""
+        size = self.batch(size)
         for start in range(0, self.shape[0], size):
             yield self.at(start, min(size, self.shape[0] - start))
+
+    def batch(self, size: int) -> int:
+        """So many images at a time, or fewer where they are large."""
+        return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
@@ -54,9 +73,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     Raises FormatError when it isn't one of images.
     """
     with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = npy.read_header(file)
     found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
         shape = (*shape, 1)
@@ -89,7 +106,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
         position = start + count
         while filled < len(buffer):
             try:
-                got = file.readinto(view[filled:]) or 0  # type: ignore[attr-defined, unused-ignore]
+                got = file.readinto(view[filled : filled + PIECE]) or 0  # type: ignore[attr-defined, unused-ignore]
             except (OSError, zlib.error, zipfile.BadZipFile) as error:
                 raise DataError(f"{name}: {error}") from error
             if not got:
@@ -134,32 +151,39 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "a
     if f"{array}.npy" not in archive.namelist():
         return None
     with refusing(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
-        labels = np.lib.format.read_array(member, allow_pickle=False)
-    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise FormatError(f"{name}: {array} is {labels.dtype} {labels.shape}, expected {count} integer labels")
+        shape, fortran, dtype = npy.read_header(member)
+        if shape not in ((count,), (count, 1)) or dtype.kind not in "iu":
+            raise FormatError(f"{name}: {array} is {dtype} {shape}, expected {count} integer labels")
+        labels = npy.read_values(member, shape, fortran, dtype, LABEL_BYTES * MOST_LABELS)
+        if int(labels.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"a label is {int(labels.max())}")
     return np.asarray(labels, np.int64).reshape(count)
 
 
-def read_about(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+def read_about(archive: zipfile.ZipFile, name: str) -> SamplesAbout:
     """Read how the images of an .npz were made, from its `about`; empty when it has none. Raises FormatError."""
     if "about.npy" not in archive.namelist():
-        return {}
+        return SamplesAbout()
     with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
-        about = str(np.lib.format.read_array(member, allow_pickle=False))
-    return _by_name(about, f"{name}: about")
+        about = str(npy.read_array(member, LARGEST_TEXT))
+    return _about(about, f"{name}: about")
 
 
-def drawn(attributes: dict[str, Any], name: str) -> dict[str, Any]:
+def drawn(attributes: DatasetAttributes, name: str) -> SamplesAbout:
     """Read how a dataset's samples were drawn, from its attribute `samples`; empty without one. Raises FormatError."""
-    return _by_name(attributes["samples"], f"{name}: its attribute samples") if "samples" in attributes else {}
+    return (
+        SamplesAbout() if attributes.samples is None else _about(attributes.samples, f"{name}: its attribute samples")
+    )
 
 
-def _by_name(text: Any, what: str) -> dict[str, Any]:
+def _about(text: str, what: str) -> SamplesAbout:
     with refusing(f"{what} is not usable", "; draw these samples again, or merge their parts again"):
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError("expected settings by name")
-        return found
+        return SamplesAbout.of(strict_json.parse(text), what)
+
+
+def _preprocessing(*told: dict[str, Any]) -> dict[str, Any]:
+    """Facts on how images were made of others, as the last says it that does."""
+    return {key: each[key] for each in told for key in PREPROCESSING if key in each}
 
 
 @contextlib.contextmanager
@@ -181,18 +205,21 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         def read(start: int, count: int) -> np.ndarray:
             return data.batch(range(start, start + count))
 
-        yield SampleReader(str(source), data.shape, labels, read, data.attributes, names)
+        made = drawn(data.attributes, str(source))
+        how = _preprocessing(made.more, data.attributes.json())
+        yield SampleReader(str(source), data.shape, labels, read, made, names, how)
     elif source.suffix == ".npz":
         with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
             refuse_short(f"{source}: arr_0 is", archive.getinfo("arr_0.npy").file_size, member.tell(), reader.shape)
             reader.labels = read_labels(archive, str(source), reader.shape[0])
-            reader.about = read_about(archive, str(source))
+            reader.made = read_about(archive, str(source))
+            reader.preprocessing = _preprocessing(reader.made.more)
             yield reader
     else:
-        if recognise(source) not in ("samples", "no file"):
+        if recognise(source) not in ("samples", *SPECIAL.values()):
             raise FormatError(instead(source, "images"))
-        with told(source, "read"), open(source, "rb") as file:
+        with told(source, "read"), open_stream(source) as file:
             reader = _stream(file, str(source))
             if source.is_file():  # a pipe has no size
                 refuse_short(f"{source}:", source.stat().st_size, file.tell(), reader.shape)
@@ -207,8 +234,8 @@ def has_images(path: Path) -> bool:
 
 def _zip(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+        return open_zip(path, MOST_ARRAYS)
+    except zipfile.BadZipFile as error:
         raise FormatError(f"{path}: not an .npz archive ({error})") from error
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 from elbocli import __version__
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import sealed_folder, strict_yaml
+from elbocli.files import checkpoint as store
+from elbocli.files import sealed_folder
 from elbocli.files.atomic import refuse_existing, writing_folder
-from elbocli.files.checkpoint import FOLDER, RUN_FORMAT, Checkpoint
+from elbocli.files.checkpoint import FOLDER, Checkpoint
 from elbocli.files.reading import naming
-from elbocli.files.sealed_folder import CONFIG, RUN_ID
+from elbocli.files.run_config import RunConfig, RunData, SourceFacts
+from elbocli.files.sealed_folder import CONFIG
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import section_of
-from elbocli.run.imported import AVERAGE, SOURCE
+from elbocli.run.imported import AVERAGE
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import plugins_run
 from elbocli.run.settings import run_settings
@@ -48,42 +49,32 @@ def import_run(
     settings = {**imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
-    about = {
-        "format": declared.name,
-        "file": path.name,
-        "sha256": source.sha256,
-        "licence": imported.licence,
-        "notes": imported.notes,
-    }
     if source.strangers:
         held = f"{source.path} also holds {', '.join(source.strangers[:5])}" + (
             " …" if len(source.strangers) > 5 else ""
         )
         imported.notes.append(f"{held}, of which nothing was made or run")
-    plugins = {"plugins": plugins_run()} if plugins_run() else {}
-    content: dict[str, Any] = {
-        "format": RUN_FORMAT,
-        "version": 1,
-        RUN_ID: hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
-        "elbo_version": __version__,
-        "command": command,
-        SOURCE: about,
-        "settings": settings,
-        "network": section_of(imported.network),
-        "data": imported.data,
-        "files": {},
-        **plugins,
-    }
     objective = Objective(run_settings(settings, run / CONFIG))
     with naming(path, UsageError):
         specs = {"weighting": objective.weighting.spec, "schedule": objective.schedule and objective.schedule.base}
     settings |= {
         key: spec for key, spec in {**specs, "prediction": objective.prediction.spec}.items() if key in settings
     }
+    config = RunConfig(
+        run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
+        elbo_version=__version__,
+        command=command,
+        source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
+        settings=settings,
+        network=section_of(imported.network),
+        data=RunData.of(imported.data, path),
+        files={},
+        plugins=plugins_run() or None,
+    )
     with writing_folder(run) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)
-        (aside / CONFIG).write_text(strict_yaml.dump(content))
+        store.write_config(aside, config)
         with Checkpoint.writing(aside / FOLDER, 0, {"images": 0, "log_bytes": {}}) as inner:
             sealed_folder.write_weights(inner, {AVERAGE if imported.averaged else "model": imported.weights})
     return declared.name, imported

@@ -7,7 +7,8 @@ from typing import Any
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
-from elbocli.files.recognise import HDF5_MAGIC, instead
+from elbocli.files.opening import open_file
+from elbocli.files.recognise import HDF5_MAGIC, instead, recognise
 
 
 def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def describe(path: Path) -> dict[str, Any]:
         return _folder(path)
     if not path.exists():
         raise FormatError(instead(path, "file of elbo's"))
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         head = file.read(4096)
     if is_safetensors(path, head):
         return _tensors(path)
@@ -32,9 +33,9 @@ def describe(path: Path) -> dict[str, Any]:
         if head.startswith(magic):
             return tell(path)
     if head.lstrip().startswith(b"{"):
-        return _losslog(path)
+        return _optimum(path) if recognise(path) == "an optimum" else _losslog(path)
     if b"format:" in head:
-        return _yaml(path)
+        return _config(path) if b"format: elbo-run" in head else _schedule(path)
     raise FormatError(instead(path, "file of elbo's"))
 
 
@@ -43,7 +44,7 @@ def _dataset(path: Path) -> dict[str, Any]:
 
     data = Dataset(path, latents=True)
     latents = data.latent_space is not None
-    kind = "samples" if "samples" in data.attributes else "latents" if latents else "dataset"
+    kind = "samples" if data.attributes.samples is not None else "latents" if latents else "dataset"
     return {
         "is": f"elbo-dataset ({kind})",
         "images": len(data),
@@ -54,7 +55,7 @@ def _dataset(path: Path) -> dict[str, Any]:
         "channels": data.channels,
         "classes": data.num_classes,
         "bytes": path.stat().st_size,
-        **_but(data.attributes, "format", "count", "image_size", "num_classes"),
+        **_but(dict(sorted(data.attributes.json().items())), "format", "count", "image_size", "num_classes"),
     }
 
 
@@ -69,11 +70,17 @@ def _tensors(path: Path) -> dict[str, Any]:
     from elbocli.files.features import is_features, read_features
 
     if not is_features(path):
-        about = _but(read_about(path), "coefficients")
-        return {"is": "average of weights", "bytes": path.stat().st_size, **about}
+        about, digest = read_about(path)
+        facts = _but(about.json(), "coefficients")
+        return {"is": "average of weights", "bytes": path.stat().st_size, **facts, "payload_sha256": digest}
     saved = read_features(path)
     held = [name for name in ("logits", "labels") if getattr(saved, name) is not None]
-    return {"is": "features of images", "features": saved.features.shape[1], "beside": ", ".join(held), **saved.about}
+    return {
+        "is": "features of images",
+        "features": saved.features.shape[1],
+        "beside": ", ".join(held),
+        **saved.about.json(),
+    }
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -84,11 +91,11 @@ def _folder(path: Path) -> dict[str, Any]:
 
     if snapshots.is_snapshot(path):
         snapshot = snapshots.read(path, verify=False)
-        facts = _but(snapshot.meta, "format", "files")
+        facts = _but(snapshot.meta.json(), "format", "files")
         return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
     if (path / "meta.json").exists():
         meta = read_checkpoint(path).meta
-        return {"is": "checkpoint", **_but(meta, "format", "files", "log_bytes"), "files": ", ".join(meta["files"])}
+        return {"is": "checkpoint", **_but(meta.json(), "format", "files", "log_bytes"), "files": ", ".join(meta.files)}
     if not (path / "config.yaml").exists():
         raise FormatError(instead(path, "file of elbo's"))
     config = read_config(path)
@@ -108,12 +115,12 @@ def _folder(path: Path) -> dict[str, Any]:
         **state,
         "saved_step": saved,
         "snapshots": len(snapshots.folders(path)),
-        "elbo_version": config.get("elbo_version"),
+        "elbo_version": config.elbo_version,
         **about_source(config),
-        **config["settings"],
-        "data": config["data"].get("path"),
-        **({"init": config["init"]} if config.get("init") else {}),
-        "parameters_of": config["network"],
+        **config.settings,
+        "data": config.data.path,
+        **({"init": config.init.json()} if config.init else {}),
+        "parameters_of": config.network,
         **({"damaged": damaged} if damaged else {}),
     }
 
@@ -124,7 +131,7 @@ def _npz(path: Path) -> dict[str, Any]:
     if not is_statistics(path):
         return _samples(path)
     statistics = read_statistics(path)
-    return {"is": "reference statistics", "features": len(statistics.mu), **statistics.about}
+    return {"is": "reference statistics", "features": len(statistics.mu), **statistics.about.json()}
 
 
 def _samples(path: Path) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def _samples(path: Path) -> dict[str, Any]:
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
         facts = {"is": "samples", "images": n, "size": f"{height} x {width}", "channels": channels}
-        return {**facts, "labels": reader.labels is not None, **reader.about}
+        return {**facts, "labels": reader.labels is not None, **reader.made.json()}
 
 
 def _losslog(path: Path) -> dict[str, Any]:
@@ -148,16 +155,31 @@ def _losslog(path: Path) -> dict[str, Any]:
         "intervals": log.lines,
         "images": log.images,
         "errors": int(log.sums[0].sum()),
-        **_but(log.header, "format", "version", "edges"),
+        **_but(log.header.json(), "format", "version", "edges"),
     }
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _optimum(path: Path) -> dict[str, Any]:
+    from elbocli.files.optimum_file import read_optimum
+
+    found = read_optimum(path)
+    return {
+        "is": "optimum",
+        "bins": len(found.eps_mse),
+        "logsnr": f"{found.edges[0]:g} to {found.edges[-1]:g}",
+        **{key: value for key, value in found.json().items() if not isinstance(value, list | dict) and key != "format"},
+    }
+
+
+def _config(path: Path) -> dict[str, Any]:
     from elbocli.files import strict_yaml
+    from elbocli.files.checkpoint import checked_config
+
+    return {"is": "config of a run", **checked_config(strict_yaml.read(path), path).settings}
+
+
+def _schedule(path: Path) -> dict[str, Any]:
     from elbocli.files.schedule_file import read_table
 
-    content = strict_yaml.read(path)
-    if content.get("format") == "elbo-run":
-        return {"is": "config of a run", **content.get("settings", {})}
-    _, content = read_table(path)
-    return {"is": "schedule", "knots": len(content["knots"]), **_but(content, "format", "knots")}
+    _, found = read_table(path)
+    return {"is": "schedule", "knots": len(found.knots), **_but(found.json(), "format", "knots")}

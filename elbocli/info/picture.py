@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
         return np.concatenate([reader.at(index, 1) for index in order]), layout
 
 
-def _spread(images: list[int], most: int) -> list[int]:
+def _spread(images: Sequence[int], most: int) -> Sequence[int]:
     """At most so many, from the first to the last."""
     if len(images) <= most:
         return images

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError, FormatError, Vanished
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
 from elbocli.files.atomic import told
 from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
+from elbocli.files.dataset_file import MOST_CLASSES
 from elbocli.files.features import is_features
 from elbocli.files.hashing import add_rows, file_sha256
+from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC
 from elbocli.files.sealed_folder import CONFIG
 from elbocli.info.describe import describe, is_safetensors
 from elbocli.runtime.progress import Progress
 
 BATCH = 64
+PIECE = 1 << 20
+"""Bytes of small images at a time."""
 PATIENCE_S = 120.0
+READ_HEADER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+if hasattr(ctypes.CDLL(None), "prctl"):  # the system kills it when its parent ends, however that ends
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[2]):
+    sys.exit()
+from elbocli.files.dataset import Dataset
+Dataset(sys.argv[1], latents=True).contents_digest()
+"""
+"""A program that reads the header of the dataset that it is given, for the process of that number."""
 Facts = dict[str, Any]
 
 
@@ -53,7 +71,7 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
 
 
 def _head(path: Path, length: int = len(HDF5_MAGIC)) -> bytes:
-    with told(path, "read"), open(path, "rb") as file:
+    with told(path, "read"), open_file(path) as file:
         return file.read(length)
 
 
@@ -62,8 +80,7 @@ def survive(path: Path) -> None:
 
     Raises DataError when it does.
     """
-    code = "import sys; from elbocli.files.dataset import Dataset; Dataset(sys.argv[1], latents=True).contents_digest()"
-    command = [sys.executable, "-c", code, str(path)]
+    command = [sys.executable, "-c", READ_HEADER, str(path), str(os.getpid())]
     with contextlib.suppress(subprocess.TimeoutExpired):
         if subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False).returncode >= 0:
             return
@@ -72,18 +89,18 @@ def survive(path: Path) -> None:
 
 def _dataset(path: Path) -> Generator[Progress, None, Facts]:
     data = Dataset(path, latents=True)
-    verified, unverified = [], []
+    said, verified, unverified = data.attributes.json(), [], []
 
     def compare(name: str, digest: str, damage: str) -> None:
-        if name not in data.attributes:
+        if name not in said:
             unverified.append(f"{name}: not in this file, which another program wrote")
-        elif digest != data.attributes[name]:
+        elif digest != said[name]:
             raise DataError(f"{path}:{damage} not what was written; pack it again")
         else:
             verified.append(name)
 
-    for name in str(data.attributes.get("digests", "")).split():
-        if name not in data.attributes:
+    for name in (data.attributes.digests or "").split():
+        if name not in said:
             raise DataError(f"{path}: damaged: its attribute {name} is gone; pack it again")
     compare("contents_sha256", data.contents_digest(), " damaged: its labels, names or attributes are")
     verified += _counts(path, data)
@@ -108,13 +125,15 @@ def _counts(path: Path, data: Dataset) -> list[str]:
     """Raise DataError when numbers that must agree don't; their names."""
     arrays, names = data.contents()
     known = data.attributes
-    classes = int(known.get("num_classes", data.num_classes))
+    classes = data.num_classes if known.num_classes is None else known.num_classes
+    if classes > max(MOST_CLASSES, 10 * len(data)):
+        raise DataError(f"{path}: damaged: num_classes says {str(classes)[:60]}; pack it again")
     facts = {
-        "count": (known.get("count"), len(data)),
+        "count": (known.count, len(data)),
         "labels": (max(int(data.labels.max()) + 1, classes), classes),
         "class_names": (len(names["class_names"]) if "class_names" in names else None, classes),
         "files": (len(names["files"]) if "files" in names else None, len(data)),
-        "image_size": (known.get("image_size"), data.image_size) if "latents" not in data.kind else (None, None),
+        "image_size": (known.image_size, data.image_size) if "latents" not in data.kind else (None, None),
     }
     if "class_counts" in arrays:
         counted = np.bincount(data.labels, minlength=classes).tolist()
@@ -127,34 +146,38 @@ def _counts(path: Path, data: Dataset) -> list[str]:
 
 
 def _folder(path: Path) -> Generator[Progress, None, Facts]:
-    """A checkpoint, a snapshot, or all those of a run."""
-    if snapshots.is_snapshot(path):
-        checkpoints, kept = [], [path]
-    elif (path / "meta.json").exists():
-        checkpoints, kept = [path], []
-    else:
-        checkpoints, kept = store.checkpoints(path), snapshots.folders(path)
-    damaged: list[str] = []
+    """A checkpoint, a snapshot, or all those of a run; those that the run deletes meanwhile are left out."""
+    alone = snapshots.is_snapshot(path), (path / "meta.json").exists()
     files = _network_files(path)
-    for index, folder in enumerate([*checkpoints, *kept]):
-        yield Progress(index, len(checkpoints) + len(kept), "folder")
-        try:
-            found = store.read_checkpoint(folder) if index < len(checkpoints) else snapshots.read(folder)
-            found.check_name()
-            files += len(found.meta["files"])
-        except FormatError as error:
-            damaged.append(str(error))
-    counts = ((len(checkpoints), "checkpoints"), (len(kept), "snapshots"))
-    total = " and ".join(f"{count} {what}" for count, what in counts if count)
+    for _ in range(store.MOST_LOOKS):
+        whole, damaged, gone = Counter[str](), list[str](), 0
+        checkpoints = [] if alone[0] else [path] if alone[1] else store.checkpoints(path)
+        kept = [path] if alone[0] else [] if alone[1] else snapshots.folders(path)
+        for index, folder in enumerate([*checkpoints, *kept]):
+            yield Progress(index, len(checkpoints) + len(kept), "folder")
+            kind = "checkpoints" if index < len(checkpoints) else "snapshots"
+            try:
+                found = store.read_checkpoint(folder) if kind == "checkpoints" else snapshots.read(folder)
+                found.check_name()
+                whole |= {kind: whole[kind] + 1, "files": whole["files"] + len(found.meta.files)}
+            except Vanished:
+                if any(alone):
+                    raise
+                gone += 1
+            except FormatError as error:
+                damaged.append(str(error))
+        if not gone or damaged or whole["checkpoints"]:  # else those that it has written instead are looked for
+            break
+    total = " and ".join(f"{whole[kind]} {kind}" for kind in ("checkpoints", "snapshots") if whole[kind])
     if damaged:
-        more = f" (and {len(damaged) - 1} more of {total})" if damaged[1:] else ""
+        more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
         raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on without it")
-    return {"verified": [f"sha256 of {files} files in {total or 'no checkpoints'}"]}
+    return {"verified": [f"sha256 of {files + whole['files']} files in {total or 'no checkpoints'}"]}
 
 
 def _network_files(path: Path) -> int:
     """Compare the file that a run's network is, beside config.yaml, with its digest; how many there are. Raises DataError."""
-    network = store.read_config(path)["network"] if (path / CONFIG).exists() else {}
+    network = store.read_config(path).network if (path / CONFIG).exists() else {}
     if not {"file", "sha256"} <= network.keys():
         return 0
     file = path / Path(str(network["file"])).name
@@ -172,6 +195,6 @@ def _samples(path: Path) -> Generator[Progress, None, None]:
         return
     with read_samples(path) as reader:
         done = 0
-        for rows in reader.batches(BATCH):
+        for rows in reader.batches(max(BATCH, PIECE // math.prod(reader.shape[1:]))):
             done += len(rows)
             yield Progress(done, reader.shape[0], "img")

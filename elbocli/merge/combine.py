@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.atomic import refuse_existing
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import Arrays, Names
 from elbocli.files.dataset_virtual import relative_name, write_virtual
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.hashing import add_digests, add_rows
+from elbocli.files.resumable import refuse_made
 from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
@@ -54,14 +54,15 @@ def _joined_contents(parts: Sequence[Part]) -> tuple[Arrays, Names]:
 
 
 def _joined_attributes(parts: Sequence[Part], command: str) -> dict[str, Any]:
-    columns = {key: [part.attributes.get(key) for part in parts] for key in parts[0].attributes}
+    each = [part.attributes.json() for part in parts]
+    columns = {key: [said.get(key) for said in each] for key in each[0]}
     found = {key: values[0] for key, values in columns.items() if all(value == values[0] for value in values)}
     found = {key: value for key, value in found.items() if key not in WRITTEN | {"shard", "shard_of"}}
     if "skipped" in columns:
-        found["skipped"] = sum(int(part.attributes.get("skipped", 0)) for part in parts)
+        found["skipped"] = sum(part.attributes.skipped or 0 for part in parts)
     if "changed" in columns:
         found["changed"] = json.dumps(dict(sum((part.changed for part in parts), Counter())), sort_keys=True)
-    sums = [str(part.attributes.get("source_sha256", "")) for part in parts]
+    sums = [part.attributes.source_sha256 or "" for part in parts]
 
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in sums):
         found["source_sha256"] = add_digests(sums)
@@ -97,16 +98,16 @@ def run(
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
-    refuse_existing(out, overwrite)
+    refuse_made(out, overwrite)
     parts, message = in_order(open_parts(paths, out))
     refuse_strangers(parts)
     total = sum(part.count for part in parts)
     yield Progress(0, total, "img", f"{message}: {total} images")
     for part in parts:
-        if "payload_sha256" not in part.attributes:
+        if part.attributes.payload_sha256 is None:
             yield Progress(message=f"{part.path}: has no payload_sha256, taken as it is", level="warning")
     for key in ("elbo_version", "pillow_version"):
-        found = {str(part.attributes.get(key)) for part in parts}
+        found = {str(getattr(part.attributes, key)) for part in parts}
         if len(found) > 1:
             yield Progress(message=f"parts differ in {key}: {', '.join(sorted(found))}", level="warning")
     arrays, names = _joined_contents(parts)
@@ -127,13 +128,13 @@ def run(
 
 
 def _fingerprint(parts: Sequence[Part]) -> str:
-    digests = [[part.attributes.get("payload_sha256", str(part.path)), part.count, part.length] for part in parts]
+    digests = [[part.attributes.payload_sha256 or str(part.path), part.count, part.length] for part in parts]
     return hashlib.sha256(json.dumps(["merge", parts[0].kind, parts[0].store, digests]).encode()).hexdigest()
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Part], signals: Signals) -> Iterator[Progress]:
     total = sum(part.count for part in parts)
-    done, before = writer.rows, int(writer.state["notes"].get("parts", 0))
+    done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         yield Progress(done, total, "img", f"going on after {before} parts")
     for index, part in enumerate(parts[before:], start=before):

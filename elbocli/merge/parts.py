@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.dataset import PREPROCESSING, Dataset
+from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.hashing import add_rows
-from elbocli.files.reading import refusing
+from elbocli.files.reading import naming
+from elbocli.files.schema import Count, typed
 from elbocli.images.samples import drawn
 
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
@@ -40,7 +43,7 @@ class Part:
     count: int
     length: int
     whole: bool
-    attributes: dict[str, Any]
+    attributes: DatasetAttributes
     drawn: dict[str, Any]
     arrays: dict[str, np.ndarray]
     names: dict[str, list[str]]
@@ -48,14 +51,15 @@ class Part:
     @property
     def shard(self) -> tuple[int, int] | None:
         """The numbers (I, N) of shard I/N, or None."""
-        match = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", str(self.attributes.get("shard", "")))
-        return (int(match[1]), int(match[2])) if match and "shard_of" in self.attributes else None
+        match = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", self.attributes.shard or "")
+        return (int(match[1]), int(match[2])) if match and self.attributes.shard_of is not None else None
 
     @property
     def changed(self) -> Counter[str]:
         """Number of images that were changed while decoding, by kind. Raises FormatError."""
-        with refusing(f"{self.path}: its attribute changed is no JSON of counts", "; pack it again"):
-            return Counter({str(kind): int(count) for kind, count in json.loads(self.attributes["changed"]).items()})
+        with naming(f"{self.path}: its attribute changed is no JSON of counts", FormatError):
+            counts = strict_json.load(self.attributes.changed or "{}", "it")
+            return Counter(typed(dict[str, Count], counts, "it"))
 
     def rows(self) -> Iterator[list[np.ndarray] | np.ndarray]:
         """Yield the rows, a few at a time. Raises DataError after the last when they are not what was written."""
@@ -63,18 +67,18 @@ class Part:
         for rows in Dataset(self.path, latents=True).pieces():
             add_rows(digest, rows)
             yield rows
-        if digest.hexdigest() != self.attributes.get("payload_sha256", digest.hexdigest()):
+        if digest.hexdigest() != (self.attributes.payload_sha256 or digest.hexdigest()):
             raise DataError(f"{self.path}: damaged: its images are not what was written; pack it again")
 
 
 def open_part(path: Path) -> Part:
     """Read a part but for its block. Raises FormatError, and DataError when it differs from its digest."""
     data = Dataset(path, latents=True)
-    known = data.attributes.get("contents_sha256")
+    known = data.attributes.contents_sha256
     if known is not None and data.contents_digest() != known:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     arrays, names = data.contents()
-    length, how = sum(map(len, data.block.parts)), drawn(data.attributes, str(path))
+    length, how = sum(map(len, data.block.parts)), drawn(data.attributes, str(path)).json()
     block = (data.kind, data.store, data.layout, len(data), length, data.self_contained)
     return Part(path, *block, data.attributes, how, arrays, names)
 
@@ -97,7 +101,7 @@ def refuse_strangers(parts: Sequence[Part]) -> None:
 
     def making(part: Part) -> dict[str, Any]:
         described = {key: part.drawn[key] for key in PREPROCESSING if key in part.drawn}
-        described |= {key: value for key, value in part.attributes.items() if key not in OWN}
+        described |= {key: value for key, value in part.attributes.json().items() if key not in OWN}
         row = list(part.layout.row) if part.kind != ENCODED else None
         classes = part.names.get("class_names", [])
         return {"kind": part.kind, "row": row, **described, "store": part.store, "class_names": classes}
@@ -127,11 +131,11 @@ def in_order(parts: Sequence[Part]) -> tuple[list[Part], str]:
         return list(parts), "parts without shard numbers, joined in the order given"
     if without:
         raise DataError(f"{', '.join(map(str, without))}: no shard of a prep, the other parts are; merge them apart")
-    prep, (_, total) = parts[0].attributes["shard_of"], parts[0].shard or (0, 0)
+    prep, (_, total) = parts[0].attributes.shard_of, parts[0].shard or (0, 0)
     numbered: dict[int, Part] = {}
     for part in parts:
         index, of = part.shard or (0, 0)
-        if part.attributes["shard_of"] != prep or of != total or index > total:
+        if part.attributes.shard_of != prep or of != total or index > total:
             remedy = "leave it out, or pack it again from the same source with the same settings"
             raise DataError(f"{part.path}: shard {index}/{of} of another prep than {parts[0].path}; {remedy}")
         if index in numbered:

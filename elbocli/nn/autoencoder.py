@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,21 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.rounding import to_levels
 from elbocli.errors import DataError, FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
-from elbocli.files.reading import utf8_path
+from elbocli.files.reading import refusing, utf8_path
+from elbocli.files.tensor_files import TensorFile
 from elbocli.nn.diffusers_extra import diffusers_class, quiet
+from elbocli.nn.networks import counted
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 LARGEST_CONFIG = 1 << 20
+DECODED = 24
+"""Bytes that decoding takes for each pixel and each channel at full size: float32, six maps at a time, as Stable Diffusion's does."""
 
 
 class Autoencoder:
@@ -72,8 +77,28 @@ class Autoencoder:
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])
 
     def comfortable_batch(self, pixel_size: int) -> int:
-        """Number of images at a time that keep memory within about 1 GB on a CPU, 8 GB elsewhere, for Stable Diffusion's."""
-        return max(1, (4 if self.device.type == "cpu" else 32) * 256**2 // pixel_size**2)
+        """Number of images at a time, as `comfortable_batch` has it for the device."""
+        return comfortable_batch(pixel_size, self.device.type == "cpu")
+
+
+def comfortable_batch(pixel_size: int, cpu: bool) -> int:
+    """Number of images at a time that keep memory small: within 1.6 GB on a CPU, for Stable Diffusion's."""
+    return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)
+
+
+def memory_of(folder: Path, pixel_size: int, images: int) -> tuple[int, int]:
+    """Return (bytes of the weights, bytes of what is computed while so many images are decoded at once). Reads no weights.
+
+    Raises FormatError, DataError for an unusable folder.
+    """
+    _check_config(folder)
+    weights = _weights(folder)
+    layout, config = TensorFile(weights).layout, strict_json.read(folder / CONFIG, LARGEST_CONFIG)
+    values = sum(math.prod(shape) for _, shape in layout.values())
+    with refusing(f"{folder / CONFIG}: block_out_channels are not usable"):
+        widths = config["block_out_channels"]
+        width = int(widths[min(1, len(widths) - 1)])  # the last block at full size takes what the one before gives
+    return 4 * values, DECODED * width * images * pixel_size**2
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -89,12 +114,7 @@ def _check_config(folder: Path) -> None:
     if not path.is_file():
         inside = f"; its autoencoder may be {folder / 'vae'}" if (folder / "vae" / CONFIG).is_file() else ""
         raise FormatError(f"{folder}: no {CONFIG} inside, expected a diffusers {CLASS}{inside}")
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError("too large")
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not usable JSON ({' '.join(str(error).split())[:120]})") from error
+    config = strict_json.read(path, LARGEST_CONFIG)
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != CLASS:
         raise FormatError(f"{path}: _class_name is {found!r}, expected {CLASS!r}; other autoencoders are not read")
@@ -118,6 +138,8 @@ def _load(folder: Path) -> Any:
         try:
             how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
             with utf8_path(folder) as name:
+                with counted((folder / WEIGHTS).stat().st_size), torch.device("meta"):
+                    model_class.from_config(model_class.load_config(str(name), local_files_only=True))
                 model, about = model_class.from_pretrained(str(name), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error

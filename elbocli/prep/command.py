@@ -123,7 +123,7 @@ def prep(
     SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
     tars of either (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
     images; MNIST's and CIFAR's files as downloaded; Hugging Face's parquet files; or another dataset. Several sources
-    are packed one after another. It takes any image that Pillow reads, and unpacks nothing to disk. If it is killed,
+    are packed one after another. It takes images of all usual formats, and unpacks nothing to disk. If it is killed,
     run the same command again: it continues where it stopped.
     """
     if not sources:

@@ -18,10 +18,10 @@ import PIL
 from elbocli import __version__
 from elbocli.errors import DataError, UsageError
 from elbocli.files import dataset_block
-from elbocli.files.atomic import refuse_existing
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.hashing import add_digests
+from elbocli.files.resumable import refuse_made
 from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
@@ -137,7 +137,7 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the last argument")
-    refuse_existing(out, settings.overwrite)
+    refuse_made(out, settings.overwrite)
     return_freed()
     replace(settings.decode_options, channels=settings.channels or 3).colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
@@ -165,9 +165,9 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     how = {"preallocate": settings.preallocate, "overwrite": settings.overwrite}
     with catching_signals() as signals, open_writer(out, layout, limit, fingerprint, **how) as writer:
         yield from (Progress(message=text, level="warning") for text in writer.warnings)
-        before = int(writer.state["done"])
+        before = writer.state.done
         yield from _fill(writer, source, settings, encoder, signals)
-        notes = writer.state["notes"]
+        notes = writer.state.notes
         skipped = {int(index): trouble for index, trouble in notes["skipped"].items()}
         if writer.rows == 0:
             raise DataError(f"{named(sources)}: none of its {len(source)} files is a usable image")
@@ -213,8 +213,8 @@ def _fill(
     writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
 ) -> Iterator[Progress]:
     blank: dict[str, Any] = {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
-    notes = copy.deepcopy(writer.state["notes"]) or blank
-    total, done, skipped = len(source), int(writer.state["done"]), notes["skipped"]
+    notes = copy.deepcopy(writer.state.notes) or blank
+    total, done, skipped = len(source), writer.state.done, notes["skipped"]
     if notes["skipped"] and settings.on_error == "stop":
         index, trouble = next(iter(notes["skipped"].items()))
         raise _stopped(source, int(index), trouble)
@@ -252,10 +252,10 @@ def _fill(
             save()
             safe_at, held = time.monotonic(), 0
         if signals.received and done < total:
-            safe = f"{writer.state['done']} of {total} images are safe in {writer.partial.name}"
+            safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
             raise signals.interrupted(f"{safe}; the same command goes on from there")
         values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
         yield Progress(done, total, "img", values=values | ({"skipped": len(skipped)} if skipped else {}))
     encode()
-    if done > int(writer.state["done"]) or not writer.state["notes"]:
+    if done > writer.state.done or not writer.state.notes:
         save()

@@ -27,7 +27,8 @@ from elbocli.cli.types import PATH, STREAM
     "results",
     type=PATH,
     multiple=True,
-    help="A result of 'elbo eval' or 'elbo bound', recognised by its content; may be repeated. Results in RUN are always shown.",
+    help="A result of 'elbo eval', 'elbo bound' or 'elbo optimum', recognised by its content; may be repeated. Results in RUN are always shown.",
+    more="So is a file of 'elbo bound --per-image' (.tsv, .h5): the page shows the likeliest and the least likely images.",
 )
 @option(
     "--json", "as_json", is_flag=True, help="Print the facts as one JSON object; the page only goes to the file of -o."
@@ -46,8 +47,8 @@ def report(
     """Show a run, or several side by side, on one page of HTML that needs no other file.
 
     The page shows what was trained and whether its loss is an ELBO, losses and validation, the error by noise level,
-    the noise levels drawn over time, previews, samples by class, scores and the bound. It gives the commands that
-    repeat the run. The run may be unfinished, interrupted or damaged; the page names the parts that are missing.
+    the noise levels drawn over time, previews, samples by class, scores and the bound; with an optimum
+    also what training can still gain, and whether the network copies. It gives the commands that repeat the run. The run may be unfinished, interrupted or damaged; the page names the parts that are missing.
 
     Several runs are compared: the settings that differ, figures, losses and errors in shared plots, and samples of
     each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.

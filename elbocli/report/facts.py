@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from elbocli.bound.result import Bound, LatentBound, Theorem
+from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.evaluate.result import EvalResult
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.report.excess import RunExcess
+from elbocli.report.extremes import Extremes
 from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.results import ResultFile
 from elbocli.report.terms import Term
 from elbocli.report.thumbnails import Thumbnails
+from elbocli.run.effective import EffectiveWeighting
 from elbocli.run.status import RunStatus
 from elbocli.run.train_settings import TrainSettings
 
@@ -27,7 +30,7 @@ DIGITS = 6
 class ObjectiveFacts:
     """The objective of training: weighting and schedule (None: it adapts) on logsnr low to high, and whether that is an ELBO.
 
-    rising: where the weighting rises.
+    rising: where the weighting rises. effective: the weighting over time; one entry where it is fixed.
     """
 
     weighting: Weighting
@@ -37,6 +40,7 @@ class ObjectiveFacts:
     rising: list[tuple[float, float]]
     verdict: str
     terms: list[Term]
+    effective: list[EffectiveWeighting]
 
     def json(self) -> dict[str, Any]:
         """It by specs and numbers."""
@@ -46,6 +50,7 @@ class ObjectiveFacts:
             "rising": self.rising,
             "verdict": self.verdict,
             "logsnr": [self.low, self.high],
+            **({"over_time": [each.json() for each in self.effective]} if self.weighting.learned else {}),
             "terms": [asdict(term) for term in self.terms],
         }
 
@@ -86,6 +91,10 @@ class RunFacts:
     scores: list[ResultFile[EvalResult]]
     bounds: list[ResultFile[Bound | LatentBound]]
     theorems: list[ResultFile[Theorem]]
+    excess: RunExcess | None
+    likelihoods: list[ResultFile[Likelihoods]]
+    extremes: list[Extremes]
+    classifications: list[ResultFile[Classification]]
     commands: list[Command]
     missing: list[str]
 
@@ -127,6 +136,10 @@ class RunFacts:
             "scores": _contents(self.scores),
             "bound": _contents(self.bounds),
             "theorem": _contents(self.theorems),
+            "excess": self.excess and self.excess.json(),
+            "likelihoods": _contents(self.likelihoods),
+            "per_image": [str(each.path) for each in self.extremes],
+            "classification": _contents(self.classifications),
             "commands": [{"does": each.does, "command": each.line} for each in self.commands],
             "missing": self.missing,
         }

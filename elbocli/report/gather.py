@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from elbocli.bound.result import Bound, LatentBound, Theorem
+from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
+from elbocli.core.adaptive import ErrorMoments
 from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
+from elbocli.files.likelihood_file import is_table
+from elbocli.files.optimum_file import Optimum
+from elbocli.files.run_config import RunConfig, RunData
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
+from elbocli.report.excess import RunExcess, run_excess
+from elbocli.report.extremes import Extremes, read_extremes, table_of
 from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
+from elbocli.report.lines import LATE
 from elbocli.report.log_history import Numbers, curve, read_curves, read_log_history
-from elbocli.report.results import drawn_by, read_result, results_in
+from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
-from elbocli.run.imported import SOURCE
+from elbocli.run.dataset_place import dataset_of
+from elbocli.run.effective import MULTISCALE, effective_weightings
 from elbocli.run.objective import Objective
 from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
@@ -28,7 +37,6 @@ from elbocli.run.status import read_status
 from elbocli.run.train_settings import TrainSettings
 
 T = TypeVar("T")
-MULTISCALE = "; but errors are seen at several resolutions at once (--multiscale), which is no ELBO's"
 
 
 class Missing(list[str]):
@@ -44,24 +52,25 @@ class Missing(list[str]):
 
 
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
-    """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval' or 'elbo bound',
-    besides those in the run's folder.
+    """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval', 'elbo bound' or
+    'elbo optimum', or files of all images, besides those in the run's folder.
 
     Raises FormatError when it is no run, and ElboError for a file named here that can't be used.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
     missing = Missing()
     config = read_run_config(run, missing.append)
-    settings = run_settings(config["settings"], run / "config.yaml")
-    given = [read_result(path) for path in dict.fromkeys(results)]
+    settings = run_settings(config.settings, run / "config.yaml")
+    tables = [path for path in dict.fromkeys(results) if is_table(path)]
+    given = [read_result(path) for path in dict.fromkeys(results) if path not in tables]
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
     scores = [each for each in found if isinstance(each.found, EvalResult)]
     bounds = [each for each in found if isinstance(each.found, Bound | LatentBound)]
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
-    source = config.get(SOURCE, {})
-    told = config["settings"]
+    source = config.source.json() if config.source else {}
+    told = config.settings
     known = {key: value for key, value in settings.stored().items() if key in told or not source}
     validates = (run / "validation.jsonl").exists()
     if not validates and not source:
@@ -76,16 +85,16 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             f"{run}: the objective it was trained with isn't known; 'elbo import' takes --weighting and --schedule"
         )
     course, held_out = (run / log for log in ("losslog.jsonl", "validation.jsonl"))
-    return RunFacts(  # in the order in which they are asked for, and missing
+    facts = RunFacts(  # in the order in which they are asked for, and missing
         run=name,
         status=None if source else missing.asked(read_status, run),
         settings=settings,
         known=known,
         source=source,
-        data=config["data"],
-        network=config["network"] | missing.asked(_parameters, config, run, otherwise={}),
+        data=config.data.json(),
+        network=config.network | missing.asked(_parameters, config, run, otherwise={}),
         environment=_environment(run, config, settings, curves, missing),
-        objective=missing.asked(_objective, settings) if {"weighting", "schedule"} <= set(known) else None,
+        objective=missing.asked(_objective, run, settings) if {"weighting", "schedule"} <= set(known) else None,
         curves=curves,
         course=None if source else missing.asked(read_log_history, course, missing.append),
         held_out=missing.asked(read_log_history, held_out, missing.append) if validates else None,
@@ -95,40 +104,77 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         scores=scores,
         bounds=bounds,
         theorems=[each for each in found if isinstance(each.found, Theorem)],
+        excess=None,
+        likelihoods=[each for each in found if isinstance(each.found, Likelihoods)],
+        extremes=[
+            *(read_extremes(path, dataset_of(config.data, run), None) for path in tables),
+            *filter(None, (missing.asked(_extremes, each, config, run) for each in found)),
+        ],
+        classifications=[each for each in found if isinstance(each.found, Classification)],
         commands=_commands(run, name, config, samples, scores, missing),
         missing=missing,
     )
+    optima = [each for each in found if isinstance(each.found, Optimum)]
+    return replace(facts, excess=_excess(facts, optima[-1], missing)) if optima else facts
 
 
-def _objective(settings: TrainSettings) -> ObjectiveFacts:
-    """Raises ElboError for a file that it needs and that is gone."""
+def _excess(facts: RunFacts, known: ResultFile[Optimum], missing: Missing) -> RunExcess | None:
+    """The run's errors over the least ones; None, and said to `missing`, where they can't be compared."""
+    if facts.course is None or facts.objective is None:
+        missing.append(f"{known.path}: the run has no errors to compare with the least ones")
+        return None
+    own = ErrorMoments.of_sums(facts.course.edges, facts.course.late(LATE))
+    held = facts.held_out
+    new = None if held is None else ErrorMoments.of_sums(held.edges, held.sums[-1])
+    try:
+        return run_excess(known.found, facts.data.get("payload_sha256"), own, new, facts.objective.weighting)
+    except ElboError as error:
+        missing.append(f"{known.path}: {error}")
+        return None
+
+
+def _extremes(result: ResultFile[Any], config: RunConfig, run: Path) -> Extremes | None:
+    """The pictures of a result that names a file of each image's likelihood. Raises ElboError."""
+    named = result.content.get("per_image")
+    if not isinstance(named, str) or isinstance(result.found, Classification):
+        return None
+    said = Path(str(result.content.get("dataset")))
+    dataset = said if said.is_file() else dataset_of(config.data, run)
+    return read_extremes(table_of(result.path, named), dataset, result.content.get("payload_sha256"))
+
+
+def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
+    """The objective; a weighting that is learned as it is now. Raises ElboError for a file that it needs and that is gone."""
     objective = Objective(settings)
-    weighting, schedule = objective.weighting, objective.schedule
+    schedule, effective = objective.schedule, effective_weightings(run, settings)
+    weighting = effective[-1].weighting
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
     terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
     rising = weighting.rising(low, high)
     verdict = weighting.verdict(low, high) + (MULTISCALE if settings.multiscale else "")
-    return ObjectiveFacts(weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms)
+    return ObjectiveFacts(
+        weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms, effective
+    )
 
 
-def _parameters(config: dict[str, Any], run: Path) -> dict[str, int]:
+def _parameters(config: RunConfig, run: Path) -> dict[str, int]:
     return {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}
 
 
 def _environment(
-    run: Path, config: dict[str, Any], settings: TrainSettings, curves: dict[str, Numbers], missing: Missing
+    run: Path, config: RunConfig, settings: TrainSettings, curves: dict[str, Numbers], missing: Missing
 ) -> dict[str, Any]:
     """Facts on how it ran, with the newest checkpoint that is whole, as it says itself: its files aren't read."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
-    found = {key: config.get(key) for key in keys}
+    found = {key: getattr(config, key) for key in keys}
     found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None, **began_from(config)}
     read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
     newest = next(filter(None, read), None)
     if newest is None:
         missing.append(f"{run}: no checkpoint yet")
     else:
-        size = sum(int(known.get("bytes", 0)) for known in newest.meta["files"].values()) / 1e6
+        size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
     return {key: value for key, value in found.items() if value is not None}
 
@@ -146,11 +192,10 @@ def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnail
 
 
 def _drawn(
-    samples: Path | None, sheets: list[Path], config: dict[str, Any], missing: Missing
+    samples: Path | None, sheets: list[Path], config: RunConfig, missing: Missing
 ) -> tuple[list[Thumbnails], str]:
     """Samples by class and where they are from: a file, whose faults are raised, or the last preview."""
-    told = config["data"].get("class_names")
-    names = [str(name) for name in told] if isinstance(told, list) else []
+    names = config.data.class_names or []
     if samples is not None:
         return read_by_class(samples, names), str(samples)
 
@@ -161,37 +206,37 @@ def _drawn(
     return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
 
 
-def _packed(data: dict[str, Any]) -> str:
+def _packed(data: RunData, run: Path) -> str:
     """The command that packed the run's images. Raises FormatError, and DataError when the file holds others now."""
-    path = Path(str(data.get("path")))
+    path = dataset_of(data, run)
     attributes = Dataset(path, latents=True).attributes
-    if attributes.get("payload_sha256") != data.get("payload_sha256"):
+    if attributes.payload_sha256 != data.payload_sha256:
         raise DataError(f"{path}: holds other images now than this run was trained on")
-    return str(attributes.get("command", ""))
+    return attributes.command or ""
 
 
 def _commands(
-    run: Path, name: str, config: dict[str, Any], samples: Path | None, scores: Sequence[Any], missing: Missing
+    run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[Any], missing: Missing
 ) -> list[Command]:
     """Command lines as they were typed, where they were written down."""
-    if SOURCE in config:
-        found = [Command("Import, as typed", str(config.get("command", "")))]
+    if config.source:
+        found = [Command("Import, as typed", config.command or "")]
     else:
         found = _training(run, name, config, missing)
     if samples is not None:
         with read_samples(samples) as reader:
-            found.append(Command("Draw these samples", str(reader.about.get("command", ""))))
+            found += [Command("Draw these samples", line) for line in reader.made.commands]
     for each in scores:
         found += [Command(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
         found.append(Command(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
     return [each for each in found if each.line]
 
 
-def _training(run: Path, name: str, config: dict[str, Any], missing: Missing) -> list[Command]:
-    data = str(config["data"].get("path"))
+def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list[Command]:
+    data = str(dataset_of(config.data, run))
     again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
     return [
-        Command("Pack the images", missing.asked(_packed, config["data"], otherwise="")),
-        Command("Train, as typed", str(config.get("command", ""))),
+        Command("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
+        Command("Train, as typed", config.command or ""),
         Command("Train again with the same settings, whatever the environment says by then", again),
     ]

@@ -3,21 +3,28 @@ reported."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
+from elbocli.files.metrics import MetricsRow
+from elbocli.files.opening import open_file
+from elbocli.files.reading import lines_of
 
 POINTS = 400
 """Points of a curve: neighbours are averaged until no more are left."""
+MOST_COLUMNS = 200
+"""Names of numbers in a log."""
 CELLS = 48
 """Cells of time on a map: neighbours are added up from twice as many on."""
 Numbers = list[float | None]
@@ -28,32 +35,49 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
 
     Missing and damaged lines are reported to `missing`.
     """
-    read: list[dict[str, float]] = []
+    rows, bad = 0, 0
+    columns: dict[str, tuple[array[int], array[float]]] = {}  # for each name the rows that have it, and their numbers
     if path.exists():
-        with told(path, "read"), open(path, "rb") as file:
-            read = [_row(text) for text in file]
-    rows = [row for row in read if row]
-    if bad := len(read) - len(rows):
+        with told(path, "read"), open_file(path) as file:
+            for text in _written(lines_of(file, path)):
+                row = _row(text)
+                if not row or len(columns.keys() | row.keys()) > MOST_COLUMNS:
+                    bad += 1
+                    continue
+                for name, value in row.items():
+                    at, values = columns.setdefault(name, (array("q"), array("d")))
+                    at.append(rows)
+                    values.append(value)
+                rows += 1
+    if bad:
         missing(f"{path}: {bad} damaged {'line' if bad == 1 else 'lines'}, left out")
     if not rows:
         missing(f"{path}: no numbers yet")
-    size = -(-len(rows) // POINTS) or 1
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    names = sorted({name for row in rows for name in row})
-    return {name: [_pooled(name, [row[name] for row in group if name in row]) for group in groups] for name in names}
+    size = -(-rows // POINTS) or 1
+    return {name: _points(name, *columns[name], size, -(-rows // size)) for name in sorted(columns)}
+
+
+def _written(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines, but for a last one of which only a part is written: a run does that, or was killed as it did."""
+    return (line for line in lines if line.endswith(b"\n") or line.rstrip().endswith(b"}"))
+
+
+def _points(name: str, at: array[int], values: array[float], size: int, count: int) -> Numbers:
+    """A column as `count` points, each of `size` rows that follow each other. at: the rows that have values."""
+    ends = [bisect_left(at, size * number) for number in range(count + 1)]
+    return [_pooled(name, values[start:stop]) for start, stop in pairwise(ends)]
 
 
 def _row(text: bytes) -> dict[str, float]:
     """The finite numbers of a line; nothing when it is no line of metrics."""
     try:
-        row = {key: float(value) for key, value in json.loads(text).items() if type(value) in (int, float)}
-    except (ValueError, AttributeError, OverflowError, RecursionError):
+        row = MetricsRow.of(strict_json.load(text, "a line"), "a line").json()
+    except FormatError:
         return {}
-    row = {key: value for key, value in row.items() if math.isfinite(value)}
-    return row if {"step", "images"} <= set(row) else {}
+    return {key: float(value) for key, value in row.items() if type(value) in (int, float)}
 
 
-def _pooled(name: str, values: list[float]) -> float | None:
+def _pooled(name: str, values: Sequence[float]) -> float | None:
     if name in ("step", "images") or name.startswith("val_"):  # a mean of validations is none of them
         return values[-1] if values else None
     return sum(value / len(values) for value in values) if values else None
@@ -119,22 +143,29 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
     if not path.exists():
         missing(f"{path}: no errors by noise level yet")
         return None
-    damaged: list[FormatError] = []
+    damaged, first = 0, ""
     found = LogHistory(torch.empty(0))
+
+    def note(error: FormatError) -> None:
+        nonlocal damaged, first
+        damaged, first = damaged + 1, first or str(error)  # a file may be of nothing but damaged lines
 
     def seen(interval: Interval) -> None:
         assert reader.log is not None
         found.edges = reader.log.edges
         found.add(interval.images, interval.sums)
 
-    reader = Reader(seen=seen, damaged=damaged.append)
+    reader = Reader(seen=seen, damaged=note)
     try:
-        with told(path, "read"), open(path, "rb") as file:
-            reader.read(file, str(path))
+        with told(path, "read"), open_file(path) as file:
+            lines = _written(lines_of(file, path))
+            begun = next(lines, None)
+            if begun is not None:
+                reader.read(chain([begun], lines), str(path))
     except FormatError as error:
-        damaged.append(error)
+        note(error)
     if damaged:
-        missing(f"{path}: {len(damaged)} damaged {'line' if len(damaged) == 1 else 'lines'}, left out ({damaged[0]})")
+        missing(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'}, left out ({first})")
     if not found.images:
         missing(f"{path}: no errors by noise level yet")
         return None

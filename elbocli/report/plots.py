@@ -19,6 +19,7 @@ from elbocli.report.drawing import (
     over_levels,
     plain,
 )
+from elbocli.report.excess import RunExcess
 from elbocli.report.facts import ObjectiveFacts, RunFacts
 from elbocli.report.lines import LATE, draw_banded, draw_curve, draw_profile
 from elbocli.report.log_history import LogHistory, curve
@@ -36,10 +37,11 @@ EARLY = 0.1
 def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
     """The drawings by the section of the page that they belong to; those that there is nothing for are left out."""
     objective, course = facts.objective, facts.course
-    found = {
+    found: dict[str, list[Picture | None]] = {
         "objective": [_weighting(objective), _schedule(objective, course)] if objective else [],
         "training": [_loss(facts), _bits(facts)],
         "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],
+        "excess": [_excess(facts.excess)] if facts.excess else [],
     }
     return {section: [each for each in drawn if each is not None] for section, drawn in found.items()}
 
@@ -51,7 +53,10 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
     value = w(at)
     top = float(value.max()) or 1.0
     noise = -w.slope(at) / top
+    earlier = [each.weighting(at) for each in objective.effective[:-1]]
     with drawing("weighting", 2, 4.0) as (figure, (upper, lower), svg):
+        for values in earlier:
+            upper.plot(at, values / values.max(), color=MUTED, linewidth=0.5)
         upper.plot(at, value / top, color=ONE)
         upper.set_ylabel("w(λ) / max w")
         lower.axhline(0, color=MUTED, linewidth=0.8)
@@ -68,6 +73,7 @@ def _weighting(objective: ObjectiveFacts) -> Picture:
             if objective.rising
             else ""
         )
+        caption += " Thin: earlier, as it was learned." if earlier else ""
         caption += f" At the largest λ a point mass of {rest:.2g} is left." if rest > 0 else ""
         return Picture(f"Weighting {brief(w.spec)}", caption, svg())
 
@@ -156,6 +162,30 @@ def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture | None
         axis.legend(loc="lower right")
         over_levels(axis, float(course.edges[0]), float(course.edges[-1]))
         return Picture("Error by noise level, now", "With ± 2 standard errors." + (HELD_OUT if held_out else ""), svg())
+
+
+def _excess(found: RunExcess) -> Picture:
+    """The error of training and of images held out, over the least one."""
+    with drawing("excess") as (_, (axis,), svg):
+        middle = found.own.middle
+        axis.fill_between(middle, found.least, color=MUTED, alpha=0.3, linewidth=0, label="least error on these images")
+        for moments, style in (
+            (found.own, line_of(ONE, "-", "training, last fifth")),
+            (found.new, line_of(TWO, "--", "validation, last")),
+        ):
+            if moments is not None:
+                seen = moments.seen
+                axis.plot(moments.middle[seen], moments.mean[seen], **style)
+        axis.set_ylabel(ERROR)
+        top = max(1.0, float(found.own.mean.max()))
+        axis.set_ylim(0, 1.05 * top)
+        axis.legend(loc="upper left")
+        over_levels(axis, float(found.own.edges[0]), float(found.own.edges[-1]))
+        caption = (
+            "No network can be below the grey area on its training images. The rest is what training can still gain: "
+            f"{found.own_excess.value:.4g} ± {2 * found.own_excess.se:.2g} nats per dimension of the weighted loss."
+        )
+        return Picture("Error over the least one", caption, svg())
 
 
 def _loss(facts: RunFacts) -> Picture | None:

@@ -1,25 +1,29 @@
-"""Results of 'elbo eval' and 'elbo bound' on a run: their JSON, told apart by content."""
+"""Results of 'elbo eval', 'elbo bound' and 'elbo optimum' on a run: their JSON, told apart by content."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from elbocli.bound.result import Bound, LatentBound, Theorem
+from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import EvalResult
+from elbocli.files import strict_json
+from elbocli.files.optimum_file import Optimum
 from elbocli.images.image_refs import read_bytes
 
-T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem)
+T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Likelihoods, Classification, Optimum)
 KINDS: dict[tuple[str, str], type[Any]] = {
     ("n_samples", "extractor"): EvalResult,
     ("bpd", "diffusion"): Bound,
     ("nats_per_latent_dimension", "diffusion"): LatentBound,
     ("agree", "checks"): Theorem,
+    ("eps_mse", "log_images"): Optimum,
+    ("estimates", "differences"): Likelihoods,
+    ("accuracy", "reliability"): Classification,
 }
 """Kinds of results, by keys that they have."""
 
@@ -80,10 +84,10 @@ def drawn_by(result: EvalResult) -> list[str]:
 def read_result(path: Path) -> ResultFile[Any]:
     """A file that holds one result. Raises DataError when it can't be read, FormatError when it is none."""
     try:
-        content = json.loads(read_bytes(path))
+        content = strict_json.load(read_bytes(path), path)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except (ValueError, RecursionError):
+    except FormatError:
         content = None
     for keys, kind in KINDS.items():
         if isinstance(content, dict) and set(keys) <= set(content):
@@ -91,7 +95,7 @@ def read_result(path: Path) -> ResultFile[Any]:
                 return ResultFile(path, content, kind.from_json(content))
             except FormatError as error:
                 raise FormatError(f"{path}: a damaged result: {error}") from error
-    raise FormatError(f"{path}: not a result of 'elbo eval' or 'elbo bound' (one JSON object)")
+    raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum' (one JSON object)")
 
 
 def results_in(run: Path, warn: Callable[[str], None]) -> list[ResultFile[Any]]:

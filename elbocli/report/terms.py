@@ -28,6 +28,8 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
     spec, loss = weighting.spec, weighting.foreign_loss
     if weighting.declared:
         return [_term("weighting", spec, weighting.declared)]
+    if weighting.learned:
+        return [Term("weighting", spec, "p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect")]
     assert weighting.schedule is not None
     schedule = _schedule_term("its schedule", weighting.schedule)
     if loss is None:

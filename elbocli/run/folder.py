@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -17,13 +18,15 @@ from elbocli import __version__
 from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told
-from elbocli.files.sealed_folder import CONFIG, RUN_ID, run_id
+from elbocli.files.run_config import RunConfig
+from elbocli.files.sealed_folder import CONFIG, run_id
+from elbocli.run.dataset_place import seen_from
 from elbocli.run.imported import refuse_to_continue
 from elbocli.run.settings import Basis, Resolved, difference
 
 LOCK = ".lock"
 PREVIEW_COUNT = 64
-"""Images in each preview: all of the same noise, and as many of each class that is drawn as of any other."""
+"""Most images in a preview: all of the same noise, and as many of each class that is drawn as of any other."""
 
 
 def _check(out: Path, resolved: Resolved) -> None:
@@ -66,7 +69,7 @@ def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
             return None
     config = store.read_config(out)
     refuse_to_continue(config, out)
-    if preset not in (None, config["settings"].get("preset")):
+    if preset not in (None, config.settings.get("preset")):
         return None
     return Basis.of(out / CONFIG, config)
 
@@ -77,7 +80,7 @@ class RunFolder:
     path: where it was found last. unlocked: a warning, where the file system can't keep other processes from it.
     """
 
-    def __init__(self, path: Path, handle: int, config: dict[str, Any], unlocked: str):
+    def __init__(self, path: Path, handle: int, config: RunConfig, unlocked: str):
         self.path, self.unlocked = path, unlocked
         self._handle, self._config = handle, config
 
@@ -126,18 +129,21 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, abou
         handle = os.open(out, os.O_RDONLY)
     stack.callback(os.close, handle)
     store.clean(out)
-    versions = {
-        "elbo_version": __version__,
-        "torch_version": str(torch.__version__),
-        "python_version": python_version(),
-    }
-    now = resolved.config()
     known = run_id(out) if _begun(out) else None
-    config = {RUN_ID: known or _identity(now), **versions, **about, **now}
+    data = replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path))))
+    config = replace(
+        resolved.config(),
+        run_id=known or _identity(resolved.config()),
+        elbo_version=__version__,
+        torch_version=str(torch.__version__),
+        python_version=python_version(),
+        data=data,
+        **about,
+    )
     store.write_config(out, config)
     return RunFolder(out, handle, config, unlocked)
 
 
-def _identity(config: dict[str, Any]) -> str:
+def _identity(config: RunConfig) -> str:
     """Digest what a run is at its first start; it keeps that when it goes on with more steps, or is copied."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(config.resolved(), sort_keys=True).encode()).hexdigest()[:32]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from elbocli.errors import UsageError
+from elbocli.files.run_config import RunConfig
 
-SOURCE = "source"
-"""Section of an imported run's config.yaml: format, file, sha256, licence, notes."""
 AVERAGE = "ema-imported"
 """Name of weights that were an average where they came from; others are called `model`."""
 
@@ -19,17 +17,14 @@ def imported_weights(names: list[str]) -> str:
     return AVERAGE if AVERAGE in names else "model"
 
 
-def about_source(config: Mapping[str, Any]) -> dict[str, Any]:
+def about_source(config: RunConfig) -> dict[str, Any]:
     """Facts on where an imported run came from, for the record; none for a run that elbo trained."""
-    source = config.get(SOURCE)
-    if not isinstance(source, dict):
-        return {}
-    return {f"imported_{key}": source[key] for key in ("format", "file", "sha256") if key in source}
+    return config.source.about() if config.source else {}
 
 
-def refuse_to_continue(config: Mapping[str, Any], run: Path) -> None:
+def refuse_to_continue(config: RunConfig, run: Path) -> None:
     """Raise UsageError for an imported run: it has no optimizer to go on with."""
-    if SOURCE in config:
+    if config.source:
         raise UsageError(
             f"{run}: was imported, and holds no optimizer to go on with; 'elbo train DATA.h5 --init {run} -o NEW' trains "
             "its weights further"

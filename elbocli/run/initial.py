@@ -8,20 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import checkpoint as store
+from elbocli.files import tensor_files
 from elbocli.files.checkpoint import Checkpoint
-from elbocli.files.reading import refusing, utf8_path
+from elbocli.files.reading import refusing
 from elbocli.files.retention import folder_name
+from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.content import check_content
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.open import find_run, read_run_config
 from elbocli.run.setting_type import PRECISIONS
@@ -46,7 +48,7 @@ class Initial:
     run: Path
     checkpoint: Checkpoint
     name: str
-    config: dict[str, Any]
+    config: RunConfig
 
     @classmethod
     def open(cls, path: Path, warn: Callable[[str], None]) -> Self:
@@ -56,7 +58,7 @@ class Initial:
             folder, name = path.parent, path.stem
         run, checkpoint = find_run(folder, warn)
         config = read_run_config(run, warn)
-        settings = run_settings(config["settings"], run / CONFIG)
+        settings = run_settings(config.settings, run / CONFIG)
         if not name:
             imported = about_source(config)
             name = imported_weights(checkpoint.names) if imported else parse_average(settings.ema[0]).name
@@ -73,36 +75,35 @@ class Initial:
     @cached_property
     def settings(self) -> TrainSettings:
         """Settings of the run."""
-        return run_settings(self.config["settings"], self.run / CONFIG)
+        return run_settings(self.config.settings, self.run / CONFIG)
 
     @cached_property
     def network(self) -> NetworkConfig:
         """The run's network."""
-        return config_of(self.config["network"], self.run / CONFIG)
+        return config_of(self.config.network, self.run / CONFIG)
 
     @property
     def sha256(self) -> str:
         """Digest of the weights."""
-        return str(self.checkpoint.meta["files"][self.file.name]["sha256"])
+        return self.checkpoint.meta.files[self.file.name].sha256
 
     @property
     def dataset(self) -> Path | None:
         """The dataset that it was trained on, where that still is."""
-        path = self.config["data"].get("path")
-        return Path(path) if isinstance(path, str) and Path(path).exists() else None
+        path = dataset_of(self.config.data, self.run)
+        return path if self.config.data.path is not None and path.exists() else None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> InitFacts:
         """Facts about them for config.yaml."""
-        seen = {"step": self.checkpoint.step, "images": self.checkpoint.images}
-        seen = about_source(self.config) or seen
-        return {"run": str(self.path), "weights": self.name, "sha256": self.sha256, **seen}
+        named = str(self.path), self.name, self.sha256
+        if source := about_source(self.config):
+            return InitFacts(*named, seen=source)
+        return InitFacts(*named, self.checkpoint.step, self.checkpoint.images)
 
-    def inherited(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def inherited(self, data: RunData) -> dict[str, Any]:
         """Settings that a run on this data takes over where none are given: not those of a machine or of other images."""
-        digest = data.get("payload_sha256")
-        others = OF_ITS_MACHINE | (
-            set() if digest and digest == self.config["data"].get("payload_sha256") else OF_ITS_IMAGES
-        )
+        digest = data.payload_sha256
+        others = OF_ITS_MACHINE | (set() if digest and digest == self.config.data.payload_sha256 else OF_ITS_IMAGES)
         return {key: value for key, value in self.settings.stored().items() if key not in others}
 
     @property
@@ -110,12 +111,12 @@ class Initial:
         """Whether it was trained in a precision of 16 bits."""
         return self.settings.precision in PRECISIONS[2:]
 
-    def check_data(self, data: Mapping[str, Any], kind: str) -> None:
+    def check_data(self, data: RunData, kind: str) -> None:
         """Raise UsageError for images whose numbers mean another thing to the network. data: a dataset's identity."""
-        check_content(data, kind, self.config["data"], self.path)
-        where, channels = data.get("path"), self.network.image_channels
-        if data["channels"] != channels:
-            raise UsageError(f"{where}: images have {data['channels']} channels, those of {self.path} have {channels}")
+        check_content(data, kind, self.config.data, self.path)
+        where, channels = data.path, self.network.image_channels
+        if data.channels != channels:
+            raise UsageError(f"{where}: images have {data.channels} channels, those of {self.path} have {channels}")
 
     def same_prediction(self, spec: str, given: bool) -> str:
         """The source's prediction, in whose terms its weights are. Raises UsageError when another was given."""
@@ -130,23 +131,23 @@ class Initial:
     def check_files(self, files: Mapping[str, str]) -> None:
         """Raise DataError for a file that the source's settings name, and that has changed since. files: digests now."""
         for file, digest in files.items():
-            if self.config["files"].get(file, digest) != digest:
+            if self.config.files.get(file, digest) != digest:
                 raise DataError(
                     f"{file}: has changed since {self.path} was trained on it; give --schedule or --weighting"
                 )
 
-    def changed(self, settings: TrainSettings, network: NetworkConfig, data: Mapping[str, Any]) -> list[str]:
+    def changed(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> list[str]:
         """Sentences on what is not as it was here. Raises UsageError where the weights have no way to the network."""
         told = self.transfer(network, data)[1]
         for key in OBJECTIVE:
             old, new = getattr(self.settings, key), getattr(settings, key)
-            if key not in self.config["settings"]:
+            if key not in self.config.settings:
                 told.append(f"{key.replace('_', '-')} {new}, which isn't known of the source")
             elif new != old:
                 told.append(f"{key.replace('_', '-')} {new} instead of {old}")
         return told
 
-    def rows(self, network: NetworkConfig, data: Mapping[str, Any]) -> tuple[Rows, list[str]]:
+    def rows(self, network: NetworkConfig, data: RunData) -> tuple[Rows, list[str]]:
         """(for each class of the data its number in the source, None for a new one; sentences on what is not as it was).
 
         By name where both have names and share any, else in order.
@@ -157,10 +158,7 @@ class Initial:
         if not before:
             return [None] * now, [f"{now} classes, new to the source, {_begin(network)}"]
         in_order = [row if row < before else None for row in range(now)]
-        old, new = (
-            names if isinstance(names, list) else []
-            for names in (self.config["data"].get("class_names"), data.get("class_names"))
-        )
+        old, new = (each.class_names or [] for each in (self.config.data, data))
         if len(old) == before and len(new) == now and set(old) & set(new) and len(set(old)) == before:
             found: Rows = [old.index(name) if name in old else None for name in new]
             how = "by name"
@@ -177,7 +175,7 @@ class Initial:
         told += [f"{gone} dropped"] if gone else []
         return found, [f"{now} classes: {', '.join(told)}"]
 
-    def transfer(self, network: NetworkConfig, data: Mapping[str, Any]) -> tuple[Transfer, list[str]]:
+    def transfer(self, network: NetworkConfig, data: RunData) -> tuple[Transfer, list[str]]:
         """The way to the weights of such a network on such data, and what is not as it was, in words. Raises UsageError."""
         rows, told = self.rows(network, data)
         try:
@@ -188,12 +186,12 @@ class Initial:
             told.append(f"images of side {network.image_size} instead of {self.network.image_size}")
         return way, told + [f"weights {name} interpolated to that" for name in way.resized]
 
-    def weights(self, network: NetworkConfig, data: Mapping[str, Any]) -> dict[str, Tensor]:
+    def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """The weights for such a network on such data, by name; those it draws itself are left out. Raises FormatError."""
         way, _ = self.transfer(network, data)
         where = f"{self.file}: not usable as weights of {self.run / CONFIG}"
-        with refusing(where), utf8_path(self.file) as opened, safe_open(opened, "pt") as file:
-            return way.weights(file.get_tensor)
+        with refusing(where):
+            return way.weights(tensor_files.TensorFile(self.checkpoint.file(self.file.name), name=self.file).read)
 
 
 def _begin(network: NetworkConfig) -> str:
@@ -210,22 +208,22 @@ def initial_of(asked: Path | None, basis: Basis | None, out: Path, warn: Callabl
     asked: as --init named them, None where it is not given. basis: what the run takes from its config.yaml, or another's.
     Raises FormatError, UsageError, and DataError where those that the basis says are gone, or others now.
     """
-    if basis and basis.init and (asked is None or str(asked) == basis.init.get("run")):
+    if basis and basis.init and (asked is None or str(asked) == basis.init.run):
         going_on = basis.where == out / CONFIG and store.checkpoints(out)
         return None if going_on else _again(basis.init, basis.where, warn)
     return None if asked is None else Initial.open(asked, warn)
 
 
-def _again(known: Mapping[str, Any], where: Path, warn: Callable[[str], None]) -> Initial:
+def _again(known: InitFacts, where: Path, warn: Callable[[str], None]) -> Initial:
     """The weights that a config.yaml, `where`, says a run begins from. Raises DataError when they are gone, or others now."""
-    path, digest, step = Path(str(known.get("run"))), known.get("sha256"), known.get("step", 0)
+    path, digest, step = Path(known.run), known.sha256, known.step or 0
     advice = f"{where} begins from it; say with --init where it is now, or choose another -o"
     try:
         found = Initial.open(path, warn)
-        kept = found.run / store.FOLDER / folder_name(int(str(step))) / f"{known.get('weights')}{WEIGHTS}"
+        kept = found.run / store.FOLDER / folder_name(step) / f"{known.weights}{WEIGHTS}"
         if found.sha256 != digest and kept.exists():  # training went on since, and that checkpoint was kept
             found = replace(Initial.open(kept, warn), path=path)
-    except (ElboError, ValueError) as error:
+    except ElboError as error:
         raise DataError(f"{error}; {advice}") from error
     if found.sha256 != digest:
         raise DataError(f"{path}: has changed: its weights are no more those of step {step}; {advice}")

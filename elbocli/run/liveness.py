@@ -7,8 +7,9 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from elbocli.files.json_record import Record
+from elbocli.files.schema import Bounds, Record
 
 ROOT = Path("/")
 STARTED = 19
@@ -22,7 +23,7 @@ class ProcessId(Record):
     boot: the kernel's name of its boot. pids: the kernel's name of its process numbers, which containers have of their own.
     """
 
-    pid: int
+    pid: Annotated[int, Bounds(1, 2**31 - 1)]
     started: int
     boot: str
     pids: str

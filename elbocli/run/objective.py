@@ -7,6 +7,7 @@ from functools import cached_property
 from elbocli.core.averages import Average, parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
+from elbocli.core.uncertainty import refuse_adaptive
 from elbocli.core.weighting import Weighting
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
@@ -17,12 +18,15 @@ class Objective:
 
     Weighting and schedule are parsed when they are first asked for, because their file may be gone when only another
     part is needed; they raise ElboError then. parsed: the two, where they are known already. prediction: what the
-    network outputs. Raises UsageError for a prediction that is none.
+    network outputs. Raises UsageError for a prediction that is none, and for a weighting and a schedule that
+    would both be learned.
     """
 
     def __init__(self, settings: TrainSettings, **parsed: Weighting | Schedule | None):
         self.settings, self.prediction = settings, Prediction.parse(settings.prediction)
         vars(self).update(parsed)  # where a cached property looks first
+        if settings.schedule == ADAPTIVE and "weighting" in parsed:
+            refuse_adaptive(self.weighting)
 
     @cached_property
     def weighting(self) -> Weighting:

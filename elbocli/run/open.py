@@ -14,11 +14,15 @@ from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
 from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
+from elbocli.core.uncertainty import learned_weighting
+from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
+from elbocli.files.reading import naming
+from elbocli.files.run_config import RunConfig, RunData
 from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
@@ -41,7 +45,7 @@ class TrainedRun:
     network: Network
     objective: Objective
     settings: TrainSettings
-    data: dict[str, Any]
+    data: RunData
     files: dict[str, str]
     checkpoint: Checkpoint
     about: dict[str, Any]
@@ -68,31 +72,43 @@ class TrainedRun:
         """
         fixed = self.objective.schedule
         if fixed is None:
-            online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
-            try:
-                online.state.copy_(self.checkpoint.state()["online"])
-            except (KeyError, TypeError, RuntimeError) as error:
-                raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no adaptive schedule") from error
-            return online.schedule(self.objective.weighting, self.settings.floor)
+            return self._online("adaptive schedule").schedule(self.objective.weighting, self.settings.floor)
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
             raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
         return fixed
 
+    def weighting(self) -> Weighting:
+        """The one it was trained with; one that is learned, as it was at the checkpoint.
 
-def empty_network(config: dict[str, Any], where: Path) -> Network:
+        Raises FormatError when it can't be read, and what `schedule` raises.
+        """
+        weighting = self.objective.weighting
+        if not weighting.learned:
+            return weighting
+        return learned_weighting(weighting, self.schedule(), self.prediction, self._online("learned weighting"))
+
+    def _online(self, what: str) -> AdaptiveSchedule:
+        """The errors that the checkpoint remembers. Raises FormatError when it holds none, `what` being what they tell."""
+        online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
+        try:
+            online.state.copy_(self.checkpoint.state()["online"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no {what}") from error
+        return online
+
+
+def empty_network(config: RunConfig, where: Path) -> Network:
     """The network of a run's config, without memory. Raises FormatError."""
-    try:
-        with torch.device("meta"):
-            return build(config_of(config["network"], where))
-    except RuntimeError as error:
-        raise FormatError(f"{where}: no network is so large: {' '.join(str(error).split())[:200]}") from error
+    network = config_of(config.network, where)
+    with naming(where, FormatError), torch.device("meta"):
+        return build(network)
 
 
-def read_run_config(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+def read_run_config(run: Path, warn: Callable[[str], None]) -> RunConfig:
     """A run's config.yaml. Raises FormatError, and UsageError when a plug-in that it needs was not run."""
     config = read_config(run)
-    check_plugins(config.get("plugins", []), run, warn)
+    check_plugins(config.plugins, run, warn)
     return config
 
 
@@ -113,10 +129,9 @@ def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]
     return path, checkpoint
 
 
-def began_from(config: dict[str, Any]) -> dict[str, Any]:
+def began_from(config: RunConfig) -> dict[str, Any]:
     """Facts on the weights that a run began from, as `init_run` and others; none without such."""
-    known = config.get("init") or {}
-    return {f"init_{key}": value for key, value in known.items() if not isinstance(value, list)}
+    return config.init.about() if config.init else {}
 
 
 def open_run(
@@ -130,7 +145,7 @@ def open_run(
     """
     run, checkpoint = find_run(path, warn)
     config = read_run_config(run, warn)
-    settings = run_settings(config["settings"], run / "config.yaml")
+    settings = run_settings(config.settings, run / "config.yaml")
     if not average and weights == "ema" and about_source(config):
         held = imported_weights(checkpoint.names)
         tensors, about = checkpoint.weights(held), _held(checkpoint, held)
@@ -138,14 +153,12 @@ def open_run(
         tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
         tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
-    seen = {"step": checkpoint.step, "images_trained": checkpoint.meta["images"]}
+    seen = {"step": checkpoint.step, "images_trained": checkpoint.images}
     seen = about_source(config) or seen
-    data = config["data"]
-    trained = {
-        f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config["settings"]
-    }
-    trained |= {"prediction": settings.prediction, "trained_on": data.get("payload_sha256")}
-    trained |= {key: data[key] for key in PREPROCESSING if key in data}
+    data = config.data
+    trained = {f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config.settings}
+    trained |= {"prediction": settings.prediction, "trained_on": data.payload_sha256}
+    trained |= {key: value for key in PREPROCESSING if (value := getattr(data, key)) is not None}
     trained |= began_from(config)
     network = empty_network(config, run / "config.yaml")
     try:
@@ -157,16 +170,16 @@ def open_run(
         ) from error
     network = place(network, device).eval().requires_grad_(False)
     return TrainedRun(
-        run, network, Objective(settings), settings, data, config["files"], checkpoint, {**trained, **seen, **about}
+        run, network, Objective(settings), settings, data, config.files, checkpoint, {**trained, **seen, **about}
     )
 
 
 def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """Name and digest of weights of a checkpoint."""
-    return {"weights": name, "weights_sha256": checkpoint.meta["files"][f"{name}.safetensors"]["sha256"]}
+    return {"weights": name, "weights_sha256": checkpoint.meta.files[f"{name}.safetensors"].sha256}
 
 
-def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _average(wanted: str, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of an average and what they are."""
     try:
         name = parse_average(wanted).name
@@ -181,12 +194,12 @@ def _average(wanted: str, checkpoint: Checkpoint, config: dict[str, Any]) -> tup
             f"no average {wanted!r} in {checkpoint.path}, and no such file; averages there: {known}; "
             "'elbo ema RUN -o FILE' makes others of snapshots"
         )
-    made = read_about(file)
+    made, digest = read_about(file)
     ours = trained_as(config)
-    for key, value in made["trained"].items():
+    for key, value in made.trained.items():
         if key in ours and value != ours[key]:
             raise DataError(
                 f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
             )
-    seen = {"weights": parse_average(made["spec"]).name, "step": made["step"], "images_trained": made["images"]}
-    return load(file), {**seen, "weights_file": str(file), "weights_sha256": made["payload_sha256"]}
+    seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
+    return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}

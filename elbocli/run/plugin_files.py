@@ -11,14 +11,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.plugin_modules import module_name
+from elbocli.files.run_config import PluginFile
 
-_RUN: dict[Path, dict[str, str]] = {}
-"""Plug-ins that were run. file: the name, without folders. sha256: of what it said."""
+_RUN: dict[Path, PluginFile] = {}
+"""Plug-ins that were run."""
 
 
 def run_plugin(path: Path) -> None:
@@ -28,7 +28,7 @@ def run_plugin(path: Path) -> None:
         return
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{path}: no such plug-in; name a file that ends in .py")
-    plugin = {"file": path.name, "sha256": file_sha256(path)}
+    plugin = PluginFile(path.name, file_sha256(path))
     spec = spec_from_file_location(module_name(path), place)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -44,19 +44,19 @@ def run_plugin(path: Path) -> None:
     _RUN[place] = plugin
 
 
-def plugins_run() -> list[dict[str, str]]:
+def plugins_run() -> list[PluginFile]:
     """Name and digest of each plug-in that was run, sorted: config.yaml remembers them."""
-    return sorted(_RUN.values(), key=lambda plugin: plugin["file"])
+    return sorted(_RUN.values(), key=lambda plugin: plugin.file)
 
 
-def check_plugins(needed: Sequence[dict[str, Any]], where: Path, warn: Callable[[str], None]) -> None:
+def check_plugins(needed: Sequence[PluginFile] | None, where: Path, warn: Callable[[str], None]) -> None:
     """Raise UsageError when a run needs a plug-in that was not run; warn of one that has changed since.
 
     needed: as `plugins_run` said it when the run was trained. where: the run, for messages.
     """
-    known = {plugin["file"]: plugin["sha256"] for plugin in _RUN.values()}
-    for plugin in needed:
-        file, sha256 = str(plugin.get("file")), str(plugin.get("sha256"))
+    known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
+    for plugin in needed or ():
+        file, sha256 = plugin.file, plugin.sha256
         if file not in known:
             raise UsageError(
                 f"{where}: was trained with the plug-in {file} (sha256 {sha256[:12]}…), which was not named; add --plugin {file}, "

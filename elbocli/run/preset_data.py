@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset, find_dataset
 from elbocli.files.dataset_block import IMAGES, LATENTS
+from elbocli.files.run_config import RunData
 from elbocli.nn.presets import load_preset
 
 
@@ -26,9 +26,15 @@ class PresetData:
     def __len__(self) -> int:
         return self.count
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> RunData:
         """Return what a Dataset's identity would say, as far as it is known."""
-        return {key: getattr(self, key) for key in ("path", "count", "image_size", "channels", "num_classes")}
+        return RunData(
+            path=self.path,
+            count=self.count,
+            image_size=self.image_size,
+            channels=self.channels,
+            num_classes=self.num_classes,
+        )
 
     def fits(self, dataset: Dataset) -> bool:
         """Tell whether that dataset holds such images."""

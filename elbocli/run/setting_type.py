@@ -13,16 +13,6 @@ LARGEST_DURATION_S = 1000 * 86400
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 AUTO = "auto"
 
-KINDS: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "float | str": (int, float, str),
-    "str": (str,),
-    "tuple[str, ...]": (list, str, int, float),
-}
-"""Types by which a file may write the values of a kind."""
-
 
 @dataclass(frozen=True)
 class Setting:

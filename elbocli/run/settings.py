@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import torch
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
@@ -15,28 +16,33 @@ from elbocli.core.lr_decay import LR_DECAYS
 from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.errors import FormatError, UsageError
-from elbocli.files.dataset import PREPROCESSING
+from elbocli.errors import ElboError, FormatError, UsageError
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.reading import naming
+from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.networks import NetworkConfig, config_of, declaration_of, filled, section_of
+from elbocli.files.schema import from_keys, typed
+from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
+from elbocli.run.dataset_place import dataset_of
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import check_plugins, plugins_run
-from elbocli.run.setting_type import AUTO, KINDS
+from elbocli.run.setting_type import AUTO
 from elbocli.run.suited_network import Data, fits_card, of_basis, of_initial, of_preset
-from elbocli.run.train_settings import ADAPTIVE, KIND, PRESET_SETTINGS, SETTINGS, TrainSettings
+from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 
 if TYPE_CHECKING:
     from elbocli.run.initial import Initial
 
-PLACES = ("path", ATTRIBUTES["autoencoder"], *PREPROCESSING)
+PLACES = ("path", "from_run", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
+HINTS: dict[str, Any] = get_type_hints(TrainSettings)
 FLOAT32 = {"fp32", "tf32"}
 """Precisions that a run may change between when it goes on: which devices have the second is theirs to say."""
 SNAPSHOTS = 20
@@ -53,45 +59,43 @@ class Resolved:
 
     settings: TrainSettings
     network: NetworkConfig
-    data: dict[str, Any]
+    data: RunData
     files: dict[str, str]
     notes: list[str]
     objective: Objective
-    init: dict[str, Any] | None = None
+    init: InitFacts | None = None
     initial: Initial | None = None
 
-    def config(self) -> dict[str, Any]:
-        """Content of config.yaml."""
-        plugins = {"plugins": plugins_run()} if plugins_run() else {}
-        init = {"init": self.init} if self.init else {}
+    def config(self) -> RunConfig:
+        """The content of config.yaml."""
         settings, network = self.settings.stored(), section_of(self.network)
-        return {"settings": settings, "network": network, "data": self.data, "files": self.files, **init, **plugins}
+        plugins = plugins_run() or None
+        return RunConfig(
+            settings=settings, network=network, data=self.data, files=self.files, init=self.init, plugins=plugins
+        )
 
 
 @dataclass(frozen=True)
 class Basis:
     """Settings, network and dataset that a run takes where no option says them: from its own config.yaml when it goes on.
 
-    Or from another run's, by --config. where: the file. data: the dataset's path. init: the section of that name.
+    Or from another run's, by --config. where: the file. data: where the dataset is now. init: the section of that name.
     """
 
     where: Path
     settings: TrainSettings
     network: NetworkConfig
     data: Path
-    init: dict[str, Any] | None = None
+    init: InitFacts | None = None
 
     @classmethod
-    def of(cls, where: Path, config: dict[str, Any]) -> Basis:
-        """Take the content of a config.yaml apart. Raises FormatError, and UsageError for a plug-in that was not run."""
-        check_plugins(config.get("plugins", []), where, lambda text: None)
-        path = config["data"].get("path")
-        if not isinstance(path, str):
-            raise FormatError(f"{where}: section 'data' has path: {path!r}, expected the dataset's")
-        settings, network, init = run_settings(config["settings"], where), config["network"], config.get("init")
-        if init is not None and not isinstance(init, dict):
-            raise FormatError(f"{where}: section 'init' is {init!r}, expected what the run began from")
-        return cls(where, settings, config_of(network, where), Path(path), init)
+    def of(cls, where: Path, config: RunConfig) -> Basis:
+        """Take a config.yaml apart. Raises FormatError, and UsageError for a plug-in that was not run."""
+        check_plugins(config.plugins, where, lambda text: None)
+        if config.data.path is None:
+            raise FormatError(f"{where}: data.path is missing")
+        settings, network = run_settings(config.settings, where), config_of(config.network, where)
+        return cls(where, settings, network, dataset_of(config.data, where.parent), config.init)
 
 
 def resolve(
@@ -107,6 +111,8 @@ def resolve(
     asked = {key: value for key, value in options.items() if value is not None}
     notes: list[str] = []
     latents = dataset.kind == LATENTS
+    if isinstance(dataset, Dataset):
+        dataset.check_square()
     data = dataset.identity()
     inherited: dict[str, Any] = {}
     if initial:
@@ -134,7 +140,7 @@ def resolve(
     unknown = [key for key in train if key not in PRESET_SETTINGS]
     if unknown:
         raise FormatError(f"preset {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], PRESET_SETTINGS, 100)}")
-    _check_kinds(train, f"preset {name}")
+    train = _typed(train, f"preset {name}")
     shifted = "shift" in asked or "shift" in train
     shift = _shift(train.pop("shift", None), given, dataset.image_size, notes)
     stored = {key: value for key, value in given.items() if SETTINGS[key].stored}
@@ -167,9 +173,9 @@ def resolve(
     settings = TrainSettings(**{**values, **named, **_averages(values)})
     objective = Objective(settings, weighting=weighting, schedule=schedule)
     init = basis.init if basis else None
-    if initial is None or (init and init.get("sha256") == initial.sha256):
+    if initial is None or (init and init.sha256 == initial.sha256):
         network = of_basis(own.network, given, dataset) if own else of_preset(preset, given, dataset)
-        init = {**init, "run": str(initial.path)} if init and initial else init  # where it is now
+        init = replace(init, run=str(initial.path)) if init and initial else init  # where it is now
     else:
         network = of_initial(initial.network, given, dataset)
         if not unread:
@@ -177,24 +183,24 @@ def resolve(
         if inherited and not {"weighting", "schedule"} & set(asked):
             initial.check_files(files)
         changed = initial.changed(settings, network, data) if network.trainable else []
-        init = {**initial.facts(), "changed": changed}
+        init = replace(initial.facts(), changed=changed)
         notes += [f"not as in {initial.path}: {each}" for each in changed]
     if not network.trainable:
         raise UsageError(
             f"{initial.path if initial else own.where if own else name}: a network of family {declaration_of(network).name!r} is sampled "
             "and measured as it is, and can't be trained"
         )
+    if preset.about is None:  # its network is a file's: one of absurd size is noticed before it takes memory
+        with naming(own.where if own else f"preset {preset.name}", UsageError), torch.device("meta"):
+            build(network)
     return Resolved(settings, network, data, files, notes, objective, init, initial)
 
 
-def _check_kinds(written: dict[str, Any], where: object) -> None:
-    """Raise FormatError for a setting in a file that isn't of its kind, or no finite number."""
-    for key in set(written) & set(SETTINGS):
-        value = written[key]
-        if value is None and SETTINGS[key].stored and getattr(TrainSettings, key) is None:
-            continue  # the device will decide
-        if type(value) not in KINDS[KIND[key]] or (isinstance(value, float) and not math.isfinite(value)):
-            raise FormatError(f"{where}: {key} is {value!r}, expected {KIND[key]}")
+def _typed(written: dict[str, Any], where: object) -> dict[str, Any]:
+    """Settings as a file writes them, those of TrainSettings by their types. Raises FormatError."""
+    with naming(where, FormatError):
+        averages = {"ema": canonical(written["ema"])} if "ema" in written else {}
+        return {key: typed(HINTS.get(key, Any), value, key) for key, value in {**written, **averages}.items()}
 
 
 def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]) -> float:
@@ -235,16 +241,16 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
     return {"ema": specs, "snapshot_every": every}
 
 
-def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
     """Changes that a resumed run may not make: a line each."""
-    lines = []
+    lines, before, now = [], had_run.resolved(), asked_for.resolved()
     did = {"settings": TrainSettings().stored()}  # what earlier versions did, which had not all settings of today
     free = [key for key, setting in SETTINGS.items() if setting.free]
     if {str(each["settings"].get("precision")) for each in (before, now)} == FLOAT32:
         free.append("precision")
     may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
-        had, has = {**did.get(section, {}), **before.get(section, {})}, now[section]
+        had, has = {**did.get(section, {}), **before[section]}, now[section]
         if section == "network":  # which earlier versions had with fewer keys, and later ones may have with more
             had, has = filled(had), filled(has)
         for key in sorted({*had, *has}):
@@ -252,39 +258,31 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 label = "--" + key.replace("_", "-") if section == "settings" else f"{section} {key}"
                 lines.append(f"{label}: the run has {had.get(key)}, asked for {has.get(key)}")
     lines = [line for line in lines if line.startswith("--preset:")] or lines  # whose other differences follow from it
-    began, begins = (each.get("init") or {} for each in (before, now))
-    if began.get("sha256") != begins.get("sha256"):
-        lines.append(f"--init: the run has {_named(began)}, asked for {_named(begins)}")
-    if before.get("plugins", []) != now.get("plugins", []):
-        was, asked = ([f"{p['file']} ({p['sha256'][:12]})" for p in each.get("plugins", [])] for each in (before, now))
-        lines.append(f"--plugin: the run has {', '.join(was) or 'none'}, asked for {', '.join(asked) or 'none'}")
+    began, begins = had_run.init, asked_for.init
+    if (began and began.sha256) != (begins and begins.sha256):
+        lines.append(f"--init: the run has {began or 'none'}, asked for {begins or 'none'}")
+    was, asked = (config.plugins or [] for config in (had_run, asked_for))
+    if was != asked:
+        told = [", ".join(map(str, each)) or "none" for each in (was, asked)]
+        lines.append(f"--plugin: the run has {told[0]}, asked for {told[1]}")
     return lines
-
-
-def _named(init: dict[str, Any]) -> str:
-    """Weights that a run begins from, for people."""
-    age = f"step {init['step']}" if "step" in init else "imported"
-    return f"{init['run']} ({age}, sha256 {str(init['sha256'])[:12]})" if init else "none"
 
 
 IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr", "seed")
 """Settings by which weights are known to be of this training and not of another; no later version may rename them."""
 
 
-def trained_as(config: dict[str, Any]) -> dict[str, Any]:
+def trained_as(config: RunConfig) -> dict[str, Any]:
     """Facts of a run's config that tell it from others: for files made of its weights."""
-    settings = config["settings"]
-    digests = {
-        "payload_sha256": config["data"].get("payload_sha256"),
-        "init_sha256": (config.get("init") or {}).get("sha256"),
-    }
-    return {**{key: settings.get(key) for key in IDENTITY}, **digests}
+    digests = {"payload_sha256": config.data.payload_sha256, "init_sha256": config.init and config.init.sha256}
+    return {**{key: config.settings.get(key) for key in IDENTITY}, **digests}
 
 
 def run_settings(section: dict[str, Any], where: Path) -> TrainSettings:
     """The settings section of a run's config. Raises FormatError."""
-    _check_kinds(section, where)
+    known = {"ema": list(TrainSettings.ema), **_typed(section, where)}
     try:
-        return TrainSettings(**{**section, "ema": canonical(section.get("ema", TrainSettings.ema))})
-    except (TypeError, UsageError) as error:
+        made: TrainSettings = from_keys(TrainSettings, known, known=SETTINGS)
+        return made
+    except ElboError as error:
         raise FormatError(f"{where}: section 'settings' is not a run's: {error}") from error

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
+from typing import Annotated
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files import strict_json
 from elbocli.files.atomic import write_json
-from elbocli.files.json_record import Record
+from elbocli.files.schema import Bounds, Count, Record, Word
 from elbocli.run.folder import RunFolder
 from elbocli.run.liveness import ProcessId
 from elbocli.runtime.background import Background
@@ -24,7 +25,7 @@ EVERY_S = 3.0
 
 
 @dataclass(frozen=True)
-class RunStatus(Record):
+class RunStatus(Record, file="status.json of a run", reader="elbocli.run.status.read_status"):
     """A run's state, what it has reached, and what is safe of that.
 
     state: running, done, stopped, interrupted or failed; read back, also dead (it says running, and its process is gone)
@@ -32,13 +33,13 @@ class RunStatus(Record):
     checkpoint. time: of writing, in seconds since 1970.
     """
 
-    state: str
-    step: int
-    steps: int
-    images: int
-    time: float
+    state: Word
+    step: Count
+    steps: Count
+    images: Count
+    time: Annotated[float, Bounds(0, 253402300799)]
     message: str = ""
-    saved: int | None = None
+    saved: Count | None = None
     process: ProcessId | None = None
 
     @property
@@ -67,12 +68,7 @@ class RunStatus(Record):
 def read_status(run: Path) -> RunStatus:
     """Return how a run stands now. Raises FormatError when that isn't known."""
     path = run / STATUS
-    try:
-        found = RunStatus.from_json(json.loads(path.read_text()))
-        assert found.when
-        return found.seen_now()
-    except (OSError, ValueError, OverflowError, RecursionError, FormatError) as error:
-        raise FormatError(f"{path}: the run's state is unknown: {error}") from error
+    return RunStatus.of(strict_json.read(path), f"{path}: the run's state is unknown").seen_now()
 
 
 class Status:

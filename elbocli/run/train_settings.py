@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from elbocli.core.weighting_curves import LEARNED
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import AUTO, LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
 
@@ -60,8 +61,10 @@ class TrainSettings:
         "w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
         more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
         "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
-        "diffusers scheduler_config.json.",
+        "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
+        "error at each noise level, which uncertainty:monotone keeps from rising.",
         names="elbocli.core.weighting_curves.WEIGHTINGS",
+        words=(LEARNED,),
     )
     bias: float | None = setting(None, OBJECTIVE, "The weighting's parameter bias: 2 is :bias=2.", stored=False)
     shift: float | str | None = setting(
@@ -253,4 +256,4 @@ PRESET_SETTINGS = [
 ]
 """Those that a preset may say."""
 KIND: dict[str, str] = {each.name: str(each.type).removesuffix(" | None") for each in fields(TrainSettings)}
-"""The kind of each setting, as KINDS has it."""
+"""The kind of each setting, as its annotation says it."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from elbocli.core.registry import Declaration
 from elbocli.core.rounding import NEAREST, to_levels
-from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.latents import ATTRIBUTES, UNKNOWN, LatentSpace, read_space
-from elbocli.nn.autoencoder import Autoencoder
+from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
+from elbocli.files.run_config import RunData
+from elbocli.nn.autoencoder import Autoencoder, comfortable_batch, memory_of
 from elbocli.nn.networks import NetworkConfig
+from elbocli.run.dataset_place import dataset_of
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,13 @@ class Decoder:
     rounding: Declaration[None] = NEAREST
 
 
-def latent_space(data: dict[str, Any], network: NetworkConfig, where: object) -> LatentSpace | None:
+def latent_space(data: RunData, network: NetworkConfig, where: object) -> LatentSpace | None:
     """The space of a run's latents, from the `data` of its config; None for pixels. Raises FormatError."""
-    if ATTRIBUTES["convention"] not in data:
-        return None
-    return read_space(data, network.image_channels, where)
+    return read_space(data.more, network.image_channels, where) if data.latents else None
 
 
 def open_decoder(
-    data: dict[str, Any],
+    data: RunData,
     network: NetworkConfig,
     device: torch.device,
     autoencoder: Path | None = None,
@@ -56,7 +56,7 @@ def open_decoder(
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
         shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
         return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
-    folder = autoencoder or _recorded(space, Path(str(data.get("path"))))
+    folder = autoencoder or _recorded(space, dataset_of(data, Path(str(where)).parent))
     model = Autoencoder(folder, device)
     if space.autoencoder_sha256 == UNKNOWN:
         its = model.space(space.convention, space.pixel_size, space.mirrored)
@@ -81,6 +81,19 @@ def open_decoder(
         return torch.cat([model.decode(part, space, rounding) for part in x.split(batch)])
 
     return Decoder((space.pixel_size, space.pixel_size, 3), decode, rounding or space.rounding)
+
+
+def decoding_memory(data: RunData, network: NetworkConfig, images: int, cpu: bool) -> tuple[int, int]:
+    """Return (bytes of the autoencoder's weights, bytes of what it computes) for that many latents of a run drawn at once.
+
+    data: of its config. (0, 0) for pixels, and where the autoencoder can't be opened.
+    """
+    with suppress(ElboError):
+        space = latent_space(data, network, "config.yaml")
+        if space is not None:
+            at_once = min(images, comfortable_batch(space.pixel_size, cpu))
+            return memory_of(_recorded(space, Path(str(data.path))), space.pixel_size, at_once)
+    return 0, 0
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:

@@ -176,7 +176,7 @@ class _Work:
         self.grid = time_grid(self.schedule, self.steps, self.spacing)
         drawer.check(self.grid)
         self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
-        known = trained.data.get("class_names", [])
+        known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, world.device)
         self.labels = choose_labels(

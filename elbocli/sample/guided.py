@@ -157,7 +157,7 @@ class GuidedRun:
         if self.guidance.scale == 1:
             raise UsageError("a guide does nothing at --guidance 1; try --guidance 2")
         ours, theirs = (run.network.config for run in (self.trained, guide))
-        names = [run.data.get("class_names", []) for run in (self.trained, guide)]
+        names = [run.data.class_names or [] for run in (self.trained, guide)]
         for what, mine, its, checked in (
             ("pixels", ours.image_size, theirs.image_size, True),
             ("channels", ours.image_channels, theirs.image_channels, True),

@@ -63,6 +63,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         found = HeldOut(dataset, _split(settings, dataset)[1])
     elif settings.val:
         found = HeldOut(other := Dataset(settings.val, latents=True), np.arange(len(other), dtype=np.int64))
+        other.check_square()
         _fits(other, dataset, conditional)
     else:
         return None
@@ -78,8 +79,8 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
 
 def _fits(held: Dataset, trained: Dataset, conditional: bool) -> None:
     """Raise UsageError unless a network of the one can be asked about the other."""
-    digest = held.attributes.get("payload_sha256")
-    if digest is not None and digest == trained.attributes.get("payload_sha256"):
+    digest = held.attributes.payload_sha256
+    if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
     content = ["latents" if each.kind == LATENTS else "pixels" for each in (held, trained)]
     facts: list[tuple[str, Any, Any]] = [

@@ -15,6 +15,7 @@ from elbocli.nn.networks import NetworkConfig, build, count_parameters, declarat
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import PARALLELS
 from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
+from elbocli.sample.decode import decoding_memory
 from elbocli.train.memory import StepMemory, measure_step
 from elbocli.train.micro_batch import count_parts
 from elbocli.train.preview import PREVIEW
@@ -83,6 +84,7 @@ class Plan:
                 f"a batch of {resolved.settings.batch} images can't be shared by {devices} devices; raise --batch"
             )
         self.settings, self.network, self.devices = resolved.settings, resolved.network, devices
+        self._data = resolved.data
         name = meant_by(self.settings.device)
         self.device = "cuda" if name.split(":")[0] == "cuda" else choose_device(name).type  # plans for CUDA need none
         self.weights = Weights.of(self.network)
@@ -114,38 +116,61 @@ class Plan:
         return {**own, "gathered": gathered}
 
     def beside(self) -> dict[str, int]:
-        """Return bytes on a CPU besides those of `standing`: a checkpoint while it is written, and the process itself."""
+        """Return bytes besides those of `standing`: the autoencoder that decodes previews; on a CPU also a checkpoint while it
+        is written, and the process itself.
+        """
+        decoder = self.decoder(1)[0]
+        drawn = {"autoencoder": decoder} if decoder else {}
         if self.device == "cuda":
-            return {}
-        return {"checkpoint": (3 + len(self.settings.ema)) * FLOAT * self.weights.held(1), "process": PROCESS}
+            return drawn
+        return {**drawn, "checkpoint": (3 + len(self.settings.ema)) * FLOAT * self.weights.held(1), "process": PROCESS}
 
-    def evaluating(self) -> int:
+    def drawn_at_once(self, micro_batch: int) -> int:
+        """Return how many images of a preview a process draws at once: no more than it is trained on at once."""
+        return min(-(-PREVIEW.n // self.devices), micro_batch) if self.settings.preview_every else 0
+
+    def decoder(self, images: int) -> tuple[int, int]:
+        """Return bytes of what decodes previews of latents, and of what it computes on that many at once; 0 without any."""
+        if not self.settings.preview_every:
+            return 0, 0
+        return decoding_memory(self._data, self.network, images, self.device == "cpu")
+
+    def evaluating(self, micro_batch: int) -> int:
         """Return bytes of activations while previews are drawn or images held out are validated, without gradients."""
         settings, network, cuda = self.settings, self.network, self.device == "cuda"
-        images = -(-PREVIEW.n // self.devices) if settings.preview_every else 0
+        images, decoding = self.drawn_at_once(micro_batch), 0
+        if images:
+            decoding = self.decoder(images)[1]
         if settings.val or settings.val_split:
             images = max(images, inputs_at_once(network.image_channels * network.image_size**2))
         if not images:
             return 0
-        return images * self.step_memory(recompute=True, cuda=cuda).moments[0].per_image
+        return max(decoding, images * self.step_memory(recompute=True, cuda=cuda).moments[0].per_image)
 
     def memory(self) -> dict[str, int]:
         """Return bytes per device by part, at the worst moment."""
         step = self.step_memory(self.way.recompute, self.device == "cuda")
         activations, copies = step.peak(self.micro_batch, copying=self.way.shards == 1)
-        parts = {**self.standing(self.way), "copies": copies, "activations": max(activations, self.evaluating())}
+        parts = {
+            **self.standing(self.way),
+            "copies": copies,
+            "activations": max(activations, self.evaluating(self.micro_batch)),
+        }
         return {**parts, **self.beside()}
 
     def most(self, room: int) -> int:
         """Return the largest micro-batch that fits into so many bytes of the run's own device; 0 when none does."""
         left = room - sum(self.standing(self.way).values()) - sum(self.beside().values())
         step = self.step_memory(self.way.recompute, self.device == "cuda")
-        return min(self.share, step.most(left, copying=self.way.shards == 1)) if self.evaluating() <= left else 0
+        found = min(self.share, step.most(left, copying=self.way.shards == 1))
+        while found and self.evaluating(found) > left:
+            found = 0 if self.evaluating(1) > left else found // 2
+        return found
 
     def largest(self, way: Way, room: int) -> int | str:
         """Return the largest micro-batch that fits into so many bytes of a CUDA device, or a word on what doesn't."""
         share = -(-self.settings.batch // way.devices)
-        left = room - sum(self.standing(way).values())
+        left = room - sum(self.standing(way).values()) - self.decoder(1)[0]
         images = min(share, self.step_memory(way.recompute, cuda=True).most(left, copying=way.shards == 1))
         return images or ("not one image" if left > 0 else "not the weights")
 
@@ -181,9 +206,9 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
     memory = planned.memory()
     return {
         "preset": settings.preset,
-        "data": resolved.data.get("path"),
+        "data": resolved.data.path,
         "data_images": images,
-        **({"init": resolved.init} if resolved.init else {}),
+        **({"init": resolved.init.json()} if resolved.init else {}),
         "network": {
             "family": declaration_of(network).name,
             "parameters": planned.weights.held(1),
@@ -191,7 +216,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
             "channels": network.image_channels,
             "classes": network.num_classes,
         },
-        **({"latents": {key: resolved.data[key] for key in SHOWN}} if SHOWN[0] in resolved.data else {}),
+        **({"latents": {key: resolved.data.more[key] for key in SHOWN}} if resolved.data.latents else {}),
         "weighting": settings.weighting,
         "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
         "schedule": settings.schedule,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli.errors import DataError
-from elbocli.files import losslog
+from elbocli.core.adaptive import bin_middles
+from elbocli.errors import DataError, FormatError
+from elbocli.files import losslog, strict_json
 from elbocli.files.atomic import told
 from elbocli.files.grid import write_grid
+from elbocli.files.metrics import MetricsRow
+from elbocli.files.opening import open_file
+from elbocli.files.reading import lines_of
 from elbocli.files.schedule_file import finite
 from elbocli.train.held_out import open_held_out
 from elbocli.train.log_targets import LogTargets
@@ -154,12 +158,13 @@ class Recorder:
 
     def _last_validated(self) -> int:
         """The last step in validation.jsonl, 0 without one."""
-        lines = (self.out / VALIDATION).read_bytes().splitlines() if (self.out / VALIDATION).exists() else []
-        with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(lines[-1])["step"]) if lines else 0
+        with suppress(OSError, FormatError), open_file(self.out / VALIDATION) as log:
+            last = deque(lines_of(log, VALIDATION), 1)
+            return losslog.LossLogRow.of(strict_json.load(last[0], VALIDATION), VALIDATION).step if last else 0
         return 0
 
     def _log(self, step: int) -> dict[str, Any]:
+        weighting = self.state.weighting  # of these steps: the interval's end teaches one that is learned
         sums, loss, norm, skipped = self.state.interval()
         now = time.monotonic()
         rate = (step - self._since) * self.state.settings.batch / max(now - self._clock, 1e-9)
@@ -173,13 +178,15 @@ class Recorder:
             **({"skipped": skipped} if skipped else {}),
         }
         self._measured(step, values)
-        self._append(LOSSES, losslog.line(step, self.state.images, sums))
+        weight = weighting(bin_middles(self.state.edges)) if weighting.learned else None
+        self._append(LOSSES, losslog.line(step, self.state.images, sums, weight))
         return values
 
     def _validate(self, step: int, validation: Validation) -> dict[str, Any]:
         """Record how the average does on images held out."""
         state, world = self.state, self.state.world
         state.check()
+        validation.weighting = state.weighting  # as it is now, where it is learned
         with state.averaged(), self._abandoning():
             sums = validation.partial(state.spread.forward, world.rank, world.size)
         world.raise_first(validation.error)
@@ -210,9 +217,9 @@ class Recorder:
 
     def _measured(self, step: int, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and log it elsewhere."""
-        values = {"images": self.state.images, **values}
-        self._append(METRICS, json.dumps({"step": step, **values}) + "\n")
-        self.targets.write(step, values)
+        row = MetricsRow(step, self.state.images, values)
+        self._append(METRICS, row.line())
+        self.targets.write(step, {"images": row.images, **values})
 
     def _append(self, name: str, text: str) -> None:
         if self.logs is not None:

@@ -30,7 +30,7 @@ def restore_newest(state: TrainState, out: Path, warn: Callable[[str], None]) ->
         state.begin(_initial(state))
     if state.world.first:
         snapshots.drop_after(out, state.steps_done)
-    return {} if found is None else found.meta["log_bytes"]
+    return (found and found.meta.log_bytes) or {}
 
 
 def _initial(state: TrainState) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges
 from elbocli.core.lr_decay import LR_DECAYS
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
+from elbocli.core.uncertainty import followed
 from elbocli.errors import FormatError, NonFiniteError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
@@ -89,8 +90,10 @@ class TrainState:
         """Losses of all images, gradient norms, and number, of the updates since the last interval."""
         self.weighting, self.prediction = resolved.objective.weighting, resolved.objective.prediction
         fixed = resolved.objective.schedule
-        self.online = AdaptiveSchedule(self.edges) if fixed is None else None
+        adapts = fixed is None or self.weighting.learned
+        self.online = AdaptiveSchedule(self.edges) if adapts else None
         self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
+        self._adapt()
         self.steps_done = 0
 
     def _compile(self) -> None:
@@ -143,7 +146,7 @@ class TrainState:
         )
 
     def interval(self) -> Interval:
-        """Return sums and means since the last call, and adapt the schedule. Waits for the device. Raises NonFiniteError."""
+        """Return sums and means since the last call, and adapt what follows them. Waits for the device. Raises NonFiniteError."""
         skipped = self.check()
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
@@ -151,10 +154,15 @@ class TrainState:
         self.totals.zero_()
         if self.online is not None:
             self.online.update(sums)
-            self.schedule = self.online.schedule(self.weighting, self.settings.floor)
+            self._adapt()
         if not steps:
             return Interval(sums, math.nan, math.nan, skipped)
         return Interval(sums, loss / steps / self.settings.batch, norm / steps, skipped)
+
+    def _adapt(self) -> None:
+        """Let the schedule, or the weighting, follow the errors that are remembered; the other is fixed, or both are."""
+        now = self.weighting, self.schedule, self.prediction, self.settings.floor
+        self.weighting, self.schedule = followed(self.online, *now)
 
     def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """Return whole copies on the CPU of weights by file, which later steps don't change; in the first process.
@@ -223,7 +231,7 @@ class TrainState:
             self.totals.copy_(state["totals"])
             if self.online is not None:
                 self.online.state.copy_(state["online"])
-                self.schedule = self.online.schedule(self.weighting, self.settings.floor)
+                self._adapt()
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FormatError(f"{saved.path}: doesn't fit this run: {' '.join(str(error).split())[:200]}") from error
         self.steps_done = saved.step

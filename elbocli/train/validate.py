@@ -23,6 +23,8 @@ from elbocli.errors import ElboError, NonFiniteError
 from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import LATENTS
+from elbocli.files.opening import open_file
+from elbocli.files.reading import lines_of
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import Posterior, normalised
@@ -178,7 +180,7 @@ class Validation:
 
     def header(self) -> str:
         """Return the first line of validation.jsonl, a loss log that says which images it is about."""
-        settings, digest = self.settings, self.dataset.attributes.get("payload_sha256")
+        settings, digest = self.settings, self.dataset.attributes.payload_sha256
         named = {"weighting": settings.weighting, "schedule": SCHEDULE, "prediction": settings.prediction}
         images = {"dataset": str(self.dataset.path), "payload_sha256": digest, "held_out": len(self.rows)}
         return losslog.header(self.edges, dimensions=self.dimensions, **named, **images)
@@ -187,9 +189,9 @@ class Validation:
         """Tell whether validation.jsonl needs our header now: it is new, or it holds errors of other images."""
         if not log.exists():
             return True
-        with told(log, "read"), open(log) as file:
-            headers = [line for line in file if line.startswith('{"format"')]
-        return headers[-1:] != [self.header()]
+        with told(log, "read"), open_file(log) as file:
+            headers = [line for line in lines_of(file, log) if line.startswith(b'{"format"')]
+        return headers[-1:] != [self.header().encode()]
 
     def line(self, step: int, images: int, sums: Tensor) -> str:
         """Return a line of validation.jsonl. images: seen in training."""

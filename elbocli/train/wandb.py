@@ -9,7 +9,6 @@ from typing import Any
 
 from elbocli.files.checkpoint import read_config
 from elbocli.files.reading import encodable
-from elbocli.files.sealed_folder import RUN_ID
 from elbocli.train.log_targets import LogTarget
 
 PROJECT = "elbo"
@@ -35,7 +34,7 @@ class WeightsAndBiases(LogTarget):
         # Without console and git: it would take over both streams, and search the folders above for a repository.
         settings = wandb.Settings(console="off", disable_git=True, disable_code=True)
         self._run = wandb.init(
-            id=config.get(RUN_ID), resume="allow", config=config, allow_val_change=True, settings=settings, **own
+            id=config.run_id, resume="allow", config=config.json(), allow_val_change=True, settings=settings, **own
         )
         self._run.define_metric("*", step_metric="step")
 

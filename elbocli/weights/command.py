@@ -28,6 +28,7 @@ REGISTRIES = {
     "starts": "elbocli.core.start.STARTS",
     "clips": "elbocli.core.clipping.CLIPS",
     "roundings": "elbocli.core.rounding.ROUNDINGS",
+    "grids": "elbocli.core.grids.GRIDS",
     "criteria": "elbocli.core.criteria.CRITERIA",
     "averages": "elbocli.core.averages.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
@@ -56,6 +57,9 @@ def weights() -> None:
 
     It may be the path of a diffusers scheduler_config.json: the loss of its prediction at its timesteps. Or it may be
     schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
+
+    It may also be the folder of a run: the weighting that the run trains with. A learned one ('elbo train --weighting
+    uncertainty') is shown as it is now, and 'elbo weights check RUN' tells how it was.
     """
 
 
@@ -68,7 +72,7 @@ def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, clips, roundings, criteria, averages or extractors.
+    noises, starts, clips, roundings, grids, criteria, averages or extractors.
     """
     from elbocli.core.registry import load_installed
 
@@ -115,11 +119,11 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
     import torch
 
     from elbocli.core.schedule import check_range
-    from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+    from elbocli.files.schedule_file import resolve_schedule
 
     check_range(low, high)
     at = torch.linspace(low, high, points, dtype=torch.float64)
-    columns = {"logsnr": at, **{spec: resolve_weighting(spec)(at) for spec in specs}}
+    columns = {"logsnr": at, **{spec: _weighting(spec)(at) for spec in specs}}
     if schedule is not None:
         chosen = resolve_schedule(schedule, low, high, clip=True)
         columns |= {"t": chosen.t(at), "density": chosen.density(at)}
@@ -147,11 +151,16 @@ def check(
     The exit status is 0 if it never increases, else 1, and the output names the intervals on which it rises. With
     --equals, the exit status is 0 if the two weightings are the same up to a constant. The range is limited to the
     noise levels at which the weightings are not zero.
+
+    SPEC may be the folder of a run. Its own range counts then, and a weighting that it learned is judged at its start, its
+    end and up to ten times between them: the exit status is 0 if it never increased at any of them.
     """
     from elbocli.core.schedule import check_range
-    from elbocli.files.schedule_file import resolve_weighting
+    from elbocli.run.effective import is_run
 
-    weighting, *others = [resolve_weighting(text) for text in (spec, equals) if text is not None]
+    if equals is None and is_run(Path(spec)):
+        _check_run(ctx, Path(spec), as_json)
+    weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
     low = max(low, *(w.support[0] for w in (weighting, *others)))
     high = min(high, *(w.support[1] for w in (weighting, *others)))
     check_range(low, high)
@@ -164,6 +173,29 @@ def check(
         sentences.append(sentence)
     click.echo(json.dumps(verdict) if as_json else "\n".join(map(visible, sentences)))
     ctx.exit(0 if good else 1)
+
+
+def _check_run(ctx: click.Context, run: Path, as_json: bool) -> None:
+    """Say what a run trained with, and exit with 1 where that was no ELBO."""
+    from elbocli.run.effective import weighting_of_run
+
+    found = weighting_of_run(run, _warn)
+    click.echo(json.dumps(found.json()) if as_json else "\n".join(map(visible, found.lines())))
+    ctx.exit(0 if found.monotone else 1)
+
+
+def _warn(text: str) -> None:
+    from elbocli.cli.progress_bar import say
+
+    say(text, "warning")
+
+
+def _weighting(text: str) -> Any:
+    """The Weighting of a SPEC; of a run, the one that it trains with now. Raises ElboError."""
+    from elbocli.files.schedule_file import resolve_weighting
+    from elbocli.run.effective import is_run, weighting_of_run
+
+    return weighting_of_run(Path(text), _warn).last if is_run(Path(text)) else resolve_weighting(text)
 
 
 def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:
@@ -211,12 +243,12 @@ def plot(
     from elbocli.core.schedule_curves import SCHEDULES
     from elbocli.core.weighting import ScheduleDensity, Weighting
     from elbocli.core.weighting_curves import WEIGHTINGS
-    from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+    from elbocli.files.schedule_file import resolve_schedule
 
     check_range(low, high)
     if not specs and out is not None:
         schedules = schedules or tuple(SCHEDULES)
-    chosen = [resolve_weighting(spec) for spec in specs or WEIGHTINGS]
+    chosen = [_weighting(spec) for spec in specs or WEIGHTINGS]
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
         from elbocli.weights.plot import text_plot

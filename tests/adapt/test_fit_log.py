@@ -10,7 +10,7 @@ import torch
 
 from elbocli.adapt import fit_log
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.criteria import CRITERIA
+from elbocli.core.criteria import OF_ERRORS
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
@@ -118,7 +118,7 @@ def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> Non
         "logsnr_max": 10,
         "bins": 100,
     }
-    assert list(report["schedules"]) == ["own", "cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA)]
+    assert list(report["schedules"]) == ["own", "cosine", "edm", "uniform", *(f"fitted:{name}" for name in OF_ERRORS)]
     for kind, best in (("independent", "fitted:second-moment"), ("low_discrepancy", "fitted:std")):
         rows = report["schedules"].values()
         least = min(row[f"variance_{kind}"] for row in rows)
@@ -165,7 +165,7 @@ def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors
         (lambda text: text.splitlines()[1], "no header"),
         (lambda text: text.replace("elbo-losslog", "other"), "expected 'elbo-losslog'"),
         (lambda text: text[:-40], "line 2: not JSON"),
-        (lambda text: text.replace('"sum":', '"som":'), "expected step, images, count, sum and sumsq"),
+        (lambda text: text.replace('"sum":', '"som":'), "line 2: sum is missing"),
         (lambda text: text + log_text(low=-9), "differ from the first log's"),
         (lambda text: text.replace('"count": [', '"count": [-1, ', 1).replace(", 0.0]", "]", 0), "line 2"),
     ],

@@ -18,7 +18,7 @@ import torch
 from elbocli.bound import estimate
 from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
 from elbocli.core.adaptive import ErrorMoments, loss_variance
-from elbocli.core.criteria import CRITERIA
+from elbocli.core.criteria import OF_ERRORS
 from elbocli.core.loss import denoising_losses, step_coefficients
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
@@ -26,7 +26,7 @@ from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.runtime.device import sent
 from elbocli.train.batches import normalised
 
-SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in CRITERIA))
+SCHEDULES = ("cosine", "edm", "uniform", *(f"fitted:{name}" for name in OF_ERRORS))
 
 
 def moments(run: Path, data: Path | None, draws: int) -> ErrorMoments:

@@ -171,7 +171,7 @@ def test_a_run_is_found_again_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     result = bound(work / "run", "-n", 20, "--draws", 2, "-q")
     assert result.code == 0, result.err
-    assert result.json["dataset"] == str(work / "data.h5")
+    assert Path(result.json["dataset"]) == Path("work/data.h5")
 
 
 def test_in_half_precision_weights_are_cast_once_and_the_numbers_stay(

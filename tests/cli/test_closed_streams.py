@@ -26,6 +26,7 @@ PRINT = [
     "adapt {run} --report -o x.yaml",
     "bound {run} -n 4 --draws 2 --curve x.tsv",
     "ema {run} --std .1 -o x.safetensors",
+    "optimum {data} -n 4 --plot x.svg",
     "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz",
     "info {data}",
     "info {data} --grid x.png",

@@ -39,6 +39,7 @@ def shelf(
     shutil.make_archive(str(folder / "pictures"), "zip", folder / "pictures")
     for line in (
         ("adapt", run, "-o", folder / "fitted.yaml"),
+        ("optimum", folder / "digits.h5", "-n", 4, "-o", folder / "optimum.json"),
         ("sample", run, "-n", 4, "--steps", 2, "-o", folder / "samples.npy"),
         ("eval", digits, "--ref", digits, "--extractor", "elbo-tiny", "--save-stats", folder / "stats.npz"),
         ("eval", digits, "--ref", digits, "--extractor", "elbo-tiny", "--save-features", folder / "seen.safetensors"),
@@ -61,6 +62,7 @@ def shelf(
         "a checkpoint of a run": checkpoint,
         "a loss log": run / "losslog.jsonl",
         "a schedule": folder / "fitted.yaml",
+        "an optimum": folder / "optimum.json",
         "a config of a run": run / "config.yaml",
         "samples": folder / "samples.npy",
         "statistics": folder / "stats.npz",

@@ -47,7 +47,7 @@ def test_images_are_packed_and_merged(store: str, well: Elbo, digits_folder: Pat
         data = Dataset(tmp_path / name)
         assert data.class_names == [SHOWN]
         assert sum(file.endswith(f"0{SHOWN}.png") for file in data.strings("files")) == 1
-        assert SHOWN in data.attributes["command"]
+        assert SHOWN in data.attributes.command
         assert SHOWN.encode() in well("info", name) and well("info", "--verify", name)
 
 
@@ -77,7 +77,7 @@ def test_tensorboard_refuses_such_a_name_in_a_sentence(
 def test_an_autoencoder_is_opened(well: Elbo, autoencoder: Path, digits_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(autoencoder, tmp_path / ODD)
     well("prep", digits_folder / "3", "x.h5", "--size", 16, "--latents", ODD, "--device", "cpu")
-    assert SHOWN in Dataset(tmp_path / "x.h5", latents=True).attributes["command"]
+    assert SHOWN in Dataset(tmp_path / "x.h5", latents=True).attributes.command
 
 
 @pytest.mark.parametrize("end", [".h5", ".npz", ".npy", ""])

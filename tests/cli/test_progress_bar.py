@@ -97,3 +97,22 @@ def test_a_quick_loop_says_nothing_of_the_kind(
 
     lines = told(monkeypatch, capsys, reports())
     assert not [line for line in lines if "ready" in line or "computed" in line]
+
+
+def test_without_a_terminal_a_number_is_shown_once_and_none_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines come at steps 1, 5, 9 and 13; losses are reported at 1, 2 and 9."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress_bar, "LINE_EVERY_S", 4.0)
+
+    def reports() -> Iterator[Progress]:
+        for done in range(14):
+            values = {"loss": done / 10} if done in (1, 2, 9) else {"val_loss": 0.5} if done == 3 else {}
+            yield Progress(done, 100, "step", values=values)
+            clock[0] += 1
+
+    lines = [line for line in told(monkeypatch, capsys, reports()) if "/100 step" in line]
+    shown = [" ".join(word for word in line.split() if "=" in word) for line in lines]
+    assert shown == ["loss=0.1", "loss=0.2 val_loss=0.5", "loss=0.9", ""]

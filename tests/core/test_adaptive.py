@@ -15,7 +15,7 @@ from elbocli.core.adaptive import (
     fit_schedule,
     loss_variance,
 )
-from elbocli.core.criteria import CRITERIA
+from elbocli.core.criteria import CRITERIA, OF_ERRORS
 from elbocli.core.schedule import Table, parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, UsageError
@@ -100,7 +100,7 @@ def test_the_density_is_weight_times_error_over_a_floor_of_uniform(mean, floor):
 def test_criteria_are_the_mean_the_root_of_the_second_moment_and_the_deviation(mean, spread):
     second = mean.square() + spread.square()
     wanted = {"loss": mean, "second-moment": second.sqrt(), "std": spread}
-    assert set(wanted) == set(CRITERIA)
+    assert set(wanted) == set(OF_ERRORS)
     for name, score in wanted.items():
         mass = average(W, EDGES) * score
         found = fit_schedule(moments_of(mean, spread), W, name, 1e-9).density(MIDDLE)
@@ -113,7 +113,7 @@ def test_each_criterion_has_the_least_variance_of_its_kind(mean, spread):
     moments = moments_of(mean, spread)
     plain = parse_weighting("elbo")
     variance = {
-        name: loss_variance(moments, plain, fit_schedule(moments, plain, name, 1e-9).density) for name in CRITERIA
+        name: loss_variance(moments, plain, fit_schedule(moments, plain, name, 1e-9).density) for name in OF_ERRORS
     }
     assert variance["second-moment"][0] <= min(v[0] for v in variance.values()) * (1 + 1e-9) + 1e-12
     assert variance["std"][1] <= min(v[1] for v in variance.values()) * (1 + 1e-9)
@@ -188,6 +188,19 @@ def test_a_floor_outside_its_range_is_refused(floor):
         fit_schedule(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), W, floor=floor)
 
 
+@given(positive)
+def test_the_excess_is_what_is_above_the_least_error(mean):
+    least = 0.5 * mean * torch.linspace(0, 1, len(mean), dtype=torch.float64)
+    mass = average(W, EDGES) * (mean - least)
+    found = fit_schedule(moments_of(mean, mean), W, "excess", 1e-9, least=least).density(MIDDLE)
+    np.testing.assert_allclose(found, mass / mass.sum() * 2, rtol=1e-3)
+
+
+def test_the_excess_needs_the_least_error():
+    with pytest.raises(UsageError, match="needs the least error: 'elbo adapt' takes it by --optimum FILE"):
+        fit_schedule(moments_of(torch.ones(28).double(), torch.ones(28).double()), W, "excess")
+
+
 def test_an_unknown_criterion_is_refused():
     with pytest.raises(UsageError, match="no criterion"):
         fit_schedule(moments_of(MIDDLE * 0 + 1, MIDDLE * 0 + 1), W, "variance")
@@ -233,7 +246,7 @@ def tolerance(values):
 
 
 @pytest.mark.parametrize("batch", [64, 512])
-@pytest.mark.parametrize("schedule", ["cosine", "edm", "uniform", *CRITERIA])
+@pytest.mark.parametrize("schedule", ["cosine", "edm", "uniform", *OF_ERRORS])
 def test_predicted_variance_is_that_of_samples(schedule, batch):
     random = np.random.default_rng(5)
     mean, spread = (0.3 * torch.sin(MIDDLE)).exp(), 0.5 + 0.2 * torch.cos(MIDDLE)

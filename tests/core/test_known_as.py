@@ -141,6 +141,36 @@ def test_logit_normal_times_are_those_of_stable_diffusion_3() -> None:
     assert torch.allclose(parse_schedule("logit-normal").curve.logsnr(T), 2 * ((1 - middle) / middle).log(), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "mean", "std"), [("edm2-img64", 1.6, 3.2), ("edm2-img512", 0.8, 2.0)])
+def test_schedules_of_edm2_are_normal_in_logsnr(name, mean, std) -> None:
+    """ln σ ~ N(P_mean, P_std²) of the published runs, so λ = −2 ln σ ~ N(−2 P_mean, 4 P_std²)."""
+    at = torch.linspace(-12, 12, 97, dtype=torch.float64)
+    expected = torch.distributions.Normal(mean, std).log_prob(at).exp()
+    assert torch.allclose(parse_schedule(name).curve.density(at), expected, rtol=1e-12)
+
+
+def test_the_laplace_schedule_is_its_papers_formula() -> None:
+    mean, scale = 0.4, 0.7
+    level = mean - scale * torch.sgn(0.5 - T) * torch.log(1 - 2 * (T - 0.5).abs())
+    assert torch.allclose(parse_schedule(f"laplace:mu={mean},b={scale}").curve.logsnr(T), level, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "bias"), [("sid2-128", 0), ("sid2-256", -1), ("sid2-512", -3), ("sid2", -3), ("sid2:bias=-2.5", -2.5)]
+)
+def test_sid2_weighs_x_by_the_mirrored_sigmoid_and_so_is_the_sigmoid(name, bias) -> None:
+    """SiD2 writes −dλ/dt e^b sigmoid(λ − b) ‖x − x̂‖², and ‖x − x̂‖² is e^{−λ} ‖ε − ε̂‖²."""
+    at = torch.linspace(-20, 20, 401, dtype=torch.float64)
+    on_eps = math.exp(bias) * (at - bias).sigmoid() * (-at).exp()
+    found = parse_weighting(name)
+    assert torch.allclose(found(at), on_eps, rtol=1e-12)
+    assert found.spec == f"sigmoid:bias={bias}"
+    # Public code has applied the factor of x to the error of v, which is (1 + e^λ) times as large: another weighting.
+    on_v = on_eps * at.exp() / (1 / (1 + (-at).exp()))
+    mistaken = likeness(found, lambda lam: on_v, -20, 20, points=401)
+    assert mistaken.deviation > 1e3
+
+
 def test_log_uniform_noise_levels_are_even_in_log_sigma() -> None:
     low, high = 0.002, 80.0
     ends = -2 * math.log(high), -2 * math.log(low)

@@ -96,7 +96,7 @@ def test_a_malformed_spec_is_refused(text):
 
 REGISTRIES = {
     "elbocli.core.weighting_curves": ("WEIGHTINGS", 15),
-    "elbocli.core.schedule_curves": ("SCHEDULES", 11),
+    "elbocli.core.schedule_curves": ("SCHEDULES", 12),
     "elbocli.core.prediction": ("PREDICTIONS", 6),
     "elbocli.core.foreign_loss": ("FACTORS", 5),
     "elbocli.core.samplers": ("SAMPLERS", 6),
@@ -105,7 +105,7 @@ REGISTRIES = {
     "elbocli.core.start": ("STARTS", 2),
     "elbocli.core.clipping": ("CLIPS", 3),
     "elbocli.core.rounding": ("ROUNDINGS", 3),
-    "elbocli.core.criteria": ("CRITERIA", 3),
+    "elbocli.core.criteria": ("CRITERIA", 4),
     "elbocli.core.averages": ("AVERAGES", 3),
     "elbocli.core.lr_decay": ("LR_DECAYS", 4),
     "elbocli.files.latents": ("CONVENTIONS", 2),

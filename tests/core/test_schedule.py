@@ -18,6 +18,7 @@ RANGES = dict.fromkeys(NAMES, (-15.0, 15.0)) | {"edm-sample": (-8.7, 12.4)}
 PARAMETERS = {
     "iddpm": {"s": st.floats(0.001, 0.1)},
     "edm": {"mean": st.floats(-2, 0), "std": st.floats(1, 2)},
+    "laplace": {"mean": st.floats(-2, 2), "scale": st.floats(1, 3)},
     "edm-sample": {"rho": st.floats(1, 12), "sigma_min": st.floats(1e-3, 2e-3), "sigma_max": st.floats(80, 200)},
     "linear-beta": {"beta_min": st.floats(0, 1), "beta_max": st.floats(2, 40)},
     "interpolated": {"low": st.floats(16, 64), "high": st.floats(8, 256), "size": st.integers(8, 512).map(float)},
@@ -76,6 +77,7 @@ LEVEL = {  # λ(t) before truncation
     "cosine": lambda t: -2 * np.log(np.tan(np.pi * t / 2)),
     "iddpm": iddpm_level,
     "edm": lambda t, mean, std: -2 * (mean + std * stats.norm.ppf(t)),
+    "laplace": lambda t, mean, scale: -stats.laplace.ppf(t, -mean, scale),
     "edm-sample": edm_sample_level,
     "fm-ot": lambda t: 2 * np.log((1 - t) / t),
     "linear-beta": betas_level,
@@ -85,6 +87,7 @@ DENSITY = {  # p(λ) before truncation
     "cosine": lambda lam: sech(lam / 2) / (2 * np.pi),
     "iddpm": lambda lam, s: -(iddpm_t(lam + 1e-5, s) - iddpm_t(lam - 1e-5, s)) / 2e-5,
     "edm": lambda lam, mean, std: stats.norm.pdf(lam, -2 * mean, 2 * std),
+    "laplace": lambda lam, mean, scale: stats.laplace.pdf(lam, mean, scale),
     "edm-sample": edm_sample_density,
     "fm-ot": lambda lam: sech(lam / 4) ** 2 / 8,
     "linear-beta": linear_beta_density,

@@ -131,7 +131,7 @@ def test_sample_and_bound_say_which_weights(
         code, _, stderr = elbo_here("sample", *line, "-n", 2, "--steps", 3, "-o", out)
         assert code == 0 and f"step {step}, weights {weights};" in stderr
         data = Dataset(out)
-        about = ast.literal_eval(data.attributes["samples"])
+        about = ast.literal_eval(data.attributes.samples)
         assert (about["weights"], about["step"], about["images_trained"]) == (weights, step, 16 * step)
         assert about.get("weights_file") == (str(average) if name == "file" else None)
         images[name] = data.batch(np.arange(2)).tobytes()

@@ -16,6 +16,7 @@ from elbocli.files import snapshots
 from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import checkpoints, latest
 from elbocli.files.dataset import Dataset
+from elbocli.files.tensor_files import TensorFile
 from elbocli.run import settings
 from elbocli.run.open import find_run, open_run
 from elbocli.train import loop
@@ -110,7 +111,7 @@ def test_a_stored_profile_comes_out_bit_for_bit(kept: Path, tmp_path: Path) -> N
 
 def test_the_file_says_how_it_was_made(kept: Path, tmp_path: Path) -> None:
     result, _ = make(kept, 0.07, tmp_path / "a.safetensors", command="elbo ema …")
-    about = read_about(tmp_path / "a.safetensors")
+    about = read_about(tmp_path / "a.safetensors")[0].json()
     assert {key: about[key] for key in ("spec", "std", "step", "images", "run", "residual", "command")} == {
         "spec": "power:std=0.07",
         "std": 0.07,
@@ -314,4 +315,22 @@ def test_several_averages_survive_a_stop_and_change_nothing_else(kept: Path, tru
     one, two = latest(kept, unwarned), latest(true, unwarned)
     assert one is not None and two is not None and len(two.names) == 8
     for name in ("model", "ema-0.9", "ema-power-0.05"):
-        assert one.meta["files"][f"{name}.safetensors"] == two.meta["files"][f"{name}.safetensors"]
+        assert one.meta.files[f"{name}.safetensors"] == two.meta.files[f"{name}.safetensors"]
+
+
+def test_snapshots_that_go_meanwhile_are_left_out(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, read = tmp_path / "run", TensorFile.read
+    shutil.copytree(kept, run)
+    make(kept, 0.1, tmp_path / "a.safetensors", 60)
+
+    def dropping(self: TensorFile, key: str) -> torch.Tensor:
+        snapshots.drop_after(run, 60)
+        return read(self, key)
+
+    monkeypatch.setattr(TensorFile, "read", dropping)
+    result, warnings = make(run, 0.1, tmp_path / "b.safetensors")
+    assert (result["step"], warnings) == (60, [])
+    monkeypatch.undo()
+    both = [load(tmp_path / f"{name}.safetensors") for name in "ab"]
+    assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "run"]

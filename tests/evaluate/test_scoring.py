@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch_fidelity
 from PIL import Image
+from safetensors.torch import save_file
 
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, FormatError, UsageError
@@ -320,7 +321,7 @@ def test_features_of_another_network_or_size_are_refused(digits: Path, tmp_path:
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     read = read_features(saved)
-    write_features(saved, replace(read, about={**read.about, "weights_sha256": "0" * 64}))
+    write_features(saved, replace(read, about=replace(read.about, weights_sha256="0" * 64)))
     with pytest.raises(DataError, match=r"f\.safetensors: weights_sha256 is 0+, that of .*--allow-mismatch"):
         score(digits, saved)
     with pytest.raises(UsageError, match=r"saved as \.safetensors"):
@@ -386,14 +387,14 @@ def test_images_beside_statistics_serve_what_needs_features(digits: Path, tmp_pa
 def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Path) -> None:
     score(digits, None, tmp_path / "ref.npz", metrics=("fid",))
     statistics = read_statistics(tmp_path / "ref.npz")
-    assert statistics.about["preprocessing"] == {
+    assert statistics.about.preprocessing == {
         "image_size": 8,
         "channels": 1,
         "crop": "center",
         "filter": "box, bicubic",
     }
-    other = {**statistics.about["preprocessing"], "crop": "none", "filter": "lanczos"}
-    write_statistics(tmp_path / "ref.npz", replace(statistics, about={**statistics.about, "preprocessing": other}))
+    other = {**statistics.about.preprocessing, "crop": "none", "filter": "lanczos"}
+    write_statistics(tmp_path / "ref.npz", replace(statistics, about=replace(statistics.about, preprocessing=other)))
     with pytest.raises(DataError, match=r"crop is none, that of .* center; filter is lanczos, that of .* box, bicubic"):
         score(digits, tmp_path / "ref.npz")
     settings = EvalSettings(metrics=asked(("fid",)), extractor="elbo-tiny", allow_mismatch=True)
@@ -456,7 +457,7 @@ def test_only_the_published_network_on_a_like_reference_has_the_published_names(
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     read = read_features(saved)
-    published = {**read.about, "extractor": "inception-v3-compat", "weights_sha256": "6726825d" + "0" * 56}
+    published = replace(read.about, extractor="inception-v3-compat", weights_sha256="6726825d" + "0" * 56)
     write_features(saved, replace(read, about=published))
     found = score(saved, saved, metrics=("fid", "prc"), extractor="")
     assert found["fid"] == found["frechet_inception_distance"] and found["fid_se"] >= 0 and found["precision"] == 1
@@ -467,14 +468,18 @@ def test_only_the_published_network_on_a_like_reference_has_the_published_names(
     assert "fid" not in unlike and "frechet_distance[inception-v3-compat]" in unlike
 
 
-def test_what_files_of_strangers_say_of_themselves_breaks_nothing(digits: Path, tmp_path: Path) -> None:
-    paths = []
-    for k, about in enumerate([{}, {"n": "many", "preprocessing": 3, "made": ["x"], "extractor": ["y"]}]):
-        paths.append(tmp_path / f"{k}.safetensors")
-        write_features(paths[-1], SavedFeatures(torch.randn(30, 64), torch.randn(30, 10), about=about))
-        found = score(paths[-1], digits, metrics=("fid", "is"), allow_mismatch=True)
-        assert found["n_samples"] == 30 and found["made"] == {}
-        assert "not known" in render(EvalResult.from_json(found))
+def test_what_features_do_not_say_is_not_known_and_what_they_say_wrongly_is_refused(
+    digits: Path, tmp_path: Path
+) -> None:
+    path, held = tmp_path / "f.safetensors", {"features": torch.randn(30, 64), "logits": torch.randn(30, 10)}
+    write_features(path, SavedFeatures(**held))
+    found = score(path, digits, metrics=("fid", "is"), allow_mismatch=True)
+    assert found["n_samples"] == 30 and found["made"] == {}
+    assert "not known" in render(EvalResult.from_json(found))
+    for key, value in {"n": "many", "preprocessing": 3, "made": ["x"], "extractor": ["y"]}.items():
+        save_file(held, path, {"format": "elbo-features", "version": "1", "about": json.dumps({key: value})})
+        with pytest.raises(FormatError, match=rf"f\.safetensors: .*about: {key} is"):
+            score(path, digits, metrics=("fid", "is"), allow_mismatch=True)
 
 
 # What can't be scored
@@ -624,7 +629,9 @@ def test_a_mismatch_of_any_repeat_stands_at_the_top(digits: Path, tmp_path: Path
 def test_the_network_of_saved_features_has_to_be_named_where_it_is_a_file(digits: Path, tmp_path: Path) -> None:
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
-    write_features(saved, replace(read_features(saved), about={**read_features(saved).about, "extractor": "mine.pt2"}))
+    write_features(
+        saved, replace(read_features(saved), about=replace(read_features(saved).about, extractor="mine.pt2"))
+    )
     with pytest.raises(UsageError, match=r"f\.safetensors is of mine\.pt2: name it with --extractor"):
         score(digits, saved, extractor="")
 

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files import average_file
+from elbocli.files.average_file import AverageFacts
 
 ABOUT = {"spec": "power:std=0.1", "step": 30, "images": 480, "trained": {"lr": 0.002}, "note": "λ"}
 TENSORS = {
@@ -30,7 +31,7 @@ LAYOUT = {
 
 
 def write(path, layout=LAYOUT, about=ABOUT, tensor=TENSORS.__getitem__):
-    return list(average_file.writing_average(path, layout, about, tensor))
+    return list(average_file.writing_average(path, layout, AverageFacts.from_json(about), tensor))
 
 
 def test_what_is_written_is_what_safetensors_reads(tmp_path):
@@ -40,7 +41,7 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path):
         assert set(found) == set(TENSORS)
         for key, value in TENSORS.items():
             assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
-    assert {key: value for key, value in average_file.read_about(path).items() if key != "payload_sha256"} == ABOUT
+    assert average_file.read_about(path)[0] == AverageFacts.from_json(ABOUT)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -74,14 +75,16 @@ def test_one_tensor_at_a_time(tmp_path):
         asked.append(key)
         return TENSORS[key]
 
-    writer = average_file.writing_average(tmp_path / "a.safetensors", LAYOUT, ABOUT, tensor)
+    writer = average_file.writing_average(tmp_path / "a.safetensors", LAYOUT, AverageFacts.from_json(ABOUT), tensor)
     for done in writer:
         assert len(asked) == done
     assert sorted(asked) == sorted(LAYOUT)
 
 
 def test_a_writer_that_is_left_leaves_nothing(tmp_path):
-    writer = average_file.writing_average(tmp_path / "a.safetensors", LAYOUT, ABOUT, TENSORS.__getitem__)
+    writer = average_file.writing_average(
+        tmp_path / "a.safetensors", LAYOUT, AverageFacts.from_json(ABOUT), TENSORS.__getitem__
+    )
     next(writer)
     del writer
     assert not list(tmp_path.iterdir())
@@ -126,7 +129,7 @@ def test_other_weights_are_refused(tmp_path, meta, words):
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(100), b"\xff" * 100])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(FormatError, match="not usable weights"):
+    with pytest.raises(FormatError, match="not usable as weights"):
         average_file.read_about(tmp_path / "a.safetensors")
 
 
@@ -135,6 +138,6 @@ def test_the_digest_in_the_header_is_that_of_the_tensors_even_if_a_name_looks_li
     about = {**ABOUT, "note": f'"payload_sha256":"{"0" * 64}"'}
     write(path, about=about)
     average_file.check(path)
-    assert average_file.read_about(path)["note"] == about["note"]
+    assert average_file.read_about(path)[0].more["note"] == about["note"]
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == set(LAYOUT)

@@ -10,6 +10,8 @@ import torch
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files import checkpoint as store
+from elbocli.files import strict_yaml
+from elbocli.files.run_config import RunConfig
 
 WEIGHTS = {
     "model": {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5], dtype=torch.float64)},
@@ -38,7 +40,7 @@ def unwarned(text):
 def test_a_checkpoint_reads_back_to_the_last_bit(tmp_path):
     path = save(tmp_path, 7, seed=5)
     found = store.latest(tmp_path, unwarned)
-    assert (found.path, found.step, found.meta["images"], found.meta["seed"]) == (path, 7, 448, 5)
+    assert (found.path, found.step, found.meta.images, found.meta.seed) == (path, 7, 448, 5)
     for name, tensors in WEIGHTS.items():
         read = found.weights(name)
         assert set(read) == set(tensors)
@@ -154,7 +156,7 @@ def test_a_meta_that_lies_of_a_file_is_refused_unverified_too(tmp_path, known):
 def test_a_meta_without_what_a_run_goes_on_with_is_refused(tmp_path, key):
     path = save(tmp_path, 1) / "meta.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
-    with pytest.raises(FormatError, match=f"step-00000001: not a whole checkpoint: '{key}'"):
+    with pytest.raises(FormatError, match=f"step-00000001: not a whole checkpoint: .*{key}"):
         store.read_checkpoint(path.parent)
 
 
@@ -267,8 +269,8 @@ def test_a_state_that_is_none_is_refused(tmp_path, content):
 def test_weights_that_are_none_are_refused(tmp_path):
     path = save(tmp_path, 1)
     (path / "model.safetensors").write_bytes(b"\xff" * 100)
-    found = store.Checkpoint(path, json.loads((path / "meta.json").read_text()))
-    with pytest.raises(FormatError, match=r"model\.safetensors: not usable weights"):
+    found = store.read_checkpoint(path, verify=False)
+    with pytest.raises(FormatError, match=r"model\.safetensors: not usable as weights"):
         found.weights("model")
     with pytest.raises(FormatError, match="other"):
         found.weights("other")
@@ -301,8 +303,10 @@ CONFIG = {
 
 
 def test_a_config_reads_back(tmp_path):
-    store.write_config(tmp_path, CONFIG)
-    assert store.read_config(tmp_path) == {"format": "elbo-run", "version": 1, **CONFIG}
+    config = RunConfig.from_json({"format": "elbo-run", "version": 1, **CONFIG})
+    store.write_config(tmp_path, config)
+    assert store.read_config(tmp_path) == config
+    assert config.json() == {"format": "elbo-run", "version": 1, **CONFIG}
 
 
 def test_what_is_no_run_is_named(tmp_path):
@@ -317,6 +321,7 @@ def test_what_is_no_run_is_named(tmp_path):
     [{"format": "elbo-dataset"}, {"version": 2}, {"settings": None}, {"network": []}, {"data": "x"}, {"files": None}],
 )
 def test_a_config_of_another_kind_is_refused(tmp_path, change):
-    store.write_config(tmp_path, {**CONFIG, **change})
+    content = {"format": "elbo-run", "version": 1, **CONFIG, **change}
+    (tmp_path / "config.yaml").write_text(strict_yaml.dump(content))
     with pytest.raises(FormatError, match=r"config\.yaml"):
         store.read_config(tmp_path)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, read_features, write_features
 
 ABOUT = {"n": 3, "extractor": "elbo-tiny", "preprocessing": {"image_size": 8}}
@@ -16,9 +17,9 @@ FEATURES = torch.arange(12.0).reshape(3, 4)
 
 @pytest.mark.parametrize("more", [{}, {"logits": torch.randn(3, 2), "labels": torch.arange(3)}], ids=["alone", "all"])
 def test_what_is_written_is_read(tmp_path, more):
-    write_features(tmp_path / "f.safetensors", SavedFeatures(FEATURES, about=ABOUT, **more))
+    write_features(tmp_path / "f.safetensors", SavedFeatures(FEATURES, about=FeatureFacts(**ABOUT), **more))
     found = read_features(tmp_path / "f.safetensors")
-    assert found.about == ABOUT and torch.equal(found.features, FEATURES)
+    assert found.about == FeatureFacts(**ABOUT) and torch.equal(found.features, FEATURES)
     for name in ("logits", "labels"):
         assert (getattr(found, name) is None) == (name not in more)
         assert name not in more or torch.equal(getattr(found, name), more[name])
@@ -29,7 +30,7 @@ def test_what_is_written_is_read(tmp_path, more):
     [
         ({"features": FEATURES}, {"format": "pt"}, "format is 'pt'"),
         ({"features": FEATURES}, {**META, "version": "2"}, "version '2', expected 'elbo-features' version '1'"),
-        ({"features": FEATURES}, {**META, "about": "[1]"}, "doesn't say how it was made"),
+        ({"features": FEATURES}, {**META, "about": "[1]"}, "about: it is .*, not an object"),
         ({"features": FEATURES}, {**META, "about": "{"}, "not usable as features"),
         ({"logits": FEATURES}, META, "not usable as features"),
         ({"features": FEATURES.double()}, META, "expected float32 features"),
@@ -51,7 +52,7 @@ def test_a_file_cut_short_or_missing_is_refused(tmp_path):
     path = tmp_path / "f.safetensors"
     with pytest.raises(FormatError, match=r"f\.safetensors"):
         read_features(path)
-    write_features(path, SavedFeatures(FEATURES, about=ABOUT))
+    write_features(path, SavedFeatures(FEATURES, about=FeatureFacts(**ABOUT)))
     whole = path.read_bytes()
     for size in (0, 5, 60, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -61,4 +62,4 @@ def test_a_file_cut_short_or_missing_is_refused(tmp_path):
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(DataError, match="could not write"):
-        write_features(tmp_path / "gone" / "f.safetensors", SavedFeatures(FEATURES, about=ABOUT))
+        write_features(tmp_path / "gone" / "f.safetensors", SavedFeatures(FEATURES, about=FeatureFacts(**ABOUT)))

@@ -19,7 +19,7 @@ SPACE = LatentSpace("edm2", (0.5, -1.0), (2.0, 0.25), "[0,1]", "vae", "ab" * 32,
 def test_attributes_round_trip_also_through_a_file(pack) -> None:
     assert read_space(SPACE.attributes(), 2, "x") == SPACE
     path = pack("images.h5", **SPACE.attributes())
-    assert read_space(Dataset(path).attributes, 2, path) == SPACE
+    assert read_space(Dataset(path).attributes.more, 2, path) == SPACE
     plain = replace(SPACE, mirrored=False)
     assert read_space(plain.attributes(), 2, "x") == plain
 

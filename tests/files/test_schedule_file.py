@@ -49,10 +49,13 @@ def test_a_file_holds_the_schedule_to_the_last_bit(rows):
 
 def test_a_file_says_how_it_was_made(path):
     _, content = schedule_file.read_table(path)
-    assert content["format"] == "elbo-schedule"
-    assert content["version"] == 1
-    assert (content["logsnr_min"], content["logsnr_max"]) == (-7.0, 9.5)
-    assert (content["weighting"], content["criterion"], content["images"]) == ("sigmoid:bias=2", "loss", 64)
+    assert (content.json()["format"], content.json()["version"]) == ("elbo-schedule", 1)
+    assert (content.logsnr_min, content.logsnr_max) == (-7.0, 9.5)
+    assert (content.about["weighting"], content.about["criterion"], content.about["images"]) == (
+        "sigmoid:bias=2",
+        "loss",
+        64,
+    )
 
 
 def test_a_file_is_a_schedule_wherever_a_name_is(path):
@@ -117,12 +120,15 @@ def test_a_declared_weighting_resolves(text):
         ({"version": 2}, "version 2"),
         ({"knots": []}, "knots"),
         ({"knots": "x"}, "knots"),
-        ({"knots": [1, 2]}, "a knot is not"),
-        ({"knots": [{"t": 0}, {"t": 1}]}, "a knot is not"),
-        ({"knots": [{"t": 0, "logsnr": "x"}, {"t": 1, "logsnr": 0}]}, "a knot is not"),
+        ({"knots": [1, 2]}, "knots is '1', not an object"),
+        ({"knots": [{"t": 0}, {"t": 1}]}, "knots.logsnr is missing"),
+        ({"knots": [{"t": 0, "logsnr": "x"}, {"t": 1, "logsnr": 0}]}, "knots.logsnr is 'x'"),
         ({"knots": [{"t": 0, "logsnr": math.nan}, {"t": 1, "logsnr": 0}]}, "finite"),
         ({"knots": [{"t": 0, "logsnr": 0}, {"t": 1, "logsnr": 1}]}, "fall"),
-        ({"knots": [{"t": 0, "logsnr": 60}, {"t": 1, "logsnr": 1}]}, "outside"),
+        (
+            {"knots": [{"t": 0, "logsnr": 60}, {"t": 1, "logsnr": 1}]},
+            "knots.logsnr is '60'; expected a finite number from -",
+        ),
     ],
 )
 def test_a_file_that_is_no_schedule_is_refused_by_name(path, change, what):

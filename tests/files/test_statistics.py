@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.errors import ElboError, FormatError
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.statistics import Statistics, is_statistics, read_statistics, write_statistics
 
 
@@ -21,17 +22,17 @@ def test_statistics_read_back_to_the_last_bit(tmp_path_factory, width, seed):
     path = tmp_path_factory.mktemp("s") / "ref.npz"
     mu, sigma = some(width, seed)
     about = {"n": 50000, "extractor": "inception-v3-compat", "preprocessing": {"image_size": 64, "crop": "center"}}
-    write_statistics(path, Statistics(mu, sigma, about))
+    write_statistics(path, Statistics(mu, sigma, FeatureFacts(**about)))
     found = read_statistics(path)
     np.testing.assert_array_equal(found.mu, mu)
     np.testing.assert_array_equal(found.sigma, sigma)
-    assert found.about == about
+    assert found.about == FeatureFacts(**about)
     assert is_statistics(path)
 
 
 def test_the_file_is_npz_without_pickle(tmp_path):
     mu, sigma = some()
-    write_statistics(tmp_path / "ref.npz", Statistics(mu, sigma, {"n": 2}))
+    write_statistics(tmp_path / "ref.npz", Statistics(mu, sigma, FeatureFacts(n=2)))
     with np.load(tmp_path / "ref.npz", allow_pickle=False) as content:
         np.testing.assert_array_equal(content["mu"], mu)
         assert json.loads(str(content["about"])) == {"n": 2}
@@ -47,7 +48,7 @@ def test_files_of_adm_and_edm_are_read(tmp_path, save):
         found = read_statistics(tmp_path / name)
         np.testing.assert_array_equal(found.mu, mu)
         np.testing.assert_array_equal(found.sigma, sigma)
-        assert found.about == {}
+        assert found.about == FeatureFacts()
         assert is_statistics(tmp_path / name)
 
 

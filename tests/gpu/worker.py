@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from record import DONE, FAILED, LATE, SKIPPED, Row, Skipped, StepResult
 
@@ -86,7 +87,7 @@ class Worker:
 
     def __init__(self, device: str) -> None:
         # What has seen a CUDA device can't be forked.
-        self._context = get_context("fork") if device == "cpu" else get_context("spawn")
+        self._context: Any = get_context("fork" if device == "cpu" else "spawn")
         self._process: BaseProcess = None
         self._connection: Connection = None
 

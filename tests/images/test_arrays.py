@@ -102,8 +102,8 @@ def test_a_dataset_is_stored_otherwise_and_back(pack, tmp_path, rows, store):
         assert np.array_equal(next(data.batches(10)), rows)
         assert data.labels.tolist() == LABELS and data.class_names == list(names)
         assert data.strings("files") == [f"{index}.png" for index in range(7)]
-    assert back.attributes["payload_sha256"] == Dataset(source).attributes["payload_sha256"]
-    assert back.attributes["source_sha256"] == middle.attributes["source_sha256"]
+    assert back.attributes.payload_sha256 == Dataset(source).attributes.payload_sha256
+    assert back.attributes.source_sha256 == middle.attributes.source_sha256
 
 
 def test_a_dataset_is_resized_and_cut_down(pack, tmp_path, rows):

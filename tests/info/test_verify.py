@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from elbocli.files import dataset_block
 from elbocli.files.dataset_file import contents_digest
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
+from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.info import verify
 from elbocli.merge import combine
@@ -96,6 +100,22 @@ def test_where_hdf5_itself_would_crash_or_hang_it_is_said(
     monkeypatch.setattr(verify, "PATIENCE_S", 1)
     with pytest.raises(DataError, match=r"a\.h5: damaged: the HDF5 library itself fails"):
         facts_of(path)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+def test_the_process_that_reads_a_header_ends_with_the_one_that_asked(signum: int, tmp_path: Path) -> None:
+    slow = verify.READ_HEADER.partition("from elbocli")[0] + "import time; print('begun', flush=True); time.sleep(60)"
+    asks = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}, 'a.h5', str(os.getpid())])"
+    with subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+        process.send_signal(signum)
+        began = time.monotonic()
+        assert process.stdout.read() == b"" and time.monotonic() - began < 30, "the pipe is closed when both have ended"
+
+
+def test_it_ends_by_itself_when_nobody_asks_any_more() -> None:
+    line = [sys.executable, "-c", verify.READ_HEADER, "a.h5", "1"]
+    assert subprocess.run(line, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 def change(path: Path, name: str, value: Any, seal: bool = True) -> Path:
@@ -184,7 +204,7 @@ def test_runs_checkpoints_and_other_files(elbo: Callable[..., Any], trained: Pat
 
 
 def test_features_are_read_whole(elbo: Callable[..., Any], tmp_path: Path) -> None:
-    write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about={"n": 5}))
+    write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about=FeatureFacts(n=5)))
     result = elbo("info", "--verify", "--json", tmp_path / "f.safetensors")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["is"] == "features of images"

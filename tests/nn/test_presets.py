@@ -11,7 +11,8 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of, count_parameters
-from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
+from elbocli.nn.preset_file import MadeFor
+from elbocli.nn.presets import FOLDER, NAMES, Preset, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE
 
 
@@ -108,7 +109,7 @@ def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_pa
     path.write_text(
         "network: {}\ntrain: {}\ndata: {image_size: 8, channels: 4, classes: 1, images: 9, kind: latents}\n"
     )
-    assert load_preset(str(path)).data == MadeFor(8, 4, 1, 9, latents=True)
+    assert load_preset(str(path)).data == MadeFor(8, 4, 1, 9, "latents")
     for bad in (
         "{}",
         "{image_size: 8, channels: 1, classes: 1}",
@@ -120,7 +121,7 @@ def test_a_file_of_presets_says_what_it_was_made_for_wholly_or_not_at_all(tmp_pa
         "8",
     ):
         path.write_text(f"network: {{}}\ntrain: {{}}\ndata: {bad}\n")
-        with pytest.raises(FormatError, match=r"mine\.yaml: section 'data'"):
+        with pytest.raises(FormatError, match=r"mine\.yaml: data"):
             load_preset(str(path))
 
 

@@ -103,8 +103,8 @@ def test_several_sources_labels_classes_and_a_subset_from_the_command_line(
     data = Dataset(tmp_path / "out.h5")
     counts = [round(0.25 * len(list(folder.iterdir()))) for folder in (folders[1], folders[0])]
     assert data.class_names == ["three", "one"] and [data.labels.tolist().count(k) for k in (0, 1)] == counts
-    assert data.attributes["subset"] == "val 0.25" and data.attributes["shuffle_seed"] == 1
-    assert data.attributes["command"].startswith("elbo prep")
+    assert data.attributes.more["subset"] == "val 0.25" and data.attributes.more["shuffle_seed"] == 1
+    assert data.attributes.command.startswith("elbo prep")
 
 
 def test_a_folder_packed_into_itself_again_and_again(elbo: Elbo, digits_folder: Path, tmp_path: Path) -> None:

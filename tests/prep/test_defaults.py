@@ -77,7 +77,7 @@ def test_options_given_are_followed_and_give_the_same_pixels_as_the_choice(tmp_p
     packed(tmp_path / "in", tmp_path / "chosen.h5")
     shape, said = packed(tmp_path / "in", tmp_path / "given.h5", size=12, channels=1)
     assert shape == (12, 12, 1) and not any("because" in line or "enlarged" in line for line in said)
-    digests = {Dataset(tmp_path / name).attributes["payload_sha256"] for name in ("chosen.h5", "given.h5")}
+    digests = {Dataset(tmp_path / name).attributes.payload_sha256 for name in ("chosen.h5", "given.h5")}
     assert len(digests) == 1
     assert packed(tmp_path / "in", tmp_path / "other.h5", size=6, channels=3)[0] == (6, 6, 3)
 
@@ -161,4 +161,4 @@ def test_all_rows_of_arrays_count_without_being_read(tmp_path: Path, images: Cal
 def test_latents_are_of_colour_images(tmp_path: Path, autoencoder: Path) -> None:
     source = folder_of(tmp_path / "in", [(16, 16)] * 2, "L")
     list(pack.run(source, tmp_path / "a.h5", pack.Settings(latents=autoencoder, device="cpu")))
-    assert Dataset(tmp_path / "a.h5", latents=True).attributes["image_size"] == 16
+    assert Dataset(tmp_path / "a.h5", latents=True).attributes.image_size == 16

@@ -25,7 +25,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.grid import PLACES, layout_of
 from elbocli.files.latents import CONVENTIONS, INPUTS
 from elbocli.info import describe as info
-from elbocli.nn.autoencoder import Autoencoder
+from elbocli.nn.autoencoder import Autoencoder, memory_of
 from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.run import settings
 from elbocli.sample import draw
@@ -160,7 +160,7 @@ def test_stopping_and_going_on_changes_nothing(latents: Path, preset: Path, run:
         drain(latents, tmp_path / "pieces", small(latents, preset, steps=steps, preview_every=6))
     saved = [latest(path, print) for path in (run, tmp_path / "pieces")]
     assert saved[0] is not None and saved[1] is not None
-    for name in saved[0].meta["files"]:
+    for name in saved[0].meta.files:
         if name.endswith(".safetensors"):
             assert (saved[0].path / name).read_bytes() == (saved[1].path / name).read_bytes()
     for name in ("losslog.jsonl", "previews/step-00000012.png"):
@@ -170,7 +170,7 @@ def test_stopping_and_going_on_changes_nothing(latents: Path, preset: Path, run:
 def test_the_run_records_the_space_and_the_log_its_dimensions(latents: Path, run: Path) -> None:
     space = Dataset(latents, latents=True).latent_space
     assert space is not None
-    assert space.attributes().items() <= read_config(run)["data"].items()
+    assert space.attributes().items() <= read_config(run).data.more.items()
     assert json.loads((run / "losslog.jsonl").read_text().splitlines()[0])["dimensions"] == 8 * 8 * 4
 
 
@@ -223,6 +223,34 @@ def test_without_the_autoencoder_training_goes_on_without_previews_and_says_so_o
         "--autoencoder DIR"
     ]
     assert not (tmp_path / "run" / "previews").exists()
+
+
+def test_the_autoencoder_that_decodes_previews_is_planned_for(
+    make_autoencoder: Callable[..., Path], pack_latents: Callable[..., Path], preset: Path, tmp_path: Path
+) -> None:
+    folder = shutil.move(make_autoencoder(7), tmp_path / "vae")
+    data = pack_latents(folder)
+    opened = Autoencoder(Path(folder), CPU)
+    weights = 4 * sum(each.numel() for each in opened.model.parameters())
+    assert weights == memory_of(Path(folder), 16, 1)[0]
+    drawn, none = (plan.Plan(small(data, preset, preview_every=every), 1) for every in (5, 0))
+    assert drawn.memory()["autoencoder"] == weights and "autoencoder" not in none.memory()
+    one, four = (drawn.decoder(images)[1] for images in (1, 4))
+    assert four == 4 * one > 0 and drawn.decoder(10**6) == drawn.decoder(opened.comfortable_batch(16))
+    assert drawn.evaluating(4) >= four
+    room = sum(drawn.memory().values())
+    assert drawn.most(room) >= drawn.most(room - weights) and none.most(room - weights) >= drawn.most(room)
+    shutil.rmtree(folder)
+    assert drawn.memory() == none.memory()  # without it there are no previews
+
+
+@pytest.mark.parametrize("widths", ["12", "null", "[]", '["a"]'])
+def test_an_unusable_config_of_an_autoencoder_is_named(widths: str, autoencoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(autoencoder, tmp_path / "vae"))
+    config = json.loads((folder / "config.json").read_text()) | {"block_out_channels": json.loads(widths)}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=r"config\.json: block_out_channels are not usable"):
+        memory_of(folder, 16, 1)
 
 
 def test_samples_are_pixels_the_same_in_any_batch(run: Path, tmp_path: Path) -> None:

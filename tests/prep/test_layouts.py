@@ -242,15 +242,15 @@ def test_shards_in_order_are_the_whole(ilsvrc: Path, tmp_path: Path) -> None:
     for index in (1, 2, 3, 4):
         pack(ilsvrc, tmp_path / f"{index}.h5", **chosen, shard=(index, 4))
         parts.append(Dataset(tmp_path / f"{index}.h5"))
-    assert [part.attributes["shard"] for part in parts] == ["1/4", "2/4", "3/4", "4/4"]
-    assert len({part.attributes["shard_of"] for part in parts}) == 1 and "shard" not in whole.attributes
+    assert [part.attributes.shard for part in parts] == ["1/4", "2/4", "3/4", "4/4"]
+    assert len({part.attributes.shard_of for part in parts}) == 1 and "shard" not in whole.attributes
     assert np.array_equal(np.concatenate([next(part.batches(301)) for part in parts]), next(whole.batches(301)))
     assert np.concatenate([part.labels for part in parts]).tolist() == whole.labels.tolist()
     assert [name for part in parts for name in part.strings("files")] == whole.strings("files")
-    total = sum(int(part.attributes["source_sha256"], 16) for part in parts) % (1 << 256)
-    assert f"{total:064x}" == whole.attributes["source_sha256"]
+    total = sum(int(part.attributes.source_sha256, 16) for part in parts) % (1 << 256)
+    assert f"{total:064x}" == whole.attributes.source_sha256
     pack(ilsvrc, tmp_path / "other.h5", **{**chosen, "shuffle_seed": 4}, shard=(1, 4))
-    assert Dataset(tmp_path / "other.h5").attributes["shard_of"] != parts[0].attributes["shard_of"]
+    assert Dataset(tmp_path / "other.h5").attributes.shard_of != parts[0].attributes.shard_of
 
 
 def test_a_source_twice_and_a_changed_file(tree: Path, expected: dict[str, Any], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_images_labels_and_names_are_those_of_the_folders(digits_folder: Path, t
     assert data.labels.tolist() == [int(path.parent.name) for path in files]
     expected = np.stack([np.asarray(Image.open(path)) for path in files])[..., None]
     assert np.array_equal(data.batch(np.arange(300)), expected)
-    assert rows_sha256(data.pieces()) == data.attributes["payload_sha256"]
+    assert rows_sha256(data.pieces()) == data.attributes.payload_sha256
 
 
 def test_a_bad_file_stops_or_is_skipped_and_listed(digits_folder: Path, tmp_path: Path) -> None:

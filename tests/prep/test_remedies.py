@@ -214,7 +214,7 @@ def test_the_colours_that_are_named_are_colours(tmp_path: Path) -> None:
     said = refused(source, tmp_path / "a.h5", background="wite")
     (named,) = re.findall(r"not a colour; try (.*)$", said)
     for colour in re.split(", | or ", named):
-        assert packed(source, tmp_path / "a.h5", background=colour).attributes["background"] == colour
+        assert packed(source, tmp_path / "a.h5", background=colour).attributes.more["background"] == colour
 
 
 def test_unfinished_work_with_other_settings_by_both_ways_that_are_said(tmp_path: Path) -> None:
@@ -265,3 +265,23 @@ def test_what_is_typed_wrong_is_typed_as_said(elbo: Elbo, tmp_path: Path) -> Non
         assert re.search(complaint, done.stderr.decode())
         if "make it first" in complaint:
             (tmp_path / "no").mkdir()
+
+
+def test_a_run_is_drawn_from_instead_of_packing_its_previews(
+    elbo: Elbo, tmp_path: Path, digits: Path, preset: Path
+) -> None:
+    trained = elbo(
+        "train", digits, "-o", "my run", "--preset", preset, "--steps", 1, "--preview-every", 1, cwd=tmp_path
+    )
+    assert trained.returncode == 0, trained.stderr
+    done = elbo("prep", "my run", "x.h5", cwd=tmp_path)
+    assert done.returncode == 1 and not (tmp_path / "x.h5").exists()
+    said = re.search(r"my run: is a run, .*'elbo (sample 'my run' -n 1000 -o samples.h5)'", done.stderr.decode())
+    assert said, done.stderr
+    words = ["sample", "my run", "-n", "4", "--steps", "1", "-o", "samples.h5"]
+    assert elbo(*words, cwd=tmp_path).returncode == 0
+    assert len(Dataset(tmp_path / "samples.h5")) == 4
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/0.png").write_bytes(png(ROWS[0]))
+    (tmp_path / "images/config.yaml").write_text("mine: 1\n")
+    assert len(packed(tmp_path / "images", tmp_path / "y.h5", on_error="skip")) == 1

@@ -79,7 +79,7 @@ def test_one_written_to_edit_means_the_same_also_with_every_key_that_it_shows(na
         read = load_preset(str(path))
         assert (read.data, read.gpu) == (preset.data, preset.gpu)
         found = resolve({"preset": str(path), "device": "cpu"}, data_of(name)).config()
-        found["settings"]["preset"] = name
+        found.settings["preset"] = name
         assert found == wanted
 
 

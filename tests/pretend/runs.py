@@ -47,7 +47,7 @@ def weights_of(run: Path) -> dict[str, bytes]:
     """All weights of a run's last checkpoint, by file."""
     saved = latest(run, print)
     assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta["files"] if name.endswith(".safetensors")}
+    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
 
 def measured_by(run: Path) -> list[dict[str, float]]:

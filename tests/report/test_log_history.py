@@ -62,7 +62,7 @@ def test_metrics_cut_anywhere_lose_one_line_at_most(cut: int, tmp_path: Path) ->
     found = read_curves(tmp_path / "m", said.append)
     whole = sum(line.endswith("}") for line in text.decode().splitlines())
     assert len(curve(found, "loss")[0]) == whole
-    assert any("damaged" in each for each in said) == (text[-1:] not in (b"", b"}", b"\n"))
+    assert not any("damaged" in each for each in said), "half a line at the end is one that is being written"
     assert any("no numbers yet" in each for each in said) == (whole == 0)
 
 
@@ -83,9 +83,13 @@ def test_a_line_that_is_none_is_left_out_and_counted(line: str, tmp_path: Path) 
     assert len(said) == 1 and "1 damaged line, left out" in said[0]
 
 
-def test_a_number_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "m").write_text('{"step": 1, "images": 5, "loss": NaN}\n{"step": 2, "images": 10, "loss": 3}\n')
-    assert curve(read_curves(tmp_path / "m", pytest.fail), "loss") == ([10], [3])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_line_with_a_number_that_json_does_not_have_is_left_out_and_counted(number: str, tmp_path: Path) -> None:
+    lines = f'{{"step": 1, "images": 5, "loss": {number}}}\n{{"step": 2, "images": 10, "loss": 3}}\n'
+    (tmp_path / "m").write_text(lines)
+    said: list[str] = []
+    assert curve(read_curves(tmp_path / "m", said.append), "loss") == ([10], [3])
+    assert len(said) == 1 and "1 damaged line, left out" in said[0]
 
 
 @pytest.mark.parametrize("count", [1, 2 * CELLS - 1, 2 * CELLS, 7 * CELLS + 5])
@@ -130,7 +134,7 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(cut: int, tmp_path: Path) -> N
     course = read_log_history(tmp_path / "l", said.append)
     whole = max(0, sum(line.endswith(b"}") for line in text.splitlines()) - 1)
     assert (course is None) == (whole == 0)
-    assert any("no errors by noise level yet" in each for each in said) == (whole == 0)
+    assert [each.partition(": ")[2] for each in said] == ["no errors by noise level yet"] * (whole == 0)
     if course is not None:
         torch.testing.assert_close(course.late(1.0), torch.stack(draws[:whole]).sum(0))
 

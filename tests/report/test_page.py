@@ -163,7 +163,7 @@ def damaged(run: Path) -> None:
 
 
 def gone(run: Path) -> None:
-    change(run, "data", path="nowhere.h5")
+    change(run, "data", path="nowhere.h5", from_run="nowhere.h5")
     change(run, "settings", schedule="nowhere.yaml", weighting="v-mse@nowhere.yaml")
 
 
@@ -205,12 +205,12 @@ STATES: dict[Callable[[Path], None], list[str]] = {
         "expected 'elbo-checkpoint'",
         "step-00000020.png",
         "step-00000040.png",
-        "status.json: the run's state",
+        "status.json: not usable JSON",
     ],
     gone: ["nowhere.h5", "nowhere.yaml: no such schedule"],
-    nested: ["status.json: the run's state"],
+    nested: ["status.json: not usable JSON"],
     no_classes: ["network num_classes is 'ten'"],
-    too_large: ["config.yaml: no network is so large"],
+    too_large: ["config.yaml: network: torch can't make it"],
     beyond_numbers: ["losslog.jsonl: 2 damaged lines"],
     unpaired: [],
     other_images: ["holds other images now", "network: channels 7"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import nn
 
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.checkpoint import checked_config
 from elbocli.files.dataset import Dataset
+from elbocli.files.run_config import PluginFile
 from elbocli.files.schedule_file import to_text
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, count_parameters, network
 from elbocli.run.preset_data import PresetData
@@ -182,7 +184,7 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(
     with pytest.raises(FormatError, match=f"no network family is called '{plain}'"):
         Basis.of(Path("run/config.yaml"), config)
     with pytest.raises(UsageError, match=r"plug-in mine\.py .*add --plugin mine.py"):
-        Basis.of(Path("run/config.yaml"), {**config, "plugins": [{"file": "mine.py", "sha256": "0"}]})
+        Basis.of(Path("run/config.yaml"), replace(config, plugins=[PluginFile("mine.py", "0")]))
 
 
 @pytest.mark.parametrize(
@@ -197,4 +199,5 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(
 )
 def test_a_config_that_is_no_whole_runs_is_refused_by_name(section: str, content: dict[str, Any], first: Make) -> None:
     with pytest.raises(FormatError, match=r"^run/config\.yaml: "):
-        Basis.of(Path("run/config.yaml"), {**first().config(), section: content})
+        path = Path("run/config.yaml")
+        Basis.of(path, checked_config({**first().config().json(), section: content}, path))

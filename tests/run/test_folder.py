@@ -32,7 +32,7 @@ def work(out, at=lambda: None):
         at()
 def goes_on(out):
     work(out)
-    assert read_config(out)["settings"]["steps"] == 40
+    assert read_config(out).settings["steps"] == 40
     assert sorted(path.name for path in out.iterdir()) == [".lock", "config.yaml"], list(out.iterdir())
 """
 

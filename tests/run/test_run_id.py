@@ -93,7 +93,7 @@ def test_a_run_that_is_copied_moved_or_trained_on_is_the_same(train: Train, runs
     assert latest(copy, pytest.fail) is not None and verified(copy)["verified"]
     train(copy, steps=25)
     assert verified(copy)["step"] == 25
-    assert read_config(copy)["run_id"] == read_config(runs / "mine")["run_id"] != read_config(runs / "other")["run_id"]
+    assert read_config(copy).run_id == read_config(runs / "mine").run_id != read_config(runs / "other").run_id
 
 
 def test_a_checkpoint_from_before_runs_had_identities_is_taken(mixed: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,7 +134,7 @@ def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
             1,
         )
         assert (found.network.num_classes, found.network.dropout) == (10, 0.25)
-        assert config_of(found.config()["network"], "here") == found.network
+        assert config_of(found.config().network, "here") == found.network
     assert resolved("", UVIT, conditional=False).network.num_classes == 0
 
 
@@ -179,7 +180,7 @@ def test_a_runs_settings_of_another_kind_are_named_with_their_file(said):
 @pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.stored])
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(resolved, name):
     now = resolved("").config()
-    before = {**now, "settings": {**now["settings"], name: "another"}}
+    before = replace(now, settings={**now.settings, name: "another"})
     lines = difference(before, now)
     assert bool(lines) != SETTINGS[name].free
     assert all(line.startswith(f"--{name.replace('_', '-')}: the run has another, asked for ") for line in lines)
@@ -187,7 +188,7 @@ def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(res
 
 def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
     found = resolved("", bias=3.0, shift=1.0, monotone=True, dropout=0.25, conditional=False)
-    assert set(found.config()["settings"]) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert set(found.config().settings) == {name for name, setting in SETTINGS.items() if setting.stored}
     assert found.settings.weighting == "sigmoid:bias=3,shift=1,monotone"
     assert (found.network.dropout, found.network.num_classes) == (0.25, 0)
     assert found.objective.weighting.spec == found.settings.weighting
@@ -195,10 +196,10 @@ def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
 
 def test_an_earlier_version_had_networks_of_fewer_keys_and_they_are_the_same_networks(resolved):
     before = resolved("").config()
-    network = config_of(before["network"], "here")
+    network = config_of(before.network, "here")
     for key in ("family", "code", "heads", "head_width", "groups", "norm_eps", "embedding", "variance"):
-        del before["network"][key]
-    assert config_of(before["network"], "here") == network
+        del before.network[key]
+    assert config_of(before.network, "here") == network
     assert difference(before, resolved("").config()) == []
     now = resolved("", network=NETWORK.replace("]}", "], code: 't:linear'}"))
     assert difference(before, now.config()) == [
@@ -209,7 +210,7 @@ def test_an_earlier_version_had_networks_of_fewer_keys_and_they_are_the_same_net
 def test_an_earlier_version_decayed_nothing(resolved):
     """Its runs don't say so, and go on."""
     before, now = resolved("").config(), resolved("").config()
-    del before["settings"]["lr_decay"]
+    del before.settings["lr_decay"]
     assert difference(before, now) == []
     assert difference(before, resolved("", lr_decay="cosine").config()) == [
         "--lr-decay: the run has constant, asked for cosine:final=0"
@@ -249,7 +250,7 @@ def test_a_preset_for_latents_is_refused_on_pixels(digits, preset):
 def test_a_network_that_is_none_names_the_preset(resolved):
     with pytest.raises(FormatError, match=r"preset\.yaml: no network family is called 'gan'.*unet, uvit"):
         resolved("", "network: {family: gan}\n")
-    with pytest.raises(FormatError, match=r"preset\.yaml: a network of family 'uvit' has no 'attention'"):
+    with pytest.raises(FormatError, match=r"preset\.yaml: network 'attention' is unknown"):
         resolved("", "network: {family: uvit, attention: [8]}\n")
 
 
@@ -267,7 +268,7 @@ def test_a_runs_config_with_a_setting_that_is_none_is_refused_by_name(said):
 
 
 def test_precision_is_resolved_by_device_and_preset_unless_it_is_given(resolved):
-    found = lambda train="", **options: resolved(train, **options).config()["settings"]["precision"]  # noqa: E731
+    found = lambda train="", **options: resolved(train, **options).config().settings["precision"]  # noqa: E731
     assert found() == found(precision="auto") == found(device="auto") == "fp32"
     assert found(device="cuda") == "tf32"
     assert found(network=f"about: {{gpu: true}}\n{NETWORK}", device="cuda") == "bf16"
@@ -285,7 +286,7 @@ def test_every_preset_for_a_gpu_trains_in_bf16_there_and_no_other(name):
 
 
 def test_a_preset_says_truly_or_not_that_it_is_for_a_gpu(resolved):
-    with pytest.raises(FormatError, match=r"preset\.yaml: section 'about' has gpu: 'maybe', expected true or false"):
+    with pytest.raises(FormatError, match=r"preset\.yaml: about.gpu is 'maybe'; expected true or false"):
         resolved("", f"about: {{gpu: maybe}}\n{NETWORK}")
 
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from forks import quick
 
 from elbocli.files.atomic import write_json
 from elbocli.files.dataset import Dataset
@@ -129,7 +128,7 @@ def test_a_run_whose_process_was_killed_is_dead_for_info_and_report(
 ) -> None:
     run = tmp_path / "run"
     line = ["train", digits, "-o", run, "--preset", preset, "--steps", 10**6, "--preview-every", 0]
-    process = subprocess.Popen([quick(), "-m", "elbocli", *map(str, line)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "elbocli", *map(str, line)], stderr=subprocess.DEVNULL)
     log = run / "metrics.jsonl"
     while not log.exists() or not log.stat().st_size or read_status(run).step < 2:
         time.sleep(0.05)

@@ -610,4 +610,4 @@ def test_the_newest_checkpoint_is_the_last_step(digits: Path, preset: Path, tmp_
     list(reports(digits, tmp_path / "run", small(digits, preset, steps=7, save_every=3, log_every=2)))
     saved = latest(tmp_path / "run", pytest.fail)
     assert saved is not None and saved.step == 7
-    assert saved.meta["log_bytes"]["metrics.jsonl"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size
+    assert saved.meta.log_bytes["metrics.jsonl"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size

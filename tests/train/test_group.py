@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
     weights = [load_file(checkpoints(tmp_path / run)[-1] / "model.safetensors") for run in ("mixed", "alone")]
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[0][name], value, rtol=1e-2, atol=1e-3)
-    sizes = {int(path.name[5:]): read_checkpoint(path).meta["world_size"] for path in checkpoints(tmp_path / "mixed")}
+    sizes = {int(path.name[5:]): read_checkpoint(path).meta.world_size for path in checkpoints(tmp_path / "mixed")}
     assert sizes == {5: 2, 6: 2, 10: 1, 11: 1, 15: 2, 17: 2, 20: 4, 22: 4, 25: 2, 26: 2}
 
 
@@ -170,7 +170,7 @@ def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_f
     succeeded(tmp_path, [{**job, "out": "whole"}, *pieces])
     runs = [latest(tmp_path / out, print) for out in ("whole", "pieces")]
     assert runs[0] is not None and runs[1] is not None and runs[0].step == 21
-    for name in runs[0].meta["files"]:
+    for name in runs[0].meta.files:
         if name.endswith(".safetensors"):
             assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
     log = "losslog.jsonl"

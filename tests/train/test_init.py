@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
+from elbocli.files.run_config import RunData
 from elbocli.nn.transfer import shapes_of
 from elbocli.run.initial import Initial, initial_of
 from elbocli.run.preset_data import PresetData
@@ -28,7 +30,7 @@ from elbocli.train.state import TrainState
 def weights_of(run: Path) -> dict[str, bytes]:
     saved = latest(run, print)
     assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta["files"] if name.endswith(".safetensors")}
+    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
 
 def resolved(source: Path, data: Any, **options: Any) -> Resolved:
@@ -79,7 +81,7 @@ def test_the_loss_begins_where_the_sources_is(trained: Path, digits: Path, tmp_p
 
 
 def test_objective_and_settings_are_the_sources_unless_given(trained: Path, digits: Path) -> None:
-    source = read_config(trained)["settings"]
+    source = read_config(trained).settings
     found = resolved(trained, Dataset(digits)).settings.stored()
     assert {key for key in found if found[key] != source[key]} <= {"device"}
     other = resolved(trained, Dataset(digits), weighting="edm", schedule="uniform", logsnr_max=5.0, batch=3).settings
@@ -125,7 +127,7 @@ def test_another_size_shifts_the_weighting_unless_told(trained: Path) -> None:
     found = resolved(trained, data)
     shift = 2 * np.log(8 / 32)
     assert found.objective.weighting.shift == pytest.approx(shift) and found.network.image_size == 32
-    assert found.init and any("side 32 instead of 8" in each for each in found.init["changed"])
+    assert found.init and any("side 32 instead of 8" in each for each in found.init.changed)
     assert any(note.startswith(f"weighting shifted by {shift:.4g}") for note in found.notes)
     assert resolved(trained, data, shift=0.5).objective.weighting.shift == 0.5
     assert resolved(trained, data, shift="auto").objective.weighting.shift == pytest.approx(2 * np.log(64 / 32))
@@ -135,9 +137,9 @@ def test_another_size_shifts_the_weighting_unless_told(trained: Path) -> None:
 class Named(PresetData):
     """Data whose classes have names."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> RunData:
         names = ["7", "x", "2"] if self.num_classes == 3 else [f"n{k}" for k in range(self.num_classes)]
-        return {**super().identity(), "class_names": names}
+        return replace(super().identity(), class_names=names)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +169,13 @@ def test_classes_are_matched_by_name_or_in_order_and_it_is_said(
     data = Named("d", "images", 8, 1, classes, 100)
     found = resolved(trained, data, **options)
     assert found.initial and found.initial.rows(found.network, found.data)[0] == rows
-    assert found.init and any(told in each for each in found.init["changed"]), found.init
+    assert found.init and any(told in each for each in found.init.changed), found.init
     assert any(told in note for note in found.notes)
 
 
 def test_the_same_classes_are_nothing_to_say(trained: Path, digits: Path) -> None:
     found = resolved(trained, Dataset(digits))
-    assert found.init and found.init["changed"] == [] and found.notes == []
+    assert found.init and found.init.changed == [] and found.notes == []
 
 
 # What makes no sense
@@ -283,19 +285,20 @@ def test_begun_killed_and_continued_without_its_source(
 ) -> None:
     said = fine_tuned[1]
     assert "new: new run from src, weights ema-0.9 of step 40" in said and "not as in src: weighting edm" in said
-    init = read_config(folder / "new")["init"]
-    assert (init["run"], init["step"], init["images"], init["weights"]) == ("src", 40, 640, "ema-0.9")
+    init = read_config(folder / "new").init
+    assert init is not None
+    assert (init.run, init.step, init.images, init.weights) == ("src", 40, 640, "ema-0.9")
     rows = [json.loads(line) for line in (folder / "new" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["step"] == rows[0]["images"] == 0 and rows[0]["val_loss"] > 0 and "loss" not in rows[0]
     whole = weights_of(folder / "new")
     shutil.rmtree(folder / "new" / "checkpoints" / "step-00000006")
     (folder / "src").rename(folder / "gone")
     assert "going on after step 4" in train("-o", "new")
-    assert weights_of(folder / "new") == whole and read_config(folder / "new")["init"] == init
+    assert weights_of(folder / "new") == whole and read_config(folder / "new").init == init
     assert "going on after step 6" in train(*NEW)  # the same command again
     assert "--init: the run has src (step 40" in train("-o", "new", "--init", "new", code=2)
     assert "no such run" in train("-o", "new", "--init", "src2", code=1)
-    assert json.loads(elbo("info", folder / "new", "--json").stdout)["init"] == init
+    assert json.loads(elbo("info", folder / "new", "--json").stdout)["init"] == init.json()
 
 
 def test_before_its_first_checkpoint_it_needs_the_source_as_it_was(
@@ -325,7 +328,9 @@ def test_a_config_of_such_a_run_begins_from_the_same_weights(
     initial = initial_of(None, basis, Path("again"), print)
     assert initial is not None and initial.checkpoint.step == 40
     found = resolve({}, Dataset("d.h5"), basis, initial).config()
-    assert all(found[key] == read_config(Path("new"))[key] for key in ("settings", "network", "data", "init"))
+    assert all(
+        getattr(found, key) == getattr(read_config(Path("new")), key) for key in ("settings", "network", "data", "init")
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 def weights_of(run: Path) -> dict[str, bytes]:
     saved = latest(run, print)
     assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta["files"] if name.endswith(".safetensors")}
+    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
@@ -144,7 +144,7 @@ def test_a_run_that_got_nowhere_may_go_on_with_other_settings(digits: Path, pres
 
     until(0, batch=16)
     until(2, batch=8)
-    assert read_config(out)["settings"]["batch"] == 8 and not list(out.glob("checkpoints/step-*"))
+    assert read_config(out).settings["batch"] == 8 and not list(out.glob("checkpoints/step-*"))
     with pytest.raises(UsageError, match="--batch: the run has 8, asked for 4"):
         until(0, batch=4)
 
@@ -273,9 +273,9 @@ def test_a_rate_that_decays_is_used_logged_and_gone_on_with(
 
 def test_the_config_of_a_run_holds_all_that_was_resolved(trained: Path) -> None:
     config = read_config(trained)
-    assert config["settings"]["weighting"] == "sigmoid:bias=2"
-    assert set(config["settings"]) == {name for name, setting in SETTINGS.items() if setting.stored}
-    assert config["network"]["num_classes"] == 10
+    assert config.settings["weighting"] == "sigmoid:bias=2"
+    assert set(config.settings) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert config.network["num_classes"] == 10
     assert len(list((trained / "previews").glob("*.png"))) == 2
 
 
@@ -339,5 +339,5 @@ def test_a_run_of_before_tf32_was_a_precision_opens_and_goes_on(
     resolved = settings.resolve(options, Dataset(digits), basis_of(run, True, str(preset)))
     assert resolved.settings.precision == now
     assert any("going on after step 2" in line for line in drain(digits, run, resolved))
-    stored = read_config(run)["settings"]
+    stored = read_config(run).settings
     assert "tf32" not in stored and stored["precision"] == now

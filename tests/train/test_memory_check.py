@@ -114,12 +114,21 @@ def test_a_card_holds_no_checkpoint_while_it_is_written_and_no_process() -> None
     assert parts["checkpoint"] == 5 * parts["weights"]  # weights, two moments, two averages
 
 
-def test_previews_and_validation_are_planned_for_where_they_take_more_than_a_step() -> None:
-    plain, drawn, held = (
-        Plan(resolved("small64", batch=1, **options), 1).memory()["activations"]
-        for options in ({"preview_every": 0}, {"preview_every": 5}, {"preview_every": 0, "val_split": 500})
-    )
-    assert plain < drawn / 5 and held == drawn  # 64 images of 64 pixels each
+@pytest.mark.parametrize("preset", ["digits", "small64", "imagenet64", "small32-uvit"])
+@pytest.mark.parametrize("again", [False, True])
+def test_previews_are_planned_as_they_are_drawn_and_take_no_more_than_a_step(preset: str, again: bool) -> None:
+    options = {"batch": 64, "activation_checkpointing": again}
+    for micro_batch in (1, 7, 64):
+        with_previews, without = (
+            Plan(resolved(preset, **options, micro_batch=micro_batch, preview_every=every), 1) for every in (5, 0)
+        )
+        assert with_previews.memory() == without.memory()
+        assert with_previews.drawn_at_once(micro_batch) == micro_batch and without.drawn_at_once(micro_batch) == 0
+
+
+def test_validation_is_planned_for_where_it_takes_more_than_a_step() -> None:
+    plain, held = (Plan(resolved("small64", batch=1, val_split=split), 1).memory()["activations"] for split in (0, 500))
+    assert plain < held / 5  # 64 images of 64 pixels each
 
 
 def test_what_this_process_holds_is_part_of_what_it_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,19 @@ def test_a_first_step_of_a_minute_is_enough(clock: Clock, digits: Path, preset: 
     assert one.after(1, asked=False).startswith("60 s a step: 999 steps left take about 16 h 39 min, until 20")
 
 
+@pytest.mark.parametrize(("step_s", "first"), [(0.1, 31), (1.0, 9), (2.0, 6), (6.0, 3)])
+def test_slow_steps_are_measured_for_longer_so_that_one_held_up_says_little(
+    step_s: float, first: int, clock: Clock, digits: Path, preset: Path
+) -> None:
+    one = Pace(asked(digits, preset, steps=1000), None, 0, waits=True)
+    begun = clock.now
+    for step in range(1, first + 1):
+        clock.now += step_s
+        said = one.after(step, asked=False)
+        assert bool(said) == (step == first), step
+    assert 3 <= clock.now - begun - step_s <= 12.1
+
+
 def test_where_the_device_is_not_waited_for_only_numbers_asked_for_count(
     clock: Clock, digits: Path, preset: Path
 ) -> None:
@@ -111,6 +124,7 @@ def test_where_the_device_is_not_waited_for_only_numbers_asked_for_count(
 
 def test_a_run_says_it(digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MEASURED_S", 0.0)
+    monkeypatch.setattr(pace, "MEASURED_STEPS", 1)
     resolved = settings.resolve({"preset": str(preset), "steps": 30}, Dataset(digits))
     begun, told = time.monotonic(), []
     for report in loop.run(Dataset(digits), tmp_path / "run", resolved):

@@ -10,20 +10,32 @@ from PIL import Image
 
 from elbocli.core.class_labels import choose_labels
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import CELL, PLACES, layout_of, rows_of_classes
+from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.run import settings
 from elbocli.train import loop
-from elbocli.train.preview import PREVIEW, preview_labels
+from elbocli.train.preview import PREVIEW, preview, preview_labels, preview_output
+from elbocli.train.state import TrainState
 
 
-@pytest.mark.parametrize("classes", [1, 2, 9, 10])
+@pytest.mark.parametrize("classes", [1, 2, 3, 7, 9, 10])
 def test_few_classes_are_all_drawn_in_turns(classes: int) -> None:
-    assert np.array_equal(preview_labels(classes), choose_labels("balanced", PREVIEW.n, classes, 0))
+    labels = preview_labels(classes)
+    assert labels is not None and PREVIEW.n - classes < len(labels) <= PREVIEW.n
+    assert np.array_equal(labels, choose_labels("balanced", len(labels), classes, 0))
+
+
+@pytest.mark.parametrize("classes", range(30))
+def test_no_cell_of_a_preview_is_empty(classes: int) -> None:
+    labels = preview_labels(classes)
+    count = PREVIEW.n if labels is None else len(labels)
+    layout = lay_out(8, 8, rows_of_classes(count, labels))
+    assert layout.rows * layout.columns == count and 6 <= layout.columns <= 10
 
 
 @pytest.mark.parametrize("classes", [11, 37, 1000])
 def test_of_many_classes_some_fill_whole_rows(classes: int) -> None:
     labels = preview_labels(classes)
+    assert labels is not None
     groups = rows_of_classes(PREVIEW.n, labels)
     assert len(groups) == 8 and {len(group.images) for group in groups} == {8}
     assert (groups[0].name, groups[-1].name) == ("0", str(classes - 1))
@@ -42,4 +54,27 @@ def test_a_preview_names_the_classes_of_its_rows(digits: Path, preset: Path, tmp
     with Image.open(tmp_path / "run" / "previews" / "step-00000001.png") as picture:
         layout = layout_of(picture.info[PLACES], picture.size, path)
     assert [group.name for group in layout.groups] == names
-    assert layout.height * layout.scale == CELL and layout.groups[3].images == list(range(3, 64, 10))
+    assert layout.height * layout.scale == CELL and layout.groups[3].images == list(range(3, 60, 10))
+
+
+@pytest.mark.parametrize(("micro_batch", "at_once"), [(0, [30, 30]), (7, [4] * 15), (1, [1] * 60)])
+def test_a_preview_shows_the_network_no_more_at_once_than_a_micro_batch_and_is_the_same_picture(
+    micro_batch: int, at_once: list[int], digits: Path, preset: Path
+) -> None:
+    """Sixty images: of a batch of 32 at once, or of parts of it."""
+    whole, parted = (
+        settings.resolve(
+            {"preset": str(preset), "batch": batch, "micro_batch": most, "preview_every": 1}, Dataset(digits)
+        )
+        for batch, most in ((64, 0), (32, micro_batch))
+    )
+    pictures, seen = [], list[int]()
+    for resolved in (whole, parted):
+        state = TrainState(resolved, Dataset(digits))
+        output = preview_output(state, print)
+        assert output is not None
+        seen.clear()
+        state.network.register_forward_pre_hook(lambda network, inputs: seen.append(len(inputs[0])))
+        pictures.append(preview(state, output)[0].astype(int))
+    assert seen == [each for each in at_once for _ in range(PREVIEW.steps)]
+    assert pictures[0].shape == pictures[1].shape and np.abs(pictures[0] - pictures[1]).max() <= 1

@@ -69,7 +69,7 @@ def plan(folder: Path, elbo: Callable[..., Any]) -> Callable[..., dict[str, Any]
 def weights_of(run: Path) -> dict[str, bytes]:
     saved = latest(run, print)
     assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta["files"] if name.endswith(".safetensors")}
+    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
 
 def shape_of(run: Path) -> list[tuple[str, list[int]]]:
@@ -97,7 +97,7 @@ def test_the_runs_name_alone_goes_on_to_the_same_bits_whatever_became_of_its_pre
     assert weights_of(folder / "run") == weights_of(folder / "whole")
     said = train(*asked, "-o", "run", "--steps", 31)
     assert "preset own.yaml is not read again" in said and "going on after step 30" in said
-    kept, whole = ({**read_config(folder / run)["settings"], "steps": 0} for run in ("run", "whole"))
+    kept, whole = ({**read_config(folder / run).settings, "steps": 0} for run in ("run", "whole"))
     assert kept == whole
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_got_nowhere_goes_on_by_its_name_and_begins_anew_with_its_dat
     assert plan()["weighting"] == plan("--batch", 8)["weighting"] == "edm:mean=-1.2,std=1.2,sigma_data=0.5"
     assert plan("d.h5")["preset"] == plan("--preset", "digits")["preset"] == "digits"
     assert "new run; " in train("--steps", 3, "--batch", 8)
-    assert read_config(folder / "run")["settings"]["batch"] == 8
+    assert read_config(folder / "run").settings["batch"] == 8
 
 
 def test_a_dry_run_plans_for_the_run(
@@ -167,9 +167,9 @@ def test_a_runs_config_trains_that_very_network_whatever_became_of_its_preset(
     train("d.h5", "--config", "run/config.yaml", "-o", "again")
     assert weights_of(folder / "again") == weights_of(folder / "run")
     first, again = (read_config(folder / run) for run in ("run", "again"))
-    assert all(first[section] == again[section] for section in ("settings", "network", "data"))
+    assert all(getattr(first, section) == getattr(again, section) for section in ("settings", "network", "data"))
     train("--config", "run/config.yaml", "-o", "other", "--seed", 1, "--unconditional")
-    assert read_config(folder / "other")["network"] == {**first["network"], "num_classes": 0}
+    assert read_config(folder / "other").network == {**first.network, "num_classes": 0}
 
 
 def test_a_plug_ins_network_goes_on_and_is_rebuilt_where_the_plug_in_is_named(
@@ -185,3 +185,18 @@ def test_a_plug_ins_network_goes_on_and_is_rebuilt_where_the_plug_in_is_named(
     assert "add --plugin mine.py" in train("--config", "run/config.yaml", "-o", "again", code=2)
     train("--config", "run/config.yaml", "-o", "again", *named)
     assert shape_of(folder / "again") == shape_of(folder / "run")
+
+
+def test_a_run_goes_on_from_another_folder_and_is_measured_there(
+    folder: Path, train: Callable[..., Any], elbo: Callable[..., Any]
+) -> None:
+    train("d.h5", "-o", "runs/a", "--preset", "own.yaml", "--steps", 2, "--save-every", 1)
+    elsewhere = folder / "else"
+    elsewhere.mkdir()
+    on = elbo("train", "-o", "../runs/a", "--steps", 3, cwd=elsewhere)
+    assert on.returncode == 0, on.stderr.decode()
+    assert b"dataset ../d.h5, of ../runs/a/config.yaml" in on.stderr and b"going on after step 2" in on.stderr
+    again = elbo("train", "-o", "b", "--config", "../runs/a/config.yaml", "--dry-run", cwd=elsewhere)
+    assert again.returncode == 0 and yaml.safe_load(again.stdout)["data"] == "../d.h5"
+    bound = elbo("bound", "../runs/a", "-n", 2, "--batch", 8, cwd=elsewhere)
+    assert bound.returncode == 0, bound.stderr.decode()

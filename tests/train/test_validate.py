@@ -1,6 +1,5 @@
 """Validation: the right numbers, the same for any number of processes, and equally many calls on each."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
+from elbocli.files.run_config import RunConfig
 from elbocli.info import describe as info
 from elbocli.run import settings
 from elbocli.run.open import TrainedRun, open_run
@@ -192,7 +192,7 @@ def test_the_error_of_each_noise_level_is_a_loss_log(
     sums = asked.partial(run.network)
     path.write_text(asked.header() + asked.line(10, 160, sums) + asked.line(20, 320, sums))
     log = read_logs([path])
-    assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header["schedule"] == "uniform"
+    assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header.schedule == "uniform"
     told = info.describe(path)
     assert told["is"] == "loss log" and told["held_out"] == 300 and told["intervals"] == 2
 
@@ -266,10 +266,10 @@ def test_settings_that_cannot_be_are_refused(options: dict[str, Any], said: str,
 
 
 def test_what_is_validated_on_may_change_but_not_the_split(digits: Path, preset: Path) -> None:
-    def config(**options: Any) -> dict[str, Any]:
+    def config(**options: Any) -> RunConfig:
         return settings.resolve({"preset": str(preset), **options}, Dataset(digits)).config()
 
-    old = json.loads(json.dumps(config()))
-    assert settings.difference(old, json.loads(json.dumps(config(val="b.h5", val_every=9)))) == []
-    (line,) = settings.difference(old, json.loads(json.dumps(config(val_split=10))))
+    old = config()
+    assert settings.difference(old, config(val="b.h5", val_every=9)) == []
+    (line,) = settings.difference(old, config(val_split=10))
     assert line == "--val-split: the run has 0, asked for 10"

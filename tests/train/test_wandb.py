@@ -93,8 +93,8 @@ def test_numbers_previews_and_settings_are_there_and_a_run_that_goes_on_is_the_s
     for start, steps in ((first, 8), (second, 10)):
         (begun,) = [record.run for record in records(start) if record.WhichOneof("record_type") == "run"]
         told = {item.key: json.loads(item.value_json) for item in begun.config.update}
-        assert (begun.run_id, begun.project, begun.display_name) == (config["run_id"], "elbo", "run")
-        assert told["network"] == config["network"] and told["settings"] == {**config["settings"], "steps": steps}
+        assert (begun.run_id, begun.project, begun.display_name) == (config.run_id, "elbo", "run")
+        assert told["network"] == config.network and told["settings"] == {**config.settings, "steps": steps}
 
 
 def test_its_own_variables_come_first(train: Callable[..., None], tmp_path: Path) -> None:

@@ -57,13 +57,14 @@ class SamplerPreset(NamedTuple):
 class SamplerTraits(NamedTuple):
     """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. least: the
     fewest steps at which it does what sets it apart; in fewer, it gives the images that ddim gives. learned: whether its
-    denoiser is one with a variance.
+    denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
     """
 
     usual: SamplerPreset
     presets: Mapping[str, SamplerPreset]
     least: int = 2
     learned: bool = False
+    ancestral: bool = False
 
 
 SAMPLERS: Registry[SamplerTraits] = Registry("sampler")
@@ -76,14 +77,16 @@ def sampler(
     presets: Mapping[str, SamplerPreset] | None = None,
     least: int = 2,
     learned: bool = False,
+    ancestral: bool = False,
     **declared: Any,
 ) -> Callable[..., Any]:
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
-    least, learned: as in SamplerTraits. declared: as Registry.declare takes it.
+    least, learned, ancestral: as in SamplerTraits. declared: as Registry.declare takes it.
     """
-    return SAMPLERS.declare(name, traits=SamplerTraits(SamplerPreset(grid), presets or {}, least, learned), **declared)
+    traits = SamplerTraits(SamplerPreset(grid), presets or {}, least, learned, ancestral)
+    return SAMPLERS.declare(name, traits=traits, **declared)
 
 
 for module in iter_modules(__path__):

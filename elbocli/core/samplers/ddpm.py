@@ -31,6 +31,7 @@ def ancestor(z: Tensor, x_hat: Tensor, move: Move, noise: DrawNoise, gamma: floa
     formula="ancestral; variance small^(1-gamma) large^gamma",
     source="Ho et al. 2020; Kingma et al. 2021",
     grid="cosine",
+    ancestral=True,
     within={"gamma": (0, 1)},
     known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     source="Nichol & Dhariwal 2021, eq. 15",
     grid="cosine",
     learned=True,
+    ancestral=True,
 )
 def ddpm_learned(
     z: Tensor, last: Tensor | None, move: Move, denoise: DenoiseWithVariance, noise: DrawNoise

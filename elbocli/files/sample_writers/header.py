@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from elbocli.errors import DataError
+from elbocli.files.schema import REST, Record
 
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
 """Keys of `about` that may change before a killed writer's file is gone on with."""
+
+
+@dataclass(frozen=True)
+class SamplesAbout(
+    Record,
+    file="`about` of samples (npz), attribute `samples` of a dataset",
+    reader="elbocli.images.samples.read_about, elbocli.images.samples.drawn",
+):
+    """Facts on how samples were drawn: run, weights, sampler, seed, …. Of samples that were merged, a value may be a list of theirs."""
+
+    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    command: str | list[str] | None = None
+
+    @property
+    def commands(self) -> list[str]:
+        """Command lines that drew them."""
+        return self.command if isinstance(self.command, list) else [self.command or ""]
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class SamplesHeader:
     @property
     def about_json(self) -> str:
         """`about` as text."""
-        return json.dumps(self.about, default=str)
+        return json.dumps(SamplesAbout.of(self.about, "about").json())
 
     def check_count(self, where: object, came: int) -> None:
         """Raise DataError when not as many images came as were announced."""

@@ -34,7 +34,7 @@ class Npy(Resumable):
     def seal(self) -> None:
         """Write the header and give the file its name."""
         write_all(self._handle, self._head, 0)
-        os.ftruncate(self._handle, self.offset + int(self.state["bytes"]))
+        os.ftruncate(self._handle, self.offset + self.state.bytes)
         self.name()
 
 

@@ -36,7 +36,7 @@ class _Pictures(Resumable):
 
     def images(self) -> np.ndarray:
         """All images, [N, H, W, C]; the rest of the disk that was claimed is given back."""
-        os.ftruncate(self._handle, int(self.state["bytes"]))
+        os.ftruncate(self._handle, self.state.bytes)
         return self.block().reshape(self.header.shape)
 
 

@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import scheduler_config
-from elbocli.files.reading import read_text, refusing, utf8_path
+from elbocli.files import scheduler_config, strict_json, tensor_files
 from elbocli.importer.formats import Imported, ImportOptions, Source, fitted, renamed, source_format
 from elbocli.importer.levels import range_settings
 from elbocli.nn.networks.diffusers_unet import CLASS, SETTINGS, DiffusersUNetConfig, checked_settings
@@ -98,9 +96,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises FormatError."""
-    text = read_text(path, "a configuration")
-    with refusing(f"{path}: not usable JSON", on=(ValueError, RecursionError)):
-        found = json.loads(text)
+    found = strict_json.read(path)
     if not isinstance(found, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found
@@ -137,8 +133,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             f"{folder}: no weights in one file {WEIGHTS}, found {', '.join(others)[:200] or 'nothing'}; only safetensors are read: "
             f"{CLASS}.from_pretrained(…).save_pretrained(…, safe_serialization=True) in diffusers writes them"
         )
-    with refusing(f"{path}: not usable weights"), utf8_path(path) as opened:
-        tensors = load_file(opened)
+    tensors = tensor_files.load(path)
     return renamed({f"model.{name}": value for name, value in tensors.items()}, [*OLD_ATTENTION, ("(.*)", r"\1")], path)
 
 

@@ -17,6 +17,8 @@ EXTRACTORS: Registry[None] = Registry("extractor")
 extractor = EXTRACTORS.declare
 """Declares (path of weights or None) → an Extractor."""
 DEFAULT = "inception-v3-compat"
+LARGEST_WEIGHTS = 640 << 20
+"""Bytes: VGG16 has 528 MB."""
 PUBLISHED_INCEPTION = "6726825d"
 
 
@@ -97,11 +99,9 @@ def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.
     import hashlib
 
     from elbocli.files.checkpoint import load_tensors
+    from elbocli.files.reading import read_limited
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path}: could not read: {error.strerror}") from error
+    content = read_limited(path, f"weights of {name}", LARGEST_WEIGHTS)
     load_tensors(io.BytesIO(content), str(path))
     try:
         module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))

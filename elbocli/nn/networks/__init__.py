@@ -11,19 +11,29 @@ It is built from a config, a frozen dataclass that says all about it: NetworkCon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.checkpoint import checkpoint
 
-from elbocli.core.registry import Declaration, Registry, nearest
+from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.schema import from_keys, plain
+
+LARGEST_SIDE = 8192
+"""Pixels, and channels, of an image."""
+LONGEST_LIST, LARGEST_NUMBER = 64, 1 << 31
+"""Bounds of what a file says of a network."""
+MOST_TENSORS, MOST_VALUES = 10_000, 10**12
+"""Bounds of a network: the largest of images have 2,000 parameters with 10^10 values."""
 
 
 def explained(help: str, *, stored: bool = True, **how: Any) -> Any:
@@ -49,10 +59,12 @@ class NetworkConfig:
     dropout: float = explained("Share of values set to zero while training.", default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.image_size < 1 or self.image_channels < 1 or self.num_classes < 0:
+        if not (
+            0 < self.image_size <= LARGEST_SIDE and 0 < self.image_channels <= LARGEST_SIDE and self.num_classes >= 0
+        ):
             raise UsageError(
-                f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive, and "
-                f"num_classes {self.num_classes} not negative"
+                f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive and at "
+                f"most {LARGEST_SIDE}, and num_classes {self.num_classes} not negative"
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
@@ -134,8 +146,33 @@ def declaration_of(config: NetworkConfig) -> Declaration[type[NetworkConfig]]:
 
 
 def build(config: NetworkConfig) -> Network:
-    """A new network; under `torch.device("meta")` without memory."""
-    return declaration_of(config).make(config)
+    """A new network; under `torch.device("meta")` without memory. Raises UsageError where it would be of absurd size."""
+    with counted():
+        return declaration_of(config).make(config)
+
+
+@contextmanager
+def counted(most_values: int = MOST_VALUES) -> Iterator[None]:
+    """Raise UsageError as soon as a network that is built in the block has too many parameters, or torch can't make one.
+
+    Only the network itself knows how many a config brings, and on the meta device they cost nothing until then.
+    """
+    tensors = values = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, values
+        tensors, values = tensors + 1, values + (0 if parameter is None else parameter.numel())
+        if tensors > MOST_TENSORS or values > most_values:
+            most = f"{MOST_TENSORS} parameters, or {most_values:.0e} values in them"
+            raise UsageError(f"network: more than {most}: no network is so large; see to its numbers")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, OverflowError) as error:
+        raise UsageError(f"network: torch can't make it: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        hook.remove()
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
@@ -156,29 +193,24 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
 
     where: for messages; a Path is that of the file which the section is from.
 
-    Raises FormatError for keys that the family doesn't have, UsageError when they don't fit each other.
+    Raises FormatError for keys that the family doesn't have or lacks, and for values of another type, UsageError when they don't fit each other.
     """
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    for key, value in section.items():
+        numbers = value if isinstance(value, list) else [value]
+        if len(numbers) > LONGEST_LIST or any(type(each) is int and abs(each) > LARGEST_NUMBER for each in numbers):
+            raise FormatError(
+                f"{where}: network {key} is beyond bounds: at most {LONGEST_LIST} numbers, up to {LARGEST_NUMBER}"
+            )
+    values = dict(section)
     family = values.pop("family", "unet")
     try:
         config = NETWORKS.find(str(family)).traits
     except UsageError as error:
         raise FormatError(f"{where}: {error}") from error
-    known = _stored(config)
-    for key in values:
-        if key not in known:
-            raise FormatError(f"{where}: a network of family {family!r} has no {key!r}; {nearest(key, known)}")
-    needed = [each.name for each in fields(config) if each.default is MISSING and each.default_factory is MISSING]
-    lacking = [name for name in needed if name not in values]
-    if lacking:
-        raise FormatError(
-            f"{where}: section 'network' lacks {', '.join(lacking)}, which family {family!r} must be told"
-        )
-    for key, kind in get_type_hints(config).items():
-        if key in values and not _fits(values[key], kind):
-            name = kind.__name__ if isinstance(kind, type) else kind
-            raise FormatError(f"{where}: network {key} is {section[key]!r}, expected {name}")
-    made = config(**values)
+    try:
+        made: NetworkConfig = from_keys(config, values, "network ", _stored(config))
+    except FormatError as error:
+        raise FormatError(f"{where}: {error} (family {family})") from error
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 
@@ -198,23 +230,12 @@ def filled(section: Mapping[str, Any]) -> dict[str, Any]:
     usual = {
         each.name: each.default for each in fields(declared.traits) if each.name in held and each.default is not MISSING
     }
-    return {"family": family, **{key: _plain(value) for key, value in usual.items()}, **section}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Tell whether a value from a file is what a config's field is declared to be."""
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(each, get_args(kind)[0]) for each in value)
-    return type(value) is kind or (kind is float and type(value) is int)
+    return {"family": family, **{key: plain(value) for key, value in usual.items()}, **section}
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
     """A section `network` that config_of reads back, in the order of the config's constructor."""
-    values = {name: _plain(getattr(config, name)) for name in _stored(type(config))}
+    values = {name: plain(getattr(config, name)) for name in _stored(type(config))}
     return {"family": declaration_of(config).name, **values}
 
 

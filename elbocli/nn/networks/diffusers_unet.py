@@ -5,7 +5,6 @@ Its config.json is held as text without what a network's config says anyway: siz
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from elbocli.core.level_codes import parse_level_code
 from elbocli.core.registry import nearest
 from elbocli.errors import FormatError, UsageError
+from elbocli.files import strict_json
 from elbocli.files.reading import refusing
 from elbocli.nn.diffusers_extra import diffusers_class, quiet
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
@@ -59,8 +59,7 @@ def checked_settings(text: str, where: object) -> dict[str, Any]:
     def refuse(key: str, value: Any, expected: str) -> None:
         raise FormatError(f"{where}: {key} is {str(value)[:60]!r}, expected {expected}")
 
-    with refusing(f"{where}: not usable JSON", on=(ValueError, RecursionError)):
-        settings = json.loads(text)
+    settings = strict_json.load(text, where)
     if not isinstance(settings, dict):
         raise FormatError(f"{where}: expected the JSON object of a {CLASS}, found {type(settings).__name__}")
     for key, value in settings.items():

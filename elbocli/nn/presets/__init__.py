@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import nearest
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    from elbocli.nn.preset_file import MadeFor
 
 FOLDER = Path(__file__).parent
 LATENTS = "latents"
-COUNTS = ("image_size", "channels", "classes", "images")
 
 
 def _by_number(name: str) -> list[Any]:
@@ -31,16 +33,6 @@ class Suits(NamedTuple):
 
     pixels: tuple[int, int]
     images: int | None = None
-    latents: bool = False
-
-
-class MadeFor(NamedTuple):
-    """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
-
-    image_size: int
-    channels: int
-    classes: int
-    images: int
     latents: bool = False
 
 
@@ -73,33 +65,13 @@ def load_preset(name: str) -> Preset:
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
     from elbocli.files import strict_yaml
+    from elbocli.nn.preset_file import PresetFile
 
-    found = strict_yaml.read(preset_file(name))
-    if set(found) - {"about", "data", "network", "train"} or not {"network", "train"} <= set(found):
-        raise FormatError(
-            f"{name}: a preset has the sections 'network' and 'train'; found {', '.join(found) or 'none'}"
-        )
-    for section, content in found.items():
-        if not isinstance(content, dict):
-            raise FormatError(f"{name}: section {section!r} is {content!r}, expected settings")
-    data, suits, gpu = found.get("data"), None, found.get("about", {}).get("gpu", False)
-    if not isinstance(gpu, bool):
-        raise FormatError(f"{name}: section 'about' has gpu: {gpu!r}, expected true or false")
-    if name in NAMES:
-        about = found["about"]
-        suits = Suits(tuple(about["pixels"]), about.get("images"), "kind" in about)
-    return Preset(name, found["network"], found["train"], suits, None if data is None else _made_for(data, name), gpu)
-
-
-def _made_for(data: dict[str, Any], name: str) -> MadeFor:
-    counts = {key: value for key, value in data.items() if key != "kind"}
-    whole = all(type(value) is int and value >= 1 for value in counts.values())
-    if set(counts) != set(COUNTS) or not whole or data.get("kind", LATENTS) != LATENTS:
-        raise FormatError(
-            f"{name}: section 'data' is {data}; it must have {', '.join(COUNTS)}, each a whole number from 1 on "
-            f"(classes 1: no classes), and kind: {LATENTS} only for latents"
-        )
-    return MadeFor(**counts, latents="kind" in data)
+    found = PresetFile.of(strict_yaml.read(preset_file(name)), name)
+    about, suits = found.about, None
+    if name in NAMES and about.pixels is not None:
+        suits = Suits((about.pixels[0], about.pixels[1]), about.images, about.kind is not None)
+    return Preset(name, found.network, found.train, suits, found.data, about.gpu)
 
 
 def choose_preset(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from elbocli.errors import FormatError
-from elbocli.files.json_record import REST, Record
+from elbocli.files.schema import REST, Record
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def test_what_may_be_nothing_may_be_missing() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"count": 2.0}, "count is '2.0'; expected int"),
-        ({"count": True}, "count is 'True'; expected int"),
+        ({"count": 2.0}, "count is '2.0'; expected a whole number"),
+        ({"count": True}, "count is 'True'; expected a whole number"),
         ({"known": 3}, "known is '3'"),
-        ({"parts": {}}, "parts is '{}'; expected list"),
-        ({"parts": [{"level": "high"}]}, "parts.level is 'high'; expected float"),
+        ({"parts": {}}, "parts is '{}'; expected a list"),
+        ({"parts": [{"level": "high"}]}, "parts.level is 'high'; expected a finite number"),
         ({"parts": [{}]}, "parts.level is missing"),
         ({"parts": [3]}, "parts is '3', not an object"),
-        ({"by_name": {"a": {"level": 10**400}}}, "by_name.level is '1000"),
+        ({"by_name": {"a": {"level": 10**400}}}, "by_name.a.level is '1000"),
         ({"last": [1, "b"]}, "last is"),
     ],
 )

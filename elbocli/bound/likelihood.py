@@ -1,0 +1,221 @@
+"""Several estimates of −log p of the same images, each with its error, and image by image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.bound.draws import Images, MeasuredNetwork
+from elbocli.bound.estimate import BoundEstimate, Terms
+from elbocli.bound.estimators import ESTIMATORS, EstimatorTraits
+from elbocli.bound.integral import SeenSums, errors_besides
+from elbocli.bound.measure import Measurement
+from elbocli.bound.question import Parts, Question
+from elbocli.bound.result import Difference, Estimate, Likelihoods
+from elbocli.core.elbo import bits_per_dimension
+from elbocli.core.gaussian import GaussianModel, fit_gaussian, rows_to_fit
+from elbocli.core.paired import PairedMoments, image_errors
+from elbocli.core.registry import Declaration
+from elbocli.core.schedule import Schedule
+from elbocli.core.streams import Stream
+from elbocli.core.weighting import parse_weighting
+from elbocli.errors import UsageError
+from elbocli.files.likelihood_file import ImageTable
+from elbocli.runtime.progress import Progress
+
+DEFAULT = "variational"
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Found:
+    """Estimates of the same images. parts: by their specs; rows: which images these are, [N]. bound: the variational one with its
+    curve, where the draws were made.
+    """
+
+    result: Likelihoods
+    parts: dict[str, Parts]
+    rows: np.ndarray
+    bound: BoundEstimate | None
+
+    def told(self, per_image: str | None) -> dict[str, Any]:
+        """It as JSON: of the variational bound alone, as that is told. per_image: the file of all images."""
+        only = [each.estimator for each in self.result.estimates] == [DEFAULT]
+        if only and self.bound is not None:
+            return {**self.bound.bound.json(), **({"per_image": per_image} if per_image else {})}
+        return replace(self.result, per_image=per_image).json()
+
+    def halves(self, spec: str) -> np.ndarray:
+        """Two independent estimates of each image, [N, 2] nats."""
+        return self.parts[spec].nats.sum(2).numpy()
+
+    def table(self, labels: np.ndarray) -> ImageTable:
+        """Image by image, in the order of the dataset; several estimators have columns of their own. labels: of all images."""
+        order = np.argsort(self.rows)
+        rows, numbers = self.rows[order], dict[str, np.ndarray]()
+        for each in self.result.estimates:
+            halves = self.halves(each.estimator)[order]
+            nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
+            per_dimension = each.per_dimension[0] / each.nats if each.nats else 0.0
+            name = "bpd" if each.bpd is not None else "nats_per_latent_dimension"
+            numbers |= {f"nats{end}": nats, f"nats{end}_se": image_errors(halves), f"{name}{end}": nats * per_dimension}
+        return ImageTable(rows, labels[rows], numbers)
+
+
+def parse_estimators(specs: Iterable[str]) -> list[Declaration[EstimatorTraits]]:
+    """Estimators as the user wrote them, none twice. Raises UsageError."""
+    found = [ESTIMATORS.parse(spec) for spec in specs]
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise UsageError(f"an estimator is named twice: {', '.join(names)}; one way of each at a time")
+    return found
+
+
+def estimate_likelihoods(
+    denoiser: MeasuredNetwork,
+    images: Iterable[Images],
+    schedule: Schedule,
+    estimators: list[Declaration[EstimatorTraits]],
+    *,
+    draws: int = 16,
+    seed: int = 0,
+    population: float = math.inf,
+    gaussian: GaussianModel | None = None,
+    total: int | None = None,
+) -> Generator[Progress, None, Found]:
+    """Estimate −log p of any images under any denoiser; the last value is Found.
+
+    images: gone through once by the draws, which all that need them share, and again by others. gaussian: of data like
+    these; None is fitted to them. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
+    """
+    size, latent = _of_first(images)
+    rows = np.array([row for some in images for row in some.rows])
+    if len(rows) < 2:
+        raise UsageError("a standard error needs at least two images")
+    needs = [each.traits for each in estimators]
+    sums, terms = None, None
+    if any(need.drawn for need in needs):
+        if any(need.gaussian for need in needs) and gaussian is None:
+            gaussian = fit_gaussian(_contents(images, rows_to_fit(len(rows), size)))
+        of = gaussian if any(need.gaussian for need in needs) else None
+        sums, terms = SeenSums(of, schedule), Terms(denoiser.low, denoiser.high, schedule, population)
+        more = None if of is None else errors_besides(of, latent)
+        plain = parse_weighting("elbo")
+        for drawn in denoiser.draws(images, plain, schedule, draws, seed, "bound-0", more):
+            sums.add(drawn)
+            terms.add(drawn)
+            value, se = terms.bound()
+            values = {"nats/dim" if latent else "bpd": value, "se": se}
+            yield Progress(terms.rounds[0].n, total, "img", values=values)
+    question = Question(denoiser, images, seed, total, sums.seen() if sums else None)
+    parts: dict[str, Parts] = {}
+    for each in estimators:
+        parts[each.spec] = yield from each(question)
+    said = [_estimate(each, parts[each.spec], size, latent, population) for each in estimators]
+    pairs = [_difference(a, b, parts) for a, b in itertools.combinations(said, 2)]
+    result = Likelihoods(said, pairs, len(rows), draws if terms else 0, schedule.base if terms else "")
+    return Found(result, parts, rows, terms.result(draws) if terms else None)
+
+
+def _of_first(images: Iterable[Images]) -> tuple[int, bool]:
+    """(numbers in an image, whether they are latents)."""
+    for some in images:
+        return some.content[0].numel(), some.content.is_floating_point()
+    raise UsageError("a standard error needs at least two images")
+
+
+def _contents(images: Iterable[Images], count: int) -> Tensor:
+    """The first so many images as the network sees them, [N, D] float32."""
+    parts, found = list[Tensor](), 0
+    for some in images:
+        parts.append(flat(some.content))
+        found += len(parts[-1])
+        if found >= count:
+            break
+    return torch.cat(parts)[:count]
+
+
+def flat(content: Tensor) -> Tensor:
+    """Pixels or latents, as Images has them, in the order in which the network sees them: [N, D]."""
+    x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x.flatten(1)
+
+
+def _estimate(
+    declared: Declaration[EstimatorTraits], parts: Parts, size: int, latent: bool, population: float
+) -> Estimate:
+    moments = PairedMoments()
+    moments.add(parts.nats)
+    mean, every = moments.estimate(), np.ones(len(parts.names))
+    nats, se = mean.value(every), mean.se(every, population)
+    told = [nats / size, se / size] if latent else [bits_per_dimension(each, size) for each in (nats, se)]
+    unit = "nats_per_latent_dimension" if latent else "bpd"
+    return Estimate(
+        declared.spec,
+        declared.traits.bounds,
+        nats,
+        se,
+        mean.noise_se(every),
+        mean.se(every, math.inf),
+        {name: float(value) for name, value in zip(parts.names, mean.mean, strict=True)},
+        parts.evaluations,
+        solver_nats=parts.solver,
+        **{unit: told[0], f"{unit}_se": told[1]},
+    )
+
+
+def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Difference:
+    moments = PairedMoments()
+    of, minus = (parts[each.estimator].nats.sum(2, keepdim=True) for each in (one, other))
+    moments.add(of - minus)
+    found = moments.estimate()
+    nats, se = found.value(np.ones(1)), found.noise_se(np.ones(1))
+    whole = math.hypot(se, one.solver_nats or 0.0, other.solver_nats or 0.0)
+    return Difference(one.estimator, other.estimator, nats, se, nats / whole if whole > 0 else 0.0)
+
+
+def run(
+    asked: Measurement, estimators: list[Declaration[EstimatorTraits]], schedule: str = ""
+) -> Generator[Progress, None, Found]:
+    """Estimate −log p of a dataset's images under a run. schedule: of the draws ('' is fitted to the run's own log).
+
+    The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.
+    """
+    plain, rows = parse_weighting("elbo"), asked.rows
+    chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
+    names, n = ", ".join(each.spec for each in estimators), len(asked.dataset)
+    about = f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {len(rows)} of {n} images; {names}"
+    yield Progress(0, len(rows), "img", f"{about}; {asked.device}, {asked.precision}")
+    gaussian = None
+    if any(each.traits.gaussian for each in estimators):
+        some = Stream(asked.settings.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, asked.dimensions)]
+        parts = [flat(asked.content(some[at : at + CHUNK])) for at in range(0, len(some), CHUNK)]
+        gaussian = fit_gaussian(torch.cat(parts))
+    settings = asked.settings
+    found = yield from estimate_likelihoods(
+        asked.denoiser,
+        asked,
+        chosen,
+        estimators,
+        draws=settings.draws,
+        seed=settings.seed,
+        population=n,
+        gaussian=gaussian,
+        total=len(rows),
+    )
+    for pair in found.result.differences:
+        yield Progress(message=sentence(pair))
+    bound = found.bound and replace(found.bound, bound=replace(found.bound.bound, about=asked.about()))
+    return replace(found, result=replace(found.result, about=asked.about()), bound=bound)
+
+
+def sentence(pair: Difference) -> str:
+    """A difference in words."""
+    return f"{pair.estimator} minus {pair.minus}: {pair.nats:+.4g} ± {pair.se:.2g} nats an image, {pair.in_se:+.1f} standard errors"

@@ -1,0 +1,163 @@
+"""Errors of single steps: what each step of a walk does wrong, and how much of that counts for the data.
+
+A sampler without noise follows the probability-flow equation, dz/dλ = ½ α (x̂ − α z). Its local error is its step
+from a point of the exact trajectory, less the trajectory's own point at the end of that step. The trajectory is solved
+once, much more finely. An ancestral step has an exact mean; its error is the variance that it leaves out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.logsnr import alpha_sigma
+from elbocli.core.samplers import Denoise, Move
+from elbocli.core.samplers.walk import Sampler, walk
+from elbocli.errors import DataError, UsageError
+
+StepErrors = Callable[[list[float]], list[float]]
+"""Levels of λ, rising and all finite → the error of each step as it arrives in the data, the last one's to clean data."""
+
+
+def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
+    """dz/dλ of the probability-flow equation."""
+    alpha = alpha_sigma(logsnr)[0]
+    return (x_hat - alpha * z).mul_(0.5 * alpha)
+
+
+def runge_kutta(denoise: Denoise, z: Tensor, now: float, then: float, first: Tensor | None = None) -> Tensor:
+    """z at `then` by the classical step of fourth order. first: the slope at `now`, where it is known."""
+    h, middle = then - now, 0.5 * (now + then)
+    k1 = slope(z, denoise(z, now), now) if first is None else first
+    at = z + 0.5 * h * k1
+    k2 = slope(at, denoise(at, middle), middle)
+    at = z + 0.5 * h * k2
+    k3 = slope(at, denoise(at, middle), middle)
+    at = z + h * k3
+    k4 = slope(at, denoise(at, then), then)
+    return z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+class FineSolution:
+    """Trajectories from noise z [B, …] at λ = low to λ = high, and the data they end in: `end`, x̂ at high.
+
+    cells: equal steps in λ, each of four evaluations; between their ends z is a cubic with the exact slopes. Kept on
+    the device: 2 (cells + 1) tensors like z.
+    """
+
+    def __init__(self, denoise: Denoise, z: Tensor, low: float, high: float, cells: int):
+        self.low, self.high, self.width = low, high, (high - low) / cells
+        self.points: list[Tensor] = []
+        self.slopes: list[Tensor] = []
+        levels = [low + self.width * cell for cell in range(cells)] + [high]
+        for now, then in pairwise([*levels, math.inf]):
+            x_hat = denoise(z, now)
+            self.points.append(z)
+            self.slopes.append(slope(z, x_hat, now))
+            if then < math.inf:
+                z = runge_kutta(denoise, z, now, then, self.slopes[-1])
+        self.end = x_hat
+        if not bool(self.end.isfinite().all()):
+            raise DataError("the network's estimates are not finite along its own trajectories; no grid fits them")
+
+    def at(self, logsnr: float) -> Tensor:
+        """z at any λ from low to high; the data at inf."""
+        if logsnr == math.inf:
+            return self.end
+        place = (logsnr - self.low) / self.width
+        cell = min(max(int(place), 0), len(self.points) - 2)
+        s, rest = place - cell, 1 - (place - cell)
+        found = self.points[cell] * ((1 + 2 * s) * rest**2) + self.points[cell + 1] * ((3 - 2 * s) * s**2)
+        found += self.slopes[cell] * (self.width * s * rest**2)
+        return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
+
+
+def rms(difference: Tensor) -> float:
+    """Root mean square over all values."""
+    return float(difference.double().square().mean().sqrt())
+
+
+def no_noise() -> NoReturn:
+    """A draw that nobody may ask for. Raises UsageError."""
+    raise UsageError(
+        "this sampler adds noise to an equation, and its steps' errors can't be measured; make the grid for the same "
+        "without noise (dpmpp-2m, heun without churn), or for ddpm, whose errors the loss log tells"
+    )
+
+
+def refuse_noise(sampler: Sampler) -> None:
+    """Raise UsageError for a sampler that draws noise: a step of it, in a world without data, tells."""
+    z = torch.zeros(1)
+    sampler.declared(z, z, Move(0.0, 1.0, -1.0, 2), lambda z, logsnr: z, no_noise)
+
+
+def deviations(sampler: Sampler, grid: list[float], denoise: Denoise, solution: FineSolution) -> list[Tensor]:
+    """The local error of each step: of z at its end, of the data for the last. grid: rising, then clean data is added.
+
+    A multistep method gets the x̂ of the trajectory's own point at the level before.
+    """
+    found, last = [], None
+    levels = [*grid, math.inf]
+    for before, now, then in zip([-math.inf, *grid], grid, levels[1:]):
+        z, last = sampler.declared(solution.at(now), last, Move(now, then, before, len(grid)), denoise, no_noise)
+        found.append(z - solution.at(then))
+    return found
+
+
+class EquationErrors:
+    """Root-mean-square local errors of a sampler without noise along its trajectories, times α^−½ at the end of each step.
+
+    An error of z = αx + σε stays about as large on its way to the data, where the spread of z is about 1 throughout; one of
+    y = z/α would count for 1/α. Their geometric mean gave the smallest errors at the end of walks, on mixtures with their
+    exact denoisers: docs/instruments.md has the comparison, with the growth as measured too.
+    """
+
+    def __init__(self, sampler: Sampler, denoise: Denoise, solution: FineSolution):
+        self.sampler, self.denoise, self.solution = sampler, denoise, solution
+
+    def __call__(self, grid: list[float]) -> list[float]:
+        found = [rms(each) for each in deviations(self.sampler, grid, self.denoise, self.solution)]
+        return [
+            error / math.sqrt(alpha_sigma(then)[0]) for error, then in zip(found, [*grid[1:], math.inf], strict=True)
+        ]
+
+    def final(self, grid: list[float]) -> float:
+        """The error of the data at the end of a whole walk: root mean square over all values."""
+        start = self.solution.points[0]
+        return rms(walk(self.sampler, start, [*grid, math.inf], self.denoise, no_noise) - self.solution.end)
+
+
+class AncestralErrors:
+    """Variance per dimension that each ancestral step leaves out, as it may arrive in the data, by the loss log alone.
+
+    Given z the step's mean is exact, but x is not x̂: of y = z/α it leaves out c² E Var[x | z], with c = 1 − e^{λ−λ'}
+    and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ' then shrinks as
+    the mean of x given y does, by factors J between 0 and 1, whose mean over directions is e^λ' E Var[x | z] = e(λ'). Its
+    variance shrinks by J²: by e² were all directions alike, by e at most. It is e here: the directions in which most of
+    the variance lies shrink least, and on mixtures these grids draw better than those by e². moments: as a log has them.
+    """
+
+    def __init__(self, moments: ErrorMoments):
+        known = moments.smoothed()
+        self.low, self.width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
+        self.errors = known.mean.clamp(max=1).tolist()
+
+    def error(self, logsnr: float) -> float:
+        """e(λ) per dimension, linear between the middles of bins."""
+        place = (logsnr - self.low) / self.width - 0.5
+        left = min(max(int(place), 0), len(self.errors) - 2)
+        part = min(max(place - left, 0.0), 1.0)
+        return self.errors[left] * (1 - part) + self.errors[left + 1] * part
+
+    def __call__(self, grid: list[float]) -> list[float]:
+        found = []
+        for now, then in pairwise([*grid, math.inf]):
+            left_out = math.expm1(now - then) ** 2 * math.exp(-now) * self.error(now)
+            found.append(left_out * (self.error(then) if then < math.inf else 1.0))
+        return found

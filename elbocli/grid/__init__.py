@@ -1,0 +1,1 @@
+"""`elbo grid`: the levels that a sampler visits, made for a run."""

@@ -1,0 +1,102 @@
+"""`elbo grid`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.grouped_help import Command, option, without_file
+from elbocli.cli.options import common, device_options, overwrite_option, plugin_option, weights_options
+from elbocli.cli.types import PATH, STREAM, Count, Named, Number
+from elbocli.core.grids import GRIDS
+
+GROUPS = {
+    "Grid": ("kind", "sampler", "steps", "guidance", "classes"),
+    "Precision of the answer": ("images", "seed", "since", "floor"),
+    "Outputs": ("out", "report", "overwrite"),
+    "Weights": ("weights", "average"),
+    "Speed and memory": ("device", "precision"),
+}
+
+
+@click.command(cls=Command, groups=GROUPS, prints=without_file)
+@click.argument("run", type=PATH)
+@option(
+    "--kind",
+    type=click.Choice(list(GRIDS)),
+    default="solver",
+    help="; ".join(f"{kind.name}: {kind.formula}" for kind in GRIDS.values()) + ".",
+)
+@option(
+    "--sampler",
+    type=Named("elbocli.core.samplers.SAMPLERS"),
+    default="ddpm",
+    help="The sampler that will walk it: NAME, NAME:key=value,… or NAME:PRESET.",
+)
+@option("--steps", type=Count(2, 10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
+@option("--guidance", type=Number(-1e3, 1e3), default=1.0, help="Scale of classifier-free guidance; 1 is none.")
+@option(
+    "--classes",
+    metavar="balanced|random|LIST",
+    default="balanced",
+    help="Class of trajectory i: i mod K, random, or a repeated list of numbers or names.",
+)
+@option("-n", "--images", type=Count(1, 10_000), default=32, help="Trajectories to measure along, at once.")
+@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of their noise.")
+@option("--since", type=Count(0), default=0, help="Use only intervals of the log after this step.")
+@option(
+    "--floor",
+    type=Number(0, 1, above=True),
+    default=0.01,
+    help="Smallest density of an entropic or rescaled grid, relative to a uniform one.",
+)
+@option("-o", "--out", type=PATH, default="-", help="The file that the schedule goes to.")
+@option(
+    "--report",
+    is_flag=True,
+    help="Print levels, the error of each step and other grids' as one JSON object; write the schedule only to -o.",
+)
+@weights_options("ema", "")
+@device_options
+@overwrite_option
+@plugin_option
+@common
+def grid(run: Path, out: Path, report: bool, overwrite: bool, **options: Any) -> None:
+    """Make the grid of noise levels on which a sampler draws from RUN with few steps.
+
+    The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler and --steps. The kind solver
+    measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For
+    ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what each step is expected to
+    do wrong, and what the same sampler does on other grids.
+    """
+    from elbocli.cli.progress_bar import say, show
+    from elbocli.core.samplers.walk import parse_sampler
+    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.grid import make
+
+    if out != STREAM:
+        refuse_existing(out, overwrite)
+    kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
+    settings = make.GridSettings(kind=kind, sampler=sampler, steps=options.pop("steps") or 0, **options)
+    made = show(make.run(run, settings))
+    told = made.report
+    say(f"{told.kind}: {told.steps} levels, logsnr {told.logsnr_min:.4g} to {told.logsnr_max:.4g}")
+    say(
+        f"errors are of the {told.unit}; each step's is of order {told.order:.2f}, the largest / the least {told.spread:.3g}"
+    )
+    say(f"{'from logsnr':>12}  {'to':>8}  {'error':>10}")
+    for now, then, error in zip(told.levels, [*told.levels[1:], None], told.errors):
+        say(f"{now:12.4f}  {'clean' if then is None else f'{then:8.4f}':>8}  {error:10.3g}")
+    say(f"{'grid':>12}  {'sum':>10}  {'largest':>10}  {'whole walk':>10}")
+    for name, found in told.grids.items():
+        final = "" if found.final is None else f"{found.final:10.4g}"
+        say(f"{name:>12}  {found.summed:10.4g}  {found.largest:10.4g}  {final:>10}")
+    if report:
+        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
+    elif out == STREAM:
+        click.echo(made.text, nl=False)
+    if out != STREAM:
+        write_text(out, made.text)

@@ -1,0 +1,1 @@
+"""`elbo optimum`: the least error that any denoiser of a set of images can have."""

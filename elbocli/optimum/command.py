@@ -1,0 +1,91 @@
+"""`elbo optimum`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elbocli.cli.grouped_help import Command, option, without_file
+from elbocli.cli.options import common, device_option, overwrite_option, plugin_option
+from elbocli.cli.types import PATH, STREAM, Count, Number
+
+
+@click.command(cls=Command, prints=without_file)
+@click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
+@option(
+    "--like",
+    type=PATH,
+    metavar="RUN",
+    help="As RUN was trained: its images without those held out, its logsnr, classes and mirror images.",
+)
+@option("-n", "--images", "sources", type=Count(2, 10**9), default=1000, help="Images to look at through noise.")
+@option(
+    "--sample",
+    type=Count(0, 10**9),
+    metavar="COUNT",
+    help="Compare with this many images instead of all; 0 is all.  [default: all if that takes minutes, else an eighth]",
+    more="Each stands for several then, which makes the least error too small where few images matter. Some of the images "
+    "are compared with all, too, and the difference is taken off; the result says how large it was.",
+)
+@option(
+    "--classes/--no-classes",
+    "conditional",
+    default=None,
+    help="Tell the denoiser each image's class.  [default: as RUN]",
+)
+@option("--flip/--no-flip", default=None, help="Count mirror images, too.  [default: as RUN]")
+@option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: RUN's, or -15]")
+@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level.  [default: RUN's, or 15]")
+@option("--bins", type=Count(1, 2000), default=100, help="Equal bins of logsnr, as in the loss log.")
+@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
+@option("--batch", type=Count(1, 10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]")
+@device_option
+@option("-o", "--out", type=PATH, default="-", help="The file that the JSON goes to; - is standard output.")
+@option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")
+@overwrite_option
+@plugin_option
+@common
+def optimum(
+    data: Path | None, like: Path | None, device: str, out: Path, plot: Path | None, overwrite: bool, **options: Any
+) -> None:
+    """Find the least error that any denoiser of DATA.h5 can have, at each noise level.
+
+    It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
+    is trained on these images has a smaller error, and one that comes near has learned them by heart. The result is one
+    JSON object: edges of the bins of logsnr, eps_mse (the least ‖ε−ε̂‖² for each dimension) and its standard error.
+    'elbo adapt', 'elbo bound' and 'elbo report' read it.
+    """
+    from elbocli.cli.progress_bar import say, show
+    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.optimum import find
+    from elbocli.optimum.open import Asked, open_search
+
+    for path in (out, plot):
+        if path is not None and path != STREAM:
+            refuse_existing(path, overwrite)
+    if plot is not None:
+        from elbocli.cli.figure import check_suffix
+
+        if plot == STREAM:
+            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
+        check_suffix(plot)
+    low, high = options.pop("logsnr_min"), options.pop("logsnr_max")
+    asked = Asked(**options, device=device, low=low, high=high)
+    found = show(find.run(*open_search(data, like, asked, lambda text: say(text, "warning"))))
+    say(
+        f"half the integral of the least error is {found.nats:.4g} ± {found.nats_se:.2g} nats; telling {found.images} "
+        f"images apart takes {found.log_images:.4g}"
+    )
+    if found.sample is not None:
+        worst = max(zip(map(abs, found.sample.bias), found.sample.bias), default=(0.0, 0.0))[1]
+        say(f"the sample's own error, taken off, is at most {worst:+.2g} in a bin")
+    if plot is not None:
+        from elbocli.optimum.plot import plot_optimum
+
+        plot_optimum(found, plot)
+    if out == STREAM:
+        click.echo(found.text(), nl=False)
+    else:
+        write_text(out, found.text())

@@ -1,0 +1,159 @@
+"""The weighting that a run trained with in effect, over time: from its config.yaml and its loss log alone.
+
+One that is learned follows from the log, because training adapts it at the end of each of the log's intervals, from the same
+sums by the same code: what is found here is what the steps used, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
+from elbocli.core.uncertainty import learned_weighting
+from elbocli.core.weighting import Weighting
+from elbocli.errors import DataError, FormatError
+from elbocli.files.atomic import told
+from elbocli.files.losslog import Interval, Reader
+from elbocli.files.opening import open_file
+from elbocli.run.objective import Objective
+from elbocli.run.open import read_run_config
+from elbocli.run.settings import run_settings
+from elbocli.run.train_settings import TrainSettings
+
+TIMES = 12
+"""Moments of a run that are told: the start, the end, and others evenly between them."""
+MULTISCALE = "; but errors are seen at several resolutions at once (--multiscale), which is no ELBO's"
+
+
+@dataclass(frozen=True)
+class EffectiveWeighting:
+    """A weighting from after a step on, and whether its loss is an ELBO on the run's range of λ.
+
+    rising: where it rises; rise: by how much in all, over its largest value.
+    """
+
+    step: int
+    images: int
+    weighting: Weighting
+    rising: list[tuple[float, float]]
+    rise: float
+
+    def json(self) -> dict[str, Any]:
+        """Its numbers."""
+        return {
+            "step": self.step,
+            "images": self.images,
+            "monotone": not self.rising,
+            "rising": self.rising,
+            "rise": self.rise,
+        }
+
+    def verdict(self) -> str:
+        """Whether it is an ELBO's, in words."""
+        if not self.rising:
+            return "never rises: an ELBO"
+        where = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in self.rising)
+        return f"rises for logsnr {where}, by {100 * self.rise:.3g}% of its largest value: not an ELBO"
+
+
+@dataclass(frozen=True)
+class RunWeighting:
+    """A run's weighting over time: one entry where it is fixed, else one for each moment that is told, the last being now."""
+
+    run: Path
+    settings: TrainSettings
+    times: list[EffectiveWeighting]
+
+    @property
+    def last(self) -> Weighting:
+        """The newest."""
+        return self.times[-1].weighting
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the loss was an ELBO all the time."""
+        return not any(each.rising for each in self.times) and not self.settings.multiscale
+
+    def json(self) -> dict[str, Any]:
+        """All of it but the curves."""
+        settings = self.settings
+        return {
+            "run": str(self.run),
+            "weighting": settings.weighting,
+            "schedule": settings.schedule,
+            "multiscale": settings.multiscale,
+            "monotone": self.monotone,
+            "logsnr": [settings.logsnr_min, settings.logsnr_max],
+            "times": [each.json() for each in self.times],
+        }
+
+    def lines(self) -> list[str]:
+        """Lines for people."""
+        settings = self.settings
+        more = MULTISCALE if settings.multiscale else ""
+        if not self.last.learned:
+            return [f"{self.run}: {settings.weighting}: {self.last.verdict(*self._range)}{more}"]
+        found = [f"{self.run}: {settings.weighting}, learned under {settings.schedule}{more}"]
+        return found + [f"after step {each.step} ({each.images} images): {each.verdict()}" for each in self.times]
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return _range_of(self.last, self.settings)
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether there is a run's folder at a path."""
+    return (path / "config.yaml").is_file()
+
+
+def weighting_of_run(run: Path, warn: Callable[[str], None]) -> RunWeighting:
+    """The weightings that a run has trained with so far, its schedule file being as it was. Raises ElboError."""
+    config = read_run_config(run, warn)
+    if not {"weighting", "schedule"} <= set(config.settings):
+        raise DataError(f"{run}: was imported without its objective; 'elbo import' takes --weighting and --schedule")
+    settings = run_settings(config.settings, run / "config.yaml")
+    return RunWeighting(run, settings, effective_weightings(run, settings))
+
+
+def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
+    """A run's weightings over time. Raises ElboError for a damaged log, or a file that is gone."""
+    objective = Objective(settings)
+    weighting, schedule = objective.weighting, objective.schedule
+    if not weighting.learned:
+        return [_judged(0, 0, weighting, settings)]
+    assert schedule is not None
+    edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
+    intervals = _intervals(run / "losslog.jsonl", len(edges) - 1)
+    told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
+    online, found = AdaptiveSchedule(edges), []
+    for count, interval in enumerate([Interval(0, 0, online.state[:3].clone()), *intervals]):
+        online.update(interval.sums)
+        if count in told_at:
+            now = learned_weighting(weighting, schedule, objective.prediction, online)
+            found.append(_judged(interval.step, interval.images, now, settings))
+    return found
+
+
+def _judged(step: int, images: int, weighting: Weighting, settings: TrainSettings) -> EffectiveWeighting:
+    low, high = _range_of(weighting, settings)
+    return EffectiveWeighting(step, images, weighting, weighting.rising(low, high), weighting.rise(low, high))
+
+
+def _range_of(weighting: Weighting, settings: TrainSettings) -> tuple[float, float]:
+    return max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
+
+
+def _intervals(path: Path, bins: int) -> list[Interval]:
+    """The lines of a loss log; none where it isn't there yet. Raises FormatError."""
+    found: list[Interval] = []
+    if path.exists():
+        reader = Reader(seen=found.append)
+        with told(path, "read"), open_file(path) as file:
+            reader.read(file, str(path))
+        assert reader.log is not None
+        if reader.log.sums.shape[1] != bins:
+            raise FormatError(f"{path}: has {reader.log.sums.shape[1]} bins, not the {bins} of its run")
+    return found

@@ -1,0 +1,46 @@
+"""Hostile files through real commands: refused in a sentence, within the memory and the time that docs/limits.md says."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from forks import zygote
+from hostile_files import HOSTILE, MOST_MEMORY, MOST_SECONDS, TRAIN, Hostile, good_files
+
+QUICK = [(case, line) for case in HOSTILE for line in case.lines[: 1 if case.quick else 0]]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("good")
+    good_files(folder)
+    assert ran(TRAIN, folder)[0] == 0
+    yield folder
+
+
+def ran(line: str, folder: Path) -> tuple[int, float, int, str]:
+    """The exit code, seconds of CPU, bytes of memory and words of a command."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")} | {"ELBO_DEVICE": "cpu"}
+    found = zygote().run(["-m", "elbocli", *line.split()], folder, env, b"", 120, peak=str(folder / "peak"))
+    memory, seconds = (folder / "peak").read_text().split()
+    return found.returncode, float(seconds), int(memory) << 10, found.stderr.decode(errors="replace")
+
+
+@pytest.mark.parametrize(("case", "line"), QUICK, ids=[f"{case.name}: {line.split()[0]}" for case, line in QUICK])
+def test_it_is_refused_in_a_sentence_within_limits(case: Hostile, line: str, good: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    shutil.copytree(good, folder)
+    case.make(folder)
+    code, seconds, memory, said = ran(line, folder)
+    assert code in ((0,) if case.harmless else (1, 2)), said
+    assert "Traceback" not in said
+    if not case.harmless:
+        *_, last = said.splitlines()
+        assert last.startswith(f"elbo {line.split()[0]}") and "error: " in last and len(last) < 1500
+    assert memory < MOST_MEMORY
+    assert seconds < MOST_SECONDS

@@ -1,0 +1,168 @@
+"""SIGKILL at random moments of every command that writes: the same command again makes the same bytes, and nothing is left over.
+
+The slow test kills 1,000 times, or TIMES, and prints a table: pytest -m slow -s tests/cli/test_kills.py.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elbocli.files.atomic import is_aside
+
+FEW = "-n 20 --steps 10 --batch 5"
+SCORE = "--extractor elbo-tiny --metrics fid,kid --kid-subset-size 50"
+HOOK = "test -f $ELBO_CHECKPOINT/meta.json || touch $ELBO_RUN.lost"
+AVERAGES = "--ema .9 --ema power:std=.05 --ema power:std=.1 --ema halflife:images=100"
+COMMANDS = {
+    "prep": "prep {images} x.h5 --size 8 --channels 1",
+    "prep webp": "prep {images} x.h5 --size 16 --store webp --shard 1/2",
+    "merge": "merge x.h5 {data}",
+    "merge virtual": "merge --virtual x.h5 parts/data.h5",
+    "train": f"train {{data}} -o x --preset {{preset}} --steps 12 --save-every 3 --snapshot-every 4 --keep 1 {AVERAGES} "
+    f"--val-split 20 --val-every 96 --on-checkpoint '{HOOK}'",
+    "import": "import {weights} x --plugin {plugin}",
+    "adapt": "adapt {run} -o x.yaml --plot x.svg",
+    "sample npy": f"sample {{run}} {FEW} -o x.npy",
+    "sample npz": f"sample {{run}} {FEW} -o x.npz",
+    "sample h5": f"sample {{run}} {FEW} -o x.h5",
+    "sample grid": f"sample {{run}} {FEW} -o x.png",
+    "sample pictures": f"sample {{run}} {FEW} -o x",
+    "eval": f"eval {{data}} --ref {{data}} {SCORE} --card x.md --save-stats x.npz --save-features x.safetensors",
+    "bound": "bound {run} -n 20 --draws 8 --curve x.tsv --plot x.png --log x.jsonl",
+    "ema": "ema {run} --std .1 -o x.safetensors",
+    "report": "report {run} {run} -o x.html",
+    "weights plot": "weights plot sigmoid edm -o x.pdf",
+    "info grid": "info {data} --grid x.png",
+    "presets write": "presets write digits x.yaml",
+}
+CHANGING = {"metrics.jsonl", "status.json", "meta.json", ".lock", "events"}
+"""Files of a run that hold times or speeds, or say how long one that does is."""
+QUICK = ("prep webp", "merge virtual", "train", "import", "sample npy", "eval")
+"""Those that the suite kills, once: tests/cli/test_litter.py kills the others."""
+PLUGIN = """
+import elbocli.plugin as elbo
+from elbocli.importer.formats import Imported, fitted, source_format, state_dict
+from elbocli.nn.networks import config_of
+
+@source_format("mine", about="", source="", licence="", recognises=lambda source: True)
+def mine(source, options):
+    config = config_of({network}, source.path)
+    tensors, averaged = state_dict(source, options)
+    weights, notes = fitted(tensors, config, source.path)
+    known = {{"prediction": "v", "schedule": "cosine", "weighting": "sigmoid", "logsnr_min": -10.0, "logsnr_max": 10.0}}
+    return Imported(config, weights, known, {{"image_size": 8, "num_classes": 10}}, averaged, "Free.", notes)
+"""
+Elbo = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def places(
+    elbo: Elbo, digits: Path, digits_folder: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The names that command lines have for files; `run` has snapshots."""
+    from safetensors.torch import load_file
+
+    from elbocli.files import strict_yaml
+
+    folder = tmp_path_factory.mktemp("kills")
+    run = folder / "run"
+    assert elbo("train", digits, "-o", run, "--preset", preset, "--snapshot-every", 10).returncode == 0
+    network = strict_yaml.read(run / "config.yaml")["network"]
+    (folder / "mine.py").write_text(PLUGIN.format(network=network))
+    torch.save(load_file(next(run.glob("checkpoints/*40/ema-*.safetensors"))), folder / "w.pt")
+    found = {"run": run, "data": digits, "images": digits_folder, "preset": preset}
+    return found | {"plugin": folder / "mine.py", "weights": folder / "w.pt"}
+
+
+def start(name: str, elbo: Elbo, places: dict[str, Path], folder: Path, *more: str, **conditions: Any) -> Any:
+    """Run a command of that name in a folder. more: options."""
+    if name == "merge virtual" and not (folder / "parts").exists():
+        (folder / "parts").mkdir()
+        shutil.copy(places["data"], folder / "parts" / "data.h5")
+    return elbo(*shlex.split(COMMANDS[name].format(**places)), *more, cwd=folder, **conditions)
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """What a command has made, by name."""
+    files = [path for each in folder.glob("x*") for path in (each.rglob("*") if each.is_dir() else [each])]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.is_file() and path.name not in CHANGING
+    }
+
+
+def undisturbed(name: str, elbo: Elbo, places: dict[str, Path], folder: Path) -> tuple[dict[str, bytes], float]:
+    """What it makes, and how long it takes."""
+    folder.mkdir()
+    begun = time.monotonic()
+    done = start(name, elbo, places, folder)
+    assert done.returncode == 0, done
+    took, found = time.monotonic() - begun, made(folder)
+    assert found and not leftovers(folder)
+    return found, took
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Names of what is half written."""
+    half = (path for path in folder.rglob("*") if is_aside(path) or ".partial" in path.name)
+    return [str(path.relative_to(folder)) for path in half]
+
+
+def killed(
+    name: str, elbo: Elbo, places: dict[str, Path], folder: Path, moments: list[float], whole: dict[str, bytes]
+) -> int:
+    """Kill a command at those moments, then let it end, and check what it made. Returns how many kills met it at work."""
+    folder.mkdir()
+    met = 0
+    for after in moments:
+        done = start(name, elbo, places, folder, ended=(signal.SIGKILL, after))
+        met += done.returncode == -signal.SIGKILL
+        assert done.returncode in (0, -signal.SIGKILL) or b"already exists" in done.stderr, done
+        assert b"Traceback" not in done.stderr, done
+    done = start(name, elbo, places, folder)
+    there = done.returncode == 2 and b"already exists" in done.stderr
+    if there and any(not (folder / each).exists() for each in whole):  # the first of several was made
+        done = start(name, elbo, places, folder, "--overwrite")
+        there = False
+    assert done.returncode == 0 or there, done
+    assert not leftovers(folder), (name, moments, leftovers(folder))
+    assert not (folder / "x.lost").exists(), "a command after a checkpoint found none"
+    found = made(folder)
+    assert sorted(found) == sorted(whole), (name, moments)
+    assert [each for each in whole if found[each] != whole[each]] == [], (name, moments)
+    shutil.rmtree(folder)
+    return met
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_killed_once(name: str, elbo: Elbo, places: dict[str, Path], tmp_path: Path) -> None:
+    whole, took = undisturbed(name, elbo, places, tmp_path / "whole")
+    killed(name, elbo, places, tmp_path / "work", [took * random.Random(name).random()], whole)
+
+
+@pytest.mark.slow
+def test_1000_kills(elbo: Elbo, places: dict[str, Path], tmp_path: Path) -> None:
+    draw = random.Random(int(os.environ.get("SEED", "0")))
+    times, table, kills = int(os.environ.get("TIMES", "1000")), Counter[str](), Counter[str]()
+    for name in COMMANDS:
+        whole, took = undisturbed(name, elbo, places, tmp_path / "whole")
+        shutil.rmtree(tmp_path / "whole")
+        while kills[name] < -(-times // len(COMMANDS)):
+            moments = [took * draw.uniform(0, 1.1) * draw.choice([0.05, 0.3, 1, 1]) for _ in range(4)]
+            table[name] += killed(name, elbo, places, tmp_path / "work", moments, whole)
+            kills[name] += len(moments)
+        print(f"{name:16} {kills[name]:4} kills, {table[name]:4} at work, {took:.2f} s undisturbed", flush=True)
+    assert sum(kills.values()) >= times

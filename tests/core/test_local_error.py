@@ -1,0 +1,153 @@
+"""Errors of single steps, against normals, on which everything is in closed form, and a mixture with its exact denoiser."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from elbocli.core.adaptive import ErrorMoments, bin_edges
+from elbocli.core.equal_error import equal_errors, measured_order
+from elbocli.core.local_error import AncestralErrors, EquationErrors, FineSolution, deviations, refuse_noise, rms
+from elbocli.core.logsnr import alpha_sigma
+from elbocli.core.samplers.walk import parse_sampler, time_grid
+from elbocli.core.schedule import parse_schedule
+from elbocli.errors import DataError, UsageError
+
+LOW, HIGH = -10.0, 10.0
+SPREAD = 0.3
+ORDERS = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
+
+
+def normal(z, logsnr):
+    """The exact denoiser of N(0, SPREAD²)."""
+    alpha, sigma = alpha_sigma(logsnr)
+    return z * (alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2))
+
+
+def scale(logsnr):
+    """The standard deviation of z under N(0, SPREAD²), by which every trajectory moves."""
+    alpha, sigma = alpha_sigma(logsnr)
+    return math.sqrt((alpha * SPREAD) ** 2 + sigma**2)
+
+
+def noise(n=64):
+    return torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
+
+
+def levels(name, steps):
+    return time_grid(parse_schedule(name, LOW, HIGH, clip=True), steps)[:-1]
+
+
+def moments_of(error, bins=400):
+    """The moments that a very long log would have; error: λ → e."""
+    edges = bin_edges(LOW, HIGH, bins)
+    mean = torch.tensor([error(float(at)) for at in 0.5 * (edges[1:] + edges[:-1])], dtype=torch.float64)
+    return ErrorMoments(edges, torch.full_like(mean, 1e12), mean, mean.square() * (1 + 1e-6))
+
+
+def normal_error(logsnr):
+    """E(ε − ε̂)² of the normal's exact denoiser."""
+    return 1 / (1 + math.exp(-logsnr) / SPREAD**2)
+
+
+def test_the_fine_solution_is_the_normals_own():
+    solution = FineSolution(normal, noise(), LOW, HIGH, 128)
+    for at in (LOW, -3.21, 0.0, 0.077, 4.4, HIGH):
+        expected = noise() * (scale(at) / scale(LOW))
+        torch.testing.assert_close(solution.at(at), expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(solution.at(math.inf), normal(solution.at(HIGH), HIGH), rtol=0, atol=0)
+
+
+def test_a_step_of_ddim_deviates_as_on_paper():
+    solution, grid = FineSolution(normal, noise(), LOW, HIGH, 256), levels("cosine", 9)
+    found = deviations(parse_sampler("ddim"), grid, normal, solution)
+    for (now, then), deviation in zip(pairwise(grid), found):
+        alpha, sigma = alpha_sigma(now)
+        alpha_then, sigma_then = alpha_sigma(then)
+        x_hat = alpha * SPREAD**2 / scale(now) ** 2
+        made = alpha_then * x_hat + sigma_then * (1 - alpha * x_hat) / sigma
+        expected = noise() * (made * scale(now) - scale(then)) / scale(LOW)
+        torch.testing.assert_close(deviation, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("spec", "order"), ORDERS.items())
+def test_local_errors_have_the_order_of_the_sampler(mixture, spec, order):
+    solution = FineSolution(mixture.denoise, noise(), LOW, HIGH, 400)
+    errors = EquationErrors(parse_sampler(spec), mixture.denoise, solution)
+    assert measured_order(errors, levels("uniform", 48)) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("spec", ORDERS)
+def test_local_errors_of_a_normal_add_up_to_the_final_one(spec):
+    """All errors lie along one line, and grow as trajectories do: their signs alone could cancel."""
+    solution, grid, sampler = FineSolution(normal, noise(), LOW, HIGH, 256), levels("uniform", 80), parse_sampler(spec)
+    found = deviations(sampler, grid, normal, solution)
+    total = sum(float(each[-1]) / scale(then) for each, then in zip(found, grid[1:]))
+    total = total * scale(HIGH) + float(found[-1][-1])
+    made = EquationErrors(sampler, normal, solution).final(grid) / rms(solution.end) * float(solution.end[-1])
+    assert made == pytest.approx(abs(total), rel=0.1)
+
+
+@pytest.mark.parametrize("spec", ORDERS)
+def test_equal_errors_beat_cosine_on_a_mixture(mixture, spec):
+    sampler, z = parse_sampler(spec), noise(100)
+    solution = FineSolution(mixture.denoise, z, LOW, HIGH, 160)
+    errors = EquationErrors(sampler, mixture.denoise, solution)
+    for steps in (8, 16):
+        found = equal_errors(errors, levels("cosine", steps), HIGH)
+        assert found.spread < 1.5
+        assert errors.final(found.grid) < errors.final(levels("cosine", steps))
+
+
+def test_an_ancestral_step_leaves_out_the_variance_on_paper():
+    """By the law of total variance, of one step from the true z; then of the whole walk, by its own recursion."""
+    errors, grid = AncestralErrors(moments_of(normal_error)), levels("cosine", 65)
+    left_out = errors(grid)
+    # The variance of y = z/α is SPREAD² + σ_edm², of a step's y' that of its mean and its own, c σ'² with σ_edm there.
+    variance, walked = math.exp(-LOW), 0.0
+    for now, then in pairwise([*grid, math.inf]):
+        kept, after = math.exp(now - then), math.exp(-then)
+        shrunk = SPREAD**2 / (SPREAD**2 + math.exp(-now))
+        gain = kept + (1 - kept) * shrunk
+        once = gain**2 * (SPREAD**2 + math.exp(-now)) + (1 - kept) * after
+        step = SPREAD**2 + after - once
+        shrinks = SPREAD**2 / (SPREAD**2 + after)
+        assert left_out[grid.index(now)] == pytest.approx(step * shrinks, rel=4e-2, abs=1e-9)
+        walked += step * shrinks**2
+        variance = gain**2 * variance + (1 - kept) * after
+    assert walked == pytest.approx(SPREAD**2 - variance, rel=0.1)
+    assert walked < sum(left_out) < 3 * walked
+
+
+def test_ancestral_errors_are_of_first_order_and_can_be_made_alike():
+    errors = AncestralErrors(moments_of(normal_error))
+    assert measured_order(errors, levels("cosine", 129)) == pytest.approx(1, abs=0.05)
+    found = equal_errors(errors, levels("cosine", 32), HIGH)
+    assert found.spread < 1.1
+    assert sum(found.errors) < 0.8 * sum(errors(levels("cosine", 32)))
+
+
+@pytest.mark.parametrize("spec", ["dpmpp-2m-sde", "heun:s_churn=10"])
+def test_a_sampler_with_noise_is_refused(spec):
+    solution = FineSolution(normal, noise(), LOW, HIGH, 16)
+    with pytest.raises(UsageError, match="adds noise"):
+        refuse_noise(parse_sampler(spec))
+    with pytest.raises(UsageError, match="adds noise"):
+        deviations(parse_sampler(spec), levels("cosine", 4), normal, solution)
+
+
+@pytest.mark.parametrize("spec", ORDERS)
+def test_one_without_noise_is_taken(spec):
+    refuse_noise(parse_sampler(spec))
+
+
+def test_estimates_that_are_not_finite_are_refused():
+    with pytest.raises(DataError, match="not finite"):
+        FineSolution(lambda z, _: z / 0, noise(), LOW, HIGH, 4)
+
+
+def test_rms_is_of_all_values():
+    assert rms(torch.tensor([[3.0, 4.0]])) == pytest.approx(math.sqrt(12.5))
+    assert np.isfinite(rms(torch.zeros(3)))

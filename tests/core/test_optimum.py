@@ -1,0 +1,128 @@
+"""The least error of a finite set of images, against quadrature and what information theory says of it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from elbocli.core.optimum import LeastErrors
+
+GRID = torch.linspace(-12, 12, 1201, dtype=torch.float64)
+MASS = torch.exp(-0.5 * GRID.square()) / math.sqrt(2 * math.pi) * 0.02
+"""Nodes and weights over a standard normal, exact to rounding for what is smooth."""
+LEVELS = torch.linspace(-8, 6, 15, dtype=torch.float64)
+
+
+def least(points: Tensor, levels: Tensor = LEVELS) -> Tensor:
+    """e* of points on a line by elbo's sums, with the noise integrated: [L]."""
+    count, nodes = len(points), len(GRID)
+    eps = GRID.expand(count, nodes)[:, :, None]
+    sums = LeastErrors(points[:, None], eps, levels.expand(count, nodes, -1))
+    sums.add(points[:, None], torch.eye(count, dtype=torch.bool))
+    found = sums.values(torch.full((count,), count - 1.0, dtype=torch.float64))[0]
+    return (found * MASS[:, None]).sum(1).mean(0)
+
+
+def by_density(points: np.ndarray, level: float) -> float:
+    """e^λ (E x² − E x̂²) by integrating over y = x + e^{−λ/2} ε, from the posterior mean itself."""
+    spread = math.exp(-level / 2)
+    y = np.linspace(points.min() - 12 * spread, points.max() + 12 * spread, 200_001)
+    each = np.exp(-0.5 * ((y[:, None] - points) / spread) ** 2) / (spread * math.sqrt(2 * math.pi) * len(points))
+    density = each.sum(1)
+    mean = (each @ points) / np.where(density > 0, density, 1)
+    return math.exp(level) * (float((points**2).mean()) - float((density * mean**2).sum() * (y[1] - y[0])))
+
+
+def test_two_points_have_the_error_of_the_hyperbolic_tangent() -> None:
+    """x̂ = tanh(e^{λ/2} y) for ±1, so e* = snr (1 − E tanh(snr + √snr ε)) at snr = e^λ."""
+    snr = LEVELS.exp()[:, None]
+    wanted = (snr * (1 - torch.tanh(snr + snr.sqrt() * GRID)) * MASS).sum(1)
+    found = least(torch.tensor([-1.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
+
+
+def test_points_drawn_from_a_gaussian_have_the_error_of_their_posterior_mean() -> None:
+    points = np.random.default_rng(0).normal(0.23, math.sqrt(0.8806), 20)
+    found = least(torch.from_numpy(points))
+    wanted = [by_density(points, float(level)) for level in LEVELS]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_many_points_of_a_gaussian_have_its_own_error_where_they_are_not_told_apart() -> None:
+    """Of N(0, c) it is snr c / (1 + snr c)."""
+    points = torch.special.ndtri((torch.arange(80, dtype=torch.float64) + 0.5) / 80)
+    levels = torch.linspace(-8, 0, 5, dtype=torch.float64)
+    variance = points.square().mean()
+    wanted = levels.exp() * variance / (1 + levels.exp() * variance)
+    torch.testing.assert_close(least(points, levels), wanted, atol=0, rtol=3e-3)
+
+
+def test_half_its_integral_is_the_entropy_of_the_choice() -> None:
+    """I-MMSE: ½∫ e* dλ from −∞ to ∞ is log N. Below the grid e* is e^λ times the variance, above it vanishes."""
+    points = torch.tensor([-2.0, -0.7, 0.1, 1.6, 3.0], dtype=torch.float64)
+    levels = torch.linspace(-14, 9, 461, dtype=torch.float64)
+    tail = math.exp(-14) * float(points.var(correction=0))
+    nats = 0.5 * (float(torch.trapezoid(least(points, levels), levels)) + tail)
+    assert nats == pytest.approx(math.log(5), abs=1e-6)
+
+
+def draws(count: int, size: int, dimensions: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of levels, noise of the first `size` as sources [S, 2, D], and λ [S, 2, L]."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, dimensions), generator=generator).double()
+    eps = torch.randn(size, 2, dimensions, generator=generator, dtype=torch.float64)
+    return images, eps, LEVELS.expand(size, 2, -1)
+
+
+def own(rows: range, size: int) -> Tensor:
+    return torch.arange(size)[:, None] == torch.tensor([*rows])
+
+
+@settings(max_examples=10)
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(1, 7), st.integers(0, 99))
+def test_blocks_and_classes_are_those_of_one_softmax(count: int, dimensions: int, batch: int, seed: int) -> None:
+    """Stated again: the mean over noise is of ½ (variance + squared error of x̂), for each draw by itself."""
+    images, eps, logsnr = draws(count, 2, dimensions, seed)
+    labels = torch.arange(count) % 3
+    unit = 1 / 127.5
+    sums = LeastErrors(images[:2], eps, logsnr, labels[:2], unit)
+    for start in range(0, count, batch):
+        part = range(start, min(count, start + batch))
+        sums.add(images[part.start : part.stop], own(part, 2), labels[part.start : part.stop])
+    mates = torch.stack([(labels == label).sum() - 1 for label in labels[:2]]).double()
+    found = sums.values(torch.full((2,), count - 1.0, dtype=torch.float64), mates)
+    for kind, among in enumerate(
+        ([torch.ones(count, dtype=torch.bool)] * 2, [labels == label for label in labels[:2]])
+    ):
+        for source in range(2):
+            x = images[among[source]] * unit
+            for half in range(2):
+                snr = LEVELS.exp()[:, None]
+                y = images[source] * unit + eps[source, half] / snr.sqrt()
+                weight = torch.softmax(-0.5 * snr * (y[:, None] - x).square().sum(2), 1)
+                mean = weight @ x
+                spread = (weight * (x - mean[:, None]).square().sum(2)).sum(1)
+                wanted = 0.5 * snr[:, 0] * (spread + (images[source] * unit - mean).square().sum(1))
+                torch.testing.assert_close(found[kind, source, half], wanted, atol=1e-10, rtol=1e-9)
+
+
+def test_images_that_are_alike_stay_together_at_any_level() -> None:
+    images = torch.full((3, 4), 7.0, dtype=torch.float64)
+    sums = LeastErrors(images[:1], torch.ones(1, 1, 4, dtype=torch.float64), LEVELS.expand(1, 1, -1) + 40)
+    sums.add(images, own(range(3), 1))
+    assert sums.values(torch.tensor([2.0])).abs().max() == 0
+
+
+def test_a_sample_stands_for_all_and_is_the_exact_one_where_it_holds_all() -> None:
+    images, eps, logsnr = draws(30, 4, 3)
+    results = []
+    for taken in (range(30), range(15)):
+        sums = LeastErrors(images[:4], eps, logsnr, unit=1 / 127.5)
+        sums.add(images[taken.start : taken.stop], own(taken, 4))
+        results.append(sums.values(torch.full((4,), 29.0, dtype=torch.float64)))
+    noisy = results[1][..., 0] / results[0][..., 0]  # every image counts alike there
+    assert bool(((noisy > 0.5) & (noisy < 2)).all()) and not torch.equal(*results)

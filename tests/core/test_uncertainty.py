@@ -1,0 +1,243 @@
+"""The learned weighting is EDM2's in effect: by its own loss with a network for u, and by the theorem on its schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elbocli.api import DiffusionLoss
+from elbocli.core.adaptive import AdaptiveSchedule, BinSums, ErrorMoments, bin_edges, bin_middles, fit_schedule
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.smooth import through
+from elbocli.core.uncertainty import learned_weighting
+from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.errors import UsageError
+
+LOW, HIGH = -10.0, 12.0
+EDGES = bin_edges(LOW, HIGH)
+MIDDLE = bin_middles(EDGES)
+EDM2 = parse_schedule("edm2-img512", LOW, HIGH)
+
+
+def exact_error(mixture: Any, logsnr: Tensor) -> Tensor:
+    """E(ε − ε̂)² of the exact denoiser at each λ, by quadrature: [n]."""
+    x, eps, chance = mixture.quadrature(80)
+    found = []
+    for level in logsnr.tolist():
+        alpha, sigma = math.sqrt(1 / (1 + math.exp(-level))), math.sqrt(1 / (1 + math.exp(level)))
+        z = alpha * x + sigma * eps
+        eps_hat = (z - alpha * mixture.denoise(z, level)) / sigma
+        found.append((chance * (eps - eps_hat).square()).sum())
+    return torch.stack(found)
+
+
+def known_exactly(error: Tensor) -> ErrorMoments:
+    """Moments of so many errors that smoothing leaves them as they are."""
+    return ErrorMoments(EDGES, torch.full_like(error, 1e9), error, 3 * error.square())
+
+
+def total_variation(one: Schedule, other: Schedule) -> float:
+    at = torch.linspace(LOW, HIGH, 22001, dtype=torch.float64)
+    return float((one.t(at).diff() - other.t(at).diff()).abs().sum() / 2)
+
+
+@pytest.mark.parametrize("name", ["edm2-img512", "edm2-img64", "cosine", "laplace:mean=1,scale=2", "uniform", "fm-ot"])
+def test_a_schedule_is_the_adaptive_one_of_its_own_learned_weighting(name: str, mixture: Any) -> None:
+    """EDM2's theorem: p ∝ w e with w = p/e. The floor adds the only difference, and bins are as fine as it gets."""
+    schedule, error = parse_schedule(name, LOW, HIGH), exact_error(mixture, MIDDLE)
+    learned = parse_weighting("uncertainty").knowing(schedule, MIDDLE, error)
+    fitted = fit_schedule(known_exactly(error), learned, floor=1e-9)
+    assert total_variation(fitted, schedule) < 0.02, "its density is constant in each bin"
+    assert float((fitted.t(EDGES) - schedule.t(EDGES)).abs().max()) < 1e-3
+    # Every t counts alike, whatever the network's error is.
+    at = torch.linspace(LOW, HIGH, 199, dtype=torch.float64)[1:-1]
+    ratio = learned(at) * exact_error(mixture, at) / schedule.density(at)
+    assert float((ratio - 1).abs().max()) < 2e-3
+
+
+def test_another_weightings_adaptive_schedule_is_not_that_density(mixture: Any) -> None:
+    error = exact_error(mixture, MIDDLE)
+    fitted = fit_schedule(known_exactly(error), parse_weighting("edm"), floor=1e-9)
+    assert total_variation(fitted, parse_schedule("edm", LOW, HIGH)) > 0.1
+
+
+class LogVariance(nn.Module):
+    """u(σ), EDM2's way: random Fourier features of ln(σ)/4, and a line of weights."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        turn = torch.Generator().manual_seed(3)
+        self.rate = 2 * math.pi * torch.randn(width, generator=turn)
+        self.phase = 2 * math.pi * torch.rand(width, generator=turn)
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        features = (sigma.log()[:, None] / 4 * self.rate + self.phase).cos() * math.sqrt(2)
+        return features @ self.weight / math.sqrt(len(self.weight))
+
+
+def small_network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 2))
+
+
+def points(count: int, step: int) -> Tensor:
+    """Data in the plane: a ring of standard deviation about .5."""
+    draw = torch.Generator().manual_seed(step)
+    angle = 2 * math.pi * torch.rand(count, generator=draw)
+    return 0.7 * torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(count, 2, generator=draw)
+
+
+P_MEAN, P_STD, SIGMA_DATA, STEPS, BATCH = -0.4, 1.0, 0.15, 500, 256
+"""The σ of the data is said to be less than it is, so that u has something to learn."""
+
+
+def trained_by_hand() -> tuple[LogVariance, Weighting]:
+    """EDM2's loop, restated: D and u by one loss, (ω/e^u) ‖D − x‖²/n + u. Beside u, what our statistics make of its errors."""
+    network, log_variance = small_network(), LogVariance()
+    optimizer = torch.optim.Adam(
+        [{"params": network.parameters()}, {"params": log_variance.parameters(), "lr": 1e-2}], 3e-3
+    )
+    draw = torch.Generator().manual_seed(2)
+    online = AdaptiveSchedule(EDGES)
+    sums = BinSums(LOW, HIGH)
+    for step in range(STEPS):
+        x = points(BATCH, step)
+        sigma = (P_MEAN + P_STD * torch.randn(BATCH, generator=draw)).exp()
+        y = x + sigma[:, None] * torch.randn(x.shape, generator=draw)
+        s = sigma[:, None]
+        total = (s**2 + SIGMA_DATA**2).sqrt()
+        inputs = torch.cat([y / total, (s.log() / 4).cos(), (s.log() / 4).sin()], 1)
+        denoised = SIGMA_DATA**2 / total**2 * y + s * SIGMA_DATA / total * network(inputs)
+        error = (denoised - x).square().mean(1)
+        omega = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        u = log_variance(sigma)
+        (omega / u.exp() * error + u).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sums.add(-2 * sigma.log().double(), (error / sigma**2).detach())
+        if step % 10 == 9:
+            online.update(sums.take())
+    schedule = parse_schedule(f"edm:mean={P_MEAN},std={P_STD}", LOW, HIGH)
+    return log_variance, learned_weighting(
+        parse_weighting("uncertainty"), schedule, Prediction.parse(f"edm:sigma_data={SIGMA_DATA}"), online
+    )
+
+
+def test_the_learned_weighting_is_edm2s_with_a_network_for_u() -> None:
+    """EDM2 weighs ‖ε − ε̂‖² by p ω σ² / e^u; u has been learned by gradient steps from noisy errors, ours by averages."""
+    log_variance, ours = trained_by_hand()
+    at = torch.linspace(-3, 4.6, 39, dtype=torch.float64)  # .8 ± 1.9 standard deviations of λ
+    sigma = (-at / 2).exp()
+    omega = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    with torch.no_grad():
+        theirs = EDM2.density(at) * omega * sigma**2 / log_variance(sigma.float()).double().exp()
+    apart = (ours(at) / theirs).log()
+    print("APART", apart.mean(), apart.std(), (apart - apart.mean()).abs().max())
+    assert float((apart - apart.mean()).abs().max()) < 0.35
+    assert float(apart.std()) < 0.12
+    assert abs(float(apart.mean())) < 0.1, "the scale is that of u, too: the loss is half of each error over its mean"
+    # Without u, which is the weighting edm, the two are far from each other.
+    plain = (ours(at) / parse_weighting(f"edm:mean={P_MEAN},std={P_STD},sigma_data={SIGMA_DATA}")(at)).log()
+    print("PLAIN", plain.std())
+    assert float(plain.std()) > 3 * float(apart.std())
+
+
+def test_the_loss_of_ones_own_loop_learns_it_and_goes_on_from_its_state() -> None:
+    def trained(loss: DiffusionLoss, network: nn.Module, steps: range) -> list[float]:
+        optimizer = torch.optim.SGD(network.parameters(), 0.05)
+        said = []
+        for step in steps:
+            terms = loss(
+                lambda z, logsnr, _: network(torch.cat([z, logsnr[:, None] / 10, z * 0], 1)[:, :4]), points(64, step)
+            )
+            terms.loss.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            said.append(float(terms.loss.detach().mean()))
+            if step % 5 == 4:
+                loss.adapt(loss.take_sums())
+        return said
+
+    def new() -> DiffusionLoss:
+        return DiffusionLoss("uncertainty", "edm2-img512", "edm", logsnr_min=LOW, logsnr_max=HIGH)
+
+    whole, network = new(), small_network()
+    said = trained(whole, network, range(40))
+    assert sum(said[-10:]) / 10 == pytest.approx(0.5, abs=0.1), "every error is divided by the mean one"
+    halves, network = new(), small_network()
+    first = trained(halves, network, range(20))
+    saved, second = halves.state_dict(), new()
+    second.load_state_dict(saved)
+    assert first + trained(second, network, range(20, 40)) == said
+    assert torch.equal(second.weighting(MIDDLE), whole.weighting(MIDDLE))
+
+
+def test_it_begins_as_the_plain_squared_error_of_the_networks_output() -> None:
+    for spec in ("v", "eps", "edm", "u"):
+        prediction = Prediction.parse(spec)
+        start = learned_weighting(parse_weighting("uncertainty"), EDM2, prediction, AdaptiveSchedule(EDGES))
+        factor = start(MIDDLE) / EDM2.density(MIDDLE) * prediction.coefficients(MIDDLE).eps_factor
+        assert torch.allclose(factor, torch.ones_like(factor), rtol=1e-9)
+
+
+def test_monotone_is_the_least_that_never_rises_and_is_nowhere_smaller(mixture: Any) -> None:
+    error = exact_error(mixture, MIDDLE)
+    plain = parse_weighting("uncertainty").knowing(EDM2, MIDDLE, error)
+    held = parse_weighting("uncertainty:monotone").knowing(EDM2, MIDDLE, error)
+    assert plain.rising(LOW, HIGH) and not held.rising(LOW, HIGH)
+    assert plain.rise(LOW, HIGH) > 0.5 and held.rise(LOW, HIGH) == 0
+    at = torch.linspace(LOW, HIGH, 4001, dtype=torch.float64)
+    least = plain(at).flip(0).cummax(0).values.flip(0)  # from the clean end
+    assert torch.allclose(held(at), least, rtol=1e-6)
+    # What a running minimum from the noisy end would be: nothing, as p begins there.
+    assert float(plain(at).cummin(0).values.max() / plain(at).max()) < 1e-2
+
+
+def test_the_rise_is_the_mass_that_no_augmentation_has() -> None:
+    assert parse_weighting("iddpm").rise(-10, 10) == pytest.approx(0.9865, abs=1e-4)
+    assert parse_weighting("edm").rise(-10, 10) == pytest.approx(0.9784, abs=1e-4)
+    assert parse_weighting("sigmoid").rise(-10, 10) == 0
+
+
+def test_a_curve_through_values_is_smooth_and_exact_for_parabolas() -> None:
+    at = torch.linspace(-2.2, 2.2, 101, dtype=torch.float64)
+    knots = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    inside = at[(at > -1.5) & (at < 1.5)]
+    assert torch.allclose(through(inside, knots, knots.square()), inside.square(), atol=1e-12)
+    assert torch.allclose(through(at, knots, 3 * knots - 1), 3 * at - 1, atol=1e-12)
+    assert torch.allclose(through(knots, knots, knots.sin()), knots.sin(), atol=1e-15)
+    near = torch.tensor([0.5 - 1e-7, 0.5 + 1e-7], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(through(near, knots, knots.exp()).sum(), near)
+    assert float(slope.diff().abs()) < 1e-5, "no bend at a knot"
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("uncertainty:bias=2", {}, "no parameter 'bias'"),
+        ("uncertainty:3", {}, "no parameter '3'"),
+        ("uncertainty", {"given": {"bias": 2.0}}, "no parameter 'bias'"),
+        ("uncertainty:shift=1", {}, "shift that"),
+        ("uncertainty", {"shift": -1.0}, "shift that"),
+    ],
+)
+def test_it_has_no_parameters_and_no_shift(text: str, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_weighting(text, **more)
+
+
+def test_alone_it_says_no_weight_and_an_adaptive_schedule_is_refused() -> None:
+    alone = parse_weighting("Uncertainty", monotone=True)
+    assert alone.spec == "uncertainty:monotone" and alone.learned and not parse_weighting("edm").learned
+    assert parse_weighting(alone.spec).spec == alone.spec
+    assert "is learned while training" in alone.verdict(LOW, HIGH)
+    with pytest.raises(UsageError, match="name a run"):
+        alone(MIDDLE)
+    with pytest.raises(UsageError, match="needs a schedule that stays"):
+        DiffusionLoss("uncertainty", "adaptive")

@@ -1,0 +1,64 @@
+"""What a writer that was killed when it had made its file has left beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elbocli.errors import UsageError
+from elbocli.files.atomic import locked
+from elbocli.files.resumable import refuse_made
+
+LEFT = ("x.h5.lock", "x.h5.partial", "x.h5.partial.json", "x.h5.partial.runs")
+
+
+def left(folder: Path, names: tuple[str, ...] = LEFT, younger: bool = False) -> Path:
+    """A file that was made after its journal, or before it, and what lies beside it."""
+    for name in (*names, "x.h5", "y.h5.lock"):
+        (folder / name).touch()
+    if (folder / LEFT[2]).exists():
+        os.utime(folder / LEFT[2], ns=(0, 2 * 10**18 if younger else 10**18))
+    os.utime(folder / "x.h5", ns=(0, 15 * 10**17))
+    return folder / "x.h5"
+
+
+@pytest.mark.parametrize("names", [LEFT, LEFT[:1], LEFT[2:], LEFT[1:2]])
+def test_it_is_removed_by_the_next_start(names: tuple[str, ...], tmp_path: Path) -> None:
+    out = left(tmp_path, names)
+    with pytest.raises(UsageError, match="already exists"):
+        refuse_made(out, overwrite=False)
+    assert sorted(os.listdir(tmp_path)) == ["x.h5", "y.h5.lock"]
+
+
+def test_work_with_overwrite_stays(tmp_path: Path) -> None:
+    out = left(tmp_path, younger=True)
+    with pytest.raises(UsageError, match="already exists"):
+        refuse_made(out, overwrite=False)
+    assert sorted(os.listdir(tmp_path)) == ["x.h5", *LEFT[1:], "y.h5.lock"]
+    refuse_made(out, overwrite=True)
+    assert (tmp_path / LEFT[1]).exists()
+
+
+def test_what_another_process_holds_stays(tmp_path: Path) -> None:
+    out = left(tmp_path)
+    with locked(tmp_path / LEFT[0], "x"), pytest.raises(UsageError, match="already exists"):
+        refuse_made(out, overwrite=False)
+    assert all((tmp_path / name).exists() for name in LEFT)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["prep {images} x.h5", "merge x.h5 {digits}", "sample {trained} -n 1 --steps 1 -o x.h5"],
+    ids=lambda line: line.split()[0],
+)
+def test_commands_remove_it(
+    line: str, elbo: Callable[..., Any], digits: Path, digits_folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    left(tmp_path)
+    done = elbo(*line.format(images=digits_folder, digits=digits, trained=trained).split(), cwd=tmp_path)
+    assert done.returncode == 2 and b"already exists" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["x.h5", "y.h5.lock"]

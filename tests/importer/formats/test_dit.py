@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import strict_yaml
-from elbocli.files.run_config import RunData
 from elbocli.importer.formats import ImportOptions
 from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser
@@ -293,7 +293,7 @@ def test_any_autoencoder_will_do_that_scales_as_the_published_ones(
 ) -> None:
     """Its weights are told by no digest."""
     trained = imported(saved(peer.made(depth=1)))
-    data, config = RunData.of({**trained.data, "pixel_size": 16}, ""), trained.network.config
+    data, config = replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config
     decoder = open_decoder(data, config, CPU, make_autoencoder())
     assert decoder.pixels(noised()).shape == (4, 16, 16, 3)
     with pytest.raises(

@@ -54,7 +54,7 @@ def optimum(
 
     It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
     is trained on these images has a smaller error, and one that comes near has learned them by heart. The result is one
-    JSON object: edges of the bins of logsnr, eps_mse (the least ‖ε−ε̂‖² for each dimension) and its standard error.
+    JSON object: edges of the bins of logsnr, eps_mse (the least squared error of ε for each dimension) and its standard error.
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """
     from elbocli.cli.progress_bar import say, show

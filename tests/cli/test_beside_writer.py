@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Zygote
+from forks import Zygote
 
 READS = {
     "sample": "sample {run} -n 2 --steps 2 -o x.npz",
@@ -54,7 +54,7 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._ending = True
         self._thread.join()
-        self._zygote.process.kill()
+        self._zygote.close()
         self._zygote.process.wait()
 
     def _train(self) -> None:
@@ -64,7 +64,9 @@ class Writer:
                 return
             self.run, ended = self._folder / str(number // 2), None if number % 2 else (signal.SIGKILL, 4.0)
             line = self._line.format(run=self.run, **self._places).split()
-            done = self._zygote.run(line, self._folder, environment | {"ELBO_DEVICE": "cpu"}, b"", 600, ended)
+            done = self._zygote.run(
+                ["-m", "elbocli", *line], self._folder, environment | {"ELBO_DEVICE": "cpu"}, b"", 600, ended
+            )
             if done.returncode not in (0, -signal.SIGKILL):
                 self.troubles.append(done)
                 return

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -326,7 +327,7 @@ def test_killed_and_resumed_gives_the_same_bytes(kind: str, tmp_path: Path) -> N
     parts = shards(tmp_path, kind, (0, 90, 180, 270, 400))
     draw, out, kills = np.random.default_rng(1), tmp_path / "out.h5", 0
     while not out.exists():
-        process = subprocess.Popen([quick(), "-c", SLOW, str(out), *map(str, parts)])
+        process = subprocess.Popen([sys.executable, "-c", SLOW, str(out), *map(str, parts)])
         if kills < 5:
             while process.poll() is None and not (tmp_path / "out.h5.lock").exists():
                 time.sleep(0.002)

@@ -84,7 +84,7 @@ class Images(torch.utils.data.Dataset[torch.Tensor]):
 
 def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    base = draw.integers(0, 256, (2, 12, 4, 4, 3), np.uint8)
+    base = draw.integers(0, 256, (2, 24, 4, 4, 3), np.uint8)
     images = np.kron(base, np.ones((1, 1, 4, 4, 1), np.uint8))
     images[1] = images[1] // 2 + 40
     ours = score(

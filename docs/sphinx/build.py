@@ -40,7 +40,7 @@ CONTENTS = {
         "docs/formats",
         "docs/odd-images",
     ],
-    "Theory": ["docs/theory", "docs/symbols", "docs/ablation"],
+    "Theory": ["docs/theory", "docs/symbols", "docs/ablation", "docs/sweep"],
     "Reference": ["commands/index", "reference/elbocli", "reference/plugin"],
     "The project": ["CONTRIBUTING", "CHANGELOG"],
 }

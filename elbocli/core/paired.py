@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
 from torch import Tensor
 
 from elbocli.core.feature_moments import StreamingFeatureMoments
@@ -86,6 +84,9 @@ def image_errors(halves: np.ndarray) -> np.ndarray:
     the variances are thought of as drawn from an inverse χ² distribution, which is fitted to them, and each becomes its
     mean given the image's own difference. Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
     """
+    from scipy.optimize import brentq  # only what estimates image by image needs it
+    from scipy.special import digamma, polygamma
+
     own = 0.25 * np.square(halves[:, 0] - halves[:, 1])
     known = np.log(own[own > 0])
     if len(known) < 3:

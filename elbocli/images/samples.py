@@ -21,7 +21,7 @@ from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.file_system import SPECIAL
 from elbocli.files.opening import open_stream
-from elbocli.files.reading import LARGEST_TEXT, naming, refusing
+from elbocli.files.reading import LARGEST_TEXT, naming, one_line, refusing
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.files.zip_files import MOST_ARRAYS, open_zip
@@ -177,8 +177,11 @@ def drawn(attributes: DatasetAttributes, name: str) -> SamplesAbout:
 
 
 def _about(text: str, what: str) -> SamplesAbout:
-    with refusing(f"{what} is not usable", "; draw these samples again, or merge their parts again"):
-        return SamplesAbout.of(strict_json.parse(text), what)
+    try:
+        return SamplesAbout.from_json(strict_json.parse(text))
+    except (FormatError, ValueError) as error:
+        again = "draw these samples again, or merge their parts again"
+        raise FormatError(f"{what} is not usable: {one_line(error)}; {again}") from error
 
 
 def _preprocessing(*told: dict[str, Any]) -> dict[str, Any]:

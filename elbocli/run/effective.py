@@ -14,6 +14,7 @@ from typing import Any
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
 from elbocli.core.uncertainty import learned_weighting
 from elbocli.core.weighting import Weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
@@ -42,7 +43,7 @@ class EffectiveWeighting:
     rise: float
 
     def json(self) -> dict[str, Any]:
-        """Its numbers."""
+        """Return its numbers."""
         return {
             "step": self.step,
             "images": self.images,
@@ -52,7 +53,7 @@ class EffectiveWeighting:
         }
 
     def verdict(self) -> str:
-        """Whether it is an ELBO's, in words."""
+        """Say in words whether its loss is an ELBO."""
         if not self.rising:
             return "never rises: an ELBO"
         where = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in self.rising)
@@ -69,16 +70,16 @@ class RunWeighting:
 
     @property
     def last(self) -> Weighting:
-        """The newest."""
+        """The newest weighting."""
         return self.times[-1].weighting
 
     @property
     def monotone(self) -> bool:
-        """Whether the loss was an ELBO all the time."""
+        """Tell whether the loss was an ELBO all the time."""
         return not any(each.rising for each in self.times) and not self.settings.multiscale
 
     def json(self) -> dict[str, Any]:
-        """All of it but the curves."""
+        """Return all of it but the curves."""
         settings = self.settings
         return {
             "run": str(self.run),
@@ -91,7 +92,7 @@ class RunWeighting:
         }
 
     def lines(self) -> list[str]:
-        """Lines for people."""
+        """Say it to people: a line, or one for each moment."""
         settings = self.settings
         more = MULTISCALE if settings.multiscale else ""
         if not self.last.learned:
@@ -104,13 +105,14 @@ class RunWeighting:
         return _range_of(self.last, self.settings)
 
 
-def is_run(path: Path) -> bool:
-    """Tell whether there is a run's folder at a path."""
-    return (path / "config.yaml").is_file()
+def means_run(text: str) -> bool:
+    """Tell whether text that may be a weighting's SPEC is the folder of a run instead; a name counts before a folder."""
+    named = WEIGHTINGS.named(text.partition(":")[0]) is not None
+    return not named and (Path(text) / "config.yaml").is_file()
 
 
 def weighting_of_run(run: Path, warn: Callable[[str], None]) -> RunWeighting:
-    """The weightings that a run has trained with so far, its schedule file being as it was. Raises ElboError."""
+    """Read the weighting of a run over all it has trained so far. Raises ElboError."""
     config = read_run_config(run, warn)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; 'elbo import' takes --weighting and --schedule")

@@ -156,9 +156,9 @@ def check(
     end and up to ten times between them: the exit status is 0 if it never increased at any of them.
     """
     from elbocli.core.schedule import check_range
-    from elbocli.run.effective import is_run
+    from elbocli.run.effective import means_run
 
-    if equals is None and is_run(Path(spec)):
+    if equals is None and means_run(spec):
         _check_run(ctx, Path(spec), as_json)
     weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
     low = max(low, *(w.support[0] for w in (weighting, *others)))
@@ -193,9 +193,9 @@ def _warn(text: str) -> None:
 def _weighting(text: str) -> Any:
     """The Weighting of a SPEC; of a run, the one that it trains with now. Raises ElboError."""
     from elbocli.files.schedule_file import resolve_weighting
-    from elbocli.run.effective import is_run, weighting_of_run
+    from elbocli.run.effective import means_run, weighting_of_run
 
-    return weighting_of_run(Path(text), _warn).last if is_run(Path(text)) else resolve_weighting(text)
+    return weighting_of_run(Path(text), _warn).last if means_run(text) else resolve_weighting(text)
 
 
 def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,33 +80,34 @@ def spread(values: list[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
-def choices(results: Results) -> list[tuple[str, str, Callable[[Setting], Setting | None]]]:
-    """Each choice, what it is compared with, and a function from a setting with it to its partner without."""
+class Choice(NamedTuple):
+    """A value of one of a setting's fields, against another value of it."""
+
+    field: str
+    value: float | str
+    base: float | str
+
+    def partner(self, setting: Setting) -> Setting | None:
+        """The setting that differs in this choice alone; None for one without it. Schedules are compared where neither is shifted."""
+        if getattr(setting, self.field) != self.value or (self.field == "schedule" and setting.shift):
+            return None
+        return setting._replace(**{self.field: self.base})  # type: ignore[arg-type]
+
+
+def choices(results: Results) -> list[Choice]:
+    """Every bias against the paper's, every shift against none, every schedule against the cosine."""
     biases = sorted({setting.bias for setting in results})
     base = PAPER if PAPER in biases else biases[-1]
-    found: list[tuple[str, str, Callable[[Setting], Setting | None]]] = []
-    for bias in biases:
-        if bias != base:
-            partner = lambda s, b=bias: s._replace(bias=base) if s.bias == b else None  # noqa: E731
-            found.append((f"bias {bias:g}", f"{base:g}", partner))
-    for shift in sorted({setting.shift for setting in results} - {0}):
-        found.append((f"shift {shift:g}", "0", lambda s, by=shift: s._replace(shift=0.0) if s.shift == by else None))  # type: ignore[misc]
-    for name in sorted({setting.schedule for setting in results} - {"cosine"}):
-        found.append(
-            (
-                f"schedule {name}",
-                "cosine",
-                lambda s, n=name: s._replace(schedule="cosine") if s.schedule == n and not s.shift else None,  # type: ignore[misc]
-            )
-        )
-    return found
+    found = [Choice("bias", bias, base) for bias in biases if bias != base]
+    found += [Choice("shift", shift, 0.0) for shift in sorted({setting.shift for setting in results} - {0.0})]
+    return found + [Choice("schedule", name, "cosine") for name in sorted({s.schedule for s in results} - {"cosine"})]
 
 
-def differences(results: Results, partner: Callable[[Setting], Setting | None]) -> np.ndarray:
+def differences(results: Results, choice: Choice) -> np.ndarray:
     """[seeds, 3]: log ratio of distances, points of accuracy, bits/dim; the mean within each seed over pairs of settings."""
     by_seed: dict[int, list[list[float]]] = {}
     for setting, seeds in results.items():
-        other = partner(setting)
+        other = choice.partner(setting)
         for seed, one in seeds.items():
             if other is not None and seed in results.get(other, {}):
                 two = results[other][seed]
@@ -130,16 +131,17 @@ def said(mean: float, low: float, high: float, digits: int, nothing: float) -> s
 def differences_table(results: Results) -> str:
     """Markdown: what each choice makes of the scores, all else and the seed being equal."""
     lines = [["choice", "against", "distance times", "accuracy, points", "bits/dim", "seeds"], ["---"] * 6]
-    for choice, against, partner in choices(results):
-        found = differences(results, partner)
+    for choice in choices(results):
+        found = differences(results, choice)
         if len(found) > 1:
-            ratio = np.exp(interval(found[:, 0]))
+            mean, low, high = (math.exp(value) for value in interval(found[:, 0]))
             words = [
-                said(ratio[0], ratio[1], ratio[2], 2, 1.0),
+                said(mean, low, high, 2, 1.0),
                 said(*interval(found[:, 1]), 1, 0.0),
                 said(*interval(found[:, 2]), 3, 0.0),
             ]
-            lines.append([choice, against, *words, str(len(found))])
+            value, base = (f"{each:g}" if isinstance(each, float) else each for each in choice[1:])
+            lines.append([f"{choice.field} {value}", base, *words, str(len(found))])
     return markdown(lines)
 
 

@@ -4,13 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forks import quick
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import MeasureSettings, open_measurement
@@ -90,7 +90,7 @@ def test_a_dataset_that_changes_ends_the_command_with_its_name(
 
 
 def test_a_process_that_ends_by_a_fault_of_memory_says_where(tmp_path: Path, digits: Path, preset: Path) -> None:
-    line = [quick(), "-m", "elbocli", "train", digits, "-o", tmp_path / "run", "--preset", preset]
+    line = [sys.executable, "-m", "elbocli", "train", digits, "-o", tmp_path / "run", "--preset", preset]
     process = subprocess.Popen([*map(str, line), "--steps", "100000"], stderr=subprocess.PIPE)
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.05)

@@ -73,7 +73,7 @@ def here(tmp_path: Path) -> Path:
         ("elbo weights check ", list(WEIGHTINGS)),
         ("elbo weights plot edm ed", ["edm", "edm-monotonic"]),
         ("elbo weights show sigmoid --schedule ", list(SCHEDULES)),
-        ("elbo train --weighting ", list(WEIGHTINGS)),
+        ("elbo train --weighting ", [*WEIGHTINGS, "uncertainty"]),
         ("elbo train --schedule ", [*SCHEDULES, "adaptive"]),
         ("elbo train --prediction ", list(PREDICTIONS)),
         ("elbo train --preset digits", ["digits", "digits-dit", "digits-uvit"]),

@@ -85,7 +85,7 @@ def check(name: str, signum: int, done: Any, folder: Path) -> str:
     """Check how a command ended, and what it left. Returns a word for it."""
     said = done.stderr.decode()
     assert done.returncode in (0, 128 + signum), (name, signum, done)
-    assert "Traceback" not in said and "error" not in said and "Exception" not in said, said
+    assert "Traceback" not in said and "error:" not in said and "Exception" not in said, said
     left = sorted(path.name for path in folder.iterdir())
     aside = [path for path in folder.rglob("*") if is_aside(path) or path.suffix == ".lock" != path.name]
     unfinished = [each for each in left if ".partial" in each]

@@ -92,7 +92,7 @@ def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path:
         save_stats(tmp_path, images[1], inception_weights),
         extractor="inception-v3-compat",
         extractor_weights=inception_weights,
-        batch=8,
+        batch=16,
     )
     theirs = torch_fidelity.calculate_metrics(
         input1=Images(images[0]),
@@ -100,7 +100,7 @@ def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path:
         fid=True,
         isc=True,
         feature_extractor_weights_path=str(inception_weights),
-        batch_size=8,
+        batch_size=16,
         cuda=False,
         verbose=False,
         cache=False,
@@ -461,7 +461,7 @@ def test_only_the_published_network_on_a_like_reference_has_the_published_names(
     write_features(saved, replace(read, about=published))
     found = score(saved, saved, metrics=("fid", "prc"), extractor="")
     assert found["fid"] == found["frechet_inception_distance"] and found["fid_se"] >= 0 and found["precision"] == 1
-    write_features(tmp_path / "g.safetensors", replace(read, about={**published, "preprocessing": {"image_size": 9}}))
+    write_features(tmp_path / "g.safetensors", replace(read, about=replace(published, preprocessing={"image_size": 9})))
     with pytest.raises(DataError, match="image_size is 9"):
         score(saved, tmp_path / "g.safetensors", extractor="")
     unlike = score(saved, tmp_path / "g.safetensors", metrics=("fid",), extractor="", allow_mismatch=True)

@@ -41,7 +41,7 @@ def test_without_labels_it_is_one_class(tmp_path, rows, save):
     np.save(tmp_path / "cats.npy", rows)
     same = packed(tmp_path / "cats.npy", tmp_path / "y.h5")
     for key in ("payload_sha256", "source_sha256", "contents_sha256"):
-        assert same.attributes[key] == data.attributes[key]
+        assert getattr(same.attributes, key) == getattr(data.attributes, key)
 
 
 def test_labels_and_classes_from_files(tmp_path, rows):

@@ -121,8 +121,8 @@ def test_a_virtual_one_reads_the_same_in_elbo_and_in_h5py_from_anywhere(
     one, many = Dataset(whole, latents=True), Dataset(moved / "out.h5", latents=True)
     rows = np.random.default_rng(1).integers(0, COUNT, 60)
     assert np.array_equal(one.batch(rows), many.batch(rows)) and one.batch(rows).dtype == many.batch(rows).dtype
-    assert rows_sha256(many.pieces()) == many.attributes["payload_sha256"] == rows_sha256(one.pieces())
-    assert many.contents_digest() == many.attributes["contents_sha256"]
+    assert rows_sha256(many.pieces()) == many.attributes.payload_sha256 == rows_sha256(one.pieces())
+    assert many.contents_digest() == many.attributes.contents_sha256
     many.batch(rows)[:] = 0
     assert np.array_equal(one.batch(rows), many.batch(rows))
 

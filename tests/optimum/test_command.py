@@ -71,7 +71,7 @@ def test_adapt_fits_the_excess(call: Call, validated: Path, tmp_path: Path) -> N
     line = ("adapt", validated, "--criterion", "excess", "--optimum", validated / "optimum.json")
     told = call(*line, "-o", tmp_path / "s.yaml", "--report")
     assert told.code == 0 and "fitted:excess" in json.loads(told.out)["schedules"]
-    assert read_table(tmp_path / "s.yaml")[1]["criterion"] == "excess"
+    assert read_table(tmp_path / "s.yaml")[1].about["criterion"] == "excess"
     plain = json.loads(call("adapt", validated, "--report").out)
     assert "fitted:excess" not in plain["schedules"]
 
@@ -84,7 +84,7 @@ def test_adapt_fits_data_alone(
     found = json.loads(told.out)
     assert told.code == 0 and found["half"][0] < found["half"][1] and found["p_std"] > 0
     assert "P_mean" in told.err and "told apart" in told.err
-    assert read_table(tmp_path / "s.yaml")[1]["criterion"] == "data-only" and (tmp_path / "s.svg").exists()
+    assert read_table(tmp_path / "s.yaml")[1].about["criterion"] == "data-only" and (tmp_path / "s.svg").exists()
     trained = (
         "train",
         digits,

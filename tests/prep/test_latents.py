@@ -293,7 +293,7 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_where_it_is_sai
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
-    config["data"] |= {"autoencoder": "vae", "path": str(tmp_path / "data" / "latents.h5")}
+    config["data"] |= {"autoencoder": "vae", "path": str(tmp_path / "data" / "latents.h5"), "from_run": "gone.h5"}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     expected = drawn(run, tmp_path / "0.npy")
     with pytest.raises(UsageError, match=r"vae: the autoencoder .* not there \(nor at .*data/vae\); .* --autoencoder"):

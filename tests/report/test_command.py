@@ -136,7 +136,10 @@ def test_what_is_missing_is_said_on_request(elbo: Callable[..., Any], trained: P
     ("words", "said"),
     [
         (["nowhere"], "nowhere: no such run"),
-        (["run", "--scores", "run/status.json"], "status.json: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum'"),
+        (
+            ["run", "--scores", "run/status.json"],
+            "status.json: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum'",
+        ),
         (["run", "--scores", "none.json"], "none.json: can't be read: No such"),
         (["run", "--samples", "fid.json"], "fid.json"),
     ],

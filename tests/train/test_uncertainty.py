@@ -123,6 +123,14 @@ def test_check_of_other_runs(trained: Path, elbo: Callable[..., Any], tmp_path: 
     assert said.returncode == 1 and json.loads(said.stdout)["multiscale"]
 
 
+def test_a_name_counts_before_a_folder(trained: Path, elbo: Callable[..., Any], tmp_path: Path) -> None:
+    for name in ("edm", "own"):
+        shutil.copytree(trained, tmp_path / name)
+    assert b"edm:mean=-1.2" in elbo("weights", "check", "edm", cwd=tmp_path).stdout
+    assert b"own: sigmoid:bias=2: never rises" in elbo("weights", "check", "own", cwd=tmp_path).stdout
+    assert b"sigmoid:bias=2: never rises" in elbo("weights", "check", "./edm", cwd=tmp_path).stdout
+
+
 def test_a_log_of_other_bins_or_damaged_is_refused(
     runs: tuple[Path, Path], elbo: Callable[..., Any], tmp_path: Path
 ) -> None:

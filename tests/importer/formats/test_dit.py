@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -292,7 +293,7 @@ def test_any_autoencoder_will_do_that_scales_as_the_published_ones(
 ) -> None:
     """Its weights are told by no digest."""
     trained = imported(saved(peer.made(depth=1)))
-    data, config = {**trained.data, "pixel_size": 16}, trained.network.config
+    data, config = replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config
     decoder = open_decoder(data, config, CPU, make_autoencoder())
     assert decoder.pixels(noised()).shape == (4, 16, 16, 3)
     with pytest.raises(

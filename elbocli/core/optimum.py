@@ -7,8 +7,8 @@ posterior, and two independent draws are twice the variance apart, in mean squar
     e*(λ) = E‖ε − ε̂*‖² = e^λ E‖x_s − x̂*‖² = ½ e^λ E Σ π_i b_i.
 
 The last form never needs x̂*: the products a and b serve all λ. It adds up terms that are not negative, the source has
-weight 1 and the logarithm 0, and no logarithm is above ½‖ε‖²; so nothing cancels, and nothing overflows. Given z its
-variance is a quarter of that of ‖ε − ε̂*‖².
+weight 1 and the logarithm 0, and no logarithm is above ½‖ε‖²; so nothing cancels, and nothing overflows. Given z,
+its variance beyond that of the posterior variance is a quarter of that of ‖ε − ε̂*‖².
 """
 
 from __future__ import annotations

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -120,15 +118,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path
     result = run_elbo("train", digits, "-o", run, "--preset", preset, "--preview-every", 20)
     assert result.returncode == 0, result.stderr
     return run
-
-
-@pytest.fixture(scope="module")
-def short_previews() -> Iterator[None]:
-    """Previews of 4 steps instead of 32, in this process, for tests of whatever else happens meanwhile."""
-    from elbocli.train import preview
-
-    with patch.object(preview, "PREVIEW", replace(preview.PREVIEW, steps=4)):
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.run.initial import Initial
 from elbocli.runtime.processes import World, joined
-from elbocli.train import loop, preview
+from elbocli.train import loop
 from elbocli.train.batches import Batches
-
-preview.PREVIEW = replace(preview.PREVIEW, steps=4)  # whoever trains in several processes doesn't ask how well it draws
 
 
 def started(size: int, work: Callable[[World], Any]) -> list[int]:

@@ -28,8 +28,6 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import update
 from elbocli.train.validate import Validation
 
-pytestmark = pytest.mark.usefixtures("short_previews")
-
 TESTS = Path(__file__).parent.parent
 UVIT = "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 16, dropout: 0.1"
 NETWORKS = {

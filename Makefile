@@ -81,6 +81,10 @@ docs: $(VENV)/.ready
 	echo >> docs/ablation.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new
 	mv docs/ablation.md.new docs/ablation.md
+	sed '/^## Measured/q' docs/sweep.md > docs/sweep.md.new
+	echo >> docs/sweep.md.new
+	$(BIN)/python examples/sweep/tabulate.py examples/sweep/results.jsonl >> docs/sweep.md.new
+	mv docs/sweep.md.new docs/sweep.md
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -137,3 +137,9 @@ def test_shellcheck_finds_nothing() -> None:
         ["shellcheck", *scripts], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_page_shows_what_was_measured(tabulate: ModuleType) -> None:
+    """`make docs` writes it: nothing there is typed by hand."""
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    assert page.endswith(f"\n## Measured\n\n{tabulate.summary(tabulate.read(SWEEP / 'results.jsonl'))}\n")

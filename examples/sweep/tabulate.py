@@ -170,7 +170,6 @@ def picture(results: Results, path: Path) -> None:
             )
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="bias of the sigmoid")
-    axes[0].set_yscale("log")
     axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=100, metadata={"Software": None})
     pyplot.close(figure)
@@ -213,10 +212,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Markdown: how much was trained, in what time, and both tables."""
     results = grouped(rows)
     steps, machines = (", ".join(sorted({str(row[key]) for row in rows})) for key in ("steps", "machine"))
-    seconds = sum(row["seconds"] for row in rows)
+    seconds = np.median([row["seconds"] for row in rows])  # a machine may have slept through one
     return (
-        f"{len(rows)} trainings of {steps} steps, {len(results)} settings; {seconds / len(rows):.0f} s each with samples and "
-        f"scores, as the clock says, on {machines}.\n\n{settings_table(results)}\n\n{differences_table(results)}"
+        f"{len(rows)} trainings of {steps} steps, {len(results)} settings; {seconds:.0f} s each (the median) with "
+        f"samples and scores, on {machines}.\n\n{settings_table(results)}\n\n{differences_table(results)}"
     )
 
 

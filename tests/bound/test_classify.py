@@ -1,6 +1,7 @@
 """A denoiser as a classifier: Bayes' posterior where the denoisers are exact, and digits beside a plain classifier."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from exact import ByClass, Mixture, finish
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from elbocli.bound import classify, likelihood
 from elbocli.bound.classify import ClassScores, class_scores, judged
 from elbocli.bound.draws import Images, MeasuredNetwork
+from elbocli.bound.measure import MeasureSettings, open_measurement
 from elbocli.bound.result import Classification
 from elbocli.core.paired import image_errors
 from elbocli.core.prediction import Prediction
@@ -76,6 +79,16 @@ def test_the_command_tells_one_object_and_a_table(
     assert found.n_images == 20 and found.classes == 10 and found.per_image == str(out)
     assert (table.numbers["predicted"] == table.label).mean() == pytest.approx(found.accuracy)
     assert list(table.numbers) == ["predicted", "confidence", "probability"]
+
+
+def test_a_run_without_classes_tells_none_apart(trained: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = open_measurement(trained, digits, MeasureSettings(images=4, draws=2), print)
+    plain = replace(asked.trained.network.config, num_classes=0)
+    monkeypatch.setattr(asked.trained.network, "config", plain)
+    with pytest.raises(UsageError, match="without classes"):
+        finish(classify.run(asked))
+    found = finish(likelihood.run(asked, likelihood.parse_estimators(["information"])))
+    assert found.result.n_images == 4 and next(iter(asked)).labels is None
 
 
 def test_digits_beside_a_plain_classifier(trained: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,13 @@ def test_the_other_questions_are_answered_for_latents(run: Path, elbo: Callable[
     gradients = elbo("bound", run, *line)
     assert gradients.returncode == 0, gradients.stderr
     assert len(json.loads(gradients.stdout)["gradient_variance"]) == 2
+    specs = [word for spec in ("variational", "information", "ode:steps=4") for word in ("--estimator", spec)]
+    several = elbo("bound", run, "-n", 24, "--draws", 4, *specs)
+    assert several.returncode == 0, several.stderr
+    for each in json.loads(several.stdout)["estimates"]:
+        assert each["nats"] == pytest.approx(each["nats_per_latent_dimension"] * 256) and "bpd" not in each
+    classes = elbo("bound", run, "-n", 24, "--draws", 4, "--classify")
+    assert json.loads(classes.stdout)["classes"] == 3, classes.stderr
     few = elbo("bound", run, "--target-se", 0.5, "--draws", 4)
     assert json.loads(few.stdout)["nats_per_latent_dimension_se"] < 0.5, few.stderr
 

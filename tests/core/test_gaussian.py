@@ -27,11 +27,14 @@ def test_the_closed_integral_is_that_of_the_expected_error(kept: int) -> None:
     assert model.upto(some, levels[-1:])[:, 0] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_error_is_that_of_the_exact_denoiser() -> None:
+@pytest.mark.parametrize("kept", [4, 2])
+def test_the_error_is_that_of_the_exact_denoiser(kept: int) -> None:
     """ε̂ = σ (α²Σ + σ²)⁻¹ (z − αμ), solved as a matrix; and its mean over the noise is the expectation."""
     x = correlated(60, 4)
-    model = fit_gaussian(x)
-    covariance = model.directions @ model.variances.diag() @ model.directions.T
+    whole = fit_gaussian(x)
+    model = GaussianModel(whole.mean, whole.directions[:, :kept], whole.variances[:kept], 0.3)
+    covariance = model.directions @ (model.variances - model.rest).diag() @ model.directions.T
+    covariance += model.rest * torch.eye(4, dtype=torch.float64)
     for level in (-6.0, 0.0, 5.0):
         logsnr = torch.tensor(level, dtype=torch.float64)
         alpha, sigma = logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()

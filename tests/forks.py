@@ -51,10 +51,10 @@ class Zygote:
         ended: tuple[int, float] | None = None,
         **conditions: Any,
     ) -> Result:
-        """As subprocess.run does it, under conditions as tests/zygote.py takes them. Raises TimeoutExpired.
+        """Run it as subprocess.run does, under conditions as tests/zygote.py takes them. Raises TimeoutExpired.
 
-        line: what follows `python`. stdin: bytes or an open file. ended: a signal, and after how many seconds it comes, counted from when the command
-        has begun to heed any.
+        line: what follows `python`. stdin: bytes or an open file. ended: a signal, and the seconds until it comes, counted
+        from the moment at which the command begins to heed any.
         """
         with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as connection:
             paths = [Path(folder) / name for name in ("in", "out", "err")]

@@ -140,7 +140,7 @@ def mutated(rng: random.Random, content: dict[str, Any]) -> tuple[str, dict[str,
 
 
 def outcome(each: Declared, content: Any) -> str:
-    """What reading comes to: read, or refused. Raises whatever is neither."""
+    """Read it, and say whether it was read or refused. Raises whatever is neither."""
     try:
         each.schema.of(strict_json.load(json.dumps(content), "it"), "it")
     except ElboError as error:

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 
 MOST_MEMORY = 1 << 30
 MOST_SECONDS = 10.0
-"""What any command may take for any stranger's file; CPU seconds, as other processes may share the cores."""
+"""Limits of any command for any stranger's file; CPU seconds, as other processes may share the cores."""
 
 
 @dataclass(frozen=True)

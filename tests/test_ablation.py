@@ -1,6 +1,5 @@
 """The paper's table in miniature: its script measures what it says, and docs/ablation.md says what was measured."""
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from example_scripts import Classifier, load
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "ablation" / "ablation.py"
@@ -18,19 +17,7 @@ SCRIPT = ROOT / "examples" / "ablation" / "ablation.py"
 
 @pytest.fixture
 def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Classifier(nn.Module):
-    """As little as will do."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = images.double().flatten(1)[:, 20:24]
-        return features, features.repeat(1, 3)[:, :10]
+    return load(SCRIPT)
 
 
 def row(prediction: str, schedule: str, seed: int, distance: float, **more: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from example_scripts import Classifier, load
 from scipy import stats
-from torch import Tensor, nn
 
 from elbocli.core.monotone import likeness
 from elbocli.core.weighting import parse_weighting
@@ -27,19 +26,7 @@ SWEEP = ROOT / "examples" / "sweep"
 
 @pytest.fixture(scope="module")
 def tabulate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tabulate", SWEEP / "tabulate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Classifier(nn.Module):
-    """As little as will do."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = images.double().flatten(1)[:, 20:24]
-        return features, features.repeat(1, 3)[:, :10]
+    return load(SWEEP / "tabulate.py")
 
 
 def row(bias: float, schedule: str, seed: int, distance: float, shift: float = 0.0, **more: Any) -> dict[str, Any]:

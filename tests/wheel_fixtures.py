@@ -32,7 +32,7 @@ class Installed:
 
     @cached_property
     def zygote(self) -> Zygote:
-        """What starts processes there without the seconds that imports take."""
+        """Start processes there without the seconds that imports take."""
         zygote = Zygote(str(self.python), self.environment)
         said = zygote.run(["-c", "import elbocli; print(elbocli.__file__)"], None, self.environment, b"", 60)
         assert said.stdout.decode().startswith(str(self.folder)), said

@@ -59,7 +59,7 @@ GROUPS = {
     "--levels",
     type=Named("elbocli.core.level_codes.LEVEL_CODES"),
     default="",
-    help="What the network is told of logsnr: logsnr:factor=F, sigma, flow, t:linear, …",
+    help="The number that the network gets for logsnr: logsnr:factor=F, sigma, flow, t:linear, …",
 )
 @option("--weighting", type=WEIGHTING, default="", help="w(logsnr) that it was trained with.")
 @option("--schedule", type=SCHEDULE, default="", help="Schedule that it was trained with.")

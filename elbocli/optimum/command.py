@@ -18,7 +18,7 @@ from elbocli.cli.types import PATH, STREAM, Count, Number
     "--like",
     type=PATH,
     metavar="RUN",
-    help="As RUN was trained: its images without those held out, its logsnr, classes and mirror images.",
+    help="Take the images, logsnr, classes and mirror images that RUN was trained with.",
 )
 @option("-n", "--images", "sources", type=Count(2, 10**9), default=1000, help="Images to look at through noise.")
 @option(

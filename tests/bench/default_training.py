@@ -1,4 +1,4 @@
-"""What `elbo train` chooses by itself, and whether memory and time are as it says: `python tests/bench/default_training.py`
+"""The choices of `elbo train` without options, and its memory and time beside those it says: `python tests/bench/default_training.py`
 
 A cell is a size, grey or colour, a number of images and a limit of memory. Each is trained twice by the default command in a
 cgroup of that limit. First through every moment that takes memory: steps, previews and checkpoints, at once one after the

@@ -1,4 +1,4 @@
-"""How should the errors of steps be weighed, so that a grid of equal errors is best? `python tests/bench/grid_weighings.py`
+"""Weighings of the errors of steps, and the grid of equal errors that each gives: `python tests/bench/grid_weighings.py`
 
 On three mixtures with exact denoisers, at 8, 16 and 32 evaluations: the error at the end of walks on grids whose steps err
 alike under several weighings, relative to the best of them, as geometric means.

@@ -1,4 +1,4 @@
-"""Which grid of noise levels pays, for which sampler? `python tests/bench/grids.py mixture|RUN REF.h5 EXTRACTOR`
+"""Distances by grid of noise levels, sampler and evaluations: `python tests/bench/grids.py mixture|RUN REF.h5 EXTRACTOR`
 
 mixture: eight normals in eight dimensions with their exact denoiser; Fréchet distance from the exact moments, and the error
 of each image against a fine solution. RUN: a trained run; Fréchet distance of its samples from REF.h5 in the extractor's

@@ -95,7 +95,7 @@ def start(name: str, elbo: Elbo, places: dict[str, Path], folder: Path, *more: s
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """What a command has made, by name."""
+    """Files that a command has made, by name."""
     files = [path for each in folder.glob("x*") for path in (each.rglob("*") if each.is_dir() else [each])]
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -105,7 +105,7 @@ def made(folder: Path) -> dict[str, bytes]:
 
 
 def undisturbed(name: str, elbo: Elbo, places: dict[str, Path], folder: Path) -> tuple[dict[str, bytes], float]:
-    """What it makes, and how long it takes."""
+    """Files that it makes, and the seconds that it takes."""
     folder.mkdir()
     begun = time.monotonic()
     done = start(name, elbo, places, folder)

@@ -30,7 +30,7 @@ def normal_information(logsnr: torch.Tensor) -> torch.Tensor:
 
 
 def components(mixture, z, logsnr):
-    """Of p(z) and of x given z, for each normal of a mixture: share × density, mean and variance, arrays like z."""
+    """Terms of p(z) and of x given z, for each normal of a mixture: share × density, mean and variance, arrays like z."""
     alpha2, sigma2 = 1 / (1 + math.exp(-logsnr)), 1 / (1 + math.exp(logsnr))
     found = []
     for share, mean, var in zip(mixture.share, mixture.mean, mixture.var):

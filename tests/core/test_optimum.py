@@ -53,7 +53,7 @@ def test_points_drawn_from_a_gaussian_have_the_error_of_their_posterior_mean() -
 
 
 def test_many_points_of_a_gaussian_have_its_own_error_where_they_are_not_told_apart() -> None:
-    """Of N(0, c) it is snr c / (1 + snr c)."""
+    """The error of N(0, c) is snr c / (1 + snr c)."""
     points = torch.special.ndtri((torch.arange(80, dtype=torch.float64) + 0.5) / 80)
     levels = torch.linspace(-8, 0, 5, dtype=torch.float64)
     variance = points.square().mean()

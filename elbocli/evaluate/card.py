@@ -7,6 +7,7 @@ from typing import Any
 
 from elbocli.cli.visible import visible
 from elbocli.core.metrics import Role
+from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import EvalResult, Score
 
 UNKNOWN = "*not known*"
@@ -60,6 +61,12 @@ OF_SOME_METRICS = {
     "n_ref_images": "images for KID, precision and recall",
     "prc_protocol": "protocol of precision and recall",
 }
+
+DIFFERING = {
+    "mismatch": "Made differently from the reference, so these compare with no others",
+    "deviates": "Deviates from the protocol, so these are none of its numbers",
+}
+"""Pairs of facts that should be alike, and what it means that they aren't."""
 
 
 def code(value: Any) -> str:
@@ -117,10 +124,19 @@ def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
             limit = "" if beyond is None else _beyond(beyond, result.about(beyond, Role.INTERVAL))
             heading = score.number.heading(result.network)
             found.append(f"- {heading}{by}: **{said(score.value)}**{_spread(result, score, facts)}{limit}")
-    differ = facts.get("mismatch", {}).items()
-    pairs = "; ".join(f"{code(key)} {said(mine)} against {said(theirs)}" for key, (mine, theirs) in differ)
-    told = f"- **Made differently from the reference, so these compare with no others**: {pairs}"
-    return [*found, told] if differ else found
+    if facts.get("protocol"):
+        found.append(f"- protocol: {code(facts['protocol'])}{_meaning(facts['protocol'])}")
+    for key, told in DIFFERING.items():
+        differ = facts.get(key, {}).items()
+        pairs = "; ".join(f"{code(name)} {said(mine)} against {said(theirs)}" for name, (mine, theirs) in differ)
+        found += [f"- **{told}**: {pairs}"] if differ else []
+    return found
+
+
+def _meaning(protocol: str) -> str:
+    """What a protocol is, where it is known here."""
+    known = PROTOCOLS.get(protocol)
+    return "" if known is None else f", {known.formula} ({known.source})"
 
 
 def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +15,16 @@ from elbocli.cli.options import command_line, common, device_option, overwrite_o
 from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import UsageError
+from elbocli.evaluate.protocols import PROTOCOLS, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
+
+if TYPE_CHECKING:
+    from elbocli.evaluate.settings import EvalSettings
 
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
 """The metric that each option belongs to, by the option's Python name."""
 GROUPS = {
-    "Scores": ("ref", "metrics", *OPTIONS, "allow_mismatch"),
+    "Scores": ("ref", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
     "Outputs": ("card", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
@@ -71,6 +75,13 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "(.npz; ADM's and EDM's too).",
 )
 @option(
+    "--protocol",
+    type=click.Choice(list(PROTOCOLS)),
+    help="Score as published tables do; sets metrics, their options, extractor, n and classes, and refuses others.  "
+    + "; ".join(f"{p.name}: {p.formula} ({p.traits.tables})" for p in PROTOCOLS.values())
+    + ".",
+)
+@option(
     "--metrics",
     type=Metrics(),
     default="fid,is",
@@ -93,7 +104,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @option(
     "--allow-mismatch",
     is_flag=True,
-    help="Accept a reference that was made in another way; the result names the difference.",
+    help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
 )
 @option("--save-stats", type=PATH, help="Also save the samples' statistics, for use as --ref.")
 @option(
@@ -137,14 +148,14 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     from elbocli.cli.progress_bar import show
     from elbocli.evaluate import scoring as loop
     from elbocli.evaluate.card import render
-    from elbocli.evaluate.settings import EvalSettings
     from elbocli.files.atomic import refuse_existing, write_text
     from elbocli.runtime.processes import joined
 
-    context = click.get_current_context()
+    context, device = click.get_current_context(), options.pop("device")
+    settings = _settings(context, options)
     for name, metric in OPTIONS.items():
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if given and metric not in options["metrics"]:
+        if given and metric not in settings.metrics:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
     targets = [*filter(None, (options["save_stats"], options["save_features"], card))]
     if len({path.absolute() for path in targets}) < len(targets):
@@ -158,13 +169,25 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     sources: Any = samples
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
-    own = {name: options.pop(name) for name in OPTIONS}
-    metrics = asked(options.pop("metrics"), options["seed"], **own)
-    device, extractor = options.pop("device"), options.pop("extractor") or ""
-    settings = EvalSettings(metrics=metrics, extractor=extractor, command=command_line(), **options)
     with joined(device) as world:
         result = show(loop.run(sources, ref, settings, world))
     if result is not None:
         click.echo(json.dumps(result.json(), indent=1, allow_nan=False))
         if card is not None:
             write_text(card, render(result))
+
+
+def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
+    """The settings: what was given, then what the protocol sets, then defaults. Raises UsageError."""
+    from elbocli.evaluate.settings import EvalSettings
+
+    decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
+    protocol, seed = options.pop("protocol"), options["seed"]
+    if protocol is None:
+        metrics = asked(decided["metrics"], seed, **decided)
+        chosen: dict[str, Any] = {"metrics": metrics, "extractor": decided["extractor"] or ""}
+    else:
+        default = click.core.ParameterSource.DEFAULT
+        given = {name: value for name, value in decided.items() if context.get_parameter_source(name) is not default}
+        chosen = settings_of(protocol, given, seed)
+    return EvalSettings(command=command_line(), **chosen, **options)

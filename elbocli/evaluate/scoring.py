@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ from elbocli import __version__
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import PRECISION, FeatureSource, Seen, open_feature_source, see
+from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
 from elbocli.evaluate.reference import open_reference
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
@@ -43,15 +45,19 @@ def run(
     """
     theirs: Seen | None = None
     seen: list[Seen] = []
+    check_settings(settings)
     with contextlib.ExitStack() as stack:
-        opened = [open_feature_source(source, stack, world) for source in sources]
+        opened = [with_classes(open_feature_source(source, stack, world), settings) for source in sources]
         reference = None if ref is None else open_reference(ref, stack, world)
         settings = possible(settings, opened, reference)
-        others = [reference.source] if reference and reference.source else []
-        extractor = _extractor(settings, [*opened, *others], world)
+        beside = reference.source if reference else None
+        if reference is not None and reference.statistics is not None and not settings.needing(Need.REFERENCE_FEATURES):
+            beside = None  # images that nothing looks at need no network
+        extractor = _extractor(settings, [*opened, *([] if beside is None else [beside])], world)
         if extractor is not None:
             yield Progress(message=f"features of {extractor.name}; {world.device}, {PRECISION}")
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
+        deviating = [check_source(source, reference, extractor, settings) for source in opened]
         check_repeats_alike(opened, extractor)
         with world.together():
             if world.first and settings.needing(Need.LABELS):
@@ -67,9 +73,10 @@ def run(
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
     result = EvalResult([])
-    for mine, mismatch in zip(seen, differ, strict=True):
+    for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
         _save(mine, settings)
         last = scored(mine, theirs, settings, any(differ), ref, mismatch)
+        last = replace(last, facts=replace(last.facts, deviates=deviates or None))
         for other in result.repeats:
             digest, name = other.facts.samples_sha256, other.facts.samples
             if digest is not None and digest == last.facts.samples_sha256:
@@ -144,6 +151,7 @@ def scored(
         ref=None if ref is None else str(ref),
         command=settings.command,
         seed=settings.seed if settings.draws else None,
+        protocol=settings.protocol or None,
         mismatch=mismatch or None,
     )
     return Scores(None if published else network, values, facts)
@@ -170,6 +178,8 @@ def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
         if one.facts.mismatch:
             keys = ", ".join(one.facts.mismatch)
             notes.append(f"{name} and {ref} were made differently ({keys}): this compares with no others")
+        if one.facts.deviates:
+            notes.append(f"{name}: deviates from {one.facts.protocol} ({', '.join(one.facts.deviates)})")
         if None in one.values.values():
             notes.append(f"{name}: no interval for FID: it takes twice as many images as features")
     if differ := result.unlike():

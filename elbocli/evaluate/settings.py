@@ -14,7 +14,7 @@ class EvalSettings:
     """The scores to compute. metrics: by name, with their options. extractor '': that of saved features, else Inception.
 
     classes: a stream's labels, seed: of random ones. allow_mismatch: score although the reference was made in another
-    way, and say so. command: for the record. save_stats, save_features: files to write of the samples.
+    way, and say so. command: for the record. save_stats, save_features: files to write of the samples. protocol '': none.
     """
 
     metrics: Mapping[str, MetricOptions] = field(default_factory=lambda: asked(("fid", "is")))
@@ -27,6 +27,7 @@ class EvalSettings:
     command: str = ""
     save_stats: Path | None = None
     save_features: Path | None = None
+    protocol: str = ""
 
     @property
     def draws(self) -> bool:

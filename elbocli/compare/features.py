@@ -75,7 +75,7 @@ def _compared(title: str, first: Distance, other: Distance) -> Compared:
         difference, how = _mean(other.value - first.value, other.influence - first.influence), "paired by image"
     else:
         difference, how = other.estimate.minus(first.estimate), "unpaired"
-    score = Difference.of(title, names, values, difference, how)
+    score = Difference.told(title, names, values, difference, how)
     return Compared(file=other.name, differ=drawn_differently(made, theirs), scores=[score])
 
 

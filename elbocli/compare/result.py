@@ -26,7 +26,7 @@ class Difference(Record):
     says: str
 
     @classmethod
-    def of(
+    def told(
         cls, score: str, names: tuple[str, str], values: tuple[float, float], found: Estimate, how: str
     ) -> Difference:
         """Put an estimated difference in words. names, values: of the first file and the other."""

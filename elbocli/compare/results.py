@@ -115,7 +115,7 @@ def _differences(names: tuple[str, str], first: EvalResult, other: EvalResult) -
             difference = Estimate.of_repeats([seeds[1][seed][key] - seeds[0][seed][key] for seed in seeds[0]])
             how = f"paired by {len(seeds[0])} seeds"
         title = score.number.name(first.network)
-        found.append(Difference.of(title, names, (mine.value, its.value), difference, how))
+        found.append(Difference.told(title, names, (mine.value, its.value), difference, how))
     return found
 
 

@@ -111,7 +111,7 @@ def _reference(path: Path) -> tuple[Gaussian, FeatureFacts, str | None]:
         if len(saved.features) < 2:
             raise DataError(f"{path}: one image is no distribution; name a reference of more")
         return FeatureMoments.of(saved.features.numpy()), saved.about, saved.about.images_sha256
-    if is_statistics(path):
+    if path.suffix == ".npz" or is_statistics(path):
         statistics = read_statistics(path)
         return statistics, statistics.about, file_sha256(path)
     raise UsageError(

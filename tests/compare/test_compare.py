@@ -179,9 +179,9 @@ def ref(tmp_path: Path) -> Path:
 
 
 def test_pairs_of_images_have_the_error_that_repeats_show(ref: Path, tmp_path: Path) -> None:
-    """200 times 300 images: two models that draw nearly the same of each noise."""
+    """60 times 300 images: two models that draw nearly the same of each noise."""
     draw, found = np.random.default_rng(0), []
-    for _ in range(200):
+    for _ in range(60):
         noise = draw.normal(0.2, 1.3, (300, 3))
         a = features(tmp_path / "a.safetensors", noise)
         b = features(tmp_path / "b.safetensors", 1.02 * noise + draw.normal(0, 0.05, noise.shape))
@@ -189,9 +189,9 @@ def test_pairs_of_images_have_the_error_that_repeats_show(ref: Path, tmp_path: P
         found.append(compared.scores[0])
     assert {each.how for each in found} == {"paired by image"}
     shown = np.std([each.difference for each in found], ddof=1)
-    assert np.mean([each.se for each in found]) == pytest.approx(shown, rel=0.15)
+    assert np.mean([each.se for each in found]) == pytest.approx(shown, rel=0.3)
     truth = np.mean([each.difference for each in found])
-    assert sum(each.interval[0] < truth < each.interval[1] for each in found) >= 180
+    assert sum(each.interval[0] < truth < each.interval[1] for each in found) >= 52
     (alone,), _ = compare_features([a, features(tmp_path / "c.safetensors", 1.02 * noise, seed=1)], ref)
     assert alone.scores[0].how == "unpaired" and alone.scores[0].se > 5 * shown
 

@@ -195,6 +195,10 @@ EXAMPLES = {
             "elbo eval s0.h5 s1.h5 s2.h5 --ref out.h5 --card scores.md",
         ),
         (
+            "Does the model copy the images that it was trained on? Look at the closest, too.",
+            "elbo eval samples.h5 --ref out.h5 --held-out test.h5 --metrics copying --copying-cells 1 --neighbours close.png",
+        ),
+        (
             "As ADM's evaluator does it, with one of its reference batches.",
             "elbo eval samples.npz --ref VIRTUAL_imagenet64_labeled.npz --protocol adm",
         ),

@@ -13,7 +13,7 @@ import click
 from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
-from elbocli.core.metrics import METRICS, asked
+from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import UsageError
 from elbocli.evaluate.protocols import PROTOCOLS, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
 """The metric that each option belongs to, by the option's Python name."""
 GROUPS = {
-    "Scores": ("ref", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
+    "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "by_class", "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
-    "Outputs": ("card", "save_stats", "save_features", "overwrite"),
+    "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch", "device"),
 }
@@ -75,6 +75,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "(.npz; ADM's and EDM's too).",
 )
 @option(
+    "--held-out",
+    type=PATH,
+    help="Images or saved features like those of --ref that the model was not trained on: to find copies, --ref is what it "
+    "was trained on.",
+)
+@option(
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
     help="Score as published tables do; sets metrics, their options, extractor, n and classes, and refuses others.  "
@@ -102,6 +108,11 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
 )
 @option(
+    "--by-class",
+    is_flag=True,
+    help="Also the Fréchet distance of each class, and its accuracy if that is among --metrics.",
+)
+@option(
     "--allow-mismatch",
     is_flag=True,
     help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
@@ -120,6 +131,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help="Also write the result as a page, with everything that must be published with it.",
 )
 @option(
+    "--neighbours",
+    type=PATH,
+    metavar="FILE.png",
+    help="Also draw the samples closest to images of --ref, each beside those, to see whether they are copies.",
+)
+@option(
     "--classes",
     default="",
     metavar="balanced|random|LIST",
@@ -130,7 +147,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--seed",
     type=Count(0, 2**63 - 1),
     default=0,
-    help="The seed a stream was drawn with, for --classes random; and that of --fid-infinity's parts.",
+    help="The seed a stream was drawn with, for --classes random; and that of metrics that draw.",
 )
 @option("--batch", type=Count(1, 10**6), default=64, help="Images per call of the extractor.")
 @device_option
@@ -157,7 +174,9 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and metric not in settings.metrics:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
-    targets = [*filter(None, (options["save_stats"], options["save_features"], card))]
+    if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
+        raise click.UsageError("--held-out goes with --metrics copying", context)
+    targets = [*filter(None, (options["save_stats"], options["save_features"], options["neighbours"], card))]
     if len({path.absolute() for path in targets}) < len(targets):
         raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
     for path in targets:

@@ -61,6 +61,7 @@ def adm() -> Metrics:
     """Inception's four scores. Each part of the Inception score is of samples that follow each other in the file."""
     return {
         "fid": {},
+        "sfid": {},
         "is": {"splits": 10, "is_order": "given"},
         "prc": {"prc_protocol": "adm"},
     }

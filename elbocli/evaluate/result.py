@@ -22,13 +22,29 @@ EXPECTED_TO_DIFFER = {"seed", "command"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassScore(Record):
+    """Numbers of one class. name: '' where it isn't known. n, n_ref: images of it in the samples and in the reference.
+
+    frechet_distance: None where either has less than two, accuracy: where the samples have none or no logits are known.
+    """
+
+    label: int
+    name: str
+    n: int
+    n_ref: int
+    frechet_distance: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts(Record):
     """Facts that stand beside the numbers of one set of samples, as the JSON names it. None is not known.
 
     n_ref_images: images of the reference, where its statistics are of others too. classes: how many there are, and how
     many images the smallest and the largest has. made: how the samples were drawn, as their file says. options: how
     the metrics were asked for. mismatch: how the samples and the reference were made, where that differs. protocol: by
-    which they were scored. deviates: facts that aren't the protocol's, and the protocol's.
+    which they were scored. deviates: facts that aren't the protocol's, and the protocol's. held_out: the file of held-out
+    images, n_held_out: how many. by_class: numbers of each class, where they were asked for.
     """
 
     n_samples: int | None
@@ -55,6 +71,10 @@ class Facts(Record):
     mismatch: dict[str, Pair] | None = None
     protocol: Word | None = None
     deviates: dict[str, Pair] | None = None
+    held_out: str | None = None
+    held_out_sha256: str | None = None
+    n_held_out: int | None = None
+    by_class: list[ClassScore] | None = None
 
 
 @dataclass(frozen=True)

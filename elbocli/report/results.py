@@ -77,7 +77,10 @@ def score_rows(result: EvalResult) -> list[ScoreRow]:
                 spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
             network = (score.number.by_network and result.network) or ""
             name = score.number.stem(result.network).removesuffix("_mean").replace("_", " ")
+            own = result.about(score, Role.INTERVAL)
             interval = result.estimate(score).interval if isinstance(score.value, float) else None
+            if own is not None and isinstance(own.value, list):  # which need not be symmetric
+                interval = own.value[0], own.value[1]
             rows.append(ScoreRow(name, score.value, spread, spread_is, network, interval))
     return rows
 

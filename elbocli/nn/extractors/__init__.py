@@ -20,19 +20,25 @@ DEFAULT = "inception-v3-compat"
 LARGEST_WEIGHTS = 640 << 20
 """Bytes: VGG16 has 528 MB."""
 PUBLISHED_INCEPTION = "6726825d"
+SPATIAL_CHANNELS = 7
+"""Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
+MOST_SPATIAL = 8192
+"""Spatial features of an image: their covariance has 512 MB then."""
 
 
 @dataclass(frozen=True)
 class Extractor:
     """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
-    channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared.
+    channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared. spatial: the part of
+    the module whose output [B,C,H,W] has the spatial features; None where it has none.
     """
 
     name: str
     module: torch.nn.Module
     weights_sha256: str
     channels: int = 0
+    spatial: torch.nn.Module | None = None
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
@@ -51,6 +57,27 @@ class Extractor:
             )
         return features.float(), None if logits is None else logits.float()
 
+    def with_spatial(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """The same, and spatial features [B,S]: the first 7 channels of that part's output, row by row, channels last, as
+        ADM has them. Needs such a part. Raises DataError, also for more than MOST_SPATIAL.
+        """
+        kept: list[torch.Tensor] = []
+
+        def keep(module: torch.nn.Module, given: object, out: torch.Tensor) -> None:
+            kept.append(out[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float())
+
+        assert self.spatial is not None
+        hook = self.spatial.register_forward_hook(keep)
+        try:
+            features, logits = self(images)
+        finally:
+            hook.remove()
+        if kept[0].shape[1] > MOST_SPATIAL:
+            raise DataError(
+                f"extractor {self.name}: {kept[0].shape[1]} spatial features of images so large; at most {MOST_SPATIAL}"
+            )
+        return features, logits, kept[0]
+
 
 def is_published(name: Any, weights_sha256: Any) -> bool:
     """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
@@ -66,7 +93,8 @@ def is_published(name: Any, weights_sha256: Any) -> bool:
 def inception(weights: Path | None) -> Extractor:
     """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once).
 
-    Batch norm is folded, and channels come last in memory: features differ from torch-fidelity's by rounding.
+    Batch norm is folded, and channels come last in memory: features differ from torch-fidelity's by rounding. Spatial
+    features are those of TensorFlow's `mixed_6/conv`, the 1 × 1 branch of Mixed_6d after batch norm and ReLU.
     """
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -76,7 +104,7 @@ def inception(weights: Path | None) -> Extractor:
     path = weights or _published()
     module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
     module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Extractor(DEFAULT, module, digest, channels=3)
+    return Extractor(DEFAULT, module, digest, channels=3, spatial=module.get_submodule("Mixed_6d.branch1x1"))
 
 
 @extractor(
@@ -140,7 +168,7 @@ def tiny(weights: Path | None) -> Extractor:
     from elbocli.nn.extractors.elbo_tiny import Tiny, weights_digest
 
     module = Tiny()
-    return Extractor("elbo-tiny", module, weights_digest(module), channels=3)
+    return Extractor("elbo-tiny", module, weights_digest(module), channels=3, spatial=module.convs[-1])
 
 
 def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:

@@ -14,7 +14,7 @@ from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS, Need, asked
-from elbocli.errors import UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.protocols import PROTOCOLS, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
 
@@ -25,7 +25,7 @@ OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.
 """The metric that each option belongs to, by the option's Python name."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "by_class", "allow_mismatch"),
-    "Extractor": ("extractor", "extractor_weights"),
+    "Extractor": ("extractor", "extractor_weights", "selftest"),
     "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch", "device"),
@@ -108,6 +108,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
 )
 @option(
+    "--selftest",
+    is_flag=True,
+    help="Instead of scoring, look whether this machine resizes and computes as the extractor is defined; exit 1 if not.",
+    more="It compares on a few images that elbo makes, and prints the differences as JSON. It takes no SAMPLES.",
+)
+@option(
     "--by-class",
     is_flag=True,
     help="Also the Fréchet distance of each class, and its accuracy if that is among --metrics.",
@@ -154,7 +160,9 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @overwrite_option
 @plugin_option
 @common
-def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, **options: Any) -> None:
+def evaluate(
+    samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, selftest: bool, **options: Any
+) -> None:
     """Score SAMPLES against a reference; one JSON object.
 
     SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
@@ -170,6 +178,11 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
 
     context, device = click.get_current_context(), options.pop("device")
     settings = _settings(context, options)
+    if selftest:
+        if samples or ref or card or options["save_stats"] or options["save_features"]:
+            raise click.UsageError("--selftest makes its own images; leave SAMPLES, --ref and outputs out", context)
+        run_selftest(settings.extractor or DEFAULT, settings.extractor_weights, device)
+        return
     for name, metric in OPTIONS.items():
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and metric not in settings.metrics:
@@ -210,3 +223,22 @@ def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
         given = {name: value for name, value in decided.items() if context.get_parameter_source(name) is not default}
         chosen = settings_of(protocol, given, seed)
     return EvalSettings(command=command_line(), **chosen, **options)
+
+
+def run_selftest(name: str, weights: Path | None, device: str) -> None:
+    """Print what the selftest of an extractor found. Raises DataError where the extractor doesn't pass."""
+    from elbocli.evaluate.selftest import selftest
+    from elbocli.nn.extractors import make_extractor
+    from elbocli.runtime.processes import joined
+
+    with joined(device) as world:
+        if not world.first:
+            return
+        found = selftest(make_extractor(name, weights, world.device), world.device)
+    click.echo(json.dumps(found.json(), indent=1, allow_nan=False))
+    for check in found.checks:
+        if not check.passed:
+            raise DataError(
+                f"extractor {name}: {check.name}: {check.difference:.3g} {check.unit} away from {check.against}, above "
+                f"{check.tolerance:g}; scores of this machine compare with no others"
+            )

@@ -21,6 +21,7 @@ from elbocli.files.features import SUFFIX, SavedFeatures, read_features
 from elbocli.files.hashing import add_digests
 from elbocli.images.samples import SampleReader, read_samples
 from elbocli.nn.extractors import Extractor
+from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import Progress
@@ -33,7 +34,8 @@ PRECISION = "fp32"
 class FeatureSource:
     """Images of which features are wanted: a reader of them, or features that were saved.
 
-    alone: only the first process can read them, as they come through a pipe. about: the facts that go with their
+    alone: only the first process can read them, as they come through a pipe. ahead: a thread may read them, as they don't
+    come through a pipe, where it might wait for ever. about: the facts that go with their
     features (n, preprocessing, …); with saved ones also extractor, weights_sha256 and images_sha256. labels: a class per
     image, where the file says.
     """
@@ -44,6 +46,7 @@ class FeatureSource:
     reader: SampleReader | None = None
     saved: SavedFeatures | None = None
     alone: bool = False
+    ahead: bool = False
     labels: np.ndarray | None = None
 
 
@@ -74,7 +77,8 @@ def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, w
     name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
     about = FeatureFacts(n=shape[0], preprocessing={"image_size": size, "channels": shape[3], **how}, made=made or None)
-    return FeatureSource(name, shape[0], about, reader, None, streamed, labels)
+    ahead = isinstance(source, Path) and (source.is_file() or source.is_dir())
+    return FeatureSource(name, shape[0], about, reader, None, streamed, ahead, labels)
 
 
 def described(source: FeatureSource, extractor: Extractor | None) -> FeatureFacts:
@@ -100,7 +104,7 @@ def see(
 
     Every process takes whole batches, so that the numbers don't depend on how many there are. Raises DataError.
     """
-    own, of_spatial, digests = StreamingFeatureMoments(), StreamingFeatureMoments(), list[str]()
+    own, of_spatial, digests = StreamingFeatureMoments(), StreamingFeatureMoments(), dict[int, list[str]]()
     if source.saved is not None or extractor is None:
         assert source.saved is not None
         saved = source.saved
@@ -123,13 +127,22 @@ def see(
     filled = 0
     sharers = 1 if source.alone else world.size
     batch = batch if source.reader is None else source.reader.batch(batch)
-    for start in range(0, source.n, batch * sharers):
+
+    def read(step: int) -> np.ndarray | None:
+        """This process's images of a step, and their digests; None where there are none left for it."""
+        begin = (step * sharers + world.rank) * batch
+        if world.rank >= sharers or begin >= source.n or source.reader is None:
+            return None
+        images = source.reader.at(begin, min(batch, source.n - begin))
+        digests[step] = [_digest(begin + k, image) for k, image in enumerate(images)]
+        return images
+
+    get = Ahead(read, depth=1).get if source.ahead else read
+    for step, start in enumerate(range(0, source.n, batch * sharers)):
         begin = start + world.rank * batch
         found = None
         with world.together():
-            if world.rank < sharers and begin < source.n and source.reader is not None:
-                images = source.reader.at(begin, min(batch, source.n - begin))
-                digests += [_digest(begin + k, image) for k, image in enumerate(images)]
+            if (images := get(step)) is not None:
                 found = _extracted(images, extractor, world.device, source.name, begin, spatial)
                 check(found)
                 own.add(found["values"].numpy())
@@ -146,7 +159,7 @@ def see(
         yield Progress(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
     moments = _of_all(own, world)
     whole = _of_all(of_spatial, world) if spatial else None
-    digest = add_digests(world.all(add_digests(digests)))
+    digest = add_digests(world.all(add_digests(each for step in digests.values() for each in step)))
     seen = Features(moments, labels=source.labels, spatial=whole, device=world.device, **held) if world.first else None
     return Seen(source.name, seen, replace(described(source, extractor), images_sha256=digest))
 

@@ -82,6 +82,20 @@ def edm() -> Metrics:
 
 
 @protocol(
+    "edm2",
+    formula="FD-DINOv2 of 50000 samples",
+    source="Karras et al. 2024, calculate_metrics.py",
+    extractor="dinov2-vitl14",
+    n=OF_50K,
+    tables="the FD-DINOv2 of EDM2",
+    reference="an npz with mu and sigma of DINOv2's features of all training images",
+)
+def edm2() -> Metrics:
+    """The Fréchet distance alone; the FID of the same tables is `edm`'s."""
+    return {"fid": {}}
+
+
+@protocol(
     "rae-50-a-class",
     formula="adm, with exactly 50 samples of each of ImageNet's 1000 classes",
     source="Zheng et al. 2025, arXiv:2510.11690",

@@ -5,9 +5,11 @@ images that will be scored. `elbo eval samples.h5 --ref data.h5 --extractor OUT.
 """
 
 import sys
+from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +24,7 @@ class Features(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network, config = network, timm.data.resolve_model_data_config(network)
+        self.network, config = network, resolve_model_data_config(network)
         self.size, self.mode = config["input_size"][1:], config["interpolation"]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1))
@@ -33,7 +35,7 @@ class Features(nn.Module):
 
 
 name, size, out, *weights = sys.argv[1:]
-network = timm.create_model(name, pretrained=not weights, checkpoint_path=weights[0] if weights else "")
+network: Any = timm.create_model(name, pretrained=not weights, checkpoint_path=weights[0] if weights else "")
 network.reset_classifier(0)
 network.requires_grad_(False)
 examples = torch.zeros(2, 3, int(size), int(size), dtype=torch.uint8)

@@ -80,7 +80,7 @@ def test_lower_precision_and_numbers_that_depend_on_the_batch_are_told() -> None
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x - x.mean(0) * (len(x) > 1))
 
-    assert failed(selftest(extractor(Vit(Rounded(), HOW, False)), CPU)) == {"network"}
+    assert "network" in failed(selftest(extractor(Vit(Rounded(), HOW, False)), CPU))
     assert "batch" in failed(selftest(extractor(Vit(Shifted(), HOW, False)), CPU))
 
 

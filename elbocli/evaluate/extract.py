@@ -158,10 +158,18 @@ def see(
             filled = rows.stop
         yield Progress(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
     moments = _of_all(own, world)
-    whole = _of_all(of_spatial, world) if spatial else None
+    maps = _of_all(of_spatial, world) if spatial else None
     digest = add_digests(world.all(add_digests(each for step in digests.values() for each in step)))
-    seen = Features(moments, labels=source.labels, spatial=whole, device=world.device, **held) if world.first else None
-    return Seen(source.name, seen, replace(described(source, extractor), images_sha256=digest))
+    seen = Features(
+        moments,
+        held.get("values"),
+        held.get("logits"),
+        source.labels,
+        maps,
+        held.get("spatial_values"),
+        device=world.device,
+    )
+    return Seen(source.name, seen if world.first else None, replace(described(source, extractor), images_sha256=digest))
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:

@@ -40,11 +40,13 @@ class Statistics:
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Save as npz, without pickle: `about` is JSON text."""
-    spatial = statistics.spatial
-    more = {} if spatial is None else {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
+    mu, sigma, spatial = statistics.mu, statistics.sigma, statistics.spatial
     about = np.array(json.dumps(statistics.about.json()))
     with writing(path) as file:
-        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=about, **more)
+        if spatial is None:
+            np.savez(file, mu=mu, sigma=sigma, about=about)
+        else:
+            np.savez(file, mu=mu, sigma=sigma, about=about, mu_s=spatial.mu, sigma_s=spatial.sigma)
 
 
 def is_statistics(path: Path) -> bool:

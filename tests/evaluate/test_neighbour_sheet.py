@@ -23,7 +23,7 @@ def features_of(images):
 def shown(path):
     """The images of a sheet [rows, columns, H, W, C], and the names of its rows."""
     with Image.open(path) as opened:
-        layout = layout_of(opened.text[PLACES], opened.size, path)
+        layout = layout_of(opened.info[PLACES], opened.size, path)
         pixels = np.asarray(opened).reshape(*opened.size[::-1], -1)
     images = cut_up(pixels, layout)
     return images.reshape(-1, layout.columns, *images.shape[1:]), [group.name for group in layout.groups]
@@ -68,6 +68,9 @@ def test_what_has_no_images_is_refused_before_the_work(digits, tmp_path):
         score(digits, tmp_path / "f.npz", ("fid",), **out)
     with pytest.raises(UsageError, match="one set of samples"):
         score([digits, digits], digits, ("fid",), **out)
+    np.save(tmp_path / "large.npy", np.zeros((30, 16, 16, 1), np.uint8))
+    with pytest.raises(UsageError, match=r"large\.npy and .*digits\.h5 have images of different sizes"):
+        score(tmp_path / "large.npy", digits, ("fid",), allow_mismatch=True, **out)
 
 
 def test_it_is_an_option_and_never_overwrites(digits, tmp_path, elbo):

@@ -63,7 +63,7 @@ def test_wide_features_are_compared_in_their_principal_components():
     model = PCA(COMPONENTS, svd_solver="full").fit(training.astype(np.float32).astype(np.float64))
     few = [model.transform(each.astype(np.float32)) for each in (samples, training, held_out)]
     found = copying(samples, training, held_out, copying_cells=1)["copying_ct"]
-    assert found == pytest.approx(restated(*few, few[1].mean(0, keepdims=True)), abs=0.02)
+    assert found == pytest.approx(restated(few[0], few[1], few[2], few[1].mean(0, keepdims=True)), abs=0.02)
 
 
 def test_a_normal_score_is_scipys():

@@ -36,7 +36,7 @@ def test_both_are_their_formulas(made, rows, monkeypatch):
     assert ask("cmmd", *pair)["gaussian_mmd"] == pytest.approx(restated_cmmd(*pair), rel=1e-6, abs=1e-9)
     for width in (1, 10):
         found = ask("kid-rbf", *pair, rbf_width=width)["kernel_inception_distance_rbf"]
-        assert found == pytest.approx(restated_unbiased(*pair, width), rel=1e-6, abs=1e-9)
+        assert found == pytest.approx(restated_unbiased(pair[0], pair[1], width), rel=1e-6, abs=1e-9)
     assert ask("cmmd", *pair)["gaussian_mmd"] > 0
 
 

@@ -67,7 +67,7 @@ OF_SOME_METRICS = {
 
 DIFFERING = {
     "mismatch": "Made differently from the reference, so these compare with no others",
-    "deviates": "Deviates from the protocol, so these are none of its numbers",
+    "deviates": "Deviates from the protocol, so that part compares with none of its tables",
 }
 """Pairs of facts that should be alike, and what it means that they aren't."""
 

@@ -28,7 +28,7 @@ class InceptionScoreOptions(MetricOptions):
     source="Salimans et al. 2016",
     numbers=[
         Number(MEAN, title="Inception score"),
-        Number("inception_score_std", role=Role.PARTS, of=MEAN, told="over {splits} splits, {is_order}"),
+        Number("inception_score_std", role=Role.PARTS, of=MEAN, told="over {splits} splits in the order {is_order}"),
     ],
     needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),

@@ -93,7 +93,7 @@ def protocol_of(result: EvalResult) -> str:
         return ""
     known = PROTOCOLS.get(name)
     meaning = "" if known is None else f": {known.formula} ({known.source}), as in tables of {known.traits.tables}"
-    deviates = [f"{key} is {mine}, not {theirs}" for key, (mine, theirs) in facts.get("deviates", {}).items()]
+    deviates = [f"{key}: {mine} instead of {theirs}" for key, (mine, theirs) in facts.get("deviates", {}).items()]
     return f"Protocol {name}{meaning}." + (f" Deviates from it: {'; '.join(deviates)}." if deviates else "")
 
 

@@ -289,7 +289,7 @@ def test_what_deviates_stands_in_result_card_and_report(
     (tmp_path / "a.json").write_bytes(done.stdout)
     page = elbo("report", trained, "--scores", tmp_path / "a.json")
     assert page.returncode == 0, page.stderr
-    assert b"Protocol adm: 50000 samples" in page.stdout and b"Deviates from it: n is 14, not 50000" in page.stdout
+    assert b"Protocol adm: 50000 samples" in page.stdout and b"Deviates from it: n: 14 instead of 50000" in page.stdout
     assert len(read_features(tmp_path / "a.safetensors").features) == 14
 
 

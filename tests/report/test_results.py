@@ -73,7 +73,7 @@ def test_the_protocol_and_what_deviates_are_a_sentence(tmp_path: Path) -> None:
     deviating = {**SCORES, "protocol": "edm", "deviates": {"n": [900, 50000], "extractor": ["a.pt2", "b"]}}
     said = protocol_of(read_result(written(tmp_path / "a.json", deviating)).found)
     assert said.startswith("Protocol edm: FID of 50000 samples, by Inception (")
-    assert said.endswith(" Deviates from it: n is 900, not 50000; extractor is a.pt2, not b.")
+    assert said.endswith(" Deviates from it: n: 900 instead of 50000; extractor: a.pt2 instead of b.")
     unknown = read_result(written(tmp_path / "a.json", {**SCORES, "protocol": "of 2030"}))
     assert protocol_of(unknown.found) == "Protocol of 2030." and unknown.about["protocol"] == "of 2030"
     assert protocol_of(read_result(written(tmp_path / "a.json", SCORES)).found) == ""

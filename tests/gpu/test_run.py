@@ -144,6 +144,7 @@ def test_what_is_absent_is_skipped_by_name(started: Callable[..., Any], tmp_path
     assert rows["eval"]["value"] == "skipped" and "torch-fidelity" in rows["eval"]["note"]
 
 
+@pytest.mark.slow
 def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "fake.py").write_text(FAKE)
     names = ("good", "again", "bad", "wrong", "absent", "dies", "hangs", "again")

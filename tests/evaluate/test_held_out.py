@@ -1,13 +1,17 @@
 """Held-out images: opened, checked, named in the result and on the card."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from feature_sets import features
 from scored import found_of, score
 
 from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.by_class import class_scores
 from elbocli.evaluate.card import render
 from elbocli.files.dataset import Dataset
 
@@ -94,6 +98,13 @@ def test_numbers_of_each_class_are_those_of_its_images_alone(digits, tmp_path):
     assert "## Classes\n" in card
     assert f"- 7 `7`: Fréchet distance {rows[7]['frechet_distance']:.5g}, accuracy" in card
     assert "## Classes" not in render(found_of(samples, digits, ("fid",)))
+
+
+def test_the_accuracy_of_a_class_is_that_of_its_samples():
+    draw, labels, told = np.random.default_rng(0), np.array([0, 0, 1, 1, 1, 2]), [0, 1, 1, 1, 0, 2]
+    samples = replace(features(draw.normal(size=(6, 3))), labels=labels, logits=torch.eye(3)[told])
+    rows = class_scores(samples, samples, accuracy=True)
+    assert [row.accuracy for row in rows] == pytest.approx([1 / 2, 2 / 3, 1])
 
 
 def test_a_class_of_one_image_or_none_has_no_distance(digits, tmp_path):

@@ -198,6 +198,14 @@ def _weighting(text: str) -> Any:
     return weighting_of_run(Path(text), _warn).last if means_run(text) else resolve_weighting(text)
 
 
+def _known_as(text: str, weighting: Any) -> str:
+    """The SPEC of a weighting; one that is learned also says in which run: two of them may be called the same."""
+    if not weighting.learned:
+        return str(weighting.spec)
+    run = Path(text)
+    return f"{weighting.spec}@{run if run.name not in ('', '..') else run.resolve()}"
+
+
 def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:
     """The comparison for JSON, and as a sentence."""
     from elbocli.core.monotone import likeness
@@ -248,18 +256,20 @@ def plot(
     check_range(low, high)
     if not specs and out is not None:
         schedules = schedules or tuple(SCHEDULES)
-    chosen = [_weighting(spec) for spec in specs or WEIGHTINGS]
+    chosen = {spec: _weighting(spec) for spec in specs or WEIGHTINGS}
+    known = [_known_as(text, weighting) for text, weighting in chosen.items()]
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
         from elbocli.weights.plot import text_plot
 
         blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
-        drawn = [*chosen, *(Weighting(ScheduleDensity(schedule)) for schedule in densities)]
-        for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
+        drawn = [*chosen.values(), *(Weighting(ScheduleDensity(schedule)) for schedule in densities)]
+        known += [weighting.spec for weighting in drawn[len(chosen) :]]
+        for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks, known):
             click.echo(line)
         return
     from elbocli.files.atomic import refuse_existing
     from elbocli.weights.plot import plot_weights
 
     refuse_existing(out, overwrite)
-    plot_weights(chosen, densities, low, high, out)
+    plot_weights([*chosen.values()], densities, low, high, out, known)

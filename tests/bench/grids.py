@@ -235,8 +235,7 @@ def on_run(
         return torch.cat(parts)
 
     log = read_logs([path])
-    real = torch.cat([torch.from_numpy(part) for part in data.batches(500)])
-    theirs = FeatureMoments.of(features(real))
+    theirs = FeatureMoments.of(np.concatenate([features(torch.from_numpy(part)) for part in data.batches(500)]))
 
     def distance(images: Tensor) -> tuple[float, np.ndarray]:
         values = features(images)

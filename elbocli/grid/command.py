@@ -83,8 +83,10 @@ def grid(run: Path, out: Path, report: bool, overwrite: bool, **options: Any) ->
     if out != STREAM:
         refuse_existing(out, overwrite)
     kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
-    given = {"kind": kind, "sampler": sampler, "steps": options.pop("steps") or 0, "guidance": guidance_of(options)}
-    made = show(make.run(run, make.GridSettings(**given, **options)))
+    settings = make.GridSettings(
+        kind=kind, sampler=sampler, steps=options.pop("steps") or 0, guidance=guidance_of(options), **options
+    )
+    made = show(make.run(run, settings))
     told = made.report
     say(f"{told.kind}: {told.steps} levels, logsnr {told.logsnr_min:.4g} to {told.logsnr_max:.4g}")
     say(

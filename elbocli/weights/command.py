@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -192,10 +193,19 @@ def _warn(text: str) -> None:
 
 def _weighting(text: str) -> Any:
     """The Weighting of a SPEC; of a run, the one that it trains with now. Raises ElboError."""
+    from elbocli.core.weighting_curves import WEIGHTINGS
+    from elbocli.errors import UsageError
     from elbocli.files.schedule_file import resolve_weighting
     from elbocli.run.effective import means_run, weighting_of_run
 
-    return weighting_of_run(Path(text), _warn).last if means_run(text) else resolve_weighting(text)
+    if means_run(text):
+        return weighting_of_run(Path(text), _warn).last
+    try:
+        return resolve_weighting(text)
+    except UsageError as error:
+        if re.fullmatch(r"[^@:]+", text) and text not in WEIGHTINGS:
+            raise UsageError(f"{error}; nor is it the folder of a run") from error
+        raise
 
 
 def _known_as(text: str, weighting: Any) -> str:

@@ -168,9 +168,9 @@ def fuzz(
     together: inputs that share a process; what is amiss there is run again in one of its own, whose outcome counts.
     """
     rows, wrong = defaultdict[str, Row](Row), []
-    number = 0
-    while number < count and time.monotonic() < until:
-        numbers = range(number, min(count, number + together))
+    begin = 0
+    while begin < count and time.monotonic() < until:
+        numbers = range(begin, min(count, begin + together))
         shared = fuzzer.series(seed, numbers) if together > 1 else {}
         for number in numbers:
             case, found = shared.get(number, (None, None))
@@ -182,8 +182,9 @@ def fuzz(
                 wrong.append((case, found))
                 print(f"{seed}-{number}: {found.wrong}: elbo {' '.join(case.line)}", file=sys.stderr, flush=True)
                 if kept:
-                    keep(*fuzzer.drawn(seed, number), found, f"{seed}-{number}")
-        number = numbers.stop
+                    case, folder = fuzzer.drawn(seed, number)
+                    keep(case, folder, found, f"{seed}-{number}")
+        begin = numbers.stop
     return rows, wrong
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -27,11 +30,12 @@ from forks import Result, zygote
 
 ROOT = Path(__file__).parent.parent
 LONGEST = (
-    "train/test_group.py",
-    "gpu/test_run.py",
     "test_pipeline.py",
-    "train/test_torchrun.py",
     "cli/test_commands.py",
+    "test_pages.py",
+    "train/test_group.py",
+    "nn/test_networks.py",
+    "train/test_torchrun.py",
 )
 """Files, by the time that they take on an idle core."""
 pytest_plugins = ["file_fixtures", "wheel_fixtures"]
@@ -120,6 +124,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path
     return run
 
 
+@pytest.fixture(scope="module")
+def short_previews() -> Iterator[None]:
+    """Previews of 4 steps instead of 32, in this process, for tests of whatever else happens meanwhile."""
+    from elbocli.train import preview
+
+    with patch.object(preview, "PREVIEW", replace(preview.PREVIEW, steps=4)):
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """make_autoencoder(**config): a folder with a tiny diffusers AutoencoderKL of random weights, half the size."""
@@ -188,3 +201,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first: so that no core waits for one of them at the end."""
     longest = [ROOT / "tests" / name for name in LONGEST]
     items.sort(key=lambda item: longest.index(item.path) if item.path in longest else len(longest))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of garbage collection all that the tests are made of: it is a twentieth of their time."""
+    gc.collect()
+    gc.freeze()

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.run.initial import Initial
 from elbocli.runtime.processes import World, joined
-from elbocli.train import loop
+from elbocli.train import loop, preview
 from elbocli.train.batches import Batches
+
+preview.PREVIEW = replace(preview.PREVIEW, steps=4)  # whoever trains in several processes doesn't ask how well it draws
 
 
 def started(size: int, work: Callable[[World], Any]) -> list[int]:

@@ -65,6 +65,7 @@ def test_the_page_on_extending_runs_and_the_run_remembers_its_plugin(
     assert changed.returncode == 0 and "has changed since" in changed.stderr
 
 
+@pytest.mark.slow
 def test_what_uses_the_api_passes_strict_type_checks(installed: Installed, tmp_path: Path) -> None:
     (tmp_path / "uses.py").write_text(TYPED)
     result = installed.run("python", "-m", "mypy", "--strict", "--cache-dir", "cache", "uses.py", cwd=tmp_path)

@@ -29,6 +29,8 @@ from elbocli.runtime.progress import Progress
 from elbocli.sample import draw
 from elbocli.train import loop
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 CPU = torch.device("cpu")
 
 

@@ -102,6 +102,7 @@ def test_a_presets_heads_are_narrow_enough_for_flash_attention(name):
         assert config.width // config.heads <= roofline.FLASH_MOST
 
 
+@pytest.mark.slow
 def test_bounds_are_ordered_and_whole():
     eager, fused = (bound for bound in roofline.bounds("cifar") if bound.way in ("bf16 eager", "bf16 fused"))
     assert 0 < eager.images_per_s < fused.images_per_s and fused.gigabytes < eager.gigabytes

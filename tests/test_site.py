@@ -153,6 +153,7 @@ def test_each_option_of_a_command_stands_on_its_page(site: Path) -> None:
     assert len(names) > 10 and [name for name in names if name not in text] == []
 
 
+@pytest.mark.slow
 def test_the_build_notices_what_leads_nowhere(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for name in ("docs", "man", "examples", "elbocli"):

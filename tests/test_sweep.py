@@ -65,6 +65,7 @@ def test_a_shift_of_the_weighting_is_another_bias_so_the_sweep_shifts_schedules(
     )
 
 
+@pytest.mark.slow
 def test_one_training_of_digits_through_shell_and_make(tabulate: ModuleType, digits: Path, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Train a small classifier of grey images and export it for `elbo eval --extractor FILE.pt2`: features and logits."""
+"""Train a small classifier of images and export it for `elbo eval --extractor FILE.pt2`: features and logits."""
 
 import argparse
 from pathlib import Path
@@ -17,13 +17,13 @@ args = parser.parse_args()
 
 
 class Classifier(nn.Module):
-    """uint8 [B,1,S,S] → (features [B,64], logits [B,classes]). Above 8 pixels the first layer halves them, too."""
+    """uint8 [B,C,S,S] → (features [B,64], logits [B,classes]). Above 8 pixels the first layer halves them, too."""
 
-    def __init__(self, size: int, classes: int) -> None:
+    def __init__(self, size: int, channels: int, classes: int) -> None:
         super().__init__()
         first, left = (nn.MaxPool2d(2), size // 4) if size > 8 else (nn.Identity(), size // 2)
         self.convs = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
+            nn.Conv2d(channels, 32, 3, padding=1),
             nn.ReLU(),
             first,
             nn.Conv2d(32, 64, 3, padding=1),
@@ -46,7 +46,7 @@ def load(path: Path) -> tuple[Tensor, Tensor]:
 
 torch.manual_seed(0)
 images, labels = load(args.train)
-model = Classifier(images.shape[-1], int(labels.max()) + 1)
+model = Classifier(images.shape[-1], images.shape[1], int(labels.max()) + 1)
 optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-2)
 for _ in range(args.epochs):
     for rows in torch.randperm(len(images)).split(64):

@@ -62,6 +62,7 @@ def long_run(trained: Path) -> float:
     return bpd(trained, images=ALL, draws=160, batch=2048, seed=999).bpd
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_long_run_value(trained: Path, long_run: float) -> None:
     """40 seeds choose 60 of 300 images and 4 noise levels for each; 95 % intervals."""
     found = [bpd(trained, images=60, draws=4, seed=seed) for seed in range(40)]
@@ -70,6 +71,7 @@ def test_intervals_hold_the_long_run_value(trained: Path, long_run: float) -> No
     assert 0.7 < off.std() < 1.4
 
 
+@pytest.mark.slow
 def test_intervals_of_the_noise_alone_are_honest_too(trained: Path, long_run: float) -> None:
     found = [bpd(trained, images=ALL, draws=2, seed=seed) for seed in range(40)]
     off = np.array([(f.bpd - long_run) / f.bpd_se for f in found])

@@ -99,8 +99,8 @@ def read(name: str, writer: Writer, elbo: Callable[..., Any], folder: Path) -> s
     return f"{done.returncode}: {said}"
 
 
-def test_one_read_of_each_beside_a_writer(writer: Writer, elbo: Callable[..., Any], tmp_path: Path) -> None:
-    found = {name: read(name, writer, elbo, tmp_path) for name in READS}
+def test_a_read_beside_a_writer(writer: Writer, elbo: Callable[..., Any], tmp_path: Path) -> None:
+    found = {name: read(name, writer, elbo, tmp_path) for name in ("sample", "verify", "report")}
     assert set(found.values()) <= {"read", "nothing yet"}, found
 
 

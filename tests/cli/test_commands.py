@@ -709,6 +709,7 @@ def test_quiet_says_nothing_and_verbose_shows_where(
     assert b"Traceback" in elbo("prep", "-v", tmp_path / "none", tmp_path / "b.h5").stderr
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told(trained: Path) -> None:
     line = 'ulimit -v 3000000; exec "$@"'
     sample = ["-m", "elbocli", "sample", trained, "-n", "200000", "--batch", "200000", "--steps", "1"]

@@ -131,6 +131,7 @@ assert [pack("whole.h5", 10**6), pack("killed.h5", 2), pack("killed.h5", 1), pac
 """
 
 
+@pytest.mark.slow
 def test_killed_while_encoding_the_latents_are_the_same(
     colours: Path, photos: np.ndarray, autoencoder: Path, tmp_path: Path
 ) -> None:

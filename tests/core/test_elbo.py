@@ -101,6 +101,7 @@ def test_dimensions_add_up(panels):
     assert nats == pytest.approx(wanted, abs=4e-7)
 
 
+@pytest.mark.slow
 def test_a_toy_of_256_levels_costs_its_entropy(panels):
     """Exact denoiser of 256 levels with a smooth, symmetric chance; λ from −20 to 13.3, where reading costs 7e-6 bits."""
     low, high, split = -20.0, 13.3, 8.0

@@ -145,6 +145,7 @@ def shares(schedule, edges):
 # Against the plain method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.3, 1.4])
 def test_the_plain_method_is_as_far_off_as_was_measured_before(spread):
     found = np.array([[plain(network, w, spread)[mark] for mark in (100, 1000, 5000)] for w in WEIGHTINGS])

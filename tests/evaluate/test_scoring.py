@@ -82,6 +82,7 @@ class Images(torch.utils.data.Dataset[torch.Tensor]):
         return self.images[index]
 
 
+@pytest.mark.slow
 def test_fid_and_is_equal_torch_fidelitys_own(inception_weights: Path, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     base = draw.integers(0, 256, (2, 24, 4, 4, 3), np.uint8)

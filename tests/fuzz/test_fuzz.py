@@ -33,11 +33,11 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
     fuzzer.zygote.close()
 
 
-def test_two_inputs_of_every_format_end_as_they_should(fuzzer: Fuzzer) -> None:
-    rows, wrong = fuzz(fuzzer, 0, time.monotonic() + 600, 2 * (len(TARGETS) + 4), kept=False)
+def test_an_input_of_every_format_ends_as_they_should(fuzzer: Fuzzer) -> None:
+    rows, wrong = fuzz(fuzzer, 0, time.monotonic() + 600, len(TARGETS) + 4, kept=False)
     assert wrong == []
-    assert len(rows) == len(TARGETS) + 1 and all(row.codes.total() >= 2 for row in rows.values())
-    assert f"| all | {2 * (len(TARGETS) + 4)} |" in table(rows)
+    assert len(rows) == len(TARGETS) + 1 and all(row.codes.total() for row in rows.values())
+    assert f"| all | {len(TARGETS) + 4} |" in table(rows)
 
 
 def test_a_process_for_many_inputs_finds_what_one_for_each_finds(fuzzer: Fuzzer) -> None:

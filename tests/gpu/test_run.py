@@ -83,6 +83,7 @@ def steps_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {step["name"]: step for step in report["steps"]}
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_small_on_a_cpu(started: Callable[..., Any]) -> None:
     code, report, table = started(str(GPU / "run.py"), "--budget", "480")
     found = steps_of(report)
@@ -117,6 +118,7 @@ def test_all_of_it_runs_small_on_a_cpu(started: Callable[..., Any]) -> None:
     assert all(any(line.startswith(f"{name}: done") for line in table.splitlines()) for name in found)
 
 
+@pytest.mark.slow
 def test_what_is_absent_is_skipped_by_name(started: Callable[..., Any], tmp_path: Path) -> None:
     """A machine that has nothing but what elbo trains with; torch itself asks for some of these and goes on without."""
     for name in ABSENT:
@@ -142,6 +144,7 @@ def test_what_is_absent_is_skipped_by_name(started: Callable[..., Any], tmp_path
     assert rows["eval"]["value"] == "skipped" and "torch-fidelity" in rows["eval"]["note"]
 
 
+@pytest.mark.slow
 def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "fake.py").write_text(FAKE)
     names = ("good", "again", "bad", "wrong", "absent", "dies", "hangs", "again")

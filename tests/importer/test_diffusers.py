@@ -155,6 +155,7 @@ def test_half_precision_becomes_whole(elbo: Elbo, flat: Path, tmp_path: Path) ->
     assert result.returncode == 0 and b"weights in float16 become float32" in result.stderr
 
 
+@pytest.mark.slow
 def test_it_is_trained_from_the_start_too(elbo: Elbo, pipeline: Path, digits: Path, tmp_path: Path) -> None:
     assert elbo("import", pipeline, "run", cwd=tmp_path).returncode == 0
     network = strict_yaml.read(tmp_path / "run" / "config.yaml")["network"]

@@ -56,6 +56,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(
     elbo: Elbo, program: Path, trained: Path, digits: Path, tmp_path: Path
 ) -> None:

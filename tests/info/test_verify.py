@@ -75,7 +75,14 @@ def test_what_is_whole_passes(kind: str, tmp_path: Path) -> None:
     assert facts["bytes_per_image"] == 192 if kind == "raw" else facts["bytes_per_image"] > 100
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("raw", 31), ("webp", 37), ("virtual", 29)])
+@pytest.mark.parametrize(
+    ("kind", "stride"),
+    [
+        ("raw", 31),
+        pytest.param("webp", 37, marks=pytest.mark.slow),
+        pytest.param("virtual", 29, marks=pytest.mark.slow),
+    ],
+)
 def test_a_flipped_bit_is_found_or_changes_nothing(kind: str, stride: int, tmp_path: Path) -> None:
     path = virtual(tmp_path) if kind == "virtual" else pack(tmp_path / "a.h5", kind)
     done = subprocess.run([quick(), FLIP, path, str(stride)], capture_output=True, text=True, check=False)

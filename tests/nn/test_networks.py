@@ -198,7 +198,7 @@ def test_recomputing_keeps_less_for_the_backward_pass(config):
 
 
 @EVERY
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_network_compiles_to_one_graph(config, recompute):
     network = awake(config).eval()
     network.recompute = recompute
@@ -230,16 +230,15 @@ def test_norms_of_a_gpu_are_those_of_a_cpu_in_a_whole_network(config):
 @pytest.mark.parametrize(
     ("config", "precision"),
     [
-        pytest.param(SMALL["unet"], "fp32", id="unet-fp32"),
+        pytest.param(SMALL["unet"], "fp32", id="unet-fp32", marks=pytest.mark.slow),
         *(pytest.param(SMALL[name], "bf16", id=f"{name}-bf16") for name in ("unet", "edm2")),
         pytest.param(SMALL["edm2"], "fp32", id="edm2-fp32", marks=pytest.mark.slow),
-        # Every patching is dwt-2 with less of it.
         *(
             pytest.param(
                 replace(SMALL["uvit"], patching=patching),
                 "bf16",
                 id=f"uvit-{patching}",
-                marks=() if patching == "dwt-2" else pytest.mark.slow,
+                marks=pytest.mark.slow,
             )
             for patching in PATCHINGS
         ),

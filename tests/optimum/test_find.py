@@ -131,7 +131,14 @@ def test_memory_is_bounded_however_many_images_there_are(monkeypatch: pytest.Mon
     assert most[0] <= most[1] <= 2 * 64 * 64
 
 
-@pytest.mark.parametrize("options", [(), ("--val-split", 100, "--flip"), ("--weighting", "edm", "--schedule", "edm")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--val-split", 100, "--flip"),
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param(("--weighting", "edm", "--schedule", "edm"), marks=pytest.mark.slow),
+    ],
+)
 def test_no_network_is_better_than_the_optimum(
     options: tuple[Any, ...], elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
 ) -> None:

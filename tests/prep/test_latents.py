@@ -32,6 +32,8 @@ from elbocli.sample import draw
 from elbocli.train import loop, plan
 from elbocli.train.batches import Batches
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 CPU = torch.device("cpu")
 Run = Callable[..., Any]
 

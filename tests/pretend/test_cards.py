@@ -45,7 +45,7 @@ def test_seeding_one_card_leaves_the_other_alone() -> None:
         assert torch.rand(3, device="cuda:1").tolist() != first.tolist()
 
 
-@pytest.mark.parametrize("full", [0, 1])
+@pytest.mark.parametrize("full", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_search_for_a_micro_batch_measures_the_card_that_trains(full: int, digits: Path, tmp_path: Path) -> None:
     """Of a card whose memory is small it takes small parts, whatever the other one has."""
     messages = []

@@ -32,6 +32,7 @@ def session(module: Callable[[str], ModuleType], tmp_path: Path) -> Any:
     return module("worker").Session("cuda", True, math.inf, tmp_path)
 
 
+@pytest.mark.slow
 def test_no_step_waits(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     host_waits, device_runs = module("host_waits"), module("device_runs")
     families = ("U-Net", "U-ViT, two wavelet levels")
@@ -65,6 +66,7 @@ def test_rates_and_memory_are_taken(module: Any, session: Any, monkeypatch: pyte
         assert rows[f"cifar: {way}"].value > 0 and rows[f"cifar: {way}, memory"].unit == "GB"
 
 
+@pytest.mark.slow
 def test_losses_images_and_bits_are_compared(module: Any, session: Any) -> None:
     with pretending(), plain_attention():
         rows = list(module("agreement").rows(session))

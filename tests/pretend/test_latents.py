@@ -4,12 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from typed_settings import typed
 
 from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.sample import draw
 from pretend import plain_attention, pretending
 from pretend.runs import train
+
+pytestmark = pytest.mark.usefixtures("short_previews")
 
 ONCE = ("place", "Autoencoder.__init__", "Posterior.__init__", "TrainState.__init__")
 

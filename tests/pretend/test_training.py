@@ -12,6 +12,8 @@ from elbocli.train.batches import Batches
 from pretend import Pretence, plain_attention, pretending
 from pretend.runs import NETWORKS, measured_by, train, weights_of
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 MAY_WAIT = (
     "TrainState.__init__",
     "TrainState.restore",

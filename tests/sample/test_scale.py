@@ -79,13 +79,13 @@ def test_a_guided_walk_that_remembers_is_the_same_in_two_processes(trained: Path
     assert (about["nfe"], about["guide"], about["guide_step"]) == (8, str(trained), int(guide[-8:]))
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_ten_kills_change_no_byte_and_nothing_is_drawn_twice(size: int, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "kills"), [(1, 3), *(pytest.param(n, 10, marks=pytest.mark.slow) for n in (1, 2))])
+def test_kills_change_no_byte_and_nothing_is_drawn_twice(size: int, kills: int, trained: Path, tmp_path: Path) -> None:
     whole, killed = folders(tmp_path, 2)
     names = FILES if size == 1 else FILES[:1]
     job = {"size": size, "options": {"n": MANY, "steps": 2}}
     jobs: list[dict[str, Any]] = [{**job, "out": f"{whole}/{name}"} for name in names]
-    jobs += [{**job, "out": f"{killed}/{name}", "kills": 10 if name == "x.h5" else 3} for name in names]
+    jobs += [{**job, "out": f"{killed}/{name}", "kills": kills if name == "x.h5" else 3} for name in names]
     found, said = came_to(tmp_path, trained, jobs)
     for job, one in zip(jobs, found):
         assert one["codes"] == [0] * size, said
@@ -94,7 +94,7 @@ def test_ten_kills_change_no_byte_and_nothing_is_drawn_twice(size: int, trained:
         assert content(tmp_path / killed / name) == content(tmp_path / whole / name)
     assert sorted(os.listdir(tmp_path / killed)) == sorted(names), "nothing is left beside them"
     # What is lost by a kill is what was being drawn or written.
-    assert sum(count for _, count in found[len(names)]["drawn"]) <= MANY + 10 * 3 * 5 * size
+    assert sum(count for _, count in found[len(names)]["drawn"]) <= MANY + kills * 3 * 5 * size
 
 
 @pytest.mark.parametrize(("size", "number"), [(1, "SIGINT"), (2, "SIGTERM")])

@@ -78,7 +78,7 @@ def test_a_terminal_that_is_closed_loses_nothing(digits: Path, preset: Path, tmp
     assert (run / "losslog.jsonl").read_bytes() == (straight / "losslog.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("hears", [True, False])
+@pytest.mark.parametrize("hears", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_hangup_that_is_ignored_or_not_heard_ends_no_training(
     hears: bool, digits: Path, preset: Path, tmp_path: Path
 ) -> None:

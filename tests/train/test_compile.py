@@ -28,6 +28,8 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import update
 from elbocli.train.validate import Validation
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 TESTS = Path(__file__).parent.parent
 UVIT = "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 16, dropout: 0.1"
 NETWORKS = {
@@ -94,8 +96,8 @@ WAYS: list[dict[str, Any]] = [
     [
         *((each, {}, None) for each in NETWORKS if each not in OTHERS),
         *(pytest.param(each, {}, None, marks=pytest.mark.slow) for each in OTHERS),
-        *(("uvit", way, None) for way in WAYS),
-        ("unet", WAYS[0], True),
+        *(pytest.param("uvit", way, None, marks=pytest.mark.slow) for way in WAYS),
+        pytest.param("unet", WAYS[0], True, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_has_three_graphs_without_a_break(
@@ -114,6 +116,7 @@ def test_a_run_has_three_graphs_without_a_break(
     assert found == [3, 0, 0]
 
 
+@pytest.mark.slow
 def test_so_it_has_in_several_processes_for_each_unit_where_it_is_sharded(digits: Path, tmp_path: Path) -> None:
     preset = str(written(tmp_path, NETWORKS["uvit"]))
     code = f"""

@@ -32,6 +32,8 @@ from elbocli.train.recorder import LogFiles
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 
 def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
     return settings.resolve({"preset": str(preset), **options}, Dataset(dataset))

@@ -23,6 +23,8 @@ from elbocli.runtime.signals import Signals
 from elbocli.train import loop, recorder, step, validate
 from elbocli.train.preview import preview
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 STEPS = 12
 OPTIONS = {"steps": STEPS, "save_every": 100, "log_every": 4, "preview_every": 4, "val_split": 20, "val_every": 64}
 

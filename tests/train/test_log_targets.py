@@ -19,6 +19,8 @@ from elbocli.run.settings import Resolved, resolve
 from elbocli.train import log_targets, loop
 from elbocli.train.log_targets import LogTarget, LogTargets, check
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 
 class Kept(LogTarget):
     """Keeps what it is given."""

@@ -57,7 +57,9 @@ def test_what_fits_is_not_spoken_of_what_may_fit_is_warned_of_and_what_cant_is_r
     assert refused.value.exit_code == 2
 
 
-@pytest.mark.parametrize("preset", ["cifar", "small64", "imagenet64", "small32-uvit"])
+@pytest.mark.parametrize(
+    "preset", ["cifar", "small64", pytest.param("imagenet64", marks=pytest.mark.slow), "small32-uvit"]
+)
 def test_advice_of_options_fits_and_the_next_larger_micro_batch_doesnt(preset: str, free: dict[str, int]) -> None:
     asked, advised = resolved(preset, batch=512), set()
     for share in (0.004, 0.02, 0.05, 0.1, 0.3, 0.7):

@@ -142,7 +142,10 @@ def test_workspaces_are_counted_once_and_trials_of_kernels_not_at_all(state: Tra
 
 @pytest.mark.parametrize(
     "words",
-    ["FIND was unable to find an engine to execute this computation", "CUBLAS_STATUS_ALLOC_FAILED when calling"],
+    [
+        "FIND was unable to find an engine to execute this computation",
+        pytest.param("CUBLAS_STATUS_ALLOC_FAILED when calling", marks=pytest.mark.slow),
+    ],
 )
 def test_libraries_say_out_of_memory_in_their_own_words(words: str, state: TrainState) -> None:
     gauge = Allocator(1000, words)
@@ -210,7 +213,7 @@ def test_a_stand_in_shares_no_memory_with_the_network_and_has_its_buffers(state:
     assert all(parameter.is_meta for parameter in empty_copy(network, torch.device("meta")).parameters())
 
 
-@pytest.mark.parametrize("parallel", FAILURES)
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_out_of_memory_leaves_nothing_behind_in_any_process(parallel: str, digits: Path, preset: Path) -> None:
     """In forward or backward, in one process or both, in the same unit or others. The passes are real, the memory is not."""
     line = [quick(), SCRIPT, digits, preset, parallel, *FAILURES[parallel]]

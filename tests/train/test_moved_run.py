@@ -21,6 +21,8 @@ from elbocli.files.snapshots import folders
 from elbocli.run.settings import Resolved, resolve
 from elbocli.train import loop
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 OPTIONS = {"steps": 12, "save_every": 2, "keep": 99, "log_every": 2, "snapshot_every": 3, "preview_every": 12}
 
 

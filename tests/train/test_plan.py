@@ -89,7 +89,7 @@ def measured_peak(config, batch, precision, recompute, cuda=False):
     [
         *((config, precision, False) for precision in ("fp32", "bf16") for config in (UNET, UVIT)),
         (DIT, "bf16", False),
-        (PAIRS, "fp32", False),
+        pytest.param(PAIRS, "fp32", False, marks=pytest.mark.slow),
         *((config, "fp32", True) for config in (UNET, UVIT)),  # half would be widened here, in each function by itself
     ],
     ids=["unet-fp32", "uvit-fp32", "unet-bf16", "uvit-bf16", "dit-bf16", "pairs-fp32", "unet-cuda", "uvit-cuda"],

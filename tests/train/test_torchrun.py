@@ -103,7 +103,12 @@ def until_it_logs(launched: Launched, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "target"), [(signal.SIGTERM, "launcher"), (signal.SIGINT, "group"), (signal.SIGUSR1, "worker")]
+    ("number", "target"),
+    [
+        (signal.SIGTERM, "launcher"),
+        pytest.param(signal.SIGINT, "group", marks=pytest.mark.slow),
+        (signal.SIGUSR1, "worker"),
+    ],
 )
 def test_a_signal_to_anyone_saves_once_and_ends_all(
     number: signal.Signals, target: str, digits: Path, preset: Path, tmp_path: Path, launch: Any
@@ -127,6 +132,7 @@ def test_a_signal_to_anyone_saves_once_and_ends_all(
     assert (tmp_path / "out").read_text() == ""
 
 
+@pytest.mark.slow
 def test_orphans_of_a_killed_launcher_save_and_the_same_command_waits_for_them(
     digits: Path, preset: Path, tmp_path: Path, launch: Any
 ) -> None:

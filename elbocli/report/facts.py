@@ -123,15 +123,15 @@ class RunFacts:
         return RunReport(
             run=self.run,
             status=finite(_standing(self.status)),
-            objective=self.objective and self.objective.report(),
+            objective=None if self.objective is None else self.objective.report(),
             settings=finite(self.known),
             source=finite(self.source) or None,
             data=finite(self.data),
             network=finite(self.network),
             environment=finite(self.environment),
             curves=finite(self.curves),
-            errors=self.course and _map(self.course),
-            validation_errors=self.held_out and _map(self.held_out),
+            errors=_map(self.course),
+            validation_errors=_map(self.held_out),
             previews=[row.name for row in self.previews],
             samples=ShownSamples(self.drawn_from, [row.name for row in self.drawn]),
             scores=_contents(self.scores),
@@ -164,7 +164,9 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _map(course: LogHistory) -> ErrorMap:
+def _map(course: LogHistory | None) -> ErrorMap | None:
+    if course is None:
+        return None
     maps = {"eps_mse": course.error.tolist(), "density": course.density.tolist()}
     rounded = {key: [[float(f"{v:.{DIGITS}g}") for v in row] for row in rows] for key, rows in maps.items()}
     return ErrorMap(course.edges.tolist(), course.images, **finite(rounded))

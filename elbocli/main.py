@@ -29,6 +29,10 @@ COMMANDS = {
         "elbocli.bound.command.bound",
         "Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.",
     ),
+    "compare": (
+        "elbocli.compare.command.compare",
+        "Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.",
+    ),
     "completion": ("elbocli.cli.completion.completion", "Print what makes SHELL complete command lines of elbo."),
     "ema": ("elbocli.ema.command.ema", "Make an average of RUN's weights after training."),
     "eval": ("elbocli.evaluate.command.evaluate", "Score SAMPLES against a reference; one JSON object."),

@@ -195,13 +195,33 @@ EXAMPLES = {
             "elbo eval s0.h5 s1.h5 s2.h5 --ref out.h5 --card scores.md",
         ),
         (
+            "Does the model copy the images that it was trained on? Look at the closest, too.",
+            "elbo eval samples.h5 --ref out.h5 --held-out test.h5 --metrics copying --copying-cells 1 --neighbours close.png",
+        ),
+        (
             "As ADM's evaluator does it, with one of its reference batches.",
-            "elbo eval samples.npz --ref VIRTUAL_imagenet64_labeled.npz --metrics fid,is,prc --prc-protocol adm",
+            "elbo eval samples.npz --ref VIRTUAL_imagenet64_labeled.npz --protocol adm",
         ),
         ("On eight GPUs.", "torchrun --nproc-per-node 8 -m elbocli eval samples.h5 --ref out.h5"),
         (
             "Your own network, exported by torch.export.",
             "elbo eval samples.h5 --ref out.h5 --extractor classifier.pt2 --metrics fid,is,accuracy",
+        ),
+    ],
+    "elbo compare": [
+        (
+            "Is Heun's method better here, or is that chance? Three seeds of each.",
+            "for seed in 0 1 2; do\n  elbo sample run -n 50000 --seed $seed -o a$seed.h5\n"
+            "  elbo sample run -n 50000 --seed $seed --sampler heun -o b$seed.h5\ndone\n"
+            "elbo eval a?.h5 --ref out.h5 > a.json\nelbo eval b?.h5 --ref out.h5 > b.json\n"
+            "elbo compare a.json b.json --table",
+        ),
+        (
+            "From one seed of each, by pairs of images.",
+            "elbo sample run -n 50000 -o a.h5\nelbo sample run -n 50000 --sampler heun -o b.h5\n"
+            "for name in a b; do\n"
+            "  elbo eval $name.h5 --ref ref.npz --metrics fid --save-features $name.safetensors\ndone\n"
+            "elbo compare a.safetensors b.safetensors --ref ref.npz | jq -r '.others[].scores[].says'",
         ),
     ],
     "elbo optimum": [

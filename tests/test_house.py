@@ -20,6 +20,7 @@ COMMANDS = {
     "ema",
     "sample",
     "evaluate",
+    "compare",
     "bound",
     "optimum",
     "report",
@@ -48,6 +49,9 @@ DOORS = {
     ("bound", "train.step"): "gradients are those of the training loss",
     ("bound", "train.batches"): "images are normalised as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
+    ("report", "evaluate.protocols"): "the page says what a protocol is",
+    ("compare", "evaluate.result"): "it compares what `elbo eval` found",
+    ("compare", "evaluate.reference"): "features and their reference must be made alike, as for `elbo eval`",
     ("report", "bound.result"): "the page reads what `elbo bound` found",
 }
 """Which module of another subcommand a subcommand's package may import, and why."""

@@ -30,6 +30,7 @@ CONTENTS = {
         "docs/sampling",
         "docs/samplers",
         "docs/scores",
+        "docs/extractors",
         "docs/report",
         "docs/instruments",
         "docs/latents",

@@ -12,7 +12,6 @@ import click
 from elbocli.cli.grouped_help import option
 from elbocli.cli.types import PATH, Count, Named
 from elbocli.errors import UsageError
-from elbocli.files.reading import encodable
 from elbocli.run.setting_type import AUTO, PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,6 +117,8 @@ def device_options(function: F) -> F:
 def command_line() -> str:
     """The command as typed, for provenance."""
     import shlex
+
+    from elbocli.files.reading import encodable
 
     return encodable(shlex.join(["elbo", *sys.argv[1:]]))
 

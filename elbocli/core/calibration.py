@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elbocli.core.estimate import NORMAL_95
+
 BINS = 10
-NORMAL_95 = 1.959963984540054
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elbocli.core.estimate import NORMAL_95
 from elbocli.core.feature_moments import FeatureMoments
 from elbocli.core.frechet import Gaussian, frechet_distance, root
 
 PARTS = 10
 """Into which the samples are dealt to extrapolate; even, as they make up two halves, too."""
 ROWS = 4096
-NORMAL_95 = 1.959963984540054
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import Any
 
 from elbocli.cli.visible import visible
 from elbocli.core.metrics import Role
-from elbocli.evaluate.result import EvalResult, Score
+from elbocli.evaluate.protocols import PROTOCOLS
+from elbocli.evaluate.result import ClassScore, EvalResult, Score
 
 UNKNOWN = "*not known*"
 DRAWN = {
@@ -59,7 +60,16 @@ REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref
 OF_SOME_METRICS = {
     "n_ref_images": "images for KID, precision and recall",
     "prc_protocol": "protocol of precision and recall",
+    "held_out": "held-out images",
+    "held_out_sha256": "sha256 of these",
+    "n_held_out": "how many these are",
 }
+
+DIFFERING = {
+    "mismatch": "Made differently from the reference, so these compare with no others",
+    "deviates": "Deviates from the protocol, so that part compares with none of its tables",
+}
+"""Pairs of facts that should be alike, and what it means that they aren't."""
 
 
 def code(value: Any) -> str:
@@ -91,6 +101,7 @@ def render(result: EvalResult) -> str:
     commands = dict.fromkeys(said(each.get("command")) for each in made)
     sections = {
         "Score card": _numbers(result, facts),
+        **({"Classes": lines} if (lines := _classes(result)) else {}),
         "Samples": _samples(result, facts),
         "How they were drawn": _drawn(made),
         "Reference": _lines({**REFERENCE, **optional}, facts),
@@ -116,11 +127,22 @@ def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
             beyond = result.about(score, Role.LIMIT)
             limit = "" if beyond is None else _beyond(beyond, result.about(beyond, Role.INTERVAL))
             heading = score.number.heading(result.network)
-            found.append(f"- {heading}{by}: **{said(score.value)}**{_spread(result, score, facts)}{limit}")
-    differ = facts.get("mismatch", {}).items()
-    pairs = "; ".join(f"{code(key)} {said(mine)} against {said(theirs)}" for key, (mine, theirs) in differ)
-    told = f"- **Made differently from the reference, so these compare with no others**: {pairs}"
-    return [*found, told] if differ else found
+            found.append(
+                f"- {heading}{by}: **{said(score.value)}**{_spread(result, score, facts)}{_interval(result, score)}{limit}"
+            )
+    if facts.get("protocol"):
+        found.append(f"- protocol: {code(facts['protocol'])}{_meaning(facts['protocol'])}")
+    for key, told in DIFFERING.items():
+        differ = facts.get(key, {}).items()
+        pairs = "; ".join(f"{code(name)} {said(mine)} against {said(theirs)}" for name, (mine, theirs) in differ)
+        found += [f"- **{told}**: {pairs}"] if differ else []
+    return found
+
+
+def _meaning(protocol: str) -> str:
+    """A protocol in words, where it is known here."""
+    known = PROTOCOLS.get(protocol)
+    return "" if known is None else f", {known.formula} ({known.source})"
 
 
 def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
@@ -133,6 +155,34 @@ def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
         return f" ({n})"
     why = spread.number.told.format_map({key: said(value) for key, value in facts.items()}) or spread.number.role.value
     return f" ± {said(spread.value)} ({why}, {n})"
+
+
+def _interval(result: EvalResult, score: Score) -> str:
+    """The interval of a number, where it has one of its own."""
+    held = result.about(score, Role.INTERVAL)
+    return (
+        f", 95 % interval {said(held.value[0])} to {said(held.value[1])}"
+        if held and isinstance(held.value, list)
+        else ""
+    )
+
+
+def _classes(result: EvalResult) -> list[str]:
+    """A line for each class; of repeats the means of its numbers."""
+    held: dict[int, list[ClassScore]] = {}
+    for one in result.repeats:
+        for score in one.facts.by_class or []:
+            held.setdefault(score.label, []).append(score)
+    lines = []
+    for label, scores in sorted(held.items()):
+        name = f"{label} {code(scores[0].name)}" if scores[0].name else str(label)
+        parts = []
+        for title, key in (("Fréchet distance", "frechet_distance"), ("accuracy", "accuracy")):
+            values = [value for score in scores if (value := getattr(score, key)) is not None]
+            parts += [f"{title} {said(sum(values) / len(values))}"] if values else []
+        counts = ", ".join(str(score.n) for score in scores)
+        lines.append(f"- {name}: {', '.join([*parts, f'n = {counts}, {scores[0].n_ref} of the reference'])}")
+    return lines
 
 
 def _beyond(limit: Score, interval: Score | None) -> str:

@@ -6,23 +6,27 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM, Count
-from elbocli.core.metrics import METRICS, asked
-from elbocli.errors import UsageError
+from elbocli.core.metrics import METRICS, Need, asked
+from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.protocols import PROTOCOLS, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS
+
+if TYPE_CHECKING:
+    from elbocli.evaluate.settings import EvalSettings
 
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
 """The metric that each option belongs to, by the option's Python name."""
 GROUPS = {
-    "Scores": ("ref", "metrics", *OPTIONS, "allow_mismatch"),
-    "Extractor": ("extractor", "extractor_weights"),
-    "Outputs": ("card", "save_stats", "save_features", "overwrite"),
+    "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "by_class", "allow_mismatch"),
+    "Extractor": ("extractor", "extractor_weights", "selftest"),
+    "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch", "device"),
 }
@@ -71,6 +75,19 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "(.npz; ADM's and EDM's too).",
 )
 @option(
+    "--held-out",
+    type=PATH,
+    help="Images or saved features like those of --ref that the model was not trained on: to find copies, --ref is what it "
+    "was trained on.",
+)
+@option(
+    "--protocol",
+    type=click.Choice(list(PROTOCOLS)),
+    help="Score as published tables do; sets metrics, their options, extractor, n and classes, and refuses others.  "
+    + "; ".join(f"{p.name}: {p.formula} ({p.traits.tables})" for p in PROTOCOLS.values())
+    + ".",
+)
+@option(
     "--metrics",
     type=Metrics(),
     default="fid,is",
@@ -91,9 +108,20 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
 )
 @option(
+    "--selftest",
+    is_flag=True,
+    help="Instead of scoring, look whether this machine resizes and computes as the extractor is defined; exit 1 if not.",
+    more="It compares on a few images that elbo makes, and prints the differences as JSON. It takes no SAMPLES.",
+)
+@option(
+    "--by-class",
+    is_flag=True,
+    help="Also the Fréchet distance of each class, and its accuracy if that is among --metrics.",
+)
+@option(
     "--allow-mismatch",
     is_flag=True,
-    help="Accept a reference that was made in another way; the result names the difference.",
+    help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
 )
 @option("--save-stats", type=PATH, help="Also save the samples' statistics, for use as --ref.")
 @option(
@@ -109,6 +137,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help="Also write the result as a page, with everything that must be published with it.",
 )
 @option(
+    "--neighbours",
+    type=PATH,
+    metavar="FILE.png",
+    help="Also draw the samples closest to images of --ref, each beside those, to see whether they are copies.",
+)
+@option(
     "--classes",
     default="",
     metavar="balanced|random|LIST",
@@ -119,14 +153,16 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--seed",
     type=Count(0, 2**63 - 1),
     default=0,
-    help="The seed a stream was drawn with, for --classes random; and that of --fid-infinity's parts.",
+    help="The seed a stream was drawn with, for --classes random; and that of metrics that draw.",
 )
 @option("--batch", type=Count(1, 10**6), default=64, help="Images per call of the extractor.")
 @device_option
 @overwrite_option
 @plugin_option
 @common
-def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, **options: Any) -> None:
+def evaluate(
+    samples: tuple[Path, ...], ref: Path | None, card: Path | None, overwrite: bool, selftest: bool, **options: Any
+) -> None:
     """Score SAMPLES against a reference; one JSON object.
 
     SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
@@ -137,16 +173,23 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     from elbocli.cli.progress_bar import show
     from elbocli.evaluate import scoring as loop
     from elbocli.evaluate.card import render
-    from elbocli.evaluate.settings import EvalSettings
     from elbocli.files.atomic import refuse_existing, write_text
     from elbocli.runtime.processes import joined
 
-    context = click.get_current_context()
+    context, device = click.get_current_context(), options.pop("device")
+    settings = _settings(context, options)
+    if selftest:
+        if samples or ref or card or options["save_stats"] or options["save_features"]:
+            raise click.UsageError("--selftest makes its own images; leave SAMPLES, --ref and outputs out", context)
+        run_selftest(settings.extractor or DEFAULT, settings.extractor_weights, device)
+        return
     for name, metric in OPTIONS.items():
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if given and metric not in options["metrics"]:
+        if given and metric not in settings.metrics:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
-    targets = [*filter(None, (options["save_stats"], options["save_features"], card))]
+    if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
+        raise click.UsageError("--held-out goes with --metrics copying", context)
+    targets = [*filter(None, (options["save_stats"], options["save_features"], options["neighbours"], card))]
     if len({path.absolute() for path in targets}) < len(targets):
         raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
     for path in targets:
@@ -158,13 +201,44 @@ def evaluate(samples: tuple[Path, ...], ref: Path | None, card: Path | None, ove
     sources: Any = samples
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
-    own = {name: options.pop(name) for name in OPTIONS}
-    metrics = asked(options.pop("metrics"), options["seed"], **own)
-    device, extractor = options.pop("device"), options.pop("extractor") or ""
-    settings = EvalSettings(metrics=metrics, extractor=extractor, command=command_line(), **options)
     with joined(device) as world:
         result = show(loop.run(sources, ref, settings, world))
     if result is not None:
         click.echo(json.dumps(result.json(), indent=1, allow_nan=False))
         if card is not None:
             write_text(card, render(result))
+
+
+def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
+    """The settings: what was given, then what the protocol sets, then defaults. Raises UsageError."""
+    from elbocli.evaluate.settings import EvalSettings
+
+    decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
+    protocol, seed = options.pop("protocol"), options["seed"]
+    if protocol is None:
+        metrics = asked(decided["metrics"], seed, **decided)
+        chosen: dict[str, Any] = {"metrics": metrics, "extractor": decided["extractor"] or ""}
+    else:
+        default = click.core.ParameterSource.DEFAULT
+        given = {name: value for name, value in decided.items() if context.get_parameter_source(name) is not default}
+        chosen = settings_of(protocol, given, seed)
+    return EvalSettings(command=command_line(), **chosen, **options)
+
+
+def run_selftest(name: str, weights: Path | None, device: str) -> None:
+    """Print what the selftest of an extractor found. Raises DataError where the extractor doesn't pass."""
+    from elbocli.evaluate.selftest import selftest
+    from elbocli.nn.extractors import make_extractor
+    from elbocli.runtime.processes import joined
+
+    with joined(device) as world:
+        if not world.first:
+            return
+        found = selftest(make_extractor(name, weights, world.device), world.device)
+    click.echo(json.dumps(found.json(), indent=1, allow_nan=False))
+    for check in found.checks:
+        if not check.passed:
+            raise DataError(
+                f"extractor {name}: {check.name}: {check.difference:.3g} {check.unit} away from {check.against}, above "
+                f"{check.tolerance:g}; scores of this machine compare with no others"
+            )

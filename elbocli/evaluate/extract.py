@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.feature_moments import StreamingFeatureMoments
+from elbocli.core.feature_moments import FeatureMoments, StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
@@ -21,6 +21,7 @@ from elbocli.files.features import SUFFIX, SavedFeatures, read_features
 from elbocli.files.hashing import add_digests
 from elbocli.images.samples import SampleReader, read_samples
 from elbocli.nn.extractors import Extractor
+from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import Progress
@@ -33,7 +34,8 @@ PRECISION = "fp32"
 class FeatureSource:
     """Images of which features are wanted: a reader of them, or features that were saved.
 
-    alone: only the first process can read them, as they come through a pipe. about: the facts that go with their
+    alone: only the first process can read them, as they come through a pipe. ahead: a thread may read them, as they don't
+    come through a pipe, where it might wait for ever. about: the facts that go with their
     features (n, preprocessing, …); with saved ones also extractor, weights_sha256 and images_sha256. labels: a class per
     image, where the file says.
     """
@@ -44,6 +46,7 @@ class FeatureSource:
     reader: SampleReader | None = None
     saved: SavedFeatures | None = None
     alone: bool = False
+    ahead: bool = False
     labels: np.ndarray | None = None
 
 
@@ -74,7 +77,8 @@ def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, w
     name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
     about = FeatureFacts(n=shape[0], preprocessing={"image_size": size, "channels": shape[3], **how}, made=made or None)
-    return FeatureSource(name, shape[0], about, reader, None, streamed, labels)
+    ahead = isinstance(source, Path) and (source.is_file() or source.is_dir())
+    return FeatureSource(name, shape[0], about, reader, None, streamed, ahead, labels)
 
 
 def described(source: FeatureSource, extractor: Extractor | None) -> FeatureFacts:
@@ -92,35 +96,58 @@ def see(
     keep: frozenset[str],
     what: str,
     check: Callable[[dict[str, Tensor]], None] = lambda found: None,
+    spatial: bool = False,
 ) -> Generator[Progress, None, Seen]:
-    """Features of a source. keep: `values`, `logits`, of every image, where there are any. what: for the progress bar.
-    check: raises an ElboError for a batch's values and logits that won't do, before all others are extracted.
+    """Features of a source. keep: `values`, `logits`, `spatial_values`, of every image, where there are any. what: for the
+    progress bar. check: raises an ElboError for a batch's values and logits that won't do, before all others are extracted.
+    spatial: moments of spatial features, too.
 
     Every process takes whole batches, so that the numbers don't depend on how many there are. Raises DataError.
     """
-    own, digests = StreamingFeatureMoments(), list[str]()
+    own, of_spatial, digests = StreamingFeatureMoments(), StreamingFeatureMoments(), dict[int, list[str]]()
     if source.saved is not None or extractor is None:
         assert source.saved is not None
         saved = source.saved
         for values in saved.features.split(own.ROWS):
             own.add(values.numpy())
-        features = Features(own.moments(), saved.features, saved.logits, source.labels)
+        for values in saved.spatial.split(own.ROWS) if saved.spatial is not None and spatial else ():
+            of_spatial.add(values.numpy())
+        features = Features(
+            own.moments(),
+            saved.features,
+            saved.logits,
+            source.labels,
+            of_spatial.moments() if of_spatial.n else None,
+            saved.spatial,
+            device=world.device,
+        )
         check({"values": saved.features} | ({} if saved.logits is None else {"logits": saved.logits}))
         return Seen(source.name, features, replace(saved.about, n=source.n))
     held: dict[str, Tensor] = {}
     filled = 0
     sharers = 1 if source.alone else world.size
     batch = batch if source.reader is None else source.reader.batch(batch)
-    for start in range(0, source.n, batch * sharers):
+
+    def read(step: int) -> np.ndarray | None:
+        """This process's images of a step, and their digests; None where there are none left for it."""
+        begin = (step * sharers + world.rank) * batch
+        if world.rank >= sharers or begin >= source.n or source.reader is None:
+            return None
+        images = source.reader.at(begin, min(batch, source.n - begin))
+        digests[step] = [_digest(begin + k, image) for k, image in enumerate(images)]
+        return images
+
+    get = Ahead(read, depth=1).get if source.ahead else read
+    for step, start in enumerate(range(0, source.n, batch * sharers)):
         begin = start + world.rank * batch
         found = None
         with world.together():
-            if world.rank < sharers and begin < source.n and source.reader is not None:
-                images = source.reader.at(begin, min(batch, source.n - begin))
-                digests += [_digest(begin + k, image) for k, image in enumerate(images)]
-                found = _extracted(images, extractor, world.device, source.name, begin)
+            if (images := get(step)) is not None:
+                found = _extracted(images, extractor, world.device, source.name, begin, spatial)
                 check(found)
                 own.add(found["values"].numpy())
+                if spatial:
+                    of_spatial.add(found["spatial_values"].numpy())
         wanted = None if found is None else {key: tensor for key, tensor in found.items() if key in keep}
         parts = world.all(wanted) if keep else []
         for part in filter(None, parts if world.first else []):
@@ -130,19 +157,39 @@ def see(
                 whole[rows.start : rows.stop] = tensor
             filled = rows.stop
         yield Progress(min(start + batch * sharers, source.n), source.n, "img", values={"of": what})
-    moments = [part for part in world.all(own.moments() if own.n else None) if part is not None]
-    digest = add_digests(world.all(add_digests(digests)))
-    seen = Features(sum(moments[1:], moments[0]), labels=source.labels, **held) if world.first else None
-    return Seen(source.name, seen, replace(described(source, extractor), images_sha256=digest))
+    moments = _of_all(own, world)
+    maps = _of_all(of_spatial, world) if spatial else None
+    digest = add_digests(world.all(add_digests(each for step in digests.values() for each in step)))
+    seen = Features(
+        moments,
+        held.get("values"),
+        held.get("logits"),
+        source.labels,
+        maps,
+        held.get("spatial_values"),
+        device=world.device,
+    )
+    return Seen(source.name, seen if world.first else None, replace(described(source, extractor), images_sha256=digest))
+
+
+def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
+    """Moments of the vectors that all processes have seen. Needs one."""
+    parts = [part for part in world.all(own.moments() if own.n else None) if part is not None]
+    return sum(parts[1:], parts[0])
 
 
 def _extracted(
-    images: np.ndarray, extractor: Extractor, device: torch.device, name: str, begin: int
+    images: np.ndarray, extractor: Extractor, device: torch.device, name: str, begin: int, spatial: bool
 ) -> dict[str, Tensor]:
-    """values [B, D], and logits [B, K] where there are any. Raises DataError when they are not finite, or absurd."""
+    """values [B, D], logits [B, K] where there are any, and spatial_values [B, S] if asked for.
+
+    Raises DataError when they are not finite, or absurd.
+    """
     with torch.inference_mode(), Precision(PRECISION, device).applied():
-        features, logits = extractor(sent(torch.from_numpy(images), device).permute(0, 3, 1, 2))
-    found = {"values": features.cpu(), **({} if logits is None else {"logits": logits.cpu()})}
+        pixels = sent(torch.from_numpy(images), device).permute(0, 3, 1, 2)
+        features, logits, maps = extractor.with_spatial(pixels) if spatial else (*extractor(pixels), None)
+    named = {"values": features, "logits": logits, "spatial_values": maps}
+    found = {name: tensor.cpu() for name, tensor in named.items() if tensor is not None}
     for tensor in found.values():
         bad = (~(tensor.abs() <= LARGEST_FEATURE).all(1)).nonzero().flatten().tolist()
         if bad:

@@ -44,26 +44,41 @@ class Reference:
             return len(self.statistics.mu)
         return None if self.source is None or self.source.saved is None else self.source.saved.features.shape[1]
 
+    @property
+    def has_spatial(self) -> bool | None:
+        """Whether it has spatial features; None where that is for the network to say, which has yet to see its images."""
+        if self.statistics is not None:
+            return self.statistics.spatial is not None
+        return None if self.source is None or self.source.saved is None else self.source.saved.spatial is not None
+
     def fingerprint(self, extractor: Extractor | None) -> dict[str, Any]:
         """Facts on how it was made, or will be, as far as they are known."""
         images = {} if self.source is None else fingerprint(described(self.source, extractor))
         return {**images, **({} if self.statistics is None else fingerprint(self.statistics.about))}
 
+    def sees_images(self, features: bool) -> bool:
+        """Whether a network must see its images. features: whether theirs are needed."""
+        return self.source is not None and (self.statistics is None or features)
+
     def see(
-        self, extractor: Extractor | None, batch: int, world: World, features: bool
+        self, extractor: Extractor | None, batch: int, world: World, features: bool, spatial: bool
     ) -> Generator[Progress, None, Seen]:
-        """Its statistics; its features too, where they are needed."""
-        if self.source is None or (self.statistics is not None and not features):
+        """Its statistics, those of spatial features if asked for; its features too, where they are needed."""
+        if self.source is None or not self.sees_images(features):
             assert self.statistics is not None
-            return Seen(str(self.path), Features(self.statistics), replace(self.statistics.about, sha256=self.sha256))
+            held = Features(self.statistics, spatial=self.statistics.spatial)
+            return Seen(str(self.path), held, replace(self.statistics.about, sha256=self.sha256))
         keep = frozenset(["values"] if features else [])
-        seen = yield from see(self.source, extractor, batch, world, keep, "reference")
+        images_say = spatial and self.statistics is None
+        seen = yield from see(self.source, extractor, batch, world, keep, "reference", spatial=images_say)
         if self.statistics is None or seen.features is None:
             return seen
         about = self.statistics.about
         how = seen.about.preprocessing if about.preprocessing is None else about.preprocessing
         about = replace(about, preprocessing=how, sha256=self.sha256, images=self.source.n)
-        return Seen(str(self.path), replace(seen.features, moments=self.statistics), about)
+        return Seen(
+            str(self.path), replace(seen.features, moments=self.statistics, spatial=self.statistics.spatial), about
+        )
 
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Reference:

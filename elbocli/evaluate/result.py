@@ -5,17 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
-from elbocli.files.schema import REST, Record, typed
+from elbocli.files.schema import REST, Bounds, Record, Word, typed
 
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
+Pair = Annotated[list[Any], Bounds(least=2, most=2)]
+"""A fact that is another than it should be, and what it should be."""
 EXPECTED_TO_DIFFER = {"seed", "command"}
 """Facts that each repeat has of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore(Record):
+    """Numbers of one class. name: '' where it isn't known. n, n_ref: images of it in the samples and in the reference.
+
+    frechet_distance: None where either has less than two, accuracy: where the samples have none or no logits are known.
+    """
+
+    label: int
+    name: str
+    n: int
+    n_ref: int
+    frechet_distance: float | None
+    accuracy: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +42,9 @@ class Facts(Record):
 
     n_ref_images: images of the reference, where its statistics are of others too. classes: how many there are, and how
     many images the smallest and the largest has. made: how the samples were drawn, as their file says. options: how
-    the metrics were asked for. mismatch: how the samples and the reference were made, where that differs.
+    the metrics were asked for. mismatch: how the samples and the reference were made, where that differs. protocol: by
+    which they were scored. deviates: facts that aren't the protocol's, and the protocol's. held_out: the file of held-out
+    images, n_held_out: how many. by_class: numbers of each class, where they were asked for.
     """
 
     n_samples: int | None
@@ -48,7 +68,13 @@ class Facts(Record):
     ref: str | None
     command: str | None
     seed: int | None = None
-    mismatch: dict[str, list[Any]] | None = None
+    mismatch: dict[str, Pair] | None = None
+    protocol: Word | None = None
+    deviates: dict[str, Pair] | None = None
+    held_out: str | None = None
+    held_out_sha256: str | None = None
+    n_held_out: int | None = None
+    by_class: list[ClassScore] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +131,18 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
+    def estimate(self, score: Score) -> Estimate:
+        """A number with its standard error: of the mean of repeats, else its own, or half of the interval of a limit."""
+        value = typed(float, score.value, score.number.key)
+        if score.sd is not None:
+            return Estimate.of_repeats([typed(float, one.values[score.number.key], "") for one in self.repeats])
+        error, within = self.about(score, Role.ERROR), self.about(score, Role.INTERVAL)
+        if error is not None and isinstance(error.value, float):
+            return Estimate(value, error.value)
+        if within is not None and isinstance(within.value, list):
+            return Estimate(value, (within.value[1] - within.value[0]) / (2 * NORMAL_95))
+        return Estimate(value)
+
     def named(self) -> dict[str, Value]:
         """All numbers by their names in the JSON."""
         found: dict[str, Value] = {}
@@ -115,11 +153,12 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
         return found
 
     def common(self) -> dict[str, Any]:
-        """The facts that all repeats have in common, as the JSON names them, with every mismatch of any."""
+        """The facts that all repeats have in common, as the JSON names them, with every mismatch and deviation of any."""
         facts = [one.facts.json() for one in self.repeats]
         found = {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
-        if differing := {key: pair for each in facts for key, pair in each.get("mismatch", {}).items()}:
-            found["mismatch"] = differing
+        for name in ("mismatch", "deviates"):
+            if differing := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
+                found[name] = differing
         made = [each["made"] for each in facts]
         found["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -15,11 +16,22 @@ from torch_fidelity.version import __version__ as fidelity_version
 from elbocli import __version__
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.by_class import check_labels, class_scores
 from elbocli.evaluate.extract import PRECISION, FeatureSource, Seen, open_feature_source, see
+from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
+from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
 from elbocli.evaluate.reference import open_reference
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
-from elbocli.evaluate.suitable import check_features, check_made_alike, check_repeats_alike, labelled, possible
+from elbocli.evaluate.suitable import (
+    check_features,
+    check_held_out_alike,
+    check_made_alike,
+    check_repeats_alike,
+    check_spatial,
+    labelled,
+    possible,
+)
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.files.statistics import Statistics, write_statistics
@@ -43,38 +55,69 @@ def run(
     """
     theirs: Seen | None = None
     seen: list[Seen] = []
+    check_settings(settings)
     with contextlib.ExitStack() as stack:
-        opened = [open_feature_source(source, stack, world) for source in sources]
+        opened = [with_classes(open_feature_source(source, stack, world), settings) for source in sources]
         reference = None if ref is None else open_reference(ref, stack, world)
-        settings = possible(settings, opened, reference)
-        others = [reference.source] if reference and reference.source else []
-        extractor = _extractor(settings, [*opened, *others], world)
+        held_out = None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
+        spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
+        settings = possible(settings, opened, reference, held_out)
+        if settings.by_class:
+            check_labels(opened, reference, settings.classes)
+        if settings.neighbours is not None:
+            check_images(opened, reference)
+        seeing = reference is not None and reference.sees_images(settings.needs_reference_features)
+        others = [reference.source if reference is not None and seeing else None, held_out]
+        extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world)
         if extractor is not None:
             yield Progress(message=f"features of {extractor.name}; {world.device}, {PRECISION}")
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
+        deviating = [check_source(source, reference, extractor, settings) for source in opened]
         check_repeats_alike(opened, extractor)
+        if held_out is not None:
+            check_held_out_alike(held_out, opened[0], extractor, settings)
+        if spatial:
+            check_spatial(opened, reference, extractor, spatial[0])
         with world.together():
-            if world.first and settings.needing(Need.LABELS):
+            unlabelled = settings.by_class and any(source.labels is None for source in opened)
+            if world.first and (settings.needing(Need.LABELS) or unlabelled):
                 opened = [labelled(source, reference, extractor, settings, world.device) for source in opened]
-        wanted = {"values": settings.needing(Need.REFERENCE), "logits": settings.needing(Need.LOGITS)}
+            if world.first and settings.by_class:
+                check_labels(opened, reference)
+        values = settings.needing(Need.REFERENCE) or settings.needs_reference_features
+        wanted = {"values": values, "logits": settings.needing(Need.LOGITS)}
         keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
+        keep |= {"spatial_values"} if spatial and settings.save_features else set()
         for source in opened:
             check = partial(check_features, source=source, reference=reference, settings=settings)
-            seen.append((yield from see(source, extractor, settings.batch, world, keep, "samples", check)))
+            job = see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
+            seen.append((yield from job))
             if reference is not None and theirs is None:
-                features = bool(settings.needing(Need.REFERENCE_FEATURES))
-                theirs = yield from reference.see(extractor, settings.batch, world, features)
+                features = settings.needs_reference_features
+                theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
+        apart = None
+        if held_out is not None:
+            apart = yield from see(held_out, extractor, settings.batch, world, frozenset(["values"]), "held-out images")
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
+    names = [] if reference is None else reference.class_names
     result = EvalResult([])
-    for mine, mismatch in zip(seen, differ, strict=True):
+    for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
         _save(mine, settings)
-        last = scored(mine, theirs, settings, any(differ), ref, mismatch)
+        last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch)
+        if settings.by_class and mine.features is not None and theirs is not None and theirs.features is not None:
+            each = class_scores(mine.features, theirs.features, names, "accuracy" in settings.metrics)
+            last = replace(last, facts=replace(last.facts, by_class=each))
+        last = replace(last, facts=replace(last.facts, deviates=deviates or None))
         for other in result.repeats:
             digest, name = other.facts.samples_sha256, other.facts.samples
             if digest is not None and digest == last.facts.samples_sha256:
                 raise DataError(f"{mine.name}: the same images as {name}; repeats must be drawn with other seeds")
         result.repeats.append(last)
+    if settings.neighbours is not None and ref is not None and theirs is not None:
+        pair = seen[0].features, theirs.features
+        assert pair[0] is not None and pair[1] is not None
+        write_sheet(settings.neighbours, Path(seen[0].name), pair[0], ref, pair[1])
     yield from (Progress(message=note, level="warning") for note in _notes(result, settings))
     return result
 
@@ -98,12 +141,13 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
 def scored(
     seen: Seen,
     theirs: Seen | None,
+    held_out: Seen | None,
     settings: EvalSettings,
     mismatched: bool,
     ref: Path | None,
     mismatch: dict[str, list[Any]],
 ) -> Scores:
-    """Every metric of one set of samples, and the facts of both sides. mismatched: no number may have a published name.
+    """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
 
     Raises DataError when features don't go together.
     """
@@ -113,6 +157,13 @@ def scored(
         raise DataError(
             f"{seen.name}: {width} features an image, and the reference has {other_width}; use one made alike"
         )
+    apart = None if held_out is None else held_out.features
+    if held_out is not None and apart is not None and (other_width := len(apart.moments.mu)) != width:
+        raise DataError(
+            f"{held_out.name}: {other_width} features an image, and {seen.name} has {width}; use one made alike"
+        )
+    if reference is not None:
+        reference = replace(reference, held_out=apart)
     values: dict[str, Value] = {}
     for name, options in settings.metrics.items():
         values |= METRICS[name].make(seen.features, reference, options)
@@ -144,7 +195,11 @@ def scored(
         ref=None if ref is None else str(ref),
         command=settings.command,
         seed=settings.seed if settings.draws else None,
+        protocol=settings.protocol or None,
         mismatch=mismatch or None,
+        held_out=None if held_out is None else held_out.name,
+        held_out_sha256=None if held_out is None else held_out.about.images_sha256,
+        n_held_out=None if held_out is None else held_out.about.n,
     )
     return Scores(None if published else network, values, facts)
 
@@ -153,10 +208,13 @@ def _save(seen: Seen, settings: EvalSettings) -> None:
     features = seen.features
     assert features is not None
     if settings.save_stats is not None:
-        write_statistics(settings.save_stats, Statistics(features.moments.mu, features.moments.sigma, seen.about))
+        moments, spatial = features.moments, features.spatial
+        of_spatial = None if spatial is None else Statistics(spatial.mu, spatial.sigma)
+        write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, seen.about, of_spatial))
     if settings.save_features is not None and features.values is not None:
         labels = None if features.labels is None else torch.as_tensor(features.labels).long()
-        write_features(settings.save_features, SavedFeatures(features.values, features.logits, labels, seen.about))
+        held = SavedFeatures(features.values, features.logits, labels, seen.about, features.spatial_values)
+        write_features(settings.save_features, held)
 
 
 def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
@@ -170,6 +228,8 @@ def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
         if one.facts.mismatch:
             keys = ", ".join(one.facts.mismatch)
             notes.append(f"{name} and {ref} were made differently ({keys}): this compares with no others")
+        if one.facts.deviates:
+            notes.append(f"{name}: deviates from {one.facts.protocol} ({', '.join(one.facts.deviates)})")
         if None in one.values.values():
             notes.append(f"{name}: no interval for FID: it takes twice as many images as features")
     if differ := result.unlike():

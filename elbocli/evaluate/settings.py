@@ -14,7 +14,9 @@ class EvalSettings:
     """The scores to compute. metrics: by name, with their options. extractor '': that of saved features, else Inception.
 
     classes: a stream's labels, seed: of random ones. allow_mismatch: score although the reference was made in another
-    way, and say so. command: for the record. save_stats, save_features: files to write of the samples.
+    way, and say so. command: for the record. save_stats, save_features: files to write of the samples. held_out: images
+    like the reference's that no network was trained on. by_class: numbers of each class, too. neighbours: a picture to
+    write of samples beside the closest images of the reference. protocol '': none.
     """
 
     metrics: Mapping[str, MetricOptions] = field(default_factory=lambda: asked(("fid", "is")))
@@ -27,6 +29,15 @@ class EvalSettings:
     command: str = ""
     save_stats: Path | None = None
     save_features: Path | None = None
+    held_out: Path | None = None
+    by_class: bool = False
+    neighbours: Path | None = None
+    protocol: str = ""
+
+    @property
+    def needs_reference_features(self) -> bool:
+        """Whether the features of the reference are needed, not just their moments."""
+        return bool(self.needing(Need.REFERENCE_FEATURES)) or self.by_class or self.neighbours is not None
 
     @property
     def draws(self) -> bool:
@@ -37,6 +48,7 @@ class EvalSettings:
         """Its metrics that need that."""
         return [name for name in self.metrics if what in METRICS[name].traits.needs]
 
-    def least(self, name: str) -> tuple[int, int]:
-        """Number of images that one of its metrics needs, of the samples and of the reference."""
-        return METRICS[name].traits.least(self.metrics[name])
+    def least(self, name: str) -> tuple[int, int, int]:
+        """Number of images that one of its metrics needs, of the samples, of the reference and of the held-out ones."""
+        own, other, *held_out = METRICS[name].traits.least(self.metrics[name])
+        return own, other, held_out[0] if held_out else 0

@@ -16,10 +16,15 @@ from elbocli.evaluate.extract import FeatureSource, described
 from elbocli.evaluate.reference import Reference, fingerprint, mismatches
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.features import SUFFIX
-from elbocli.nn.extractors import Extractor
+from elbocli.nn.extractors import DEFAULT, Extractor
 
 
-def possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference: Reference | None) -> EvalSettings:
+def possible(
+    settings: EvalSettings,
+    sources: Sequence[FeatureSource],
+    reference: Reference | None,
+    held_out: FeatureSource | None = None,
+) -> EvalSettings:
     """The settings, without metrics that need a reference where only statistics or features are to be saved.
 
     Raises UsageError for what can't be had, DataError for too few images.
@@ -44,6 +49,10 @@ def possible(settings: EvalSettings, sources: Sequence[FeatureSource], reference
                 f"{reference.path}: holds statistics only, and {needing[0]} needs the reference's images: name a dataset, "
                 "or features saved by --save-features"
             )
+    if held_out is not None:
+        _check_count(held_out, settings, 2)
+    elif needing := settings.needing(Need.HELD_OUT):
+        raise UsageError(f"{needing[0]} needs --held-out: images like those of --ref that the model was not trained on")
     for source in sources:
         _check_count(source, settings, 0)
         if source.n != sources[0].n:
@@ -89,6 +98,35 @@ def check_made_alike(
             f"{reference.path}: {said}: such scores compare with no others; use a reference made alike, or --allow-mismatch"
         )
     return found
+
+
+def check_held_out_alike(
+    held_out: FeatureSource, source: FeatureSource, extractor: Extractor | None, settings: EvalSettings
+) -> None:
+    """Raise DataError unless the held-out images were made as the samples were, or another way is allowed."""
+    pair = (fingerprint(described(each, extractor)) for each in (source, held_out))
+    if (found := mismatches(*pair)) and not settings.allow_mismatch:
+        said = "; ".join(f"{key} is {theirs}, that of {source.name} {own}" for key, (own, theirs) in found.items())
+        raise DataError(f"{held_out.name}: {said}; use held-out images made alike, or --allow-mismatch")
+
+
+def check_spatial(
+    sources: Sequence[FeatureSource], reference: Reference | None, extractor: Extractor | None, name: str
+) -> None:
+    """Raise UsageError unless both sides have spatial features, which the metric of that name needs."""
+    for source in sources:
+        if source.saved is not None and source.saved.spatial is None:
+            raise UsageError(
+                f"{source.name}: saved without spatial features, which {name} needs; save it with --metrics {name}"
+            )
+    if reference is not None and reference.has_spatial is False:
+        raise UsageError(
+            f"{reference.path}: holds no spatial features, which {name} needs; save it with --metrics {name}"
+        )
+    if extractor is not None and extractor.spatial is None:
+        raise UsageError(
+            f"{extractor.name} has no spatial features, and {name} needs them; it is defined for {DEFAULT}"
+        )
 
 
 def check_repeats_alike(sources: Sequence[FeatureSource], extractor: Extractor | None) -> None:

@@ -1,6 +1,7 @@
 """Features of images, so that no network need see them twice: safetensors with how they were made.
 
-`features` float32 (N, D), `logits` float32 (N, K) and `labels` int64 (N) where there are any; metadata `about`, JSON.
+`features` float32 (N, D), `logits` float32 (N, K), `spatial` float32 (N, S) and `labels` int64 (N) where there are any;
+metadata `about`, JSON.
 """
 
 from __future__ import annotations
@@ -32,11 +33,17 @@ class SavedFeatures:
     logits: Tensor | None = None
     labels: Tensor | None = None
     about: FeatureFacts = field(default_factory=FeatureFacts)
+    spatial: Tensor | None = None
 
 
 def write_features(path: Path, saved: SavedFeatures) -> None:
     """Write a file of features. Raises DataError when the disk is full."""
-    tensors = {"features": saved.features, "logits": saved.logits, "labels": saved.labels}
+    tensors = {
+        "features": saved.features,
+        "logits": saved.logits,
+        "labels": saved.labels,
+        "spatial": saved.spatial,
+    }
     held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
     meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about.json(), allow_nan=False)}
     with writing(path) as file:
@@ -58,7 +65,7 @@ def read_features(path: Path) -> SavedFeatures:
         check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
         held = {key: file.read(key) for key in file.layout}
         about = FeatureFacts.of(strict_json.parse(meta["about"]), f"{path}: not usable as features: about")
-        saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about)
+        saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about, held.get("spatial"))
     _check(path, saved)
     return saved
 
@@ -66,7 +73,7 @@ def read_features(path: Path) -> SavedFeatures:
 def _check(path: Path, saved: SavedFeatures) -> None:
     """Raise FormatError when shapes or types don't go together, or a number is not finite."""
     n = len(saved.features)
-    floats = [tensor for tensor in (saved.features, saved.logits) if tensor is not None]
+    floats = [tensor for tensor in (saved.features, saved.logits, saved.spatial) if tensor is not None]
     if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or n == 0:
         shapes = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in floats)
         raise FormatError(f"{path}: holds {shapes}, expected float32 features (N, D), perhaps with logits (N, K)")

@@ -1,4 +1,7 @@
-"""Reference statistics: npz with `mu` [D] and `sigma` [D, D] float64, and how they were made. Reads ADM's and EDM's."""
+"""Reference statistics: npz with `mu` [D] and `sigma` [D, D] float64, and how they were made. Reads ADM's and EDM's.
+
+Those of spatial features, where there are any, are `mu_s` and `sigma_s`, as ADM has them.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,23 @@ SYMMETRIC = 1e-5
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance (over n − 1) of features, and how they were made."""
+    """Mean and covariance (over n − 1) of features, and how they were made. spatial: those of spatial features."""
 
     mu: np.ndarray
     sigma: np.ndarray
     about: FeatureFacts = field(default_factory=FeatureFacts)
+    spatial: Statistics | None = None
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Save as npz, without pickle: `about` is JSON text."""
+    mu, sigma, spatial = statistics.mu, statistics.sigma, statistics.spatial
+    about = np.array(json.dumps(statistics.about.json()))
     with writing(path) as file:
-        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=np.array(json.dumps(statistics.about.json())))
+        if spatial is None:
+            np.savez(file, mu=mu, sigma=sigma, about=about)
+        else:
+            np.savez(file, mu=mu, sigma=sigma, about=about, mu_s=spatial.mu, sigma_s=spatial.sigma)
 
 
 def is_statistics(path: Path) -> bool:
@@ -55,7 +64,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Load without unpickling. Raises FormatError for anything but finite, matching mu and sigma."""
+    """Load without unpickling. Raises FormatError for anything but finite, matching means and covariances."""
     what, expected = f"{path}: not usable as reference statistics", "; expected an npz with mu and sigma"
     with refusing(what, expected), open_zip(path, MOST_ARRAYS) as archive:
 
@@ -63,22 +72,31 @@ def read_statistics(path: Path) -> Statistics:
             with archive.open(f"{name}.npy") as member:
                 return read_array(member, most)
 
-        mu, sigma = array("mu", 8 * MOST_FEATURES), array("sigma", 8 * MOST_FEATURES**2)
-        said = strict_json.parse(str(array("about", LARGEST_TEXT))) if "about.npy" in archive.namelist() else {}
+        def pair(mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray]:
+            return array(mean, 8 * MOST_FEATURES), array(covariance, 8 * MOST_FEATURES**2)
+
+        held = set(archive.namelist())
+        whole = pair("mu", "sigma")
+        spatial = pair("mu_s", "sigma_s") if {"mu_s.npy", "sigma_s.npy"} <= held else None
+        said = strict_json.parse(str(array("about", LARGEST_TEXT))) if "about.npy" in held else {}
         about = FeatureFacts.of(said, f"{what}: about")
+    of_spatial = None if spatial is None else Statistics(*_checked(path, "mu_s", "sigma_s", *spatial), about)
+    return Statistics(*_checked(path, "mu", "sigma", *whole), about, of_spatial)
+
+
+def _checked(
+    path: Path, mean: str, covariance: str, mu: np.ndarray, sigma: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A mean and a covariance of these names in float64. Raises FormatError when they are none, or don't go together."""
     if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu),) * 2 or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        held = f"mu is {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}"
+        held = f"{mean} is {mu.dtype} {mu.shape} and {covariance} {sigma.dtype} {sigma.shape}"
         raise FormatError(f"{path}: {held}; expected floats (D,) and (D, D)")
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
-        raise FormatError(f"{path}: mu or sigma holds NaN or infinity")
+        raise FormatError(f"{path}: {mean} or {covariance} holds NaN or infinity")
     largest = max(float(sigma.max()), -float(sigma.min()))
     if float(np.abs(mu).max()) > LARGEST_FEATURE or largest > LARGEST_FEATURE**2:
         raise FormatError(f"{path}: mu or sigma is of features beyond {LARGEST_FEATURE:g}; make it again")
     turned = max(float(np.abs(row - column).max()) for row, column in zip(sigma, sigma.T, strict=True))
     if turned > SYMMETRIC * largest or float(sigma.diagonal().min()) < 0:
-        raise FormatError(f"{path}: sigma is no covariance: it is not symmetric, or a variance is negative")
-    return Statistics(
-        mu.astype(np.float64, copy=False),
-        sigma.astype(np.float64, copy=False),
-        about,
-    )
+        raise FormatError(f"{path}: {covariance} is no covariance: it is not symmetric, or a variance is negative")
+    return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

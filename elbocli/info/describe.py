@@ -74,7 +74,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         facts = _but(about.json(), "coefficients")
         return {"is": "average of weights", "bytes": path.stat().st_size, **facts, "payload_sha256": digest}
     saved = read_features(path)
-    held = [name for name in ("logits", "labels") if getattr(saved, name) is not None]
+    held = [name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None]
     return {
         "is": "features of images",
         "features": saved.features.shape[1],
@@ -131,7 +131,8 @@ def _npz(path: Path) -> dict[str, Any]:
     if not is_statistics(path):
         return _samples(path)
     statistics = read_statistics(path)
-    return {"is": "reference statistics", "features": len(statistics.mu), **statistics.about.json()}
+    spatial = {} if statistics.spatial is None else {"spatial_features": len(statistics.spatial.mu)}
+    return {"is": "reference statistics", "features": len(statistics.mu), **spatial, **statistics.about.json()}
 
 
 def _samples(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from elbocli.report.facts import RunFacts
 from elbocli.report.headline import headline
 from elbocli.report.plots import pictures
 from elbocli.report.plots_of_several import pictures_of_several
-from elbocli.report.results import score_rows
+from elbocli.report.results import protocol_of, score_rows
 from elbocli.report.thumbnails import Thumbnails
 
 LARGEST = 8 << 20
@@ -45,7 +45,9 @@ def _filled(name: str, **values: Any) -> str:
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, error=error, source=source, svg=Markup, rows=score_rows)
+    environment.filters.update(
+        number=number, error=error, source=source, svg=Markup, rows=score_rows, protocol=protocol_of
+    )
     return visible_lines(environment.get_template(name).render(**values))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
+from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import strict_json
 from elbocli.files.optimum_file import Optimum
@@ -43,19 +44,25 @@ class ResultFile(Generic[T]):
         told = {key: value for key, value in flat.items() if value not in (None, "")}
         if not isinstance(self.found, EvalResult):
             return told
-        mismatch, scores = self.found.common().get("mismatch"), self.found.named()
+        scores, common = self.found.named(), self.found.common()
         told = {key: value for key, value in told.items() if key not in scores}
-        return told | ({"mismatch": "; ".join(f"{key}: {pair}" for key, pair in mismatch.items())} if mismatch else {})
+        for key in ("mismatch", "deviates"):
+            if pairs := common.get(key):
+                told[key] = "; ".join(f"{name}: {pair}" for name, pair in pairs.items())
+        return told
 
 
 class ScoreRow(NamedTuple):
-    """A number for people. spread_is: what its spread is; network: whose features it is of, unless its name says so."""
+    """A number for people. spread_is: what its spread is; network: whose features it is of, unless its name says so.
+    interval: that holds the number of infinitely many such samples 95 times in 100; None where its error isn't known.
+    """
 
     name: str
     value: Any
     spread: Any
     spread_is: str
     network: str
+    interval: tuple[float, float] | None = None
 
 
 def score_rows(result: EvalResult) -> list[ScoreRow]:
@@ -70,8 +77,24 @@ def score_rows(result: EvalResult) -> list[ScoreRow]:
                 spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
             network = (score.number.by_network and result.network) or ""
             name = score.number.stem(result.network).removesuffix("_mean").replace("_", " ")
-            rows.append(ScoreRow(name, score.value, spread, spread_is, network))
+            own = result.about(score, Role.INTERVAL)
+            interval = result.estimate(score).interval if isinstance(score.value, float) else None
+            if own is not None and isinstance(own.value, list):  # which need not be symmetric
+                interval = own.value[0], own.value[1]
+            rows.append(ScoreRow(name, score.value, spread, spread_is, network, interval))
     return rows
+
+
+def protocol_of(result: EvalResult) -> str:
+    """A sentence on the protocol that it was scored by, and on what deviates from that; '' without one."""
+    facts = result.common()
+    name = facts.get("protocol")
+    if not name:
+        return ""
+    known = PROTOCOLS.get(name)
+    meaning = "" if known is None else f": {known.formula} ({known.source}), as in tables of {known.traits.tables}"
+    deviates = [f"{key}: {mine} instead of {theirs}" for key, (mine, theirs) in facts.get("deviates", {}).items()]
+    return f"Protocol {name}{meaning}." + (f" Deviates from it: {'; '.join(deviates)}." if deviates else "")
 
 
 def drawn_by(result: EvalResult) -> list[str]:

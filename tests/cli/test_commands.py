@@ -38,6 +38,7 @@ VERBS = [
     "ema",
     "sample",
     "eval",
+    "compare",
     "bound",
     "optimum",
     "report",

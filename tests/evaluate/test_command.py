@@ -53,7 +53,15 @@ def test_features_repeats_and_a_card(elbo: Elbo, digits: Path, samples: list[Pat
 
 def test_mistakes_are_told(elbo: Elbo, digits: Path, samples: list[Path]) -> None:
     check(elbo("eval", samples[0], "-", "--ref", digits), 2, "a stream can't be one of several")
-    options = {"fid": "--fid-infinity", "is": "--splits=3", "kid": "--kid-subset-size=9", "prc": "--prc-protocol=adm"}
+    options = {
+        "fid": "--fid-infinity",
+        "is": "--splits=3",
+        "kid": "--kid-subset-size=9",
+        "kid-rbf": "--rbf-width=3",
+        "prc": "--prc-protocol=adm",
+        "density-coverage": "--coverage-neighbours=3",
+        "copying": "--copying-cells=2",
+    }
     assert set(options) == {name for name, metric in METRICS.items() if metric.traits.options.own()}
     for metric, option in options.items():
         result = elbo("eval", samples[0], "--ref", digits, "--metrics", "accuracy", option)

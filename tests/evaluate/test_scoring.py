@@ -487,17 +487,17 @@ def test_what_features_do_not_say_is_not_known_and_what_they_say_wrongly_is_refu
 
 
 def test_too_few_images_are_refused_by_every_metric(digits: Path, tmp_path: Path) -> None:
-    many = save_npy(tmp_path / "many.npy", Dataset(digits).batch(np.arange(60)))
+    many = save_npy(tmp_path / "many.npy", Dataset(digits).batch(np.arange(70)))
     options = {"kid_subset_size": 50, "splits": 4}
     for name, metric in METRICS.items():
         for side, needed in enumerate(metric.traits.least(asked([name], **options)[name])):
             if needed > 1:
                 few = save_npy(tmp_path / f"few-{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
-                pair = (few, many) if side == 0 else (many, few)
+                sets = [few if at == side else many for at in range(3)]
                 with pytest.raises(
                     DataError, match=rf"{few.name}: {needed - 1} images; {name} needs at least {needed}"
                 ):
-                    score(*pair, metrics=(name,), **options)
+                    score(*sets[:2], metrics=(name,), held_out=sets[2], **options)
     with pytest.raises(DataError, match="19 images; fid needs at least 20"):
         score(save_npy(tmp_path / "19.npy", np.zeros((19, 8, 8, 1), np.uint8)), many, fid_infinity=True)
     with pytest.raises(DataError, match="one image is no distribution"):

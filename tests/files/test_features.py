@@ -12,15 +12,16 @@ from elbocli.files.features import SavedFeatures, read_features, write_features
 
 ABOUT = {"n": 3, "extractor": "elbo-tiny", "preprocessing": {"image_size": 8}}
 META = {"format": "elbo-features", "version": "1", "about": json.dumps(ABOUT)}
+ALL = {"logits": torch.randn(3, 2), "labels": torch.arange(3), "spatial": torch.randn(3, 5)}
 FEATURES = torch.arange(12.0).reshape(3, 4)
 
 
-@pytest.mark.parametrize("more", [{}, {"logits": torch.randn(3, 2), "labels": torch.arange(3)}], ids=["alone", "all"])
+@pytest.mark.parametrize("more", [{}, ALL], ids=["alone", "all"])
 def test_what_is_written_is_read(tmp_path, more):
     write_features(tmp_path / "f.safetensors", SavedFeatures(FEATURES, about=FeatureFacts(**ABOUT), **more))
     found = read_features(tmp_path / "f.safetensors")
     assert found.about == FeatureFacts(**ABOUT) and torch.equal(found.features, FEATURES)
-    for name in ("logits", "labels"):
+    for name in ALL:
         assert (getattr(found, name) is None) == (name not in more)
         assert name not in more or torch.equal(getattr(found, name), more[name])
 
@@ -38,6 +39,7 @@ def test_what_is_written_is_read(tmp_path, more):
         ({"features": FEATURES[:0]}, META, "expected float32 features"),
         ({"features": FEATURES, "logits": FEATURES[:2].clone()}, META, "expected float32 features"),
         ({"features": FEATURES, "labels": torch.arange(2)}, META, "expected int64"),
+        ({"features": FEATURES, "spatial": FEATURES[:2].clone()}, META, "expected float32 features"),
         ({"features": FEATURES / 0}, META, "NaN, or beyond"),
         ({"features": FEATURES + 1e25}, META, "NaN, or beyond 1e"),
         ({"features": FEATURES, "logits": FEATURES * float("nan")}, META, "NaN, or beyond"),

@@ -80,6 +80,11 @@ NAN_MU[1], INF_SIGMA[0, 3] = np.nan, np.inf
         ({"mu": MU, "sigma": SIGMA - 99 * np.eye(5)}, "a variance is negative"),
         ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "expected"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array("{")}, "not usable"),
+        (
+            {"mu": MU, "sigma": SIGMA, "mu_s": MU[:4], "sigma_s": SIGMA},
+            "mu_s is float64 .4,. and sigma_s .*expected floats",
+        ),
+        ({"mu": MU, "sigma": SIGMA, "mu_s": NAN_MU, "sigma_s": SIGMA}, "mu_s or sigma_s holds NaN or infinity"),
     ],
 )
 def test_statistics_that_cannot_be_used_are_refused(tmp_path, arrays, what):

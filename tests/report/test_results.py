@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from elbocli.bound.result import Bound, Theorem
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import EvalResult, Facts, Scores
-from elbocli.report.results import drawn_by, read_result, results_in, score_rows
+from elbocli.report.results import drawn_by, protocol_of, read_result, results_in, score_rows
 
 PART = {"nats": 1.0, "nats_se": 0.1, "bpd": 0.5, "bpd_se": 0.05}
 BOUND = {
@@ -61,11 +62,21 @@ def test_each_kind_is_known_by_its_content_and_read_whole(tmp_path: Path) -> Non
 def test_scores_are_told_from_what_is_said_about_them(tmp_path: Path) -> None:
     result = read_result(written(tmp_path / "a.json", SCORES))
     assert score_rows(result.found) == [
-        ("frechet distance", 1.5, None, "", "a.pt2"),
-        ("inception score", 8.0, 0.2, "sd of parts", "a.pt2"),
-        ("accuracy", 1.0, None, "", ""),
+        ("frechet distance", 1.5, None, "", "a.pt2", None),
+        ("inception score", 8.0, 0.2, "sd of parts", "a.pt2", None),
+        ("accuracy", 1.0, None, "", "", None),
     ]
     assert result.about == {"n_samples": 900, "extractor": "a.pt2", "guidance": 1.5}
+
+
+def test_the_protocol_and_what_deviates_are_a_sentence(tmp_path: Path) -> None:
+    deviating = {**SCORES, "protocol": "edm", "deviates": {"n": [900, 50000], "extractor": ["a.pt2", "b"]}}
+    said = protocol_of(read_result(written(tmp_path / "a.json", deviating)).found)
+    assert said.startswith("Protocol edm: FID of 50000 samples, by Inception (")
+    assert said.endswith(" Deviates from it: n: 900 instead of 50000; extractor: a.pt2 instead of b.")
+    unknown = read_result(written(tmp_path / "a.json", {**SCORES, "protocol": "of 2030"}))
+    assert protocol_of(unknown.found) == "Protocol of 2030." and unknown.about["protocol"] == "of 2030"
+    assert protocol_of(read_result(written(tmp_path / "a.json", SCORES)).found) == ""
 
 
 def test_a_number_of_a_metric_that_is_not_known_here_stands_among_the_facts(tmp_path: Path) -> None:
@@ -80,19 +91,19 @@ def test_the_spread_of_repeats_comes_before_others(tmp_path: Path) -> None:
         {distance: v, f"{distance}_se": 0.1, f"{distance}_infinity": v, f"{score}_mean": v, f"{score}_std": 0.2}
         for v in (1.0, 3.0)
     ]
-    sd = pytest.approx(2**0.5)
+    sd, within = pytest.approx(2**0.5), pytest.approx(stats.t(1, 2.0, 1.0).interval(0.95))
     for network, name in ((None, "frechet inception distance"), ("a.pt2", "frechet distance")):
         result = read_result(written(tmp_path / "a.json", repeated(network, *each).json()))
         assert result.found == repeated(network, *each)
         rows = score_rows(result.found)
         by = network or ""
         assert rows == [
-            (name, 2.0, sd, "sd of repeats", by),
-            (f"{name} infinity", 2.0, sd, "sd of repeats", by),
-            ("inception score", 2.0, sd, "sd of repeats", by),
+            (name, 2.0, sd, "sd of repeats", by, within),
+            (f"{name} infinity", 2.0, sd, "sd of repeats", by, within),
+            ("inception score", 2.0, sd, "sd of repeats", by, within),
         ]
         (alone, *_) = score_rows(read_result(written(tmp_path / "a.json", repeated(network, each[0]).json())).found)
-        assert alone == (name, 1.0, 0.1, "standard error", by)
+        assert alone == (name, 1.0, 0.1, "standard error", by, pytest.approx(stats.norm(1.0, 0.1).interval(0.95)))
 
 
 def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:
@@ -120,6 +131,7 @@ def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:
         ({**SCORES, "repeats": [None]}, "repeats is 'None'"),
         ({**SCORES, "made": 3}, "made is '3'"),
         ({**SCORES, "mismatch": [1]}, "mismatch is"),
+        ({**SCORES, "deviates": {"n": [1]}}, "deviates.n is"),
     ],
 )
 def test_what_is_none_or_damaged_is_refused_in_a_sentence(content: Any, words: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from elbocli.core.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
     from elbocli.core.frechet import Gaussian
@@ -32,6 +33,8 @@ class Need(Enum):
     LABELS = "labels"
     REFERENCE = "a reference"
     REFERENCE_FEATURES = "the reference's features"
+    SPATIAL = "spatial features"
+    HELD_OUT = "held-out images"
 
 
 class Role(Enum):
@@ -50,12 +53,19 @@ class Role(Enum):
 class Features:
     """Features of images: moments; values [N, D] float32, where they were kept; logits [N, K] and labels [N], if there
     are any.
+
+    spatial: moments of spatial features, spatial_values: these [N, S], where they were kept. held_out: of a reference,
+    those of images like its own that no network was trained on. device: where pairs of images are compared.
     """
 
     moments: Gaussian
     values: Tensor | None = None
     logits: Tensor | None = None
     labels: np.ndarray | None = None
+    spatial: Gaussian | None = None
+    spatial_values: Tensor | None = None
+    held_out: Features | None = None
+    device: torch.device | str = "cpu"
 
 
 def option(help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()) -> dict[str, Any]:
@@ -126,13 +136,13 @@ class Number:
 class MetricTraits:
     """Needs of a metric, and how its numbers are called.
 
-    numbers: all that it may find. least: how many images of the samples and of the reference. options: its own. few:
-    what few images do to it. fewer: what to do when there are too few.
+    numbers: all that it may find. least: how many images of the samples, of the reference and of the held-out ones (none
+    where it ends before). options: its own. few: what few images do to it. fewer: what to do when there are too few.
     """
 
     numbers: Sequence[Number]
     needs: Set[Need] = frozenset()
-    least: Callable[[Any], tuple[int, int]] = lambda options: (1, 0)
+    least: Callable[[Any], tuple[int, ...]] = lambda options: (1, 0)
     options: type[MetricOptions] = MetricOptions
     few: str = ""
     fewer: str = ""

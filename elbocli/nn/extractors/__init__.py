@@ -20,19 +20,48 @@ DEFAULT = "inception-v3-compat"
 LARGEST_WEIGHTS = 640 << 20
 """Bytes: VGG16 has 528 MB."""
 PUBLISHED_INCEPTION = "6726825d"
+SPATIAL_CHANNELS = 7
+"""Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
+MOST_SPATIAL = 8192
+"""Spatial features of an image: their covariance has 512 MB then."""
+KNOWN_WEIGHTS = {
+    PUBLISHED_INCEPTION: "weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases",
+    "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428": "dinov2_vitl14_pretrain.pth of DINOv2's hub",
+    "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f": "pytorch_model.bin of openai/clip-vit-base-patch32",
+}
+"""Digests of public files of weights, or how they begin → the files. The last two are as several projects state them that
+fetched the files; elbo's makers had neither."""
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Images as a network sees them: resized to size × size by `resize`, then (level / 255 − mean) / std in each channel.
+
+    layer: the module, of the extractor's, that is given them first.
+    """
+
+    resize: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    layer: str
 
 
 @dataclass(frozen=True)
 class Extractor:
     """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
-    channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared.
+    channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared. spatial: the part of
+    the module whose output [B,C,H,W] has the spatial features; None where it has none. preprocessing: where it is known.
     """
 
     name: str
     module: torch.nn.Module
     weights_sha256: str
     channels: int = 0
+    spatial: torch.nn.Module | None = None
+    preprocessing: Preprocessing | None = None
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
@@ -51,6 +80,32 @@ class Extractor:
             )
         return features.float(), None if logits is None else logits.float()
 
+    def with_spatial(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """The same, and spatial features [B,S]: the first 7 channels of that part's output, row by row, channels last, as
+        ADM has them. Needs such a part. Raises DataError, also for more than MOST_SPATIAL.
+        """
+        kept: list[torch.Tensor] = []
+
+        def keep(module: torch.nn.Module, given: object, out: torch.Tensor) -> None:
+            kept.append(out[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float())
+
+        assert self.spatial is not None
+        hook = self.spatial.register_forward_hook(keep)
+        try:
+            features, logits = self(images)
+        finally:
+            hook.remove()
+        if kept[0].shape[1] > MOST_SPATIAL:
+            raise DataError(
+                f"extractor {self.name}: {kept[0].shape[1]} spatial features of images so large; at most {MOST_SPATIAL}"
+            )
+        return features, logits, kept[0]
+
+
+def known_weights(weights_sha256: str) -> str | None:
+    """The public file that has this digest, where elbo knows one."""
+    return next((file for digest, file in KNOWN_WEIGHTS.items() if weights_sha256.startswith(digest)), None)
+
 
 def is_published(name: Any, weights_sha256: Any) -> bool:
     """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
@@ -66,7 +121,8 @@ def is_published(name: Any, weights_sha256: Any) -> bool:
 def inception(weights: Path | None) -> Extractor:
     """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once).
 
-    Batch norm is folded, and channels come last in memory: features differ from torch-fidelity's by rounding.
+    Batch norm is folded, and channels come last in memory: features differ from torch-fidelity's by rounding. Spatial
+    features are those of TensorFlow's `mixed_6/conv`, the 1 × 1 branch of Mixed_6d after batch norm and ReLU.
     """
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -76,7 +132,9 @@ def inception(weights: Path | None) -> Extractor:
     path = weights or _published()
     module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
     module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Extractor(DEFAULT, module, digest, channels=3)
+    how = Preprocessing("tf1-bilinear", 299, (128 / 255,) * 3, (128 / 255,) * 3, "Conv2d_1a_3x3")
+    spatial = module.get_submodule("Mixed_6d.branch1x1")
+    return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial, preprocessing=how)
 
 
 @extractor(
@@ -92,6 +150,43 @@ def vgg16(weights: Path | None) -> Extractor:
         raise UsageError("vgg16 needs --extractor-weights FILE, torchvision's vgg16 for ImageNet")
     module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], weights)
     return Extractor("vgg16", module, digest, channels=3)
+
+
+@extractor(
+    "dinov2-vitl14",
+    formula="DINOv2's ViT-L/14, 1024 features, resized by antialiased bicubic: FD-DINOv2",
+    source="Oquab et al. 2023; Karras et al. 2024 (EDM2)",
+)
+def dinov2(weights: Path | None) -> Extractor:
+    """Weights from a file of DINOv2's hub, of timm's or of transformers'. EDM2's preprocessing, which torch-fidelity's isn't."""
+    from elbocli.nn.extractors.vit import VitShape, vit_extractor
+    from elbocli.nn.extractors.vit_weights import DINOV2_HUB, DINOV2_TRANSFORMERS
+
+    if weights is None:
+        raise UsageError("dinov2-vitl14 needs --extractor-weights FILE, dinov2_vitl14_pretrain.pth of DINOv2's hub")
+    shape = VitShape(width=1024, depth=24, heads=16, patch=14, trained=37)
+    how = Preprocessing("antialiased-bicubic", 224, **IMAGENET, layer="network")
+    return vit_extractor("dinov2-vitl14", shape, how, weights, (DINOV2_HUB, DINOV2_TRANSFORMERS))
+
+
+@extractor(
+    "clip-vitb32",
+    formula="CLIP's ViT-B/32, 512 features of length 1, resized by antialiased bicubic",
+    source="Radford et al. 2021; for CMMD, whose authors have ViT-L/14 at 336 pixels",
+)
+def clip(weights: Path | None) -> Extractor:
+    """Weights from a file of OpenAI's names (open_clip) or of transformers'. CMMD's preprocessing: no crop."""
+    from elbocli.nn.extractors.vit import VitShape, vit_extractor
+    from elbocli.nn.extractors.vit_weights import CLIP_OPENAI, CLIP_TRANSFORMERS
+
+    if weights is None:
+        raise UsageError(
+            "clip-vitb32 needs --extractor-weights FILE, pytorch_model.bin of openai/clip-vit-base-patch32"
+        )
+    shape = VitShape(width=768, depth=12, heads=12, patch=32, trained=7, clip=True, embedding=512, unit=True)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    how = Preprocessing("antialiased-bicubic", 224, mean, std, "network")
+    return vit_extractor("clip-vitb32", shape, how, weights, (CLIP_TRANSFORMERS, CLIP_OPENAI))
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
@@ -140,7 +235,7 @@ def tiny(weights: Path | None) -> Extractor:
     from elbocli.nn.extractors.elbo_tiny import Tiny, weights_digest
 
     module = Tiny()
-    return Extractor("elbo-tiny", module, weights_digest(module), channels=3)
+    return Extractor("elbo-tiny", module, weights_digest(module), channels=3, spatial=module.convs[-1])
 
 
 def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:

@@ -27,7 +27,7 @@ class Tiny(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = images.float() / 127.5 - 1
+        x = images.to(self.head.weight.dtype) / 127.5 - 1
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)
         features = x.mean((2, 3)) * 8

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -24,7 +24,8 @@ def ask(name, own, other, **options):
 
 
 def least(name, **options):
-    return METRICS[name].traits.least(asked([name], **options)[name])
+    """Images that it needs: of the samples, of the reference, held out."""
+    return (*METRICS[name].traits.least(asked([name], **options)[name]), 0)[:3]
 
 
 def drawn(n, seed=0, width=6, shift=0.0):
@@ -32,13 +33,15 @@ def drawn(n, seed=0, width=6, shift=0.0):
     torch.manual_seed(seed)
     values = torch.randn(n, width) + shift
     moments = FeatureMoments.of(values.numpy())
-    return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5)
+    spatial = FeatureMoments.of(np.random.default_rng(seed).normal(size=(n, 9)))
+    return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5, spatial)
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_gives_finite_numbers_of_just_enough_images_and_declares_them_all(name):
-    own, other = least(name, fid_infinity=True, **SMALL)
-    found = ask(name, drawn(own, 1), drawn(max(other, 2), 2, shift=0.5), fid_infinity=True, **SMALL)
+    own, other, held = least(name, fid_infinity=True, **SMALL)
+    reference = replace(drawn(max(other, 2), 2, shift=0.5), held_out=drawn(max(held, 2), 3, shift=0.5))
+    found = ask(name, drawn(own, 1), reference, fid_infinity=True, **SMALL)
     declared = {number.key: number for number in METRICS[name].traits.numbers}
     assert set(found) == set(declared)
     values = [value for value in found.values() if isinstance(value, float)]
@@ -62,7 +65,7 @@ def test_no_two_numbers_or_options_have_one_name():
 @pytest.mark.parametrize("name", ["fid", "is", "kid", "prc"])
 def test_with_one_image_less_there_is_nothing_to_be_had(name):
     """So that what is refused had to be."""
-    own, other = least(name, **SMALL)
+    own, other, _ = least(name, **SMALL)
     try:
         found = ask(name, drawn(own - 1), drawn(max(other - 1, 2), 1), **SMALL)
     except Exception:

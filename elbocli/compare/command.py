@@ -1,0 +1,86 @@
+"""`elbo compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.options import command_line, common, plugin_option
+from elbocli.cli.types import PATH
+from elbocli.cli.visible import visible
+
+if TYPE_CHECKING:
+    from elbocli.compare.result import Comparison
+
+
+@click.command(cls=Command)
+@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FIRST OTHER...")
+@option(
+    "--ref",
+    type=PATH,
+    help="Of features: the reference, statistics (.npz) or features that 'elbo eval' saved.",
+)
+@option("--table", is_flag=True, help="A table instead of the JSON.")
+@plugin_option
+@common
+def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
+    """Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.
+
+    FIRST and OTHER are results of 'elbo eval' (JSON), or folders of runs that hold one. If both have several repeats of
+    the same seeds, these are paired; otherwise each side's own standard error counts. They may also be features that
+    'elbo eval --save-features' saved: then Fréchet distances to --ref are compared, image by image where both were drawn
+    with one seed and the same classes, which often tells apart what two separate results can't.
+
+    Results that were made differently are refused, and the message names the key: another extractor, reference, number of
+    images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
+    itself: of twenty equal pairs, one looks different. Standard error has a sentence on each.
+    """
+    from elbocli import __version__
+    from elbocli.cli.progress_bar import say
+    from elbocli.compare.result import Comparison
+    from elbocli.compare.results import compare_results, facts_of, found_in
+
+    context, features = click.get_current_context(), [path.suffix == ".safetensors" for path in files]
+    if len(files) < 2:
+        raise click.UsageError("name two files at least", context)
+    if any(features) and not all(features):
+        raise click.UsageError("features and results don't compare; name files of one kind", context)
+    if any(features) != (ref is not None):
+        needed = "features need --ref" if ref is None else "--ref goes with features; results name their own"
+        raise click.UsageError(needed, context)
+    if ref is not None:
+        from elbocli.compare.features import compare_features
+
+        others, alike = compare_features(files, ref)
+        first = str(files[0])
+    else:
+        found = [found_in(path) for path in files]
+        others, first = compare_results(found), found[0][0]
+        known = [facts_of(result) for _, result in found]
+        alike = {key: value for key, value in known[0].items() if all(each.get(key) == value for each in known)}
+    told = Comparison(first=first, others=others, alike=alike, elbo_version=__version__, command=command_line())
+    for other in others:
+        for score in other.scores:
+            say(score.says)
+    if table:
+        _print_table(told)
+    else:
+        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
+
+
+def _print_table(told: Comparison) -> None:
+    """A line for each difference."""
+    rows = [("SCORE", "OF", "VALUE", "FIRST", "DIFFERENCE", "95 % INTERVAL", "APART", "ERROR")]
+    for other in told.others:
+        for each in other.scores:
+            interval = "-" if each.interval is None else f"{each.interval[0]:+.4g} to {each.interval[1]:+.4g}"
+            apart = {None: "-", True: "yes", False: "no"}[each.apart]
+            values = (f"{each.other:.5g}", f"{each.first:.5g}", f"{each.difference:+.4g}")
+            rows.append((visible(each.score), visible(other.file), *values, interval, apart, each.how))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())

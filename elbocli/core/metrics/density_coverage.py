@@ -1,0 +1,45 @@
+"""Density and coverage: how closely samples lie among the reference's images, and how many of these have a sample near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
+
+
+@dataclass(frozen=True)
+class CoverageOptions(MetricOptions):
+    """coverage_neighbours: the reference's neighbour that the reach of each of its images ends at."""
+
+    coverage_neighbours: int = field(default=5, metadata=option("Neighbours for density and coverage.", most=1000))
+
+
+@metric(
+    "density-coverage",
+    formula="images of the reference within whose reach a sample lies, and share of them that reach one",
+    source="Naeem et al. 2020",
+    numbers=[Number("density", title="density"), Number("coverage", title="coverage")],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    least=lambda options: (1, options.coverage_neighbours + 1),
+    options=CoverageOptions,
+    few="density and coverage depend on n and on the reference's, so compare them at the same only",
+)
+def density_coverage(samples: Features, reference: Features, options: CoverageOptions) -> dict[str, float]:
+    """Count by pairs, in blocks. An image reaches as far as its k-th neighbour in the reference, that distance excluded.
+
+    density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
+    coverage: the share of images that reach any sample.
+    """
+    from torch import full, inf, minimum
+
+    from elbocli.core.neighbours import distances, radii
+
+    own, theirs, k, device = samples.values, reference.values, options.coverage_neighbours, samples.device
+    assert own is not None and theirs is not None
+    reach = radii(theirs, k, device)
+    closest, within = full((len(theirs),), inf, device=device), 0
+    for _, column, apart in distances(own, theirs, device):
+        part = slice(column, column + apart.shape[1])
+        within += int((apart < reach[part]).sum())
+        closest[part] = minimum(closest[part], apart.amin(0))
+    return {"density": within / (k * len(own)), "coverage": float((closest < reach).double().mean())}

@@ -1,0 +1,276 @@
+"""`elbo compare`: differences with their intervals, by seeds, by images, or each by itself; what doesn't compare is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from elbocli.compare.features import compare_features
+from elbocli.compare.results import compare_results, facts_of, found_in, read_scores
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.evaluate.result import EvalResult
+from elbocli.files.feature_facts import FeatureFacts
+from elbocli.files.features import SavedFeatures, write_features
+from elbocli.files.statistics import Statistics, write_statistics
+
+Elbo = Callable[..., Any]
+FID = "frechet_distance[a.pt2]"
+BASE: dict[str, Any] = {
+    FID: 1.5,
+    "frechet_distance_se[a.pt2]": 0.1,
+    "precision[a.pt2]": 0.5,
+    "n_samples": 900,
+    "n_ref": 100,
+    "ref_sha256": "ab" * 32,
+    "extractor": "a.pt2",
+    "extractor_sha256": "cd" * 32,
+    "preprocessing": {"image_size": 8, "crop": "center"},
+    "ref_preprocessing": {"image_size": 8},
+    "protocol": "adm",
+    "splits": 10,
+    "made": {"sampler": "ddim", "seed": 0},
+}
+
+
+def result(values: dict[str, Any] | None = None, **facts: Any) -> EvalResult:
+    return EvalResult.from_json({**BASE, **(values or {}), **facts})
+
+
+def repeats(values: list[float], seeds: list[Any], **facts: Any) -> EvalResult:
+    """Several sets of samples with these distances and seeds."""
+    common = {key: value for key, value in BASE.items() if not key.startswith(("frechet", "precision", "made"))}
+    each = [{FID: value, "made": {"sampler": "ddim", "seed": seed}} for value, seed in zip(values, seeds, strict=True)]
+    return EvalResult.from_json({**common, **facts, "repeats": each})
+
+
+def only(first: EvalResult, other: EvalResult, score: str = FID) -> Any:
+    (compared,) = compare_results([("a", first), ("b", other)])
+    (found,) = (each for each in compared.scores if each.score == score)
+    return found
+
+
+A, B = [1.0, 2.0, 3.0], [1.2, 2.1, 3.3]
+
+
+def test_repeats_of_the_same_seeds_are_paired_whatever_their_order() -> None:
+    found = only(repeats(A, [0, 1, 2]), repeats(B[::-1], [2, 1, 0]))
+    wanted = stats.ttest_rel(B, A).confidence_interval()
+    assert found.interval == pytest.approx([*wanted]) and found.difference == pytest.approx(0.2)
+    assert found.how == "paired by 3 seeds" and found.apart == (wanted[0] > 0)
+    alone = only(repeats(A, [0, 1, 2]), repeats(B, [3, 4, 5]))
+    assert alone.interval == pytest.approx([*stats.ttest_ind(B, A, equal_var=False).confidence_interval()])
+    assert alone.how == "unpaired" and alone.apart is False and "a and b can't be told apart: +0.2" in alone.says
+
+
+@pytest.mark.parametrize("seeds", [[None, None, None], [0, 0, 1]])
+def test_repeats_whose_seeds_say_nothing_are_not_paired(seeds: list[Any]) -> None:
+    assert only(repeats(A, seeds), repeats(B, seeds)).how == "unpaired"
+
+
+def test_single_results_differ_by_their_standard_errors() -> None:
+    other = {FID: 1.0, "frechet_distance_se[a.pt2]": 0.1}
+    found = only(result(), result(other))
+    assert found.se == pytest.approx(0.1 * 2**0.5) and found.apart
+    assert found.says == f"{FID}: b is lower than a by 0.5 (95 % interval 0.2228 to 0.7772)"
+    found = only(result(), result({FID: 1.4}))
+    assert found.apart is False and found.interval[0] < 0 < found.interval[1]
+
+
+def test_a_number_without_an_error_is_never_told_apart() -> None:
+    found = only(result(), result({"precision[a.pt2]": 0.9}), "precision[a.pt2]")
+    assert (found.se, found.interval, found.apart) == (None, None, None)
+    assert "no standard error" in found.says and "several seeds" in found.how
+
+
+def test_the_limit_has_the_error_of_its_interval() -> None:
+    limit = {"frechet_distance_infinity[a.pt2]": 1.0, "frechet_distance_infinity_interval[a.pt2]": [0.9, 1.1]}
+    found = only(result(limit), result(limit), "frechet_distance_infinity[a.pt2]")
+    assert found.interval == pytest.approx([-0.1 * 2**0.5, 0.1 * 2**0.5])
+
+
+UNLIKE = {
+    "n_samples": 901,
+    "n_ref": 99,
+    "ref_sha256": "00" * 32,
+    "extractor": "b.pt2",
+    "extractor_sha256": "00" * 32,
+    "protocol": "edm",
+    "splits": 5,
+}
+
+
+@pytest.mark.parametrize("key", UNLIKE)
+def test_what_was_scored_otherwise_is_refused_with_its_key(key: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"^b: {key} is {UNLIKE[key]}, that of a {BASE[key]}: such numbers don't compare"
+    ):
+        compare_results([("a", result()), ("b", result(**{key: UNLIKE[key]}))])
+
+
+def test_of_preprocessing_each_key_that_both_know_counts() -> None:
+    others = {"preprocessing": {"image_size": 16, "crop": "center"}}
+    with pytest.raises(DataError, match=r"b: preprocessing.image_size is 16, that of a 8"):
+        compare_results([("a", result()), ("b", result(**others))])
+    compare_results([("a", result()), ("b", result(preprocessing={"image_size": 8}, protocol=None))])
+
+
+def test_how_the_samples_were_drawn_is_told() -> None:
+    (compared,) = compare_results([("a", result()), ("b", result(made={"sampler": "heun", "seed": 1, "steps": 4}))])
+    assert compared.differ == {"sampler": ["ddim", "heun"], "steps": [None, 4]}
+
+
+def test_without_a_common_score_there_is_nothing_to_compare() -> None:
+    bare = EvalResult.from_json({key: value for key, value in BASE.items() if "[" not in key})
+    with pytest.raises(DataError, match="b: has no score that a has, too"):
+        compare_results([("a", result()), ("b", bare)])
+
+
+def test_a_folder_stands_for_the_one_result_in_it(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"no result of 'elbo eval' in it"):
+        found_in(tmp_path)
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "fid.json").write_text(json.dumps(BASE))
+    name, found = found_in(tmp_path)
+    assert name == str(tmp_path / "fid.json") and facts_of(found)["protocol"] == "adm"
+    (tmp_path / "g.json").write_text(json.dumps(BASE))
+    with pytest.raises(UsageError, match=r"several results of 'elbo eval': .*fid\.json, .*g\.json; name one"):
+        found_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not a result of 'elbo eval'"),
+        ("[]", "not a result of 'elbo eval'"),
+        ('{"bpd": 3}', "not a result of 'elbo eval'"),
+        (json.dumps({**BASE, FID: "low"}), "a damaged result: .*is 'low'"),
+        (json.dumps({**BASE, "deviates": {"n": [3]}}), "a damaged result: deviates.n is .*expected a list of 2"),
+    ],
+)
+def test_what_is_no_result_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(FormatError, match=rf"a\.json: {words}"):
+        read_scores(tmp_path / "a.json")
+
+
+# Features
+
+
+def features(path: Path, values: np.ndarray, seed: int | None = 0, **more: Any) -> Path:
+    labels = more.pop("labels", None)
+    facts = {"extractor": "elbo-tiny", "weights_sha256": "ab" * 32, "made": {"seed": seed}, **more}
+    told = None if labels is None else torch.as_tensor(labels)
+    about = FeatureFacts(n=len(values), **facts)
+    write_features(path, SavedFeatures(torch.from_numpy(values.astype(np.float32)), None, told, about))
+    return path
+
+
+@pytest.fixture
+def ref(tmp_path: Path) -> Path:
+    write_statistics(tmp_path / "ref.npz", Statistics(np.zeros(3), np.eye(3)))
+    return tmp_path / "ref.npz"
+
+
+def test_pairs_of_images_have_the_error_that_repeats_show(ref: Path, tmp_path: Path) -> None:
+    """60 times 300 images: two models that draw nearly the same of each noise."""
+    draw, found = np.random.default_rng(0), []
+    for _ in range(60):
+        noise = draw.normal(0.2, 1.3, (300, 3))
+        a = features(tmp_path / "a.safetensors", noise)
+        b = features(tmp_path / "b.safetensors", 1.02 * noise + draw.normal(0, 0.05, noise.shape))
+        (compared,), _ = compare_features([a, b], ref)
+        found.append(compared.scores[0])
+    assert {each.how for each in found} == {"paired by image"}
+    shown = np.std([each.difference for each in found], ddof=1)
+    assert np.mean([each.se for each in found]) == pytest.approx(shown, rel=0.3)
+    truth = np.mean([each.difference for each in found])
+    assert sum(each.interval[0] < truth < each.interval[1] for each in found) >= 52
+    (alone,), _ = compare_features([a, features(tmp_path / "c.safetensors", 1.02 * noise, seed=1)], ref)
+    assert alone.scores[0].how == "unpaired" and alone.scores[0].se > 5 * shown
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "paired"),
+    [
+        ({}, {}, True),
+        ({"seed": None}, {"seed": None}, False),
+        ({}, {"seed": 1}, False),
+        ({"labels": [0, 1] * 10}, {"labels": [0, 1] * 10}, True),
+        ({"labels": [0, 1] * 10}, {"labels": [1, 0] * 10}, False),
+        ({"labels": [0, 1] * 10}, {}, False),
+    ],
+)
+def test_images_are_paired_by_seed_and_class(first: Any, other: Any, paired: bool, ref: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 20, 3))
+    a, b = (
+        features(tmp_path / "a.safetensors", values[0], **first),
+        features(tmp_path / "b.safetensors", values[1], **other),
+    )
+    (compared,), alike = compare_features([a, b], ref)
+    assert (compared.scores[0].how == "paired by image") == paired and alike["n_samples"] == 20
+
+
+def test_features_that_do_not_compare_are_refused(ref: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).normal(size=(20, 3))
+    a = features(tmp_path / "a.safetensors", draw)
+    for name, (values, more, words) in {
+        "n": (draw[:10], {}, "n_samples is 10, that of .*a.safetensors 20"),
+        "network": (draw, {"extractor": "vgg16"}, "extractor is vgg16, that of .*a.safetensors elbo-tiny"),
+        "size": (draw, {"preprocessing": {"image_size": 9}}, ""),
+        "width": (draw[:, :2], {}, "2 features an image, and .*ref.npz has 3"),
+        "one": (draw[:1], {}, "one image is no distribution"),
+    }.items():
+        b = features(tmp_path / f"{name}.safetensors", values, **more)
+        if not words:
+            compare_features([a, b], ref)
+            continue
+        with pytest.raises(DataError, match=words):
+            compare_features([a, b], ref)
+    with pytest.raises(DataError, match=r"extractor is elbo-tiny, that of .*other\.safetensors vgg16"):
+        compare_features([a, a], features(tmp_path / "other.safetensors", draw, extractor="vgg16"))
+    (tmp_path / "x.h5").touch()
+    with pytest.raises(UsageError, match=r"x\.h5: neither statistics .*--save-features ref\.safetensors"):
+        compare_features([a, a], tmp_path / "x.h5")
+
+
+# The command
+
+
+def test_the_command_prints_json_or_a_table_and_says_sentences(elbo: Elbo, tmp_path: Path) -> None:
+    for name, value in (("a", 1.5), ("b", 1.4), ("c", 0.5)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**BASE, FID: value}))
+    done = elbo("compare", "a.json", "b.json", "c.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["first"] == "a.json" and [each["file"] for each in found["others"]] == ["b.json", "c.json"]
+    assert found["n_samples"] == 900 and found["protocol"] == "adm" and found["elbo_version"]
+    assert [each["scores"][0]["apart"] for each in found["others"]] == [False, True]
+    said = done.stderr.decode()
+    assert "can't be told apart" in said and "c.json is lower than a.json by 1" in said
+    table = elbo("compare", "-q", "a.json", "c.json", "--table", cwd=tmp_path).stdout.decode().splitlines()
+    assert len(table) == 3 and table[0].startswith("SCORE") and " yes " in table[1] and "0.5" in table[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("a.json", 2, "name two files at least"),
+        ("a.json b.safetensors", 2, "features and results don't compare"),
+        ("a.safetensors b.safetensors", 2, "features need --ref"),
+        ("a.json a.json --ref r.npz", 2, "--ref goes with features"),
+        ("a.json nowhere.json", 1, "nowhere.json: "),
+        ("a.safetensors b.safetensors --ref r.npz", 1, "r.npz"),
+    ],
+)
+def test_mistakes_are_told(line: str, code: int, words: str, elbo: Elbo, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(BASE))
+    done = elbo("compare", *line.split(), cwd=tmp_path)
+    said = done.stderr.decode()
+    assert done.returncode == code and words in said and "Traceback" not in said and not done.stdout, said

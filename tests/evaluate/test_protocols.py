@@ -1,0 +1,311 @@
+"""Protocols: every name in them is declared, each sets all that decides its numbers, and what deviates is refused or named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from elbocli.core.frechet import frechet_distance
+from elbocli.core.metrics import METRICS, asked
+from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.extract import FeatureSource
+from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
+from elbocli.evaluate.protocols import PROTOCOLS, settings_of
+from elbocli.evaluate.reference import Reference
+from elbocli.evaluate.settings import EvalSettings
+from elbocli.files.dataset import Dataset
+from elbocli.files.feature_facts import FeatureFacts
+from elbocli.files.features import SavedFeatures, read_features, write_features
+from elbocli.files.statistics import Statistics
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION
+
+Elbo = Callable[..., Any]
+ROOT = Path(__file__).parent.parent.parent
+PUBLISHED = PUBLISHED_INCEPTION + "0" * 56
+N = 50_000
+
+
+def settings(name: str, **more: Any) -> EvalSettings:
+    """As the command makes them. more: what was given; allow_mismatch and classes are settings of their own."""
+    own = {key: more.pop(key) for key in ("allow_mismatch", "classes") if key in more}
+    return EvalSettings(**settings_of(name, more, 0), **own)
+
+
+def source(n: int = N, labels: np.ndarray | None = None, **about: Any) -> FeatureSource:
+    """Samples of which only that is known."""
+    known = {"extractor": DEFAULT, "weights_sha256": PUBLISHED, **about}
+    return FeatureSource("a.npz", n, FeatureFacts(n=n, **known), labels=labels)
+
+
+def reference(images: int | None = 10_000, statistics: bool = True) -> Reference:
+    """A reference of that many images, with statistics or not."""
+    held = None if images is None else source(images)
+    return Reference(Path("ref.npz"), held, Statistics(np.zeros(4), np.eye(4)) if statistics else None, None)
+
+
+SOUND: dict[str, dict[str, Any]] = {name: {} for name in PROTOCOLS} | {
+    "rae-50-a-class": {"labels": np.arange(N) % 1000},
+}
+"""Samples that each protocol takes, besides what `source` says."""
+
+
+def fitting(name: str, **more: Any) -> FeatureSource:
+    return source(**{"extractor": PROTOCOLS[name].traits.extractor, **SOUND[name], **more})
+
+
+# What each names and sets
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_all_that_a_protocol_names_is_declared(name: str) -> None:
+    declared = PROTOCOLS[name]
+    assert declared.traits.extractor in EXTRACTORS
+    for metric, chosen in declared().items():
+        options = asked([metric], **chosen)[metric]
+        own = {each.name: each for each in options.own()}
+        for key, value in chosen.items():
+            about = own[key].metadata
+            assert getattr(options, key) == value
+            assert value in about["choices"] if about["choices"] else about["least"] <= value <= about["most"]
+        options.check(declared.traits.extractor)
+    assert declared.formula and declared.source and declared.traits.tables and declared.traits.reference
+    assert declared.traits.n == declared.traits.classes * declared.traits.per_class or not declared.traits.classes
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_page_says_what_it_sets(name: str) -> None:
+    page = (ROOT / "docs" / "scores.md").read_text()
+    (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.M)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    traits, of = PROTOCOLS[name].traits, {"as `adm`": "adm"}
+    assert cells[1].strip("`") == traits.extractor or PROTOCOLS[of[cells[1]]].traits.extractor == traits.extractor
+    metrics = PROTOCOLS[of[cells[2]]]() if cells[2] in of else PROTOCOLS[name]()
+    assert metrics == PROTOCOLS[name]()
+    for metric in metrics if cells[2] not in of else ():
+        assert f"`{metric}`" in cells[2]
+    assert f"{traits.n:,}" in cells[3] or f"{traits.per_class} of each of" in cells[3]
+
+
+def test_adm_sets_what_its_program_does() -> None:
+    found = settings("adm")
+    assert (found.extractor, found.protocol) == (DEFAULT, "adm")
+    assert {"fid", "is", "prc"} <= set(found.metrics)
+    score, prc = found.metrics["is"], found.metrics["prc"]
+    assert (score.splits, score.is_order) == (10, "given")  # type: ignore[attr-defined]
+    assert prc.protocol.k == 3 and prc.protocol.most == 10_000  # type: ignore[attr-defined]
+    assert PROTOCOLS["adm"].traits.n == N
+
+
+def test_rae_is_adm_but_for_the_classes() -> None:
+    rae, adm = PROTOCOLS["rae-50-a-class"], PROTOCOLS["adm"]
+    assert rae() == adm() and (rae.traits.extractor, rae.traits.n) == (adm.traits.extractor, adm.traits.n)
+    assert (rae.traits.classes, rae.traits.per_class) == (1000, 50)
+
+
+def test_parts_of_the_inception_score_follow_each_other() -> None:
+    """exp of the mean divergence of each part's labels from their mean: by ADM's order, not torch-fidelity's."""
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 5)) * 2).float()
+    p = logits.double().softmax(1).reshape(4, 10, 5)
+    wanted = (p * (p.log() - p.mean(1, keepdim=True).log())).sum(2).mean(1).exp()
+    samples: Any = type("Samples", (), {"logits": logits})
+    found = METRICS["is"].make(samples, None, asked(["is"], splits=4, is_order="given")["is"])
+    assert found["inception_score_mean"] == pytest.approx(float(wanted.mean()), rel=1e-12)
+    shuffled = METRICS["is"].make(samples, None, asked(["is"], splits=4)["is"])
+    assert shuffled["inception_score_mean"] != pytest.approx(float(wanted.mean()), rel=1e-6)
+
+
+# What each refuses
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_what_a_protocol_takes_passes(name: str) -> None:
+    assert check_source(fitting(name), reference(), None, settings(name)) == {}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_fewer_of_its_metrics_and_more_numbers_are_no_deviation(name: str) -> None:
+    chosen = settings(name, metrics=("fid",), fid_infinity=True)
+    assert [*chosen.metrics] == ["fid"] and check_settings(chosen) == {}
+
+
+WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
+    *((name, {"n": N - 1}, "n", [N - 1, N]) for name in PROTOCOLS),
+    *(
+        (name, {"extractor": "elbo-tiny"}, "extractor", ["elbo-tiny", PROTOCOLS[name].traits.extractor])
+        for name in PROTOCOLS
+    ),
+    ("edm", {"weights_sha256": "ab" * 32}, "extractor_weights", [f"sha256 {'ab' * 32}", "sha256 6726825d…"]),
+    (
+        "rae-50-a-class",
+        {"labels": np.arange(N) % 999},
+        "classes",
+        ["999 with 50 to 51 samples each", "1000 with 50 samples each"],
+    ),
+    (
+        "rae-50-a-class",
+        {"labels": np.append(np.arange(N - 1) % 1000, 0)},
+        "classes",
+        ["1000 with 49 to 51 samples each", "1000 with 50 samples each"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "key", "pair"), WRONG)
+def test_samples_that_deviate_are_refused_unless_that_is_allowed(
+    name: str, change: dict[str, Any], key: str, pair: list[Any]
+) -> None:
+    given = fitting(name, **change)
+    if "n" in change and given.labels is not None:
+        given = replace(given, labels=None)
+    with pytest.raises(DataError, match=rf"a\.npz: not by --protocol {name}: .*{key} is .*--allow-mismatch"):
+        check_source(given, reference(), None, settings(name))
+    assert check_source(given, reference(), None, settings(name, allow_mismatch=True))[key] == pair
+
+
+def test_classes_that_are_not_known_are_refused_and_may_be_said() -> None:
+    with pytest.raises(DataError, match=r"classes is not known: .*--classes"):
+        check_source(source(), reference(), None, settings("rae-50-a-class"))
+    for classes, passes in (("balanced", True), ("random", False)):
+        chosen = settings("rae-50-a-class", classes=classes, allow_mismatch=True)
+        known = with_classes(source(), chosen)
+        assert known.labels is not None and ("classes" in check_source(known, reference(), None, chosen)) != passes
+    assert with_classes(source(), settings("adm", classes="balanced")).labels is None, "adm takes any classes"
+
+
+@pytest.mark.parametrize(
+    ("given", "metrics", "words"),
+    [
+        (
+            reference(300),
+            None,
+            "statistics with 300 images beside them, and by the protocol statistics with 10000 images",
+        ),
+        (reference(None), None, "statistics with 0 images"),
+        (reference(statistics=False), None, "images or features without statistics"),
+        (reference(None), ("fid", "is"), ""),
+    ],
+)
+def test_adm_compares_with_its_own_references(given: Reference, metrics: Any, words: str) -> None:
+    chosen = settings("adm", **({"metrics": metrics} if metrics else {}))
+    assert check_source(source(), given, None, settings("edm")) == {}, "edm takes any reference"
+    if not words:
+        assert check_source(source(), given, None, chosen) == {}
+        return
+    with pytest.raises(DataError, match=words):
+        check_source(source(), given, None, chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "pair"),
+    [
+        ({"splits": 5}, "splits", [5, 10]),
+        ({"is_order": "shuffled"}, "is_order", ["shuffled", "given"]),
+        ({"prc_protocol": "torch-fidelity"}, "prc_protocol", ["torch-fidelity", "adm"]),
+        ({"metrics": ("fid", "kid")}, "metrics", ["kid", ", ".join(PROTOCOLS["adm"]())]),
+        ({"extractor": "elbo-tiny"}, "extractor", ["elbo-tiny", DEFAULT]),
+    ],
+)
+def test_options_that_deviate_are_refused_unless_that_is_allowed(given: Any, key: str, pair: list[Any]) -> None:
+    with pytest.raises(UsageError, match=f"--protocol adm: {key} is {pair[0]}, and by the protocol {pair[1]}; "):
+        check_settings(settings("adm", **given))
+    chosen = settings("adm", **given, allow_mismatch=True)
+    assert check_settings(chosen) == {key: pair}
+    assert check_source(source(), reference(), None, chosen)[key] == pair, "the result names it"
+
+
+def test_another_name_for_the_same_extractor_is_no_deviation() -> None:
+    assert check_settings(settings("edm", extractor="inception")) == {}
+
+
+# Through the command
+
+
+def statistics(path: Path, values: np.ndarray, **more: Any) -> Path:
+    np.savez(path, mu=values.mean(0), sigma=np.cov(values, rowvar=False), **more)
+    return path
+
+
+def published(path: Path, draw: np.random.Generator, labels: np.ndarray | None = None) -> np.ndarray:
+    """Saved features that say they are of the published Inception, 50,000 of them."""
+    values = draw.normal(size=(N, 4)).astype(np.float32)
+    logits = torch.from_numpy(draw.normal(size=(N, 3)).astype(np.float32))
+    about = FeatureFacts(n=N, extractor=DEFAULT, weights_sha256=PUBLISHED)
+    told = None if labels is None else torch.from_numpy(labels)
+    write_features(path, SavedFeatures(torch.from_numpy(values), logits, told, about))
+    return values
+
+
+def test_what_keeps_to_a_protocol_has_published_names_and_says_so(elbo: Elbo, tmp_path: Path) -> None:
+    """An EDM-layout and an ADM-layout reference, 50,000 samples, 50 of each class."""
+    draw = np.random.default_rng(0)
+    values = published(tmp_path / "a.safetensors", draw, np.arange(N) % 1000)
+    theirs = draw.normal(size=(2000, 4)) + 0.5
+    edm = statistics(tmp_path / "edm.npz", theirs)
+    spatial = {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    adm = statistics(tmp_path / "adm.npz", theirs, arr_0=np.zeros((10_000, 1, 1, 3), np.uint8), **spatial)
+    own: Any = type("Moments", (), {"mu": values.mean(0, np.float64), "sigma": np.cov(values, rowvar=False)})
+    other: Any = type("Moments", (), {"mu": theirs.mean(0), "sigma": np.cov(theirs, rowvar=False)})
+    for name, ref in (("edm", edm), ("rae-50-a-class", adm), ("adm", adm)):
+        metrics = () if name == "edm" else ("--metrics", "fid,is")
+        done = elbo("eval", tmp_path / "a.safetensors", "--ref", ref, "--protocol", name, *metrics)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["protocol"] == name and "deviates" not in found
+        assert found["fid"] == pytest.approx(frechet_distance(own, other), rel=1e-6)
+        assert ("is_order" in found) == (name != "edm")
+
+
+def test_what_deviates_stands_in_result_card_and_report(
+    elbo: Elbo, digits: Path, trained: Path, inception_weights: Path, tmp_path: Path
+) -> None:
+    """ADM's protocol with few images and other weights, against a reference in its layout."""
+    rgb = np.repeat(Dataset(digits).batch(np.arange(28)), 3, 3)
+    draw = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", rgb[:14])
+    spatial = {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
+    statistics(tmp_path / "ref.npz", draw.normal(size=(20, 2048)), arr_0=rgb[14:], **spatial)
+    line = ("eval", "a.npy", "--ref", "ref.npz", "--protocol", "adm", "--extractor-weights", inception_weights)
+    refused = elbo(*line, cwd=tmp_path)
+    assert refused.returncode == 1 and b"not by --protocol adm: n is 14" in refused.stderr and not refused.stdout
+    done = elbo(*line, "--allow-mismatch", "--card", "a.md", "--save-features", "a.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"deviates from adm (n, extractor_weights, reference)" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["protocol"] == "adm" and set(found["deviates"]) == {"n", "extractor_weights", "reference"}
+    assert (found["splits"], found["is_order"], found["prc_protocol"]) == (10, "given", "adm")
+    for name in PROTOCOLS["adm"]():
+        first = METRICS[name].traits.numbers[0]
+        assert first.name(DEFAULT) in found, name
+    card = (tmp_path / "a.md").read_text()
+    assert "- protocol: `adm`, 50000 samples" in card and "**Deviates from the protocol" in card
+    (tmp_path / "a.json").write_bytes(done.stdout)
+    page = elbo("report", trained, "--scores", tmp_path / "a.json")
+    assert page.returncode == 0, page.stderr
+    assert b"Protocol adm: 50000 samples" in page.stdout and b"Deviates from it: n: 14 instead of 50000" in page.stdout
+    assert len(read_features(tmp_path / "a.safetensors").features) == 14
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            "--protocol adm --splits 5",
+            "--protocol adm: splits is 5, and by the protocol 10; leave that to the protocol",
+        ),
+        ("--protocol adm --metrics fid,kid", "metrics is kid, and by the protocol fid"),
+        ("--protocol edm --extractor elbo-tiny", "extractor is elbo-tiny, and by the protocol inception-v3-compat"),
+        ("--protocol edm --splits 10", "--splits goes with --metrics is"),
+        ("--protocol edm3", "'edm3' is not one of"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_read(options: str, words: str, elbo: Elbo) -> None:
+    done = elbo("eval", "nowhere.npy", "--ref", "nowhere.npz", *options.split())
+    assert done.returncode == 2 and words in done.stderr.decode(), done.stderr

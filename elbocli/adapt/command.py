@@ -99,6 +99,8 @@ def adapt(
         return
     inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
     fitted = loop.run(inputs, **options)
+    for name in fitted.log.cut:
+        say(f"{name}: its last line is half written, and left out", "warning")
     told, best = fitted.report, "/ best"
     say(f"{told.weighting}, {told.criterion} criterion, {told.images} images in {told.intervals} intervals")
     say(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {told.batch}:")

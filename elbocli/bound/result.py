@@ -251,7 +251,7 @@ class ScheduleVariance(Record):
 
 
 @dataclass(frozen=True)
-class GradientVariance(Record):
+class GradientVariance(Record, file="result of elbo bound --gradient-variance (JSON)"):
     """The variance of gradients for every weighting under every schedule. batch: images; batches: gradients each."""
 
     gradient_variance: list[ScheduleVariance]

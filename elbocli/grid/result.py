@@ -19,7 +19,7 @@ class GridErrors(Record):
 
 
 @dataclass(frozen=True)
-class GridReport(Record):
+class GridReport(Record, file="result of elbo grid --report (JSON)"):
     """A grid, what each of its steps does wrong, and what steps on other grids do.
 
     levels: λ, rising. errors: of the step from each level, the last one's to clean data, in what `unit` says. spread:

@@ -26,6 +26,9 @@ PRINT = [
     "adapt {run} --report -o x.yaml",
     "bound {run} -n 4 --draws 2 --curve x.tsv",
     "ema {run} --std .1 -o x.safetensors",
+    "grid {run} -n 2 --steps 3",
+    "import list",
+    "import {weights} x --plugin {plugin}",
     "optimum {data} -n 4 --plot x.svg",
     "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz",
     "info {data}",
@@ -57,7 +60,14 @@ Elbo = Callable[..., Any]
 
 @pytest.fixture
 def run(
-    elbo: Elbo, trained: Path, snapshots: Path, digits: Path, digits_folder: Path, preset: Path, tmp_path: Path
+    elbo: Elbo,
+    trained: Path,
+    snapshots: Path,
+    digits: Path,
+    digits_folder: Path,
+    preset: Path,
+    foreign: dict[str, Path],
+    tmp_path: Path,
 ) -> Any:
     """run(line, closed): the command in a folder of its own; its result, and the bytes of each file it wrote."""
 
@@ -65,7 +75,7 @@ def run(
         folder = tmp_path / "".join(map(str, closed)) / "work"
         folder.mkdir(parents=True)
         places = {"run": snapshots if line.startswith("ema") else trained, "data": digits, "images": digits_folder}
-        done = elbo(*line.format(**places, preset=preset).split(), cwd=folder, closed=closed)
+        done = elbo(*line.format(**places, **foreign, preset=preset).split(), cwd=folder, closed=closed)
         assert b"Traceback" not in done.stderr, done.stderr
         names = [path for path in folder.iterdir() if path.is_file()]
         return done, {each.name: b"" if each.suffix in SAY_WHEN else each.read_bytes() for each in names}

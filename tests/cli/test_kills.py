@@ -80,10 +80,10 @@ def start(name: str, elbo: Elbo, places: dict[str, Path], folder: Path, *more: s
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """Files that a command has made, by name."""
+    """Files that a command has made, by name; a card has the command, which may have been given once more with --overwrite."""
     files = [path for each in folder.glob("x*") for path in (each.rglob("*") if each.is_dir() else [each])]
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes().replace(b" --overwrite", b"")
         for path in files
         if path.is_file() and path.name not in CHANGING
     }

@@ -99,6 +99,14 @@ EXAMPLES = {
             "How much would each schedule's estimate of the loss vary?",
             "elbo adapt run --report | jq '.schedules'",
         ),
+        (
+            "The noise levels at which training can still gain most.",
+            "elbo optimum --like run -o least.json\nelbo adapt run --criterion excess --optimum least.json -o next.yaml",
+        ),
+        (
+            "For data that nothing was trained on yet.",
+            "elbo optimum out.h5 -o optimum.json\nelbo adapt --data-only optimum.json -o first.yaml",
+        ),
     ],
     "elbo grid": [
         (
@@ -111,6 +119,12 @@ EXAMPLES = {
             "elbo grid run --sampler ddim --steps 12 --report | jq '.errors, .grids'",
         ),
         ("Equal steps of entropy, for any sampler.", "elbo grid run --kind rescaled > rescaled.yaml"),
+        (
+            "For guided samples; worse is a run that was trained for less time.",
+            "elbo grid run --sampler dpmpp-2m --steps 12 --guidance 2 --guide worse -o g.yaml\n"
+            "elbo sample run --sampler dpmpp-2m --steps 12 --guidance 2 --guide worse \\\n"
+            "    --schedule g.yaml -o grid.png",
+        ),
     ],
     "elbo ema": [
         (

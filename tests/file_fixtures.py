@@ -10,14 +10,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from forks import zygote
 from hypothesis import settings
+from safetensors.torch import load_file
 
+from elbocli.files import strict_yaml
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
 
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("elbo")
+
+
+PLUGIN = """
+import elbocli.plugin as elbo
+from elbocli.importer.formats import Imported, fitted, source_format, state_dict
+from elbocli.nn.networks import config_of
+
+@source_format("mine", about="", source="", licence="", recognises=lambda source: True)
+def mine(source, options):
+    config = config_of({network}, source.path)
+    tensors, averaged = state_dict(source, options)
+    weights, notes = fitted(tensors, config, source.path)
+    known = {{"prediction": "v", "schedule": "cosine", "weighting": "sigmoid", "logsnr_min": -10.0, "logsnr_max": 10.0}}
+    return Imported(config, weights, known, {{"image_size": 8, "num_classes": 10}}, averaged, "Free.", notes)
+"""
+"""A format of `elbo import`: any state dict, as weights of that network."""
 
 
 class Bomb:
@@ -163,3 +182,12 @@ def crashed(work, k):
 def crashes(python):
     """crashes(code, *arguments): `python` with `crashed(work, k)` at hand."""
     return lambda code, *arguments, **options: python(CRASHES + code, *arguments, **options)
+
+
+@pytest.fixture(scope="session")
+def foreign(trained, tmp_path_factory):
+    """`weights`, a file of torch's, and `plugin`, which declares the format that `elbo import` takes them for."""
+    folder = tmp_path_factory.mktemp("foreign")
+    (folder / "mine.py").write_text(PLUGIN.format(network=strict_yaml.read(trained / "config.yaml")["network"]))
+    torch.save(load_file(next(trained.glob("checkpoints/*40/ema-*.safetensors"))), folder / "w.pt")
+    return {"plugin": folder / "mine.py", "weights": folder / "w.pt"}

@@ -33,7 +33,7 @@ NUMBERS = (0, 1, -1, 7, 0.5, -2.25, 1e-30, 10**6)
 def declared() -> list[Declared]:
     """All formats, of whatever module."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        if 'reader="elbocli.' in path.read_text():
+        if "(Record, " in path.read_text() or "    Record,\n" in path.read_text():
             importlib.import_module(
                 ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
             )
@@ -171,7 +171,11 @@ def page() -> str:
     rows = ["| file | format | schema | owner | read by |", "|---|---|---|---|---|"]
     for each in declared():
         owner = Path(str(sys.modules[each.schema.__module__].__file__)).relative_to(PACKAGE).as_posix()
-        readers = ", ".join(f"`{name.removeprefix('elbocli.')}`" for name in each.reader.split(", "))
+        readers = (
+            ", ".join(f"`{name.removeprefix('elbocli.')}`" for name in each.reader.split(", "))
+            if each.reader
+            else "none"
+        )
         name = f"`{each.schema.FORMAT}` 1" if each.schema.FORMAT else ""
         rows.append(f"| {each.file} | {name} | `{each.schema.__name__}` | `{owner}` | {readers} |")
     return "\n".join([BEGIN, "", *rows, "", END])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -28,6 +29,9 @@ def works(elbo: Elbo, run: Path, data: Path, *more: Any) -> dict[str, Any]:
     bound = json.loads(do("bound", run.name, data, *measure, "--log", "log.jsonl"))
     checked = json.loads(do("bound", run.name, data, *measure, "--check", "--weighting", "sigmoid:bias=2"))
     assert checked["agree"] is True
+    specs = [word for spec in ("variational", "information", "ode:steps=4") for word in ("--estimator", spec)]
+    several = json.loads(do("bound", run.name, data, "-n", 2, "--draws", 2, *more, *specs))
+    assert len(several["differences"]) == 3 and all(isfinite(each["nats"]) for each in several["estimates"])
     assert b"knots:" in do("adapt", "log.jsonl", "--weighting", "sigmoid:bias=2", *more)
     assert b"imported from" in do("report", run.name, *more)
     assert json.loads(do("info", run.name, "--json"))["imported_file"]

@@ -13,6 +13,7 @@ from elbocli.files import (
     dataset,
     dataset_block,
     dataset_file,
+    feature_facts,
     losslog,
     npy,
     opening,
@@ -112,6 +113,7 @@ LIMITS: dict[str, list[str]] = {
         f"{number(zip_files.MOST_ARRAYS)} arrays in an NPZ",
     ],
     "statistics": [f"{number(statistics.MOST_FEATURES)} features"],
+    "features, statistics of features": [f"features above {number(feature_facts.LARGEST_FEATURE)}"],
     "safetensors": [
         f"headers of {size(tensor_files.LARGEST_HEADER)}",
         f"tensors of {tensor_files.MOST_SIDES} sides; tensors that overlap, or leave gaps",

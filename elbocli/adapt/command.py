@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import WEIGHTING, common, overwrite_option, plugin_option, stdin_or_fail
+from elbocli.cli.outputs import hand_out
 from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
 from elbocli.core.criteria import CRITERIA
 
@@ -82,7 +82,7 @@ def adapt(
     """
     from elbocli.adapt import fit_log as loop
     from elbocli.cli.progress_bar import say
-    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.atomic import refuse_existing
 
     if options["shift"] == "auto":
         raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
@@ -99,6 +99,8 @@ def adapt(
         return
     inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
     fitted = loop.run(inputs, **options)
+    for name in fitted.log.cut:
+        say(f"{name}: its last line is half written, and left out", "warning")
     told, best = fitted.report, "/ best"
     say(f"{told.weighting}, {told.criterion} criterion, {told.images} images in {told.intervals} intervals")
     say(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {told.batch}:")
@@ -112,12 +114,7 @@ def adapt(
         shown = {"log's own": loop.OWN, "cosine": "cosine", "edm": "edm", "fitted": loop.FITTED + told.criterion}
         densities = {label: fitted.candidates[name] for label, name in shown.items()}
         plot_fit(fitted.moments, fitted.weighting, densities, plot)
-    if report:
-        click.echo(json.dumps(fitted.report.json(), indent=1, allow_nan=False))
-    elif out == STREAM:
-        click.echo(fitted.text, nl=False)
-    if out != STREAM:
-        write_text(out, fitted.text)
+    hand_out(fitted.text, out, told.json() if report else None)
 
 
 def _refuse_beside_data(ctx: click.Context, sources: tuple[Path, ...]) -> None:
@@ -132,7 +129,6 @@ def _fit_data(path: Path, out: Path, plot: Path | None, report: bool, options: d
     """Fit a schedule to data alone, and say what it is."""
     from elbocli.adapt import fit_optimum
     from elbocli.cli.progress_bar import say
-    from elbocli.files.atomic import write_text
 
     named = {key: options[key] for key in ("weighting", "shift", "monotone", "bias", "floor")}
     fitted = fit_optimum.run(path, **named)
@@ -152,9 +148,4 @@ def _fit_data(path: Path, out: Path, plot: Path | None, report: bool, options: d
         from elbocli.adapt.plot import plot_least
 
         plot_least(fitted, plot)
-    if report:
-        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
-    elif out == STREAM:
-        click.echo(fitted.text, nl=False)
-    if out != STREAM:
-        write_text(out, fitted.text)
+    hand_out(fitted.text, out, told.json() if report else None)

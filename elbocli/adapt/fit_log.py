@@ -51,7 +51,7 @@ class Promise(Record):
 
 
 @dataclass(frozen=True)
-class AdaptReport(Record):
+class AdaptReport(Record, file="result of elbo adapt --report (JSON)"):
     """The schedule fitted to a log, and what each schedule promises."""
 
     weighting: str

@@ -24,7 +24,7 @@ QUARTERS = (0.75, 0.25)
 
 
 @dataclass(frozen=True)
-class DataReport(Record):
+class DataReport(Record, file="result of elbo adapt --data-only --report (JSON)"):
     """The schedule fitted to data alone. half: half of the draws lie between these logsnr. p_mean, p_std: mean and
     standard deviation of EDM's ln sigma = −logsnr/2 under it. told_apart: from this logsnr on the images are told apart, and
     the least error is below half of its peak; None where it isn't.

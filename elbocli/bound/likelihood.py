@@ -32,6 +32,8 @@ from elbocli.runtime.progress import Progress
 
 DEFAULT = "variational"
 CHUNK = 256
+ROUNDING = 1e-9
+"""A standard error is none below this share of the value."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Diff
     found = moments.estimate()
     nats, se = found.value(np.ones(1)), found.noise_se(np.ones(1))
     whole = math.hypot(se, one.solver_nats or 0.0, other.solver_nats or 0.0)
-    return Difference(one.estimator, other.estimator, nats, se, nats / whole if whole > 0 else 0.0)
+    known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
+    return Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0)
 
 
 def run(
@@ -218,4 +221,9 @@ def run(
 
 def sentence(pair: Difference) -> str:
     """A difference in words."""
-    return f"{pair.estimator} minus {pair.minus}: {pair.nats:+.4g} ± {pair.se:.2g} nats an image, {pair.in_se:+.1f} standard errors"
+    said = f"{pair.estimator} minus {pair.minus}: {pair.nats:+.4g} ± {pair.se:.2g} nats an image"
+    if pair.in_se == 0:
+        return f"{said}, from the same draws"
+    whole = abs(pair.nats / pair.in_se)
+    solver = f" and ± {math.sqrt(whole**2 - pair.se**2):.2g} of the solver's steps" if whole > 1.01 * pair.se else ""
+    return f"{said}{solver}, {pair.in_se:+.1f} standard errors"

@@ -150,7 +150,7 @@ class Difference(Record):
 
 
 @dataclass(frozen=True)
-class Likelihoods(Record):
+class Likelihoods(Record, file="result of elbo bound --estimator (JSON)", reader="elbocli.report.results.read_result"):
     """Several estimates of −log p of the same images, and how far they lie apart.
 
     per_image: the file that holds them image by image.
@@ -225,7 +225,7 @@ class Check(Record):
 
 
 @dataclass(frozen=True)
-class Theorem(Record, file="result of elbo bound --theorem (JSON)", reader="elbocli.report.results.read_result"):
+class Theorem(Record, file="result of elbo bound --check (JSON)", reader="elbocli.report.results.read_result"):
     """The theorem for several weightings, and whether it holds for all."""
 
     agree: bool
@@ -251,7 +251,7 @@ class ScheduleVariance(Record):
 
 
 @dataclass(frozen=True)
-class GradientVariance(Record):
+class GradientVariance(Record, file="result of elbo bound --gradient-variance (JSON)"):
     """The variance of gradients for every weighting under every schedule. batch: images; batches: gradients each."""
 
     gradient_variance: list[ScheduleVariance]
@@ -273,7 +273,9 @@ class ReliabilityRow(Record):
 
 
 @dataclass(frozen=True)
-class Classification(Record):
+class Classification(
+    Record, file="result of elbo bound --classify (JSON)", reader="elbocli.report.results.read_result"
+):
     """A run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), the noise shared by the classes, each as likely before.
 
     accuracy_low, accuracy_high: the 95 % interval. log_loss: −log p of the label, in nats. ece: the mean of |accuracy −

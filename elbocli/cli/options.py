@@ -84,6 +84,10 @@ def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     return value or ""
 
 
+batch_option = option(
+    "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
+)
+
 scale_option = option(
     "--scale",
     type=Count(1, 64),

@@ -30,13 +30,12 @@ def read_scores(path: Path) -> EvalResult:
     with naming(path):
         content = read_bytes(path)
     try:
-        found = strict_json.load(content, path)
+        found = EvalResult.of(strict_json.load(content, path), path)
     except FormatError as error:
-        raise FormatError(f"{path}: {NONE}") from error
-    if not isinstance(found, dict) or not {"n_samples", "extractor"} <= set(found):
+        raise FormatError(f"{error}: {NONE}") from error
+    if any(one.facts.n_samples is None or not one.values for one in found.repeats):
         raise FormatError(f"{path}: {NONE}")
-    with naming(f"{path}: a damaged result", FormatError):
-        return EvalResult.from_json(found)
+    return found
 
 
 def found_in(path: Path) -> tuple[str, EvalResult]:

@@ -10,6 +10,7 @@ from elbocli.core.registry import Registry
 
 if TYPE_CHECKING:
     from elbocli.core.adaptive import ErrorMoments
+    from elbocli.core.samplers.walk import Sampler
     from elbocli.core.schedule import Schedule
 
 GRIDS: Registry[None] = Registry("grid")
@@ -62,6 +63,12 @@ def rescaled(task: GridTask) -> Schedule:
 def solver(task: GridTask) -> Schedule:
     """The levels themselves: a table of so many knots at even t."""
     return schedule_of_levels(task.equal(), "solver")
+
+
+def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
+    """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
+    guided = guidance != 1 and not sampler.declared.traits.ancestral
+    return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")
 
 
 def schedule_of_levels(levels: list[float], name: str) -> Schedule:

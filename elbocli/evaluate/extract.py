@@ -16,7 +16,7 @@ from torch import Tensor
 from elbocli.core.feature_moments import FeatureMoments, StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError
-from elbocli.files.feature_facts import FeatureFacts
+from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features
 from elbocli.files.hashing import add_digests
 from elbocli.images.samples import SampleReader, read_samples
@@ -185,7 +185,7 @@ def _extracted(
 ) -> dict[str, Tensor]:
     """values [B, D], logits [B, K] where there are any, and spatial_values [B, S] if asked for.
 
-    Raises DataError when they are not finite.
+    Raises DataError when they are not finite, or absurd.
     """
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
@@ -194,10 +194,11 @@ def _extracted(
     named = {"values": features, "logits": logits, "spatial_values": maps}
     found = {name: tensor.cpu() for name, tensor in named.items() if tensor is not None}
     for tensor in found.values():
-        bad = (~tensor.isfinite().all(1)).nonzero().flatten().tolist()
+        bad = (~(tensor.abs() <= LARGEST_FEATURE).all(1)).nonzero().flatten().tolist()
         if bad:
             raise DataError(
-                f"{name}: features of image {begin + bad[0]} are not finite; {extractor.name} doesn't suit these images"
+                f"{name}: features of image {begin + bad[0]} are not finite, or beyond "
+                f"{LARGEST_FEATURE:g}; {extractor.name} doesn't suit these images"
             )
     return found
 

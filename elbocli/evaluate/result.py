@@ -17,6 +17,7 @@ SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
 Pair = Annotated[list[Any], Bounds(least=2, most=2)]
 """A fact that is another than it should be, and what it should be."""
+Ends = Annotated[list[float], Bounds(least=2, most=2)]
 EXPECTED_TO_DIFFER = {"seed", "command"}
 """Facts that each repeat has of its own."""
 
@@ -206,8 +207,11 @@ def numbers() -> dict[str, Number]:
 def _scores(content: dict[str, Any]) -> Scores:
     """One set of samples, from its object in the JSON. Raises FormatError."""
     network, known = str(content.get("extractor")), numbers().values()
-    named = {number.name(by): number.key for by in (network, None) for number in known}
-    values = {named[name]: typed(Value, value, name) for name, value in content.items() if name in named}
+    named = {number.name(by): number for by in (network, None) for number in known}
+    values: dict[str, Value] = {}
+    for name, value in content.items():
+        if number := named.get(name):
+            values[number.key] = typed(Ends | None if number.role is Role.INTERVAL else float | None, value, name)
     again = {number.name(by, SD) for by in (network, None) for number in known}
     again |= {number.alias + suffix for suffix in ("", SD) for number in known}
     facts = {name: value for name, value in content.items() if name not in again | named.keys()}

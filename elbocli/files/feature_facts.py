@@ -7,6 +7,9 @@ from typing import Any
 
 from elbocli.files.schema import REST, Count, Digest, Record, Word
 
+LARGEST_FEATURE = 1e20
+"""Bound of what a network says of an image: metrics compute sixth powers of it, which float64 has up to here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFacts(

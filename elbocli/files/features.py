@@ -18,7 +18,7 @@ from torch import Tensor
 from elbocli.errors import FormatError
 from elbocli.files import strict_json, tensor_files
 from elbocli.files.atomic import writing
-from elbocli.files.feature_facts import FeatureFacts
+from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.reading import check_format, refusing
 
 FORMAT = "elbo-features"
@@ -79,5 +79,5 @@ def _check(path: Path, saved: SavedFeatures) -> None:
         raise FormatError(f"{path}: holds {shapes}, expected float32 features (N, D), perhaps with logits (N, K)")
     if saved.labels is not None and (saved.labels.dtype != torch.int64 or saved.labels.shape != (n,)):
         raise FormatError(f"{path}: labels are {saved.labels.dtype} {tuple(saved.labels.shape)}, expected int64 ({n},)")
-    if not all(bool(tensor.isfinite().all()) for tensor in floats):
-        raise FormatError(f"{path}: features or logits are NaN or infinite; extract them again")
+    if not all(bool((tensor.abs() <= LARGEST_FEATURE).all()) for tensor in floats):
+        raise FormatError(f"{path}: features or logits are NaN, or beyond {LARGEST_FEATURE:g}; extract them again")

@@ -21,7 +21,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.opening import open_stream
-from elbocli.files.reading import lines_of, one_line
+from elbocli.files.reading import one_line, written_lines
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.schema import REST, Bounds, Count, Record, Word
 
@@ -87,7 +87,10 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 @dataclass
 class LossLog:
-    """One or more logs added up. sums: [3, bins]. batch: images per step, as the last line says."""
+    """One or more logs added up. sums: [3, bins]. batch: images per step, as the last line says.
+
+    cut: names of those whose last line is half written, and left out.
+    """
 
     header: LossLogHeader
     edges: Tensor
@@ -95,6 +98,7 @@ class LossLog:
     images: int
     lines: int
     batch: int = 1
+    cut: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,13 @@ class Reader:
         self._edges: list[float] = []
 
     def read(self, lines: Iterable[str | bytes] | IO[bytes], name: str) -> None:
-        """Add up the lines of one log, or of an open file. Raises FormatError with the line's number."""
-        started = False
-        read = lines_of(cast(IO[bytes], lines), name) if isinstance(lines, io.IOBase) else lines
+        """Add up the lines of one log, or of an open file, whose last may be half written. Raises FormatError with the
+        line's number.
+        """
+        started, cut = False, list[str]()
+        read = lines
+        if isinstance(lines, io.IOBase):
+            read = written_lines(cast(IO[bytes], lines), name, lambda: cut.append(name))
         for number, text in enumerate(read, 1):
             try:
                 started |= self._line(text, f"{name}: line {number}", started)
@@ -135,7 +143,10 @@ class Reader:
                     raise
                 self._damaged(error)
         if not started:
-            raise FormatError(f"{name}: empty; expected a loss log ('losslog.jsonl' of a run)")
+            only = "only a part of its first line is written" if cut else "empty"
+            raise FormatError(f"{name}: {only}; expected a loss log ('losslog.jsonl' of a run)")
+        if self.log is not None:
+            self.log.cut += cut
 
     def _line(self, text: str | bytes, where: str, started: bool) -> bool:
         """Add one line; return whether it was a header."""

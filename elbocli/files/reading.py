@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,3 +113,16 @@ def lines_of(file: IO[Any], where: object) -> Iterator[Any]:
         if not line:
             return
         yield line
+
+
+def written_lines(file: IO[Any], where: object, cut: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """Yield the lines of a log, but for a last one of which only a part is written: a run does that, or was killed as it did.
+
+    cut: is called for it. Raises FormatError as lines_of does.
+    """
+    for line in lines_of(file, where):
+        newline, brace = ("\n", "}") if isinstance(line, str) else (b"\n", b"}")
+        if line.endswith(newline) or line.rstrip().endswith(brace):
+            yield line
+        else:
+            cut()

@@ -76,6 +76,14 @@ def read_table(path: Path) -> tuple[Table, ScheduleFile]:
         return Table([(knot.t, knot.logsnr) for knot in found.knots]), found
 
 
+def made_for(schedule: Schedule) -> str | None:
+    """The sampler and steps that `elbo grid` made a schedule's file for; None where no file says so. Raises FormatError."""
+    if schedule.file is None or schedule.file.suffix == ".json":
+        return None
+    said = read_table(schedule.file)[1].about.get("made_for")
+    return said if isinstance(said, str) else None
+
+
 def resolve_schedule(
     text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
 ) -> Schedule:

@@ -71,7 +71,7 @@ Seen = Callable[[Any, str], Any]
 
 
 class Declared(NamedTuple):
-    """A format of elbo's own. file: what is of it; reader: the function that reads one, by its whole name."""
+    """A format of elbo's own. file: what is of it; reader: the functions that read one, by their whole names; '' for none."""
 
     schema: type[Record]
     file: str

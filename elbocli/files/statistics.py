@@ -16,7 +16,7 @@ import numpy as np
 from elbocli.errors import FormatError
 from elbocli.files import strict_json
 from elbocli.files.atomic import told, writing
-from elbocli.files.feature_facts import FeatureFacts
+from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.npy import read_array
 from elbocli.files.opening import open_file
 from elbocli.files.reading import LARGEST_TEXT, refusing
@@ -94,6 +94,8 @@ def _checked(
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
         raise FormatError(f"{path}: {mean} or {covariance} holds NaN or infinity")
     largest = max(float(sigma.max()), -float(sigma.min()))
+    if float(np.abs(mu).max()) > LARGEST_FEATURE or largest > LARGEST_FEATURE**2:
+        raise FormatError(f"{path}: mu or sigma is of features beyond {LARGEST_FEATURE:g}; make it again")
     turned = max(float(np.abs(row - column).max()) for row, column in zip(sigma, sigma.T, strict=True))
     if turned > SYMMETRIC * largest or float(sigma.diagonal().min()) < 0:
         raise FormatError(f"{path}: {covariance} is no covariance: it is not symmetric, or a variance is negative")

@@ -2,34 +2,37 @@
 
 torch.load admits tensors alone (weights_only), and published checkpoints hold more: arguments, optimizers, pickled
 modules. This reader makes tensors, containers and numbers, and names everything else without making it (Foreign).
-Tensors lie in the file's own memory map where the format allows. Work and memory are bounded by the file's size.
+Tensors get memory of their own: what is mapped would end the process when somebody cuts the file short. Work and memory
+are bounded by the file's size.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import mmap
 import struct
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
+from elbocli.files.file_system import disk_bytes
+from elbocli.files.file_values import FileValues
 from elbocli.files.opening import open_file
 from elbocli.files.pickled_module import Foreign
 from elbocli.files.plain_pickle import VALUES, Machine, keyed
 from elbocli.files.reading import naming, refusing
 from elbocli.files.tensor_files import begins_like_tensors, load
 from elbocli.files.zip_files import open_zip
+from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
 MOST_STEPS = 2_000_000
 """Steps of a pickle; published ones of 300 million weights take some 20,000."""
@@ -191,30 +194,17 @@ class _Tensors(Machine):
             super().update(pairs)
 
 
-def _values(content: Any, dtype: torch.dtype, offset: int, count: int) -> Tensor:
-    """Values in a buffer that nobody writes to, without a copy; a misplaced one is copied. Raises FormatError."""
-    size = count * dtype.itemsize
-    if offset < 0 or offset + size > len(content):
-        raise FormatError("it is damaged: a tensor's values lie beyond its end")
-    if not count:
-        return torch.empty(0, dtype=dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of buffers that can't be written to
-        if offset % dtype.itemsize:
-            return torch.frombuffer(bytearray(memoryview(content)[offset : offset + size]), dtype=dtype)
-        return torch.frombuffer(content, dtype=dtype, offset=offset, count=count)
-
-
 def _storage_of(content: Any) -> _Storage:
     """The storage in bytes that torch.save made of it; one that was read already."""
-    found = _legacy(io.BytesIO(content), content)[0] if type(content) is bytes else content
+    found = _legacy(io.BytesIO(content))[0] if type(content) is bytes else content
     if not isinstance(found, _Storage):
         raise FormatError("it has a tensor whose bytes are none")
     return found
 
 
-def _legacy(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
+def _legacy(file: io.BufferedReader | io.BytesIO) -> tuple[Any, set[str]]:
     """Read a file of torch without an archive: four pickles, keys, and the values of each storage behind them."""
+    values = FileValues(file)
     magic, protocol, system = (_Tensors().read(file) for _ in range(3))
     if magic != MAGIC or protocol != PROTOCOL or not system.get("little_endian", False):
         raise FormatError("it is none of torch's files, or was written on a big-endian machine")
@@ -228,25 +218,27 @@ def _legacy(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
     keys, places = _Tensors().read(file), dict[str, tuple[int, int]]()
     at = file.tell()
     for key in keys:
-        (count,) = struct.unpack("<q", content[at : at + 8])
+        (count,) = struct.unpack("<q", values.some(at, 8))
         places[str(key)] = at + 8, count
         at += 8 + count * types[str(key)].itemsize
-        if count < 0 or at > len(content):
+        if count < 0:
             raise FormatError("it is damaged: a tensor's values lie beyond its end")
 
+    @cache
     def stored(key: str, dtype: torch.dtype, count: int) -> Tensor:
         offset, held = places[key]
         if held != count:
             raise FormatError("it is damaged: a tensor has another number of values than it says")
-        return _values(content, dtype, offset, count)
+        return values.read(offset, dtype, count)
 
     file.seek(begin)
     machine = _Tensors(stored)
     return machine.read(file), machine.strangers
 
 
-def _archived(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
+def _archived(file: io.BufferedReader | io.BytesIO) -> tuple[Any, set[str]]:
     """Read torch's zip archive. Its members are stored as they are; a compressed one is refused unread."""
+    values = FileValues(file)
     with open_zip(file) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
@@ -257,12 +249,13 @@ def _archived(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise FormatError("it was written on a big-endian machine")
 
+        @cache
         def stored(key: str, dtype: torch.dtype, count: int) -> Tensor:
             info = members[f"data/{key}"]
             if count * dtype.itemsize != info.file_size:
                 raise FormatError(f"it is damaged: tensor {key} has another number of bytes than it says")
-            name, extra = struct.unpack("<HH", content[info.header_offset + 26 : info.header_offset + 30])
-            return _values(content, dtype, info.header_offset + 30 + name + extra, count)
+            name, extra = struct.unpack("<HH", values.some(info.header_offset + 26, 4))
+            return values.read(info.header_offset + 30 + name + extra, dtype, count)
 
         machine = _Tensors(stored)
         return machine.read(io.BytesIO(archive.read(main))), machine.strangers
@@ -271,22 +264,22 @@ def _archived(file: IO[bytes], content: Any) -> tuple[Any, set[str]]:
 def read_torch_file(path: Path) -> Found:
     """Read a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors, by its content.
 
-    Tensors must not be written to. Raises FormatError when it is none, damaged, or beyond bounds; runs nothing.
+    Raises FormatError when it is none, damaged, or beyond bounds; runs nothing.
     """
     where = naming(f"{path}: not usable as a checkpoint", FormatError)
     with told(path, "read"), open_file(path) as file, where, refusing("it is damaged"):
-        head = file.read(8)
+        head = file.read(32)
         file.seek(0)
         if begins_like_tensors(path):
             return Found(load(path), [])
         if not head:
             raise FormatError("it is empty")
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if head.startswith(b"PK"):
-            tree, strangers = _archived(file, content)
-        elif content[:32].find(MAGIC.to_bytes(10, "little")) > 0:
-            tree, strangers = _legacy(file, content)
-        else:
-            machine = _Tensors()
-            tree, strangers = machine.read(file), machine.strangers
+        with bounded_memory(MOST_MORE + 2 * disk_bytes(path)):
+            if head.startswith(b"PK"):
+                tree, strangers = _archived(file)
+            elif head.find(MAGIC.to_bytes(10, "little")) > 0:
+                tree, strangers = _legacy(file)
+            else:
+                machine = _Tensors()
+                tree, strangers = machine.read(file), machine.strangers
         return Found(tree, sorted(strangers))

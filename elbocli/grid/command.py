@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from elbocli.cli.grouped_help import Command, option, without_file
-from elbocli.cli.options import common, device_options, overwrite_option, plugin_option, weights_options
+from elbocli.cli.guidance_options import GUIDANCE, guidance_of, guidance_options
+from elbocli.cli.options import batch_option, common, device_options, overwrite_option, plugin_option, weights_options
+from elbocli.cli.outputs import hand_out
 from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 from elbocli.core.grids import GRIDS
 
 GROUPS = {
-    "Grid": ("kind", "sampler", "steps", "guidance", "classes"),
+    "Grid": ("kind", "sampler", "steps", "classes"),
+    "Guidance": GUIDANCE,
     "Precision of the answer": ("images", "seed", "since", "floor"),
     "Outputs": ("out", "report", "overwrite"),
     "Weights": ("weights", "average"),
-    "Speed and memory": ("device", "precision"),
+    "Speed and memory": ("batch", "device", "precision"),
 }
 
 
@@ -37,14 +39,14 @@ GROUPS = {
     help="The sampler that will walk it: NAME, NAME:key=value,… or NAME:PRESET.",
 )
 @option("--steps", type=Count(2, 10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
-@option("--guidance", type=Number(-1e3, 1e3), default=1.0, help="Scale of classifier-free guidance; 1 is none.")
+@guidance_options
 @option(
     "--classes",
     metavar="balanced|random|LIST",
     default="balanced",
     help="Class of trajectory i: i mod K, random, or a repeated list of numbers or names.",
 )
-@option("-n", "--images", type=Count(1, 10_000), default=32, help="Trajectories to measure along, at once.")
+@option("-n", "--images", type=Count(1, 10_000), default=32, help="Trajectories to measure along.")
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of their noise.")
 @option("--since", type=Count(0), default=0, help="Use only intervals of the log after this step.")
 @option(
@@ -60,6 +62,7 @@ GROUPS = {
     help="Print levels, the error of each step and other grids' as one JSON object; write the schedule only to -o.",
 )
 @weights_options("ema", "")
+@batch_option
 @device_options
 @overwrite_option
 @plugin_option
@@ -67,20 +70,22 @@ GROUPS = {
 def grid(run: Path, out: Path, report: bool, overwrite: bool, **options: Any) -> None:
     """Make the grid of noise levels on which a sampler draws from RUN with few steps.
 
-    The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler and --steps. The kind solver
+    The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
     measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For
     ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what each step is expected to
     do wrong, and what the same sampler does on other grids.
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.core.samplers.walk import parse_sampler
-    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.atomic import refuse_existing
     from elbocli.grid import make
 
     if out != STREAM:
         refuse_existing(out, overwrite)
     kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
-    settings = make.GridSettings(kind=kind, sampler=sampler, steps=options.pop("steps") or 0, **options)
+    settings = make.GridSettings(
+        kind=kind, sampler=sampler, steps=options.pop("steps") or 0, guidance=guidance_of(options), **options
+    )
     made = show(make.run(run, settings))
     told = made.report
     say(f"{told.kind}: {told.steps} levels, logsnr {told.logsnr_min:.4g} to {told.logsnr_max:.4g}")
@@ -94,9 +99,4 @@ def grid(run: Path, out: Path, report: bool, overwrite: bool, **options: Any) ->
     for name, found in told.grids.items():
         final = "" if found.final is None else f"{found.final:10.4g}"
         say(f"{name:>12}  {found.summed:10.4g}  {found.largest:10.4g}  {final:>10}")
-    if report:
-        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
-    elif out == STREAM:
-        click.echo(made.text, nl=False)
-    if out != STREAM:
-        write_text(out, made.text)
+    hand_out(made.text, out, told.json() if report else None)

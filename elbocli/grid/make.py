@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from elbocli import __version__
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.equal_error import EqualErrors, equal_errors, measured_order
-from elbocli.core.grids import GRIDS, GridTask
+from elbocli.core.grids import GRIDS, GridTask, purpose_of
 from elbocli.core.guidance import Guidance
 from elbocli.core.local_error import AncestralErrors, EquationErrors, FineSolution, StepErrors, refuse_noise
 from elbocli.core.registry import Declaration
@@ -25,11 +26,11 @@ from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import to_text
 from elbocli.grid.result import GridErrors, GridReport
-from elbocli.nn.cast_once import cast_weights
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import Progress
+from elbocli.sample.guided import GuidedRun
 
 CELLS = 64
 """Cells of the fine solution, or four times the steps if those are more."""
@@ -40,21 +41,24 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class GridSettings:
-    """Settings of a grid. steps 0 is the sampler's usual number. images: trajectories to measure along. weights, average: as
-    open_run takes them. since, floor: as `elbo adapt` takes them.
+    """Settings of a grid. steps 0 is the sampler's usual number. images: trajectories to measure along. guide, guide_average,
+    weights, average, batch: as SampleSettings has them. since, floor: as `elbo adapt` takes them.
     """
 
     kind: Declaration[None]
     sampler: Sampler
     steps: int = 0
     images: int = 32
-    guidance: float = 1.0
+    guidance: Guidance = Guidance()
+    guide: Path | None = None
+    guide_average: str = ""
     classes: str = "balanced"
     seed: int = 0
     since: int = 0
     floor: float = 0.01
     weights: str = "ema"
     average: str = ""
+    batch: int = 64
     device: str = "auto"
     precision: str = "fp32"
 
@@ -71,25 +75,24 @@ class MadeGrid:
 class _Measured:
     """A sampler on a run's network: what its steps do wrong, measured when it is first asked for."""
 
-    def __init__(self, run: TrainedRun, settings: GridSettings, steps: int):
+    def __init__(self, run: TrainedRun, guide: TrainedRun | None, settings: GridSettings, steps: int):
         self.run, self.settings, self.steps = run, settings, steps
         self.low, self.high = run.settings.logsnr_min, run.settings.logsnr_max
         self.device = choose_device(settings.device)
         self.precision = Precision(settings.precision, self.device)
-        cast_weights(run.network, self.precision)
         self.ancestral = settings.sampler.declared.traits.ancestral
-        self.denoiser = self._denoiser()
+        drawer = GuidedRun(run, settings.guidance, guide)
+        drawer.check([self.low, self.high, math.inf])
+        self.denoisers = self._denoisers(drawer.hastened(self.precision, compile=False, graphs=None))
 
-    def _denoiser(self) -> Denoiser:
-        config, asked = self.run.network.config, self.settings
-        names = self.run.data.class_names or []
-        chosen = choose_labels(asked.classes, asked.images, config.num_classes, asked.seed, names)
-        if asked.guidance != 1 and (chosen is None or self.run.settings.label_dropout == 0):
-            raise UsageError(
-                f"{self.run.path}: guidance needs a run with classes, trained with --label-dropout above 0"
-            )
-        labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), self.device)
-        return Denoiser(self.run.network, self.run.prediction, Guidance(asked.guidance), labels)
+    def _denoisers(self, drawer: GuidedRun) -> list[Denoiser]:
+        """One for each batch of trajectories."""
+        asked, names = self.settings, self.run.data.class_names or []
+        chosen = choose_labels(asked.classes, asked.images, self.run.network.config.num_classes, asked.seed, names)
+        if chosen is None:
+            return [drawer.denoiser(None) for _ in range(0, asked.images, asked.batch)]
+        labels = sent(torch.from_numpy(chosen).long(), self.device)
+        return [drawer.denoiser(some) for some in labels.split(asked.batch)]
 
     def moments(self) -> ErrorMoments:
         """The moments of the errors in the run's log. Raises DataError where there is none."""
@@ -125,9 +128,10 @@ class _Measured:
         return EquationErrors(asked.sampler, self.denoise, solution)
 
     def denoise(self, z: Tensor, logsnr: float) -> Tensor:
-        """x̂ in the network's precision."""
+        """x̂ of all trajectories, in the network's precision."""
+        parts = zip(self.denoisers, z.split(self.settings.batch), strict=True)
         with self.precision.applied(), self.precision.autocast():
-            return self.denoiser(z, logsnr)
+            return torch.cat([denoiser(some, logsnr) for denoiser, some in parts])
 
     def errors_on(self, errors: StepErrors, levels: list[float]) -> GridErrors:
         """The errors of steps on a grid, and that of a whole walk."""
@@ -149,9 +153,15 @@ def run(path: Path, settings: GridSettings) -> Generator[Progress, None, MadeGri
     if not settings.sampler.declared.traits.ancestral:
         refuse_noise(settings.sampler)
     warnings: list[str] = []
-    trained = open_run(path, choose_device(settings.device), warnings.append, settings.weights, settings.average)
+    device, guide = choose_device(settings.device), None
+    trained = open_run(path, device, warnings.append, settings.weights, settings.average)
+    if settings.guide is not None or settings.guide_average:
+        other = settings.guide or trained.checkpoint.path
+        guide = open_run(other, device, warnings.append, "ema", settings.guide_average)
+    if settings.sampler.declared.traits.ancestral and settings.guidance.scale != 1:
+        warnings.append(f"the errors of {settings.sampler.spec} are the loss log's, which knows no guidance")
     yield from (Progress(message=text, level="warning") for text in warnings)
-    measured = _Measured(trained, settings, steps)
+    measured = _Measured(trained, guide, settings, steps)
     name, spec = settings.kind.name, settings.sampler.spec
     how = "by the loss log" if measured.ancestral else f"along {settings.images} trajectories"
     yield Progress(message=f"{trained.path}: {trained.age}, weights {trained.about['weights']}; errors of {spec} {how}")
@@ -185,8 +195,9 @@ def run(path: Path, settings: GridSettings) -> Generator[Progress, None, MadeGri
         images=None if measured.ancestral else settings.images,
         grids=grids,
         seed=settings.seed,
-        evaluations=measured.denoiser.evaluations,
+        evaluations=measured.denoisers[0].evaluations,
         elbo_version=__version__,
     )
-    origin = {"grid": name, "made_for": f"{spec}, {steps} steps"} if equal else {"grid": name}
-    return MadeGrid(schedule, to_text(schedule, **origin, run=str(trained.path), checkpoint=report.checkpoint), report)
+    purpose = {"made_for": purpose_of(settings.sampler, steps, settings.guidance.scale)} if equal else {}
+    origin = {"grid": name, **purpose, "run": str(trained.path), "checkpoint": report.checkpoint}
+    return MadeGrid(schedule, to_text(schedule, **origin), report)

@@ -19,13 +19,13 @@ class GridErrors(Record):
 
 
 @dataclass(frozen=True)
-class GridReport(Record):
+class GridReport(Record, file="result of elbo grid --report (JSON)"):
     """A grid, what each of its steps does wrong, and what steps on other grids do.
 
     levels: λ, rising. errors: of the step from each level, the last one's to clean data, in what `unit` says. spread:
     the largest over the least. order: p, where a step's error goes like its width to the power p + 1. rounds: in which
-    the steps were made alike; None for a grid that follows from the log. evaluations: of the network for all images at
-    once, in all that was measured. grids: this one and others of as many steps, by name.
+    the steps were made alike; None for a grid that follows from the log. evaluations: of networks for each
+    trajectory, in all that was measured. grids: this one and others of as many steps, by name.
     """
 
     run: str

@@ -156,6 +156,7 @@ def _losslog(path: Path) -> dict[str, Any]:
         "intervals": log.lines,
         "images": log.images,
         "errors": int(log.sums[0].sum()),
+        **({"last line": "half written, left out"} if log.cut else {}),
         **_but(log.header.json(), "format", "version", "edges"),
     }
 

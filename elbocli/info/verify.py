@@ -171,7 +171,7 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
     total = " and ".join(f"{whole[kind]} {kind}" for kind in ("checkpoints", "snapshots") if whole[kind])
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
-        raise DataError(f"{damaged[0]}{more}; delete that folder, and the run goes on without it")
+        raise DataError(f"{damaged[0]}{more}; the run goes on without that folder once you delete it")
     return {"verified": [f"sha256 of {files + whole['files']} files in {total or 'no checkpoints'}"]}
 
 

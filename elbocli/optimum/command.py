@@ -9,6 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import common, device_option, overwrite_option, plugin_option
+from elbocli.cli.outputs import hand_out
 from elbocli.cli.types import PATH, STREAM, Count, Number
 
 
@@ -58,7 +59,7 @@ def optimum(
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """
     from elbocli.cli.progress_bar import say, show
-    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.atomic import refuse_existing
     from elbocli.optimum import find
     from elbocli.optimum.open import Asked, open_search
 
@@ -85,7 +86,4 @@ def optimum(
         from elbocli.optimum.plot import plot_optimum
 
         plot_optimum(found, plot)
-    if out == STREAM:
-        click.echo(found.text(), nl=False)
-    else:
-        write_text(out, found.text())
+    hand_out(found.text(), out)

@@ -50,6 +50,8 @@ def open_search(
     if like is None:
         if data is None:
             raise UsageError("name a dataset, or a run with --like")
+        if (data / "config.yaml").is_file():
+            raise UsageError(f"{data}: a run, not a dataset; --like {data} takes the images that it was trained on")
         dataset = Dataset(data)
     else:
         config = read_run_config(like, warn)

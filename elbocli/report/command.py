@@ -77,8 +77,8 @@ def report(
         for sentence in facts.missing:
             say(sentence, "detail")
     if as_json:
-        told = several.json() if several else gathered[0].json()
-        click.echo(json.dumps(told, indent=1, allow_nan=False))
+        told = several.report() if several else gathered[0].report()
+        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
     if out == STREAM and as_json:
         return
     from elbocli.report.page import render, render_several

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from elbocli.report.facts import RunFacts, finite
 from elbocli.report.headline import headline
+from elbocli.report.result import ComparisonReport
 
 DIGITS = 12
 """Digits of a digest that are shown: enough to tell two apart."""
@@ -43,10 +44,10 @@ class Comparison:
         """Whether their losses are of one weighting, so that they can be compared."""
         return len({facts.settings.weighting for facts in self.runs}) == 1
 
-    def json(self) -> dict[str, Any]:
+    def report(self) -> ComparisonReport:
         """All facts of each, and the differences by name."""
-        runs = [facts.json() for facts in self.runs]
-        return {"runs": runs, "differences": {row.name: finite(row.values) for row in self.differences}}
+        runs = [facts.report() for facts in self.runs]
+        return ComparisonReport(runs, {row.name: finite(row.values) for row in self.differences})
 
     def _rows(self, columns: list[dict[tuple[str, str], Any]]) -> list[Row]:
         """A line for each name that any has, in the order in which they come."""

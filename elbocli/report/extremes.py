@@ -9,6 +9,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_block import LATENTS
 from elbocli.files.likelihood_file import NATS, ImageTable, read_table
 from elbocli.report.thumbnails import ROW, Thumbnails, thumbnails_of
 
@@ -44,7 +45,9 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     by = next((name for name in table.numbers if name.startswith(NATS)), None)
     if by is None:
         raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
-    data = Dataset(dataset)
+    data = Dataset(dataset, latents=True)
+    if data.kind == LATENTS:
+        raise DataError(f"{path}: is of the latents in {dataset}, which have no pictures; the page shows pixels alone")
     _check(data, table, digest, path)
     order = np.argsort(table.numbers[by], kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
@@ -15,6 +15,7 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.report.excess import RunExcess
 from elbocli.report.extremes import Extremes
 from elbocli.report.log_history import LogHistory, Numbers, curve
+from elbocli.report.result import CommandReport, ErrorMap, ObjectiveReport, RunReport, ShownSamples
 from elbocli.report.results import ResultFile
 from elbocli.report.terms import Term
 from elbocli.report.thumbnails import Thumbnails
@@ -42,17 +43,17 @@ class ObjectiveFacts:
     terms: list[Term]
     effective: list[EffectiveWeighting]
 
-    def json(self) -> dict[str, Any]:
+    def report(self) -> ObjectiveReport:
         """It by specs and numbers."""
-        return {
-            "weighting": self.weighting.spec,
-            "monotone": not self.rising,
-            "rising": self.rising,
-            "verdict": self.verdict,
-            "logsnr": [self.low, self.high],
-            **({"over_time": [each.json() for each in self.effective]} if self.weighting.learned else {}),
-            "terms": [asdict(term) for term in self.terms],
-        }
+        return ObjectiveReport(
+            weighting=self.weighting.spec,
+            monotone=not self.rising,
+            rising=[list(stretch) for stretch in self.rising],
+            verdict=self.verdict,
+            logsnr=[self.low, self.high],
+            over_time=[each.json() for each in self.effective] if self.weighting.learned else None,
+            terms=self.terms,
+        )
 
 
 class Command(NamedTuple):
@@ -117,33 +118,32 @@ class RunFacts:
         values = curve(self.curves, name)[1]
         return values[-1] if values else None
 
-    def json(self) -> dict[str, Any]:
-        """All of it but the pictures; numbers that JSON doesn't have are null."""
-        facts = {
-            "run": self.run,
-            "status": _standing(self.status),
-            "objective": self.objective and self.objective.json(),
-            "settings": self.known,
-            **({"source": self.source} if self.source else {}),
-            "data": self.data,
-            "network": self.network,
-            "environment": self.environment,
-            "curves": self.curves,
-            "errors": self.course and _map(self.course),
-            "validation_errors": self.held_out and _map(self.held_out),
-            "previews": [row.name for row in self.previews],
-            "samples": {"file": self.drawn_from, "classes": [row.name for row in self.drawn]},
-            "scores": _contents(self.scores),
-            "bound": _contents(self.bounds),
-            "theorem": _contents(self.theorems),
-            "excess": self.excess and self.excess.json(),
-            "likelihoods": _contents(self.likelihoods),
-            "per_image": [str(each.path) for each in self.extremes],
-            "classification": _contents(self.classifications),
-            "commands": [{"does": each.does, "command": each.line} for each in self.commands],
-            "missing": self.missing,
-        }
-        return {key: finite(value) for key, value in facts.items()}
+    def report(self) -> RunReport:
+        """All of it but the pictures; numbers that JSON doesn't have are None."""
+        return RunReport(
+            run=self.run,
+            status=finite(_standing(self.status)),
+            objective=None if self.objective is None else self.objective.report(),
+            settings=finite(self.known),
+            source=finite(self.source) or None,
+            data=finite(self.data),
+            network=finite(self.network),
+            environment=finite(self.environment),
+            curves=finite(self.curves),
+            errors=_map(self.course),
+            validation_errors=_map(self.held_out),
+            previews=[row.name for row in self.previews],
+            samples=ShownSamples(self.drawn_from, [row.name for row in self.drawn]),
+            scores=_contents(self.scores),
+            bound=_contents(self.bounds),
+            theorem=_contents(self.theorems),
+            excess=finite(self.excess and self.excess.json()),
+            likelihoods=_contents(self.likelihoods),
+            per_image=[str(each.path) for each in self.extremes],
+            classification=_contents(self.classifications),
+            commands=[CommandReport(each.does, each.line) for each in self.commands],
+            missing=[*self.missing],
+        )
 
 
 def _standing(status: RunStatus | None) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _standing(status: RunStatus | None) -> dict[str, Any]:
 
 
 def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:
-    return [{"file": str(result.path), **result.content} for result in results]
+    return [{"file": str(result.path), **finite(result.content)} for result in results]
 
 
 def finite(value: Any) -> Any:
@@ -164,7 +164,9 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _map(course: LogHistory) -> dict[str, Any]:
+def _map(course: LogHistory | None) -> ErrorMap | None:
+    if course is None:
+        return None
     maps = {"eps_mse": course.error.tolist(), "density": course.density.tolist()}
     rounded = {key: [[float(f"{v:.{DIGITS}g}") for v in row] for row in rows] for key, rows in maps.items()}
-    return {"edges": course.edges.tolist(), "images": course.images, **rounded}
+    return ErrorMap(course.edges.tolist(), course.images, **finite(rounded))

@@ -94,7 +94,9 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         data=config.data.json(),
         network=config.network | missing.asked(_parameters, config, run, otherwise={}),
         environment=_environment(run, config, settings, curves, missing),
-        objective=missing.asked(_objective, run, settings) if {"weighting", "schedule"} <= set(known) else None,
+        objective=missing.asked(_objective, run, settings, missing)
+        if {"weighting", "schedule"} <= set(known)
+        else None,
         curves=curves,
         course=None if source else missing.asked(read_log_history, course, missing.append),
         held_out=missing.asked(read_log_history, held_out, missing.append) if validates else None,
@@ -143,10 +145,10 @@ def _extremes(result: ResultFile[Any], config: RunConfig, run: Path) -> Extremes
     return read_extremes(table_of(result.path, named), dataset, result.content.get("payload_sha256"))
 
 
-def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
+def _objective(run: Path, settings: TrainSettings, missing: Missing) -> ObjectiveFacts:
     """The objective; a weighting that is learned as it is now. Raises ElboError for a file that it needs and that is gone."""
     objective = Objective(settings)
-    schedule, effective = objective.schedule, effective_weightings(run, settings)
+    schedule, effective = objective.schedule, effective_weightings(run, settings, missing.append)
     weighting = effective[-1].weighting
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
     terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]

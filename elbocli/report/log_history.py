@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
 from elbocli.files.metrics import MetricsRow
 from elbocli.files.opening import open_file
-from elbocli.files.reading import lines_of
+from elbocli.files.reading import written_lines
 
 POINTS = 400
 """Points of a curve: neighbours are averaged until no more are left."""
@@ -39,7 +39,7 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
     columns: dict[str, tuple[array[int], array[float]]] = {}  # for each name the rows that have it, and their numbers
     if path.exists():
         with told(path, "read"), open_file(path) as file:
-            for text in _written(lines_of(file, path)):
+            for text in written_lines(file, path):
                 row = _row(text)
                 if not row or len(columns.keys() | row.keys()) > MOST_COLUMNS:
                     bad += 1
@@ -55,11 +55,6 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
         missing(f"{path}: no numbers yet")
     size = -(-rows // POINTS) or 1
     return {name: _points(name, *columns[name], size, -(-rows // size)) for name in sorted(columns)}
-
-
-def _written(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines, but for a last one of which only a part is written: a run does that, or was killed as it did."""
-    return (line for line in lines if line.endswith(b"\n") or line.rstrip().endswith(b"}"))
 
 
 def _points(name: str, at: array[int], values: array[float], size: int, count: int) -> Numbers:
@@ -158,7 +153,7 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
     reader = Reader(seen=seen, damaged=note)
     try:
         with told(path, "read"), open_file(path) as file:
-            lines = _written(lines_of(file, path))
+            lines = written_lines(file, path)
             begun = next(lines, None)
             if begun is not None:
                 reader.read(chain([begun], lines), str(path))

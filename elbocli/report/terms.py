@@ -9,12 +9,13 @@ from elbocli.core.criteria import CRITERIA
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
+from elbocli.files.schema import Record
 from elbocli.run.objective import Objective
 from elbocli.run.train_settings import ADAPTIVE
 
 
 @dataclass(frozen=True)
-class Term:
+class Term(Record):
     """One thing with a name: `what` it is, how it was named, its formula and source."""
 
     what: str

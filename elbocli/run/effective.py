@@ -15,7 +15,7 @@ from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
 from elbocli.core.uncertainty import learned_weighting
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
 from elbocli.files.opening import open_file
@@ -120,15 +120,20 @@ def weighting_of_run(run: Path, warn: Callable[[str], None]) -> RunWeighting:
     return RunWeighting(run, settings, effective_weightings(run, settings))
 
 
-def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """A run's weightings over time. Raises ElboError for a damaged log, or a file that is gone."""
+def effective_weightings(
+    run: Path, settings: TrainSettings, damaged: Callable[[str], None] | None = None
+) -> list[EffectiveWeighting]:
+    """A run's weightings over time. Raises ElboError for a file that is gone, and for a damaged log.
+
+    damaged: takes a sentence on a damaged log instead; the weightings then end where the log can't be read any more.
+    """
     objective = Objective(settings)
     weighting, schedule = objective.weighting, objective.schedule
     if not weighting.learned:
         return [_judged(0, 0, weighting, settings)]
     assert schedule is not None
     edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
-    intervals = _intervals(run / "losslog.jsonl", len(edges) - 1)
+    intervals = _intervals(run / "losslog.jsonl", len(edges) - 1, damaged)
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     online, found = AdaptiveSchedule(edges), []
     for count, interval in enumerate([Interval(0, 0, online.state[:3].clone()), *intervals]):
@@ -148,14 +153,23 @@ def _range_of(weighting: Weighting, settings: TrainSettings) -> tuple[float, flo
     return max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
 
 
-def _intervals(path: Path, bins: int) -> list[Interval]:
-    """The lines of a loss log; none where it isn't there yet. Raises FormatError."""
+def _intervals(path: Path, bins: int, damaged: Callable[[str], None] | None) -> list[Interval]:
+    """The lines of a loss log; none where it isn't there yet. Raises ElboError where `damaged` is None."""
+    if not path.exists():
+        return []
     found: list[Interval] = []
-    if path.exists():
-        reader = Reader(seen=found.append)
+    reader = Reader(seen=found.append)
+    wrong: ElboError | None = None
+    try:
         with told(path, "read"), open_file(path) as file:
             reader.read(file, str(path))
-        assert reader.log is not None
-        if reader.log.sums.shape[1] != bins:
-            raise FormatError(f"{path}: has {reader.log.sums.shape[1]} bins, not the {bins} of its run")
+    except ElboError as error:
+        wrong = error
+    if reader.log is not None and reader.log.sums.shape[1] != bins:
+        found, wrong = [], FormatError(f"{path}: has {reader.log.sums.shape[1]} bins, not the {bins} of its run")
+    if wrong is not None:
+        if damaged is None:
+            raise wrong
+        shown = f"after step {found[-1].step}" if found else "at its start"
+        damaged(f"{wrong}; the learned weighting is known up to there, and shown as it was {shown}")
     return found

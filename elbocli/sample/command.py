@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command, Joined, option, without_file
+from elbocli.cli.guidance_options import GUIDANCE, guidance_of, guidance_options
 from elbocli.cli.options import (
     SCHEDULE,
+    batch_option,
     command_line,
     common,
     device_options,
@@ -20,13 +21,13 @@ from elbocli.cli.options import (
     scale_option,
     weights_options,
 )
-from elbocli.cli.types import PATH, STREAM, Count, Named, Number
+from elbocli.cli.types import PATH, STREAM, Count, Named
 
 GROUPS = {
     "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
     "Weights": ("weights", "average", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "clip"),
-    "Guidance": ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_average"),
+    "Guidance": GUIDANCE,
     "Speed and memory": ("batch", "device", "precision", "compile", "cuda_graphs"),
 }
 
@@ -64,38 +65,7 @@ GROUPS = {
     more="EDM starts from y = z/alpha = sigma_max eps, which leaves out the trace of an image of variance 1 that z has at the "
     "noisiest level: at sigma_max 80 it is 0.008 % less noise.",
 )
-@option(
-    "--guidance",
-    type=Number(-1e3, 1e3),
-    default=1.0,
-    help="Scale of guidance; 1 is none.",
-    more="Guides away from the network without classes (classifier-free) or from --guide; 0 uses only that network.",
-)
-@option(
-    "--guidance-interval", type=Number(-50, 50), nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI."
-)
-@option(
-    "--guidance-channels",
-    type=Count(1, 10_000),
-    metavar="N",
-    help="Guide only the first N channels of pixels or latents.  [default: all]",
-    more="DiT's own sampling guides 3 of its latents' 4 channels, and its published figures are of that. A learned variance is "
-    "never guided: it is the one that the network gives with the class.",
-)
-@option(
-    "--guide",
-    type=PATH,
-    metavar="RUN",
-    help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
-    more="It is of the same images, and of the same classes or none.",
-)
-@option(
-    "--guide-ema",
-    "guide_average",
-    metavar="NAME|FILE",
-    default="",
-    help="Like --ema, for --guide; without --guide, another average of RUN.",
-)
+@guidance_options
 @option(
     "--clip",
     type=Named("elbocli.core.clipping.CLIPS"),
@@ -121,9 +91,7 @@ GROUPS = {
     "EDM walks in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
     "nothing here repeats.",
 )
-@option(
-    "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
-)
+@batch_option
 @device_options
 @option("--compile", is_flag=True, help="Compile the network: takes minutes at first, then is faster.")
 @option(
@@ -158,14 +126,7 @@ GROUPS = {
 @overwrite_option
 @plugin_option
 @common
-def sample(
-    run: Path,
-    out: Path,
-    guidance: float,
-    guidance_interval: tuple[float, float] | None,
-    guidance_channels: int | None,
-    **options: Any,
-) -> None:
+def sample(run: Path, out: Path, **options: Any) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
     Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load. If the command is
@@ -174,7 +135,6 @@ def sample(
     """
     from elbocli.cli.progress_bar import show
     from elbocli.core.clipping import parse_clip
-    from elbocli.core.guidance import Guidance
     from elbocli.core.noise import NOISES
     from elbocli.core.rounding import ROUNDINGS
     from elbocli.core.samplers.walk import parse_sampler
@@ -185,7 +145,6 @@ def sample(
     from elbocli.runtime.processes import joined
     from elbocli.sample import draw as loop
 
-    low, high = guidance_interval or (-math.inf, math.inf)
     target: Any = out
     if out == STREAM:
         target = sys.stdout.buffer
@@ -200,7 +159,7 @@ def sample(
         noise=NOISES.parse(options.pop("noise")),
         spacing=SPACINGS.parse(spacing) if (spacing := options.pop("spacing")) else None,
         rounding=ROUNDINGS.parse(rounding) if (rounding := options.pop("rounding")) else None,
-        guidance=Guidance(guidance, low, high, guidance_channels or 0),
+        guidance=guidance_of(options),
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,
         scale=options.pop("scale") or 0,

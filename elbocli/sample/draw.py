@@ -16,6 +16,7 @@ from torch import Tensor
 from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
+from elbocli.core.grids import purpose_of
 from elbocli.core.guidance import Guidance
 from elbocli.core.noise import ELBO, ElboNoise, Noise
 from elbocli.core.registry import Declaration
@@ -24,7 +25,7 @@ from elbocli.core.spacing import usual_spacing
 from elbocli.core.start import UNIT
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
-from elbocli.files.schedule_file import resolve_schedule
+from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.cuda_graph import CudaGraphs
@@ -172,6 +173,7 @@ class _Work:
         low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
         named = spec != RUN
         self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
+        self.warnings += self._misused() if named else []
         self.spacing = settings.spacing or usual_spacing(self.schedule)
         self.grid = time_grid(self.schedule, self.steps, self.spacing)
         drawer.check(self.grid)
@@ -189,6 +191,14 @@ class _Work:
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
         self.watch = Watch(ending)
         self.batch = min(settings.batch, -(-settings.n // world.size))
+
+    def _misused(self) -> list[str]:
+        """A note where the grid was made for another sampler, number of steps or guidance."""
+        settings, meant = self.settings, made_for(self.schedule)
+        found = purpose_of(settings.sampler, self.steps, settings.guidance.scale)
+        if meant in (None, found):
+            return []
+        return [f"{self.schedule.file}: is made for {meant}; with {found} its steps do not err alike: see 'elbo grid'"]
 
     def _about(self, space: LatentSpace | None) -> dict[str, Any]:
         """Facts on how the images are made: all that they depend on, and where it came from."""

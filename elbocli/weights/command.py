@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -192,10 +193,27 @@ def _warn(text: str) -> None:
 
 def _weighting(text: str) -> Any:
     """The Weighting of a SPEC; of a run, the one that it trains with now. Raises ElboError."""
+    from elbocli.core.weighting_curves import WEIGHTINGS
+    from elbocli.errors import UsageError
     from elbocli.files.schedule_file import resolve_weighting
     from elbocli.run.effective import means_run, weighting_of_run
 
-    return weighting_of_run(Path(text), _warn).last if means_run(text) else resolve_weighting(text)
+    if means_run(text):
+        return weighting_of_run(Path(text), _warn).last
+    try:
+        return resolve_weighting(text)
+    except UsageError as error:
+        if re.fullmatch(r"[^@:]+", text) and text not in WEIGHTINGS:
+            raise UsageError(f"{error}; nor is it the folder of a run") from error
+        raise
+
+
+def _known_as(text: str, weighting: Any) -> str:
+    """The SPEC of a weighting; one that is learned also says in which run: two of them may be called the same."""
+    if not weighting.learned:
+        return str(weighting.spec)
+    run = Path(text)
+    return f"{weighting.spec}@{run if run.name not in ('', '..') else run.resolve()}"
 
 
 def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:
@@ -248,18 +266,20 @@ def plot(
     check_range(low, high)
     if not specs and out is not None:
         schedules = schedules or tuple(SCHEDULES)
-    chosen = [_weighting(spec) for spec in specs or WEIGHTINGS]
+    chosen = {spec: _weighting(spec) for spec in specs or WEIGHTINGS}
+    known = [_known_as(text, weighting) for text, weighting in chosen.items()]
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
         from elbocli.weights.plot import text_plot
 
         blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
-        drawn = [*chosen, *(Weighting(ScheduleDensity(schedule)) for schedule in densities)]
-        for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
+        drawn = [*chosen.values(), *(Weighting(ScheduleDensity(schedule)) for schedule in densities)]
+        known += [weighting.spec for weighting in drawn[len(chosen) :]]
+        for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks, known):
             click.echo(line)
         return
     from elbocli.files.atomic import refuse_existing
     from elbocli.weights.plot import plot_weights
 
     refuse_existing(out, overwrite)
-    plot_weights(chosen, densities, low, high, out)
+    plot_weights([*chosen.values()], densities, low, high, out, known)

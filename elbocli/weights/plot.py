@@ -56,11 +56,11 @@ class Line:
         return float(self.value[self.value > 0][-1:].sum())
 
 
-def _lines(weightings: Sequence[Weighting], at: Tensor) -> list[Line]:
-    """A line per weighting; those that are the same up to a constant share one."""
+def _lines(weightings: Sequence[Weighting], called: Sequence[str], at: Tensor) -> list[Line]:
+    """A line per weighting; those that are the same up to a constant share one. called: their labels."""
     low, high = float(at[0]), float(at[-1])
     alike: list[tuple[Weighting, list[str]]] = []
-    for weighting, label in zip(weightings, labels([w.spec for w in weightings])):
+    for weighting, label in zip(weightings, called, strict=True):
         for other, names in alike:
             if likeness(other, weighting, low, high, POINTS).deviation < SAME:
                 names += [label] if label not in names else []
@@ -78,14 +78,21 @@ def _lines(weightings: Sequence[Weighting], at: Tensor) -> list[Line]:
     return found
 
 
-def plot_weights(weightings: list[Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
+def plot_weights(
+    weightings: list[Weighting],
+    schedules: list[Schedule],
+    low: float,
+    high: float,
+    out: Path,
+    specs: Sequence[str] | None = None,
+) -> None:
     """Draw panels over λ: w, p_w = −dw/dλ, and p of the schedules; many weightings in two columns, monotone ones left.
 
-    Raises UsageError for an unknown suffix.
+    specs: as the user knows the weightings, where they don't say it themselves. Raises UsageError for an unknown suffix.
     """
     check_suffix(out)
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
-    lines = _lines(weightings, at)
+    lines = _lines(weightings, labels(specs or [weighting.spec for weighting in weightings]), at)
     columns = [[line for line in lines if line.rises == rises] for rises in (False, True)]
     if len(lines) <= MANY or not all(columns):
         columns = [lines]
@@ -142,9 +149,11 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
 
 
-def text_plot(weightings: list[Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
-    """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
-    names = [visible(name) for name in labels([weighting.spec for weighting in weightings])]
+def text_plot(
+    weightings: list[Weighting], low: float, high: float, columns: int, blocks: str, specs: Sequence[str] | None = None
+) -> list[str]:
+    """Draw a row of block characters per weighting, w over λ scaled to its largest value. specs: as plot_weights takes them."""
+    names = [visible(name) for name in labels(specs or [weighting.spec for weighting in weightings])]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)
     at = torch.linspace(low, high, wide, dtype=torch.float64)

@@ -164,7 +164,7 @@ def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors
         (lambda text: "hello\n", "line 1: not JSON"),
         (lambda text: text.splitlines()[1], "no header"),
         (lambda text: text.replace("elbo-losslog", "other"), "expected 'elbo-losslog'"),
-        (lambda text: text[:-40], "line 2: not JSON"),
+        (lambda text: text[:-40] + "\n", "line 2: not JSON"),
         (lambda text: text.replace('"sum":', '"som":'), "line 2: sum is missing"),
         (lambda text: text + log_text(low=-9), "differ from the first log's"),
         (lambda text: text.replace('"count": [', '"count": [-1, ', 1).replace(", 0.0]", "]", 0), "line 2"),

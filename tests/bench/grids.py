@@ -125,11 +125,15 @@ class Bench:
 
 
 def compare(
-    bench: Bench, drawn: Callable[[Sampler, list[float]], Tensor], score: Score, samplers: tuple[str, ...] = SAMPLERS
+    bench: Bench,
+    drawn: Callable[[Sampler, list[float]], Tensor],
+    score: Score,
+    samplers: tuple[str, ...] = SAMPLERS,
+    evaluations: tuple[int, ...] = EVALUATIONS,
 ) -> None:
-    """Score every cell; print each as it comes, then the tables."""
+    """Score every cell; print each as it comes, then the tables; the second of them needs the cells of 32 evaluations."""
     found: dict[tuple[str, int, str], tuple[float, np.ndarray]] = {}
-    for spec, count, name in product(samplers, EVALUATIONS, GRID_NAMES):
+    for spec, count, name in product(samplers, evaluations, GRID_NAMES):
         sampler = parse_sampler(spec)
         levels = bench.levels(name, sampler, steps_of(spec, count))
         found[spec, count, name] = value, moved = score(drawn(sampler, [*levels, math.inf]))
@@ -140,7 +144,7 @@ def compare(
             flush=True,
         )
     print("\n| sampler | evaluations | " + " | ".join(GRID_NAMES) + " |\n|---|---" + "|---" * len(GRID_NAMES) + "|")
-    for spec, count in product(samplers, EVALUATIONS):
+    for spec, count in product(samplers, evaluations):
         value, moved = found[spec, count, GRID_NAMES[0]]
         cells = [f"{value:.4g}" + (f" ± {error_of(moved):.2g}" if len(moved) else "")]
         for name in GRID_NAMES[1:]:
@@ -149,12 +153,14 @@ def compare(
                 f"{other:.4g}" + (f" ({other - value:+.2g} ± {error_of(its - moved):.1g})" if len(moved) else "")
             )
         print(f"| `{spec}` | {count} | " + " | ".join(cells) + " |")
+    if 32 not in evaluations:
+        return
     print(
         "\n| sampler | usual grid at 32 | " + " | ".join(GRID_NAMES) + " |\n|---|---" + "|---" * len(GRID_NAMES) + "|"
     )
     for spec in samplers:
         goal = found[spec, 32, parse_sampler(spec).usual.grid][0]
-        curves = [[(count, found[spec, count, name][0]) for count in EVALUATIONS] for name in GRID_NAMES]
+        curves = [[(count, found[spec, count, name][0]) for count in evaluations] for name in GRID_NAMES]
         print(f"| `{spec}` | {goal:.4g} | " + " | ".join(needed(curve, goal) for curve in curves) + " |")
 
 
@@ -197,7 +203,13 @@ def on_mixture(n: int) -> None:
 
 
 def on_run(
-    path: Path, reference: Path, extractor_file: str, n: int, samplers: tuple[str, ...], batch: int = 250
+    path: Path,
+    reference: Path,
+    extractor_file: str,
+    n: int,
+    samplers: tuple[str, ...],
+    evaluations: tuple[int, ...],
+    batch: int = 250,
 ) -> None:
     """The table of a trained run."""
     import elbocli
@@ -235,8 +247,7 @@ def on_run(
         return torch.cat(parts)
 
     log = read_logs([path])
-    real = torch.cat([torch.from_numpy(part) for part in data.batches(500)])
-    theirs = FeatureMoments.of(features(real))
+    theirs = FeatureMoments.of(np.concatenate([features(torch.from_numpy(part)) for part in data.batches(500)]))
 
     def distance(images: Tensor) -> tuple[float, np.ndarray]:
         values = features(images)
@@ -245,7 +256,7 @@ def on_run(
 
     pilot = Stream(1, "noise").normal(range(32), shape).permute(0, 3, 1, 2)
     moments = ErrorMoments.of_sums(log.edges, log.sums)
-    compare(Bench(low, high, moments, pilot, denoiser(range(32))), drawn, distance, samplers)
+    compare(Bench(low, high, moments, pilot, denoiser(range(32))), drawn, distance, samplers, evaluations)
 
 
 @torch.inference_mode()
@@ -259,12 +270,16 @@ def main() -> None:
     parser.add_argument(
         "--sampler", action="append", choices=SAMPLERS, help="on a run; may be repeated; all unless given"
     )
+    parser.add_argument(
+        "--evaluations", action="append", type=int, help="on a run; may be repeated; 8, 12, 16, 24, 32 unless given"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "mixture":
         on_mixture(args.n or 20_000)
     else:
-        on_run(Path(args.what), args.reference, args.extractor, args.n or 1000, tuple(args.sampler or SAMPLERS))
+        asked = tuple(args.sampler or SAMPLERS), tuple(sorted(args.evaluations or EVALUATIONS))
+        on_run(Path(args.what), args.reference, args.extractor, args.n or 1000, *asked)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from elbocli.core.elbo import reconstruction_of_numbers
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
+from elbocli.files.likelihood_file import read_table
 from elbocli.nn.autoencoder import affine
 
 SHAPE = (4, 3, 3)
@@ -150,6 +151,31 @@ def test_the_other_questions_are_answered_for_latents(run: Path, elbo: Callable[
     assert json.loads(classes.stdout)["classes"] == 3, classes.stderr
     few = elbo("bound", run, "--target-se", 0.5, "--draws", 4)
     assert json.loads(few.stdout)["nats_per_latent_dimension_se"] < 0.5, few.stderr
+
+
+def test_each_latent_has_its_number_and_the_page_says_why_it_has_no_picture(
+    run: Path, elbo: Callable[..., Any], tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    specs = [word for spec in ("variational", "information") for word in ("--estimator", spec)]
+    for name, words in (("one", ()), ("two", specs)):
+        table = tmp_path / "run" / f"{name}.tsv"
+        done = elbo("bound", "run", "-n", 24, "--draws", 4, *words, "--per-image", table, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found, numbers = json.loads(done.stdout), read_table(table).numbers
+        for column, value in numbers.items():
+            if column.startswith("nats_per_latent_dimension"):
+                nats = numbers[column.replace("_per_latent_dimension", "")]
+                assert value == pytest.approx(nats / 256, rel=1e-6)
+        first = found["estimates"][0] if words else found
+        assert next(iter(numbers.values())).mean() == pytest.approx(first["nats"], rel=1e-6)
+        assert not any("bpd" in column for column in numbers)
+        (tmp_path / "run" / f"{name}.json").write_bytes(done.stdout)
+    page = elbo("report", "run", "-v", "-o", "page.html", cwd=tmp_path)
+    assert page.returncode == 0 and page.stderr.count(b"is of the latents in ") == 2, page.stderr
+    assert "likeliest images" not in (tmp_path / "page.html").read_text()
+    named = elbo("report", "run", "--scores", "run/one.tsv", "-o", "other.html", cwd=tmp_path)
+    assert named.returncode == 1 and b"which have no pictures" in named.stderr
 
 
 def test_latents_of_another_space_and_pixels_are_refused(

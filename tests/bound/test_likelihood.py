@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from exact import Levels, Mixture, finish
 
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.estimators import ESTIMATORS
-from elbocli.bound.likelihood import Found, estimate_likelihoods, parse_estimators
+from elbocli.bound.likelihood import Found, estimate_likelihoods, parse_estimators, sentence
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.gaussian import fit_gaussian
 from elbocli.core.paired import image_errors
@@ -119,6 +120,17 @@ def test_the_draws_are_those_of_the_plain_bound(trained: Path, capsys: pytest.Ca
     first = several.estimates[0]
     assert first.bpd == pytest.approx(plain.bpd, rel=1e-6) and first.bpd_se == pytest.approx(plain.bpd_se, rel=1e-4)
     assert first.terms["diffusion"] == pytest.approx(plain.diffusion.nats, rel=1e-6)
+
+
+def test_a_difference_is_said_with_all_that_it_may_be_wrong_by() -> None:
+    """Of few images information has the variational draws as they are; the flow's steps add to the noise."""
+    found = estimated(MIXED, MIXED.draw(8, 1, 1, 1), ["variational", "information", "ode:steps=4"], draws=4)
+    same, flow, _ = found.result.differences
+    assert same.in_se == 0 and same.se < 1e-9 and sentence(same).endswith("from the same draws")
+    solver = found.result.estimates[2].solver_nats
+    assert solver is not None and flow.in_se == pytest.approx(flow.nats / np.hypot(flow.se, solver))
+    assert f"± {abs(solver):.2g} of the solver's steps" in sentence(flow)
+    assert "solver" not in sentence(replace(flow, in_se=flow.nats / flow.se))
 
 
 def test_errors_of_images_are_honest() -> None:

@@ -28,6 +28,9 @@ PRINT = [
     "compare {scores} {scores}",
     "compare {scores} {scores} --table",
     "ema {run} --std .1 -o x.safetensors",
+    "grid {run} -n 2 --steps 3",
+    "import list",
+    "import {weights} x --plugin {plugin}",
     "optimum {data} -n 4 --plot x.svg",
     "eval {data} --ref {data} --extractor elbo-tiny --metrics fid --save-stats x.npz",
     "info {data}",
@@ -65,6 +68,7 @@ def run(
     digits: Path,
     digits_folder: Path,
     preset: Path,
+    foreign: dict[str, Path],
     scores: Path,
     tmp_path: Path,
 ) -> Any:
@@ -74,7 +78,8 @@ def run(
         folder = tmp_path / "".join(map(str, closed)) / "work"
         folder.mkdir(parents=True)
         places = {"run": snapshots if line.startswith("ema") else trained, "data": digits, "images": digits_folder}
-        done = elbo(*line.format(**places, preset=preset, scores=scores).split(), cwd=folder, closed=closed)
+        places |= {**foreign, "preset": preset, "scores": scores}
+        done = elbo(*line.format(**places).split(), cwd=folder, closed=closed)
         assert b"Traceback" not in done.stderr, done.stderr
         names = [path for path in folder.iterdir() if path.is_file()]
         return done, {each.name: b"" if each.suffix in SAY_WHEN else each.read_bytes() for each in names}

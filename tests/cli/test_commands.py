@@ -488,6 +488,19 @@ def test_adapt_reads_runs_logs_and_standard_input_alike(elbo: Callable[..., Any]
     assert outputs[0].stdout.startswith(b"format: elbo-schedule\n")
 
 
+def test_a_log_that_is_written_just_now_is_read_up_to_its_last_whole_line(
+    elbo: Callable[..., Any], trained: Path, tmp_path: Path
+) -> None:
+    lines = (trained / "losslog.jsonl").read_bytes().splitlines(keepends=True)
+    for name, content in {"whole": lines[:-1], "half": [*lines[:-1], lines[-1][:50]]}.items():
+        (tmp_path / name).write_bytes(b"".join(content))
+    whole, half = (elbo("adapt", name, cwd=tmp_path) for name in ("whole", "half"))
+    check(half, 0, "warning: half: its last line is half written, and left out")
+    assert half.stdout == whole.stdout and b"warning" not in whole.stderr
+    check(elbo("info", "half", cwd=tmp_path), 0)
+    assert b"half written" in elbo("info", "half", cwd=tmp_path).stdout
+
+
 def test_adapt_reports_instead_of_the_schedule_or_beside_it(
     elbo: Callable[..., Any], trained: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from elbocli.files.atomic import is_aside
 
@@ -41,7 +40,10 @@ COMMANDS = {
     "sample pictures": f"sample {{run}} {FEW} -o x",
     "eval": f"eval {{data}} --ref {{data}} {SCORE} --card x.md --save-stats x.npz --save-features x.safetensors",
     "bound": "bound {run} -n 20 --draws 8 --curve x.tsv --plot x.png --log x.jsonl",
+    "bound images": "bound {run} -n 20 --draws 8 --estimator information --per-image x.tsv",
     "ema": "ema {run} --std .1 -o x.safetensors",
+    "grid": "grid {run} --sampler heun --steps 8 -n 4 -o x.yaml",
+    "optimum": "optimum {data} -n 50 -o x.json --plot x.svg",
     "report": "report {run} {run} -o x.html",
     "weights plot": "weights plot sigmoid edm -o x.pdf",
     "info grid": "info {data} --grid x.png",
@@ -51,39 +53,22 @@ CHANGING = {"metrics.jsonl", "status.json", "meta.json", ".lock", "events"}
 """Files of a run that hold times or speeds, or say how long one that does is."""
 QUICK = ("prep webp", "merge virtual", "train", "import", "sample npy", "eval")
 """Those that the suite kills, once: tests/cli/test_litter.py kills the others."""
-PLUGIN = """
-import elbocli.plugin as elbo
-from elbocli.importer.formats import Imported, fitted, source_format, state_dict
-from elbocli.nn.networks import config_of
-
-@source_format("mine", about="", source="", licence="", recognises=lambda source: True)
-def mine(source, options):
-    config = config_of({network}, source.path)
-    tensors, averaged = state_dict(source, options)
-    weights, notes = fitted(tensors, config, source.path)
-    known = {{"prediction": "v", "schedule": "cosine", "weighting": "sigmoid", "logsnr_min": -10.0, "logsnr_max": 10.0}}
-    return Imported(config, weights, known, {{"image_size": 8, "num_classes": 10}}, averaged, "Free.", notes)
-"""
 Elbo = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def places(
-    elbo: Elbo, digits: Path, digits_folder: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory
+    elbo: Elbo,
+    digits: Path,
+    digits_folder: Path,
+    preset: Path,
+    foreign: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The names that command lines have for files; `run` has snapshots."""
-    from safetensors.torch import load_file
-
-    from elbocli.files import strict_yaml
-
-    folder = tmp_path_factory.mktemp("kills")
-    run = folder / "run"
+    run = tmp_path_factory.mktemp("kills") / "run"
     assert elbo("train", digits, "-o", run, "--preset", preset, "--snapshot-every", 10).returncode == 0
-    network = strict_yaml.read(run / "config.yaml")["network"]
-    (folder / "mine.py").write_text(PLUGIN.format(network=network))
-    torch.save(load_file(next(run.glob("checkpoints/*40/ema-*.safetensors"))), folder / "w.pt")
-    found = {"run": run, "data": digits, "images": digits_folder, "preset": preset}
-    return found | {"plugin": folder / "mine.py", "weights": folder / "w.pt"}
+    return {"run": run, "data": digits, "images": digits_folder, "preset": preset, **foreign}
 
 
 def start(name: str, elbo: Elbo, places: dict[str, Path], folder: Path, *more: str, **conditions: Any) -> Any:
@@ -95,10 +80,10 @@ def start(name: str, elbo: Elbo, places: dict[str, Path], folder: Path, *more: s
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """Files that a command has made, by name."""
+    """Files that a command has made, by name; a card has the command, which may have been given once more with --overwrite."""
     files = [path for each in folder.glob("x*") for path in (each.rglob("*") if each.is_dir() else [each])]
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes().replace(b" --overwrite", b"")
         for path in files
         if path.is_file() and path.name not in CHANGING
     }

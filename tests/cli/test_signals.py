@@ -41,6 +41,7 @@ COMMANDS = {
     "weights plot": "weights plot -o x.pdf",
 }
 SAVING = {
+    "import": "import {weights} x --plugin {plugin}",
     "merge": "merge x.h5 {data}",
     "prep": "prep {images} x.h5 --size 8 --channels 1",
     "sample": "sample {run} -n 100 --steps 10 --batch 10 -o x.npz",
@@ -56,12 +57,18 @@ Elbo = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def places(
-    elbo: Elbo, digits: Path, digits_folder: Path, preset: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory
+    elbo: Elbo,
+    digits: Path,
+    digits_folder: Path,
+    preset: Path,
+    scores: Path,
+    foreign: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The names that command lines have for files; `run` has snapshots."""
     run = tmp_path_factory.mktemp("snapshots") / "run"
     assert elbo("train", digits, "-o", run, "--preset", preset, "--snapshot-every", 10).returncode == 0
-    return {"run": run, "data": digits, "images": digits_folder, "preset": preset, "scores": scores}
+    return {"run": run, "data": digits, "images": digits_folder, "preset": preset, "scores": scores, **foreign}
 
 
 def result(folder: Path) -> dict[str, bytes]:

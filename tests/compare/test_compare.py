@@ -147,11 +147,11 @@ def test_a_folder_stands_for_the_one_result_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not a result of 'elbo eval'"),
-        ("[]", "not a result of 'elbo eval'"),
-        ('{"bpd": 3}', "not a result of 'elbo eval'"),
-        (json.dumps({**BASE, FID: "low"}), "a damaged result: .*is 'low'"),
-        (json.dumps({**BASE, "deviates": {"n": [3]}}), "a damaged result: deviates.n is .*expected a list of 2"),
+        ("{", ".*not a result of 'elbo eval'"),
+        ("[]", ".*not a result of 'elbo eval'"),
+        ('{"bpd": 3}', ".*not a result of 'elbo eval'"),
+        (json.dumps({**BASE, FID: "low"}), ".*is 'low'.*: not a result of"),
+        (json.dumps({**BASE, "deviates": {"n": [3]}}), "deviates.n is .*expected a list of 2"),
     ],
 )
 def test_what_is_no_result_is_refused(text: str, words: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -97,8 +97,30 @@ P_MEAN, P_STD, SIGMA_DATA, STEPS, BATCH = -0.4, 1.0, 0.15, 500, 256
 """The σ of the data is said to be less than it is, so that u has something to learn."""
 
 
-def trained_by_hand() -> tuple[LogVariance, Weighting]:
-    """EDM2's loop, restated: D and u by one loss, (ω/e^u) ‖D − x‖²/n + u. Beside u, what our statistics make of its errors."""
+SCHEDULE, PREDICTION = f"edm:mean={P_MEAN},std={P_STD}", f"edm:sigma_data={SIGMA_DATA}"
+ASKED = torch.linspace(-3, 4.6, 39, dtype=torch.float64)
+"""λ at which weightings are compared: .8 ± 1.9 standard deviations of those that are drawn."""
+
+
+class ByHand(NamedTuple):
+    """What EDM2's loop has trained: the network and u; and what our statistics make of the errors that it met."""
+
+    network: nn.Module
+    log_variance: LogVariance
+    ours: Weighting
+
+    def weight(self) -> Tensor:
+        """EDM2's effective weight of ‖ε − ε̂‖², p ω σ² / e^u, where it is asked."""
+        sigma = (-ASKED / 2).exp()
+        omega = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        with torch.no_grad():
+            spread = self.log_variance(sigma.float()).double().exp()
+        return EDM2.density(ASKED) * omega * sigma**2 / spread
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> ByHand:
+    """EDM2's loop, restated: D and u by one loss, (ω/e^u) ‖D − x‖²/n + u."""
     network, log_variance = small_network(), LogVariance()
     optimizer = torch.optim.Adam(
         [{"params": network.parameters()}, {"params": log_variance.parameters(), "lr": 1e-2}], 3e-3
@@ -123,27 +145,68 @@ def trained_by_hand() -> tuple[LogVariance, Weighting]:
         sums.add(-2 * sigma.log().double(), (error / sigma**2).detach())
         if step % 10 == 9:
             online.update(sums.take())
-    schedule = parse_schedule(f"edm:mean={P_MEAN},std={P_STD}", LOW, HIGH)
-    return log_variance, learned_weighting(
-        parse_weighting("uncertainty"), schedule, Prediction.parse(f"edm:sigma_data={SIGMA_DATA}"), online
-    )
+    known = parse_schedule(SCHEDULE, LOW, HIGH), Prediction.parse(PREDICTION), online
+    return ByHand(network, log_variance, learned_weighting(parse_weighting("uncertainty"), *known))
 
 
-def test_the_learned_weighting_is_edm2s_with_a_network_for_u() -> None:
-    """EDM2 weighs ‖ε − ε̂‖² by p ω σ² / e^u; u has been learned by gradient steps from noisy errors, ours by averages."""
-    log_variance, ours = trained_by_hand()
-    at = torch.linspace(-3, 4.6, 39, dtype=torch.float64)  # .8 ± 1.9 standard deviations of λ
-    sigma = (-at / 2).exp()
-    omega = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-    with torch.no_grad():
-        theirs = EDM2.density(at) * omega * sigma**2 / log_variance(sigma.float()).double().exp()
-    apart = (ours(at) / theirs).log()
+def test_the_learned_weighting_is_edm2s_with_a_network_for_u(by_hand: ByHand) -> None:
+    """Both from the same errors: u has been learned by gradient steps, ours by averages."""
+    apart = (by_hand.ours(ASKED) / by_hand.weight()).log()
     assert float((apart - apart.mean()).abs().max()) < 0.1
     assert float(apart.std()) < 0.04
     assert abs(float(apart.mean())) < 0.05, "the scale is that of u, too: the loss is half of each error over its mean"
     # Without u, which is the weighting edm, the two are far from each other.
-    plain = (ours(at) / parse_weighting(f"edm:mean={P_MEAN},std={P_STD},sigma_data={SIGMA_DATA}")(at)).log()
+    plain = (
+        by_hand.ours(ASKED) / parse_weighting(f"edm:mean={P_MEAN},std={P_STD},sigma_data={SIGMA_DATA}")(ASKED)
+    ).log()
     assert float(plain.std()) > 0.5
+
+
+def trained_by_elbo(weighting: str) -> tuple[nn.Module, DiffusionLoss]:
+    """The same network on the same images, by our loss alone; times and noise are its own."""
+    network = small_network()
+    loss = DiffusionLoss(weighting, SCHEDULE, PREDICTION, logsnr_min=LOW, logsnr_max=HIGH)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+
+    def told(z: Tensor, logsnr: Tensor, labels: None) -> Tensor:
+        code = -logsnr[:, None] / 8  # ln(σ)/4, which the network by hand is told
+        return network(torch.cat([z, code.cos(), code.sin()], 1))
+
+    for step in range(STEPS):
+        loss(told, points(BATCH, step)).loss.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 10 == 9:
+            loss.adapt(loss.take_sums())
+    return network, loss
+
+
+def errors_of(network: nn.Module) -> Tensor:
+    """‖ε − ε̂‖²/D at each λ that is asked, on new data and noise that are the same for every network."""
+    x, draw = points(20_000, 10**6), torch.Generator().manual_seed(5)
+    eps, found = torch.randn(x.shape, generator=draw), []
+    with torch.no_grad():
+        for sigma in (-ASKED / 2).exp().tolist():
+            y, total = x + sigma * eps, math.hypot(sigma, SIGMA_DATA)
+            code = torch.full((len(x), 1), math.log(sigma) / 4)
+            out = network(torch.cat([y / total, code.cos(), code.sin()], 1))
+            x_hat = SIGMA_DATA**2 / total**2 * y + sigma * SIGMA_DATA / total * out
+            found.append(float((x_hat - x).square().mean()) / sigma**2)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def test_a_training_by_elbo_ends_where_edm2s_loop_with_a_network_for_u_ends(by_hand: ByHand) -> None:
+    """Two trainings share the network's start and the images, and neither times nor noise. Another seed of ours changes the
+    logarithm of the weighting by .014, root mean square, and EDM2's loop by .02; that of the errors by .004 and .008.
+    """
+    network, loss = trained_by_elbo("uncertainty")
+    apart = loss.weighting(ASKED).log() - by_hand.weight().log()
+    assert float(apart.std()) < 0.04 and abs(float(apart.mean())) < 0.05
+    wanted = errors_of(by_hand.network).log()
+    near = float((errors_of(network).log() - wanted).abs().mean())
+    assert near < 0.02
+    plain, _ = trained_by_elbo(f"edm:mean={P_MEAN},std={P_STD},sigma_data={SIGMA_DATA}")
+    assert float((errors_of(plain).log() - wanted).abs().mean()) > 2 * near, "another weighting trains another network"
 
 
 def test_the_loss_of_ones_own_loop_learns_it_and_goes_on_from_its_state() -> None:

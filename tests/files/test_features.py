@@ -40,8 +40,9 @@ def test_what_is_written_is_read(tmp_path, more):
         ({"features": FEATURES, "logits": FEATURES[:2].clone()}, META, "expected float32 features"),
         ({"features": FEATURES, "labels": torch.arange(2)}, META, "expected int64"),
         ({"features": FEATURES, "spatial": FEATURES[:2].clone()}, META, "expected float32 features"),
-        ({"features": FEATURES / 0}, META, "NaN or infinite"),
-        ({"features": FEATURES, "logits": FEATURES * float("nan")}, META, "NaN or infinite"),
+        ({"features": FEATURES / 0}, META, "NaN, or beyond"),
+        ({"features": FEATURES + 1e25}, META, "NaN, or beyond 1e"),
+        ({"features": FEATURES, "logits": FEATURES * float("nan")}, META, "NaN, or beyond"),
     ],
 )
 def test_what_cannot_be_used_is_refused(tmp_path, tensors, meta, what):

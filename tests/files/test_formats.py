@@ -74,7 +74,7 @@ def test_what_is_no_object_of_a_format_is_refused(each: Declared, content: objec
 
 @pytest.mark.parametrize("each", FORMATS)
 def test_a_format_names_the_functions_that_read_it(each: Declared) -> None:
-    for name in each.reader.split(", "):
+    for name in filter(None, each.reader.split(", ")):
         module, _, function = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module), function))
 

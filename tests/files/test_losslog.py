@@ -1,3 +1,4 @@
+import io
 import json
 
 import pytest
@@ -138,6 +139,27 @@ def test_a_line_cut_short_by_a_kill_is_refused_not_counted():
     lines = text([1, 2])
     with pytest.raises(FormatError, match="line 3: not JSON"):
         read([*lines[:2], lines[2][:-20]])
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, lambda content: io.StringIO(content.decode())])
+def test_a_file_whose_last_line_is_half_written_is_read_without_it(kind):
+    """A run writes it just now, or was killed as it did."""
+    whole = "".join(text([1, 2])).encode()
+    first, last = len("".join(text([1])).encode()), len(whole)
+    for end in range(first, last + 1):
+        reader = losslog.Reader()
+        reader.read(kind(whole[:end]), "log0")
+        complete = end >= last - 1  # a line whose newline alone is missing says all
+        assert torch.equal(reader.log.sums, read(text([1, 2] if complete else [1])).sums)
+        assert reader.log.cut == ([] if end == first or complete else ["log0"])
+    with pytest.raises(FormatError, match="log0: only a part of its first line is written"):
+        losslog.Reader().read(kind(whole[:20]), "log0")
+
+
+def test_half_a_line_between_others_is_damage():
+    lines = text([1, 2])
+    with pytest.raises(FormatError, match="log0: line 2: not JSON"):
+        losslog.Reader().read(io.BytesIO("".join([lines[0], lines[1][:20] + "\n", lines[2]]).encode()), "log0")
 
 
 def test_more_bins_than_can_be_fitted_are_refused():

@@ -75,6 +75,8 @@ NAN_MU[1], INF_SIGMA[0, 3] = np.nan, np.inf
         ({"mu": np.arange(5), "sigma": SIGMA}, "expected floats"),
         ({"mu": MU.astype(complex), "sigma": SIGMA}, "expected floats"),
         ({"mu": MU, "sigma": SIGMA + np.triu(np.ones((5, 5)), 1)}, "no covariance"),
+        ({"mu": MU + 1e30, "sigma": SIGMA}, "of features beyond 1e"),
+        ({"mu": MU, "sigma": SIGMA * 1e60}, "of features beyond 1e"),
         ({"mu": MU, "sigma": SIGMA - 99 * np.eye(5)}, "a variance is negative"),
         ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "expected"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array("{")}, "not usable"),

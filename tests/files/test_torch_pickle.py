@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import pickle
 import tracemalloc
 import zipfile
@@ -202,3 +203,46 @@ def test_a_truncated_or_changed_file_gives_a_tree_or_an_error(
             read_torch_file(tmp_path / "y")
         except FormatError:
             continue
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_what_was_read_stays_when_the_file_is_cut_short(write: Callable[[Any, Path], None], tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(5000), "b": torch.arange(3000)}
+    write(tensors, tmp_path / "x")
+    found = read_torch_file(tmp_path / "x").tree
+    (tmp_path / "x").write_bytes(b"")
+    assert same(tensors, found)
+
+
+def test_tensors_that_share_values_still_do_and_take_memory_once(tmp_path: Path) -> None:
+    base = torch.randn(1000)
+    torch.save({"whole": base, "part": base[10:20]}, tmp_path / "x")
+    found = read_torch_file(tmp_path / "x").tree
+    assert found["part"].data_ptr() == found["whole"].data_ptr() + 40 and torch.equal(found["whole"], base)
+
+
+def test_one_part_of_an_archive_under_many_names_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save([torch.zeros(1 << 16) for _ in range(50)], buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "x", "w") as new:
+        for info in old.infolist():
+            if "/data/" not in info.filename or info.filename.endswith("/0"):
+                new.writestr(info.filename, old.read(info))
+            else:
+                other = zipfile.ZipInfo(info.filename)
+                for field in ("header_offset", "file_size", "compress_size", "CRC"):
+                    setattr(other, field, getattr(new.getinfo("archive/data/0"), field))
+                new.filelist.append(other)
+    with pytest.raises(FormatError, match="x: not usable as a checkpoint"):
+        read_torch_file(tmp_path / "x")
+
+
+def test_a_file_with_holes_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    torch.save(torch.zeros(2), tmp_path / "x", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "x").read_bytes().replace(b"K\x02Nt", b"\x8a\x05\0\0\0\0\x40Nt")
+    count = (1 << 38).to_bytes(8, "little")
+    assert content != (tmp_path / "x").read_bytes() and content[-16:-8] == (2).to_bytes(8, "little")
+    (tmp_path / "x").write_bytes(content[:-16] + count)
+    os.truncate(tmp_path / "x", len(content) - 8 + (1 << 40))
+    with pytest.raises(FormatError, match="x: not usable as a checkpoint"):
+        read_torch_file(tmp_path / "x")

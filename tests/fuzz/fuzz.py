@@ -17,48 +17,20 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
-from typing import Any
-
-import click
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from forks import Zygote
 from hostile_files import MOST_MEMORY, MOST_SECONDS
-from mutations import ODD_NUMBERS, ODD_TEXTS
-from targets import TARGETS, Target, good_folder
-
-from elbocli.main import elbo
+from inputs import ENDS, Case, Drawer
+from targets import good_folder
 
 CORPUS = Path(__file__).parent / "corpus"
-PATIENCE_S = 120
-ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-NO_RUNNING_FOR_EVER = {
-    "--steps",
-    "-n",
-    "--images",
-    "--draws",
-    "--batch",
-    "--batches",
-    "--time-limit",
-    "--workers",
-    "--micro-batch",
-}
-"""Options whose large values rightly take long: they get small ones."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input. file: the damaged one, '' where it is the command line. ended: a signal, and the seconds until it comes."""
-
-    name: str
-    file: str
-    line: list[str]
-    ended: tuple[int, float] | None = None
-    closed: tuple[int, ...] = ()
+PATIENCE_S, SERIES_PATIENCE_S = 120, 900
 
 
 @dataclass
@@ -87,15 +59,15 @@ class Row:
         self.seconds, self.memory = max(self.seconds, found.seconds), max(self.memory, found.memory)
 
 
-class Fuzzer:
+class Fuzzer(Drawer):
     """Runs inputs in copies of a good folder, which it makes in `folder`."""
 
     def __init__(self, folder: Path):
-        self.folder, self.zygote = folder, Zygote()
+        super().__init__(folder / "good", folder)
+        self.zygote = Zygote()
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")} | {
             "ELBO_DEVICE": "cpu"
         }
-        self.good = folder / "good"
         self.good.mkdir()
         good_folder(self.good, self.plain)
         self.size = {path: path.stat().st_size for path in self.good.rglob("*") if path.is_file()}
@@ -103,46 +75,6 @@ class Fuzzer:
     def plain(self, line: str, folder: Path) -> tuple[int, bytes, bytes]:
         found = self.zygote.run(["-m", "elbocli", *line.split()], folder, self.env, b"", PATIENCE_S)
         return found.returncode, found.stdout, found.stderr
-
-    def file_case(self, target: Target, random: Random) -> tuple[Case, Path]:
-        """A damaged file in a new folder, and a command that reads it."""
-        folder = self.fresh()
-        random.choice(target.mutations)(random, folder / target.file)
-        return Case(target.file, target.file, random.choice(target.lines).split()), folder
-
-    def option_case(self, random: Random) -> tuple[Case, Path]:
-        """A good command line with odd options, streams and signals."""
-        target = random.choice(TARGETS)
-        line = random.choice(target.lines).split()
-        command: Any = elbo
-        for word in line:
-            command = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else command
-        options = [each for each in command.params if isinstance(each, click.Option)]
-        for _ in range(random.randint(0, 3)):
-            option = random.choice(options)
-            name = random.choice(option.opts)
-            words = [name] if option.is_flag else [name, self.value(option, random)]
-            line[(at := random.randint(1, len(line))) : at] = words
-        ended = (random.choice([*ENDS]), random.random() ** 2) if random.random() < 0.2 else None
-        closed = tuple(each for each in (0, 1, 2) if random.random() < 0.05)
-        return Case("options", "", line, ended, closed), self.fresh()
-
-    def value(self, option: click.Option, random: Random) -> str:
-        if isinstance(option.type, click.Choice) and random.random() < 0.7:
-            return str(random.choice([*option.type.choices]))
-        if random.random() < 0.3:
-            return random.choice(
-                ["good.h5", "run", "schedule.yaml", "samples.npz", "images", "x.png", "-", "/dev/null"]
-            )
-        if random.random() < 0.5 or {*option.opts} & NO_RUNNING_FOR_EVER:
-            return random.choice(["0", "-1", "1", "2", "3", "0.5", "nan", "1e400", "1_0", "", "x", "1,2"])
-        return random.choice([*map(str, ODD_NUMBERS), *(each for each in ODD_TEXTS if "\ud800" not in each)])
-
-    def fresh(self) -> Path:
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
-        shutil.rmtree(folder)
-        shutil.copytree(self.good, folder)
-        return folder
 
     def run(self, case: Case, folder: Path) -> Found:
         """The outcome of an input; its folder is gone afterwards."""
@@ -161,12 +93,32 @@ class Fuzzer:
         except subprocess.TimeoutExpired:
             return Found(-9, PATIENCE_S, 0, f"no end after {PATIENCE_S} s")
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.remove(folder)
         memory, seconds = peak.read_text().split() if peak.exists() else ("0", "0")
         peak.unlink(missing_ok=True)
         outcome = Found(found.returncode, float(seconds), int(memory) << 10, "", found.stderr.decode(errors="replace"))
         outcome.wrong = self.verdict(case, outcome)
         return outcome
+
+    def series(self, seed: int | str, numbers: Sequence[int]) -> dict[int, tuple[Case, Found]]:
+        """The outcomes of inputs that one process runs, as far as it comes; those that need another one are left out."""
+        words = [str(Path(__file__).with_name("series.py")), str(self.good), str(self.folder), str(seed)]
+        try:
+            told = self.zygote.run([*words, *map(str, numbers)], self.folder, self.env, b"", SERIES_PATIENCE_S).stdout
+        except subprocess.TimeoutExpired:
+            return {}
+        found, number = dict[int, tuple[Case, Found]](), -1
+        for line in told.decode().splitlines():
+            with suppress(json.JSONDecodeError):  # where the process ended, too
+                told_now = json.loads(line)
+                if isinstance(told_now, int):
+                    number = told_now
+                    continue
+                name, file, words, code, seconds, memory, said = told_now
+                case, outcome = Case(name, file, words), Found(code, seconds, memory, "", said)
+                outcome.wrong = self.verdict(case, outcome)
+                found[number] = case, outcome
+        return found
 
     def verdict(self, case: Case, found: Found) -> str:
         """What is amiss: a traceback, a code that isn't said in docs/limits.md, no sentence, an escape, too much time or memory."""
@@ -209,28 +161,30 @@ def kept() -> list[tuple[str, Case]]:
 
 
 def fuzz(
-    fuzzer: Fuzzer, seed: int, until: float, count: int, kept: bool = True
+    fuzzer: Fuzzer, seed: int, until: float, count: int, kept: bool = True, together: int = 1
 ) -> tuple[dict[str, Row], list[tuple[Case, Found]]]:
-    """Run inputs until a time (of time.monotonic) or a count is reached. Returns the table and what went wrong."""
+    """Run inputs until a time (of time.monotonic) or a count is reached. Returns the table and what went wrong.
+
+    together: inputs that share a process; what is amiss there is run again in one of its own, whose outcome counts.
+    """
     rows, wrong = defaultdict[str, Row](Row), []
-    number = 0
-    while number < count and time.monotonic() < until:
-        name = f"{seed}-{number}"
-        at = number % (len(TARGETS) + 4)  # as many odd command lines as files of four formats
-
-        def drawn(name: str = name, at: int = at) -> tuple[Case, Path]:
-            random = Random(name)
-            return fuzzer.file_case(TARGETS[at], random) if at < len(TARGETS) else fuzzer.option_case(random)
-
-        case, folder = drawn()
-        found = fuzzer.run(case, folder)
-        rows[case.name].add(found)
-        if found.wrong:
-            wrong.append((case, found))
-            print(f"{name}: {found.wrong}: elbo {' '.join(case.line)}", file=sys.stderr, flush=True)
-            if kept:
-                keep(*drawn(), found, name)
-        number += 1
+    begin = 0
+    while begin < count and time.monotonic() < until:
+        numbers = range(begin, min(count, begin + together))
+        shared = fuzzer.series(seed, numbers) if together > 1 else {}
+        for number in numbers:
+            case, found = shared.get(number, (None, None))
+            if case is None or found is None or found.wrong:
+                case, folder = fuzzer.drawn(seed, number)
+                found = fuzzer.run(case, folder)
+            rows[case.name].add(found)
+            if found.wrong:
+                wrong.append((case, found))
+                print(f"{seed}-{number}: {found.wrong}: elbo {' '.join(case.line)}", file=sys.stderr, flush=True)
+                if kept:
+                    case, folder = fuzzer.drawn(seed, number)
+                    keep(case, folder, found, f"{seed}-{number}")
+        begin = numbers.stop
     return rows, wrong
 
 
@@ -258,10 +212,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--count", type=int, default=1 << 40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--together", type=int, default=50, help="inputs that share a process")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fuzzer = Fuzzer(Path(folder))
-        rows, wrong = fuzz(fuzzer, given.seed, time.monotonic() + 60 * given.minutes, given.count)
+        rows, wrong = fuzz(
+            fuzzer, given.seed, time.monotonic() + 60 * given.minutes, given.count, together=given.together
+        )
     print(table(rows))
     sys.exit(bool(wrong))
 

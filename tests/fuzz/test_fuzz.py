@@ -40,6 +40,17 @@ def test_an_input_of_every_format_ends_as_they_should(fuzzer: Fuzzer) -> None:
     assert f"| all | {len(TARGETS) + 4} |" in table(rows)
 
 
+def test_a_process_for_many_inputs_finds_what_one_for_each_finds(fuzzer: Fuzzer) -> None:
+    numbers = [*range(7, 13)]
+    shared = fuzzer.series(0, numbers)
+    assert [*shared] == numbers
+    for number, (case, found) in shared.items():
+        same, folder = fuzzer.drawn(0, number)
+        alone = fuzzer.run(same, folder)
+        assert (case, found.code, "error: " in found.said) == (same, alone.code, "error: " in alone.said)
+        assert found.memory > 100 << 20 and found.wrong == alone.wrong == ""
+
+
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[name for name, _ in CASES])
 def test_what_was_found_once_stays_mended(name: str, case: Case, fuzzer: Fuzzer) -> None:
     folder = fuzzer.fresh()

@@ -77,6 +77,51 @@ def test_guidance_makes_another_grid(elbo: Elbo, trained: Path) -> None:
     assert plain.stdout != guided.stdout
 
 
+def test_guides_are_those_of_sample_and_batches_change_nothing(elbo: Elbo, trained: Path) -> None:
+    worse = min((trained / "checkpoints").iterdir())
+    options = (*FEW, "--sampler", "ddim", "--report", "--guidance", 3)
+    found = {}
+    for name, words in {
+        "own": (),
+        "worse": ("--guide", worse),
+        "parts": ("--guide", worse, "--batch", 3),
+        "there": ("--guide", worse, "--guidance-interval", -9, -8),
+    }.items():
+        made = elbo("grid", trained, *options, *words)
+        assert made.returncode == 0, made.stderr
+        found[name] = json.loads(made.stdout)
+    levels = {name: told["levels"] for name, told in found.items()}
+    assert levels["own"] != levels["worse"] != levels["there"]
+    assert levels["parts"] == pytest.approx(levels["worse"], abs=1e-3)
+    assert found["parts"]["evaluations"] == found["worse"]["evaluations"] > 100
+    refused = elbo("grid", trained, *FEW, "--guide", worse)
+    assert refused.returncode == 2 and b"a guide does nothing at --guidance 1" in refused.stderr
+
+
+def test_of_another_walk_than_the_grid_is_made_for_sample_warns(elbo: Elbo, trained: Path, tmp_path: Path) -> None:
+    def warnings(*words: Any) -> list[str]:
+        drawn = elbo("sample", trained, "-n", 1, "-q", "-o", "x.npy", "--overwrite", *words, cwd=tmp_path)
+        assert drawn.returncode == 0, drawn.stderr
+        return [line for line in drawn.stderr.decode().splitlines() if "made for" in line]
+
+    for name, words in {
+        "heun": ("--sampler", "heun"),
+        "guided": ("--sampler", "heun", "--guidance", 2),
+        "log": ("--guidance", 2),
+        "any": ("--kind", "entropic", "--sampler", "heun"),
+    }.items():
+        made = elbo("grid", trained, *FEW, *words, "-o", f"{name}.yaml", cwd=tmp_path)
+        assert made.returncode == 0 and (b"knows no guidance" in made.stderr) == (name == "log"), made.stderr
+    heun = ("--schedule", "heun.yaml", "--sampler", "heun")
+    (line,) = warnings(*heun, "--steps", 3)
+    assert "heun.yaml: is made for heun:" in line and "4 steps; with heun:" in line and ", 3 steps its" in line
+    assert len(warnings("--schedule", "heun.yaml", "--sampler", "ddim", "--steps", 4)) == 1
+    assert len(warnings(*heun, "--steps", 4, "--guidance", 2)) == 1 and not warnings(*heun, "--steps", 4)
+    assert not warnings("--schedule", "guided.yaml", "--sampler", "heun", "--steps", 4, "--guidance", 2)
+    assert not warnings("--schedule", "log.yaml", "--steps", 4, "--guidance", 3)
+    assert not warnings("--schedule", "any.yaml", "--steps", 3) and not warnings("--steps", 3)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -88,6 +133,8 @@ def test_guidance_makes_another_grid(elbo: Elbo, trained: Path) -> None:
         (("--floor", 0), 2, "above 0"),
         (("--since", 1000), 1, ""),
         (("--classes", "12"), 2, "no class"),
+        (("--guidance-interval", 3, 1, "--guidance", 2), 2, "is empty"),
+        (("--guide-ema", "nope", "--guidance", 2), 2, "nope"),
     ],
 )
 def test_what_cannot_be_is_refused(words: tuple[Any, ...], code: int, said: str, elbo: Elbo, trained: Path) -> None:

@@ -134,7 +134,7 @@ def test_report_says_why_it_can_not_compare(call: Call, trained: Path, validated
         ("optimum {data} --sample 1", 2, "two images at least"),
         ("optimum {data} --sample 9 -n 2", 2, "needs 4 sources"),
         ("optimum {data} -n 1", 2, "not in the range"),
-        ("optimum {run}", 1, "a run, not a dataset"),
+        ("optimum {run}", 2, "a run, not a dataset; --like"),
         ("optimum {data} --like {data}", 1, "not a run"),
         ("optimum {other} --like {run}", 1, "holds other images than"),
         ("optimum {data} --plot -", 2, "standard output is for the JSON"),

@@ -28,6 +28,7 @@ from elbocli.report.gather import gather
 from elbocli.report.log_history import CELLS, POINTS
 from elbocli.report.page import LARGEST, error, number, render
 from elbocli.report.plots import pictures
+from elbocli.report.result import RunReport
 from elbocli.report.terms import weighting_terms
 from elbocli.run.liveness import ProcessId
 
@@ -235,7 +236,7 @@ def test_a_run_in_any_state_is_shown_and_what_is_missing_is_said(state: Callable
     text = Reader(render(facts)).text
     assert {"is": "run"}.items() <= describe(copy).items() if state in (nested, unpaired) else True
     assert all(sentence in text for sentence in facts.missing)
-    json.dumps(facts.json(), allow_nan=False)
+    json.dumps(facts.report().json(), allow_nan=False)
     if state is interrupted:
         assert "interrupted" in text and "SIGTERM; saved step 40" in text
 
@@ -252,7 +253,8 @@ def test_a_folder_that_is_no_run_and_a_named_file_that_is_none_are_refused(copy:
 
 
 def test_the_facts_are_json_and_the_same_as_on_the_page(trained: Path) -> None:
-    facts = json.loads(json.dumps(gather(trained).json(), allow_nan=False))
+    facts = json.loads(json.dumps(gather(trained).report().json(), allow_nan=False))
+    assert RunReport.of(facts, "it").json() == facts
     assert facts["objective"]["weighting"] == "sigmoid:bias=2" and facts["objective"]["monotone"]
     assert facts["status"]["step"] == 40 and facts["curves"]["step"][-1] == 40
     errors = facts["errors"]

@@ -108,7 +108,7 @@ def test_a_run_that_has_nothing_to_show_is_among_them(state: Callable[[Path], No
     state(runs[1])
     found = compared(*runs)
     assert len(Reader(render_several(found)).tags) > 100
-    json.dumps(found.json(), allow_nan=False)
+    json.dumps(found.report().json(), allow_nan=False)
     state(runs[0])
     assert "None yet" in Reader(render_several(compared(*runs))).text or state is beyond_numbers
 

@@ -113,6 +113,21 @@ def test_check_gives_the_verdict_over_time_and_show_and_plot_the_last(
     assert alone.returncode == 2 and b"name a run that trained with it" in alone.stderr
 
 
+def test_two_runs_on_one_plot_are_told_apart(runs: tuple[Path, Path], elbo: Callable[..., Any], tmp_path: Path) -> None:
+    for name in ("long", "short"):
+        shutil.copytree(runs[0], tmp_path / name)
+    log = tmp_path / "short" / "losslog.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:4]))
+    rows = succeeded(elbo("weights", "plot", "long", "short/", "edm", cwd=tmp_path)).stdout.decode().splitlines()
+    assert [row.split()[0] for row in rows[:3]] == ["uncertainty@long", "uncertainty@short", "edm"]
+    assert rows[0].split()[1:] != rows[1].split()[1:]
+    succeeded(elbo("weights", "plot", "long", "short", "-o", "w.svg", cwd=tmp_path))
+    drawn = (tmp_path / "w.svg").read_text()
+    assert "uncertainty@long" in drawn and "uncertainty@short" in drawn
+    rows = succeeded(elbo("weights", "plot", ".", cwd=tmp_path / "long")).stdout.decode().splitlines()
+    assert rows[0].split()[0] == "uncertainty@long"
+
+
 def test_check_of_other_runs(trained: Path, elbo: Callable[..., Any], tmp_path: Path) -> None:
     said = succeeded(elbo("weights", "check", trained))
     assert b"sigmoid:bias=2: never rises for logsnr -10 to 10" in said.stdout
@@ -129,6 +144,9 @@ def test_a_name_counts_before_a_folder(trained: Path, elbo: Callable[..., Any], 
     assert b"edm:mean=-1.2" in elbo("weights", "check", "edm", cwd=tmp_path).stdout
     assert b"own: sigmoid:bias=2: never rises" in elbo("weights", "check", "own", cwd=tmp_path).stdout
     assert b"sigmoid:bias=2: never rises" in elbo("weights", "check", "./edm", cwd=tmp_path).stdout
+    for line in (("check", "nope"), ("show", "nope"), ("plot", "nope"), ("check", "./nope")):
+        said = elbo("weights", *line, cwd=tmp_path)
+        assert said.returncode == 2 and b"nor is it the folder of a run" in said.stderr, said.stderr
 
 
 def test_a_log_of_other_bins_or_damaged_is_refused(
@@ -171,6 +189,35 @@ def test_report_and_bound_say_what_was_learned(
     done = succeeded(elbo("bound", "-q", runs[0], "--check", "-n", 20, "--draws", 4, "--batch", 80))
     (check,) = json.loads(done.stdout)["checks"]
     assert check["weighting"] == "uncertainty" and check["agree"]
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "said", "steps"),
+    [
+        (4, "{", "line 5: not JSON", [0, 5, 10, 15]),
+        (0, "{", "line 1: not JSON", [0]),
+        (0, '{"format": "elbo-losslog", "version": 1, "edges": [-10, 0, 10]}', "has 2 bins, not the 100", [0]),
+    ],
+)
+def test_a_damaged_log_costs_a_report_no_more_than_what_it_told(
+    line: int,
+    text: str,
+    said: str,
+    steps: list[int],
+    runs: tuple[Path, Path],
+    elbo: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    log = tmp_path / "run" / "losslog.jsonl"
+    whole = log.read_text().splitlines()
+    log.write_text("\n".join([*whole[:line], text, *whole[line + 1 :]]) + "\n")
+    found = json.loads(succeeded(elbo("report", "run", "--json", cwd=tmp_path)).stdout)
+    assert [each["step"] for each in found["objective"]["over_time"]] == steps
+    (told,) = [each for each in found["missing"] if "the learned weighting is known up to there" in each]
+    assert said in told and told.endswith(f"after step {steps[-1]}" if len(steps) > 1 else "at its start")
+    page = succeeded(elbo("report", "run", cwd=tmp_path)).stdout.decode()
+    assert "learned while training" in page and "known up to there" in page
 
 
 def test_what_does_not_go_together_is_refused_before_training(

@@ -1,0 +1,97 @@
+"""The result of `elbo report --json`: all that the page says but its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from elbocli.files.schema import Record
+from elbocli.report.terms import Term
+
+Curve = list[float | None]
+"""Numbers, None where there is none that JSON has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveReport(Record):
+    """The objective, and whether it is an ELBO on `logsnr`, the range of levels.
+
+    rising: where the weighting rises. over_time: of one that is learned, the same at several moments.
+    """
+
+    weighting: str
+    monotone: bool
+    rising: list[list[float]]
+    verdict: str
+    logsnr: list[float]
+    over_time: list[dict[str, Any]] | None = None
+    terms: list[Term]
+
+
+@dataclass(frozen=True)
+class ErrorMap(Record):
+    """The errors of a loss log over time. edges: of the bins of λ. images: where each interval ends.
+
+    eps_mse, density: [intervals][bins] the mean error, and the share of the draws over the bin's width.
+    """
+
+    edges: list[float]
+    images: list[int]
+    eps_mse: list[Curve]
+    density: list[Curve]
+
+
+@dataclass(frozen=True)
+class ShownSamples(Record):
+    """The samples that the page shows: the file that they are from, and the names of their classes."""
+
+    file: str
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class CommandReport(Record):
+    """A command line, and what it does."""
+
+    does: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport(Record, file="result of elbo report --json (JSON)"):
+    """All facts on a run. status, settings, source, data, network, environment: by the names that the run's files have.
+
+    status: empty where it isn't known. curves: metrics over time. scores, bound, theorem, likelihoods, classification:
+    results by other commands, each with its `file`. missing: what isn't there, in sentences.
+    """
+
+    run: str
+    status: dict[str, Any]
+    objective: ObjectiveReport | None
+    settings: dict[str, Any]
+    source: dict[str, Any] | None = None
+    data: dict[str, Any]
+    network: dict[str, Any]
+    environment: dict[str, Any]
+    curves: dict[str, Curve]
+    errors: ErrorMap | None
+    validation_errors: ErrorMap | None
+    previews: list[str]
+    samples: ShownSamples
+    scores: list[dict[str, Any]]
+    bound: list[dict[str, Any]]
+    theorem: list[dict[str, Any]]
+    excess: dict[str, Any] | None
+    likelihoods: list[dict[str, Any]]
+    per_image: list[str]
+    classification: list[dict[str, Any]]
+    commands: list[CommandReport]
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class ComparisonReport(Record, file="result of elbo report --json, of several runs (JSON)"):
+    """Several runs. differences: by name of a setting, its value in each run; None where a run has none."""
+
+    runs: list[RunReport]
+    differences: dict[str, list[Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -163,6 +164,15 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from inception import random_weights
 
     return random_weights(tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+@pytest.fixture(scope="session")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result of `elbo eval`."""
+    path = tmp_path_factory.mktemp("scores") / "scores.json"
+    numbers = {"frechet_distance[elbo-tiny]": 1.5, "frechet_distance_se[elbo-tiny]": 0.1}
+    path.write_text(json.dumps({**numbers, "n_samples": 90, "n_ref": 90, "extractor": "elbo-tiny"}))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,9 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         refuse_unlike((str(paths[0]), _facts(read[0])), (str(path), _facts(saved)))
     found = [_distance(str(path), saved, reference) for path, saved in zip(paths, read, strict=True)]
     facts = read[0].about
-    network = None if is_published(facts.extractor, facts.weights_sha256) else str(facts.extractor)
+    network = (
+        None if is_published(facts.extractor, facts.weights_sha256, facts.feature_precision) else str(facts.extractor)
+    )
     title = numbers()[DISTANCE].name(network)
     alike = {
         "n_samples": len(read[0].features),
@@ -64,6 +66,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         "ref_sha256": digest,
         "extractor": facts.extractor,
         "extractor_sha256": facts.weights_sha256,
+        "feature_precision": facts.feature_precision,
     }
     return [_compared(title, found[0], each) for each in found[1:]], alike
 

@@ -14,8 +14,10 @@ from elbocli.evaluate.result import EXPECTED_TO_DIFFER, EvalResult
 from elbocli.files import strict_json
 from elbocli.files.reading import naming
 from elbocli.images.image_refs import read_bytes
+from elbocli.nn.extractors import STRICT
 
-KEYS = ("n_samples", "n_ref", "n_ref_images", "ref_sha256", "extractor", "extractor_sha256", "protocol")
+PRECISION = "feature_precision"
+KEYS = ("n_samples", "n_ref", "n_ref_images", "ref_sha256", "extractor", "extractor_sha256", PRECISION, "protocol")
 HOW = ("preprocessing", "ref_preprocessing")
 """Facts that must be the same where both are known; of HOW each key by itself."""
 NONE = (
@@ -63,6 +65,7 @@ def facts_of(result: EvalResult) -> dict[str, Any]:
     facts = result.common()
     own = {each.name for metric in METRICS.values() for each in metric.traits.options.own()}
     found = {key: facts[key] for key in (*KEYS, *sorted(own)) if facts.get(key) is not None}
+    found.setdefault(PRECISION, STRICT)  # of an elbo that had no other
     for key in HOW:
         if isinstance(facts.get(key), dict):
             found |= {f"{key}.{part}": value for part, value in facts[key].items()}

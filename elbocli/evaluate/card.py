@@ -57,6 +57,11 @@ BEGUN = {key for key in DRAWN if key.startswith("init_")}
 OPTIONAL = LATER | GUIDED | IMPORTED | BEGUN
 """Unsaid when there is none, or in samples of an elbo that did not say it."""
 REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
+NETWORK = {
+    "extractor": "extractor",
+    "extractor_sha256": "sha256 of its weights",
+    "feature_precision": "precision of its features",
+}
 OF_SOME_METRICS = {
     "n_ref_images": "images for KID, precision and recall",
     "prc_protocol": "protocol of precision and recall",
@@ -105,7 +110,7 @@ def render(result: EvalResult) -> str:
         "Samples": _samples(result, facts),
         "How they were drawn": _drawn(made),
         "Reference": _lines({**REFERENCE, **optional}, facts),
-        "Network": _lines({"extractor": "extractor", "extractor_sha256": "sha256 of its weights"}, facts),
+        "Network": _lines(NETWORK, facts),
         "Versions": _lines(versions, facts),
         "Commands": [f"- samples: {line}" for line in commands]
         + [f"- scores: {said(result.repeats[0].facts.command)}"],

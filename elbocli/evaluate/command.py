@@ -16,7 +16,7 @@ from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.protocols import PROTOCOLS, settings_of
-from elbocli.nn.extractors import DEFAULT, EXTRACTORS
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
 if TYPE_CHECKING:
     from elbocli.evaluate.settings import EvalSettings
@@ -28,7 +28,7 @@ GROUPS = {
     "Extractor": ("extractor", "extractor_weights", "selftest"),
     "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
-    "Speed and memory": ("batch", "device"),
+    "Speed and memory": ("batch", "device", "precision"),
 }
 
 
@@ -157,6 +157,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 )
 @option("--batch", type=Count(1, 10**6), default=64, help="Images per call of the extractor.")
 @device_option
+@option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=STRICT,
+    help="Precision of the extractor. fp32 is strict, and what tables have; bf16 is faster, and moves FID.",
+)
 @overwrite_option
 @plugin_option
 @common
@@ -181,6 +187,8 @@ def evaluate(
     if selftest:
         if samples or ref or card or options["save_stats"] or options["save_features"]:
             raise click.UsageError("--selftest makes its own images; leave SAMPLES, --ref and outputs out", context)
+        if settings.precision != STRICT:
+            raise click.UsageError(f"--selftest is of {STRICT}; leave --precision out", context)
         run_selftest(settings.extractor or DEFAULT, settings.extractor_weights, device)
         return
     for name, metric in OPTIONS.items():

@@ -26,9 +26,6 @@ from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import Progress
 
-PRECISION = "fp32"
-"""The one in which features are extracted: numbers that others publish are of that."""
-
 
 @dataclass(frozen=True)
 class FeatureSource:
@@ -85,7 +82,12 @@ def described(source: FeatureSource, extractor: Extractor | None) -> FeatureFact
     """A source's `about` with the network that its features are of."""
     if source.saved is not None or extractor is None:
         return source.about
-    return replace(source.about, extractor=extractor.name, weights_sha256=extractor.weights_sha256)
+    return replace(
+        source.about,
+        extractor=extractor.name,
+        weights_sha256=extractor.weights_sha256,
+        feature_precision=extractor.precision,
+    )
 
 
 def see(
@@ -185,7 +187,8 @@ def _extracted(
 
     Raises DataError when they are not finite, or absurd.
     """
-    with torch.inference_mode(), Precision(PRECISION, device).applied():
+    precision = Precision(extractor.precision, device)
+    with torch.inference_mode(), precision.applied(), precision.autocast():
         pixels = sent(torch.from_numpy(images), device).permute(0, 3, 1, 2)
         features, logits, maps = extractor.with_spatial(pixels) if spatial else (*extractor(pixels), None)
     named = {"values": features, "logits": logits, "spatial_values": maps}

@@ -14,7 +14,7 @@ from elbocli.evaluate.extract import FeatureSource, described
 from elbocli.evaluate.protocols import PROTOCOLS, ProtocolTraits, unlike
 from elbocli.evaluate.reference import Reference
 from elbocli.evaluate.settings import EvalSettings
-from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, Extractor, is_published
+from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, is_published
 
 UNKNOWN = "not known"
 REMEDY = "leave that to the protocol, or add --allow-mismatch, and the result says what deviates"
@@ -29,6 +29,8 @@ def check_settings(settings: EvalSettings) -> dict[str, list[Any]]:
     named = EXTRACTORS.named(settings.extractor)
     if named is None or named.name != declared.traits.extractor:
         found["extractor"] = [settings.extractor, declared.traits.extractor]
+    if settings.precision != STRICT:
+        found["feature_precision"] = [settings.precision, STRICT]
     if found and not settings.allow_mismatch:
         raise UsageError(f"--protocol {declared.name}: {_said(found)}; {REMEDY}")
     return found
@@ -62,6 +64,8 @@ def check_source(
         found["extractor"] = [about.extractor or UNKNOWN, traits.extractor]
     elif traits.extractor == DEFAULT and not is_published(DEFAULT, about.weights_sha256):
         found["extractor_weights"] = [f"sha256 {about.weights_sha256 or UNKNOWN}", f"sha256 {PUBLISHED_INCEPTION}…"]
+    if about.feature_precision not in (None, STRICT):
+        found["feature_precision"] = [about.feature_precision, STRICT]
     found |= _classes(source.labels, traits) | _reference(reference, traits, settings)
     if found and not settings.allow_mismatch:
         raise DataError(

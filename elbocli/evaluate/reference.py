@@ -15,7 +15,7 @@ from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.hashing import file_sha256
 from elbocli.files.statistics import Statistics, is_pickle, is_statistics, read_statistics
 from elbocli.images.samples import has_images
-from elbocli.nn.extractors import Extractor
+from elbocli.nn.extractors import STRICT, Extractor
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import Progress
 
@@ -95,8 +95,12 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Ref
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """The part of a file's `about` that must be the same on both sides: size, channels, crop, filter, network and weights."""
-    found = {**(about.preprocessing or {}), "extractor": about.extractor, "weights_sha256": about.weights_sha256}
+    """The part of a file's `about` that must be the same on both sides: size, channels, crop, filter, network, weights and
+    precision, which is STRICT in files of an elbo that had no other.
+    """
+    network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
+    precision = about.feature_precision or (STRICT if about.extractor else None)
+    found = {**(about.preprocessing or {}), **network, "feature_precision": precision}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -56,6 +56,7 @@ class Facts(Record):
     ref_sha256: str | None
     extractor: Any
     extractor_sha256: Any
+    feature_precision: str | None = None
     preprocessing: Any
     ref_preprocessing: Any
     classes: int | None = None

@@ -17,7 +17,7 @@ from elbocli import __version__
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.by_class import check_labels, class_scores
-from elbocli.evaluate.extract import PRECISION, FeatureSource, Seen, open_feature_source, see
+from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
 from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
 from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
 from elbocli.evaluate.reference import open_reference
@@ -70,7 +70,7 @@ def run(
         others = [reference.source if reference is not None and seeing else None, held_out]
         extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world)
         if extractor is not None:
-            yield Progress(message=f"features of {extractor.name}; {world.device}, {PRECISION}")
+            yield Progress(message=f"features of {extractor.name}; {world.device}, {settings.precision}")
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
         deviating = [check_source(source, reference, extractor, settings) for source in opened]
         check_repeats_alike(opened, extractor)
@@ -135,7 +135,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if told and name not in told and not settings.extractor:
             known = "; ".join(f"{of.name} is of {network}" for network, of in told.items())
             raise UsageError(f"{known}: name it with --extractor")
-        return make_extractor(name, settings.extractor_weights, world.device)
+        return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
 def scored(
@@ -169,7 +169,7 @@ def scored(
         values |= METRICS[name].make(seen.features, reference, options)
     about, other = seen.about, FeatureFacts() if theirs is None else theirs.about
     network = str(about.extractor)
-    published = is_published(network, about.weights_sha256) and not mismatched
+    published = is_published(network, about.weights_sha256, about.feature_precision) and not mismatched
     labels = seen.features.labels
     counts = [] if labels is None else np.unique(labels, return_counts=True)[1].tolist()
     asked = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
@@ -182,6 +182,7 @@ def scored(
         ref_sha256=other.sha256 or other.images_sha256,
         extractor=about.extractor,
         extractor_sha256=about.weights_sha256,
+        feature_precision=about.feature_precision,
         preprocessing=about.preprocessing,
         ref_preprocessing=other.preprocessing,
         classes=len(counts) or None,

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError
-from elbocli.evaluate.extract import PRECISION
 from elbocli.evaluate.resizes import RESIZES
 from elbocli.files.schema import Record
-from elbocli.nn.extractors import Extractor, known_weights
+from elbocli.nn.extractors import STRICT, Extractor, known_weights
 from elbocli.runtime.device import Precision, name_of, sent
 
 SIZES = ((32, 32), (64, 64), (96, 160), (256, 256))
@@ -105,7 +104,7 @@ def made_images(height: int, width: int) -> Tensor:
 
 def _features(extractor: Extractor, images: Tensor, device: torch.device) -> Tensor:
     """Features as scoring has them, in float64 on the CPU. Raises DataError when they are not finite."""
-    with torch.inference_mode(), Precision(PRECISION, device).applied():
+    with torch.inference_mode(), Precision(STRICT, device).applied():
         features = extractor(sent(images, device))[0].cpu().double()
     if not features.isfinite().all():
         raise DataError(
@@ -175,7 +174,7 @@ def _entering(extractor: Extractor, layer: str, images: Tensor, device: torch.de
 
     hook = extractor.module.get_submodule(layer).register_forward_pre_hook(look)
     try:
-        with torch.inference_mode(), Precision(PRECISION, device).applied():
+        with torch.inference_mode(), Precision(STRICT, device).applied():
             extractor(sent(images, device))
     except Enough:
         pass

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elbocli.core.metrics import METRICS, MetricOptions, Need, asked
+from elbocli.nn.extractors import STRICT
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class EvalSettings:
     classes: a stream's labels, seed: of random ones. allow_mismatch: score although the reference was made in another
     way, and say so. command: for the record. save_stats, save_features: files to write of the samples. held_out: images
     like the reference's that no network was trained on. by_class: numbers of each class, too. neighbours: a picture to
-    write of samples beside the closest images of the reference. protocol '': none.
+    write of samples beside the closest images of the reference. protocol '': none. precision: of the features.
     """
 
     metrics: Mapping[str, MetricOptions] = field(default_factory=lambda: asked(("fid", "is")))
@@ -33,6 +34,7 @@ class EvalSettings:
     by_class: bool = False
     neighbours: Path | None = None
     protocol: str = ""
+    precision: str = STRICT
 
     @property
     def needs_reference_features(self) -> bool:

@@ -19,7 +19,7 @@ class FeatureFacts(
 ):
     """The images: how many, of which size and crop, how they were drawn (made), their digest; and the network that saw them.
 
-    images: beside statistics of others. sha256: of a file of statistics.
+    feature_precision: in which it computed them. images: beside statistics of others. sha256: of a file of statistics.
     """
 
     n: Count | None = None
@@ -27,6 +27,7 @@ class FeatureFacts(
     made: dict[str, Any] | None = None
     extractor: Word | None = None
     weights_sha256: Digest | None = None
+    feature_precision: Word | None = None
     images_sha256: Digest | None = None
     sha256: Digest | None = None
     images: Count | None = None

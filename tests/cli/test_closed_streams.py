@@ -25,6 +25,8 @@ PRINT = [
     "adapt {run}",
     "adapt {run} --report -o x.yaml",
     "bound {run} -n 4 --draws 2 --curve x.tsv",
+    "compare {scores} {scores}",
+    "compare {scores} {scores} --table",
     "ema {run} --std .1 -o x.safetensors",
     "grid {run} -n 2 --steps 3",
     "import list",
@@ -67,6 +69,7 @@ def run(
     digits_folder: Path,
     preset: Path,
     foreign: dict[str, Path],
+    scores: Path,
     tmp_path: Path,
 ) -> Any:
     """run(line, closed): the command in a folder of its own; its result, and the bytes of each file it wrote."""
@@ -75,7 +78,8 @@ def run(
         folder = tmp_path / "".join(map(str, closed)) / "work"
         folder.mkdir(parents=True)
         places = {"run": snapshots if line.startswith("ema") else trained, "data": digits, "images": digits_folder}
-        done = elbo(*line.format(**places, **foreign, preset=preset).split(), cwd=folder, closed=closed)
+        places |= {**foreign, "preset": preset, "scores": scores}
+        done = elbo(*line.format(**places).split(), cwd=folder, closed=closed)
         assert b"Traceback" not in done.stderr, done.stderr
         names = [path for path in folder.iterdir() if path.is_file()]
         return done, {each.name: b"" if each.suffix in SAY_WHEN else each.read_bytes() for each in names}

@@ -96,6 +96,13 @@ def test_samples_are_drawn_and_scored(end: str, well: Elbo, odd_run: str, digits
         well("info", "--verify", name)
 
 
+def test_results_are_compared(well: Elbo, scores: Path, tmp_path: Path) -> None:
+    shutil.copy(scores, tmp_path / f"{ODD}.json")
+    found = json.loads(well("compare", f"{ODD}.json", f"{ODD}.json"))
+    assert found["first"] == found["others"][0]["file"] == f"{ODD}.json"
+    assert SHOWN.encode() in well("compare", f"{ODD}.json", f"{ODD}.json", "--table")
+
+
 def test_what_reads_a_run_reads_it(well: Elbo, odd_run: str, tmp_path: Path) -> None:
     well("bound", odd_run, "-n", 10, "--draws", 2)
     well("report", odd_run, "-o", f"{ODD}.html")

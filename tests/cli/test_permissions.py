@@ -44,6 +44,9 @@ READ = [
     ("optimum {0} -n 4", "data.h5"),
     ("optimum --like {0} -n 4", "run/config.yaml"),
     ("adapt --data-only {0}", "optimum.json"),
+    ("compare {0} {scores}", "scores.json"),
+    ("compare {scores} {0}", "scores.json"),
+    ("compare {0} {0} --ref {0}", "features.safetensors"),
     ("info {0}", "run"),
     ("info {0}", "data.h5"),
     ("info {0} --verify", "run/checkpoints/step-00000040/model.safetensors"),
@@ -80,12 +83,13 @@ Elbo = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def all_there(
-    elbo: Elbo, digits: Path, digits_folder: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory
+    elbo: Elbo, digits: Path, digits_folder: Path, preset: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A folder with a file of each kind."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copy(digits, folder / "data.h5")
     shutil.copy(preset, folder / "own.yaml")
+    shutil.copy(scores, folder / "scores.json")
     (folder / "own.py").touch()
     for index, file in enumerate(sorted(digits_folder.rglob("*.png"))[:4]):
         target = folder / "images" / str(index % 2) / f"{index}.png"
@@ -107,7 +111,7 @@ def all_there(
 @pytest.fixture
 def places(all_there: Path) -> dict[str, Path]:
     """The names that command lines have for its files."""
-    return {name.partition(".")[0]: all_there / name for name in ("data.h5", "images", "run")} | {
+    return {name.partition(".")[0]: all_there / name for name in ("data.h5", "images", "run", "scores.json")} | {
         "preset": all_there / "own.yaml"
     }
 

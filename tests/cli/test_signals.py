@@ -28,6 +28,7 @@ SCORE = "--extractor elbo-tiny --metrics fid,kid --kid-subset-size 50"
 COMMANDS = {
     "adapt": "adapt {run} -o x.yaml --plot x.svg",
     "bound": "bound {run} -n 100 --draws 8 --curve x.tsv --plot x.png",
+    "compare": "compare {scores} {scores}",
     "ema": "ema {run} --std .1 -o x.safetensors",
     "eval": f"eval {{data}} --ref {{data}} {SCORE} --card x.md --save-stats x.npz",
     "grid": "grid {run} --sampler heun --steps 16 -n 16 -o x.yaml",
@@ -60,13 +61,14 @@ def places(
     digits: Path,
     digits_folder: Path,
     preset: Path,
+    scores: Path,
     foreign: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The names that command lines have for files; `run` has snapshots."""
     run = tmp_path_factory.mktemp("snapshots") / "run"
     assert elbo("train", digits, "-o", run, "--preset", preset, "--snapshot-every", 10).returncode == 0
-    return {"run": run, "data": digits, "images": digits_folder, "preset": preset, **foreign}
+    return {"run": run, "data": digits, "images": digits_folder, "preset": preset, "scores": scores, **foreign}
 
 
 def result(folder: Path) -> dict[str, bytes]:

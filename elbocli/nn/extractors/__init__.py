@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ EXTRACTORS: Registry[None] = Registry("extractor")
 extractor = EXTRACTORS.declare
 """Declares (path of weights or None) → an Extractor."""
 DEFAULT = "inception-v3-compat"
+STRICT = "fp32"
+"""The precision of features that published numbers are of, and of files that don't say one."""
+PRECISIONS = (STRICT, "bf16")
 LARGEST_WEIGHTS = 640 << 20
 """Bytes: VGG16 has 528 MB."""
 PUBLISHED_INCEPTION = "6726825d"
@@ -54,6 +57,7 @@ class Extractor:
 
     channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared. spatial: the part of
     the module whose output [B,C,H,W] has the spatial features; None where it has none. preprocessing: where it is known.
+    precision: of PRECISIONS, in which features are to be extracted; the caller sets torch's switches.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Extractor:
     channels: int = 0
     spatial: torch.nn.Module | None = None
     preprocessing: Preprocessing | None = None
+    precision: str = STRICT
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
@@ -107,9 +112,12 @@ def known_weights(weights_sha256: str) -> str | None:
     return next((file for digest, file in KNOWN_WEIGHTS.items() if weights_sha256.startswith(digest)), None)
 
 
-def is_published(name: Any, weights_sha256: Any) -> bool:
-    """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS."""
-    return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION)
+def is_published(name: Any, weights_sha256: Any, precision: str | None = None) -> bool:
+    """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS.
+
+    precision: None where it isn't known to be another than STRICT.
+    """
+    return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION) and precision in (None, STRICT)
 
 
 @extractor(
@@ -238,8 +246,8 @@ def tiny(weights: Path | None) -> Extractor:
     return Extractor("elbo-tiny", module, weights_digest(module), channels=3, spatial=module.convs[-1])
 
 
-def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:
-    """A declared extractor, or the program in a .pt2 file, on a device. Raises ElboError."""
+def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:
+    """A declared extractor, or the program in a .pt2 file, on a device. precision: of PRECISIONS. Raises ElboError."""
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
@@ -255,4 +263,4 @@ def make_extractor(name: str, weights: Path | None, device: Any) -> Extractor:
             raise UsageError(f"{error} (or a path ending in .pt2)") from None
         made = declared(weights)
     made.module.to(device)
-    return made
+    return replace(made, precision=precision)

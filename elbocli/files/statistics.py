@@ -57,10 +57,14 @@ def is_statistics(path: Path) -> bool:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, by its name or its first bytes. One is never opened, because that can run code."""
+    """Whether a file is a pickle, by its name or its first bytes. One is never opened, because that can run code.
+
+    A safetensors file begins with the length of its header, which may be the same two bytes; zeros follow, no opcode.
+    """
     with told(path, "read"), open_file(path) as file:
-        head = file.read(2)
-    return path.suffix in (".pkl", ".pickle") or head in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
+        head = file.read(8)
+    begun = head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") and head[3:] != bytes(5)
+    return path.suffix in (".pkl", ".pickle") or begun
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -13,7 +13,7 @@ from forks import zygote
 from hostile_files import HOSTILE, MOST_MEMORY, MOST_SECONDS, TRAIN, Hostile, good_files
 
 LINES = [(case, line, case.quick and line == case.lines[0]) for case in HOSTILE for line in case.lines]
-"""The last: whether it takes no time, and is the first of its file."""
+"""The last: whether it is known how the line ends, which takes no time. Others may have nothing to do with what is hostile."""
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +33,23 @@ def ran(line: str, folder: Path) -> tuple[int, float, int, str]:
 
 
 @pytest.mark.parametrize(
-    ("case", "line"),
+    ("case", "line", "quick"),
     [
-        pytest.param(case, line, marks=() if quick else pytest.mark.slow, id=f"{case.name}: {line}")
+        pytest.param(case, line, quick, marks=() if quick else pytest.mark.slow, id=f"{case.name}: {line}")
         for case, line, quick in LINES
     ],
 )
-def test_it_is_refused_in_a_sentence_within_limits(case: Hostile, line: str, good: Path, tmp_path: Path) -> None:
+def test_it_is_refused_in_a_sentence_within_limits(
+    case: Hostile, line: str, quick: bool, good: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "case"
     shutil.copytree(good, folder)
     case.make(folder)
     code, seconds, memory, said = ran(line, folder)
-    first = line == case.lines[0]
-    assert code in ((0,) if case.harmless and first else (1, 2) if first else (0, 1, 2)), said
+    assert code in ((0,) if case.harmless and quick else (1, 2) if quick else (0, 1, 2)), said
     assert "Traceback" not in said
     if code:
         *_, last = said.splitlines()
         assert last.startswith(f"elbo {line.split()[0]}") and "error: " in last and len(last) < 1500
+        assert seconds < MOST_SECONDS
     assert memory < MOST_MEMORY
-    assert seconds < MOST_SECONDS

@@ -109,7 +109,7 @@ REGISTRIES = {
     "elbocli.core.averages": ("AVERAGES", 3),
     "elbocli.core.lr_decay": ("LR_DECAYS", 4),
     "elbocli.files.latents": ("CONVENTIONS", 2),
-    "elbocli.nn.extractors": ("EXTRACTORS", 3),
+    "elbocli.nn.extractors": ("EXTRACTORS", 5),
     "elbocli.nn.presets": ("NAMES", 16),
 }
 

@@ -8,7 +8,7 @@ from elbocli.core.metrics import METRICS, Features, asked
 
 
 def features(values, **more):
-    """Of vectors [N, D]."""
+    """Features that are the vectors [N, D] themselves, with their moments."""
     values = torch.as_tensor(np.asarray(values), dtype=torch.float32)
     return Features(FeatureMoments.of(values.numpy()), values, **more)
 

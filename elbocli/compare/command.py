@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @option(
     "--ref",
     type=PATH,
-    help="Of features: the reference, statistics (.npz) or features that 'elbo eval' saved.",
+    help="The reference for features: statistics (.npz) or features that 'elbo eval' saved.",
 )
 @option("--table", is_flag=True, help="A table instead of the JSON.")
 @plugin_option

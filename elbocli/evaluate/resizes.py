@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 SHARPNESS = -0.5
-"""Of the cubic, Keys' a: what torch has where it antialiases, as Pillow does, and −0.75 where it doesn't."""
+"""Keys' parameter a of the cubic kernel. torch takes it where it antialiases, as Pillow does; elsewhere torch takes −0.75."""
 
 
 def antialiased_bicubic(side: int, size: int) -> np.ndarray:

@@ -23,7 +23,7 @@ CLASSES, SPATIAL = 10, 2023
 
 
 def moments(values: torch.Tensor) -> FeatureMoments:
-    """Of vectors [N, D], a part at a time."""
+    """The mean and the covariance of vectors [N, D], taken a part at a time."""
     sums = StreamingFeatureMoments()
     for part in values.split(sums.ROWS):
         sums.add(part.numpy())

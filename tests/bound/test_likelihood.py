@@ -123,7 +123,7 @@ def test_the_draws_are_those_of_the_plain_bound(trained: Path, capsys: pytest.Ca
 
 
 def test_a_difference_is_said_with_all_that_it_may_be_wrong_by() -> None:
-    """Of few images information has the variational draws as they are; the flow's steps add to the noise."""
+    """With few images, `information` takes the variational draws as they are; the flow's steps add to the noise."""
     found = estimated(MIXED, MIXED.draw(8, 1, 1, 1), ["variational", "information", "ode:steps=4"], draws=4)
     same, flow, _ = found.result.differences
     assert same.in_se == 0 and same.se < 1e-9 and sentence(same).endswith("from the same draws")

@@ -103,7 +103,7 @@ ASKED = torch.linspace(-3, 4.6, 39, dtype=torch.float64)
 
 
 class ByHand(NamedTuple):
-    """What EDM2's loop has trained: the network and u; and what our statistics make of the errors that it met."""
+    """The network and u that EDM2's loop has trained, and our statistics of the errors that it met."""
 
     network: nn.Module
     log_variance: LogVariance

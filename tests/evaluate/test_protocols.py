@@ -34,7 +34,7 @@ N = 50_000
 
 
 def settings(name: str, **more: Any) -> EvalSettings:
-    """As the command makes them. more: what was given; allow_mismatch and classes are settings of their own."""
+    """Settings as the command makes them. more: the options that were given, with allow_mismatch and classes."""
     own = {key: more.pop(key) for key in ("allow_mismatch", "classes") if key in more}
     return EvalSettings(**settings_of(name, more, 0), **own)
 

@@ -5,8 +5,10 @@ Nothing else in elbo opens one to read.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -52,6 +54,16 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> b
     if len(content) != info.file_size:
         raise ValueError(f"{len(content)} bytes where {info.file_size} were announced")
     return content
+
+
+def make_zip(members: Mapping[str, bytes]) -> io.BytesIO:
+    """An archive of these members, not compressed, to be read from its beginning."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    buffer.seek(0)
+    return buffer
 
 
 def _refuse_many(file: IO[bytes], most: int) -> None:

@@ -170,13 +170,13 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
         NAME_sd (before any [NETWORK]), what they have in common, and each by itself in `repeats`.
         """
         if len(self.repeats) == 1:
-            return {**self.named(), **self.repeats[0].facts.json()}
+            return {**self.head(), **self.named(), **self.repeats[0].facts.json()}
         common, repeats = self.common(), []
         for one in self.repeats:
             facts = {key: value for key, value in one.facts.json().items() if key not in common or key == "made"}
             facts["made"] = {key: value for key, value in facts["made"].items() if key not in common["made"]}
             repeats.append({**EvalResult([one]).named(), **facts})
-        return {**self.named(), **common, "repeats": repeats}
+        return {**self.head(), **self.named(), **common, "repeats": repeats}
 
     @classmethod
     def from_json(cls, content: Any, where: str = "") -> EvalResult:
@@ -184,6 +184,7 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
 
         Raises FormatError.
         """
+        cls.check_head(content, where or "it")
         content = typed(dict[str, Any], content, where or "it")
         common = {key: value for key, value in content.items() if key != "repeats"}
         read = []

@@ -56,7 +56,9 @@ class LossLogHeader(
 
 
 @dataclass(frozen=True)
-class LossLogRow(Record, file="losslog.jsonl, validation.jsonl: other lines", reader="elbocli.files.losslog.read_logs"):
+class LossLogRow(
+    Record, version=0, file="losslog.jsonl, validation.jsonl: other lines", reader="elbocli.files.losslog.read_logs"
+):
     """One interval: for each bin how many errors fell on it since the line before, their sum, and that of their squares.
 
     weight: where the weighting is learned, w in the middle of each bin, as the interval was trained with it.

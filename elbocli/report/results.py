@@ -114,6 +114,7 @@ def read_result(path: Path) -> ResultFile[Any]:
         content = None
     for keys, kind in KINDS.items():
         if isinstance(content, dict) and set(keys) <= set(content):
+            kind.check_head(content, path)
             try:
                 return ResultFile(path, content, kind.from_json(content))
             except FormatError as error:

@@ -157,19 +157,23 @@ class Resumable:
 
         rows: arrays of the layout's row, or bytes of any length when it has none.
         """
-        ends = []
+        if not len(rows):
+            return
+        block: bytes | memoryview
+        if isinstance(rows, np.ndarray):
+            block = np.ascontiguousarray(rows).data.cast("B")
+        else:
+            block = b"".join(row if isinstance(row, bytes) else np.ascontiguousarray(row) for row in rows)
         with told(self.out):
-            for row in rows:
-                view = memoryview(row if isinstance(row, bytes) else np.ascontiguousarray(row)).cast("B")  # type: ignore[arg-type, unused-ignore]
-                self._digests[0].update(view)
-                write_all(self._handle, view, self.offset + self._size)
-                self._size += len(view)
-                ends.append(self._size)
+            self._digests[0].update(block)
+            write_all(self._handle, block, self.offset + self._size)
             if self._run_handle >= 0:
-                content = np.array(ends, "<i8").tobytes()
+                lengths = [memoryview(row).nbytes for row in rows]
+                content = (self._size + np.cumsum(lengths)).astype("<i8").tobytes()
                 self._digests[1].update(content)
                 write_all(self._run_handle, content, 8 * self._count)
-        self._count += len(ends)
+        self._size += len(block)
+        self._count += len(rows)
 
     def append(
         self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parent / "bench"
-sys.path.insert(0, str(BENCH))
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from growth import COUNTED, WORKS, Cost, exponent
+
+BENCH = Path(__file__).parent / "bench"
 
 
 @pytest.mark.parametrize("power", [0.5, 1, 1.7])

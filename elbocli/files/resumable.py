@@ -163,12 +163,12 @@ class Resumable:
         if isinstance(rows, np.ndarray):
             block = np.ascontiguousarray(rows).data.cast("B")
         else:
-            block = b"".join(row if isinstance(row, bytes) else np.ascontiguousarray(row) for row in rows)
+            block = b"".join(row if isinstance(row, bytes) else np.ascontiguousarray(row).data for row in rows)
         with told(self.out):
             self._digests[0].update(block)
             write_all(self._handle, block, self.offset + self._size)
             if self._run_handle >= 0:
-                lengths = [memoryview(row).nbytes for row in rows]
+                lengths = [len(row) if isinstance(row, bytes) else row.nbytes for row in rows]
                 content = (self._size + np.cumsum(lengths)).astype("<i8").tobytes()
                 self._digests[1].update(content)
                 write_all(self._run_handle, content, 8 * self._count)

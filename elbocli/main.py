@@ -8,11 +8,10 @@ import os
 import signal
 import sys
 import time
-import traceback
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem, shell_complete
 
 from elbocli import __version__
 from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command
@@ -22,6 +21,9 @@ from elbocli.cli.types import imported
 from elbocli.cli.visible import visible_lines
 from elbocli.errors import ElboError
 from elbocli.runtime.descriptors import make_streams_whole, write_all
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
@@ -80,6 +82,8 @@ class Commands(Group):
             formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         words = [(name, about) for name, (_, about) in COMMANDS.items() if name.startswith(incomplete)]
         return [
             *(CompletionItem(name, help=about) for name, about in words),
@@ -167,6 +171,8 @@ def _invoke(args: list[str]) -> int:
     """Run a command line to its end, and what it prints to where it goes; the exit code."""
     try:
         if COMPLETE in os.environ:
+            from click.shell_completion import shell_complete
+
             code: int = shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE])
         else:
             with elbo.make_context("elbo", args, auto_envvar_prefix="ELBO") as context:
@@ -199,6 +205,8 @@ def run(args: list[str] | None = None) -> int:
         return fail("elbo", error.format_message(), 1)
     except ElboError as error:
         if Command.verbose:
+            import traceback
+
             with heard():
                 click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
         return fail(Command.path, str(error), error.exit_code)

@@ -30,6 +30,7 @@ MOST_CLASSES = 1000
 """Classes that any dataset may have; others at most ten for each image."""
 MEMORY_FACTOR = 6
 """Bytes of memory for a byte of names, where they take more than MOST_MORE."""
+NAMES_AT_ONCE = 1 << 14
 DIGESTS = "payload_sha256 contents_sha256"
 """Attribute `digests`: names of those that the file holds, so that none can vanish unnoticed."""
 
@@ -122,6 +123,12 @@ class DatasetFile:
                     arrays[name] = np.asarray(member[()])
         return arrays, names
 
+    def lengths(self) -> dict[str, int]:
+        """Number of values in each array and list of names but the block. Raises FormatError."""
+        with self.parsing():
+            shapes = {name: self.member(name).shape for name in sorted(set(self._file) - BLOCKS)}
+        return {name: shape[0] if shape else 1 for name, shape in shapes.items()}
+
     def contents_digest(self) -> str:
         """The sha256 of everything but the block, to compare with the attribute `contents_sha256`. Raises FormatError."""
         with self.parsing():
@@ -135,14 +142,20 @@ def contents_digest(file: h5py.File) -> str:
     digest.update(json.dumps(attributes, sort_keys=True).encode())
     for name in sorted(set(file) - BLOCKS):
         member = file[name]
-        values = member[()]
         if member.dtype.kind == "O":
-            content = memoryview(json.dumps([_text(value) for value in values]).encode())
+            content = memoryview(_listed(member))
         else:
+            values = member[()]
             content = values.astype(values.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
         digest.update(json.dumps([name, str(member.dtype), list(member.shape), len(content)]).encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def _listed(member: h5py.Dataset) -> bytes:
+    """The JSON of a list of names, of which some at a time are strings of Python's, which take much more memory."""
+    pieces = (member[start : start + NAMES_AT_ONCE] for start in range(0, len(member), NAMES_AT_ONCE))
+    return b"[%s]" % b", ".join(json.dumps([*map(_text, piece)])[1:-1].encode() for piece in pieces)
 
 
 def attributes_of(file: h5py.File) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def one_line(error: Exception, most: int = 160) -> str:
 
 def encodable(text: str) -> str:
     """Text as files and libraries take it: bytes of a name that are not UTF-8, and other halves of letters, are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager

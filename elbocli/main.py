@@ -21,6 +21,7 @@ from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
 from elbocli.cli.visible import visible_lines
 from elbocli.errors import ElboError
+from elbocli.runtime.address_space import refuse_too_little
 from elbocli.runtime.descriptors import make_streams_whole, write_all
 
 COMMANDS = {
@@ -100,7 +101,7 @@ def elbo() -> None:
     """
 
 
-ALLOCATE = "can't allocate memory"
+ALLOCATE = ("can't allocate memory", "std::bad_alloc")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 MAY = "; see who may read it, write it and search its folders: ls -ld"
 MOST_OPEN = "; close some, or allow more by 'ulimit -n'"
@@ -204,9 +205,8 @@ def run(args: list[str] | None = None) -> int:
         return fail(Command.path, str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # As torch and numpy say it, who need not be imported here; anything else is our bug.
-        if type(error).__name__ not in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError") and ALLOCATE not in str(
-            error
-        ):
+        named = type(error).__name__ in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError")
+        if not named and not any(words in str(error) for words in ALLOCATE):
             raise
         what = " ".join(str(error).split())[:200] or "nothing more was said"
         return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
@@ -234,6 +234,7 @@ def main() -> None:
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
+        refuse_too_little()
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
         faulthandler.enable()
     sys.exit(run())

@@ -76,7 +76,15 @@ def open_npz(path: Path) -> ArrayImages:
 
 
 def _open_npz(path: Path) -> ArrayImages:
-    archive = open_zip(path, MOST_ARRAYS)
+    with contextlib.ExitStack() as opened:
+        archive = opened.enter_context(open_zip(path, MOST_ARRAYS))
+        found = _rows_of(path, archive)
+        if found.in_order:  # it is packed, and read from later
+            opened.pop_all()
+    return found
+
+
+def _rows_of(path: Path, archive: zipfile.ZipFile) -> ArrayImages:
     held = [name.removesuffix(".npy") for name in archive.namelist()]
     pair = next((pair for pair in PAIRS if pair[0] in held), None)
     if pair is None:

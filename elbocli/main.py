@@ -15,7 +15,7 @@ import click
 
 from elbocli import __version__
 from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command, option
-from elbocli.cli.other_words import Group
+from elbocli.cli.other_words import Group, NoCommand
 from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
 from elbocli.cli.visible import visible, visible_lines
@@ -224,7 +224,7 @@ def run(args: list[str] | None = None) -> int:
         return _invoke(sys.argv[1:] if args is None else args)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "elbo"
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        if isinstance(error, NoCommand):
             click.echo(error.format_message(), err=True)
             return 2
         return fail(path, f"{error.format_message()} (see '{path} --help')", 2)

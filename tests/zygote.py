@@ -5,7 +5,8 @@ streams, then a line of JSON: {"line": what follows `python`: -m elbocli, -c COD
 "umask"; "ignored": signals} and perhaps {"closed": descriptors that are closed at the start, "ordinary": whether modes of
 files bind it, "files": how many it may have open, "at_fsync": a signal that comes when it first flushes a file
 to disk, "peak": a file for the most memory taken, in kB, and seconds of CPU}.
-Answers with the process number, then with the exit code, a line each. Who hangs up before has the process killed.
+Answers with the process number, then with the exit code, a line each. Who hangs up before has the process killed. All end
+with the zygote.
 As in a process of its own, all that it reads is given anew; only imports are not, nor terminal, group and limits. The
 memory that a step of elbo's own networks needs, which takes a second to count whenever a training starts, is counted once.
 """
@@ -36,6 +37,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from signalled import end_with
 
 import elbocli
 from elbocli.__main__ import main
@@ -179,8 +181,10 @@ class Server:
                 os.close(stream)
             connection.close()
             return
+        own = os.getpid()
         child = os.fork()
         if child == 0:
+            end_with(own)
             connection.close()
             for key in self.selector.get_map().values():
                 if isinstance(key.fileobj, socket.socket):

@@ -66,7 +66,7 @@ COMMANDS = {
 def renamed_option(error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
     """Return the error with elbo's own word for another tool's option, where the command has it."""
     own = {name for param in ctx.command.params for name in param.opts}
-    own |= {param.make_metavar(ctx).strip("[].") for param in ctx.command.params if isinstance(param, click.Argument)}
+    own |= {param.human_readable_name.strip("[].") for param in ctx.command.params if isinstance(param, click.Argument)}
     for ours in OPTIONS.get(error.option_name.replace("_", "-"), ()):
         if ours.partition(",")[0] in own:
             where = (
@@ -74,6 +74,10 @@ def renamed_option(error: click.NoSuchOption, ctx: click.Context) -> click.Usage
             )
             return click.UsageError(f"No such option {error.option_name!r}; here it is {ours}{where}", ctx)
     return error
+
+
+class NoCommand(click.UsageError):
+    """A group without a command; its message is the group's help."""
 
 
 class Group(click.Group):
@@ -93,7 +97,9 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, and say where options stand when one stands before the command."""
+        """Parse as click does, and say where options stand when one stands before the command. Raises NoCommand."""
+        if not args and not ctx.resilient_parsing:
+            raise NoCommand(ctx.get_help(), ctx)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:

@@ -5,8 +5,10 @@ Nothing else in elbo opens one to read.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -73,6 +75,16 @@ def _refuse_overlaps(members: list[zipfile.ZipInfo]) -> None:
         if info.header_offset + LOCAL_HEADER_BYTES + info.compress_size > after.header_offset:
             names = f"{info.filename[:60]!r} and {after.filename[:60]!r}"
             raise zipfile.BadZipFile(f"its members {names} overlap, as only a bomb's do")
+
+
+def make_zip(members: Mapping[str, bytes]) -> io.BytesIO:
+    """An archive of these members, not compressed, to be read from its beginning."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    buffer.seek(0)
+    return buffer
 
 
 def _refuse_many(file: IO[bytes], most: int) -> None:

@@ -24,11 +24,10 @@ def authenticity(samples: Features, reference: Features, options: MetricOptions)
 
     The standard error is that of a share of independent samples.
     """
-    from elbocli.core.neighbours import nearest, radii
+    from elbocli.core.neighbours import nearest
 
     own, theirs = samples.values, reference.values
     assert own is not None and theirs is not None
     apart, which = nearest(own, theirs, 1, samples.device)
-    spacing = radii(theirs, 1, samples.device).cpu()
-    share = float((apart[:, 0] > spacing[which[:, 0]]).double().mean())
+    share = float((apart[:, 0] > reference.radii(1)[which[:, 0]]).double().mean())
     return {PERCENT: 100 * share, f"{PERCENT}_se": 100 * (share * (1 - share) / len(own)) ** 0.5}

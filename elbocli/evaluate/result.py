@@ -27,6 +27,7 @@ class ClassScore(Record):
     """Numbers of one class. name: '' where it isn't known. n, n_ref: images of it in the samples and in the reference.
 
     frechet_distance: None where either has less than two, accuracy: where the samples have none or no logits are known.
+    Both as of all images, with the same errors.
     """
 
     label: int
@@ -34,7 +35,9 @@ class ClassScore(Record):
     n: int
     n_ref: int
     frechet_distance: float | None
+    frechet_distance_se: float | None = None
     accuracy: float | None
+    accuracy_interval: Ends | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +137,15 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
         return next(found, None)
 
     def estimate(self, score: Score) -> Estimate:
-        """A number with its standard error: of the mean of repeats, else its own, or half of the interval of a limit."""
+        """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
         value = typed(float, score.value, score.number.key)
         if score.sd is not None:
             return Estimate.of_repeats([typed(float, one.values[score.number.key], "") for one in self.repeats])
-        error, within = self.about(score, Role.ERROR), self.about(score, Role.INTERVAL)
-        if error is not None and isinstance(error.value, float):
-            return Estimate(value, error.value)
+        within, error = self.about(score, Role.INTERVAL), self.about(score, Role.ERROR)
         if within is not None and isinstance(within.value, list):
             return Estimate(value, (within.value[1] - within.value[0]) / (2 * NORMAL_95))
+        if error is not None and isinstance(error.value, float):
+            return Estimate(value, error.value)
         return Estimate(value)
 
     def named(self) -> dict[str, Value]:

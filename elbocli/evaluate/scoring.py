@@ -15,6 +15,7 @@ from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli import __version__
 from elbocli.core.metrics import METRICS, Need, Value
+from elbocli.core.metrics.fid import WITHIN
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.by_class import check_labels, class_scores
 from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
@@ -87,7 +88,7 @@ def run(
         values = settings.needing(Need.REFERENCE) or settings.needs_reference_features
         wanted = {"values": values, "logits": settings.needing(Need.LOGITS)}
         keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
-        keep |= {"spatial_values"} if spatial and settings.save_features else set()
+        keep |= {"spatial_values"} if settings.needing(Need.SPATIAL) or (spatial and settings.save_features) else set()
         for source in opened:
             check = partial(check_features, source=source, reference=reference, settings=settings)
             job = see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
@@ -231,7 +232,7 @@ def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
             notes.append(f"{name} and {ref} were made differently ({keys}): this compares with no others")
         if one.facts.deviates:
             notes.append(f"{name}: deviates from {one.facts.protocol} ({', '.join(one.facts.deviates)})")
-        if None in one.values.values():
+        if WITHIN in one.values and one.values[WITHIN] is None:
             notes.append(f"{name}: no interval for FID: it takes twice as many images as features")
     if differ := result.unlike():
         notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")

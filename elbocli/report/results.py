@@ -73,7 +73,7 @@ def score_rows(result: EvalResult) -> list[ScoreRow]:
             spread: Any = score.sd
             spread_is = "sd of repeats"
             if spread is None:
-                of = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
+                of = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
                 spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
             network = (score.number.by_network and result.network) or ""
             name = score.number.stem(result.network).removesuffix("_mean").replace("_", " ")

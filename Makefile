@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 # Peers to measure against whose requirements would take numpy back to version 1; these parts of them suffice.
 PEERS := k-diffusion torchdiffeq torchsde trampoline
 
-# Workers take whole files; the longest file is collected first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Workers take whole files; the longest file is collected first (tests/conftest.py). A third of their time they wait for
+# processes that they started: three workers for two cores.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, -(-3 * os.cpu_count() // 2)))')
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/test_house.py
 
 .PHONY: help demo demo-fashion site unit test check check-slow bench gpu fuzz lint types man docs dist clean

@@ -217,3 +217,11 @@ def pytest_collection_finish() -> None:
     """Leave out of garbage collection all that the tests are made of: it is a twentieth of their time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """And what they imported: some commands collect a dozen times, half a second each."""
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()

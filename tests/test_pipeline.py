@@ -25,7 +25,7 @@ def demo(folder: Path, **settings: str) -> tuple[str, Callable[[str], dict[str, 
 
 def test_the_demo_learns_digits(tmp_path: Path) -> None:
     """Chance is 10 %; in 150 steps a sound build reaches 88 %, and a twelfth to a tenth of the untrained distance."""
-    said, read = demo(tmp_path, STEPS="150", IMAGES="300", WALK="20")
+    said, read = demo(tmp_path, STEPS="150", IMAGES="200", WALK="15")
     scores = {name: read(f"{name}.json") for name in RUNS}
     accuracy = {name: score["accuracy"] for name, score in scores.items()}
     distance = {name: score["frechet_distance[classifier.pt2]"] for name, score in scores.items()}

@@ -245,7 +245,7 @@ def tolerance(values):
     return max(0.03, 3 * np.square(values - values.mean()).std() / values.var() / len(values) ** 0.5)
 
 
-@pytest.mark.parametrize("batch", [64, 512])
+@pytest.mark.parametrize("batch", [64, pytest.param(512, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("schedule", ["cosine", "edm", "uniform", *OF_ERRORS])
 def test_predicted_variance_is_that_of_samples(schedule, batch):
     random = np.random.default_rng(5)

@@ -91,7 +91,15 @@ def test_the_standard_error_is_that_of_the_bootstrap_and_of_new_draws(skewed):
 @pytest.mark.parametrize("skewed", [False, True], ids=["normal", "skewed"])
 @pytest.mark.parametrize(
     ("width", "n", "decay", "apart"),
-    [(16, 160, 0, 0.3), (32, 128, 0, 0.3), (32, 1000, 0.5, 0.3), (32, 64, 1, 0.3), (32, 500, 0.5, 0), (32, 500, 1, 1)],
+    [
+        (16, 160, 0, 0.3),
+        (32, 64, 1, 0.3),
+        (32, 500, 0.5, 0),
+        *(
+            pytest.param(*world, marks=pytest.mark.slow)
+            for world in ((32, 128, 0, 0.3), (32, 1000, 0.5, 0.3), (32, 500, 1, 1))
+        ),
+    ],
 )
 def test_intervals_hold_the_true_distance(width, n, decay, apart, skewed):
     """From two images a feature to thirty; also where the distance is zero, and its derivative vanishes."""

@@ -82,7 +82,7 @@ def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
     return np.concatenate([tensors[key].double().flatten().numpy() for key in sorted(tensors)])
 
 
-@pytest.mark.parametrize("std", TRUE)
+@pytest.mark.parametrize("std", [TRUE[0], *(pytest.param(std, marks=pytest.mark.slow) for std in TRUE[1:])])
 @pytest.mark.parametrize(("at", "most"), [(None, 1e-3), (50, 5e-3)])
 def test_reconstruction_meets_the_true_average_of_a_real_training(
     std: float, at: int | None, most: float, kept: Path, true: Path, tmp_path: Path

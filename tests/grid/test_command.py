@@ -22,7 +22,9 @@ def levels_of(path: Path, steps: int) -> list[float]:
     return time_grid(resolve_schedule(str(path), -10.0, 10.0, clip=True), steps)[:-1]
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp-2m", "ddpm"])
+@pytest.mark.parametrize(
+    "sampler", ["heun", "ddpm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "dpmpp-2m"))]
+)
 def test_sample_visits_the_levels_that_were_found(sampler: str, elbo: Elbo, trained: Path, tmp_path: Path) -> None:
     made = elbo("grid", trained, "--sampler", sampler, *FEW, "-o", "g.yaml", "--report", cwd=tmp_path)
     assert made.returncode == 0, made.stderr

@@ -56,8 +56,8 @@ def test_every_format_goes_through_all_commands_here_or_in_a_test_of_its_own() -
 
 @pytest.mark.parametrize(
     "name",
-    # One of each architecture: the others are made of the same parts.
-    [pytest.param(name, marks=pytest.mark.slow if name in ("edm", "sit", "repa") else ()) for name in FAMILIES],
+    # Each format has a test through the shell of its own.
+    [pytest.param(name, marks=() if name == "dit" else pytest.mark.slow) for name in FAMILIES],
 )
 def test_a_small_one_works_on_every_command_and_is_trained_further(
     name: str, elbo: Elbo, digits: Path, tmp_path: Path

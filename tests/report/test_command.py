@@ -93,7 +93,7 @@ def test_the_page_goes_to_a_file_or_to_standard_output(elbo: Callable[..., Any],
     result = elbo("report", run, "-o", "a.html", cwd=tmp_path)
     assert result.returncode == 2 and b"already exists" in result.stderr
     assert (tmp_path / "a.html").read_text() == "mine"
-    assert elbo("report", run, "-o", "a.html", "--overwrite", cwd=tmp_path, env=plain).returncode == 0
+    assert elbo("report", run, "-o", "a.html", "--overwrite", cwd=tmp_path).returncode == 0
     assert (tmp_path / "a.html").read_bytes() == page
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 

@@ -82,8 +82,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     counters.clear()
 
 
-OTHERS = ("uvit", "one wavelet")
-"""Two wavelets are all that these have, once more; the first is compiled in other ways below."""
+OTHERS = ("uvit", "one wavelet", "two wavelets", "edm2")
+"""tests/nn/test_networks.py finds the one graph of each family."""
 WAYS: list[dict[str, Any]] = [
     {"precision": "bf16", "activation_checkpointing": True},
     {"micro_batch": 8, "conditional": False},

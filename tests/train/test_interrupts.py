@@ -112,7 +112,13 @@ def in_validation(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
 
 @pytest.mark.parametrize(
     ("place", "time", "saved"),
-    [(in_forward, 19, 4), (in_backward, 19, 4), (in_preview, 2, 8), (in_preview, 3, 12), (in_validation, 2, 8)],
+    [
+        (in_forward, 19, 4),
+        pytest.param(in_backward, 19, 4, marks=pytest.mark.slow),
+        (in_preview, 2, 8),
+        pytest.param(in_preview, 3, 12, marks=pytest.mark.slow),
+        pytest.param(in_validation, 2, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_what_a_signal_meets_is_given_up_and_the_run_that_goes_on_equals_one_undisturbed(
     place: Callable[[pytest.MonkeyPatch, Due], None],

@@ -87,10 +87,12 @@ def measured_peak(config, batch, precision, recompute, cuda=False):
 @pytest.mark.parametrize(
     ("config", "precision", "cuda"),
     [
-        *((config, precision, False) for precision in ("fp32", "bf16") for config in (UNET, UVIT)),
-        (DIT, "bf16", False),
+        *(pytest.param(config, "fp32", False, marks=pytest.mark.slow) for config in (UNET, UVIT)),
+        *((config, "bf16", False) for config in (UNET, UVIT)),
+        pytest.param(DIT, "bf16", False, marks=pytest.mark.slow),
         pytest.param(PAIRS, "fp32", False, marks=pytest.mark.slow),
-        *((config, "fp32", True) for config in (UNET, UVIT)),  # half would be widened here, in each function by itself
+        (UNET, "fp32", True),  # half would be widened here, in each function by itself
+        pytest.param(UVIT, "fp32", True, marks=pytest.mark.slow),
     ],
     ids=["unet-fp32", "uvit-fp32", "unet-bf16", "uvit-bf16", "dit-bf16", "pairs-fp32", "unet-cuda", "uvit-cuda"],
 )

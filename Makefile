@@ -29,6 +29,7 @@ help:
 	@echo "make newest      tests with the newest Python here and the newest packages; PYTHON_NEWEST names that Python"
 	@echo "make fuzz        an hour of damaged files and odd command lines; what elbo takes amiss is kept in tests/fuzz/corpus"
 	@echo "make bench       benchmarks, as ratios against named peers"
+	@echo "make dist        what is published, in dist/: an sdist and a wheel, of the same bytes each time"
 	@echo "make gpu         all that is to be known on a CUDA card, in nine minutes; DEVICE=cpu: the same, small"
 
 $(VENV)/.ready: setup.cfg pyproject.toml
@@ -129,8 +130,8 @@ gpu:
 	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tests/gpu/run.py --device $(DEVICE)
 
 dist: $(VENV)/.ready
-	rm -rf build
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf dist
+	$(BIN)/python tests/release.py dist dist
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist demo demo-fashion site *.egg-info

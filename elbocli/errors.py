@@ -25,6 +25,10 @@ class DataError(ElboError):
     """The data can't be used: an image that doesn't decode, an empty folder, a stream cut short."""
 
 
+class NewerVersion(DataError):
+    """A file is whole, and of a version that a later elbo writes: it must not be passed over as damaged."""
+
+
 class NonFiniteError(ElboError):
     """The loss or its gradient is NaN or infinite."""
 

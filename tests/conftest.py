@@ -28,6 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pretend  # noqa: F401 - before the first backward pass of the process, which may come while tests are collected
 from forks import Result, zygote
+from short_ids import LONGEST_ID, LONGEST_PART, short
 
 ROOT = Path(__file__).parent.parent
 LONGEST = (
@@ -207,10 +208,18 @@ def latents(autoencoder: Path, pack_latents: Callable[..., Path]) -> Path:
     return pack_latents(autoencoder)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Cut what a long text adds to an id."""
+    return short(val) if isinstance(val, str | bytes) and len(ascii(val)) > LONGEST_PART else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first: so that no core waits for one of them at the end."""
     longest = [ROOT / "tests" / name for name in LONGEST]
     items.sort(key=lambda item: longest.index(item.path) if item.path in longest else len(longest))
+    ids = {item.nodeid: getattr(item, "callspec", None) for item in items}
+    if long := [name for name, spec in ids.items() if spec is not None and len(spec.id) > LONGEST_ID]:
+        raise pytest.UsageError(f"ids are longer than {LONGEST_ID} letters: {', '.join(name[:200] for name in long)}")
 
 
 def pytest_collection_finish() -> None:

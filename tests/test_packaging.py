@@ -1,18 +1,25 @@
-"""What is shipped: a wheel with man pages and no tests, pages that say what the commands say."""
+"""What is shipped: an sdist and a wheel that hold what they should and nothing else, pages that say what the commands say."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import release
+from release import tracked
 from wheel_fixtures import Installed
 
+from elbocli import __version__
 from elbocli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
+PAGE = re.compile(r"man/[^/]+\.[15]")
+EGG = ("SOURCES", "dependency_links", "entry_points", "requires", "top_level")
 
 
 def test_man_pages_are_what_the_commands_say() -> None:
@@ -30,19 +37,44 @@ def test_mandoc_finds_nothing_to_complain_about() -> None:
     assert result.stdout == "" and result.returncode == 0
 
 
-def test_a_wheel_holds_the_package_its_presets_and_pages_and_no_tests(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    assert not [name for name in names if re.search(r"\btests?\b|\btest_|_test\b", name)]
-    for wanted in (
-        "elbocli/nn/presets/imagenet64.yaml",
-        *(f"elbocli/report/{name}.html" for name in ("base", "parts", "page", "several")),
-        "elbocli/__init__.pyi",
-        "elbocli/py.typed",
-        "data/share/man/man1/elbo-train.1",
-        "data/share/man/man5/elbo-formats.5",
-        "LICENSE",
-    ):
-        assert any(name.endswith(wanted) for name in names), wanted
+def test_a_wheel_holds_the_package_its_pages_and_nothing_else(wheel: Path) -> None:
+    name, version, *_ = wheel.name.split("-")
+    about = f"{name}-{version}.dist-info"
+    package = [each for each in tracked() if each.startswith("elbocli/")]
+    pages = [
+        f"{name}-{version}.data/data/share/man/man{each[-1]}/{each[4:]}" for each in tracked() if PAGE.fullmatch(each)
+    ]
+    written = ["METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"]
+    assert len(pages) > len(COMMANDS)
+    assert {"elbocli/py.typed", "elbocli/__init__.pyi", "elbocli/report/page.html"} < set(package)
+    assert sorted(zipfile.ZipFile(wheel).namelist()) == sorted(
+        [*package, *pages, *(f"{about}/{each}" for each in written)]
+    )
+
+
+def test_an_sdist_is_what_is_tracked_and_the_same_bytes_whatever_lies_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = release.make_sdist(tmp_path / "first")
+    top = made.name.removesuffix(".tar.gz")
+    with tarfile.open(made) as archive:
+        names = {each.name.removeprefix(f"{top}/") for each in archive if each.isfile()}
+        owners = {(each.uid, each.gid, each.uname, each.mtime) for each in archive}
+    egg = {f"elbocli.egg-info/{each}.txt" for each in EGG} | {"elbocli.egg-info/PKG-INFO", "PKG-INFO"}
+    assert names == {*tracked(), *egg}
+    assert owners == {(0, 0, "", release.epoch())}
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(release.epoch()))
+    before = os.umask(0o077)
+    try:
+        again = release.make_sdist(tmp_path / "again")
+    finally:
+        os.umask(before)
+    assert made.read_bytes() == again.read_bytes()
+
+
+def test_tag_changes_and_version_agree() -> None:
+    assert release.disagreement() == "" == release.disagreement(f"v{__version__}")
+    assert release.disagreement("v9.9.9") == f"the tag is v9.9.9, and elbocli.__version__ is {__version__}"
 
 
 def test_installed_in_a_fresh_environment_it_runs_and_man_finds_its_pages(installed: Installed, tmp_path: Path) -> None:

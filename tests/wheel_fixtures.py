@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from forks import Zygote
+from release import make_wheel
 
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip"]
@@ -61,18 +62,6 @@ class Installed:
         )
 
 
-def build_wheel(folder: Path) -> Path:
-    """A wheel in that folder, built of what git tracks, as it is in the working tree."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists():
-            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / "source" / name)
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
-    subprocess.run([*PIP, "wheel", *options, str(folder / "source")], check=True, capture_output=True, timeout=120)
-    return next(folder.glob("*.whl"))
-
-
 def install(wheel: Path, folder: Path) -> Installed:
     """The wheel with its bytecode, in a new environment there."""
     import click
@@ -90,7 +79,7 @@ def install(wheel: Path, folder: Path) -> Installed:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of this tree."""
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+    return make_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ import threading
 import time
 import traceback
 import types
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ def run(
         be_ordinary()
     if at_fsync is not None:
         os.fsync = lambda _: os.kill(os.getpid(), at_fsync)  # type: ignore[arg-type, assignment, return-value, unused-ignore]
+    # As in the suite itself: what is opened is closed, and nothing of elbo's own is about to go.
+    warnings.filterwarnings("error", category=ResourceWarning)
+    for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("error", category=kind, module="elbocli")
     code: Any = 0
     try:
         do(line, cwd)

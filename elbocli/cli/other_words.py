@@ -6,8 +6,6 @@ from typing import Any
 
 import click
 
-from elbocli.core.registry import nearest
-
 MEANT = {
     "--steps, which counts updates: epochs times images over --batch": "--epochs --num-epochs --max-epochs",
     "--steps": "--iterations --iters --max-steps --num-steps --total-steps --max-train-steps --num-inference-steps "
@@ -91,6 +89,8 @@ class Group(click.Group):
         """Find the command as click does, and name the one that was meant where there is none."""
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            from elbocli.core.registry import nearest
+
             ours = COMMANDS.get(name)
             meant = f"'elbo {ours}' does that" if ours else nearest(name, self.list_commands(ctx))
             raise click.UsageError(f"No such command {name!r}; {meant}", ctx)
@@ -112,4 +112,6 @@ def nearest_setting(word: str, known: Any) -> str:
     for ours in OPTIONS.get(f"--{word.replace('_', '-')}", ()):
         if (name := ours.partition(",")[0].lstrip("-").replace("-", "_")) in known:
             return f"here it is {name}"
+    from elbocli.core.registry import nearest
+
     return nearest(word, sorted(known), most=100)

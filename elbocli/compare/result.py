@@ -64,7 +64,7 @@ class Compared(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(Record):
+class Comparison(Record, file="result of elbo compare (JSON)"):
     """All files beside the first. alike: facts that all have in common, as `elbo eval` names them."""
 
     first: str

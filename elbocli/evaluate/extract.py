@@ -70,7 +70,7 @@ def open_feature_source(source: Path | IO[bytes], stack: contextlib.ExitStack, w
     with world.together():
         if world.first or not streamed:
             reader = stack.enter_context(read_samples(source))
-            labels, made, how = reader.labels, reader.made.json(), reader.preprocessing
+            labels, made, how = reader.labels, reader.made.facts(), reader.preprocessing
     name, shape = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
     size = shape[1] if shape[1] == shape[2] else list(shape[1:3])
     about = FeatureFacts(n=shape[0], preprocessing={"image_size": size, "channels": shape[3], **how}, made=made or None)

@@ -24,14 +24,19 @@ from elbocli.files.reading import check_format
 from elbocli.files.schema import REST, Count, Record, Word
 from elbocli.files.snapshots import SnapshotLayout
 
-FORMAT = "elbo-ema"
+FORMAT, VERSION = "elbo-ema", 1
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DIGEST = "payload_sha256"
 CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
-class AverageFacts(Record, file="`about` of an average (safetensors)", reader="elbocli.files.average_file.read_about"):
+class AverageFacts(
+    Record,
+    version=0,
+    file="`about` of an average (safetensors)",
+    reader="elbocli.files.average_file.read_about",
+):
     """Facts on how an average was made: of a run's snapshots up to a step, by their shares. trained: facts that tell that run from
     others. residual: how far the profile is off.
     """
@@ -64,7 +69,12 @@ def writing_average(
     # Wider types first: then every tensor is aligned to its own size, as readers that map the file need.
     names = sorted(layout, key=lambda key: (-SIZES[layout[key][0]], key))
     blank = "0" * 64
-    meta = {"format": FORMAT, "version": "1", "about": json.dumps(about.json(), allow_nan=False), DIGEST: blank}
+    meta = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "about": json.dumps(about.json(), allow_nan=False),
+        DIGEST: blank,
+    }
     header: dict[str, Any] = {"__metadata__": meta}
     end = 0
     for name in names:
@@ -88,7 +98,7 @@ def writing_average(
 def read_about(path: Path) -> tuple[AverageFacts, str]:
     """(how the average was made, the digest of its tensors). Raises FormatError when the file is no such average."""
     meta = tensor_files.metadata(path)
-    check_format(path, meta, FORMAT, "1", "; make them with 'elbo ema'")
+    check_format(path, meta, FORMAT, VERSION, "; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"
     return AverageFacts.of(strict_json.load(meta.get("about", ""), what), what), meta.get(DIGEST, "")
 

@@ -96,7 +96,7 @@ def _room(arrays: Arrays, names: Names, attributes: dict[str, Any]) -> int:
 
 def add_contents(file: h5py.File, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
     """Put everything but the block into a dataset that is being written, and the digest of it all."""
-    known = {"format": DatasetAttributes.FORMAT, "version": 1, "digests": DIGESTS}
+    known = {**DatasetAttributes.head(), "digests": DIGESTS}
     said = DatasetAttributes.of({**known, **attributes}, file.filename)
     # Sorted, so that the same contents are the same bytes whoever put them together.
     for name, array in sorted(arrays.items()):

@@ -21,7 +21,7 @@ from elbocli.files.atomic import writing
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.reading import check_format, refusing
 
-FORMAT = "elbo-features"
+FORMAT, VERSION = "elbo-features", 1
 SUFFIX = ".safetensors"
 
 
@@ -45,7 +45,7 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
         "spatial": saved.spatial,
     }
     held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-    meta = {"format": FORMAT, "version": "1", "about": json.dumps(saved.about.json(), allow_nan=False)}
+    meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(saved.about.json(), allow_nan=False)}
     with writing(path) as file:
         file.write(save(held, meta))
 
@@ -62,7 +62,7 @@ def read_features(path: Path) -> SavedFeatures:
     with refusing(f"{path}: not usable as features"):
         file = tensor_files.TensorFile(path, "features")
         meta = file.metadata
-        check_format(path, meta, FORMAT, "1", "; make it with 'elbo eval --save-features'")
+        check_format(path, meta, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
         held = {key: file.read(key) for key in file.layout}
         about = FeatureFacts.of(strict_json.parse(meta["about"]), f"{path}: not usable as features: about")
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about, held.get("spatial"))

@@ -96,7 +96,6 @@ def _columns(groups: list[Group]) -> int:
 class GridText(Record, file="text `elbo-grid` of a PNG", reader="elbocli.files.grid.layout_of"):
     """A Layout. groups: [name, places] of each."""
 
-    version: Annotated[int, Bounds(1, 1)]
     height: Side
     width: Side
     scale: Side
@@ -156,7 +155,7 @@ class Layout:
     def text(self) -> str:
         """It as text, for `layout_of`."""
         groups: list[Any] = [[group.name, list(group.images)] for group in self.groups]
-        said = GridText(1, self.height, self.width, self.scale, self.columns, self.left, groups)
+        said = GridText(self.height, self.width, self.scale, self.columns, self.left, groups)
         return json.dumps(said.json())
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli.errors import DataError, ElboError, FormatError
+from elbocli.errors import DataError, ElboError, FormatError, NewerVersion
 from elbocli.files.opening import NO_WAITING, check_file, open_file
+from elbocli.version import __version__
 
 LARGEST_TEXT = 16 << 20
 LONGEST_LINE = 1 << 20
@@ -24,7 +25,7 @@ def one_line(error: Exception, most: int = 160) -> str:
 
 def encodable(text: str) -> str:
     """Text as files and libraries take it: bytes of a name that are not UTF-8, and other halves of letters, are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager
@@ -67,13 +68,23 @@ def naming(where: object, kind: type[ElboError] = DataError) -> Iterator[None]:
         raise kind(f"{where}: {error}") from error
 
 
-def check_format(where: object, found: Mapping[str, Any], name: str, version: object = 1, then: str = "") -> None:
-    """Raise FormatError when a file doesn't say that it is of that format and version. then: the remedy."""
-    said = found.get("format"), found.get("version")
-    if said != (name, version):
-        raise FormatError(
-            f"{where}: format is {said[0]!r} version {said[1]!r}, expected {name!r} version {version!r}{then}"
+def check_format(where: object, found: Mapping[str, Any], name: str, known: int = 1, then: str = "") -> None:
+    """Raise FormatError when a file doesn't say that it is of that format, NewerVersion when it is of a later version.
+
+    name: '' for a format whose files don't say it; without a version they are of the first. known: the version that this
+    elbo writes; it reads those before, too. then: the remedy.
+    """
+    kind, version = found.get("format") if name else "", found.get("version", None if name else 1)
+    if isinstance(version, str) and version.isdecimal() and len(version) < 9:  # metadata of safetensors is text
+        version = int(version)
+    if kind == name and type(version) is int and version > known:
+        raise NewerVersion(
+            f"{where}: a later elbo wrote it, in version {version} of its format; elbo {__version__} reads "
+            f"{'version 1' if known == 1 else f'versions 1 to {known}'}; upgrade elbo"
         )
+    if kind != name or version not in range(1, known + 1):
+        said = (f"format is {kind!r} version", f"{name!r} version ") if name else ("version is", "")
+        raise FormatError(f"{where}: {said[0]} {version!r}, expected {said[1]}{known}{then}")
 
 
 def read_limited(path: Path, what: str, most: int = LARGEST_TEXT) -> bytes:

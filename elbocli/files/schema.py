@@ -46,11 +46,8 @@ class Bounds:
         """Words for what is expected."""
         if kind in (int, float):
             what = "a whole number" if kind is int else "a finite number"
-            return (
-                what
-                if (self.low, self.high) == (Bounds.low, Bounds.high)
-                else f"{what} from {self.low:g} to {self.high:g}"
-            )
+            unbounded = (self.low, self.high) == (Bounds.low, Bounds.high)
+            return what if unbounded else f"{what} from {self.low:g} to {self.high:g}"
         if kind is str:
             return f"one of {', '.join(self.choices)}" if self.choices else "text" + self._size(self.longest, "letters")
         return ("a list" if kind is list else "an object") + self._size(self.most, "values")
@@ -86,24 +83,40 @@ class Record:
     """A dataclass that is read and written by its fields.
 
     format: what a file says that it is; '' where it doesn't say. file, reader: as Declared has them, for a format of its own.
+    version: which this elbo writes; it reads those before, too. 0 is for a part of a file that says it elsewhere.
     remedy: what to do about a file that isn't one. strict: whether other keys are refused.
     """
 
     FORMAT: ClassVar[str] = ""
+    VERSION: ClassVar[int] = 0
     REMEDY: ClassVar[str] = ""
     STRICT: ClassVar[bool] = False
 
     def __init_subclass__(
-        cls, format: str = "", file: str = "", reader: str = "", remedy: str = "", strict: bool = False, **more: Any
+        cls,
+        format: str = "",
+        version: int = 1,
+        file: str = "",
+        reader: str = "",
+        remedy: str = "",
+        strict: bool = False,
     ) -> None:
-        super().__init_subclass__(**more)
-        cls.FORMAT, cls.REMEDY, cls.STRICT = format, remedy, strict
+        cls.FORMAT, cls.REMEDY, cls.STRICT, cls.VERSION = format, remedy, strict, version if file else 0
         if file:
             SCHEMAS.append(Declared(cls, file, reader))
 
     def json(self) -> dict[str, Any]:
         """The object, for json to write; records in it, in lists and in dicts too."""
-        found: dict[str, Any] = {"format": self.FORMAT, "version": 1} if self.FORMAT else {}
+        return {**self.head(), **self.facts()}
+
+    @classmethod
+    def head(cls) -> dict[str, Any]:
+        """Keys that say which format it is, and which version of it."""
+        return {**({"format": cls.FORMAT} if cls.FORMAT else {}), **({"version": cls.VERSION} if cls.VERSION else {})}
+
+    def facts(self) -> dict[str, Any]:
+        """What it says, without the head."""
+        found = dict[str, Any]()
         for each in fields(self):  # type: ignore[arg-type]
             value = getattr(self, each.name)
             if each.metadata.get("rest"):
@@ -114,19 +127,20 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Any, where: str = "") -> Self:
-        """Read what `json` wrote. where: the keys that lead to it, for messages.
-
-        Raises FormatError for a key that is missing or doesn't hold what it should.
-        """
-        if cls.FORMAT and isinstance(content, dict):
-            check_format(where or "it", content, cls.FORMAT, 1, cls.REMEDY)
+        """Read what `json` wrote. where: the keys that lead to it, for messages. Raises FormatError, NewerVersion."""
+        cls.check_head(content, where or "it")
         return from_keys(cls, content, where)
 
     @classmethod
+    def check_head(cls, content: Any, where: object) -> None:
+        """Raise FormatError for an object that says it is of another format, NewerVersion for one of a later version."""
+        if cls.VERSION and isinstance(content, dict):
+            check_format(where, content, cls.FORMAT, cls.VERSION, cls.REMEDY)
+
+    @classmethod
     def of(cls, content: Any, where: object) -> Self:
-        """Read what a file holds. where: the file, for messages. Raises FormatError."""
-        if cls.FORMAT and isinstance(content, dict):
-            check_format(where, content, cls.FORMAT, 1, cls.REMEDY)
+        """Read what a file holds. where: the file, for messages. Raises FormatError, NewerVersion."""
+        cls.check_head(content, where)
         with naming(where, FormatError):
             return cls.from_json(content)
 
@@ -206,12 +220,8 @@ def seen(hint: Any) -> Seen:
         hint, bounds, *_ = get_args(hint)
     origin, holds = get_origin(hint), get_args(hint)
     if origin in (UnionType, Union):
-        kinds = [each for each in holds if each is not NoneType]
-        return partial(
-            _one_of,
-            NoneType in holds,
-            [seen(Annotated[each, bounds] if bounds != Bounds() else each) for each in kinds],
-        )
+        own = [seen(Annotated[each, bounds] if bounds != Bounds() else each) for each in holds if each is not NoneType]
+        return partial(_one_of, NoneType in holds, own)
     if hint is Any:
         return _anything
     if origin in (list, tuple):
@@ -251,11 +261,8 @@ def _scalar(kind: type, bounds: Bounds, value: Any, name: str) -> Any:
 def _list(kind: type, see: Seen, bounds: Bounds, value: Any, name: str) -> Any:
     if not isinstance(value, list | tuple) or not bounds.least <= len(value) <= bounds.most:
         raise FormatError(f"{name} is {shown(value)}; expected {bounds.words(list)}")
-    if (
-        isinstance(see, partial)
-        and see.func is _scalar
-        and (quick := _numbers(see.args[0], see.args[1], value)) is not None
-    ):
+    scalar = see.args if isinstance(see, partial) and see.func is _scalar else None
+    if scalar and (quick := _numbers(scalar[0], scalar[1], value)) is not None:
         return kind(quick)
     return kind(see(each, name) for each in value)
 

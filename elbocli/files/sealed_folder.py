@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elbocli.errors import DataError, FormatError, Vanished
+from elbocli.errors import DataError, FormatError, NewerVersion, Vanished
 from elbocli.files import strict_json, strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
@@ -51,7 +51,7 @@ def run_id(run: Path) -> str | None:
 
 @lru_cache
 def _run_id(run: Path, changed: int, size: int) -> str | None:
-    with suppress(FormatError):
+    with suppress(FormatError, NewerVersion):
         return RunConfig.of(strict_yaml.read(run / CONFIG), CONFIG).run_id
     return None
 

@@ -20,6 +20,7 @@ from elbocli.files.dataset_virtual import relative_name, write_virtual
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.hashing import add_digests, add_rows
 from elbocli.files.resumable import refuse_made
+from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
@@ -67,7 +68,8 @@ def _joined_attributes(parts: Sequence[Part], command: str) -> dict[str, Any]:
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in sums):
         found["source_sha256"] = add_digests(sums)
     if any(part.drawn for part in parts):
-        found["samples"] = json.dumps(_joined_description([part.drawn for part in parts]))
+        drawn = _joined_description([part.drawn for part in parts])
+        found["samples"] = json.dumps(SamplesAbout.of(drawn, parts[0].path).json())
     return {**found, "command": command}
 
 

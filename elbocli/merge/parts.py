@@ -78,7 +78,7 @@ def open_part(path: Path) -> Part:
     if known is not None and data.contents_digest() != known:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     arrays, names = data.contents()
-    length, how = sum(map(len, data.block.parts)), drawn(data.attributes, str(path)).json()
+    length, how = sum(map(len, data.block.parts)), drawn(data.attributes, str(path)).facts()
     block = (data.kind, data.store, data.layout, len(data), length, data.self_contained)
     return Part(path, *block, data.attributes, how, arrays, names)
 

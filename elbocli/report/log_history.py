@@ -40,7 +40,7 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
     if path.exists():
         with told(path, "read"), open_file(path) as file:
             for text in written_lines(file, path):
-                row = _row(text)
+                row = _row(text, path)
                 if not row or len(columns.keys() | row.keys()) > MOST_COLUMNS:
                     bad += 1
                     continue
@@ -63,10 +63,10 @@ def _points(name: str, at: array[int], values: array[float], size: int, count: i
     return [_pooled(name, values[start:stop]) for start, stop in pairwise(ends)]
 
 
-def _row(text: bytes) -> dict[str, float]:
+def _row(text: bytes, path: Path) -> dict[str, float]:
     """The finite numbers of a line; nothing when it is no line of metrics."""
     try:
-        row = MetricsRow.of(strict_json.load(text, "a line"), "a line").json()
+        row = MetricsRow.of(strict_json.load(text, path), path).facts()
     except FormatError:
         return {}
     return {key: float(value) for key, value in row.items() if type(value) in (int, float)}

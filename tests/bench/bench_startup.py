@@ -19,7 +19,8 @@ from compare import Row, compare
 from elbocli.main import elbo
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from wheel_fixtures import build_wheel, install
+from release import make_wheel
+from wheel_fixtures import install
 
 BOUND, ROUNDS = 1.6, 15
 
@@ -36,7 +37,7 @@ def rows() -> Iterator[Row]:
     """The group's help, and each command's."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        python, peer = install(build_wheel(folder), folder / "env").python, folder / "peer.py"
+        python, peer = install(make_wheel(folder), folder / "env").python, folder / "peer.py"
         environment = {**os.environ, "PYTHONPATH": ""}
 
         def run(*line: str | Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from forks import zygote
 from hostile_files import HOSTILE, MOST_MEMORY, MOST_SECONDS, TRAIN, Hostile, good_files
+from short_ids import short
 
 LINES = [(case, line, case.quick and line == case.lines[0]) for case in HOSTILE for line in case.lines]
 """The last: whether it is known how the line ends, which takes no time. Others may have nothing to do with what is hostile."""
@@ -35,7 +36,7 @@ def ran(line: str, folder: Path) -> tuple[int, float, int, str]:
 @pytest.mark.parametrize(
     ("case", "line", "quick"),
     [
-        pytest.param(case, line, quick, marks=() if quick else pytest.mark.slow, id=f"{case.name}: {line}")
+        pytest.param(case, line, quick, marks=() if quick else pytest.mark.slow, id=short(f"{case.name}: {line}", 57))
         for case, line, quick in LINES
     ],
 )

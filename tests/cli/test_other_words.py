@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import pytest
+from short_ids import short
 
 from elbocli.cli.grouped_help import Command
 from elbocli.cli.other_words import COMMANDS, OPTIONS
@@ -73,7 +74,7 @@ def test_another_tools_option_is_answered_with_elbos(name: str) -> None:
         ("sample RUN -o x.npy --cfg 2 -n 1 --steps 2", "sample RUN -o x.npy --guidance 2 -n 1 --steps 2"),
         ("prep SRC x.h5 --resolution 8", "prep SRC x.h5 --size 8"),
     ],
-    ids=lambda line: line.partition(" -o")[0],
+    ids=lambda line: short(line.partition(" -o")[0]),
 )
 def test_the_line_with_the_named_option_runs(
     wrong: str, right: str, elbo: Elbo, digits: Path, digits_folder: Path, trained: Path, preset: Path, tmp_path: Path

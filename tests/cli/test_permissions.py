@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from short_ids import short
 
 SCORE = "--extractor elbo-tiny --metrics fid"
 FEW = "-n 2 --steps 2"
@@ -136,7 +137,7 @@ def refused(done: Any, *words: bytes) -> None:
     assert b"delete it" not in said and b"damaged" not in said, "what is kept from a user is no damage"
 
 
-@pytest.mark.parametrize(("line", "victim"), READ, ids=lambda each: each.replace("{0}", "IN"))
+@pytest.mark.parametrize(("line", "victim"), READ, ids=lambda each: short(each.replace("{0}", "IN")))
 def test_input_out_of_reach_is_told(
     line: str, victim: str, elbo: Elbo, all_there: Path, places: dict[str, Path], work: Path
 ) -> None:
@@ -154,7 +155,7 @@ def test_input_out_of_reach_is_told(
         assert contents(work.parent) == before
 
 
-@pytest.mark.parametrize("line", WRITE, ids=lambda line: line.replace("{0}", "OUT"))
+@pytest.mark.parametrize("line", WRITE, ids=lambda line: short(line.replace("{0}", "OUT"), 60))
 def test_a_folder_that_may_not_be_written_gets_nothing(
     line: str, elbo: Elbo, places: dict[str, Path], work: Path
 ) -> None:

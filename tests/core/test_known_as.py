@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from short_ids import short
 
 from elbocli.core.averages import AVERAGES, parse_average
 from elbocli.core.clipping import CLIPS
@@ -98,7 +99,7 @@ def test_the_only_parameter_needs_no_name_and_of_several_the_message_names_all(r
         (parse_factor, "p2:2", "p2:gamma=2"),
         (Prediction.parse, "edm:1", "edm:sigma_data=1"),
     ],
-    ids=lambda each: each if isinstance(each, str) else "of",
+    ids=lambda each: short(each) if isinstance(each, str) else "of",
 )
 def test_every_kind_of_spec_takes_its_only_parameter_bare(parse, short, full) -> None:
     one, other = parse(short), parse(full)

@@ -113,7 +113,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(small_disk):
     [
         (None, "format is None"),
         ({"format": "pt"}, "format is 'pt'"),
-        ({"format": "elbo-ema", "version": "2"}, "version '2'"),
+        ({"format": "elbo-ema", "version": "0"}, "version 0"),
         ({"format": "elbo-ema", "version": "1"}, "doesn't say how"),
         ({"format": "elbo-ema", "version": "1", "about": "[]"}, "doesn't say how"),
         ({"format": "elbo-ema", "version": "1", "about": "{"}, "doesn't say how"),

@@ -125,7 +125,7 @@ def test_without_any_there_is_none(tmp_path):
     "change",
     [
         {"format": "other"},
-        {"version": 2},
+        {"version": 0},
         {"files": None},
         {"files": {"../../secret": {"sha256": "x"}}},
         {"files": {"..": {"sha256": "x"}}},
@@ -318,7 +318,7 @@ def test_what_is_no_run_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": "elbo-dataset"}, {"version": 2}, {"settings": None}, {"network": []}, {"data": "x"}, {"files": None}],
+    [{"format": "elbo-dataset"}, {"version": 0}, {"settings": None}, {"network": []}, {"data": "x"}, {"files": None}],
 )
 def test_a_config_of_another_kind_is_refused(tmp_path, change):
     content = {"format": "elbo-run", "version": 1, **CONFIG, **change}

@@ -119,7 +119,7 @@ def replace(name, make):
 REFUSED = {
     "another format": (lambda f: f.attrs.__setitem__("format", "other"), "format is 'other'"),
     "no format": (lambda f: f.attrs.__delitem__("format"), "format is None"),
-    "a later version": (lambda f: f.attrs.__setitem__("version", 2), "version 2"),
+    "no such version": (lambda f: f.attrs.__setitem__("version", 0), "version 0"),
     "no images": (lambda f: f.__delitem__("images"), "no dataset 'images'"),
     "no labels": (lambda f: f.__delitem__("labels"), "no dataset 'labels'"),
     "float images": (

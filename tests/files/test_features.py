@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path, more):
     ("tensors", "meta", "what"),
     [
         ({"features": FEATURES}, {"format": "pt"}, "format is 'pt'"),
-        ({"features": FEATURES}, {**META, "version": "2"}, "version '2', expected 'elbo-features' version '1'"),
+        ({"features": FEATURES}, {**META, "version": "0"}, "version 0, expected 'elbo-features' version 1"),
         ({"features": FEATURES}, {**META, "about": "[1]"}, "about: it is .*, not an object"),
         ({"features": FEATURES}, {**META, "about": "{"}, "not usable as features"),
         ({"logits": FEATURES}, META, "not usable as features"),

@@ -16,7 +16,7 @@ from elbocli.files import strict_json, strict_yaml
 from elbocli.files.schema import Declared
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-FORMATS = [pytest.param(each, id=each.file) for each in declared()]
+FORMATS = [pytest.param(each, id=each.schema.__name__) for each in declared()]
 FOREIGN = {
     "files/recognise.py": "a word on a file, of which nothing depends",
     "files/scheduler_config.py": "diffusers",

@@ -117,7 +117,7 @@ def test_a_declared_weighting_resolves(text):
     [
         ({"format": "elbo-run"}, "a config of a run, not a schedule"),
         ({"format": None}, "format is None"),
-        ({"version": 2}, "version 2"),
+        ({"version": 0}, "version 0"),
         ({"knots": []}, "knots"),
         ({"knots": "x"}, "knots"),
         ({"knots": [1, 2]}, "knots is '1', not an object"),

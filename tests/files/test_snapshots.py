@@ -81,7 +81,7 @@ def test_a_damaged_one_is_named_and_left_out(tmp_path, file, how):
     "change",
     [
         {"format": "elbo-checkpoint"},
-        {"version": 2},
+        {"version": 0},
         {"step": 3},
         {"step": "x"},
         {"images": None},

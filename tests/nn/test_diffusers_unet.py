@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from short_ids import short
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.nn.networks import build, config_of, section_of
@@ -86,7 +87,7 @@ def test_it_trains_and_reads_back() -> None:
         ({"time_embedding_type": "learned"}, "expected positional or fourier"),
         ({"quantization_config": "x"}, "has no 'quantization_config'"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=short,
 )
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], told: str) -> None:
     with pytest.raises(FormatError, match=told), torch.device("meta"):

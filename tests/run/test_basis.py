@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from short_ids import short
 from torch import nn
 
 from elbocli.core.schedule import schedule_of_shares
@@ -66,7 +67,7 @@ REFINING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", REFINING, ids=str)
+@pytest.mark.parametrize("options", REFINING, ids=short)
 def test_the_same_options_again_or_none_of_them_go_on_with_the_same_run(
     options: dict[str, Any], first: Make, file: Path, digits: Path
 ) -> None:
@@ -134,7 +135,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("other", SIZES, ids=str)
+@pytest.mark.parametrize("other", SIZES, ids=short)
 @pytest.mark.parametrize(
     "network", [UNET, "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8"]
 )

@@ -134,7 +134,7 @@ def _counts(path: Path, data: Dataset) -> list[str]:
         "image_size": (known.image_size, data.image_size) if "latents" not in data.kind else (None, None),
     }
     if "class_counts" in lengths:
-        with data.damage():
+        with data.parsing():
             counts = np.asarray(data.member("class_counts")[()]).tolist()
         facts["class_counts"] = (counts, np.bincount(data.labels, minlength=classes).tolist())
     for name, (found, expected) in facts.items():

@@ -112,6 +112,7 @@ def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> Non
         "weighting": "sigmoid:bias=2",
         "criterion": "loss",
         "images": 200_000,
+        "version": 1,
         "intervals": 1,
         "batch": 20_000,
         "logsnr_min": -10,

@@ -525,6 +525,6 @@ print(k)
 )
 
 
-@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(tmp_path, crashes, stride):
-    assert int(crashes(EVERY_KILL, tmp_path, 1, stride, timeout=300)) >= 25 * 7
+    assert int(crashes(EVERY_KILL, tmp_path, 1, stride, timeout=300)) >= 40

@@ -36,7 +36,7 @@ def test_the_file_is_npz_without_pickle(tmp_path):
     write_statistics(tmp_path / "ref.npz", Statistics(mu, sigma, FeatureFacts(n=2)))
     with np.load(tmp_path / "ref.npz", allow_pickle=False) as content:
         np.testing.assert_array_equal(content["mu"], mu)
-        assert json.loads(str(content["about"])) == {"n": 2}
+        assert json.loads(str(content["about"])) == {"version": 1, "n": 2}
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

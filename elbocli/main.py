@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elbocli import __version__
 from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command, option
 from elbocli.cli.other_words import Group, NoCommand
 from elbocli.cli.stderr import STDERR, heard, tell
@@ -22,6 +21,7 @@ from elbocli.cli.visible import visible, visible_lines
 from elbocli.errors import ElboError
 from elbocli.runtime.address_space import refuse_too_little
 from elbocli.runtime.descriptors import make_streams_whole, write_all
+from elbocli.version import __version__
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import click
 
-from elbocli import __version__
 from elbocli.cli.grouped_help import Command, Option
 from elbocli.cli.types import Named, imported
 from elbocli.core.samplers import SamplerTraits
 from elbocli.main import elbo
+from elbocli.version import __version__
 
 HERE = Path(__file__).parent
 DATE = "2026-11-24"

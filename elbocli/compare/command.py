@@ -40,12 +40,12 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
     itself: of twenty equal pairs, one looks different. Standard error has a sentence on each.
     """
-    from elbocli import __version__
     from elbocli.cli.progress_bar import say
     from elbocli.compare.result import Comparison
     from elbocli.compare.results import compare_results, found_in
     from elbocli.evaluate.result import results_of
     from elbocli.files.reading import LARGEST_TEXT
+    from elbocli.version import __version__
 
     context, features = click.get_current_context(), [path.suffix == ".safetensors" for path in files]
     if any(features) and not all(features):

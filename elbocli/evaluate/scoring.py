@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch_fidelity.version import __version__ as fidelity_version
 
-from elbocli import __version__
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.core.metrics.fid import WITHIN
 from elbocli.errors import DataError, UsageError
@@ -39,6 +38,7 @@ from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import Progress
+from elbocli.version import __version__
 
 ENOUGH = 10_000
 """Images below which a score is said to be of few."""

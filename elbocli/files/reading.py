@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli import __version__
 from elbocli.errors import DataError, ElboError, FormatError, NewerVersion
 from elbocli.files.opening import NO_WAITING, check_file, open_file
+from elbocli.version import __version__
 
 LARGEST_TEXT = 16 << 20
 LONGEST_LINE = 1 << 20

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 
-from elbocli import __version__
 from elbocli.errors import DataError, UsageError
 from elbocli.files import dataset_block
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
@@ -33,6 +32,7 @@ from elbocli.prep.defaults import chosen_channels, chosen_size, explained
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
+from elbocli.version import __version__
 
 if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder

@@ -115,7 +115,7 @@ class Record:
         return {**({"format": cls.FORMAT} if cls.FORMAT else {}), **({"version": cls.VERSION} if cls.VERSION else {})}
 
     def facts(self) -> dict[str, Any]:
-        """What it says, without the head."""
+        """All that it says, without the head."""
         found = dict[str, Any]()
         for each in fields(self):  # type: ignore[arg-type]
             value = getattr(self, each.name)

@@ -12,7 +12,11 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, -(-3 * os.cpu_count() /
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/test_house.py
 
-.PHONY: help demo demo-fashion site unit test check check-slow bench gpu fuzz lint types man docs dist clean
+# What other versions could break: the unit tests, words and options, two processes, the whole pipeline.
+VERSIONS := $(UNIT) tests/test_bounds.py tests/cli/test_options.py tests/cli/test_other_words.py tests/sample/test_scale.py \
+	tests/evaluate/test_group.py tests/train/test_group.py tests/train/test_torchrun.py tests/test_pipeline.py
+
+.PHONY: help demo demo-fashion site unit test check check-slow oldest newest bench gpu fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
@@ -20,7 +24,9 @@ help:
 	@echo "make unit        set up, then the tests of what commands are made of: three minutes on two cores"
 	@echo "make test        set up, then all tests but the slow ones: fourteen minutes"
 	@echo "make check       lint, types, tests, man pages"
-	@echo "make check-slow  the slow tests"
+	@echo "make check-slow  the slow tests, then both of these:"
+	@echo "make oldest      tests with the oldest Python and packages that setup.cfg allows; PYTHON_OLDEST names that Python"
+	@echo "make newest      tests with the newest Python here and the newest packages; PYTHON_NEWEST names that Python"
 	@echo "make fuzz        an hour of damaged files and odd command lines; what elbo takes amiss is kept in tests/fuzz/corpus"
 	@echo "make bench       benchmarks, as ratios against named peers"
 	@echo "make dist        what is published, in dist/: an sdist and a wheel, of the same bytes each time"
@@ -55,6 +61,28 @@ check: lint types test
 
 check-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
+	$(MAKE) oldest
+	$(MAKE) newest
+
+# Each in an environment of its own, by the same tests. tests/bounds.py knows what is oldest and newest.
+PYTHON_OLDEST ?= $(shell $(PYTHON) tests/bounds.py --oldest)
+PYTHON_NEWEST ?= $(shell $(PYTHON) tests/bounds.py --newest)
+.venv-oldest/.ready: setup.cfg pyproject.toml tests/bounds.py
+	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
+	$(PYTHON_OLDEST) tests/bounds.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
+	@touch $@
+
+.venv-newest/.ready: setup.cfg pyproject.toml
+	$(PYTHON_NEWEST) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade pip
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	@touch $@
+
+oldest newest: %: .venv-%/.ready
+	.venv-$@/bin/python tests/bounds.py --installed
+	$(PYTEST:$(BIN)%=.venv-$@/bin%) $(VERSIONS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -106,4 +134,4 @@ dist: $(VENV)/.ready
 	$(BIN)/python tests/release.py dist dist
 
 clean:
-	rm -rf $(VENV) build dist demo demo-fashion site *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist demo demo-fashion site *.egg-info

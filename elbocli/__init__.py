@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-__version__ = "0.2.0"
+from elbocli.version import __version__ as __version__
 
 
 @cache

@@ -9,11 +9,12 @@ from types import FrameType
 from elbocli.runtime.undoing import undo_all
 
 ENDING = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGHUP: signal.SIG_DFL,
+    "SIGINT": signal.default_int_handler,
+    "SIGTERM": signal.SIG_DFL,
+    "SIGHUP": signal.SIG_DFL,
 }
 """Signals that end a command, and what they do to a process that has changed nothing. Shells ignore some for others."""
+ELSEWHERE = "elbo: error: this system lacks fcntl or fork, which elbo needs; run it on Linux, or on Windows within WSL"
 GRACE_S = 1.0
 """Time after the first signal in which another is an echo of it."""
 IMPORTING = "<frozen importlib._bootstrap>"
@@ -49,7 +50,15 @@ def _imports(frame: FrameType | None) -> bool:
 
 def main() -> None:
     """Run the command line."""
-    for signum, usual in ENDING.items():
+    try:
+        import fcntl  # noqa: F401
+        import resource  # noqa: F401
+
+        os.fork  # noqa: B018
+    except (ImportError, AttributeError):
+        sys.exit(ELSEWHERE)
+    for name, usual in ENDING.items():
+        signum = getattr(signal, name)
         if signal.getsignal(signum) is usual:
             signal.signal(signum, end)
     from elbocli.main import main as run

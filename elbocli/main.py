@@ -8,20 +8,23 @@ import os
 import signal
 import sys
 import time
-import traceback
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem, shell_complete
 
-from elbocli import __version__
-from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command
-from elbocli.cli.other_words import Group
+from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command, option
+from elbocli.cli.other_words import Group, NoCommand
 from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
-from elbocli.cli.visible import visible_lines
+from elbocli.cli.visible import visible, visible_lines
 from elbocli.errors import ElboError
+from elbocli.runtime.address_space import refuse_too_little
 from elbocli.runtime.descriptors import make_streams_whole, write_all
+from elbocli.version import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
@@ -80,6 +83,8 @@ class Commands(Group):
             formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         words = [(name, about) for name, (_, about) in COMMANDS.items() if name.startswith(incomplete)]
         return [
             *(CompletionItem(name, help=about) for name, about in words),
@@ -87,8 +92,34 @@ class Commands(Group):
         ]
 
 
+def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    """Say the version, with -v all else that matters, and end; or refuse -v without it."""
+    verbose = ctx.params.pop("verbose", False)
+    if ctx.resilient_parsing or not (asked or verbose):
+        return
+    if not asked:
+        raise click.UsageError("-v before a command goes with --version; else it stands after it: elbo COMMAND -v", ctx)
+    click.echo(f"elbo {__version__}")
+    if verbose:
+        from elbocli.cli.versions import facts
+
+        for name, found in facts():
+            click.echo(f"{name:<14}  {visible(found)}")
+    ctx.exit()
+
+
 @click.group(cls=Commands, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="elbo", message="%(prog)s %(version)s")
+@option(
+    "--version",
+    is_flag=True,
+    allow_from_autoenv=False,
+    expose_value=False,
+    callback=_say_version,
+    help="Say the version; with -v all that a report of a bug needs.",
+    more="That is Python, the system, how torch was built, devices, threads, memory, and the version of each package that "
+    "elbo can use, beside the versions that will do.",
+)
+@option("-v", "--verbose", is_flag=True, is_eager=True, allow_from_autoenv=False, help="Say more, with --version.")
 def elbo() -> None:
     """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score.
 
@@ -100,7 +131,7 @@ def elbo() -> None:
     """
 
 
-ALLOCATE = "can't allocate memory"
+ALLOCATE = ("can't allocate memory", "std::bad_alloc")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 MAY = "; see who may read it, write it and search its folders: ls -ld"
 MOST_OPEN = "; close some, or allow more by 'ulimit -n'"
@@ -167,6 +198,8 @@ def _invoke(args: list[str]) -> int:
     """Run a command line to its end, and what it prints to where it goes; the exit code."""
     try:
         if COMPLETE in os.environ:
+            from click.shell_completion import shell_complete
+
             code: int = shell_complete(elbo, {}, "elbo", COMPLETE, os.environ[COMPLETE])
         else:
             with elbo.make_context("elbo", args, auto_envvar_prefix="ELBO") as context:
@@ -191,7 +224,7 @@ def run(args: list[str] | None = None) -> int:
         return _invoke(sys.argv[1:] if args is None else args)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "elbo"
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        if isinstance(error, NoCommand):
             click.echo(error.format_message(), err=True)
             return 2
         return fail(path, f"{error.format_message()} (see '{path} --help')", 2)
@@ -199,14 +232,15 @@ def run(args: list[str] | None = None) -> int:
         return fail("elbo", error.format_message(), 1)
     except ElboError as error:
         if Command.verbose:
+            import traceback
+
             with heard():
                 click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
         return fail(Command.path, str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # As torch and numpy say it, who need not be imported here; anything else is our bug.
-        if type(error).__name__ not in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError") and ALLOCATE not in str(
-            error
-        ):
+        named = type(error).__name__ in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError")
+        if not named and not any(words in str(error) for words in ALLOCATE):
             raise
         what = " ".join(str(error).split())[:200] or "nothing more was said"
         return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
@@ -234,6 +268,7 @@ def main() -> None:
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
+        refuse_too_little()
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
         faulthandler.enable()
     sys.exit(run())

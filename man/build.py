@@ -14,11 +14,11 @@ from pathlib import Path
 
 import click
 
-from elbocli import __version__
 from elbocli.cli.grouped_help import Command, Option
 from elbocli.cli.types import Named, imported
 from elbocli.core.samplers import SamplerTraits
 from elbocli.main import elbo
+from elbocli.version import __version__
 
 HERE = Path(__file__).parent
 DATE = "2026-11-24"
@@ -385,10 +385,8 @@ def options(command: click.Command) -> list[str]:
 
 def described(option: click.Option) -> tuple[str, str]:
     """An option's names and value, and all that there is to say of it."""
-    if option.name in ("help", "version"):
-        return ", ".join(
-            option.opts
-        ), "Show a summary and exit." if option.name == "help" else "Show the version and exit."
+    if option.name == "help":
+        return ", ".join(option.opts), "Show a summary and exit."
     value = "" if option.is_flag else " " + value_name(option)
     names = ", ".join(option.opts) + (" / " + ", ".join(option.secondary_opts) if option.secondary_opts else "")
     default = f"  [default: {option.default}]" if option.show_default and option.default is not None else ""

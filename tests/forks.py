@@ -38,7 +38,8 @@ class Zygote:
 
     def close(self) -> None:
         """End it."""
-        self.process.kill()
+        with self.process:
+            self.process.kill()
         shutil.rmtree(self.tools, ignore_errors=True)
 
     def run(

@@ -8,7 +8,6 @@ SIGUSR1; poison: [step, place in the batch] of an image that is NaN. log_to: as 
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import socket
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from signalled import end_with
 
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
@@ -32,14 +33,15 @@ preview.PREVIEW = replace(preview.PREVIEW, steps=4)  # whoever trains in several
 
 
 def started(size: int, work: Callable[[World], Any]) -> list[int]:
-    """Process numbers of `size` processes that do `work`, by rank."""
+    """Process numbers of `size` processes that do `work`, by rank. They end with this one at the latest."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = []
+    children, own = [], os.getpid()
     for rank in range(size):
         child = os.fork()
         if child == 0:
+            end_with(own)
             os.environ |= {
                 "TORCHELASTIC_RUN_ID": "test",
                 "RANK": str(rank),
@@ -54,12 +56,12 @@ def started(size: int, work: Callable[[World], Any]) -> list[int]:
     return children
 
 
-def ended(children: list[int], patience: float = math.inf) -> list[int]:
+def ended(children: list[int], patience: float = 60) -> list[int]:
     """Their exit codes, when all have ended; that of a signal is negative. Those that are left `patience` seconds after
     the first has ended are killed.
     """
     codes: dict[int, int] = {}
-    until = math.inf
+    until = float("inf")
     while len(codes) < len(children):
         for child in set(children) - set(codes):
             found, status = os.waitpid(child, os.WNOHANG)

@@ -96,7 +96,7 @@ def make_wheel(out: Path) -> Path:
 
 def disagreement(tag: str = "") -> str:
     """A sentence on what doesn't agree of tag, the newest heading of CHANGELOG.md and elbocli.__version__; '' if all do."""
-    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "elbocli/__init__.py").read_text("utf-8"), re.MULTILINE)
+    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "elbocli/version.py").read_text("utf-8"), re.MULTILINE)
     heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert found is not None and heading is not None
     if heading[1] != found[1]:

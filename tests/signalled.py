@@ -1,13 +1,16 @@
-"""A signal for a process that handles signals already."""
+"""A signal for a process that handles signals already, and one for a process that is left behind."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
 SIGTERM_BIT = 14
+PR_SET_PDEATHSIG = 1
 
 
 def end(process: int, signum: int, after: float) -> None:
@@ -22,3 +25,10 @@ def end(process: int, signum: int, after: float) -> None:
         os.kill(process, signum)
     except (OSError, IndexError):
         return
+
+
+def end_with(parent: int) -> None:
+    """Have the system kill this process, a fork of that one, when that one ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)

@@ -31,14 +31,17 @@ COMMANDS = {
 }
 BELOW = {
     "errors": set(),
+    "version": set(),
     "core": {"errors"},
     "runtime": {"errors"},
-    "files": {"errors", "core", "runtime"},
-    "images": {"errors", "core", "runtime", "files"},
-    "nn": {"errors", "core", "runtime", "files"},
-    "run": {"errors", "core", "runtime", "files", "images", "nn"},
-    "cli": {"errors", "core", "runtime", "files", "nn", "run"},
-    **{command: {"errors", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS},
+    "files": {"errors", "version", "core", "runtime"},
+    "images": {"errors", "version", "core", "runtime", "files"},
+    "nn": {"errors", "version", "core", "runtime", "files"},
+    "run": {"errors", "version", "core", "runtime", "files", "images", "nn"},
+    "cli": {"errors", "version", "core", "runtime", "files", "nn", "run"},
+    **{
+        command: {"errors", "version", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS
+    },
 }
 """What each room may import besides itself: only what lies below it."""
 DOORS = {

@@ -5,7 +5,8 @@ streams, then a line of JSON: {"line": what follows `python`: -m elbocli, -c COD
 "umask"; "ignored": signals} and perhaps {"closed": descriptors that are closed at the start, "ordinary": whether modes of
 files bind it, "files": how many it may have open, "at_fsync": a signal that comes when it first flushes a file
 to disk, "peak": a file for the most memory taken, in kB, and seconds of CPU}.
-Answers with the process number, then with the exit code, a line each. Who hangs up before has the process killed.
+Answers with the process number, then with the exit code, a line each. Who hangs up before has the process killed. All end
+with the zygote.
 As in a process of its own, all that it reads is given anew; only imports are not, nor terminal, group and limits. The
 memory that a step of elbo's own networks needs, which takes a second to count whenever a training starts, is counted once.
 """
@@ -29,12 +30,14 @@ import threading
 import time
 import traceback
 import types
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from signalled import end_with
 
 import elbocli
 from elbocli.__main__ import main
@@ -101,6 +104,10 @@ def run(
         be_ordinary()
     if at_fsync is not None:
         os.fsync = lambda _: os.kill(os.getpid(), at_fsync)  # type: ignore[arg-type, assignment, return-value, unused-ignore]
+    # As in the suite itself: what is opened is closed, and nothing of elbo's own is about to go.
+    warnings.filterwarnings("error", category=ResourceWarning)
+    for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("error", category=kind, module="elbocli")
     code: Any = 0
     try:
         do(line, cwd)
@@ -174,8 +181,10 @@ class Server:
                 os.close(stream)
             connection.close()
             return
+        own = os.getpid()
         child = os.fork()
         if child == 0:
+            end_with(own)
             connection.close()
             for key in self.selector.get_map().values():
                 if isinstance(key.fileobj, socket.socket):

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import ErrorMoments, fit_schedule, loss_variance
+from elbocli.core.adaptive import ErrorMoments, fit_schedule, floored, loss_variance
 from elbocli.core.criteria import CRITERIA, OF_ERRORS
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.core.uncertainty import refuse_adaptive
@@ -92,12 +92,17 @@ def _merged(log: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(log: LossLog) -> Density:
-    """The density the log was drawn from: its schedule's, or as counted when that one moved (or is gone)."""
+    """The density the log was drawn from: its schedule's, or as counted when that one moved (or is gone).
+
+    Half an error more in each bin than was counted (the Krichevsky-Trofimov estimate) keeps chance from making a density
+    zero, and none was below the floor of an adaptive schedule.
+    """
     low, high = float(log.edges[0]), float(log.edges[-1])
     try:
         return resolve_schedule(str(log.header.schedule), low, high).density
     except ElboError:
-        height = log.sums[0] / log.sums[0].sum() / log.edges.diff()
+        counted, width = log.sums[0] + 0.5, log.edges.diff()
+        height = floored(counted / counted.sum(), width, log.header.floor or 0) / width
         return lambda at: height[cell_of(at, log.edges)]
 
 

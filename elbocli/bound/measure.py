@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from elbocli import __version__
 from elbocli.bound.draws import Draws, Images, MeasuredNetwork
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
@@ -29,6 +28,7 @@ from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device
 from elbocli.train.batches import Posterior
+from elbocli.version import __version__
 
 DEFAULT_IMAGES = 1000
 ALL = 10**12

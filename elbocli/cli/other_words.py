@@ -6,8 +6,6 @@ from typing import Any
 
 import click
 
-from elbocli.core.registry import nearest
-
 MEANT = {
     "--steps, which counts updates: epochs times images over --batch": "--epochs --num-epochs --max-epochs",
     "--steps": "--iterations --iters --max-steps --num-steps --total-steps --max-train-steps --num-inference-steps "
@@ -68,7 +66,7 @@ COMMANDS = {
 def renamed_option(error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
     """Return the error with elbo's own word for another tool's option, where the command has it."""
     own = {name for param in ctx.command.params for name in param.opts}
-    own |= {param.make_metavar(ctx).strip("[].") for param in ctx.command.params if isinstance(param, click.Argument)}
+    own |= {param.human_readable_name.strip("[].") for param in ctx.command.params if isinstance(param, click.Argument)}
     for ours in OPTIONS.get(error.option_name.replace("_", "-"), ()):
         if ours.partition(",")[0] in own:
             where = (
@@ -76,6 +74,10 @@ def renamed_option(error: click.NoSuchOption, ctx: click.Context) -> click.Usage
             )
             return click.UsageError(f"No such option {error.option_name!r}; here it is {ours}{where}", ctx)
     return error
+
+
+class NoCommand(click.UsageError):
+    """A group without a command; its message is the group's help."""
 
 
 class Group(click.Group):
@@ -87,13 +89,17 @@ class Group(click.Group):
         """Find the command as click does, and name the one that was meant where there is none."""
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            from elbocli.core.registry import nearest
+
             ours = COMMANDS.get(name)
             meant = f"'elbo {ours}' does that" if ours else nearest(name, self.list_commands(ctx))
             raise click.UsageError(f"No such command {name!r}; {meant}", ctx)
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, and say where options stand when one stands before the command."""
+        """Parse as click does, and say where options stand when one stands before the command. Raises NoCommand."""
+        if not args and not ctx.resilient_parsing:
+            raise NoCommand(ctx.get_help(), ctx)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -106,4 +112,6 @@ def nearest_setting(word: str, known: Any) -> str:
     for ours in OPTIONS.get(f"--{word.replace('_', '-')}", ()):
         if (name := ours.partition(",")[0].lstrip("-").replace("-", "_")) in known:
             return f"here it is {name}"
+    from elbocli.core.registry import nearest
+
     return nearest(word, sorted(known), most=100)

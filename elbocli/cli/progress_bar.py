@@ -85,6 +85,7 @@ class _Bar:
     def __init__(self) -> None:
         self.bar: Any = None
         self.values: dict[str, Any] = {}
+        self.then = ""
 
     def update(self, report: Progress) -> None:
         from tqdm import tqdm
@@ -100,15 +101,20 @@ class _Bar:
             self.values = self.values | report.values  # the loss stays when a validation reports
             self.bar.set_postfix_str(visible(_pretty(self.values, _columns() - COUNT_WIDTH)), refresh=False)
         self.bar.update(report.done - self.bar.n)
+        if report.then != self.then:
+            self.then = report.then
+            self.bar.set_description(f"{Command.path}, {report.then}" if report.then else Command.path)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-            self.bar = None
+            self.bar, self.then = None, ""
 
 
 class _FirstWord:
-    """Says that work is under way, when nothing else was said for a while at the start. Nobody is to wonder."""
+    """Says that work is under way, when nothing else was said for a while at the start, or while something else is done
+    between two reports. Nobody is to wonder.
+    """
 
     def __init__(self) -> None:
         self._counting = False
@@ -125,7 +131,9 @@ class _FirstWord:
         if report.done is None:
             return
         self._timer.cancel()
-        if not self._counting and not bar and report.total is not None and report.done < report.total:
+        if report.then and not bar:
+            self._timer = self._later(f"{report.unit} {report.done} of {report.total} is done; {report.then}")
+        elif not self._counting and not bar and report.total is not None and report.done < report.total:
             self._timer = self._later(f"{report.unit} {report.done + 1} of {report.total} is being computed")
         self._counting = True
 

@@ -6,7 +6,6 @@ Names of files and classes, and what strangers' files say, may hold such things.
 from __future__ import annotations
 
 import re
-import unicodedata
 
 OWN_OR_ANY = re.compile(r"\n  |.", re.DOTALL)
 """A line that a message goes on with, which is indented, or any character."""
@@ -31,6 +30,8 @@ def visible(text: str) -> str:
 
 def visible_lines(text: str) -> str:
     """Show a whole text, whose lines and spaces stay."""
+
+    import unicodedata  # a megabyte, which help does without
 
     def shown(found: re.Match[str]) -> str:
         return _escaped(found[0]) if unicodedata.category(found[0]) in HIDDEN else found[0]

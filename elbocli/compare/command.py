@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from elbocli.cli.grouped_help import Command, option
-from elbocli.cli.options import command_line, common, plugin_option
-from elbocli.cli.types import PATH
+from elbocli.cli.options import command_line, common, plugin_option, stdin_or_fail
+from elbocli.cli.types import PATH, STREAM
 from elbocli.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FIRST OTHER...")
+@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FIRST OTHER...|-")
 @option(
     "--ref",
     type=PATH,
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.
 
-    FIRST and OTHER are results of 'elbo eval' (JSON), or folders of runs that hold one. If both have several repeats of
+    FIRST and OTHER are results of 'elbo eval' (JSON), or folders of runs that hold one; a file, or -, of 'elbo eval
+    --each' holds several. If both have several repeats of
     the same seeds, these are paired; otherwise each side's own standard error counts. They may also be features that
     'elbo eval --save-features' saved: then Fréchet distances to --ref are compared, image by image where both were drawn
     with one seed and the same classes, which often tells apart what two separate results can't.
@@ -39,28 +40,35 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
     itself: of twenty equal pairs, one looks different. Standard error has a sentence on each.
     """
-    from elbocli import __version__
     from elbocli.cli.progress_bar import say
     from elbocli.compare.result import Comparison
-    from elbocli.compare.results import compare_results, facts_of, found_in
+    from elbocli.compare.results import compare_results, found_in
+    from elbocli.evaluate.result import results_of
+    from elbocli.files.reading import LARGEST_TEXT
+    from elbocli.version import __version__
 
     context, features = click.get_current_context(), [path.suffix == ".safetensors" for path in files]
-    if len(files) < 2:
-        raise click.UsageError("name two files at least", context)
     if any(features) and not all(features):
         raise click.UsageError("features and results don't compare; name files of one kind", context)
     if any(features) != (ref is not None):
         needed = "features need --ref" if ref is None else "--ref goes with features; results name their own"
         raise click.UsageError(needed, context)
     if ref is not None:
+        if len(files) < 2:
+            raise click.UsageError("name two files at least", context)
         from elbocli.compare.features import compare_features
 
         others, alike = compare_features(files, ref)
         first = str(files[0])
     else:
-        found = [found_in(path) for path in files]
+        found = []
+        for path in files:
+            piped = path == STREAM
+            found += results_of(stdin_or_fail("results").read(LARGEST_TEXT), "-") if piped else found_in(path)
+        if len(found) < 2:
+            raise click.UsageError("name two results at least", context)
         others, first = compare_results(found), found[0][0]
-        known = [facts_of(result) for _, result in found]
+        known = [result.alike() for _, result in found]
         alike = {key: value for key, value in known[0].items() if all(each.get(key) == value for each in known)}
     told = Comparison(first=first, others=others, alike=alike, elbo_version=__version__, command=command_line())
     for other in others:

@@ -8,47 +8,30 @@ from typing import Any
 
 from elbocli.compare.result import Compared, Difference
 from elbocli.core.estimate import Estimate
-from elbocli.core.metrics import METRICS, Role
+from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.result import EXPECTED_TO_DIFFER, EvalResult
-from elbocli.files import strict_json
+from elbocli.evaluate.result import EXPECTED_TO_DIFFER, EvalResult, results_of
 from elbocli.files.reading import naming
 from elbocli.images.image_refs import read_bytes
-from elbocli.nn.extractors import STRICT
-
-PRECISION = "feature_precision"
-KEYS = ("n_samples", "n_ref", "n_ref_images", "ref_sha256", "extractor", "extractor_sha256", PRECISION, "protocol")
-HOW = ("preprocessing", "ref_preprocessing")
-"""Facts that must be the same where both are known; of HOW each key by itself."""
-NONE = (
-    "not a result of 'elbo eval' (one JSON object), nor features; 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
-)
 
 
-def read_scores(path: Path) -> EvalResult:
-    """A file that holds a result of `elbo eval`. Raises DataError when it can't be read, FormatError when it is none."""
-    with naming(path):
-        content = read_bytes(path)
-    try:
-        found = EvalResult.of(strict_json.load(content, path), path)
-    except FormatError as error:
-        raise FormatError(f"{error}: {NONE}") from error
-    if any(one.facts.n_samples is None or not one.values for one in found.repeats):
-        raise FormatError(f"{path}: {NONE}")
-    return found
+def found_in(path: Path) -> list[tuple[str, EvalResult]]:
+    """Results and their names: of a file, or of the only one in a run's folder that holds any.
 
-
-def found_in(path: Path) -> tuple[str, EvalResult]:
-    """A result and its name: a file's, or that of the only one in a run's folder.
-
-    Raises FormatError and DataError as `read_scores` does, UsageError for a folder with several results.
+    Raises DataError for a file that can't be read, FormatError for one without, UsageError for a folder with several.
     """
+
+    def read(file: Path) -> list[tuple[str, EvalResult]]:
+        with naming(file):
+            content = read_bytes(file)
+        return results_of(content, str(file))
+
     if not path.is_dir():
-        return str(path), read_scores(path)
+        return read(path)
     held = []
     for file in sorted(path.glob("*.json")):
         try:
-            held.append((str(file), read_scores(file)))
+            held.append((str(file), read(file)))
         except FormatError:  # its status, a result of another command
             continue
     if not held:
@@ -57,19 +40,7 @@ def found_in(path: Path) -> tuple[str, EvalResult]:
         )
     if len(held) > 1:
         raise UsageError(f"{path}: several results of 'elbo eval': {', '.join(name for name, _ in held)}; name one")
-    return held[0]
-
-
-def facts_of(result: EvalResult) -> dict[str, Any]:
-    """The facts that must be the same for numbers to be comparable, as far as they are known."""
-    facts = result.common()
-    own = {each.name for metric in METRICS.values() for each in metric.traits.options.own()}
-    found = {key: facts[key] for key in (*KEYS, *sorted(own)) if facts.get(key) is not None}
-    found.setdefault(PRECISION, STRICT)  # of an elbo that had no other
-    for key in HOW:
-        if isinstance(facts.get(key), dict):
-            found |= {f"{key}.{part}": value for part, value in facts[key].items()}
-    return found
+    return held[0][1]
 
 
 def refuse_unlike(first: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -> None:
@@ -92,7 +63,7 @@ def compare_results(found: Sequence[tuple[str, EvalResult]]) -> list[Compared]:
     name, first = found[0]
     compared = []
     for beside, other in found[1:]:
-        refuse_unlike((name, facts_of(first)), (beside, facts_of(other)))
+        refuse_unlike((name, first.alike()), (beside, other.alike()))
         scores = _differences((name, beside), first, other)
         if not scores:
             raise DataError(f"{beside}: has no score that {name} has, too; score both with the same --metrics")

@@ -190,8 +190,7 @@ def schedule_of_scores(
 ) -> Schedule:
     """The schedule whose density is proportional to weighting × score in each bin, nowhere below `floor` of uniform.
 
-    The bins above the floor give up the mass that it adds, in proportion to their mass above it. If no bin is below
-    the floor, the floor changes nothing. score: [bins]. Raises UsageError for a floor outside [LEAST_FLOOR, 1],
+    score: [bins]. Raises UsageError for a floor outside [LEAST_FLOOR, 1],
     DataError where no mass is left.
     """
     check_floor(floor)
@@ -201,10 +200,18 @@ def schedule_of_scores(
         raise DataError(
             "weighting times error is zero or not finite at every noise level of the log: no schedule fits it"
         )
+    return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), base)
+
+
+def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
+    """Shares of all draws, [bins], of which none is below `floor` of uniform. shares: they add up to 1. width: of the bins.
+
+    The bins above the floor give up the mass that it adds, in proportion to their mass above it. If no bin is below
+    the floor, the floor changes nothing.
+    """
     least = floor * width / width.sum()
-    above = (mass / mass.sum() - least).clamp(min=0)
-    share = least + (1 - floor) * above / above.sum().clamp(min=TINY)
-    return schedule_of_shares(edges, share, base)
+    above = (shares - least).clamp(min=0)
+    return least + (1 - floor) * above / above.sum().clamp(min=TINY)
 
 
 def loss_variance(

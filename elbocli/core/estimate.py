@@ -12,6 +12,16 @@ NORMAL_95 = 1.959963984540054
 """Standard errors on each side that hold a normal number 95 times in 100."""
 
 
+def error_of_share(share: float, n: int) -> tuple[float, list[float]]:
+    """The standard error of a share of n independent trials, and the ends of the interval that holds the true one 95 times
+    in 100, which has a width even where all trials went one way. Source: Wilson 1927.
+    """
+    doubt = NORMAL_95**2 / n
+    middle = (share + doubt / 2) / (1 + doubt)
+    half = math.sqrt(doubt * (share * (1 - share) + doubt / 4)) / (1 + doubt)
+    return math.sqrt(share * (1 - share) / n), [max(middle - half, 0.0), min(middle + half, 1.0)]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """value; se: its standard error, None where it isn't known; freedom: the degrees of freedom of se, inf where it is exact."""

@@ -10,8 +10,6 @@ from typing import Protocol
 import numpy as np
 from scipy.linalg.lapack import dpstrf
 
-from elbocli.core.feature_moments import FeatureMoments
-
 
 class Gaussian(Protocol):
     """A mean [D] and a covariance [D, D], float64."""
@@ -50,18 +48,3 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     apart = first.mu - second.mu
     traces = np.trace(first.sigma) + np.trace(second.sigma)
     return float(apart @ apart + traces - 2 * shared)
-
-
-def frechet_distance_of(first: np.ndarray, second: np.ndarray) -> float:
-    """The distance of the Gaussians of two sets of vectors [N, D] and [M, D], of two or more each.
-
-    Where they are few, centred vectors serve as roots of the covariances, and nothing of size D × D is made: so there is
-    time for a thousand classes.
-    """
-    if len(first) + len(second) > 2 * first.shape[1]:
-        return frechet_distance(FeatureMoments.of(first), FeatureMoments.of(second))
-    sides = [each.astype(np.float64) for each in (first, second)]
-    apart = sides[0].mean(0) - sides[1].mean(0)
-    roots = [(each - each.mean(0)) / np.sqrt(len(each) - 1) for each in sides]
-    shared = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
-    return float(apart @ apart + sum(np.square(each).sum() for each in roots) - 2 * shared)

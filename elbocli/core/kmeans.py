@@ -11,7 +11,8 @@ STARTS, STEPS = 10, 100
 
 def nearest_centre(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index of the centre nearest to each of the vectors [N, D], and the squared distance of it: [N] each."""
-    squares = np.stack([np.square(vectors - centre).sum(1) for centre in centres], 1)
+    squares = np.square(vectors).sum(1)[:, None] - 2 * vectors @ centres.T + np.square(centres).sum(1)
+    squares = squares.clip(0)  # rounding may leave a little less
     index = squares.argmin(1)
     return index, squares[np.arange(len(vectors)), index]
 

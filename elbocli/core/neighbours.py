@@ -1,7 +1,8 @@
-"""Distances between all pairs of two sets of features, a block at a time, and the nearest neighbours among them.
+"""Pairs of two sets of features that are near each other, found a block of all pairs at a time.
 
-A block is computed in float64, so that memory doesn't grow with the square of the images. Distances are then rounded to
-float32: those that are equal on paper compare as equal, as scikit-learn has it, which matters where images are copies.
+A block is a product of matrices in float32 that no distance lies below, so memory doesn't grow with the square of the images.
+The few pairs that may count by it are then measured in float64, as lengths of differences, and rounded to float32: distances
+that are equal on paper compare as equal, as scikit-learn has it, which matters where images are copies.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from torch import Tensor
 
 ROWS = 4096
 """Vectors on either side of a block: 134 MB of float64."""
+SPARE = 4
+"""Neighbours that are kept beyond those asked for: in all but odd cases no other can be as near."""
+DENSE = 300
+"""Where more than one pair in so many may count, a block in float64 is faster than its pairs."""
+RANGE = (1e-12, 1e15)
+"""Of the largest feature: outside, squares may leave float32."""
+LIMIT, LITTLE = 1 + 1e-6, 1e-30
+"""Times and above a square: its root may round to a float32 that is no larger, and products may vanish in float32."""
 
 
 def squares(
@@ -23,6 +32,118 @@ def squares(
     queries: [N, D], points: [M, D]. unit: of the vectors scaled to length 1. upper: only blocks on the diagonal and right
     of it.
     """
+    for row, column, found in _products(queries, points, device, torch.float64, 0, unit, upper):
+        yield row, column, found.clamp_(min=0)
+
+
+def nearest(
+    queries: Tensor, points: Tensor, k: int, device: torch.device | str = "cpu", *, others: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Distances [N, k], float32 and rising, and indices [N, k] of the k nearest points of each query, on the CPU.
+
+    others: the queries are the points, and none is its own neighbour. A copy is at exactly zero; of points equally far
+    the first comes first. Raises ValueError for fewer points.
+    """
+    if len(points) < k + others:
+        raise ValueError(f"{len(points)} points have no {k} neighbours")
+    best = _Least(len(queries), min(k + SPARE, len(points) - others), device)
+    for row, column, low in _bounds(queries, points, device, upper=others):
+        if row == column and others:
+            low.fill_diagonal_(torch.inf)
+        best.add(row, column, low)
+        if column > row and others:
+            best.add(column, row, low.T.contiguous())
+    far, which = _measured(queries, points, best.which, device)
+    if best.k < len(points) - others:  # something may be nearer that was not kept
+        odd = (far[:, k - 1].square() + LITTLE > best.values[:, -1].cpu()).nonzero().flatten()
+        for rows in odd.split(ROWS):
+            exact = _Least(len(rows), best.k, device)
+            for row, column, found in squares(queries[rows], points, device):
+                if others:
+                    own = rows[row : row + len(found)] - column
+                    at = ((own >= 0) & (own < found.shape[1])).nonzero().flatten()
+                    found[at.to(device), own[at].to(device)] = torch.inf
+                exact.add(row, column, found)
+            far[rows], which[rows] = _measured(queries[rows], points, exact.which, device)
+    return far[:, :k].float(), which[:, :k]
+
+
+def radii(points: Tensor, k: int, device: torch.device | str = "cpu") -> Tensor:
+    """Distance of each of the points [N, D] to its k-th neighbour among the others, float32 [N], on the CPU."""
+    return nearest(points, points, k, device, others=True)[0][:, -1]
+
+
+def within(
+    queries: Tensor,
+    points: Tensor,
+    reach: Tensor,
+    own_reach: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield pairs: rows of the queries, of the points, and their distances, float32: [P] each, on the CPU.
+
+    All pairs that are no farther than the point's reach [M] or the query's own [N] are among them, float32, and some others.
+    """
+    limits = [
+        None if each is None else (each.double().square() * LIMIT + LITTLE).to(device) for each in (reach, own_reach)
+    ]
+    for row, column, low in _bounds(queries, points, device):
+        some, others = (slice(at, at + size) for at, size in zip((row, column), low.shape))
+        near = low <= limits[0][others].to(low.dtype)  # type: ignore[index]
+        if limits[1] is not None:
+            near |= low <= limits[1][some, None].to(low.dtype)
+        i, j = (each.cpu() for each in near.nonzero(as_tuple=True))
+        if len(i) * DENSE > low.numel():
+            ((_, _, found),) = squares(queries[some], points[others], device)
+            yield i + row, j + column, found.sqrt_().float().cpu()[i, j]
+        else:
+            for rows, columns in zip((i + row).split(ROWS), (j + column).split(ROWS)):
+                yield rows, columns, _apart(queries, points, rows, columns, device).float()
+
+
+class _Least:
+    """The k least values of each of n rows and their columns, [n, k], of the blocks that were added."""
+
+    def __init__(self, n: int, k: int, device: torch.device | str):
+        self.k = k
+        self.values = torch.full((n, k), torch.inf, device=device, dtype=torch.float64)
+        self.which = torch.zeros(n, k, device=device, dtype=torch.int64)
+
+    def add(self, row: int, column: int, block: Tensor) -> None:
+        """Take what is less than what is held of these rows."""
+        rows = slice(row, row + len(block))
+        near = block.topk(min(self.k, block.shape[1]), largest=False)
+        values = torch.cat([self.values[rows], near.values.double()], 1)
+        which = torch.cat([self.which[rows], near.indices + column], 1)
+        self.values[rows], order = values.topk(self.k, largest=False)
+        self.which[rows] = which.gather(1, order)
+
+
+def _bounds(
+    queries: Tensor, points: Tensor, device: torch.device | str, upper: bool = False
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Blocks as of `squares`, of numbers that no square of a distance lies below; in float32 where that can hold them.
+
+    The error of a product of D terms is at most D·u of the vectors' lengths multiplied, u the unit of rounding, in whatever
+    order they are added up (Higham 2002, Accuracy and Stability of Numerical Algorithms, ch. 3); 16·u is for the rest.
+    """
+    largest = max(float(each.abs().max()) for each in (queries, points))
+    single = RANGE[0] < largest < RANGE[1] and torch.get_float32_matmul_precision() == "highest"
+    kind = torch.float32 if single else torch.float64
+    slack = (1.02 * points.shape[1] + 16) * torch.finfo(kind).eps / 2
+    return _products(queries, points, device, kind, slack, False, upper)
+
+
+def _products(
+    queries: Tensor,
+    points: Tensor,
+    device: torch.device | str,
+    kind: torch.dtype,
+    slack: float,
+    unit: bool,
+    upper: bool,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """|x|² + |y|² − 2 x·y of all pairs, in blocks; less slack · (|x|² + |y|²)."""
     # About a point in their midst, as less cancels there.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
     if not unit:
@@ -31,53 +152,29 @@ def squares(
     def block(vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
         found = vectors[start : start + ROWS].to(device).double()
         found = torch.nn.functional.normalize(found) if unit else found - origin
-        return found, found.square().sum(1)
+        return found.to(kind), (found.square().sum(1) * (1 - slack)).to(kind)
 
     for row in range(0, len(queries), ROWS):
         some, lengths = block(queries, row)
         for column in range(row if upper else 0, len(points), ROWS):
             others, their_lengths = block(points, column)
             found = torch.addmm(their_lengths, some, others.T, alpha=-2)
-            yield row, column, found.add_(lengths[:, None]).clamp_(min=0)
+            yield row, column, found.add_(lengths[:, None])
 
 
-def distances(queries: Tensor, points: Tensor, device: torch.device | str = "cpu") -> Iterator[tuple[int, int, Tensor]]:
-    """Yield blocks of the distances [N, M]: first row, first column, float32 [≤ ROWS, ≤ ROWS] on that device."""
-    for row, column, found in squares(queries, points, device):
-        yield row, column, found.sqrt_().float()
+def _apart(queries: Tensor, points: Tensor, rows: Tensor, columns: Tensor, device: torch.device | str) -> Tensor:
+    """Distances of pairs, float64 [P], on the CPU."""
+    apart = queries[rows].to(device).double()
+    apart -= points[columns].to(device)
+    return apart.square_().sum(1).sqrt_().cpu()
 
 
-def nearest(
-    queries: Tensor, points: Tensor, k: int, device: torch.device | str = "cpu", *, others: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Distances [N, k], float32 and rising, and indices [N, k] of the k nearest points of each query, on the CPU.
-
-    others: the queries are the points, and none is its own neighbour. Distances of those that were found are computed
-    again as lengths of differences: a copy is at exactly zero. Raises ValueError for fewer points.
-    """
-    if len(points) < k + others:
-        raise ValueError(f"{len(points)} points have no {k} neighbours")
-    far, which = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
-    best = index = torch.empty(0)
-    for row, column, found in distances(queries, points, device):
-        if others and row == column:
-            found.fill_diagonal_(torch.inf)
-        near = found.topk(min(k, found.shape[1]), largest=False)
-        best = near.values if column == 0 else torch.cat([best, near.values], 1)
-        index = near.indices if column == 0 else torch.cat([index, near.indices + column], 1)
-        if best.shape[1] > k:
-            best, order = best.topk(k, largest=False)
-            index = index.gather(1, order)
-        if column + ROWS >= len(points):
-            rows = slice(row, row + len(index))
-            which[rows] = index.cpu()
-            for j in range(k):
-                apart = queries[rows].to(device).double() - points[which[rows, j]].to(device).double()
-                far[rows, j] = apart.norm(dim=1).float().cpu()
-    far, order = far.sort(dim=1, stable=True)
-    return far, which.gather(1, order)
-
-
-def radii(points: Tensor, k: int, device: torch.device | str = "cpu") -> Tensor:
-    """Distance of each of the points [N, D] to its k-th neighbour among the others, float32 [N] on that device."""
-    return nearest(points, points, k, device, others=True)[0][:, -1].to(device)
+def _measured(queries: Tensor, points: Tensor, which: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Distances of the queries [N, D] to these points [N, K], float64, the nearest first, and the points; on the CPU."""
+    which = which.cpu().sort(1).values
+    far = torch.empty(which.shape, dtype=torch.float64)
+    for rows in torch.arange(len(queries)).split(ROWS):
+        for k in range(which.shape[1]):
+            far[rows, k] = _apart(queries, points, rows, which[rows, k], device)
+    order = far.float().argsort(dim=1, stable=True)
+    return far.gather(1, order), which.gather(1, order)

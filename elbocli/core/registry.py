@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,8 @@ from elbocli.core.plain_number import plain_float
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
+LEARNED = "uncertainty"
+"""The name of the weighting that is learned while a run trains. It is no declared one: alone it says no w(λ)."""
 T = TypeVar("T")
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -104,6 +105,8 @@ def alike(name: str) -> str:
 
 def nearest(word: str, known: Iterable[str], most: int = 20) -> str:
     """The end of a message on an unknown word: `did you mean A or B?`, else what is known, the first `most` of it."""
+    import difflib  # only after a mistake
+
     spelt = {alike(name): name for name in known}
     near = difflib.get_close_matches(alike(word), spelt, n=2)
     if near:

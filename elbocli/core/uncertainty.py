@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from elbocli.core.adaptive import AdaptiveSchedule
 from elbocli.core.prediction import Prediction
+from elbocli.core.registry import LEARNED
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.core.weighting_curves import LEARNED
 from elbocli.errors import UsageError
 
 

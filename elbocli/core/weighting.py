@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_head
 from elbocli.core.logsnr import LIMIT
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, rising, slope
-from elbocli.core.registry import Declaration, alike, number, parse_spec, plain
+from elbocli.core.registry import LEARNED, Declaration, alike, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting_curves import LEARNED, WEIGHTINGS, WeightingTraits
+from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:

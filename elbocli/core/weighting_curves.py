@@ -29,8 +29,6 @@ class WeightingTraits(NamedTuple):
 
 WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
 PAPER = "arXiv:2303.00848"
-LEARNED = "uncertainty"
-"""The name of the weighting that is learned while a run trains. It is no declared one: alone it says no w(λ)."""
 
 
 def weighting(name: str, *, monotone: bool, const: str = "", **declared: Any) -> Callable[..., Any]:

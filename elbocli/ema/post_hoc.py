@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli import __version__
 from elbocli.core.averages import Average, gamma_of, parse_average
 from elbocli.core.posthoc import Profile, solve
 from elbocli.core.registry import plain
@@ -26,6 +25,7 @@ from elbocli.files.tensor_files import TensorFile
 from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import trained_as
 from elbocli.runtime.progress import Progress
+from elbocli.version import __version__
 
 WARN, REFUSE = 0.1, 0.5
 """Residuals. For weights on a random walk the reconstruction is off by 3 % of its distance from the last weights at .09,

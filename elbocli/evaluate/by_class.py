@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from elbocli.core.frechet import frechet_distance_of
+from elbocli.core.estimate import Estimate, error_of_share
+from elbocli.core.frechet_error import estimate_of
 from elbocli.core.metrics import Features
 from elbocli.errors import UsageError
 from elbocli.evaluate.extract import FeatureSource
@@ -38,10 +39,11 @@ def class_scores(
     found = []
     for label in np.union1d(own, theirs).tolist():
         at, there = np.flatnonzero(own == label), np.flatnonzero(theirs == label)
-        distance = share = None
+        distance: Estimate | None = None
+        share = None
         if min(len(at), len(there)) > 1:
             pair = samples.values[torch.from_numpy(at)], reference.values[torch.from_numpy(there)]
-            distance = frechet_distance_of(*(each.numpy() for each in pair))
+            distance = estimate_of(*(each.numpy() for each in pair))
         if told is not None and len(at):
             share = float((told[at] == label).mean())
         name = names[label] if 0 <= label < len(names) else ""
@@ -51,8 +53,10 @@ def class_scores(
                 name=name,
                 n=len(at),
                 n_ref=len(there),
-                frechet_distance=distance,
+                frechet_distance=None if distance is None else distance.value,
+                frechet_distance_se=None if distance is None else distance.se,
                 accuracy=share,
+                accuracy_interval=None if share is None else error_of_share(share, len(at))[1],
             )
         )
     return found

@@ -155,11 +155,13 @@ def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
     n = f"n = {said(facts.get('n_samples'))}"
     if score.sd is not None:
         return f" ± {said(score.sd)} (mean and standard deviation of {len(result.repeats)} repeats, {n})"
-    spread = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
-    if spread is None:
+    parts, error = result.about(score, Role.PARTS), result.about(score, Role.ERROR)
+    spread = parts or error
+    if spread is None or spread.value is None:
         return f" ({n})"
     why = spread.number.told.format_map({key: said(value) for key, value in facts.items()}) or spread.number.role.value
-    return f" ± {said(spread.value)} ({why}, {n})"
+    also = f", {error.number.role.value} {said(error.value)}" if parts and error and error.value is not None else ""
+    return f" ± {said(spread.value)} ({why}{also}, {n})"
 
 
 def _interval(result: EvalResult, score: Score) -> str:
@@ -184,7 +186,11 @@ def _classes(result: EvalResult) -> list[str]:
         parts = []
         for title, key in (("Fréchet distance", "frechet_distance"), ("accuracy", "accuracy")):
             values = [value for score in scores if (value := getattr(score, key)) is not None]
-            parts += [f"{title} {said(sum(values) / len(values))}"] if values else []
+            if values:
+                error, within = (getattr(scores[0], f"{key}_{of}", None) for of in ("se", "interval"))
+                spread = f" ± {said(error)}" if error is not None else ""
+                spread = f" (95 % interval {said(within[0])} to {said(within[1])})" if within else spread
+                parts.append(f"{title} {said(sum(values) / len(values))}{spread if len(scores) == 1 else ''}")
         counts = ", ".join(str(score.n) for score in scores)
         lines.append(f"- {name}: {', '.join([*parts, f'n = {counts}, {scores[0].n_ref} of the reference'])}")
     return lines

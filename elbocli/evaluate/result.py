@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,13 +11,23 @@ import numpy as np
 
 from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
+from elbocli.errors import FormatError
+from elbocli.files import strict_json
 from elbocli.files.schema import REST, Bounds, Record, Word, typed
+from elbocli.nn.extractors import STRICT
 
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
 Pair = Annotated[list[Any], Bounds(least=2, most=2)]
 """A fact that is another than it should be, and what it should be."""
 Ends = Annotated[list[float], Bounds(least=2, most=2)]
+KEYS = ("n_samples", "extractor")
+"""Keys by which a result is told from other JSON."""
+NONE = (
+    "not a result of 'elbo eval' (one JSON object), nor features; 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
+)
+ALIKE = {"alike": True}
+"""Metadata of a fact that must be the same where both sides know it, or their numbers don't compare."""
 EXPECTED_TO_DIFFER = {"seed", "command"}
 """Facts that each repeat has of its own."""
 
@@ -27,6 +37,7 @@ class ClassScore(Record):
     """Numbers of one class. name: '' where it isn't known. n, n_ref: images of it in the samples and in the reference.
 
     frechet_distance: None where either has less than two, accuracy: where the samples have none or no logits are known.
+    Both as of all images, with the same errors.
     """
 
     label: int
@@ -34,7 +45,9 @@ class ClassScore(Record):
     n: int
     n_ref: int
     frechet_distance: float | None
+    frechet_distance_se: float | None = None
     accuracy: float | None
+    accuracy_interval: Ends | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +61,17 @@ class Facts(Record):
     images, n_held_out: how many. by_class: numbers of each class, where they were asked for.
     """
 
-    n_samples: int | None
-    n_ref: int | None
-    n_ref_images: int | None = None
+    n_samples: int | None = field(metadata=ALIKE)
+    n_ref: int | None = field(metadata=ALIKE)
+    n_ref_images: int | None = field(default=None, metadata=ALIKE)
     samples: str | None
     samples_sha256: str | None
-    ref_sha256: str | None
-    extractor: Any
-    extractor_sha256: Any
-    feature_precision: str | None = None
-    preprocessing: Any
-    ref_preprocessing: Any
+    ref_sha256: str | None = field(metadata=ALIKE)
+    extractor: Any = field(metadata=ALIKE)
+    extractor_sha256: Any = field(metadata=ALIKE)
+    feature_precision: str | None = field(default=None, metadata=ALIKE)
+    preprocessing: Any = field(metadata=ALIKE)
+    ref_preprocessing: Any = field(metadata=ALIKE)
     classes: int | None = None
     fewest_of_a_class: int | None = None
     most_of_a_class: int | None = None
@@ -71,7 +84,7 @@ class Facts(Record):
     command: str | None
     seed: int | None = None
     mismatch: dict[str, Pair] | None = None
-    protocol: Word | None = None
+    protocol: Word | None = field(default=None, metadata=ALIKE)
     deviates: dict[str, Pair] | None = None
     held_out: str | None = None
     held_out_sha256: str | None = None
@@ -134,15 +147,15 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
         return next(found, None)
 
     def estimate(self, score: Score) -> Estimate:
-        """A number with its standard error: of the mean of repeats, else its own, or half of the interval of a limit."""
+        """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
         value = typed(float, score.value, score.number.key)
         if score.sd is not None:
             return Estimate.of_repeats([typed(float, one.values[score.number.key], "") for one in self.repeats])
-        error, within = self.about(score, Role.ERROR), self.about(score, Role.INTERVAL)
-        if error is not None and isinstance(error.value, float):
-            return Estimate(value, error.value)
+        within, error = self.about(score, Role.INTERVAL), self.about(score, Role.ERROR)
         if within is not None and isinstance(within.value, list):
             return Estimate(value, (within.value[1] - within.value[0]) / (2 * NORMAL_95))
+        if error is not None and isinstance(error.value, float):
+            return Estimate(value, error.value)
         return Estimate(value)
 
     def named(self) -> dict[str, Value]:
@@ -163,6 +176,18 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
                 found[name] = differing
         made = [each["made"] for each in facts]
         found["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}
+        return found
+
+    def alike(self) -> dict[str, Any]:
+        """The known facts that must be the same for numbers to be comparable; of preprocessing each key by itself."""
+        facts, found = self.common(), dict[str, Any]()
+        options = [own.name for metric in METRICS.values() for own in metric.traits.options.own()]
+        for key in [*(each.name for each in fields(Facts) if each.metadata.get("alike")), *sorted(options)]:
+            if isinstance(facts.get(key), dict):
+                found |= {f"{key}.{part}": value for part, value in facts[key].items()}
+            elif facts.get(key) is not None:
+                found[key] = facts[key]
+        found.setdefault("feature_precision", STRICT)  # of an elbo that had no other
         return found
 
     def json(self) -> dict[str, Any]:
@@ -203,6 +228,27 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
 def numbers() -> dict[str, Number]:
     """All numbers that metrics find, by key."""
     return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
+
+
+def results_of(content: bytes, where: str) -> list[tuple[str, EvalResult]]:
+    """The result in a file, or the several of `elbo eval --each`, a line each; and their names: the file's, or the samples'.
+
+    Raises FormatError when it is none.
+    """
+    lines = content.splitlines()
+    several = len(lines) > 1 and lines[0].rstrip().endswith(b"}")
+    found: dict[str, EvalResult] = {}
+    for number, part in enumerate(lines if several else [content], 1):
+        name = f"{where}:{number}" if several else where
+        try:
+            result = EvalResult.of(strict_json.load(part, name), name)
+        except FormatError as error:
+            raise FormatError(f"{error}: {NONE}") from error
+        if any(one.facts.n_samples is None or not one.values for one in result.repeats):
+            raise FormatError(f"{name}: {NONE}")
+        samples = result.repeats[0].facts.samples
+        found[samples if several and samples and samples not in found else name] = result
+    return list(found.items())
 
 
 def _scores(content: dict[str, Any]) -> Scores:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch_fidelity.version import __version__ as fidelity_version
 
-from elbocli import __version__
 from elbocli.core.metrics import METRICS, Need, Value
+from elbocli.core.metrics.fid import WITHIN
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.by_class import check_labels, class_scores
 from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
 from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
 from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
-from elbocli.evaluate.reference import open_reference
+from elbocli.evaluate.reference import Reference, open_reference
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.evaluate.suitable import (
@@ -38,28 +38,54 @@ from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import Progress
+from elbocli.version import __version__
 
 ENOUGH = 10_000
 """Images below which a score is said to be of few."""
 
 
+@dataclass(frozen=True)
+class Against:
+    """All that several sets of samples are scored against: opened once, and its features extracted once by each extractor.
+
+    extractors: by name; seen, held_out_seen: by the extractor's name, '' for saved features.
+    """
+
+    reference: Reference | None
+    held_out: FeatureSource | None
+    extractors: dict[str, Extractor] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    held_out_seen: dict[str, Seen] = field(default_factory=dict)
+
+
+def open_against(ref: Path | None, settings: EvalSettings, stack: contextlib.ExitStack, world: World) -> Against:
+    """The reference and the held-out images of a command, open until the stack closes. Raises FormatError, DataError."""
+    reference = None if ref is None else open_reference(ref, stack, world)
+    return Against(
+        reference, None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
+    )
+
+
 def run(
-    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE
+    sources: Sequence[Path | IO[bytes]],
+    ref: Path | None,
+    settings: EvalSettings,
+    world: World = ALONE,
+    against: Against | None = None,
 ) -> Generator[Progress, None, EvalResult | None]:
     """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
 
     Several sources are repeats of one experiment. Images are never held: memory is a batch, each source's moments, and
     4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first has all
-    features.
+    features. against: what `ref` and `settings` name, where it is open already.
     Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
-    theirs: Seen | None = None
     seen: list[Seen] = []
     check_settings(settings)
     with contextlib.ExitStack() as stack:
         opened = [with_classes(open_feature_source(source, stack, world), settings) for source in sources]
-        reference = None if ref is None else open_reference(ref, stack, world)
-        held_out = None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
+        against = against or open_against(ref, settings, stack, world)
+        reference, held_out = against.reference, against.held_out
         spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
         settings = possible(settings, opened, reference, held_out)
         if settings.by_class:
@@ -68,7 +94,8 @@ def run(
             check_images(opened, reference)
         seeing = reference is not None and reference.sees_images(settings.needs_reference_features)
         others = [reference.source if reference is not None and seeing else None, held_out]
-        extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world)
+        extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world, against)
+        network = "" if extractor is None else extractor.name
         if extractor is not None:
             yield Progress(message=f"features of {extractor.name}; {world.device}, {settings.precision}")
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
@@ -87,19 +114,22 @@ def run(
         values = settings.needing(Need.REFERENCE) or settings.needs_reference_features
         wanted = {"values": values, "logits": settings.needing(Need.LOGITS)}
         keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
-        keep |= {"spatial_values"} if spatial and settings.save_features else set()
+        keep |= {"spatial_values"} if settings.needing(Need.SPATIAL) or (spatial and settings.save_features) else set()
         for source in opened:
             check = partial(check_features, source=source, reference=reference, settings=settings)
             job = see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
             seen.append((yield from job))
-            if reference is not None and theirs is None:
+            if reference is not None and network not in against.seen:
                 features = settings.needs_reference_features
-                theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
-        apart = None
-        if held_out is not None:
-            apart = yield from see(held_out, extractor, settings.batch, world, frozenset(["values"]), "held-out images")
+                found = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
+                against.seen[network] = found
+        if held_out is not None and network not in against.held_out_seen:
+            kept = frozenset(["values"])
+            found = yield from see(held_out, extractor, settings.batch, world, kept, "held-out images")
+            against.held_out_seen[network] = found
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
+    theirs, apart = against.seen.get(network), against.held_out_seen.get(network)
     names = [] if reference is None else reference.class_names
     result = EvalResult([])
     for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
@@ -122,7 +152,9 @@ def run(
     return result
 
 
-def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
+def _extractor(
+    settings: EvalSettings, sources: Sequence[FeatureSource], world: World, against: Against
+) -> Extractor | None:
     """The network, if any images have to be seen: the one that saved features are of, unless another is asked for.
 
     A file that a features' file names is not opened: it may be a stranger's.
@@ -135,7 +167,10 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if told and name not in told and not settings.extractor:
             known = "; ".join(f"{of.name} is of {network}" for network, of in told.items())
             raise UsageError(f"{known}: name it with --extractor")
-        return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
+        if name not in against.extractors:
+            made = make_extractor(name, settings.extractor_weights, world.device, settings.precision)
+            against.extractors[name] = made
+        return against.extractors[name]
 
 
 def scored(
@@ -162,7 +197,7 @@ def scored(
         raise DataError(
             f"{held_out.name}: {other_width} features an image, and {seen.name} has {width}; use one made alike"
         )
-    if reference is not None:
+    if reference is not None and apart is not None:
         reference = replace(reference, held_out=apart)
     values: dict[str, Value] = {}
     for name, options in settings.metrics.items():
@@ -231,7 +266,7 @@ def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
             notes.append(f"{name} and {ref} were made differently ({keys}): this compares with no others")
         if one.facts.deviates:
             notes.append(f"{name}: deviates from {one.facts.protocol} ({', '.join(one.facts.deviates)})")
-        if None in one.values.values():
+        if WITHIN in one.values and one.values[WITHIN] is None:
             notes.append(f"{name}: no interval for FID: it takes twice as many images as features")
     if differ := result.unlike():
         notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")

@@ -34,7 +34,7 @@ LARGEST_LATENT = 1 << 24
 
 
 class Dataset(DatasetFile):
-    """An opened dataset. latents: whether one of latents will do, too.
+    """A dataset to read from. latents: whether one of latents will do, too.
 
     Raises FormatError when the file is no dataset, or not whole, or holds latents where pixels are needed.
     """
@@ -49,6 +49,8 @@ class Dataset(DatasetFile):
             self.class_names: list[str] = self.strings("class_names")
             self.num_classes = max(len(self.class_names), int(self.labels.max()) + 1)
             self.block: Block = open_block(member, self.path)
+            self.self_contained = not member.is_virtual and isinstance(self.block.parts[0], Mapped)
+            """Whether the block is one run of bytes in this very file."""
         if self.kind == LATENTS and not latents:
             remedy = "name the dataset of the images themselves"
             raise FormatError(f"{path}: holds latents, pixels are needed here; {remedy}")
@@ -167,11 +169,6 @@ class Dataset(DatasetFile):
     def _next(self, rows: Iterator[np.ndarray]) -> np.ndarray | None:
         with self.damage():
             return next(rows, None)
-
-    @property
-    def self_contained(self) -> bool:
-        """Whether the block is one run of bytes in this very file."""
-        return not self.member(self.kind, virtual=True).is_virtual and isinstance(self.block.parts[0], Mapped)
 
     @property
     def layout(self) -> BlockLayout:

@@ -5,6 +5,7 @@ A block may be spread over the blocks of several files (a virtual dataset of HDF
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import weakref
@@ -19,7 +20,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.opening import NO_WAITING
-from elbocli.files.reading import refusing
+from elbocli.files.reading import refusing, unreadable
 from elbocli.runtime.memory_bound import bounded_memory
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
@@ -62,6 +63,24 @@ def latents(row: tuple[int, int, int]) -> BlockLayout:
     return BlockLayout(LATENTS, "<f2", row, 2 * int(np.prod(row)))
 
 
+State = tuple[int, int]
+
+
+def state_of(file: Path | int) -> State:
+    """The size of a file and when it was last written to, by which a change is noticed. Raises OSError."""
+    status = file.stat() if isinstance(file, Path) else os.fstat(file)
+    return status.st_size, status.st_mtime_ns
+
+
+def refuse_changed(file: Path | int, before: State, path: Path) -> None:
+    """Raise DataError when a file, by its path or descriptor, has changed since. path: what to call it."""
+    with unreadable(path, DataError):
+        now = state_of(file)
+    if now != before:
+        sizes = f"{now[0]} bytes, {before[0]} at first"
+        raise DataError(f"{path}: has changed while it was read ({sizes}); put it right, or pack it again")
+
+
 class Mapped:
     """Rows in one run of bytes of a file. Whoever changes the file in place meanwhile is noticed.
 
@@ -74,7 +93,7 @@ class Mapped:
         self.nbytes = shape[0] * self.row_bytes
         self._handle = os.open(path, NO_WAITING)
         weakref.finalize(self, os.close, self._handle)
-        self._state = self._now()
+        self._state = state_of(self._handle)
         size, wanted = self._state[0], offset + self.nbytes
         if size < wanted:
             raise FormatError(f"{path}: cut short: {size} bytes, expected {wanted}; pack it again")
@@ -82,19 +101,12 @@ class Mapped:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def _now(self) -> tuple[int, int]:
-        status = os.fstat(self._handle)
-        return status.st_size, status.st_mtime_ns
-
     def check(self) -> None:
         """Raise DataError when the file has changed.
 
         To touch what is mapped behind the end of a file that was cut short would end the process.
         """
-        now = self._now()
-        if now != self._state:
-            sizes = f"{now[0]} bytes, {self._state[0]} at first"
-            raise DataError(f"{self.path}: has changed while it was read ({sizes}); put it right, or pack it again")
+        refuse_changed(self._handle, self._state, self.path)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -123,11 +135,12 @@ class Mapped:
 class Unmapped:
     """Rows in a layout of HDF5's that is not one run of bytes, such as chunks, which may be packed.
 
-    Raises FormatError for chunks of absurd size.
+    The file is opened for each read. Raises FormatError for chunks of absurd size.
     """
 
     def __init__(self, member: h5py.Dataset, path: Path):
-        self._member, self.shape, self.dtype, self.nbytes = member, member.shape, member.dtype, int(member.nbytes)
+        self.path, self._name, self._state = path, member.name, state_of(path)
+        self.shape, self.dtype, self.nbytes = member.shape, member.dtype, int(member.nbytes)
         chunk = math.prod(member.chunks or ()) * member.dtype.itemsize
         if chunk > LARGEST_CHUNK:
             raise FormatError(f"{path}: its chunks have {chunk} bytes, more than {LARGEST_CHUNK}; pack it again")
@@ -135,10 +148,24 @@ class Unmapped:
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def __getitem__(self, wanted: int | slice) -> np.ndarray:
-        """Read a row, or rows that follow each other. Raises h5py's errors, also where a chunk unpacks to much more."""
-        with bounded_memory():
-            return np.asarray(self._member[wanted])
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[h5py.Dataset]:
+        refuse_changed(self.path, self._state, self.path)
+        with bounded_memory(), h5py.File(self.path, "r", locking=False) as file:
+            yield file[self._name]
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Read rows that follow each other. Raises h5py's errors, also where a chunk unpacks to much more; and DataError."""
+        with self._opened() as member:
+            return np.asarray(member[wanted])
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Copy the rows at those indices. Raises as reading does."""
+        out = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        with self._opened() as member:
+            for k, index in enumerate(indices.tolist()):
+                out[k] = member[index]
+        return out
 
 
 class Block:
@@ -164,10 +191,8 @@ class Block:
         """Copy the rows at those indices, [len(indices), …]. Raises DataError when a file has changed."""
         first = self.parts[0]
         if not isinstance(first, Mapped):
-            out = np.empty((len(indices), *first.shape[1:]), first.dtype)
-            for k, index in enumerate(indices.tolist()):
-                out[k] = first[index]
-            return out
+            taken: np.ndarray = first.take(indices)
+            return taken
         if len(self.parts) == 1:
             first.check()
             taken = np.take(first.rows, indices, axis=0)

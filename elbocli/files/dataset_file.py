@@ -1,6 +1,6 @@
 """The HDF5 file of an elbo-dataset: its attributes, and the arrays and lists of names beside the block.
 
-Members must lie in the file itself; a link to elsewhere is refused.
+It is open only while something is read of it, so that nobody has to close it. Members must lie in the file itself; a link to elsewhere is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset_attributes import DatasetAttributes
-from elbocli.files.dataset_block import BLOCKS
+from elbocli.files.dataset_block import BLOCKS, refuse_changed, state_of
 from elbocli.files.file_system import disk_bytes
 from elbocli.files.opening import check_file
 from elbocli.files.reading import one_line, refusing
@@ -30,6 +30,7 @@ MOST_CLASSES = 1000
 """Classes that any dataset may have; others at most ten for each image."""
 MEMORY_FACTOR = 6
 """Bytes of memory for a byte of names, where they take more than MOST_MORE."""
+NAMES_AT_ONCE = 1 << 14
 DIGESTS = "payload_sha256 contents_sha256"
 """Attribute `digests`: names of those that the file holds, so that none can vanish unnoticed."""
 
@@ -41,13 +42,14 @@ Names = dict[str, list[str]]
 
 
 class DatasetFile:
-    """An open file. Raises FormatError when it is no dataset, or one of another version."""
+    """A file that was looked into. Raises FormatError when it is no dataset, or one of another version."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._allowed = MOST_MORE
         try:
             check_file(self.path)
+            self._state = state_of(self.path)
             with bounded_memory():
                 self._file = h5py.File(self.path, "r", locking=False)
         except DAMAGE as error:
@@ -56,7 +58,7 @@ class DatasetFile:
             raise FormatError(
                 f"{path}: not a readable HDF5 file ({one_line(error, 120)}); make it again with 'elbo prep'"
             ) from error
-        with self.parsing():
+        with self.damage(), bounded_memory(), self._file:
             rows = sum(self._stored_bytes(name) for name in BLOCKS)
             self._allowed = max(MOST_MORE, MEMORY_FACTOR * (disk_bytes(self.path) - rows))
             said = attributes_of(self._file)
@@ -68,8 +70,15 @@ class DatasetFile:
 
     @contextlib.contextmanager
     def parsing(self) -> Iterator[None]:
-        """Damage, for a block that reads all but rows: HDF5 makes room for whatever a header says, so it is bounded."""
-        with self.damage(), bounded_memory(self._allowed):
+        """Damage, for a block that reads all but rows: HDF5 makes room for whatever a header says, so it is bounded.
+
+        The file is open in the block, and in those within it. Raises DataError when it has changed.
+        """
+        if self._file:
+            yield
+            return
+        refuse_changed(self.path, self._state, self.path)
+        with self.damage(), bounded_memory(self._allowed), h5py.File(self.path, "r", locking=False) as self._file:
             yield
 
     def _stored_bytes(self, name: str) -> int:
@@ -79,7 +88,7 @@ class DatasetFile:
         return int(member.id.get_storage_size()) if isinstance(member, h5py.Dataset) else 0
 
     def member(self, name: str, virtual: bool = False) -> h5py.Dataset:
-        """An array of the file. virtual: whether it may lie in other files. Raises FormatError."""
+        """An array of the file, within a block of `parsing`. virtual: whether it may lie in other files. Raises FormatError."""
         link = self._file.get(name, getlink=True)
         if link is None:
             raise FormatError(f"{self.path}: no dataset {name!r} inside")
@@ -122,6 +131,12 @@ class DatasetFile:
                     arrays[name] = np.asarray(member[()])
         return arrays, names
 
+    def lengths(self) -> dict[str, int]:
+        """Number of values in each array and list of names but the block. Raises FormatError."""
+        with self.parsing():
+            shapes = {name: self.member(name).shape for name in sorted(set(self._file) - BLOCKS)}
+        return {name: shape[0] if shape else 1 for name, shape in shapes.items()}
+
     def contents_digest(self) -> str:
         """The sha256 of everything but the block, to compare with the attribute `contents_sha256`. Raises FormatError."""
         with self.parsing():
@@ -135,14 +150,20 @@ def contents_digest(file: h5py.File) -> str:
     digest.update(json.dumps(attributes, sort_keys=True).encode())
     for name in sorted(set(file) - BLOCKS):
         member = file[name]
-        values = member[()]
         if member.dtype.kind == "O":
-            content = memoryview(json.dumps([_text(value) for value in values]).encode())
+            content = memoryview(_listed(member))
         else:
+            values = member[()]
             content = values.astype(values.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
         digest.update(json.dumps([name, str(member.dtype), list(member.shape), len(content)]).encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def _listed(member: h5py.Dataset) -> bytes:
+    """The JSON of a list of names, of which some at a time are strings of Python's, which take much more memory."""
+    pieces = (member[start : start + NAMES_AT_ONCE] for start in range(0, len(member), NAMES_AT_ONCE))
+    return b"[%s]" % b", ".join(json.dumps([*map(_text, piece)])[1:-1].encode() for piece in pieces)
 
 
 def attributes_of(file: h5py.File) -> dict[str, Any]:

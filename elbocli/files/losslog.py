@@ -41,12 +41,15 @@ class LossLogHeader(
     file="losslog.jsonl, validation.jsonl: first line",
     reader="elbocli.files.losslog.read_logs",
 ):
-    """The first line: what the errors are of, and the edges of the λ bins, which rise. about: the images of a validation."""
+    """The first line: what the errors are of, and the edges of the λ bins, which rise. floor: of an adaptive schedule, the
+    least density that it ever had, relative to a uniform one. about: the images of a validation.
+    """
 
     dimensions: Count | None = None
     weighting: Word | None = None
     schedule: Word | None = None
     prediction: Word | None = None
+    floor: Annotated[float, Bounds(0, 1)] | None = None
     about: dict[str, Any] = field(default_factory=dict, metadata=REST)
     edges: Annotated[list[Level], Bounds(least=2, most=MOST_BINS + 1)]
 

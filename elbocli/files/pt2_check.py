@@ -2,6 +2,8 @@
 
 torch.export.load itself unpickles, evaluates expressions and looks up functions by name. So the archive is read
 by us, everything in it is checked against what a plain network needs, and torch sees only a copy that passed.
+
+torch up to 2.7 wrote other parts, which later ones still read: the graph as JSON, and tensors as torch.save writes them.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from elbocli.files import strict_json
 from elbocli.files.checkpoint import load_tensors
 from elbocli.files.file_system import disk_bytes
 from elbocli.files.reading import refusing
-from elbocli.files.zip_files import open_zip, read_member
+from elbocli.files.zip_files import make_zip, open_zip, read_member
 
 RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_(weights|constants)_config\.json"
     r"|data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder|version|\.data/\w+"
 )
+GRAPH, OLD_GRAPH = "models/model.json", "serialized_exported_program.json"
+OLD_WEIGHTS = ("serialized_state_dict.pt", "serialized_constants.pt")
+OLD_RECORDS = (OLD_GRAPH, *OLD_WEIGHTS, "serialized_example_inputs.pt", "version")
 OPERATOR = re.compile(
     r"torch\.ops\.aten\.[A-Za-z_]\w*\.\w+|_operator\.(getitem|add|sub|mul|floordiv|truediv|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
@@ -34,6 +39,7 @@ EXPRESSION = re.compile(
 )
 LONGEST_EXPRESSION = 1000
 PLAIN = re.compile(r"[\w.]*")
+VERSION = re.compile(r"[\w.+]{1,40}")
 FORBIDDEN_OPERATORS = ("from_file", "save")
 TREE_TYPES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 FREE_TEXT = ("torch_version",)
@@ -55,13 +61,15 @@ def read_program(path: Path, export: str) -> torch.export.ExportedProgram:
     with refusing(f"{path}: not a torch.export program (.pt2)"), open_zip(path, MOST_TENSORS) as archive:
         records = _records(archive, path)
     with refusing(f"{path}: refused as a .pt2 program"):
-        records["models/model.json"] = _checked_model(records["models/model.json"])
+        graph = OLD_GRAPH if OLD_GRAPH in records else GRAPH
+        records[graph], writer = _checked_model(records[graph])
         for name, content in records.items():
             if name.endswith("_config.json"):
                 _check_tensor_files(strict_json.parse(content))
-            elif name.endswith(".pt"):
-                load_tensors(io.BytesIO(content), f"{path}: {name}")
-    with refusing(f"{path}: torch could not load this program (exported by another version?)"):
+            elif name.endswith(".pt") and content:
+                records[name] = _checked_tensors(content, f"{path}: {name}", name in OLD_WEIGHTS)
+    here = f"torch {torch.__version__} could not load this program, which torch {writer} exported"
+    with refusing(f"{path}: {here}", f"; export it with the one that you have, by {export}"):
         program = torch.export.load(_rewritten(records))
     # torch.export makes a program for batches of one size unless told otherwise.
     shape = next((value.shape for value in user_inputs(program)), None)
@@ -85,10 +93,10 @@ def _records(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
         raise FormatError(f"{path}: refused: it is compressed, and torch.export doesn't do that")
     if sum(info.file_size for info in members) > min(LARGEST, disk_bytes(path)):
         raise FormatError(f"{path}: refused: its parts are larger than itself, or than {LARGEST >> 30} GB")
-    records = {}
+    records, old = {}, any(info.filename == OLD_GRAPH for info in members)
     for info in members:
-        name = info.filename.partition("/")[2]
-        if not RECORDS.fullmatch(name):
+        name = info.filename if old else info.filename.partition("/")[2]
+        if name not in OLD_RECORDS if old else not RECORDS.fullmatch(name):
             more = "which is more than a network of tensor operations"
             raise FormatError(f"{path}: refused: it holds {info.filename!r}, {more}")
         records[name] = read_member(archive, info, LARGEST)
@@ -101,15 +109,25 @@ def _check_tensor_files(config: dict[str, Any]) -> None:
             raise ValueError("a tensor in it is pickled, and loading it could run code")
 
 
-def _checked_model(content: bytes) -> bytes:
-    """model.json with notes and guards (code) left out, all else checked."""
+def _checked_tensors(content: bytes, where: str, named: bool) -> bytes:
+    """The same, written anew: what torch can't load as tensors alone it would load with code. named: by names."""
+    tensors = load_tensors(io.BytesIO(content), where)
+    if named and not (isinstance(tensors, dict) and all(isinstance(each, torch.Tensor) for each in tensors.values())):
+        raise ValueError(f"{where}: holds more than tensors")
+    torch.save(tensors, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def _checked_model(content: bytes) -> tuple[bytes, str]:
+    """The graph with notes and guards (code) left out, all else checked; and the version of torch that wrote it."""
     model = strict_json.parse(content, LARGEST_GRAPH)
-    model["guards_code"] = []
-    model["graph_module"]["metadata"] = {}
+    model.pop("guards_code", None)
+    model["graph_module"].pop("metadata", None)
     for node in model["graph_module"]["graph"]["nodes"]:
         node["metadata"] = {}
     _check(model, "")
-    return json.dumps(model).encode()
+    writer = str(model.get("torch_version"))
+    return json.dumps(model).encode(), writer if VERSION.fullmatch(writer) else "of another version"
 
 
 def _check(value: Any, key: str) -> None:
@@ -152,6 +170,8 @@ def _check_tree(spec: dict[str, Any]) -> None:
 
 
 def _rewritten(records: dict[str, bytes]) -> io.BytesIO:
+    if OLD_GRAPH in records:
+        return make_zip(records)
     buffer = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(buffer)
     for name in list(records):

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli import __version__
 from elbocli.errors import DataError, ElboError, FormatError, NewerVersion
 from elbocli.files.opening import NO_WAITING, check_file, open_file
+from elbocli.version import __version__
 
 LARGEST_TEXT = 16 << 20
 LONGEST_LINE = 1 << 20
@@ -25,7 +25,7 @@ def one_line(error: Exception, most: int = 160) -> str:
 
 def encodable(text: str) -> str:
     """Text as files and libraries take it: bytes of a name that are not UTF-8, and other halves of letters, are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager

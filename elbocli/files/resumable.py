@@ -26,6 +26,8 @@ from elbocli.files.hashing import span_sha256
 from elbocli.files.schema import Count, Digest, Record
 from elbocli.runtime.descriptors import write_all
 
+AT_ONCE = 1 << 20
+"""Bytes of rows that are written at once."""
 Identity = str | dict[str, Any]
 """Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
 
@@ -157,19 +159,20 @@ class Resumable:
 
         rows: arrays of the layout's row, or bytes of any length when it has none.
         """
-        ends = []
+        if not len(rows):
+            return
+        begin = self._size
         with told(self.out):
-            for row in rows:
-                view = memoryview(row if isinstance(row, bytes) else np.ascontiguousarray(row)).cast("B")  # type: ignore[arg-type, unused-ignore]
-                self._digests[0].update(view)
-                write_all(self._handle, view, self.offset + self._size)
-                self._size += len(view)
-                ends.append(self._size)
+            for block in _blocks(rows):
+                self._digests[0].update(block)
+                write_all(self._handle, block, self.offset + self._size)
+                self._size += len(block)
             if self._run_handle >= 0:
-                content = np.array(ends, "<i8").tobytes()
+                lengths = [len(row) if isinstance(row, bytes) else row.nbytes for row in rows]
+                content = (begin + np.cumsum(lengths)).astype("<i8").tobytes()
                 self._digests[1].update(content)
                 write_all(self._run_handle, content, 8 * self._count)
-        self._count += len(ends)
+        self._count += len(rows)
 
     def append(
         self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]
@@ -195,6 +198,18 @@ class Resumable:
         replace(self.partial, self.out)
         self.journal.unlink(missing_ok=True)
         self._runs.unlink(missing_ok=True)
+
+
+def _blocks(rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray) -> Iterator[bytes | memoryview]:
+    """Join rows to what is written at once: an array whole, others to so much as stays in the processor's cache."""
+    if isinstance(rows, np.ndarray):
+        yield np.ascontiguousarray(rows).data.cast("B")
+        return
+    first = rows[0]
+    step = max(1, AT_ONCE // max(1, len(first) if isinstance(first, bytes) else first.nbytes))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        yield b"".join(row if isinstance(row, bytes) else np.ascontiguousarray(row).data for row in some)
 
 
 def _beside(out: Path) -> tuple[Path, Path, Path]:

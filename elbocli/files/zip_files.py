@@ -5,8 +5,11 @@ Nothing else in elbo opens one to read.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -19,24 +22,35 @@ MOST_ARRAYS = 1000
 """Members of an archive of arrays, or of a program."""
 MEMBER, END, END64 = b"PK\1\2", b"PK\5\6", b"PK\6\6"
 """Beginnings of a member's entry in the list, and of what comes after the list, also in large archives."""
+LOCAL_HEADER_BYTES = 30
+"""The least that stands before a member's content."""
 LONGEST_COMMENT = 1 << 16
 UNPACK_STEP = 4096
 PIECE = 1 << 20
 
 
 def open_zip(source: Path | IO[bytes], most: int = MOST_MEMBERS) -> zipfile.ZipFile:
-    """Open an archive of at most so many members. Raises OSError where it is no file, BadZipFile for anything else."""
+    """Open an archive of at most so many members, none of which reaches into another.
+
+    Raises OSError where it is no file, BadZipFile for anything else.
+    """
     if isinstance(source, Path):
         with open_file(source) as file:
             _refuse_many(file, most)
     else:
         _refuse_many(source, most)
     try:
-        return zipfile.ZipFile(source)
+        archive = zipfile.ZipFile(source)
     except OSError:
         raise
     except Exception as error:  # zipfile raises of everything for damaged files
         raise zipfile.BadZipFile(one_line(error)) from error
+    try:
+        _refuse_overlaps(archive.infolist())
+    except zipfile.BadZipFile:
+        archive.close()
+        raise
+    return archive
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
@@ -52,6 +66,25 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> b
     if len(content) != info.file_size:
         raise ValueError(f"{len(content)} bytes where {info.file_size} were announced")
     return content
+
+
+def _refuse_overlaps(members: list[zipfile.ZipInfo]) -> None:
+    """Compare where each ends with where the next begins. Python's own check differs from one release to the next."""
+    ordered = sorted(members, key=lambda info: info.header_offset)
+    for info, after in pairwise(ordered):
+        if info.header_offset + LOCAL_HEADER_BYTES + info.compress_size > after.header_offset:
+            names = f"{info.filename[:60]!r} and {after.filename[:60]!r}"
+            raise zipfile.BadZipFile(f"its members {names} overlap, as only a bomb's do")
+
+
+def make_zip(members: Mapping[str, bytes]) -> io.BytesIO:
+    """An archive of these members, not compressed, to be read from its beginning."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    buffer.seek(0)
+    return buffer
 
 
 def _refuse_many(file: IO[bytes], most: int) -> None:

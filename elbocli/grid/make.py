@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elbocli import __version__
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.equal_error import EqualErrors, equal_errors, measured_order
@@ -31,6 +30,7 @@ from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import Progress
 from elbocli.sample.guided import GuidedRun
+from elbocli.version import __version__
 
 CELLS = 64
 """Cells of the fine solution, or four times the steps if those are more."""

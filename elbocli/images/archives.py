@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Entry = tuple[str, ImageRef]
 Complain = Callable[[str], None]
 FOLDER = Nowhere("a folder")
-LOCAL_HEADER_BYTES = 30
 DEEPEST = 3
 
 
@@ -143,7 +142,6 @@ def list_zip(path: Path) -> Iterator[Entry]:
         archive = open_zip(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: a zip archive, but damaged or cut short ({one_line(error)}); get it again") from error
-    overlapping = _overlapping(archive.infolist())
     for info in archive.infolist():
         name = clean(info.filename)
         if not name or hidden(name):
@@ -152,17 +150,8 @@ def list_zip(path: Path) -> Iterator[Entry]:
             yield f"{name}/", FOLDER
         elif stat.S_ISLNK(info.external_attr >> 16):
             yield name, Nowhere("a link, in an archive")
-        elif id(info) in overlapping:
-            yield name, Nowhere("overlaps another entry of its archive, as only a bomb's does")
         else:
             yield name, ZipEntry(archive, info)
-
-
-def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
-    """Find entries that reach into the next. zipfile refuses them too, but only since Python 3.12."""
-    ordered = sorted(infos, key=lambda info: info.header_offset)
-    ends = [info.header_offset + LOCAL_HEADER_BYTES + info.compress_size for info in ordered]
-    return {id(info) for info, end, after in zip(ordered, ends, ordered[1:]) if end > after.header_offset}
 
 
 def is_tar(path: Path) -> bool:

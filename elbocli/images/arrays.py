@@ -16,7 +16,8 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.opening import open_file
 from elbocli.files.reading import refusing
 from elbocli.files.zip_files import MOST_ARRAYS, open_zip
-from elbocli.images.image_refs import DatasetRow, ImageRef, Pixels, Unpacked, UnpackedRow
+from elbocli.images.array_rows import DatasetRow, Made, Pixels, Unpacked, UnpackedRow
+from elbocli.images.image_refs import ImageRef
 from elbocli.images.samples import read_header, read_labels, refuse_short
 
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
@@ -62,10 +63,10 @@ def _refuse_many(path: Path, shape: tuple[int, ...]) -> None:
         raise FormatError(f"{path}: holds {shape[0]} images, more than {MOST_ROWS}; save it in parts, and merge them")
 
 
-def pixel_rows(path: str, offset: int, shape: tuple[int, int, int, int]) -> list[Pixels]:
+def pixel_rows(path: str, offset: int, shape: tuple[int, int, int, int]) -> Made:
     """Return the rows of an array of uint8 that lies plainly in a file, at an offset."""
     row = int(np.prod(shape[1:]))
-    return [Pixels(path, offset + i * row, shape[1:]) for i in range(shape[0])]
+    return Made(lambda i: Pixels(path, offset + i * row, shape[1:]), range(shape[0]))
 
 
 def open_npz(path: Path) -> ArrayImages:
@@ -75,7 +76,15 @@ def open_npz(path: Path) -> ArrayImages:
 
 
 def _open_npz(path: Path) -> ArrayImages:
-    archive = open_zip(path, MOST_ARRAYS)
+    with contextlib.ExitStack() as opened:
+        archive = opened.enter_context(open_zip(path, MOST_ARRAYS))
+        found = _rows_of(path, archive)
+        if found.in_order:  # it is packed, and read from later
+            opened.pop_all()
+    return found
+
+
+def _rows_of(path: Path, archive: zipfile.ZipFile) -> ArrayImages:
     held = [name.removesuffix(".npy") for name in archive.namelist()]
     pair = next((pair for pair in PAIRS if pair[0] in held), None)
     if pair is None:
@@ -111,7 +120,7 @@ def open_dataset(path: Path) -> ArrayImages:
     data = Dataset(path)
     files = data.strings("files")
     names = data.class_names if len(data.class_names) == data.num_classes else []
-    refs = [DatasetRow(data, i) for i in range(len(data))]
+    refs = Made(lambda i: DatasetRow(data, i), range(len(data)))
     return ArrayImages(refs, data.labels.tolist(), names, files if len(files) == len(data) else ())
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from elbocli.errors import FormatError
 from elbocli.files.plain_pickle import PickledArray, read_plain
 from elbocli.files.reading import naming
+from elbocli.images.array_rows import Row
 from elbocli.images.arrays import ArrayImages
-from elbocli.images.image_refs import LARGEST_FILE, ImageRef, Row, ZipEntry
+from elbocli.images.image_refs import LARGEST_FILE, ImageRef, ZipEntry
 
 PIXELS = 3 * 32 * 32
 RECORDS = {10: (1, (10,)), 100: (2, (20, 100))}

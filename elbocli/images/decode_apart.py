@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import IO, Any
 
 from PIL import AvifImagePlugin, Image
@@ -41,9 +42,7 @@ def decode_apart(content: bytes, kind: str) -> Image.Image:
         assert process.stdin is not None
         said, pixels = _Answer(process).ask(content, kind)
     except (OSError, EOFError, TimeoutError) as error:
-        process.kill()
-        process.wait()
-        del _of_thread.process
+        _end(process, os.getpid())
         slow = isinstance(error, TimeoutError)
         why = f"its decoder takes more than {PATIENCE_S:g} s" if slow else "its decoder fails, or takes too much memory"
         raise DataError(f"does not decode: {why}") from error
@@ -54,16 +53,33 @@ def decode_apart(content: bytes, kind: str) -> Image.Image:
     return image
 
 
+class _Own:
+    """A process that ends with what has it."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CODE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+        )
+        weakref.finalize(self, _end, self.process, os.getpid())
+
+
+def _end(process: subprocess.Popen[bytes], parent: int) -> None:
+    """End a process, and close the pipes to it; a fork of its parent must not."""
+    if os.getpid() == parent:
+        with process:
+            process.kill()
+
+
 def _process() -> subprocess.Popen[bytes]:
     """This thread's process."""
-    found: subprocess.Popen[bytes] | None = getattr(_of_thread, "process", None)
-    if found is None or found.poll() is not None:
-        command = [sys.executable, "-c", CODE]
-        found = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-        )
-        _of_thread.process = found
-    return found
+    own: _Own | None = getattr(_of_thread, "own", None)
+    if own is None or own.process.poll() is not None:
+        own = _of_thread.own = _Own()
+    return own.process
 
 
 class _Answer:

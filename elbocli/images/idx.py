@@ -15,8 +15,9 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.reading import naming
+from elbocli.images.array_rows import Row
 from elbocli.images.arrays import ArrayImages, pixel_rows
-from elbocli.images.image_refs import ImageRef, Row, Span
+from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.packed import GZIP, LARGEST_UNPACKED, first_bytes, first_bytes_inside, gunzipped
 from elbocli.images.samples import LARGEST_COUNT, LARGEST_SIDE
 

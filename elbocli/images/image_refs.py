@@ -1,4 +1,4 @@
-"""References to images: a file, a stretch of an archive, an entry of a zip, a row of an array.
+"""References to images: a file, a stretch of an archive, an entry of a zip; array_rows.py has rows of arrays.
 
 Each has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
 DataError for what can't be read; `weight`, the bytes of memory that this takes; and `shape`, (H, W, C) where it is known
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import threading
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from typing import Protocol
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.dataset import Dataset
 from elbocli.files.opening import NO_WAITING
 from elbocli.files.reading import refusing
 from elbocli.files.zip_files import read_member
@@ -170,106 +168,3 @@ class Nowhere:
     def read(self) -> bytes:
         """Raise DataError."""
         raise DataError(self.why)
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """A row of uint8 pixels of a shape, at an offset of a file."""
-
-    path: str
-    offset: int
-    shape: Shape
-
-    def read(self) -> np.ndarray:
-        """Read its pixels, uint8 [H, W, C]. Raises DataError."""
-        return np.frombuffer(read_bytes(self.path, self.offset, int(np.prod(self.shape))), np.uint8).reshape(self.shape)
-
-    @property
-    def weight(self) -> int:
-        """A byte a pixel and channel."""
-        return int(np.prod(self.shape))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """A row of an array in memory, uint8 [N, H, W, C]."""
-
-    rows: np.ndarray
-    index: int
-
-    def read(self) -> np.ndarray:
-        """Return its pixels, uint8 [H, W, C]."""
-        return np.ascontiguousarray(self.rows[self.index])
-
-    @property
-    def weight(self) -> int:
-        """A byte a pixel and channel."""
-        return int(np.prod(self.shape))
-
-    @property
-    def shape(self) -> Shape:
-        """The array's."""
-        _, height, width, channels = self.rows.shape
-        return height, width, channels
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetRow:
-    """A row of an elbo-dataset."""
-
-    dataset: Dataset
-    index: int
-
-    def read(self) -> np.ndarray:
-        """Read its pixels, uint8 [H, W, C]. Raises DataError."""
-        return self.dataset.batch(np.array([self.index]))[0]
-
-    @property
-    def weight(self) -> int:
-        """A byte a pixel and channel."""
-        return int(np.prod(self.shape))
-
-    @property
-    def shape(self) -> Shape:
-        """The dataset's."""
-        _, height, width, channels = self.dataset.shape
-        return height, width, channels
-
-
-class Unpacked:
-    """Rows of a compressed array: only in order, one after another."""
-
-    def __init__(self, archive: zipfile.ZipFile, name: str, offset: int, shape: Shape):
-        self.offset, self.shape, self.size = offset, shape, int(np.prod(shape))
-        self._lock, self._member = threading.Lock(), archive.open(name)
-
-    def row(self, index: int) -> np.ndarray:
-        """Read a row, uint8 [H, W, C]. Raises DataError."""
-        with refusing("does not unpack", kind=DataError), self._lock:
-            self._member.seek(self.offset + index * self.size)
-            content = self._member.read(self.size)
-        if len(content) < self.size:
-            raise DataError(f"cut short: {len(content)} of {self.size} bytes are there")
-        return np.frombuffer(content, np.uint8).reshape(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class UnpackedRow:
-    """A row of a compressed array."""
-
-    rows: Unpacked
-    index: int
-
-    def read(self) -> np.ndarray:
-        """Read its pixels, uint8 [H, W, C]. Raises DataError."""
-        return self.rows.row(self.index)
-
-    @property
-    def weight(self) -> int:
-        """A byte a pixel and channel."""
-        return self.rows.size
-
-    @property
-    def shape(self) -> Shape:
-        """The array's."""
-        return self.rows.shape

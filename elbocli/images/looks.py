@@ -43,8 +43,13 @@ def look(source: Source) -> Looks:
     The files are spread evenly over the list; of a source that can only be read in its order, they are the first. Files
     that can't be read don't count. The same source gives the same looks.
     """
-    shapes = Counter(ref.shape for ref in source.refs if ref.shape is not None)
-    for ref in _sample([ref for ref in source.refs if ref.shape is None], source.in_order):
+    shapes, files = Counter[Shape](), list[ImageRef]()
+    for ref in source.refs:
+        if ref.shape is None:
+            files.append(ref)
+        else:
+            shapes[ref.shape] += 1
+    for ref in _sample(files, source.in_order):
         with contextlib.suppress(ElboError):
             content = ref.read()
             shapes[_shape(content) if isinstance(content, np.ndarray) else header_shape(content)] += 1

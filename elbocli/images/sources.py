@@ -82,7 +82,7 @@ def open_source(
     names = [name for part in found for name in part.names]
     if not names:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
-    refs = [ref for part in found for ref in part.refs]
+    refs = found[0].refs if len(found) == 1 else [ref for part in found for ref in part.refs]
     prefixes = [part.prefix for part in found]
     owners = [owner for owner, part in enumerate(found) for _ in part.names]
     source = Source(names, [-1] * len(names), [], refs, prefixes, owners, any(part.in_order for part in found))

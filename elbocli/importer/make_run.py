@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from elbocli import __version__
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import sealed_folder
@@ -21,6 +20,7 @@ from elbocli.run.imported import AVERAGE
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import plugins_run
 from elbocli.run.settings import run_settings
+from elbocli.version import __version__
 
 
 def import_run(

@@ -36,7 +36,6 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
     """
     from elbocli.cli.progress_bar import show
     from elbocli.info.describe import describe
-    from elbocli.info.verify import run
 
     if grid == STREAM and (as_json or verify):
         message = "standard output is the picture's; name a file, --grid FILE.png"
@@ -47,7 +46,12 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
         raise click.UsageError("--scale enlarges a grid; add --grid FILE.png", click.get_current_context())
     if grid == STREAM:
         return
-    facts = show(run(file)) if verify else describe(file)
+    if verify:
+        from elbocli.info.verify import run
+
+        facts = show(run(file))
+    else:
+        facts = describe(file)
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return

@@ -16,18 +16,13 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, Vanished
-from elbocli.files import checkpoint as store
-from elbocli.files import snapshots
 from elbocli.files.atomic import told
-from elbocli.files.average_file import check
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import MOST_CLASSES
-from elbocli.files.features import is_features
 from elbocli.files.hashing import add_rows, file_sha256
 from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC
-from elbocli.files.sealed_folder import CONFIG
 from elbocli.info.describe import describe, is_safetensors
 from elbocli.runtime.progress import Progress
 
@@ -62,9 +57,13 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
         return facts | (yield from _dataset(path))
     if path.is_dir():
         return facts | (yield from _folder(path))
-    if is_safetensors(path, _head(path, 16)) and not is_features(path):
-        check(path)
-        return {**facts, "verified": ["payload_sha256"]}
+    if is_safetensors(path, _head(path, 16)):
+        from elbocli.files.average_file import check
+        from elbocli.files.features import is_features
+
+        if not is_features(path):
+            check(path)
+            return {**facts, "verified": ["payload_sha256"]}
     if _head(path).startswith((b"PK", b"\x93NUMPY")):
         yield from _samples(path)
     return {**facts, "verified": ["read whole; files of this kind hold no digest of their own"]}
@@ -123,21 +122,21 @@ def _dataset(path: Path) -> Generator[Progress, None, Facts]:
 
 def _counts(path: Path, data: Dataset) -> list[str]:
     """Raise DataError when numbers that must agree don't; their names."""
-    arrays, names = data.contents()
-    known = data.attributes
+    lengths, known = data.lengths(), data.attributes
     classes = data.num_classes if known.num_classes is None else known.num_classes
     if classes > max(MOST_CLASSES, 10 * len(data)):
         raise DataError(f"{path}: damaged: num_classes says {str(classes)[:60]}; pack it again")
     facts = {
         "count": (known.count, len(data)),
         "labels": (max(int(data.labels.max()) + 1, classes), classes),
-        "class_names": (len(names["class_names"]) if "class_names" in names else None, classes),
-        "files": (len(names["files"]) if "files" in names else None, len(data)),
+        "class_names": (lengths.get("class_names"), classes),
+        "files": (lengths.get("files"), len(data)),
         "image_size": (known.image_size, data.image_size) if "latents" not in data.kind else (None, None),
     }
-    if "class_counts" in arrays:
-        counted = np.bincount(data.labels, minlength=classes).tolist()
-        facts["class_counts"] = (arrays["class_counts"].tolist(), counted)
+    if "class_counts" in lengths:
+        with data.damage():
+            counts = np.asarray(data.member("class_counts")[()]).tolist()
+        facts["class_counts"] = (counts, np.bincount(data.labels, minlength=classes).tolist())
     for name, (found, expected) in facts.items():
         if found is not None and found != expected:
             says = f"{name} says {str(found)[:60]}, expected {str(expected)[:60]}"
@@ -147,6 +146,9 @@ def _counts(path: Path, data: Dataset) -> list[str]:
 
 def _folder(path: Path) -> Generator[Progress, None, Facts]:
     """A checkpoint, a snapshot, or all those of a run; those that the run deletes meanwhile are left out."""
+    from elbocli.files import checkpoint as store
+    from elbocli.files import snapshots
+
     alone = snapshots.is_snapshot(path), (path / "meta.json").exists()
     files = _network_files(path)
     for _ in range(store.MOST_LOOKS):
@@ -177,7 +179,10 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
 
 def _network_files(path: Path) -> int:
     """Compare the file that a run's network is, beside config.yaml, with its digest; how many there are. Raises DataError."""
-    network = store.read_config(path).network if (path / CONFIG).exists() else {}
+    from elbocli.files.checkpoint import read_config
+    from elbocli.files.sealed_folder import CONFIG
+
+    network = read_config(path).network if (path / CONFIG).exists() else {}
     if not {"file", "sha256"} <= network.keys():
         return 0
     file = path / Path(str(network["file"])).name

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli import __version__
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.optimum import LeastErrors
 from elbocli.core.paired import PairedEstimate, PairedMoments
@@ -20,6 +19,7 @@ from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.optimum_file import LeastCurve, Optimum, SampleCheck
 from elbocli.runtime.progress import Progress
+from elbocli.version import __version__
 
 NOISES = 2
 """Noises of each source: their difference tells the error that noise leaves."""

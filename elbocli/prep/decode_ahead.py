@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,14 +15,17 @@ import numpy as np
 
 from elbocli.errors import ElboError
 from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.images.array_rows import read_rows
 from elbocli.images.decode import DecodeOptions, square
-from elbocli.images.image_refs import will_need
+from elbocli.images.image_refs import ImageRef, will_need
 from elbocli.images.memory_budget import Room
 from elbocli.images.sources import Source
 
 Read = Callable[[], bytes | np.ndarray]
 AHEAD, AHEAD_BYTES = 8, 128 << 20
 """Images in flight: so many for each worker, and no more than so many bytes for all."""
+STRETCH = 1 << 20
+"""Bytes of rows of an array that are read at once, where they have the right size already."""
 ADVISED = 1024
 """Images that the kernel is told of beforehand: about a class of ImageNet, 0.1 GB."""
 _files = Room(128 << 20)
@@ -52,6 +57,18 @@ def _pack(read: Read, weight: int, how: DecodeOptions, store: str) -> Packed:
             return Packed(digest, size, None, "", str(error))
 
 
+def _pack_rows(refs: Sequence[ImageRef], how: DecodeOptions) -> list[Packed]:
+    """Pack images that are most likely rows of one array, of the right size: nothing is to be done with them."""
+    with (
+        contextlib.suppress(ElboError),
+        _files.claim(len(refs) * refs[0].weight),
+    ):  # else each says what is wrong with it
+        rows = read_rows(refs)
+        if rows is not None and rows.shape[1:] == (how.size, how.size, how.channels):
+            return [Packed(hashlib.sha256(row.data.cast("B")).hexdigest(), row.nbytes, row, "", "") for row in rows]
+    return [_pack(ref.read, ref.weight, how, RAW) for ref in refs]
+
+
 def _already(read: Read) -> Read:
     """Read now, and return a function that gives what was read, or raises its error, in another thread."""
     done: Future[bytes | np.ndarray] = Future()
@@ -62,23 +79,32 @@ def _already(read: Read) -> Read:
     return done.result
 
 
-def packed_in_order(source: Source, start: int, how: DecodeOptions, store: str, workers: int = 0) -> Iterator[Packed]:
-    """Yield the images from number `start` on, in the order of the source, as they will be stored.
+def packed_in_order(
+    source: Source, start: int, how: DecodeOptions, store: str, workers: int = 0
+) -> Iterator[list[Packed]]:
+    """Yield the images from number `start` on, in the order of the source, as they will be stored: one by one, or those that
+    were read at once.
 
     store: raw, or the name of an encoding. workers: threads; 0 for as many as cores.
     """
     workers = workers or os.cpu_count() or 1
-    heaviest = max(how.size**2 * how.channels, source.refs[0].weight if source.in_order else 0)
-    ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // heaviest))
-    waiting: deque[Future[Packed]] = deque()
+    shape = how.size, how.size, how.channels
+    heaviest = max(math.prod(shape), source.refs[0].weight if source.in_order else 0)
+    right = store == RAW and not source.in_order and source.refs[0].shape == shape
+    step = max(1, STRETCH // heaviest) if right else 1
+    ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // (step * heaviest)))
+    waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="elbo-prep") as pool:
         try:
-            for index in range(start, len(source)):
-                if (index - start) % ADVISED == 0:
-                    will_need(source.refs[index : index + ADVISED])
-                ref = source.refs[index]
-                read, weight = (_already(ref.read), 0) if source.in_order else (ref.read, ref.weight)
-                waiting.append(pool.submit(_pack, read, weight, how, store))
+            for index in range(start, len(source), step):
+                if step > 1:
+                    waiting.append(pool.submit(_pack_rows, source.refs[index : index + step], how))
+                else:
+                    if (index - start) % ADVISED == 0:
+                        will_need(source.refs[index : index + ADVISED])
+                    ref = source.refs[index]
+                    read, weight = (_already(ref.read), 0) if source.in_order else (ref.read, ref.weight)
+                    waiting.append(pool.submit(lambda *job: [_pack(*job)], read, weight, how, store))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:

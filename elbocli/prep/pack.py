@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 
-from elbocli import __version__
 from elbocli.errors import DataError, UsageError
 from elbocli.files import dataset_block
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
@@ -26,13 +25,14 @@ from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
 from elbocli.images.looks import look
-from elbocli.images.memory_budget import return_freed
+from elbocli.images.memory_budget import keeping_all, return_freed
 from elbocli.images.sources import Source, choose, open_source, stop
 from elbocli.prep.decode_ahead import Packed, packed_in_order
 from elbocli.prep.defaults import chosen_channels, chosen_size, explained
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
+from elbocli.version import __version__
 
 if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder
@@ -145,7 +145,8 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
         yield Progress(message=f"{named(sources)}: reading what is inside")
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else stop
-    whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
+    with keeping_all():
+        whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
     looks, asked = look(whole), settings
     size = asked.size or chosen_size(looks, asked.crop)[0]
     channels = asked.channels or chosen_channels(looks, asked)
@@ -171,7 +172,9 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
         skipped = {int(index): trouble for index, trouble in notes["skipped"].items()}
         if writer.rows == 0:
             raise DataError(f"{named(sources)}: none of its {len(source)} files is a usable image")
-        kept = [index for index in range(len(source)) if index not in skipped for _ in range(copies)]
+        kept: Sequence[int] = range(len(source))
+        if skipped or copies > 1:
+            kept = [index for index in kept if index not in skipped for _ in range(copies)]
         yield from list_skipped(out, source, skipped)
         labels, classes = np.array([source.labels[i] for i in kept], np.int64), source.class_names
         counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
@@ -192,17 +195,19 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     yield from summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
 
 
-def _note(notes: dict[str, Any], index: int, file: str, packed: Packed) -> None:
-    """Add an image to what a resumed prep must know of those that are done.
+def _note(notes: dict[str, Any], index: int, files: list[str], those: list[Packed]) -> None:
+    """Add images from a number on to what a resumed prep must know of those that are done.
 
     The digest is a sum, so that the parts of a source add up to it.
     """
-    one = hashlib.sha256(os.fsencode(file) + b"\0" + packed.digest.encode()).hexdigest()
-    notes["source_sha256"] = add_digests([notes["source_sha256"], one])
-    if packed.trouble:
-        notes["skipped"][str(index)] = packed.trouble
-    if packed.change:
-        notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
+    digests = [notes["source_sha256"]]
+    for number, packed in enumerate(those, index):
+        digests.append(hashlib.sha256(os.fsencode(files[number]) + b"\0" + packed.digest.encode()).hexdigest())
+        if packed.trouble:
+            notes["skipped"][str(number)] = packed.trouble
+        if packed.change:
+            notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
+    notes["source_sha256"] = add_digests(digests)
 
 
 def _stopped(source: Source, index: int, trouble: str) -> DataError:
@@ -236,18 +241,21 @@ def _fill(
             rows.clear()
 
     safe_at, held = begun, 0
-    for packed in packed_in_order(source, done, settings.decode_options, settings.store, settings.workers):
-        if packed.trouble and settings.on_error == "stop":
+    for found in packed_in_order(source, done, settings.decode_options, settings.store, settings.workers):
+        refused = next((k for k, packed in enumerate(found) if packed.trouble and settings.on_error == "stop"), None)
+        those = found[:refused]
+        _note(notes, done, source.files, those)
+        for packed in those:
+            if packed.row is not None:
+                (rows if encoder is None else pending).append(packed.row)
+                held += len(packed.row) if isinstance(packed.row, bytes) else packed.row.nbytes
+            read += packed.size
+            if encoder is not None and len(pending) >= encoder.batch:
+                encode()
+        done += len(those)
+        if refused is not None:
             save()
-            raise _stopped(source, done, packed.trouble)
-        _note(notes, done, source.files[done], packed)
-        if packed.row is not None:
-            (rows if encoder is None else pending).append(packed.row)
-            held += len(packed.row) if isinstance(packed.row, bytes) else packed.row.nbytes
-        done += 1
-        read += packed.size
-        if encoder is not None and len(pending) >= encoder.batch:
-            encode()
+            raise _stopped(source, done, found[refused].trouble)
         if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received:
             save()
             safe_at, held = time.monotonic(), 0

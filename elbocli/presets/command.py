@@ -11,13 +11,14 @@ import click
 
 from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import common, overwrite_option
+from elbocli.cli.other_words import Group
 from elbocli.cli.types import PATH, Named
 from elbocli.cli.visible import visible_lines
 
 PRESET = Named("elbocli.nn.presets.NAMES")
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT)
 def presets() -> None:
     """Look at presets: a network and training settings for a size of image.
 

@@ -11,14 +11,14 @@ from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods
 from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.protocols import PROTOCOLS
-from elbocli.evaluate.result import EvalResult
+from elbocli.evaluate.result import KEYS, EvalResult
 from elbocli.files import strict_json
 from elbocli.files.optimum_file import Optimum
 from elbocli.images.image_refs import read_bytes
 
 T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Likelihoods, Classification, Optimum)
 KINDS: dict[tuple[str, str], type[Any]] = {
-    ("n_samples", "extractor"): EvalResult,
+    KEYS: EvalResult,
     ("bpd", "diffusion"): Bound,
     ("nats_per_latent_dimension", "diffusion"): LatentBound,
     ("agree", "checks"): Theorem,
@@ -73,7 +73,7 @@ def score_rows(result: EvalResult) -> list[ScoreRow]:
             spread: Any = score.sd
             spread_is = "sd of repeats"
             if spread is None:
-                of = result.about(score, Role.ERROR) or result.about(score, Role.PARTS)
+                of = result.about(score, Role.PARTS) or result.about(score, Role.ERROR)
                 spread, spread_is = (of.value, of.number.role.value) if of else (None, "")
             network = (score.number.by_network and result.network) or ""
             name = score.number.stem(result.network).removesuffix("_mean").replace("_", " ")

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from elbocli import __version__
 from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told
@@ -23,6 +22,7 @@ from elbocli.files.sealed_folder import CONFIG, run_id
 from elbocli.run.dataset_place import seen_from
 from elbocli.run.imported import refuse_to_continue
 from elbocli.run.settings import Basis, Resolved, difference
+from elbocli.version import __version__
 
 LOCK = ".lock"
 PREVIEW_COUNT = 64

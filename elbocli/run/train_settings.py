@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from elbocli.core.weighting_curves import LEARNED
+from elbocli.core.registry import LEARNED
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import AUTO, LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
 

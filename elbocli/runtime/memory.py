@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path("/")
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device | None = None) -> int:
     """Return the bytes that this process may still take on a device: what is free there, within the limits of its cgroups.
 
-    On the host, caches of files count as free.
+    On the host, where None is too, caches of files count as free.
     """
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     return min([_available(), *_left_in_cgroups()])
 

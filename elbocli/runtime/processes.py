@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 import uuid
@@ -25,6 +26,8 @@ PATIENCE = timedelta(minutes=30)
 JOIN = timedelta(minutes=10)
 """Time that it waits for them to be there at all: imports over a network take long. On CUDA also for what they compute,
 until the first step: compiling takes long."""
+ENDING_S = 60.0
+"""Time that a process which has failed takes to end at most. The others wait for it until then."""
 POLL_S = 0.02
 _kept: list[Any] = []
 """Groups that were joined. To free one is to wait for its thread, and that may be waiting for Python's lock to free a
@@ -130,7 +133,8 @@ def joined(device: str = "auto") -> Iterator[World]:
     """This process's World, from the environment that torchrun sets; alone without it.
 
     Each process takes the CUDA device of its local rank unless another device was asked for.
-    Raises UsageError when there are too few, PeerLost when the others can't be reached.
+    Raises UsageError when there are too few, PeerLost when the others can't be reached. One of several whose block fails
+    ends within ENDING_S whatever else it does, since torch may wait for ever to take a group apart.
     """
     size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     if size == 1:
@@ -148,6 +152,9 @@ def joined(device: str = "auto") -> Iterator[World]:
     try:
         with telling_lost():
             yield world
+    except BaseException:
+        faulthandler.dump_traceback_later(ENDING_S, exit=True)  # needs neither Python's lock nor anybody's good will
+        raise
     finally:
         dist.destroy_process_group()
 

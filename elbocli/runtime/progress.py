@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress (`done` of `total` `unit`s), a message for people, or both; `values` for the bar's end."""
+    """Progress (`done` of `total` `unit`s), a message for people, or both; `values` for the bar's end.
+
+    then: what comes before the next report, where that may take long, in words such as 'drawing a preview'.
+    """
 
     done: int | None = None
     total: int | None = None
@@ -17,6 +20,7 @@ class Progress:
     level: str = "info"
     """info, detail (shown with -v) or warning (shown with -q too)."""
     values: dict[str, Any] = field(default_factory=dict)
+    then: str = ""
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli import __version__
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.grids import purpose_of
@@ -36,6 +35,7 @@ from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interr
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
 from elbocli.sample.distributed import Rounds, Watch
 from elbocli.sample.guided import GuidedRun, giving_variance
+from elbocli.version import __version__
 
 RUN = "run"
 

@@ -184,6 +184,8 @@ class _Training:
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 self._snapshot(step)
+            if then := self.recorder.long_work(step):
+                yield Progress(step, settings.steps, "step", then=then)
             values = self.recorder.after(step)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()

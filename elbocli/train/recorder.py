@@ -19,6 +19,7 @@ from elbocli.files.metrics import MetricsRow
 from elbocli.files.opening import open_file
 from elbocli.files.reading import lines_of
 from elbocli.files.schedule_file import finite
+from elbocli.run.train_settings import ADAPTIVE
 from elbocli.train.held_out import open_held_out
 from elbocli.train.log_targets import LogTargets
 from elbocli.train.preview import preview, preview_output
@@ -119,7 +120,8 @@ class Recorder:
         settings, network = self.state.settings, self.state.resolved.network
         named = {key: getattr(settings, key) for key in ("weighting", "schedule", "prediction")}
         dimensions = network.image_channels * network.image_size**2
-        return losslog.header(self.state.edges, dimensions=dimensions, **named)
+        floor = settings.floor if settings.schedule == ADAPTIVE else None
+        return losslog.header(self.state.edges, dimensions=dimensions, floor=floor, **named)
 
     def after(self, step: int) -> dict[str, Any]:
         """Record what is due after a step. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
@@ -132,6 +134,12 @@ class Recorder:
         if self._draws(step):
             self._preview(step)
         return values
+
+    def long_work(self, step: int) -> str:
+        """Say what `after` will do after a step that may take long, such as 'validating'; nothing where it is quick."""
+        validates = self.validation is not None and self.validation.due(step)
+        draws = self.output is not None and self._draws(step)
+        return " and ".join(["validating"] * validates + ["drawing a preview"] * draws)
 
     def catch_up(self) -> None:
         """Record what a signal has kept from being recorded after the step that the run goes on from, in all alike.

@@ -12,21 +12,31 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from elbocli.errors import UsageError
 from elbocli.nn.networks import Network
 from elbocli.runtime.device import PRECISIONS
 from elbocli.runtime.processes import World
 from elbocli.train.replicated import empty_copy
 
+ON_CPU = hasattr(torch.cpu.Stream, "record_event")
+"""Whether this torch's FSDP works on the CPU: that of 2.6 asks for events that are not there, and forgets that it changed weights."""
 SHAPES = 8
 """Ways to call a unit, for each of which it is compiled: the parts of a batch, validation, previews."""
 
 
 class Sharded:
-    """A part of each parameter in each process; the wholes of a block are together only while it works."""
+    """A part of each parameter in each process; the wholes of a block are together only while it works.
+
+    Raises UsageError where this torch can't do that.
+    """
 
     sharded = True
 
     def __init__(self, network: Network, world: World, precision: str):
+        if world.device.type == "cpu" and not ON_CPU:
+            raise UsageError(
+                f"--parallel fsdp: torch {torch.__version__} can't do it on the CPU; take ddp, or torch 2.7"
+            )
         # Not placed: it goes to the device unit by unit, and its parts must lie contiguous. Images stay channels last.
         self.network = self.forward = network
         self.world, self.mesh = world, init_device_mesh(world.device.type, (world.size,))
@@ -103,7 +113,8 @@ def compile_units(units: list[nn.Module]) -> None:
     from torch._dynamo import config
 
     most = SHAPES * len(units)
-    config.recompile_limit = max(config.recompile_limit, most)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, most)
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        name = limit if hasattr(config, limit) else limit.replace("recompile", "cache_size")  # in torch 2.6
+        setattr(config, name, max(getattr(config, name), most))
     for unit in units:
         unit.compile(dynamic=False)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from elbocli.adapt import fit_log
-from elbocli.core.adaptive import bin_edges
+from elbocli.core.adaptive import bin_edges, floored, loss_variance
 from elbocli.core.criteria import OF_ERRORS
-from elbocli.core.schedule import parse_schedule
+from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
 from elbocli.files.schedule_file import resolve_schedule
@@ -127,6 +127,27 @@ def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> Non
         assert report["schedules"]["edm"][f"ratio_{kind}"] > 1.5
 
 
+@pytest.mark.parametrize("floor", [None, 0.01])
+def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floor: float | None) -> None:
+    """Of 12,800 draws of a schedule whose density in one bin is the floor's, where 1.28 are expected and none came.
+
+    What is said is what the schedule itself promises, if the log knows its floor; without it, what is likely, and a number.
+    """
+    edges, width = bin_edges(-10, 10), torch.full((100,), 0.2, dtype=torch.float64)
+    share = floored(torch.cat([torch.zeros(1), torch.full((99,), 1 / 99)]).double(), width, 0.01)
+    draw, error = torch.Generator().manual_seed(0), torch.full((100,), 0.5, dtype=torch.float64)
+    count = torch.multinomial(share, 12_800, replacement=True, generator=draw).bincount(minlength=100).double()
+    count[0] = 0
+    sums = torch.stack([count, count * error, 1.09 * count * error.square()])
+    about = {"dimensions": 64, "weighting": "elbo", "floor": floor}
+    text = losslog.header(edges, schedule="adaptive", **about) + losslog.line(100, 12_800, sums)
+    fitted = fit(stream(text))
+    own, exact = fitted.report.schedules["own"], schedule_of_shares(edges, share, "exact")
+    said = own.variance_independent, own.variance_low_discrepancy
+    true = loss_variance(fitted.moments, fitted.weighting, exact.density, 128)
+    assert said == pytest.approx(true, rel=0.05 if floor else 2)
+
+
 def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit() -> None:
     """An adaptive run that never visited some bins, and a range where EDM's schedule has nothing."""
     text = log_text("uniform", low=30.0, high=50.0).replace('"schedule": "uniform"', '"schedule": "adaptive"')
@@ -135,8 +156,8 @@ def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit() -> N
     row |= {key: [0] * 50 + row[key][50:] for key in ("count", "sum", "sumsq")}
     report = fit(stream(f"{head}\n{json.dumps(row)}\n"), weighting="elbo").report.json()
     json.dumps(report, allow_nan=False)
-    for name in ("own", "edm"):
-        assert set(report["schedules"][name].values()) == {None}
+    assert set(report["schedules"]["edm"].values()) == {None}
+    assert None not in report["schedules"]["own"].values()
     assert report["schedules"]["fitted:std"]["ratio_low_discrepancy"] == 1
 
 

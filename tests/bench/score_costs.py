@@ -34,11 +34,12 @@ def drawn(n: int, width: int, seed: int, name: str) -> Features:
     """Normal vectors whose spread falls by dimension, with logits and labels; with spatial features for sFID alone."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(n, width, generator=generator).mul_(torch.arange(1, width + 1) ** -0.5)
-    spatial = None
+    spatial = spatial_values = None
     if name == "sfid":
-        spatial = moments(torch.randn(min(n, 4 * SPATIAL), SPATIAL, generator=generator))
+        spatial_values = torch.randn(n, SPATIAL, generator=generator)
+        spatial = moments(spatial_values)
     logits = torch.randn(n, CLASSES, generator=generator) if name in ("is", "accuracy") else None
-    return Features(moments(values), values, logits, np.arange(n) % CLASSES, spatial)
+    return Features(moments(values), values, logits, np.arange(n) % CLASSES, spatial, spatial_values)
 
 
 def most_held() -> float:

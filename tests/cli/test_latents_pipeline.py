@@ -95,7 +95,8 @@ def test_packed_trained_and_sampled_by_the_commands(
     assert trained.returncode == 0, trained.stderr
     drawn = elbo("sample", "run", "-n", 3, "--steps", 2, "-o", "x.npz", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
-    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (3, size, size, 3)
+    with np.load(tmp_path / "x.npz") as drawn:
+        assert drawn["arr_0"].shape == (3, size, size, 3)
     about = json.loads(elbo("info", "l.h5", "--json", cwd=tmp_path).stdout)
     assert about["latent_convention"] == "diffusers" and about["mirrored"]
 

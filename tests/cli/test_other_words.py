@@ -28,8 +28,8 @@ def command(name: str) -> click.Command:
 
 def own(name: str) -> set[str]:
     """Options and arguments of a command, as messages name them."""
-    params, context = command(name).params, click.Context(command(name))
-    metavars = {each.make_metavar(context).strip("[].") for each in params if isinstance(each, click.Argument)}
+    params = command(name).params
+    metavars = {each.human_readable_name.strip("[].") for each in params if isinstance(each, click.Argument)}
     return {word for each in params for word in each.opts} | metavars
 
 

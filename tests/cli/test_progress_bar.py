@@ -30,7 +30,9 @@ def reports():
     yield Progress(199_990, 400_000, "step", "run: new run")
     for step in range(199_991, 200_004):
         time.sleep(0.12)
-        yield Progress(step, 400_000, "step", values=values if step % 4 == 0 else {"val_loss": 2.0} if step % 4 == 2 else {})
+        then = "validating" if step == 199_996 else ""
+        said = values if step % 4 == 0 else {"val_loss": 2.0} if step % 4 == 2 else {}
+        yield Progress(step, 400_000, "step", values=said, then=then)
 show(reports())
 """
 
@@ -61,6 +63,7 @@ def test_the_bar_keeps_its_time_and_its_loss(columns: int, whole: bool) -> None:
     assert re.search(r"\| 20000\d/400000 \[00:0\d<\d+:\d\d:\d\d, ", last), last
     assert "loss=0.1235" in last, "a validation's numbers push out no loss"
     assert last.rstrip().endswith("]")
+    assert ["elbo train, validating:" in line for line in shown].count(True) in (1, 2) and "validating" not in last
     assert ("images_per_s=1234" in last) == ("grad_norm" in last) == whole
 
 
@@ -79,12 +82,14 @@ def test_a_slow_start_and_a_slow_first_step_are_not_silent(
         time.sleep(0.3)
         yield Progress(0, 400_000, "step", "run: new run")
         time.sleep(0.3)
-        yield Progress(1, 400_000, "step")
+        yield Progress(1, 400_000, "step", then="drawing a preview")
+        time.sleep(0.3)
 
     lines = told(monkeypatch, capsys, reports())
     assert lines[0] == "elbo train: getting ready"
     assert lines[1] == "elbo train: run: new run"
     assert "elbo train: step 1 of 400000 is being computed" in lines[2:]
+    assert lines[-1] == "elbo train: step 1 of 400000 is done; drawing a preview"
 
 
 def test_a_quick_loop_says_nothing_of_the_kind(
@@ -92,11 +97,12 @@ def test_a_quick_loop_says_nothing_of_the_kind(
 ) -> None:
     def reports() -> Iterator[Progress]:
         for done in range(4):
+            yield Progress(done, 4, "step", then="validating")
             yield Progress(done, 4, "step")
         time.sleep(0.3)
 
     lines = told(monkeypatch, capsys, reports())
-    assert not [line for line in lines if "ready" in line or "computed" in line]
+    assert not [line for line in lines if "ready" in line or "computed" in line or "validating" in line]
 
 
 def test_without_a_terminal_a_number_is_shown_once_and_none_is_left_out(

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from elbocli.compare.features import compare_features
-from elbocli.compare.results import compare_results, facts_of, found_in, read_scores
+from elbocli.compare.results import compare_results, found_in
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files.feature_facts import FeatureFacts
@@ -137,11 +137,43 @@ def test_a_folder_stands_for_the_one_result_in_it(tmp_path: Path) -> None:
         found_in(tmp_path)
     (tmp_path / "status.json").write_text("{}")
     (tmp_path / "fid.json").write_text(json.dumps(BASE))
-    name, found = found_in(tmp_path)
-    assert name == str(tmp_path / "fid.json") and facts_of(found)["protocol"] == "adm"
+    ((name, found),) = found_in(tmp_path)
+    assert name == str(tmp_path / "fid.json") and found.alike()["protocol"] == "adm"
     (tmp_path / "g.json").write_text(json.dumps(BASE))
     with pytest.raises(UsageError, match=r"several results of 'elbo eval': .*fid\.json, .*g\.json; name one"):
         found_in(tmp_path)
+
+
+def test_lines_of_eval_each_are_several_results_by_the_names_of_their_samples(elbo: Elbo, tmp_path: Path) -> None:
+    """From a file and through a pipe. Of a name that is there already the line says which."""
+    rows = [{**BASE, FID: value, "samples": name} for name, value in (("a.h5", 1.5), ("b.h5", 0.5), ("a.h5", 1.4))]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "all.json").write_text(lines)
+    found = found_in(tmp_path / "all.json")
+    assert [name for name, _ in found] == ["a.h5", "b.h5", f"{tmp_path / 'all.json'}:3"]
+    assert [each.repeats[0].values["frechet_inception_distance"] for _, each in found] == [1.5, 0.5, 1.4]
+    done = elbo("compare", "-", stdin=lines.encode())
+    told = json.loads(done.stdout)
+    assert (told["first"], [each["file"] for each in told["others"]]) == ("a.h5", ["b.h5", "-:3"]), done.stderr
+    (tmp_path / "all.json").write_text(lines + "{}\n")
+    with pytest.raises(FormatError, match=r"all\.json:4: not a result of 'elbo eval'"):
+        found_in(tmp_path / "all.json")
+
+
+def test_shares_and_spreads_have_intervals_too() -> None:
+    """A share of 1 is not certain: its interval counts, not its standard error of 0."""
+    values = {
+        "accuracy": 1.0,
+        "accuracy_se": 0.0,
+        "accuracy_interval": [0.98, 1.0],
+        "kernel_distance_mean[a.pt2]": 0.1,
+        "kernel_distance_std[a.pt2]": 0.5,
+        "kernel_distance_se[a.pt2]": 0.01,
+    }
+    found = only(result(values), result({**values, "accuracy": 0.995}), "accuracy")
+    assert found.se == pytest.approx(0.01 * 2**0.5 / 1.959964) and found.apart is False
+    found = only(result(values), result({**values, "kernel_distance_mean[a.pt2]": 0.2}), "kernel_distance_mean[a.pt2]")
+    assert found.se == pytest.approx(0.01 * 2**0.5) and found.apart
 
 
 @pytest.mark.parametrize(
@@ -157,7 +189,7 @@ def test_a_folder_stands_for_the_one_result_in_it(tmp_path: Path) -> None:
 def test_what_is_no_result_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(FormatError, match=rf"a\.json: {words}"):
-        read_scores(tmp_path / "a.json")
+        found_in(tmp_path / "a.json")
 
 
 # Features
@@ -261,7 +293,8 @@ def test_the_command_prints_json_or_a_table_and_says_sentences(elbo: Elbo, tmp_p
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("a.json", 2, "name two files at least"),
+        ("a.json", 2, "name two results at least"),
+        ("a.safetensors --ref r.npz", 2, "name two files at least"),
         ("a.json b.safetensors", 2, "features and results don't compare"),
         ("a.safetensors b.safetensors", 2, "features need --ref"),
         ("a.json a.json --ref r.npz", 2, "--ref goes with features"),

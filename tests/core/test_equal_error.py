@@ -27,7 +27,7 @@ def even(steps, high=HIGH):
 
 
 @settings(max_examples=20)
-@given(st.sampled_from([1, 2, 3, 4]), st.floats(-4, 6), st.integers(4, 40))
+@given(st.sampled_from([1, 2, 3, 4]), st.floats(-4, 6), st.integers(6, 40))  # fewer are wider than the bump
 def test_all_steps_err_alike_whatever_the_order(order, peak, steps):
     found = equal_errors(errors_of(order, peak, last=1e9), even(steps), HIGH)
     assert max(found.errors[:-1]) / min(found.errors[:-1]) <= ALIKE * 1.02

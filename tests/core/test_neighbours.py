@@ -31,13 +31,44 @@ def test_the_nearest_are_scikit_learns(rows, others):
         np.testing.assert_allclose(neighbours.radii(points, 4), expected[:, -1], rtol=1e-6)
 
 
-def test_blocks_make_up_all_distances(rows):
-    queries, points = drawn(37, 0), drawn(61, 1)
-    found = torch.full((37, 61), torch.nan)
-    for row, column, apart in neighbours.distances(queries, points):
-        assert apart.dtype == torch.float32
-        found[row : row + len(apart), column : column + apart.shape[1]] = apart
-    np.testing.assert_allclose(found, pairwise_distances(queries.double(), points.double()), rtol=1e-6)
+@pytest.mark.parametrize("dense", [1, 10**9])
+@pytest.mark.parametrize("scale", [1, 1e-22, 1e18])
+def test_all_pairs_within_reach_are_found_and_measured(rows, dense, scale, monkeypatch):
+    """By blocks in float64 or pair by pair; also where squares leave float32."""
+    monkeypatch.setattr(neighbours, "DENSE", dense)
+    queries, points = drawn(37, 0) * scale, drawn(61, 1) * scale
+    apart = torch.from_numpy(pairwise_distances(queries.double(), points.double())).float()
+    reach, own = apart.quantile(0.2, 0), apart.quantile(0.1, 1)
+    for mine in (None, own):
+        wanted = apart <= reach if mine is None else (apart <= reach) | (apart <= own[:, None])
+        found = torch.full((37, 61), torch.inf)
+        for i, j, far in neighbours.within(queries, points, reach, mine):
+            assert far.dtype == torch.float32 and torch.isinf(found[i, j]).all(), "each pair comes once"
+            found[i, j] = far
+        assert torch.isfinite(found[wanted]).all()
+        np.testing.assert_allclose(found[found.isfinite()], apart[found.isfinite()], rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [3, 700])
+def test_no_square_lies_below_its_bound(width):
+    """Far from the origin, of unlike lengths, and of copies, where float32 rounds most."""
+    points = drawn(200, 0, width) * torch.logspace(-3, 3, 200)[:, None]
+    points[50:90] = points[:40] * (1 + 1e-7)
+    exact = torch.from_numpy(pairwise_distances(points.double()[:, :])) ** 2
+    ((_, _, low),) = neighbours._bounds(points, points, "cpu")
+    assert low.dtype == torch.float32 and (low <= exact).all()
+    lengths = (points.double() - points.double().mean(0)).square().sum(1)
+    assert (exact - low <= 3e-7 * (width + 30) * (lengths[:, None] + lengths)).all(), "nor far above it"
+
+
+def test_among_many_copies_the_nearest_are_still_found(rows):
+    """More of them than are kept, so that the bounds decide nothing."""
+    points = drawn(4, 0).repeat(15, 1)
+    points[::4] += torch.arange(15)[:, None] * 1e-6
+    far, which = neighbours.nearest(points, points, 3, others=True)
+    expected = NearestNeighbors(n_neighbors=3).fit(points.double()).kneighbors()[0]
+    np.testing.assert_allclose(far, expected, rtol=1e-6, atol=1e-12)
+    assert (which != torch.arange(60)[:, None]).all()
 
 
 def test_a_copy_is_at_no_distance_and_a_point_is_not_its_own_neighbour(rows):

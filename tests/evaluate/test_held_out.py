@@ -91,12 +91,17 @@ def test_numbers_of_each_class_are_those_of_its_images_alone(digits, tmp_path):
         assert (row["n"], row["n_ref"]) == (len(mine), len(theirs))
         np.save(tmp_path / "mine.npy", mine), np.save(tmp_path / "theirs.npy", theirs)
         alone = score(tmp_path / "mine.npy", tmp_path / "theirs.npy", ("fid",))
-        assert row["frechet_distance"] == pytest.approx(alone["frechet_distance[elbo-tiny]"], rel=1e-6)
+        for end in ("", "_se"):
+            assert row["frechet_distance" + end] == pytest.approx(alone[f"frechet_distance{end}[elbo-tiny]"], rel=1e-6)
         path = labelled(tmp_path / "one.npz", mine, np.full(len(mine), row["label"]))
-        assert row["accuracy"] == score(path, None, ("accuracy",))["accuracy"]
+        whole = score(path, None, ("accuracy",))
+        assert (row["accuracy"], row["accuracy_interval"]) == (whole["accuracy"], whole["accuracy_interval"])
     card = render(result)
     assert "## Classes\n" in card
-    assert f"- 7 `7`: Fréchet distance {rows[7]['frechet_distance']:.5g}, accuracy" in card
+    assert (
+        f"- 7 `7`: Fréchet distance {rows[7]['frechet_distance']:.5g} ± {rows[7]['frechet_distance_se']:.5g}, accuracy"
+        in card
+    )
     assert "## Classes" not in render(found_of(samples, digits, ("fid",)))
 
 

@@ -8,9 +8,19 @@ import zipfile
 import pytest
 import torch
 from torch import nn
+from torch._export.serde.schema import SCHEMA_VERSION, ExportedProgram
+from torch._export.serde.serialize import serialize
 
 from elbocli.errors import FormatError
 from elbocli.files.pt2_check import load_program
+
+LAYOUTS = ("new", "old") if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8) else ("old",)
+"""Of files: torch up to 2.7 wrote the old one alone, later ones read both."""
+OLD = {
+    "models/model.json": "serialized_exported_program.json",
+    "data/sample_inputs/model.pt": "serialized_example_inputs.pt",
+}
+"""Names of the same parts in the new layout and in the old."""
 
 
 class Net(nn.Module):
@@ -34,32 +44,64 @@ def net():
 
 
 @pytest.fixture(scope="session")
-def good(net, tmp_path_factory):
-    path = tmp_path_factory.mktemp("program") / "net.pt2"
+def program(net):
     batch = torch.export.Dim("batch", min=1, max=512)
-    program = torch.export.export(net, (torch.zeros(2, 3, 16, 16, dtype=torch.uint8),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, path)
+    return torch.export.export(net, (torch.zeros(2, 3, 16, 16, dtype=torch.uint8),), dynamic_shapes=({0: batch},))
+
+
+@pytest.fixture(scope="session", params=LAYOUTS)
+def layout(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def good(program, layout, tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "net.pt2"
+    if layout == "new":
+        torch.export.save(program, path)
+        return path
+    found = serialize(program)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("serialized_exported_program.json", found.exported_program)
+        archive.writestr("serialized_state_dict.pt", found.state_dict)
+        archive.writestr("serialized_constants.pt", found.constants)
+        archive.writestr("serialized_example_inputs.pt", found.example_inputs)
+        archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
     return path
 
 
 @pytest.fixture
-def edited(good, tmp_path):
-    """edited(change, **records): the good program with its model.json changed and records added or replaced."""
+def edited(good, layout, tmp_path):
+    """edited(change, **records): the good program with its graph changed and records, by new names, added or replaced."""
 
     def edit(change=lambda model: None, records=None):
         path = tmp_path / "bad.pt2"
+        folder, names = ("net/", {}) if layout == "new" else ("", OLD)
         with zipfile.ZipFile(good) as archive:
-            content = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-        model = json.loads(content["models/model.json"])
+            content = {name.partition("/")[2] if folder else name: archive.read(name) for name in archive.namelist()}
+        graph = names.get("models/model.json", "models/model.json")
+        model = json.loads(content[graph])
         change(model)
-        content["models/model.json"] = json.dumps(model).encode()
-        content |= records or {}
+        content[graph] = json.dumps(model).encode()
+        content |= {names.get(name, name): data for name, data in (records or {}).items()}
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in content.items():
-                archive.writestr(f"net/{name}", data)
+                archive.writestr(folder + name, data)
         return path
 
     return edit
+
+
+@pytest.fixture
+def only_new(layout):
+    if layout != "new":
+        pytest.skip("of the new layout")
+
+
+@pytest.fixture
+def only_old(layout):
+    if layout != "old":
+        pytest.skip("of the old layout")
 
 
 @pytest.fixture
@@ -134,8 +176,9 @@ def test_guards_that_are_code_are_dropped_and_not_run(edited, net, bomb, command
     path = edited(lambda model: model.__setitem__("guards_code", [f"__import__('os').system('{command}') == 0"]))
     assert torch.equal(load_program(path)(images(3))[0], net(images(3))[0])
     assert not bomb.went_off
-    torch.export.load(path).module()(images(3))
-    assert bomb.went_off
+    if "guards_code" in ExportedProgram.__dataclass_fields__:
+        torch.export.load(path).module()(images(3))
+        assert bomb.went_off
 
 
 @pytest.mark.parametrize(
@@ -217,6 +260,7 @@ def config(edited, change, **records):
     )
 
 
+@pytest.mark.usefixtures("only_new")
 def test_pickled_weights_are_refused_and_not_run(edited, bomb):
     buffer = io.BytesIO()
     torch.save({"x": bomb}, buffer)
@@ -227,16 +271,39 @@ def test_pickled_weights_are_refused_and_not_run(edited, bomb):
 
 
 @pytest.mark.parametrize("place", ["../../secret", "custom_obj_0", "weight_0/../x", "weight_0\n"])
+@pytest.mark.usefixtures("only_new")
 def test_weights_from_elsewhere_are_refused(edited, place):
     with pytest.raises(FormatError):
         load_program(config(edited, lambda c: c["conv.weight"].update(path_name=place)))
+
+
+@pytest.mark.usefixtures("only_old")
+@pytest.mark.parametrize("part", ["state_dict", "constants"])
+@pytest.mark.parametrize("kind", ["code", "a pickle", "no tensors", "a list"])
+def test_old_weights_that_are_more_than_tensors_are_refused_and_not_run(edited, bomb, part, kind):
+    buffer = io.BytesIO()
+    tensors = {"code": {"x": bomb}, "no tensors": {"x": "text"}, "a list": [torch.zeros(1)]}
+    torch.save(tensors[kind], buffer) if kind in tensors else pickle.dump(bomb, buffer)
+    with pytest.raises(FormatError, match=f"serialized_{part}"):
+        load_program(edited(records={f"serialized_{part}.pt": buffer.getvalue()}))
+    assert not bomb.went_off
+
+
+def test_a_program_of_a_torch_that_this_one_cannot_read_says_whose_it_is(edited):
+    def change(model):
+        model["torch_version"] = "9.8.7"
+        model["schema_version"]["major"] = 99
+
+    wanted = r"torch \S+ could not load this program, which torch 9\.8\.7 exported: .*; export it with .*, by elbocli\.export"
+    with pytest.raises(FormatError, match=wanted):
+        load_program(edited(change))
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
 def test_code_in_the_sample_inputs_is_refused_and_not_run(edited, bomb, kind):
     buffer = io.BytesIO()
     torch.save(((bomb,), {}), buffer) if kind == "torch" else pickle.dump(bomb, buffer)
-    with pytest.raises(FormatError, match=r"model\.pt"):
+    with pytest.raises(FormatError, match=r"(model|inputs)\.pt"):
         load_program(edited(records={"data/sample_inputs/model.pt": buffer.getvalue()}))
     assert not bomb.went_off
 
@@ -323,7 +390,7 @@ def test_a_damaged_program_is_refused(good, tmp_path):
         "null",
         '{"graph_module": []}',
         '{"graph_module": {"metadata": {}, "graph": {"nodes": []}}}',
-        "[" * 100_000,
+        pytest.param("[" * 100_000, id="deep"),
     ],
 )
 def test_a_model_of_another_shape_is_refused(edited, text):
@@ -331,6 +398,7 @@ def test_a_model_of_another_shape_is_refused(edited, text):
         load_program(edited(records={"models/model.json": text}))
 
 
+@pytest.mark.usefixtures("only_new")
 def test_a_weight_of_the_wrong_size_is_refused(edited):
     with pytest.raises(FormatError, match=r"bad\.pt2"):
         load_program(edited(records={"data/weights/weight_0": bytes(4)}))

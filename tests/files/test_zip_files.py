@@ -59,6 +59,20 @@ def test_a_damaged_archive_is_refused_in_words(data):
         assert str(error)
 
 
+@given(st.lists(st.binary(max_size=40), min_size=2, max_size=5), st.data())
+def test_an_archive_whose_members_reach_into_each_other_is_refused(contents, data):
+    """Whatever Python's zipfile, which does so in some releases, says of it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number, content in enumerate(contents):
+            archive.writestr(str(number), content)
+        infos = archive.infolist()
+        first = data.draw(st.integers(0, len(infos) - 2))
+        infos[first + 1].header_offset -= data.draw(st.integers(2, 31 + len(contents[first])))  # written at the close
+    with pytest.raises(zipfile.BadZipFile, match=rf"'{first}' and '{first + 1}' overlap"):
+        open_zip(buffer)
+
+
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         open_zip(tmp_path / "gone.zip")

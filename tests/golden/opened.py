@@ -14,7 +14,7 @@ from elbocli.adapt.fit_log import AdaptReport
 from elbocli.adapt.fit_optimum import DataReport
 from elbocli.bound.result import GradientVariance
 from elbocli.compare.result import Comparison
-from elbocli.compare.results import read_scores
+from elbocli.compare.results import found_in
 from elbocli.files import snapshots, strict_json
 from elbocli.files.average_file import read_about
 from elbocli.files.checkpoint import read_checkpoint, read_config
@@ -112,7 +112,7 @@ FILES: dict[str, tuple[tuple[str, Reader], ...]] = {
     "GradientVariance": (("gradient-variance.json", of(GradientVariance)),),
     "LatentBound": (("latent-bound.json", result),),
     "Comparison": (("compare.json", of(Comparison)),),
-    "EvalResult": (("eval.json", result), ("eval.json", read_scores)),
+    "EvalResult": (("eval.json", result), ("eval.json", found_in)),
     "GridReport": (("grid-report.json", of(GridReport)),),
     "Optimum": (("optimum.json", result), ("optimum.json", read_optimum)),
     "RunReport": (("report.json", of(RunReport)),),

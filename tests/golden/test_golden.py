@@ -19,11 +19,11 @@ from golden.opened import CHECKPOINT, FILES, GOLDEN, holds, seen
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from elbocli import __version__
 from elbocli.errors import NewerVersion
 from elbocli.files import tensor_files
 from elbocli.files.checkpoint import read_checkpoint
 from elbocli.files.grid import PLACES
+from elbocli.version import __version__
 
 VERSIONS = sorted(path for path in GOLDEN.iterdir() if (path / "seen.json").exists())
 MOST_BYTES = 300_000

@@ -36,7 +36,10 @@ def adm(image, size):
 
 
 def test_the_photographs_are_many_and_of_mixed_sizes():
-    sizes = {Image.open(path).size for path in PHOTOGRAPHS}
+    sizes = set()
+    for path in PHOTOGRAPHS:
+        with Image.open(path) as image:
+            sizes.add(image.size)
     assert len(PHOTOGRAPHS) >= 20 and len(sizes) >= 12
     assert any(width > height for width, height in sizes) and any(height > width for width, height in sizes)
 
@@ -47,8 +50,9 @@ def test_packed_photographs_are_adms_bit_for_bit(path, size):
     found, _ = square(path.read_bytes(), DecodeOptions(size))
     image = decode(path.read_bytes(), 3)[0]
     np.testing.assert_array_equal(found, adm(image, size))
-    if Image.open(path).mode == "RGB":
-        np.testing.assert_array_equal(found, adm(Image.open(path).convert("RGB"), size))
+    with Image.open(path) as opened:
+        if opened.mode == "RGB":
+            np.testing.assert_array_equal(found, adm(opened.convert("RGB"), size))
 
 
 def center_crop(image, size):
@@ -98,7 +102,8 @@ def test_halving_is_not_just_pillows_resize_but_its_faster_equal(monkeypatch):
 
 
 def photograph(width, height):
-    return Image.open(PHOTOGRAPHS[0]).convert("RGB").resize((width, height))
+    with Image.open(PHOTOGRAPHS[0]) as image:
+        return image.convert("RGB").resize((width, height))
 
 
 def test_edms_crop_is_the_middle_square_then_lanczos():

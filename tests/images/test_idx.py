@@ -13,7 +13,7 @@ from published_sets import idx, labels_of, mnist, noise
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.images import idx as idx_files
-from elbocli.images.image_refs import Pixels
+from elbocli.images.array_rows import Pixels
 from elbocli.images.sources import choose, open_source
 from elbocli.prep import pack
 

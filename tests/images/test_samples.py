@@ -217,7 +217,8 @@ def test_the_size_of_a_grid_may_change_before_an_unfinished_one_is_gone_on_with(
             else:
                 sink.put(rows)
     layout = lay_out(rows.shape[1], rows.shape[2], rows_of_classes(len(rows), None), 2)
-    assert Image.open(tmp_path / "x.png").size == layout.size
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == layout.size
 
 
 # Writing with care

@@ -86,7 +86,8 @@ def test_whole_timesteps_any_size_and_variances(elbo: Elbo, steps: Path, tmp_pat
     assert config.network.config.variance and config.settings.label_dropout == 0
     assert elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", cwd=tmp_path).returncode == 0
     held = load_file(tmp_path / "run/checkpoints/step-00000000/model.safetensors")
-    assert torch.equal(held["program.layer.weight"], held["program.tied.weight"])
+    once = [held[name] for name in ("program.layer.weight", "program.tied.weight") if name in held]
+    assert len(once) == (1 if torch.__version__.startswith("2.6.") else 2) and torch.equal(once[0], once[-1])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_no_class_is_refused_where_none_was_named(elbo: Elbo, program: Path, tmp
 def test_code_in_a_program_is_never_run(elbo: Elbo, program: Path, bomb: Any, tmp_path: Path) -> None:
     with zipfile.ZipFile(program) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
-    name = next(name for name in content if name.endswith("models/model.json"))
+    name = next(name for name in content if name.endswith(("models/model.json", "exported_program.json")))
     model = json.loads(content[name])
     tensors = model["graph_module"]["graph"]["tensor_values"]
     next(iter(tensors.values()))["sizes"] = [

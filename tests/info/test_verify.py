@@ -17,7 +17,7 @@ import torch
 from forks import quick
 
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.files import dataset_block
+from elbocli.files import dataset_block, dataset_file
 from elbocli.files.dataset_file import contents_digest
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
@@ -218,6 +218,22 @@ def test_features_are_read_whole(elbo: Callable[..., Any], tmp_path: Path) -> No
     content = (tmp_path / "f.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(content[:-4])
     assert elbo("info", "--verify", tmp_path / "cut.safetensors").returncode == 1
+
+
+def test_a_dataset_is_told_and_verified_without_torch(digits: Path) -> None:
+    """Which takes five times as long to import as all else takes at a million images."""
+    code = f"import sys; from elbocli.main import run; sys.exit(run(['info', '--verify', {str(digits)!r}]) or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_names_count_in_the_digest_as_one_list_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few are strings of Python's at once."""
+    monkeypatch.setattr(dataset_file, "NAMES_AT_ONCE", 3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for count in (0, 2, 3, 10):
+            names = [f'{i} "ä"' for i in range(count)]
+            listed = file.create_dataset(str(count), data=names, shape=(count,), dtype=h5py.string_dtype())
+            assert dataset_file._listed(listed) == json.dumps(names).encode()
 
 
 @pytest.mark.parametrize("flags", [(), ("--verify",)])

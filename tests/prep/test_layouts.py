@@ -257,8 +257,8 @@ def test_a_source_twice_and_a_changed_file(tree: Path, expected: dict[str, Any],
     pack(tree, tmp_path / "again.h5")
     assert identity(tmp_path / "again.h5") == expected
     shutil.copytree(tree, tmp_path / "images")
-    image = Image.open(tmp_path / "images/é/1.png")
-    image.save(tmp_path / "images/é/1.png", compress_level=0)
+    with Image.open(tmp_path / "images/é/1.png") as image:
+        image.save(tmp_path / "images/é/1.png", compress_level=0)
     pack(tmp_path / "images", tmp_path / "changed.h5")
     changed = identity(tmp_path / "changed.h5")
     assert changed["payload_sha256"] == expected["payload_sha256"]

@@ -1,6 +1,8 @@
 """Packing: what goes in comes out, in order, whatever happens on the way."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from PIL import Image
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.hashing import rows_sha256
+from elbocli.images.crops import CROPS
+from elbocli.prep import decode_ahead
 from elbocli.prep import pack as prep
 
 
@@ -83,3 +87,36 @@ def test_a_file_finished_while_the_source_was_read_is_not_replaced(digits_folder
         for _ in prep.run(digits_folder, out, prep.Settings(size=8)):
             out.write_text("another's")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["another's"]
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(
+    crop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an array, of a dataset and of two arrays, whose border lies within a block; in their order and shuffled."""
+    rows = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "a.npy", rows)
+    np.save(tmp_path / "b.npy", rows[::-1])
+    pack(tmp_path / "a.npy", tmp_path / "a.h5", channels=3)
+    calls: list[int] = []
+    monkeypatch.setattr(decode_ahead, "_pack_rows", seen(decode_ahead._pack_rows, calls))
+    for sources, seed in ((["a.npy"], None), (["a.h5"], None), (["a.npy", "b.npy"], None), (["a.npy"], 3)):
+        made = []
+        for rows_at_once in (1, 7):
+            monkeypatch.setattr(decode_ahead, "STRETCH", rows_at_once * rows[0].nbytes)
+            out = tmp_path / f"{len(made)}.h5"
+            how = prep.Settings(8, crop, 3, shuffle_seed=seed, overwrite=True)
+            list(prep.run([tmp_path / name for name in sources], out, how))
+            made.append(out.read_bytes())
+        assert made[0] == made[1]
+    assert max(calls) == 7 and sum(calls) == 50 * 5
+
+
+def seen(function: Callable[..., list[Any]], calls: list[int]) -> Callable[..., list[Any]]:
+    """A function that notes how many images it packs."""
+
+    def noting(refs: Sequence[Any], how: Any) -> list[Any]:
+        calls.append(len(refs))
+        return function(refs, how)
+
+    return noting

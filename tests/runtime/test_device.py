@@ -94,8 +94,15 @@ def test_a_device_that_is_there_and_fails_is_refused_with_the_reason(
 def test_without_cuda_it_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
-    for name in ("cuda", "cuda:1", "tape", "gpu", "0", "mps"):
+    for name in ("cuda", "cuda:1", "tape", "gpu", "0"):
         with pytest.raises(UsageError, match=f"device '{name}' can't be used here; --device takes what is here: cpu$"):
+            choose_device(name)
+
+
+def test_apples_is_refused_also_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
+    for name in ("mps", "mps:0"):
+        with pytest.raises(UsageError, match=f"'{name}' can't be used here: nobody has measured elbo on it yet; --dev"):
             choose_device(name)
 
 

@@ -1,6 +1,7 @@
-"""Processes that torchrun starts anew find each other, and not what they were before."""
+"""Processes that torchrun starts anew find each other, and not what they were before; and all of them end."""
 
 import subprocess
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,65 @@ print(forked(2, work))
 """
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="this torch's gloo keeps its first limit")
 def test_a_limit_ends_a_wait_for_who_hangs_and_is_not_the_hosts() -> None:
     """By gloo, whose limit is set as NCCL's is."""
     line = [quick(), "-c", LIMITED, str(Path(__file__).parents[1])]
     result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert result.stdout == "[0, 0]\n", result.stderr
+
+
+HANGING = """
+import ctypes, sys
+sys.path.insert(0, sys.argv[1])
+import torch.distributed as dist
+from elbocli.runtime import processes
+from group import ended, started
+
+processes.ENDING_S = 0.5
+
+def work(world):
+    if world.rank == 1:
+        dist.destroy_process_group = lambda: ctypes.PyDLL(None).sleep(1000)  # and never lets go of Python's lock
+        raise ValueError("this process alone fails")
+    world.most([0])
+
+print(ended(started(2, work), patience=60))
+"""
+
+
+def test_a_process_that_fails_ends_and_the_others_with_it_though_torch_hangs() -> None:
+    line = [quick(), "-c", HANGING, str(Path(__file__).parents[1])]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    assert result.stdout == "[1, 1]\n", result.stderr
+    assert "another process of this run has ended" in result.stderr
+
+
+WAITING = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from group import started
+print(*started(2, lambda world: time.sleep(1000)), flush=True)
+time.sleep(1000)
+"""
+
+
+def left(process: str) -> bool:
+    """Whether there is such a process, and it hasn't ended."""
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2]
+    except FileNotFoundError:
+        return False
+
+
+def test_processes_of_a_test_end_with_it() -> None:
+    line = [quick(), "-c", WAITING, str(Path(__file__).parents[1])]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        children = process.stdout.readline().split()
+        process.kill()
+    until = time.monotonic() + 60
+    while any(map(left, children)):
+        assert time.monotonic() < until, "processes are left behind"
+        time.sleep(0.01)
+    assert len(children) == 2

@@ -113,7 +113,7 @@ def test_a_terminal_is_told_the_rate_and_the_time_left(trained: Path, tmp_path: 
             seen += os.read(parent, 4096)
         except OSError:
             break
-    process.wait(60)
+    process.communicate(timeout=60)
     os.close(parent)
     assert process.returncode == 0
     assert re.search(rb"\d+/40 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+img/s\]", seen), seen

@@ -299,3 +299,4 @@ def test_neither_ctrl_c_nor_input_at_the_terminal_reaches_it(tmp_path: Path) -> 
     assert not (tmp_path / "hit").exists()
     (tmp_path / "enough").touch()
     assert process.wait(timeout=20) == 0
+    process.stdin.close()

@@ -604,8 +604,8 @@ def test_logs_that_somebody_has_cut_or_removed_go_on_from_their_end(digits: Path
     (run / "metrics.jsonl").write_bytes(first)
     for steps in (6, 8):  # twice, as what the first leaves is what the second cuts
         list(reports(digits, run, small(digits, preset, steps=steps, log_every=1)))
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()] == [1, 5, 6, 7, 8]
-    header, *rows = map(json.loads, (run / "losslog.jsonl").open())
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 5, 6, 7, 8]
+    header, *rows = map(json.loads, (run / "losslog.jsonl").read_text().splitlines())
     assert "format" in header and [row["step"] for row in rows] == [5, 6, 7, 8]
 
 

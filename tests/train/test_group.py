@@ -25,7 +25,10 @@ from elbocli.train.state import TrainState
 GROUP = Path(__file__).parents[1] / "group.py"
 STEPS = 12
 ALONE = (1, "ddp")
-FEW, ALL = ((2, "ddp"), (2, "fsdp")), ((2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"))
+SHARED = "fsdp" if hasattr(torch.cpu.Stream, "record_event") else "ddp"
+"""The other way of sharing, where torch has it on the CPU."""
+FEW = tuple(dict.fromkeys([(2, "ddp"), (2, SHARED)]))
+ALL = tuple(dict.fromkeys([*FEW, (4, "ddp"), (4, SHARED)]))
 PRESETS = {
     "unet": "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
     "uvit": "network: {family: uvit, patching: dwt-1, channels: 8, levels: [1, 2], blocks: 1, depth: 2, heads: 2, "
@@ -116,7 +119,7 @@ def test_a_run_begins_from_the_weights_of_another_however_many_processes_share_i
     trained: Path, digits: Path, tmp_path: Path
 ) -> None:
     options = {"weighting": "edm", "dropout": 0.0, "steps": 3, "log_every": 1, "save_every": 3, "conditional": False}
-    ways = (ALONE, (2, "ddp"), (2, "fsdp"))
+    ways = (ALONE, *FEW)
     job = {"data": str(digits), "init": str(trained)}
     succeeded(
         tmp_path,
@@ -127,7 +130,7 @@ def test_a_run_begins_from_the_weights_of_another_however_many_processes_share_i
     )
     losses = [[row["loss"] for row in lines(tmp_path / f"{size}-{way}", "metrics.jsonl")] for size, way in ways]
     assert len(losses[0]) == 3
-    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(losses[1:], [losses[0]] * len(FEW), rtol=1e-5)
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(
@@ -135,7 +138,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
 ) -> None:
     plain = {"preset": str(preset), "dropout": 0.0, "schedule": "adaptive", "log_every": 4, "save_every": 4, "keep": 99}
     job = {"data": str(digits), "out": "mixed"}
-    plan = [(2, "ddp", 3), (1, "ddp", 6), (2, "fsdp", 9), (4, "fsdp", 11), (2, "ddp", None)]
+    plan = [(2, "ddp", 3), (1, "ddp", 6), (2, SHARED, 9), (4, SHARED, 11), (2, "ddp", None)]
     options = {**plain, "steps": 14}
     mixed = [{**job, "size": n, "options": {**options, "parallel": way}, "told": told} for n, way, told in plan]
     codes, said = grouped(tmp_path, [*mixed, {**job, "size": 1, "out": "alone", "options": options}])
@@ -152,7 +155,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
 
 
 @pytest.mark.parametrize(
-    ("size", "parallel"), [(2, "fsdp"), *(pytest.param(size, "ddp", marks=pytest.mark.slow) for size in (2, 4))]
+    ("size", "parallel"), [(2, SHARED), *(pytest.param(size, "ddp", marks=pytest.mark.slow) for size in (2, 4))]
 )
 def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, digits: Path, preset: Path, tmp_path: Path
@@ -177,7 +180,7 @@ def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_f
     assert (tmp_path / "whole" / log).read_bytes() == (tmp_path / "pieces" / log).read_bytes()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param(SHARED, marks=pytest.mark.slow)])
 def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(
     parallel: str, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
@@ -232,7 +235,7 @@ PATCHES = {
     ),
     "validation, sharded": (
         "Validation._read = reading",
-        {"val_split": 100, "parallel": "fsdp"},
+        {"val_split": 100, "parallel": SHARED},
         2,
         "[1, 1]",
         "rank 1: gone",
@@ -311,6 +314,14 @@ print(group.forked(2, work))
     result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "[1, 9]\n", result.stderr
     assert "another process of this run has ended" in result.stderr
+
+
+def test_where_torch_cannot_shard_on_the_cpu_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from elbocli.train import sharded
+
+    monkeypatch.setattr(sharded, "ON_CPU", False)
+    with pytest.raises(UsageError, match=r"--parallel fsdp: torch \S+ can't do it on the CPU; take ddp, or torch 2\.7"):
+        sharded.Sharded(None, World(0, 2), "fp32")
 
 
 def test_a_batch_is_shared_evenly_in_as_many_parts_everywhere() -> None:

@@ -341,3 +341,12 @@ def test_a_run_of_before_tf32_was_a_precision_opens_and_goes_on(
     assert any("going on after step 2" in line for line in drain(digits, run, resolved))
     stored = read_config(run).settings
     assert "tf32" not in stored and stored["precision"] == now
+
+
+def test_what_may_take_long_after_a_step_is_said_before_it(
+    digits: Path, preset: Path, tmp_path: Path, short_previews: None
+) -> None:
+    options = {"steps": 4, "log_every": 2, "val_split": 20, "val_every": 32, "preview_every": 4}
+    reports = loop.run(Dataset(digits), tmp_path / "run", small(digits, preset, **options))
+    said = [(report.done, report.then) for report in reports if report.then]
+    assert said == [(2, "validating"), (4, "validating and drawing a preview")]

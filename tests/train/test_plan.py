@@ -294,6 +294,7 @@ def test_a_preset_is_planned_in_a_minute_and_4_gb(name, tmp_path):
     with open(tmp_path / "plan.yaml", "wb") as out:
         child = subprocess.Popen(line, cwd=tmp_path, stdout=out)
         _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
     seconds, peak = time.monotonic() - start, usage.ru_maxrss * 1024
     planned = yaml.safe_load((tmp_path / "plan.yaml").read_bytes())
     print(f"{name}: {planned['network']['parameters']:,} parameters, {seconds:.1f} s, {peak / 1e6:.0f} MB")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import Field, dataclass, fields
 from enum import Enum
+from functools import cached_property
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 Value = float | list[float] | None
 """A number, the ends of an interval, or None where too few images leave none."""
+
+USUAL_NEIGHBOURS = 5
+"""The most that any metric takes unless it is asked for more."""
 
 
 class Need(Enum):
@@ -66,6 +70,21 @@ class Features:
     spatial_values: Tensor | None = None
     held_out: Features | None = None
     device: torch.device | str = "cpu"
+
+    @cached_property
+    def _nearest(self) -> list[Tensor]:
+        """Distances to the nearest others, [N, k] for the most of them that were asked for."""
+        return []
+
+    def radii(self, k: int) -> Tensor:
+        """Distance of each image to its k-th neighbour among the others, float32 [N]; measured once for all metrics."""
+        from elbocli.core.neighbours import nearest
+
+        assert self.values is not None
+        if not self._nearest or self._nearest[0].shape[1] < k:
+            most = max(k, min(USUAL_NEIGHBOURS, len(self.values) - 1))
+            self._nearest[:] = [nearest(self.values, self.values, most, self.device, others=True)[0]]
+        return self._nearest[0][:, k - 1]
 
 
 def option(help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, Value, metric
 
 PERCENT = "authenticity_percent"
 
@@ -14,21 +14,23 @@ PERCENT = "authenticity_percent"
     numbers=[
         Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent"),
         Number(f"{PERCENT}_se", role=Role.ERROR, of=PERCENT),
+        Number(f"{PERCENT}_interval", role=Role.INTERVAL, of=PERCENT),
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (2, 2),
     few="authenticity depends on the reference's n, so compare it at the same only",
 )
-def authenticity(samples: Features, reference: Features, options: MetricOptions) -> dict[str, float]:
+def authenticity(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Value]:
     """Find the training image closest to each sample, and its distance from the one closest to that.
 
-    The standard error is that of a share of independent samples.
+    Its errors are those of a share of independent samples.
     """
-    from elbocli.core.neighbours import nearest, radii
+    from elbocli.core.estimate import error_of_share
+    from elbocli.core.neighbours import nearest
 
     own, theirs = samples.values, reference.values
     assert own is not None and theirs is not None
     apart, which = nearest(own, theirs, 1, samples.device)
-    spacing = radii(theirs, 1, samples.device).cpu()
-    share = float((apart[:, 0] > spacing[which[:, 0]]).double().mean())
-    return {PERCENT: 100 * share, f"{PERCENT}_se": 100 * (share * (1 - share) / len(own)) ** 0.5}
+    share = float((apart[:, 0] > reference.radii(1)[which[:, 0]]).double().mean())
+    error, within = error_of_share(share, len(own))
+    return {PERCENT: 100 * share, f"{PERCENT}_se": 100 * error, f"{PERCENT}_interval": [100 * end for end in within]}

@@ -30,16 +30,17 @@ def density_coverage(samples: Features, reference: Features, options: CoverageOp
     density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
     coverage: the share of images that reach any sample.
     """
-    from torch import full, inf, minimum
+    from torch import bool as torch_bool
+    from torch import zeros
 
-    from elbocli.core.neighbours import distances, radii
+    from elbocli.core.neighbours import within
 
-    own, theirs, k, device = samples.values, reference.values, options.coverage_neighbours, samples.device
+    own, theirs, k = samples.values, reference.values, options.coverage_neighbours
     assert own is not None and theirs is not None
-    reach = radii(theirs, k, device)
-    closest, within = full((len(theirs),), inf, device=device), 0
-    for _, column, apart in distances(own, theirs, device):
-        part = slice(column, column + apart.shape[1])
-        within += int((apart < reach[part]).sum())
-        closest[part] = minimum(closest[part], apart.amin(0))
-    return {"density": within / (k * len(own)), "coverage": float((closest < reach).double().mean())}
+    reach, inside = reference.radii(k), 0
+    reaches = zeros(len(theirs), dtype=torch_bool)
+    for _, images, apart in within(own, theirs, reach, device=samples.device):
+        reached = apart < reach[images]
+        inside += int(reached.sum())
+        reaches[images[reached]] = True
+    return {"density": inside / (k * len(own)), "coverage": float(reaches.double().mean())}

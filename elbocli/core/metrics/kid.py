@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, Value, metric, option
 
-MEAN, STD = "kernel_inception_distance_mean", "kernel_inception_distance_std"
+MEAN, STD, SE = (f"kernel_inception_distance_{part}" for part in ("mean", "std", "se"))
+SUBSETS = 100
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,24 @@ class KidOptions(MetricOptions):
     numbers=[
         Number(MEAN, "kernel_distance_mean", "KID", "kernel distance"),
         Number(STD, "kernel_distance_std", role=Role.PARTS, of=MEAN, told="over subsets of {kid_subset_size}"),
+        Number(SE, "kernel_distance_se", role=Role.ERROR, of=MEAN),
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (options.kid_subset_size,) * 2,
     options=KidOptions,
     fewer="less with --kid-subset-size",
 )
-def kid(samples: Features, reference: Features, options: KidOptions) -> dict[str, float]:
-    """Compare the features of both sides."""
+def kid(samples: Features, reference: Features, options: KidOptions) -> dict[str, Value]:
+    """Compare the features of both sides.
+
+    The standard error follows from the spread of the subsets, m of n images each: what they share makes it √(1 − m/n) of
+    what it would be of independent ones, and that of all images is √(m/n) of this. So many subsets add their own. Near
+    the reference it is too large, as it counts the reference's images, too; with m = n there is none.
+    """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = options.kid_subset_size
-    return dict(kid_features_to_metric(samples.values, reference.values, kid_subset_size=size, verbose=False))
+    assert samples.values is not None and reference.values is not None
+    pair, n = (samples.values, reference.values), min(len(samples.values), len(reference.values))
+    found = dict(kid_features_to_metric(*pair, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
+    return {**found, SE: found[STD] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None}

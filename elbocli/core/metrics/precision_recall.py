@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
 from elbocli.errors import UsageError
@@ -76,18 +76,18 @@ def precision_recall(samples: Features, reference: Features, options: PrcOptions
     from torch import bool as torch_bool
     from torch import zeros
 
-    from elbocli.core.neighbours import distances, radii
+    from elbocli.core.neighbours import within
 
-    own, theirs, k, device = samples.values, reference.values, options.protocol.k, samples.device
+    own, theirs, k = samples.values, reference.values, options.protocol.k
     assert own is not None and theirs is not None
     most = options.protocol.most or len(theirs)
     if len(theirs) > most:
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
-    reach, their_reach = radii(own, k, device), radii(theirs, k, device)
-    reached, theirs_reached = (zeros(len(side), dtype=torch_bool, device=device) for side in (own, theirs))
-    for row, column, apart in distances(own, theirs, device):
-        mine, others = slice(row, row + len(apart)), slice(column, column + apart.shape[1])
-        reached[mine] |= (apart <= their_reach[others]).any(1)
-        theirs_reached[others] |= (apart <= reach[mine, None]).any(0)
+        reference = replace(reference, values=theirs)
+    reach, their_reach = samples.radii(k), reference.radii(k)
+    reached, theirs_reached = (zeros(len(side), dtype=torch_bool) for side in (own, theirs))
+    for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
+        reached[mine[apart <= their_reach[others]]] = True
+        theirs_reached[others[apart <= reach[mine]]] = True
     precision, recall = (float(side.double().mean()) for side in (reached, theirs_reached))
     return {"precision": precision, "recall": recall, "f_score": 2 * precision * recall / max(1e-5, precision + recall)}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from elbocli import __version__
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.sample_writers.header import SamplesHeader
+from elbocli.version import __version__
 
 
 class H5(DatasetWriter):

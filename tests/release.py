@@ -105,7 +105,7 @@ def disagreement(tag: str = "") -> str:
 
 
 def main(what: str, given: str) -> int:
-    """dist FOLDER, or check TAG; return the exit code."""
+    """Do `dist FOLDER` or `check TAG`; return the exit code."""
     if what == "check":
         print(disagreement(given) or f"{given}: tag, CHANGELOG.md and version agree")
         return int(bool(disagreement(given)))

@@ -73,7 +73,7 @@ def half_made() -> None:
 
 
 def results() -> None:
-    """What commands say of the run, and of its samples."""
+    """Write what commands say of the run, and of its samples."""
     how = "--draws 2 -n 4 --device cpu"
     command(f"bound run data.h5 {how}", "bound.json")
     command(f"bound run data.h5 {how} --check", "theorem.json")
@@ -101,7 +101,7 @@ def results() -> None:
 
 
 def make(folder: Path) -> None:
-    """All files. folder: a new one."""
+    """Make all files. folder: a new one."""
     folder.mkdir()
     os.chdir(folder)
     torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def make(folder: Path) -> None:
 
 
 def all_seen(folder: Path) -> dict[str, list[Any]]:
-    """What the readers make of each file."""
+    """Read each file; return what its readers make of it."""
     found: dict[str, list[Any]] = {}
     for name, files in FILES.items():
         whole = shutil.copytree(folder, folder.with_name("copy"))

@@ -52,7 +52,7 @@ def unfinished(journal: Path) -> dict[str, Any]:
 
 
 def made(path: Path) -> Any:
-    """How samples say that they were drawn."""
+    """Read how samples say that they were drawn."""
     with read_samples(path) as reader:
         return reader.made
 
@@ -124,7 +124,7 @@ FILES: dict[str, tuple[tuple[str, Reader], ...]] = {
 
 
 def seen(found: Any) -> Any:
-    """What a reader made of a file, as JSON has it, a field for a key."""
+    """Put what a reader made of a file as JSON has it, a field for a key."""
     if isinstance(found, dict):
         return {str(key): seen(value) for key, value in found.items()}
     if isinstance(found, list | tuple):
@@ -136,7 +136,7 @@ def seen(found: Any) -> Any:
 
 
 def holds(found: Any, known: Any) -> bool:
-    """Whether all that an earlier version saw is still seen; there may be more."""
+    """Tell whether all that an earlier version saw is still seen; there may be more."""
     if isinstance(known, dict):
         return isinstance(found, dict) and all(key in found and holds(found[key], known[key]) for key in known)
     if isinstance(known, list):

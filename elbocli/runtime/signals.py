@@ -93,8 +93,10 @@ def catching_signals() -> Iterator[Signals]:
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     woke_before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    watch = Background("signals")
-    watch.start(lambda: signals._watch(woken))
+    # Whoever drops the run that holds this block may leave it to the garbage collector, which must not wait for the thread:
+    # only the end of this block, which comes later, lets the thread end.
+    watch = Background("signals", abandon=True)
+    watching = watch.start(lambda: signals._watch(woken))
     try:
         yield signals
     finally:
@@ -102,6 +104,7 @@ def catching_signals() -> Iterator[Signals]:
         for caught, handler in before.items():
             signal.signal(caught, handler)
         os.close(waker)
+        watching.exception()
         watch.close()
         os.close(woken)
 

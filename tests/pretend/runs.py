@@ -33,6 +33,9 @@ def train(
 
     micro_batch: 0 searches for it.
     """
+    if options.get("micro_batch") == 0:  # it collects garbage a dozen times, of all that the tests are made of, too
+        gc.collect()
+        gc.freeze()
     out.parent.mkdir(exist_ok=True, parents=True)
     preset = out.parent / f"{out.name}.yaml"
     preset.write_text(PRESET % NETWORKS[network])
@@ -41,7 +44,6 @@ def train(
     for report in loop.run(data, out, resolved):
         if report.message:
             tell(report.message)
-    gc.freeze()  # as it was (conftest.py): training on CUDA gives back to the collector what tests are made of
     return out
 
 

@@ -91,3 +91,26 @@ def test_a_wakeup_descriptor_of_others_is_theirs_again() -> None:
     assert signal.set_wakeup_fd(before) == into
     os.close(out)
     os.close(into)
+
+
+def test_a_block_that_the_garbage_collector_ends_does_not_wait_for_itself() -> None:
+    """A generator in a circle, such as a run that an exception's traceback holds."""
+    code = """
+import gc, threading
+from elbocli.runtime.signals import catching_signals
+def run():
+    with catching_signals():
+        yield
+def drop():
+    circle = [run()]
+    circle.append(circle)
+    next(circle[0])
+before = threading.active_count()
+drop()
+gc.collect()
+for thread in threading.enumerate()[before:]:
+    thread.join(10)
+assert threading.active_count() == before
+"""
+    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr

@@ -16,7 +16,8 @@ from elbocli.errors import UsageError
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions, and the type in which each keeps what a network computes."""
 UNMEASURED = ("mps",)
-"""Devices that torch has and elbo refuses: what it computes there, nobody has compared."""
+"""Devices that torch has and elbo refuses."""
+UNKNOWN = "nobody has measured elbo on it yet"
 DEFAULT = "ELBO_DEVICE"
 """The variable that says what `auto` is."""
 
@@ -36,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type in UNMEASURED:
-            raise NotImplementedError("nobody has measured elbo on it yet")
+            raise NotImplementedError(UNKNOWN)
         torch.empty(1, device=device)
         if device.type == "cuda":
             if device.index is not None:
@@ -44,7 +45,7 @@ def choose_device(name: str) -> torch.device:
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = devices_here()
-        why = f": {str(error).splitlines()[0][:120]}" if name in here or isinstance(error, NotImplementedError) else ""
+        why = f": {str(error).splitlines()[0][:120]}" if name in here or str(error) == UNKNOWN else ""
         known = ", ".join(f"{each} ({about})" if about else each for each, about in here.items())
         raise UsageError(f"device {name!r} can't be used here{why}; --device takes what is here: {known}") from error
     if device.type == "meta":

@@ -228,6 +228,7 @@ def test_samples_say_in_what_their_parts_differ_however_they_were_joined(virtual
     parts = [samples_of(tmp_path / f"{k}.h5", 7 * k, 7 * (k + 1), **each) for k, each in enumerate(about)]
     merged(tmp_path / "all.h5", parts, virtual=virtual)
     assert described(tmp_path / "all.h5") == {
+        "version": 1,
         "sampler": "ddim",
         "crop": "center",
         "latent_shift": [1, 2],
@@ -239,7 +240,7 @@ def test_samples_say_in_what_their_parts_differ_however_they_were_joined(virtual
     merged(tmp_path / "three.h5", [tmp_path / "two.h5", parts[2]])
     assert described(tmp_path / "three.h5") == described(tmp_path / "all.h5")
     merged(tmp_path / "one.h5", parts[:1])
-    assert described(tmp_path / "one.h5") == described(parts[0])
+    assert described(tmp_path / "one.h5") == {"version": 1, **described(parts[0])}
 
 
 @pytest.mark.parametrize(("key", "value"), [("crop", "none"), ("crop", None), ("filter", "lanczos")])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("limit", ["-v 600000", "-d 120000"], ids=["address space", "data"])
+@pytest.mark.parametrize("limit", ["-v 400000", "-d 60000"], ids=["address space", "data"])
 def test_that_torch_does_not_fit_is_said(limit: str) -> None:
     """Else its library aborts, or the import ends in a traceback."""
     command = [

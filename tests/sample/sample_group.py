@@ -88,7 +88,7 @@ def work(world: World, job: dict[str, Any]) -> None:
     target: Any = Path(job["out"])
     if "leave" in job:
         out, into = os.pipe()
-        target = open(into, "wb")  # noqa: SIM115 - the run closes it
+        target = open(into, "wb")  # noqa: SIM115
         if world.first and os.fork() == 0:
             target.close()
             os.read(out, job["leave"])
@@ -97,7 +97,9 @@ def work(world: World, job: dict[str, Any]) -> None:
     elif job.get("stream"):
         target = open(target, "wb") if world.first else None  # noqa: SIM115
     number, after = job.get("told", ["SIGTERM", 1 << 40])
-    with leaving_quietly():
+    with leaving_quietly(), contextlib.ExitStack() as opened:
+        if hasattr(target, "close"):
+            opened.callback(target.close)
         for report in sample.run(Path(job["run"]), target, typed(**options), world):
             if world.first and report.message:
                 print(report.message, file=sys.stderr)

@@ -40,7 +40,7 @@ def trained_to(run: Path, digits: Path, resolved: Resolved, step: int, act: Call
             report = next(reports)
             if report.message:
                 said.append(report.message)
-            if report.done == step:
+            if report.done == step and not report.then:
                 act()
     except StopIteration as end:
         return end.value, said

@@ -98,7 +98,7 @@ def test_another_pace_is_said_again_and_that_is_better(clock: Clock, digits: Pat
 def test_a_first_step_of_a_minute_is_enough(clock: Clock, digits: Path, preset: Path) -> None:
     one = Pace(asked(digits, preset, steps=1000), None, 0, waits=True)
     clock.now += 60
-    assert one.after(1, asked=False).startswith("60 s a step: 999 steps left take about 16 h 39 min, until 20")
+    assert one.after(1, asked=False).startswith("60 s a step: 999 steps left take about 16 h 39 min, until ")
 
 
 @pytest.mark.parametrize(("step_s", "first"), [(0.1, 31), (1.0, 9), (2.0, 6), (6.0, 3)])

@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 # Peers to measure against whose requirements would take numpy back to version 1; these parts of them suffice.
 PEERS := k-diffusion torchdiffeq torchsde trampoline
 
-# Workers take whole files; the longest file is collected first (tests/conftest.py). A third of their time they wait for
-# processes that they started: three workers for two cores.
+# Workers take whole files; the longest file is collected first (tests/conftest.py). Now and then they wait for processes that
+# they started: three workers keep two cores busy.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, -(-3 * os.cpu_count() // 2)))')
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+QUICK := -m "not slow and not long"
 UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/test_house.py
 
 # What other versions could break: the unit tests, words and options, two processes, the whole pipeline.
@@ -21,9 +22,9 @@ help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
 	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
-	@echo "make unit        set up, then the tests of what commands are made of: three minutes on two cores"
-	@echo "make test        set up, then all tests but the slow ones: fourteen minutes"
-	@echo "make check       lint, types, tests, man pages"
+	@echo "make unit        set up, then the tests of what commands are made of: two minutes on two cores"
+	@echo "make test        set up, then all tests that take no more than seconds, and the pipeline: eight minutes"
+	@echo "make check       lint, types, all tests but the slow ones: what CI runs"
 	@echo "make check-slow  the slow tests, then both of these:"
 	@echo "make oldest      tests with the oldest Python and packages that setup.cfg allows; PYTHON_OLDEST names that Python"
 	@echo "make newest      tests with the newest Python here and the newest packages; PYTHON_NEWEST names that Python"
@@ -52,12 +53,13 @@ site: $(VENV)/.ready
 	$(BIN)/python -m docs.sphinx.build site
 
 unit: $(VENV)/.ready
-	$(PYTEST) $(UNIT)
+	$(PYTEST) $(QUICK) $(UNIT)
 
 test: $(VENV)/.ready
-	$(PYTEST)
+	$(PYTEST) $(QUICK)
 
-check: lint types test
+check: lint types
+	$(PYTEST)
 
 check-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

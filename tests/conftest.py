@@ -28,6 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pretend  # noqa: F401 - before the first backward pass of the process, which may come while tests are collected
 from forks import Result, zygote
+from long_tests import long_tests
 from short_ids import LONGEST_ID, LONGEST_PART, short
 
 ROOT = Path(__file__).parent.parent
@@ -213,10 +214,14 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return short(val) if isinstance(val, str | bytes) and len(ascii(val)) > LONGEST_PART else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first: so that no core waits for one of them at the end."""
+    """The files that take longest first: so that no core waits for one of them at the end. Tests that take long are marked."""
     longest = [ROOT / "tests" / name for name in LONGEST]
     items.sort(key=lambda item: longest.index(item.path) if item.path in longest else len(longest))
+    for item in items:
+        if item.nodeid in long_tests():
+            item.add_marker("long")
     ids = {item.nodeid: getattr(item, "callspec", None) for item in items}
     if long := [name for name, spec in ids.items() if spec is not None and len(spec.id) > LONGEST_ID]:
         raise pytest.UsageError(f"ids are longer than {LONGEST_ID} letters: {', '.join(name[:200] for name in long)}")

@@ -148,7 +148,7 @@ class RunFacts:
 
 def _standing(status: RunStatus | None) -> dict[str, Any]:
     """Say it as status.json does, the time in words, without the process."""
-    return {} if status is None else {**replace(status, process=None).json(), "time": status.when}
+    return {} if status is None else {**replace(status, process=None).facts(), "time": status.when}
 
 
 def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:

@@ -40,7 +40,10 @@ class ResultFile(Generic[T]):
     @property
     def about(self) -> dict[str, Any]:
         """Facts beside the scores: how it came about, and what was made otherwise than the reference."""
-        flat = {key: value for key, value in self.content.items() if not isinstance(value, dict | list)}
+        head = self.found.head()
+        flat = {
+            key: value for key, value in self.content.items() if not isinstance(value, dict | list) and key not in head
+        }
         told = {key: value for key, value in flat.items() if value not in (None, "")}
         if not isinstance(self.found, EvalResult):
             return told

@@ -358,7 +358,7 @@ def test_a_file_finished_while_its_lock_was_waited_for_is_refused(tmp_path, imag
 @pytest.mark.parametrize("name", ["x.npz", "x.h5"])
 def test_how_they_were_made_travels_along(tmp_path, rows, name):
     write(tmp_path / name, rows)
-    assert read(tmp_path / name)[0].made.json() == {"command": "elbo sample run", "seed": 3}
+    assert read(tmp_path / name)[0].made.facts() == {"command": "elbo sample run", "seed": 3}
 
 
 @pytest.mark.parametrize("about", [np.array("{"), np.array("[1]"), np.arange(3)])

@@ -106,6 +106,7 @@ def run(
         os.fsync = lambda _: os.kill(os.getpid(), at_fsync)  # type: ignore[arg-type, assignment, return-value, unused-ignore]
     # As in the suite itself: what is opened is closed, and nothing of elbo's own is about to go.
     warnings.filterwarnings("error", category=ResourceWarning)
+    warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)  # folders of libraries: of torch 2.6
     for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.filterwarnings("error", category=kind, module="elbocli")
     code: Any = 0

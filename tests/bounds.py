@@ -19,7 +19,7 @@ from pathlib import Path
 SETUP = Path(__file__).parent.parent / "setup.cfg"
 BOUND = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*) >= ([0-9][0-9.]*)")
 LAST_MINOR = 30
-"""Of Python 3, as far as is looked."""
+"""The highest minor version of Python 3 that is looked for."""
 
 
 def _read(setup: Path) -> ConfigParser:

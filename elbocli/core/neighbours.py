@@ -17,9 +17,9 @@ ROWS = 4096
 SPARE = 4
 """Neighbours that are kept beyond those asked for: in all but odd cases no other can be as near."""
 DENSE = 300
-"""Where more than one pair in so many may count, a block in float64 is faster than its pairs."""
+"""A block in float64 is faster than single pairs as soon as more than one pair in so many may count."""
 RANGE = (1e-12, 1e15)
-"""Of the largest feature: outside, squares may leave float32."""
+"""Least and most of the largest feature; outside them squares may leave float32."""
 LIMIT, LITTLE = 1 + 1e-6, 1e-30
 """Times and above a square: its root may round to a float32 that is no larger, and products may vanish in float32."""
 

@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type in UNMEASURED:
-            raise NotImplementedError(UNKNOWN)
+            raise RuntimeError(UNKNOWN)
         torch.empty(1, device=device)
         if device.type == "cuda":
             if device.index is not None:

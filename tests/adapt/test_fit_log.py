@@ -130,7 +130,7 @@ def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> Non
 
 @pytest.mark.parametrize("floor", [None, 0.01])
 def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floor: float | None) -> None:
-    """Of 12,800 draws of a schedule whose density in one bin is the floor's, where 1.28 are expected and none came.
+    """A schedule's density in one bin is the floor's: of 12,800 draws 1.28 are expected there, and none came.
 
     What is said is what the schedule itself promises, if the log knows its floor; without it, what is likely, and a number.
     """

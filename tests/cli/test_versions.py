@@ -1,4 +1,4 @@
-"""What `elbo --version -v` says for a report of a bug, also where something is missing or broken."""
+"""`elbo --version -v` says all that a report of a bug needs, also if something is missing or broken."""
 
 import configparser
 import re

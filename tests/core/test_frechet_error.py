@@ -52,7 +52,7 @@ def weighted(features, weights, reference):
 
 @pytest.mark.parametrize(("n", "m"), [(5, 7), (9, 3), (2, 2), (30, 40)])
 def test_few_vectors_have_the_distance_and_the_error_of_their_moments(n, m):
-    """Of 12 features, so that all but the last are the few."""
+    """There are 12 features, so that all but the last are the few."""
     draw = np.random.default_rng(n)
     first, second = draw.normal(size=(n, 12)) + 0.4, draw.normal(size=(m, 12)).astype(np.float32)
     own, reference = FeatureMoments.of(first), FeatureMoments.of(second)

@@ -15,7 +15,7 @@ from elbocli.errors import FormatError
 from elbocli.files.pt2_check import load_program
 
 LAYOUTS = ("new", "old") if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8) else ("old",)
-"""Of files: torch up to 2.7 wrote the old one alone, later ones read both."""
+"""Layouts of files: torch up to 2.7 wrote the old one alone, later ones read both."""
 OLD = {
     "models/model.json": "serialized_exported_program.json",
     "data/sample_inputs/model.pt": "serialized_example_inputs.pt",

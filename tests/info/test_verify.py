@@ -221,7 +221,7 @@ def test_features_are_read_whole(elbo: Callable[..., Any], tmp_path: Path) -> No
 
 
 def test_a_dataset_is_told_and_verified_without_torch(digits: Path) -> None:
-    """Which takes five times as long to import as all else takes at a million images."""
+    """To import torch takes five times as long as all else does at a million images."""
     code = f"import sys; from elbocli.main import run; sys.exit(run(['info', '--verify', {str(digits)!r}]) or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 

@@ -93,7 +93,7 @@ def test_a_file_finished_while_the_source_was_read_is_not_replaced(digits_folder
 def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(
     crop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an array, of a dataset and of two arrays, whose border lies within a block; in their order and shuffled."""
+    """Sources are an array, a dataset, and two arrays whose border lies within a block; in their order and shuffled."""
     rows = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
     np.save(tmp_path / "a.npy", rows)
     np.save(tmp_path / "b.npy", rows[::-1])

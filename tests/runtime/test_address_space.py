@@ -1,4 +1,4 @@
-"""Where a process may take too little memory for torch, that is said."""
+"""A process that may take too little memory for torch says so."""
 
 import subprocess
 import sys

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from forks import quick
+from sharding import SHARDS
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -117,7 +118,7 @@ def test_a_run_has_three_graphs_without_a_break(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch can't shard on the CPU")
+@SHARDS
 def test_so_it_has_in_several_processes_for_each_unit_where_it_is_sharded(digits: Path, tmp_path: Path) -> None:
     preset = str(written(tmp_path, NETWORKS["uvit"]))
     code = f"""

@@ -20,12 +20,13 @@ from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train.micro_batch import split
+from elbocli.train.sharded import ON_CPU
 from elbocli.train.state import TrainState
 
 GROUP = Path(__file__).parents[1] / "group.py"
 STEPS = 12
 ALONE = (1, "ddp")
-SHARED = "fsdp" if hasattr(torch.cpu.Stream, "record_event") else "ddp"
+SHARED = "fsdp" if ON_CPU else "ddp"
 """The other way of sharing, where torch has it on the CPU."""
 FEW = tuple(dict.fromkeys([(2, "ddp"), (2, SHARED)]))
 ALL = tuple(dict.fromkeys([*FEW, (4, "ddp"), (4, SHARED)]))

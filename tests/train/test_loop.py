@@ -16,6 +16,7 @@ import yaml
 from forks import quick
 from identities import eps_hat
 from safetensors.torch import load_file
+from sharding import SHARDS
 
 from elbocli.core.lr_decay import LR_DECAYS, learning_rate
 from elbocli.core.streams import Stream
@@ -53,7 +54,10 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
 
 
-SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "ddp", 20), (2, "ddp", 8), (2, "fsdp", 3))]
+SLOW = [
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "ddp", 20), (2, "ddp", 8))),
+    pytest.param(2, "fsdp", 3, marks=[pytest.mark.slow, SHARDS]),
+]
 
 
 @pytest.mark.parametrize(("size", "parallel", "kills"), [(1, "ddp", 3), *SLOW])

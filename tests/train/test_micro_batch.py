@@ -10,6 +10,7 @@ import torch
 from forks import quick
 from hypothesis import given
 from hypothesis import strategies as st
+from sharding import SHARDS
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
@@ -29,7 +30,6 @@ FAILURES = {
     "ddp": ["forward:1:5,-", "backward:4:5,backward:1:5"],
 }
 """By way of sharing, where memory runs out in each of two processes."""
-SHARDS = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch can't shard on the CPU")
 
 
 # --- parts ---

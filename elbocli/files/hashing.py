@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import numpy as np
 from elbocli.files.opening import open_file
 
 PIECE = 1 << 24
+BEHIND = 16
+"""Blocks that wait to be digested."""
 
 
 def file_sha256(path: Path) -> str:
@@ -28,6 +32,33 @@ def span_sha256(handle: int, offset: int, size: int) -> Any:
         digest.update(content)
         offset, size = offset + len(content), size - len(content)
     return digest
+
+
+class DigestBehind:
+    """A sha256 that a thread computes while its caller goes on, some blocks behind it at most.
+
+    Blocks must stay as they are until `hexdigest`.
+    """
+
+    def __init__(self, begun: Any):
+        self._digest, self._waiting = begun, deque[Future[None]]()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="elbo-digest")
+
+    def update(self, block: bytes | memoryview) -> None:
+        """Add bytes. Waits where too many are to be added still."""
+        if len(self._waiting) == BEHIND:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._digest.update, block))
+
+    def hexdigest(self) -> str:
+        """The digest of all that was added, 64 hex digits."""
+        while self._waiting:
+            self._waiting.popleft().result()
+        return str(self._digest.hexdigest())
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
 
 
 def add_rows(digest: Any, rows: np.ndarray | list[np.ndarray]) -> None:

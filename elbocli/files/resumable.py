@@ -22,7 +22,7 @@ from elbocli.files import strict_json
 from elbocli.files.atomic import locked, refuse_existing, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.file_system import claim_room
-from elbocli.files.hashing import span_sha256
+from elbocli.files.hashing import DigestBehind, span_sha256
 from elbocli.files.schema import Count, Digest, Record
 from elbocli.runtime.descriptors import write_all
 
@@ -68,7 +68,7 @@ class Resumable:
     def _afresh(self) -> None:
         self.state = Journal(self.source, 0, 0, 0)
         self._count = self._size = 0  # of what is written, safe or not
-        self._digests = hashlib.sha256(), hashlib.sha256()  # of the rows, and of their ends
+        self._digests = DigestBehind(hashlib.sha256()), hashlib.sha256()  # of the rows, and of their ends
 
     def start(self, afresh: bool) -> None:
         """Open or make the file and reserve the disk space. afresh: discard an unfinished file of another source."""
@@ -100,6 +100,7 @@ class Resumable:
 
     def close(self) -> None:
         """Let go of the files."""
+        self._digests[0].close()
         for handle in (self._handle, self._run_handle):
             if handle >= 0:
                 os.close(handle)
@@ -132,7 +133,8 @@ class Resumable:
         with told(self.partial, "read"):
             found = span_sha256(*spans[0]), span_sha256(*spans[1])
         if [each.hexdigest() for each in found] == state.sha256:
-            self.state, self._count, self._size, self._digests = state, rows, size, found
+            self.state, self._count, self._size = state, rows, size
+            self._digests = DigestBehind(found[0]), found[1]
             return
         self.journal.unlink()
         if rows:
@@ -155,9 +157,9 @@ class Resumable:
         return self.state.rows
 
     def write(self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray) -> None:
-        """Write rows after those before them. They are not safe until `append`.
+        """Write rows after those before them. They are not safe until `append`, and must not change until then.
 
-        rows: arrays of the layout's row, or bytes of any length when it has none.
+        rows: arrays of one or several of the layout's rows each, or a row's bytes each when it has none.
         """
         if not len(rows):
             return
@@ -172,7 +174,7 @@ class Resumable:
                 content = (begin + np.cumsum(lengths)).astype("<i8").tobytes()
                 self._digests[1].update(content)
                 write_all(self._run_handle, content, 8 * self._count)
-        self._count += len(rows)
+        self._count += (self._size - begin) // self.layout.row_bytes if self.layout.row else len(rows)
 
     def append(
         self, rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray, done: int, notes: dict[str, Any]
@@ -201,15 +203,17 @@ class Resumable:
 
 
 def _blocks(rows: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray) -> Iterator[bytes | memoryview]:
-    """Join rows to what is written at once: an array whole, others to so much as stays in the processor's cache."""
-    if isinstance(rows, np.ndarray):
-        yield np.ascontiguousarray(rows).data.cast("B")
-        return
-    first = rows[0]
-    step = max(1, AT_ONCE // max(1, len(first) if isinstance(first, bytes) else first.nbytes))
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        yield b"".join(row if isinstance(row, bytes) else np.ascontiguousarray(row).data for row in some)
+    """Join rows to what is written at once and stays in the processor's cache; what is longer is not copied."""
+    held: list[bytes | memoryview] = []
+    size = 0
+    for row in [rows] if isinstance(rows, np.ndarray) else rows:
+        content = row if isinstance(row, bytes) else np.ascontiguousarray(row).data.cast("B")
+        if held and size + len(content) > AT_ONCE:
+            yield held[0] if len(held) == 1 else b"".join(held)
+            held, size = [], 0
+        held.append(content)
+        size += len(content)
+    yield held[0] if len(held) == 1 else b"".join(held)
 
 
 def _beside(out: Path) -> tuple[Path, Path, Path]:

@@ -147,7 +147,10 @@ def read_rows(refs: Sequence[ImageRef]) -> np.ndarray | None:
     first = refs[0]
     if isinstance(first, Pixels):
         path, shape, size = first.path, first.shape, math.prod(first.shape)
-        if all(ref == Pixels(path, first.offset + k * size, shape) for k, ref in enumerate(refs)):
+        offsets = range(first.offset, first.offset + len(refs) * size, size)
+        if all(
+            isinstance(r, Pixels) and (r.path, r.offset, r.shape) == (path, at, shape) for r, at in zip(refs, offsets)
+        ):
             content = read_bytes(path, first.offset, len(refs) * size)
             return np.frombuffer(content, np.uint8).reshape(len(refs), *shape)
     if isinstance(first, DatasetRow):

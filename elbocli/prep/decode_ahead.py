@@ -34,13 +34,16 @@ _files = Room(128 << 20)
 
 @dataclass(frozen=True)
 class Packed:
-    """One image as it will be stored, or why it isn't one. size: bytes read."""
+    """One image as it will be stored, or why it isn't one; or several rows of an array, with which there is nothing to do.
 
-    digest: str
+    digests: of what was read, one for each image. size: bytes read. rows: pixels [images, H, W, C], or an encoded image.
+    """
+
+    digests: list[str]
     size: int
-    row: np.ndarray | bytes | None
-    change: str
-    trouble: str
+    rows: np.ndarray | bytes = b""
+    change: str = ""
+    trouble: str = ""
 
 
 def _pack(read: Read, weight: int, how: DecodeOptions, store: str) -> Packed:
@@ -51,10 +54,9 @@ def _pack(read: Read, weight: int, how: DecodeOptions, store: str) -> Packed:
             raw = content if isinstance(content, bytes) else content.reshape(-1).data
             digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
             pixels, change = square(content, how)
-            row = pixels if store == RAW else ENCODINGS[store].encode(pixels)
-            return Packed(digest, size, row, change, "")
+            return Packed([digest], size, pixels[None] if store == RAW else ENCODINGS[store].encode(pixels), change)
         except ElboError as error:
-            return Packed(digest, size, None, "", str(error))
+            return Packed([digest], size, trouble=str(error))
 
 
 def _pack_rows(refs: Sequence[ImageRef], how: DecodeOptions) -> list[Packed]:
@@ -65,7 +67,7 @@ def _pack_rows(refs: Sequence[ImageRef], how: DecodeOptions) -> list[Packed]:
     ):  # else each says what is wrong with it
         rows = read_rows(refs)
         if rows is not None and rows.shape[1:] == (how.size, how.size, how.channels):
-            return [Packed(hashlib.sha256(row.data.cast("B")).hexdigest(), row.nbytes, row, "", "") for row in rows]
+            return [Packed([hashlib.sha256(row.data).hexdigest() for row in rows], rows.nbytes, rows)]
     return [_pack(ref.read, ref.weight, how, RAW) for ref in refs]
 
 
@@ -79,11 +81,8 @@ def _already(read: Read) -> Read:
     return done.result
 
 
-def packed_in_order(
-    source: Source, start: int, how: DecodeOptions, store: str, workers: int = 0
-) -> Iterator[list[Packed]]:
-    """Yield the images from number `start` on, in the order of the source, as they will be stored: one by one, or those that
-    were read at once.
+def packed_in_order(source: Source, start: int, how: DecodeOptions, store: str, workers: int = 0) -> Iterator[Packed]:
+    """Yield the images from number `start` on, in the order of the source, as they will be stored.
 
     store: raw, or the name of an encoding. workers: threads; 0 for as many as cores.
     """
@@ -106,9 +105,9 @@ def packed_in_order(
                     read, weight = (_already(ref.read), 0) if source.in_order else (ref.read, ref.weight)
                     waiting.append(pool.submit(lambda *job: [_pack(*job)], read, weight, how, store))
                 if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()

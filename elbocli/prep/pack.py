@@ -195,19 +195,20 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     yield from summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
 
 
-def _note(notes: dict[str, Any], index: int, files: list[str], those: list[Packed]) -> None:
-    """Add images from a number on to what a resumed prep must know of those that are done.
+def _note(notes: dict[str, Any], index: int, files: list[str], packed: Packed) -> None:
+    """Add what was packed, from an image's number on, to what a resumed prep must know of those that are done.
 
     The digest is a sum, so that the parts of a source add up to it.
     """
-    digests = [notes["source_sha256"]]
-    for number, packed in enumerate(those, index):
-        digests.append(hashlib.sha256(os.fsencode(files[number]) + b"\0" + packed.digest.encode()).hexdigest())
-        if packed.trouble:
-            notes["skipped"][str(number)] = packed.trouble
-        if packed.change:
-            notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
-    notes["source_sha256"] = add_digests(digests)
+    named_digests = zip(files[index : index + len(packed.digests)], packed.digests, strict=True)
+    digests = [
+        hashlib.sha256(os.fsencode(name) + b"\0" + digest.encode()).hexdigest() for name, digest in named_digests
+    ]
+    notes["source_sha256"] = add_digests([notes["source_sha256"], *digests])
+    if packed.trouble:
+        notes["skipped"][str(index)] = packed.trouble
+    if packed.change:
+        notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
 
 
 def _stopped(source: Source, index: int, trouble: str) -> DataError:
@@ -229,10 +230,11 @@ def _fill(
     pending: list[Any] = []
     begun, read = time.monotonic(), 0
 
-    def encode() -> None:
-        if encoder is not None and pending:
-            rows.extend(encoder.rows(pending))
-            pending.clear()
+    def encode(least: int) -> None:
+        """Encode batches for as long as so many images wait."""
+        while encoder is not None and len(pending) >= least:
+            rows.extend(encoder.rows(pending[: encoder.batch]))
+            del pending[: encoder.batch]
 
     def save() -> None:
         """Make rows safe, unless a batch of latents is incomplete: it is encoded whole, so that its numbers are the same."""
@@ -241,21 +243,19 @@ def _fill(
             rows.clear()
 
     safe_at, held = begun, 0
-    for found in packed_in_order(source, done, settings.decode_options, settings.store, settings.workers):
-        refused = next((k for k, packed in enumerate(found) if packed.trouble and settings.on_error == "stop"), None)
-        those = found[:refused]
-        _note(notes, done, source.files, those)
-        for packed in those:
-            if packed.row is not None:
-                (rows if encoder is None else pending).append(packed.row)
-                held += len(packed.row) if isinstance(packed.row, bytes) else packed.row.nbytes
-            read += packed.size
-            if encoder is not None and len(pending) >= encoder.batch:
-                encode()
-        done += len(those)
-        if refused is not None:
+    for packed in packed_in_order(source, done, settings.decode_options, settings.store, settings.workers):
+        if packed.trouble and settings.on_error == "stop":
             save()
-            raise _stopped(source, done, found[refused].trouble)
+            raise _stopped(source, done, packed.trouble)
+        _note(notes, done, source.files, packed)
+        done, read = done + len(packed.digests), read + packed.size
+        if not packed.trouble:
+            held += len(packed.rows) if isinstance(packed.rows, bytes) else packed.rows.nbytes
+            if encoder is None:
+                rows.append(packed.rows)
+            else:
+                pending.extend(packed.rows)
+                encode(encoder.batch)
         if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received:
             save()
             safe_at, held = time.monotonic(), 0
@@ -264,6 +264,6 @@ def _fill(
             raise signals.interrupted(f"{safe}; the same command goes on from there")
         values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
         yield Progress(done, total, "img", values=values | ({"skipped": len(skipped)} if skipped else {}))
-    encode()
+    encode(1)
     if done > writer.state.done or not writer.state.notes:
         save()

@@ -1,11 +1,15 @@
 """Digests: of a file, of rows however they come, and of parts that add up to the whole."""
 
+import contextlib
 import hashlib
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
-from elbocli.files.hashing import add_digests, file_sha256, rows_sha256
+from elbocli.files.hashing import BEHIND, DigestBehind, add_digests, file_sha256, rows_sha256
 
 
 def test_a_files_digest_is_sha256(tmp_path):
@@ -26,3 +30,36 @@ def test_digests_add_up_in_any_order_and_grouping():
     random.Random(0).shuffle(digests)
     assert add_digests([add_digests(digests[:7]), add_digests(digests[7:])]) == whole
     assert add_digests([]) == "0" * 64 and add_digests(["f" * 64, "0" * 63 + "1"]) == "0" * 64
+
+
+@pytest.mark.parametrize("count", [0, 1, BEHIND, 3 * BEHIND + 1])
+def test_a_digest_behind_is_that_of_all_blocks_in_their_order(count):
+    blocks = [bytes([k]) * (k * 5000) for k in range(count)]
+    behind = DigestBehind(hashlib.sha256(b"begun"))
+    with contextlib.closing(behind):
+        for number, block in enumerate(blocks, 1):
+            behind.update(block)
+            if number == count // 2:
+                assert behind.hexdigest() == hashlib.sha256(b"begun" + b"".join(blocks[:number])).hexdigest()
+        assert behind.hexdigest() == hashlib.sha256(b"begun" + b"".join(blocks)).hexdigest()
+
+
+def test_no_more_blocks_wait_than_may_be_behind():
+    class Slow:
+        """A digest that waits to be told."""
+
+        def __init__(self):
+            self.going_on = threading.Event()
+
+        def update(self, block):
+            self.going_on.wait(30)
+
+    slow = Slow()
+    with contextlib.closing(DigestBehind(slow)) as behind, ThreadPoolExecutor(1) as other:
+        for _ in range(BEHIND):
+            behind.update(b"block")
+        late = other.submit(behind.update, b"one more")
+        with pytest.raises(TimeoutError):
+            late.result(0.2)
+        slow.going_on.set()
+        assert late.result(30) is None

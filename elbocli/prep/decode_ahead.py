@@ -81,15 +81,18 @@ def _already(read: Read) -> Read:
     return done.result
 
 
-def packed_in_order(source: Source, start: int, how: DecodeOptions, store: str, workers: int = 0) -> Iterator[Packed]:
+def packed_in_order(
+    source: Source, start: int, how: DecodeOptions, store: str, workers: int = 0, together: bool = True
+) -> Iterator[Packed]:
     """Yield the images from number `start` on, in the order of the source, as they will be stored.
 
-    store: raw, or the name of an encoding. workers: threads; 0 for as many as cores.
+    store: raw, or the name of an encoding. workers: threads; 0 for as many as cores. together: rows of an array that has
+    their size already may come together.
     """
     workers = workers or os.cpu_count() or 1
     shape = how.size, how.size, how.channels
     heaviest = max(math.prod(shape), source.refs[0].weight if source.in_order else 0)
-    right = store == RAW and not source.in_order and source.refs[0].shape == shape
+    right = together and store == RAW and not source.in_order and source.refs[0].shape == shape
     step = max(1, STRETCH // heaviest) if right else 1
     ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // (step * heaviest)))
     waiting: deque[Future[list[Packed]]] = deque()

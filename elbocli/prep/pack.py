@@ -230,11 +230,10 @@ def _fill(
     pending: list[Any] = []
     begun, read = time.monotonic(), 0
 
-    def encode(least: int) -> None:
-        """Encode batches for as long as so many images wait."""
-        while encoder is not None and len(pending) >= least:
-            rows.extend(encoder.rows(pending[: encoder.batch]))
-            del pending[: encoder.batch]
+    def encode() -> None:
+        if encoder is not None and pending:
+            rows.extend(encoder.rows(pending))
+            pending.clear()
 
     def save() -> None:
         """Make rows safe, unless a batch of latents is incomplete: it is encoded whole, so that its numbers are the same."""
@@ -243,7 +242,9 @@ def _fill(
             rows.clear()
 
     safe_at, held = begun, 0
-    for packed in packed_in_order(source, done, settings.decode_options, settings.store, settings.workers):
+    # One by one into batches of latents, so that what is safe ends with a batch often.
+    how = (settings.decode_options, settings.store, settings.workers, encoder is None)
+    for packed in packed_in_order(source, done, *how):
         if packed.trouble and settings.on_error == "stop":
             save()
             raise _stopped(source, done, packed.trouble)
@@ -255,7 +256,8 @@ def _fill(
                 rows.append(packed.rows)
             else:
                 pending.extend(packed.rows)
-                encode(encoder.batch)
+                if len(pending) >= encoder.batch:
+                    encode()
         if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received:
             save()
             safe_at, held = time.monotonic(), 0
@@ -264,6 +266,6 @@ def _fill(
             raise signals.interrupted(f"{safe}; the same command goes on from there")
         values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
         yield Progress(done, total, "img", values=values | ({"skipped": len(skipped)} if skipped else {}))
-    encode(1)
+    encode()
     if done > writer.state.done or not writer.state.notes:
         save()

@@ -59,7 +59,9 @@ def test_no_more_blocks_wait_than_may_be_behind():
         for _ in range(BEHIND):
             behind.update(b"block")
         late = other.submit(behind.update, b"one more")
-        with pytest.raises(TimeoutError):
-            late.result(0.2)
-        slow.going_on.set()
+        try:
+            with pytest.raises(TimeoutError):
+                late.result(0.2)
+        finally:
+            slow.going_on.set()
         assert late.result(30) is None

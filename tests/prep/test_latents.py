@@ -22,10 +22,12 @@ from elbocli.evaluate.scoring import run as evaluate
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.grid import PLACES, layout_of
 from elbocli.files.latents import CONVENTIONS, INPUTS
 from elbocli.info import describe as info
 from elbocli.nn.autoencoder import Autoencoder, memory_of
+from elbocli.prep import pack
 from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.run import settings
 from elbocli.sample import draw
@@ -85,6 +87,33 @@ def test_the_same_images_give_the_same_rows_whoever_cuts_the_groups(autoencoder:
     whole = encoder.rows(list(photos))
     assert len(whole) == 96
     assert np.array_equal(whole, [row for k in range(0, 48, 8) for row in encoder.rows(list(photos[k : k + 8]))])
+
+
+def test_images_of_an_array_are_encoded_and_made_safe_batch_by_batch(
+    autoencoder: Path, photos: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "photos.npy", photos)
+    batches, safe = [], []
+    monkeypatch.setattr(Autoencoder, "comfortable_batch", lambda self, size: 7)
+    monkeypatch.setattr(
+        LatentEncoder, "rows", noting(LatentEncoder.rows, lambda encoder, pixels: batches.append(len(pixels)))
+    )
+    monkeypatch.setattr(DatasetWriter, "append", noting(DatasetWriter.append, lambda *a: safe.append(a[2])))
+    monkeypatch.setattr(pack, "SAFE_EVERY_S", 0)
+    asked = pack.Settings(size=16, channels=3, latents=autoencoder, device="cpu")
+    list(pack.run(tmp_path / "photos.npy", tmp_path / "out.h5", asked))
+    assert batches == [7] * 6 + [6] and safe == [7, 14, 21, 28, 35, 42, 48]
+    assert len(Dataset(tmp_path / "out.h5", latents=True)) == 48
+
+
+def noting(method: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    """A method that tells how it is called."""
+
+    def called(*given: Any) -> Any:
+        note(*given)
+        return method(*given)
+
+    return called
 
 
 def test_the_fingerprint_tells_what_decides_and_nothing_else(

@@ -19,7 +19,7 @@ from elbocli.errors import DataError
 from elbocli.files.atomic import told
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BlockLayout
-from elbocli.files.dataset_file import DIGESTS, Arrays, Names, contents_digest
+from elbocli.files.dataset_file import DIGESTS, NAMES_AT_ONCE, Arrays, Names, contents_digest
 from elbocli.files.file_system import claim_room
 from elbocli.files.reading import encodable, one_line
 from elbocli.files.resumable import Identity, Resumable, holding
@@ -102,7 +102,10 @@ def add_contents(file: h5py.File, arrays: Arrays, names: Names, attributes: dict
     for name, array in sorted(arrays.items()):
         file[name] = array
     for name, words in sorted(names.items()):
-        file.create_dataset(name, data=[*map(encodable, words)], dtype=h5py.string_dtype())
+        listed = file.create_dataset(name, (len(words),), h5py.string_dtype())
+        for start in range(0, len(words), NAMES_AT_ONCE):  # h5py would copy all
+            some = words[start : start + NAMES_AT_ONCE]
+            listed[start : start + len(some)] = [*map(encodable, some)]
     for key, value in sorted(said.json().items()):
         # HDF5's limit of 64 KiB isn't one for text, which lies outside of the attribute itself.
         file.attrs[key] = encodable(value) if isinstance(value, str) else value

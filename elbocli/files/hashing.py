@@ -6,17 +6,19 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elbocli.files.opening import open_file
+from elbocli.runtime.background import Background
 
 PIECE = 1 << 24
-BEHIND = 16
-"""Blocks that wait to be digested."""
+BEHIND = 16 << 20
+"""Bytes that may wait to be digested."""
 
 
 def file_sha256(path: Path) -> str:
@@ -35,30 +37,36 @@ def span_sha256(handle: int, offset: int, size: int) -> Any:
 
 
 class DigestBehind:
-    """A sha256 that a thread computes while its caller goes on, some blocks behind it at most.
+    """A sha256 that a thread computes while its caller goes on, a block or some megabytes behind it at most.
 
     Blocks must stay as they are until `hexdigest`.
     """
 
     def __init__(self, begun: Any):
-        self._digest, self._waiting = begun, deque[Future[None]]()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="elbo-digest")
+        self._digest, self._waiting, self._held = begun, deque[tuple[int, Future[None]]](), 0
+        self._background = Background("digest")
 
     def update(self, block: bytes | memoryview) -> None:
         """Add bytes. Waits where too many are to be added still."""
-        if len(self._waiting) == BEHIND:
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._digest.update, block))
+        while self._waiting and self._held + len(block) > BEHIND:
+            self._wait()
+        self._waiting.append((len(block), self._background.start(partial(self._digest.update, block))))
+        self._held += len(block)
+
+    def _wait(self) -> None:
+        size, job = self._waiting.popleft()
+        job.result()
+        self._held -= size
 
     def hexdigest(self) -> str:
         """The digest of all that was added, 64 hex digits."""
         while self._waiting:
-            self._waiting.popleft().result()
+            self._wait()
         return str(self._digest.hexdigest())
 
     def close(self) -> None:
         """End the thread."""
-        self._thread.shutdown()
+        self._background.close()
 
 
 def add_rows(digest: Any, rows: np.ndarray | list[np.ndarray]) -> None:

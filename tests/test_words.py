@@ -151,3 +151,17 @@ def test_a_command_or_page_that_only_the_text_names_is_noticed() -> None:
 def test_no_line_of_the_readme_is_much_longer_than_the_others() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert [line for line in lines if len(line) > 130 and not line.startswith(("|", "!["))] == []
+
+
+NAMED_FILE = re.compile(r"(?<![\w/])(?:elbocli|examples|man|tests)/[\w/-]+\.(?:md|py|sh|yaml|toml|txt)(?!\w)")
+"""A file of the repository, as text or code names it."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_file_that_a_page_names_is_there(page: Path) -> None:
+    assert [name for name in NAMED_FILE.findall(page.read_text()) if not (ROOT / name).exists()] == []
+
+
+def test_files_that_a_page_names_are_found() -> None:
+    page = "(`tests/core/test_no.py` draws; see examples/x/demo.sh.) Not run/tests/a.py, nor examples/networks/."
+    assert NAMED_FILE.findall(page) == ["tests/core/test_no.py", "examples/x/demo.sh"]

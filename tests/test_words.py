@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
+
+from elbocli.main import elbo
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -113,3 +116,52 @@ def test_a_sentence_that_is_not_plain_is_noticed(page: str) -> None:
 )
 def test_a_plain_sentence_passes(page: str) -> None:
     assert [wrong for sentence in sentences(page) for wrong in trouble(sentence)] == []
+
+
+def rows(page: str) -> list[str]:
+    """Rows of tables of Markdown."""
+    return [line for line in page.splitlines() if line.startswith("| ")]
+
+
+def commands_without_row(page: str) -> list[str]:
+    """Commands of `elbo --help` that begin no row of a table, and so are not found by reading it."""
+    first = {row.split("`")[1].split()[1] for row in rows(page) if row.startswith("| `elbo ")}
+    return sorted(set(elbo.list_commands(click.Context(elbo))) - first)
+
+
+def pages_without_link(page: str) -> list[str]:
+    """Pages of docs/ to which no row of a table leads."""
+    linked = {link for row in rows(page) for link in re.findall(r"\]\(docs/(\w[\w-]*\.md)", row)}
+    return sorted({path.name for path in (ROOT / "docs").glob("*.md")} - linked)
+
+
+def test_the_readme_has_a_row_for_every_command_and_page() -> None:
+    page = (ROOT / "README.md").read_text()
+    assert commands_without_row(page) == [] and pages_without_link(page) == []
+
+
+def test_a_command_or_page_that_only_the_text_names_is_noticed() -> None:
+    page = (
+        "`elbo prep` packs. [Prep](docs/prep.md)\n| `elbo adapt RUN` | x | `elbo bound` |\n| [x](docs/sweep.md#y) | |\n"
+    )
+    assert {"prep", "bound"} <= set(commands_without_row(page)) and "adapt" not in commands_without_row(page)
+    assert "prep.md" in pages_without_link(page) and "sweep.md" not in pages_without_link(page)
+
+
+def test_no_line_of_the_readme_is_much_longer_than_the_others() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert [line for line in lines if len(line) > 130 and not line.startswith(("|", "!["))] == []
+
+
+NAMED_FILE = re.compile(r"(?<![\w/])(?:elbocli|examples|man|tests)/[\w/-]+\.(?:md|py|sh|yaml|toml|txt)(?!\w)")
+"""A file of the repository, as text or code names it."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_file_that_a_page_names_is_there(page: Path) -> None:
+    assert [name for name in NAMED_FILE.findall(page.read_text()) if not (ROOT / name).exists()] == []
+
+
+def test_files_that_a_page_names_are_found() -> None:
+    page = "(`tests/core/test_no.py` draws; see examples/x/demo.sh.) Not run/tests/a.py, nor examples/networks/."
+    assert NAMED_FILE.findall(page) == ["tests/core/test_no.py", "examples/x/demo.sh"]

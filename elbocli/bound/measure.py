@@ -209,5 +209,8 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
         if found != expected:
             raise UsageError(f"{path}: images have {found} {what}, the run's have {expected}")
     if config.num_classes and dataset.num_classes > config.num_classes:
-        raise UsageError(f"{path}: has {dataset.num_classes} classes, the run knows {config.num_classes}")
+        found, known_classes = dataset.num_classes, config.num_classes
+        raise UsageError(
+            f"{path}: has {found} classes, the run knows {known_classes}; 'elbo prep --classes FILE' packs chosen ones"
+        )
     return dataset

@@ -16,6 +16,8 @@ Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
 ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
 """A step's and a whole run's least rise, relative; and the value below which float64 has too few digits to tell."""
+SHOWN = 4
+"""Intervals that are named: under a schedule of many knots, w jumps at each of them."""
 
 
 def float64(values: list[float]) -> Tensor:
@@ -35,6 +37,15 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
         if not value.requires_grad:
             return torch.zeros_like(at)
         return torch.autograd.grad(value.sum(), at)[0]
+
+
+def in_words(intervals: list[tuple[float, float]], digits: int = 7) -> str:
+    """Name the first SHOWN intervals of λ, and how many more there are; one without a width is a jump, and one number."""
+    shown = [
+        (f"{round(low, 9) + 0.0:.{digits}g}", f"{round(high, 9) + 0.0:.{digits}g}") for low, high in intervals[:SHOWN]
+    ]
+    more = f" and {len(intervals) - SHOWN} more" if len(intervals) > SHOWN else ""
+    return ", ".join(low if low == high else f"{low} to {high}" for low, high in shown) + more
 
 
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:

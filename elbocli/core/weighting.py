@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from elbocli.core.foreign_loss import ForeignLoss, is_foreign_loss, parse_head
 from elbocli.core.logsnr import LIMIT
-from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, rising, slope
+from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
 from elbocli.core.registry import LEARNED, Declaration, alike, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
@@ -191,11 +191,9 @@ class Weighting:
                 "never rises, so its loss is the ELBO of noise-augmented data" if self.monotone else "rises in general"
             )
             return f"is learned while training and {never}; 'elbo weights check RUN' says how it went"
-        intervals = ", ".join(
-            f"{round(start, 9) + 0.0:.7g} to {round(end, 9) + 0.0:.7g}" for start, end in self.rising(low, high)
-        )
+        intervals = self.rising(low, high)
         if intervals:
-            return f"rises for logsnr {intervals}: its loss is not an ELBO"
+            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO"
         return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
 
 

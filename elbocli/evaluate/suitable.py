@@ -76,7 +76,7 @@ def _check_count(source: FeatureSource, settings: EvalSettings, side: int) -> No
         needed, fewer = settings.least(name)[side], METRICS[name].traits.fewer
         if source.n < needed:
             hint = f", or {fewer}" if fewer else ""
-            raise DataError(f"{source.name}: {source.n} images; {name} needs at least {needed}{hint}")
+            raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}{hint}")
 
 
 def check_made_alike(

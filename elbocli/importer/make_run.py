@@ -33,7 +33,9 @@ def import_run(
     """
     refuse_existing(run, False, folder=True)
     if not path.exists():
-        raise FormatError(f"{path}: no such file or folder")
+        raise FormatError(
+            f"{path}: no such file or folder; name the checkpoint of another program ('elbo import list' lists the formats)"
+        )
     source = Source(path)
     format = format or ("module" if options.network else "")
     declared = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
+from elbocli.core.monotone import in_words
 from elbocli.core.uncertainty import learned_weighting
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
@@ -56,8 +57,9 @@ class EffectiveWeighting:
         """Say in words whether its loss is an ELBO."""
         if not self.rising:
             return "never rises: an ELBO"
-        where = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in self.rising)
-        return f"rises for logsnr {where}, by {100 * self.rise:.3g}% of its largest value: not an ELBO"
+        return (
+            f"rises for logsnr {in_words(self.rising, 4)}, by {100 * self.rise:.3g}% of its largest value: not an ELBO"
+        )
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def _weighting(text: str) -> Any:
         return resolve_weighting(text)
     except UsageError as error:
         if re.fullmatch(r"[^@:]+", text) and text not in WEIGHTINGS:
-            raise UsageError(f"{error}; nor is it the folder of a run") from error
+            raise UsageError(f"{error} (and no folder of a run has this name)") from error
         raise
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -150,6 +151,14 @@ def test_what_makes_no_sense_is_refused(
     assert result.code == code
     assert words in result.err and "error: " in result.err and result.out == ""
     assert not any(tmp_path.iterdir())
+
+
+def test_a_dataset_of_more_classes_is_refused_with_a_remedy(bound: Bound, trained: Path, tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "x.npz", arr_0=numpy.zeros((11, 8, 8, 1), numpy.uint8), arr_1=numpy.arange(11))
+    assert run(["prep", "-q", str(tmp_path / "x.npz"), str(tmp_path / "x.h5")]) == 0
+    result = bound(trained, tmp_path / "x.h5")
+    assert result.code == 2 and result.out == ""
+    assert "x.h5: has 11 classes, the run knows 10; 'elbo prep --classes FILE' packs chosen ones" in result.err
 
 
 def test_a_wider_range_is_warned_about(bound: Bound, trained: Path) -> None:

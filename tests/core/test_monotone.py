@@ -5,7 +5,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from elbocli.core.monotone import likeness, rising, slope
+from elbocli.core.monotone import SHOWN, in_words, likeness, rising, slope
 from elbocli.core.weighting import parse_weighting
 
 
@@ -81,6 +81,13 @@ def test_a_jump_is_found_where_it_is(at):
     assert start == pytest.approx(at, abs=1e-12) and start <= at <= end
     ((start, end),) = rising(lambda lam: (lam <= at) * (lam / 10).exp(), -15, 15)
     assert start == -15 and at - 1e-12 < end <= at
+
+
+def test_intervals_are_named_in_a_line_however_many_there_are():
+    assert in_words([(-15, -3.3077779), (-1e-17, 2)]) == "-15 to -3.307778, 0 to 2"
+    steps = rising(lambda lam: lam.floor() + 100, -15, 15)
+    assert len(steps) > SHOWN
+    assert in_words(steps, 4) == f"-14, -13, -12, -11 and {len(steps) - SHOWN} more"
 
 
 @pytest.mark.parametrize("shift", [0, 0.7])

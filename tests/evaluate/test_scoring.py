@@ -497,11 +497,13 @@ def test_too_few_images_are_refused_by_every_metric(digits: Path, tmp_path: Path
                 few = save_npy(tmp_path / f"few-{name}-{side}.npy", np.zeros((needed - 1, 8, 8, 1), np.uint8))
                 sets = [few if at == side else many for at in range(3)]
                 with pytest.raises(
-                    DataError, match=rf"{few.name}: {needed - 1} images; {name} needs at least {needed}"
+                    DataError, match=rf"{few.name}: {needed - 1} images; --metrics {name} needs at least {needed}"
                 ):
                     score(*sets[:2], metrics=(name,), held_out=sets[2], **options)
-    with pytest.raises(DataError, match="19 images; fid needs at least 20"):
+    with pytest.raises(DataError, match="19 images; --metrics fid needs at least 20"):
         score(save_npy(tmp_path / "19.npy", np.zeros((19, 8, 8, 1), np.uint8)), many, fid_infinity=True)
+    with pytest.raises(DataError, match="--metrics is needs at least 10, or fewer with a smaller --splits"):
+        score(save_npy(tmp_path / "9.npy", np.zeros((9, 8, 8, 1), np.uint8)), many, metrics=("is",))
     with pytest.raises(DataError, match="one image is no distribution"):
         score(
             save_npy(tmp_path / "1.npy", np.zeros((1, 8, 8, 1), np.uint8)), None, tmp_path / "s.npz", metrics=("fid",)

@@ -45,7 +45,7 @@ class CopyingOptions(MetricOptions):
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES, Need.HELD_OUT},
     least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
     options=CopyingOptions,
-    fewer="less with --copying-cells",
+    fewer="fewer with a smaller --copying-cells",
 )
 def copying(samples: Features, reference: Features, options: CopyingOptions) -> dict[str, Value]:
     """Test cell by cell whether samples and held-out images are equally far from the nearest training image of the cell.

@@ -39,6 +39,7 @@ class InceptionScoreOptions(MetricOptions):
     needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),
     options=InceptionScoreOptions,
+    fewer="fewer with a smaller --splits",
     few="the Inception score is biased downwards",
 )
 def inception_score(samples: Features, reference: Features | None, options: InceptionScoreOptions) -> dict[str, float]:

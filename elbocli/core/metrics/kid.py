@@ -29,7 +29,7 @@ class KidOptions(MetricOptions):
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (options.kid_subset_size,) * 2,
     options=KidOptions,
-    fewer="less with --kid-subset-size",
+    fewer="fewer with a smaller --kid-subset-size",
 )
 def kid(samples: Features, reference: Features, options: KidOptions) -> dict[str, Value]:
     """Compare the features of both sides.

@@ -1,4 +1,4 @@
-"""Time that a run takes: reckoned from its first steps, and again when it turns out otherwise."""
+"""Time that a run takes: estimated from its first steps, and again when it turns out otherwise."""
 
 from __future__ import annotations
 

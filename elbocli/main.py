@@ -20,7 +20,7 @@ from elbocli.cli.types import imported
 from elbocli.cli.visible import visible, visible_lines
 from elbocli.errors import ElboError
 from elbocli.runtime.address_space import refuse_too_little
-from elbocli.runtime.descriptors import make_streams_whole, write_all
+from elbocli.runtime.descriptors import let_nobody_have, make_streams_whole, write_all
 from elbocli.version import __version__
 
 if TYPE_CHECKING:
@@ -211,13 +211,6 @@ def _invoke(args: list[str]) -> int:
     return code
 
 
-def _drop_output() -> None:
-    """Let nobody have what waits to be written to standard output, because it can't be."""
-    nobody = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nobody, STDOUT)
-    os.close(nobody)
-
-
 def run(args: list[str] | None = None) -> int:
     """Run a command line; the exit code."""
     try:
@@ -248,7 +241,7 @@ def run(args: list[str] | None = None) -> int:
         code = SIGNALLED + signal.SIGINT
         return fail(Command.path, "interrupted", code) if Command.path != "elbo" else code  # no command has begun
     except BrokenPipeError:
-        _drop_output()
+        let_nobody_have(STDOUT)  # what waits to be written there, because it can't be
         return SIGNALLED + signal.SIGPIPE
     except OSError as error:
         if error.errno in REFUSED and (error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE)):
@@ -257,7 +250,7 @@ def run(args: list[str] | None = None) -> int:
             return fail(Command.path, f"{where}{error.strerror}{then}", code)
         if error.errno not in (*FULL, errno.EBADF) or error.filename is not None:
             raise
-        _drop_output()
+        let_nobody_have(STDOUT)
         closed = error.errno == errno.EBADF
         return fail(Command.path, CLOSED if closed else f"standard output: could not write: {error.strerror}", 1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import schedule_of_scores
+from elbocli.core.adaptive import bin_middles, schedule_of_scores
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
@@ -71,7 +71,7 @@ def run(
     schedule = schedule_of_scores(edges, least, w, floor)
     known = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": found.images}
     half = schedule.logsnr(torch.tensor(QUARTERS, dtype=torch.float64)).tolist()
-    middle, share = 0.5 * (edges[1:] + edges[:-1]), schedule.t(edges[:-1]) - schedule.t(edges[1:])
+    middle, share = bin_middles(edges), schedule.t(edges[:-1]) - schedule.t(edges[1:])
     mean = float((share * middle).sum())
     spread = float((share * ((middle - mean).square() + edges.diff().square() / 12)).sum()) ** 0.5
     report = DataReport(

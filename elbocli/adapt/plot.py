@@ -12,7 +12,7 @@ from elbocli.adapt.fit_log import fixed_density
 from elbocli.adapt.fit_optimum import DataSchedule
 from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, new_figure
 from elbocli.cli.visible import lettered
-from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.core.weighting import Weighting
 
 
@@ -48,7 +48,7 @@ def plot_least(fitted: DataSchedule, out: Path) -> None:
     at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
     sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
     least, se = fitted.optimum.least(edges, training=True)
-    draw_band(axes["error"], 0.5 * (edges[1:] + edges[:-1]), least, se)
+    draw_band(axes["error"], bin_middles(edges), least, se)
     axes["error"].set_ylabel(ERROR)
     axes["error"].set_ylim(bottom=0)
     axes["error"].set_title("least error of a denoiser of the images, ± 2 standard errors")

@@ -16,7 +16,8 @@ from torch import Tensor
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Classification, ReliabilityRow
-from elbocli.core.calibration import calibration_error, reliability, wilson
+from elbocli.core.calibration import calibration_error, reliability
+from elbocli.core.estimate import error_of_share
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
@@ -88,12 +89,14 @@ def judged(scores: ClassScores, draws: int, schedule: Schedule) -> Classificatio
     guess = found.argmax(1)
     right = guess == labels
     loss = -np.log(np.maximum(found[np.arange(len(found)), labels], CERTAIN))
-    table = reliability(found.max(1), right)
+    accuracy, table = float(right.mean()), reliability(found.max(1), right)
+    _, (low, high) = error_of_share(accuracy, len(right))
     by_half = scores.halves.argmin(2).numpy()
     spread = float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0
     return Classification(
-        float(right.mean()),
-        *wilson(int(right.sum()), len(right)),
+        accuracy,
+        low,
+        high,
         float(loss.mean()),
         spread,
         calibration_error(table),

@@ -19,7 +19,8 @@ from elbocli.cli.options import (
     plugin_option,
     weights_options,
 )
-from elbocli.cli.types import PATH, STREAM, Count, Named, Number
+from elbocli.cli.outputs import refuse_taken
+from elbocli.cli.types import PATH, Count, Named, Number
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
@@ -159,7 +160,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     from elbocli.bound.plot import plot_curve
     from elbocli.cli.figure import check_suffix
     from elbocli.cli.progress_bar import say, show
-    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.atomic import write_text
     from elbocli.files.likelihood_file import check_ending, write_table
 
     ctx = click.get_current_context()
@@ -168,10 +169,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
     files = ("curve", "plot", "log", "out", "per_image")
     curve, plot, log, out, per_image = outputs = [options[name] for name in files]
-    for path in filter(None, outputs):
-        if path == STREAM:
-            raise click.UsageError("standard output is for the JSON; name a file", ctx)
-        refuse_existing(path, overwrite)
+    refuse_taken(outputs, overwrite)
     keys = ("draws", "seed", "batch", "device", "precision", "average", "logsnr_min", "logsnr_max")
     settings = MeasureSettings(
         images=ALL if options["target_se"] and options["images"] is None else options["images"],

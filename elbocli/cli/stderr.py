@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
 from elbocli.cli.visible import visible
+from elbocli.runtime.descriptors import let_nobody_have
 
 STDERR = 2
 
@@ -22,9 +22,7 @@ def heard() -> Iterator[None]:
     try:
         yield
     except OSError:
-        nobody = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nobody, STDERR)
-        os.close(nobody)
+        let_nobody_have(STDERR)
 
 
 def tell(text: str) -> None:

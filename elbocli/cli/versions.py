@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
+
+from elbocli.runtime.address_space import limits
 
 REQUIREMENT = re.compile(r"([\w.-]+)\s*([^;\s]*)(?:.*extra\s*==\s*['\"]([\w-]+))?")
 """A line of elbo's metadata: a package, the versions of it that will do, and the extra that it is for."""
@@ -40,9 +41,7 @@ def _memory() -> str:
     """Say what may still be taken, and the limits that the shell has set."""
     from elbocli.runtime.memory import free_bytes
 
-    limits = {"-v": resource.RLIMIT_AS, "-d": resource.RLIMIT_DATA}
-    soft = {f"ulimit {option}": resource.getrlimit(limit)[0] for option, limit in limits.items()}
-    said = [f"{name} {most >> 20} MB" for name, most in soft.items() if most != resource.RLIM_INFINITY]
+    said = [f"ulimit {option} {most >> 20} MB" for option, most in limits().items()]
     return ", ".join([f"{free_bytes() >> 20} MB may be taken", *said])
 
 

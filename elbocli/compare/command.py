@@ -10,6 +10,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import command_line, common, plugin_option, stdin_or_fail
+from elbocli.cli.outputs import print_table
 from elbocli.cli.types import PATH, STREAM
 from elbocli.cli.visible import visible
 
@@ -89,6 +90,4 @@ def _print_table(told: Comparison) -> None:
             apart = {None: "-", True: "yes", False: "no"}[each.apart]
             values = (f"{each.other:.5g}", f"{each.first:.5g}", f"{each.difference:+.4g}")
             rows.append((visible(each.score), visible(other.file), *values, interval, apart, each.how))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+    print_table(rows)

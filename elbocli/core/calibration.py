@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from elbocli.core.estimate import NORMAL_95
-
 BINS = 10
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, of `right` among `count`. Source: Wilson 1927; Brown, Cai & DasGupta 2001."""
-    share, z = right / count, NORMAL_95**2 / count
-    middle = (share + z / 2) / (1 + z)
-    half = NORMAL_95 / (1 + z) * math.sqrt(share * (1 - share) / count + z / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,6 @@ def nearest(
     return far[:, :k].float(), which[:, :k]
 
 
-def radii(points: Tensor, k: int, device: torch.device | str = "cpu") -> Tensor:
-    """Distance of each of the points [N, D] to its k-th neighbour among the others, float32 [N], on the CPU."""
-    return nearest(points, points, k, device, others=True)[0][:, -1]
-
-
 def within(
     queries: Tensor,
     points: Tensor,

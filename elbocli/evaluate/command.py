@@ -13,6 +13,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
+from elbocli.cli.outputs import refuse_taken
 from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, ElboError, Interrupted, PeerLost, ReaderGone, UsageError
@@ -193,7 +194,7 @@ def evaluate(
     from elbocli.cli.progress_bar import show
     from elbocli.evaluate import scoring as loop
     from elbocli.evaluate.card import render
-    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.atomic import write_text
     from elbocli.runtime.processes import joined
 
     context, device = click.get_current_context(), options.pop("device")
@@ -214,10 +215,7 @@ def evaluate(
     targets = [*filter(None, (options["save_stats"], options["save_features"], options["neighbours"], card))]
     if len({path.absolute() for path in targets}) < len(targets):
         raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
-    for path in targets:
-        if path == STREAM:
-            raise click.UsageError("standard output is for the JSON; name a file", context)
-        refuse_existing(path, overwrite)
+    refuse_taken(targets, overwrite)
     if each and targets:
         raise click.UsageError(f"{targets[0]} can hold one set of samples; leave --each out", context)
     if each and samples in ((), (STREAM,)):

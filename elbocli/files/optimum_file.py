@@ -14,20 +14,17 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import strict_json
-from elbocli.files.losslog import LARGEST, MOST_BINS
+from elbocli.files.losslog import LARGEST, MOST_BINS, Bins, Level
 from elbocli.files.reading import naming
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
 
 CLOSE = 1e-9
 """Part of a bin by which ranges may differ and be the same."""
-Level = Annotated[float, Bounds(-LIMIT, LIMIT)]
 Value = Annotated[float, Bounds(-LARGEST, LARGEST)]
 Error = Annotated[float, Bounds(0, LARGEST)]
-Bins = Bounds(least=1, most=MOST_BINS)
 Positive = Annotated[int, Bounds(1, 10**15)]
 
 

@@ -139,6 +139,13 @@ def _npz(path: Path) -> str:
     return "statistics" if is_statistics(path) else "samples"
 
 
+def begins_like_tensors(path: Path) -> bool:
+    """Whether a file begins as one of safetensors: the length of a header that it can hold, and a brace. Raises OSError."""
+    with open_file(path) as file:
+        head, size = file.read(9), os.fstat(file.fileno()).st_size
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
 def instead(path: Path, wanted: str) -> str:
     """Return a message on a path where a `wanted` of MAKERS was expected: what it is, and what to do with that."""
     found = recognise(path)

@@ -21,9 +21,7 @@ TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_predictio
 
 def load(path: Path) -> dict[str, Any]:
     """The JSON object in a scheduler's configuration. Raises FormatError."""
-    config = strict_json.read(path)
-    if not isinstance(config, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    config = strict_json.read_object(path)
     if not {"num_train_timesteps", "trained_betas"} & config.keys() and not _is_flow(config):
         raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
     return config

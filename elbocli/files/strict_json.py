@@ -58,6 +58,14 @@ def read(path: Path, largest: int = LARGEST_TEXT) -> Any:
     return load(read_limited(path, "JSON", largest), path, largest)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FormatError."""
+    found = read(path)
+    if not isinstance(found, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

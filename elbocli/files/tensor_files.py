@@ -42,13 +42,6 @@ DTYPES = {
 """Types of numbers by the format's names."""
 
 
-def begins_like_tensors(path: Path) -> bool:
-    """Whether a file begins as one of safetensors: the length of a header that it can hold, and a brace. Raises OSError."""
-    with open_file(path) as file:
-        head, size = file.read(9), os.fstat(file.fileno()).st_size
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
-
-
 class TensorFile:
     """A file whose tensors are read when they are asked for. Open only while it is read: there may be thousands.
 

@@ -30,7 +30,8 @@ from elbocli.files.opening import open_file
 from elbocli.files.pickled_module import Foreign
 from elbocli.files.plain_pickle import VALUES, Machine, keyed
 from elbocli.files.reading import naming, refusing
-from elbocli.files.tensor_files import begins_like_tensors, load
+from elbocli.files.recognise import begins_like_tensors
+from elbocli.files.tensor_files import load
 from elbocli.files.zip_files import open_zip
 from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 

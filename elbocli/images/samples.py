@@ -92,7 +92,7 @@ def refuse_short(what: str, size: int, offset: int, shape: tuple[int, ...]) -> N
         raise FormatError(f"{what} cut short: {size} bytes, expected {wanted}")
 
 
-def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> SampleReader:
+def _stream(file: IO[bytes], name: str) -> SampleReader:
     shape = read_header(file, name)
     row = int(np.prod(shape[1:]))
     position = 0
@@ -115,7 +115,7 @@ def _stream(file: IO[bytes], name: str, labels: np.ndarray | None = None) -> Sam
             filled += got
         return np.frombuffer(buffer, np.uint8).reshape(count, *shape[1:])
 
-    return SampleReader(name, shape, labels, read)
+    return SampleReader(name, shape, None, read)
 
 
 def _png_folder(folder: Path) -> SampleReader:

@@ -22,8 +22,6 @@ from elbocli.images.classes import assign, by_meta, is_meta, read_meta, some
 from elbocli.images.image_refs import ImageRef
 from elbocli.images.labels import Word, read_labels_file
 
-SPLITS = ("train", "val")
-
 
 @dataclass(frozen=True)
 class Source:

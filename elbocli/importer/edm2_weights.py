@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from elbocli.core.registry import nearest
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import FormatError
 from elbocli.files.pickled_module import module_state
-from elbocli.nn.networks import build
+from elbocli.files.reading import naming
+from elbocli.importer.edm_family import BLOCK, counted
+from elbocli.importer.unet_weights import shape_of, taken
 from elbocli.nn.networks import edm2 as ours
 from elbocli.nn.networks.blocks import heads_of
 from elbocli.nn.networks.edm2 import EDM2Config
@@ -28,7 +28,7 @@ OUTSIDE = {
     "gain": "out_gain",
 }
 """Weights outside all blocks → EDM2's names."""
-BLOCK = {
+PARTS = {
     "gain": "emb_gain",
     "conv1.weight": "conv_res0.weight",
     "scale.weight": "emb_linear.weight",
@@ -39,7 +39,6 @@ BLOCK = {
 }
 """Weights of a block → EDM2's names."""
 QKV = ".attention.qkv.weight"
-PLACE = re.compile(r"(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
 CONSTANTS: dict[str, Any] = {
     "label_balance": ours.CLASS,
     "concat_balance": ours.JOINED,
@@ -86,87 +85,57 @@ def check_constants(module: Any, where: Path) -> float:
     return dropout
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, sides: int, where: Path) -> tuple[int, ...]:
-    """The shape of a tensor that tells how the network is built."""
-    if name not in tensors:
-        raise FormatError(f"{where}: lacks {name!r}; {nearest(name, tensors, 5)}")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != sides or not all(shape):
-        raise FormatError(f"{where}: {name!r} has the shape {list(shape)}, expected {sides} sides")
-    return shape
-
-
 def config_of_names(tensors: Mapping[str, Tensor], dropout: float, where: Path) -> tuple[EDM2Config, list[int]]:
     """(network, sizes from the largest) that names and shapes tell. Raises FormatError where they don't fit each other."""
-    sides = sorted({int(match[2]) for match in map(PLACE.match, tensors) if match}, reverse=True)
+    sides = sorted({int(match[2]) for match in map(BLOCK.match, tensors) if match}, reverse=True)
     size = max(sides, default=0)
-    first = _shape(tensors, f"enc.{size}x{size}_conv.weight", 4, where)
-    widths = [_shape(tensors, f"enc.{side}x{side}_block0.conv_res0.weight", 4, where)[0] for side in sides]
+    first = shape_of(tensors, f"enc.{size}x{size}_conv.weight", 4, where)
+    widths = [shape_of(tensors, f"enc.{side}x{side}_block0.conv_res0.weight", 4, where)[0] for side in sides]
     if sides != [size >> depth for depth in range(len(sides))]:
         raise FormatError(f"{where}: has blocks of the sizes {sides}, each of which should be half the one before")
     channels = math.gcd(*widths)
-    try:
+    with naming(where, FormatError):
         config = EDM2Config(
             image_size=size,
             image_channels=first[1] - 1,
-            num_classes=_shape(tensors, "emb_label.weight", 2, where)[1] if "emb_label.weight" in tensors else 0,
+            num_classes=shape_of(tensors, "emb_label.weight", 2, where)[1] if "emb_label.weight" in tensors else 0,
             channels=channels,
             levels=tuple(width // channels for width in widths),
             blocks=sum(re.fullmatch(rf"enc\.{size}x{size}_block\d+\.emb_gain", name) is not None for name in tensors),
             attention=tuple(side for side in sides if f"enc.{side}x{side}_block0.attn_qkv.weight" in tensors),
             dropout=dropout,
         )
-    except UsageError as error:
-        raise FormatError(f"{where}: {error}") from error
     return config, sides
 
 
 def _names(config: EDM2Config, sides: list[int]) -> dict[str, str]:
     """Prefixes of elbo's names → EDM2's, for the first layer and the blocks."""
     below = sides[-1]
-    down = [f"{side}x{side}_{name}" for side in sides for name in ("down", *_blocks(config.blocks))][1:]
-    up = [f"{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *_blocks(config.blocks + 1))][1:]
+    down = [f"{side}x{side}_{name}" for side in sides for name in ("down", *counted(config.blocks))][1:]
+    up = [f"{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *counted(config.blocks + 1))][1:]
     placed = {f"down.{index}": f"enc.{name}" for index, name in enumerate(down)}
     placed |= {f"middle.{index}": f"dec.{below}x{below}_in{index}" for index in (0, 1)}
     placed |= {f"up.{index}": f"dec.{name}" for index, name in enumerate(up)}
     return {"first": f"enc.{sides[0]}x{sides[0]}_conv", **placed}
 
 
-def _blocks(count: int) -> list[str]:
-    return [f"block{index}" for index in range(count)]
-
-
 def by_our_names(tensors: Mapping[str, Tensor], config: EDM2Config, sides: list[int], where: Path) -> dict[str, Tensor]:
     """The weights by elbo's names. Raises FormatError in EDM2's words."""
-    with torch.device("meta"):
-        wanted = build(config).state_dict()
-    placed, weights, left = _names(config, sides), dict[str, Tensor](), set(tensors)
-    for name, empty in wanted.items():
-        their = OUTSIDE.get(name) or _their_name(name, placed)
-        if their not in tensors:
-            raise FormatError(f"{where}: lacks {their!r}; {nearest(their, sorted(left), 5)}")
-        found = tensors[their]
-        if name.rpartition(".")[2] == "gain" and not found.dim():
-            found = found[None]
-        if found.shape != empty.shape:
-            raise FormatError(
-                f"{where}: {their!r} has the shape {list(found.shape)}, which doesn't fit the other tensors: elbo's {name} is "
-                f"{list(empty.shape)}"
-            )
-        if name.endswith(QKV):  # theirs: heads, channels of a head, and q, k and v side by side; elbo's: q, k, v first
-            found = found.unflatten(0, (heads_of(found.shape[1]), -1, 3)).movedim(2, 0).flatten(0, 2)
-        weights[name] = found
-        left.discard(their)
-    if left:
-        extra = next(name for name in tensors if name in left)
-        raise FormatError(
-            f"{where}: has {extra!r}, which such a network has no place for; is it another kind of network?"
-        )
-    return weights
+    placed = _names(config, sides)
+
+    def turned(name: str, tensor: Tensor) -> Tensor:
+        if name.rpartition(".")[2] == "gain" and not tensor.dim():
+            return tensor[None]
+        if not name.endswith(QKV):
+            return tensor
+        # Theirs: heads, channels of a head, and q, k and v side by side; elbo's: q, k, v first.
+        return tensor.unflatten(0, (heads_of(tensor.shape[1]), -1, 3)).movedim(2, 0).flatten(0, 2)
+
+    return taken(tensors, config, lambda name: OUTSIDE.get(name) or _their_name(name, placed), where, turned)
 
 
 def _their_name(name: str, placed: Mapping[str, str]) -> str:
     """EDM2's name of a weight of the first layer or of a block."""
     place = next(place for place in ("first", ".".join(name.split(".")[:2])) if name.startswith(f"{place}."))
     inner = name.removeprefix(f"{place}.")
-    return f"{placed[place]}.{BLOCK.get(inner, inner)}"
+    return f"{placed[place]}.{PARTS.get(inner, inner)}"

@@ -1,19 +1,15 @@
-"""Weights of somebody else's ADM U-Net by the names of elbo's: which tensor is which, and the order within attention."""
+"""Weights of somebody else's U-Net by the names of elbo's: which tensor is which, and the order within attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from elbocli.core.registry import nearest
 from elbocli.errors import FormatError
-from elbocli.files.reading import naming
-from elbocli.importer.formats import fitted
-from elbocli.nn.networks import build
-from elbocli.nn.networks.unet import UNetConfig
+from elbocli.nn.networks import NetworkConfig, build
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int, where: object) -> tuple[int, ...]:
@@ -26,31 +22,34 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int, where: object
     return shape
 
 
-def unet_config(where: object, **values: Any) -> UNetConfig:
-    """The config of a network that a file tells of. Raises FormatError for one that can't be."""
-    with naming(where, FormatError):
-        return UNetConfig(**values)
+def by_modules(modules: Mapping[str, str]) -> Callable[[str], str]:
+    """Return elbo's name of a weight → theirs. modules: elbo's names of modules → theirs, whose weights are called alike."""
+
+    def theirs(name: str) -> str:
+        module, _, kind = name.rpartition(".")
+        return f"{modules[module]}.{kind}"
+
+    return theirs
 
 
 def taken(
     tensors: Mapping[str, Tensor],
-    config: UNetConfig,
-    modules: Mapping[str, str],
+    config: NetworkConfig,
+    named: Callable[[str], str],
     where: object,
     turned: Callable[[str, Tensor], Tensor],
     without: Collection[str] = (),
-) -> tuple[dict[str, Tensor], list[str]]:
-    """(weights by elbo's names, notes), as `fitted` gives them.
+) -> dict[str, Tensor]:
+    """Return the weights by elbo's names, for `fitted`.
 
-    modules: elbo's names of modules → theirs. turned: makes elbo's tensor of theirs, by its name in elbo; its layout alone
-    may change. without: their names that mean nothing here. Raises FormatError in their words.
+    named: elbo's name of a weight → theirs. turned: makes elbo's tensor of theirs, by its name in elbo; its layout alone may
+    change. without: their names that mean nothing here. Raises FormatError in their words.
     """
     with torch.device("meta"):
         wanted = build(config).state_dict()
     weights, left = {}, set(tensors) - set(without)
     for name, empty in wanted.items():
-        module, _, kind = name.rpartition(".")
-        theirs = f"{modules[module]}.{kind}"
+        theirs = named(name)
         if theirs not in tensors:
             raise FormatError(f"{where}: lacks {theirs!r}; {nearest(theirs, sorted(left), 5)}")
         try:
@@ -68,4 +67,4 @@ def taken(
         raise FormatError(
             f"{where}: has {extra!r}, which such a network has no place for; is it another kind of network?"
         )
-    return fitted(weights, config, where)
+    return weights

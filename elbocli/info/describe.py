@@ -8,7 +8,7 @@ from typing import Any
 from elbocli.errors import FormatError
 from elbocli.files.atomic import told
 from elbocli.files.opening import open_file
-from elbocli.files.recognise import HDF5_MAGIC, instead, recognise
+from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors, instead, recognise
 
 
 def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FormatError(instead(path, "file of elbo's"))
     with told(path, "read"), open_file(path) as file:
-        head = file.read(4096)
-    if is_safetensors(path, head):
+        head, tensors = file.read(4096), begins_like_tensors(path)
+    if tensors:
         return _tensors(path)
     for magic, tell in ((HDF5_MAGIC, _dataset), (b"PK", _npz), (b"\x93NUMPY", _samples)):
         if head.startswith(magic):
@@ -57,12 +57,6 @@ def _dataset(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         **_but(dict(sorted(data.attributes.json().items())), "format", "count", "image_size", "num_classes"),
     }
-
-
-def is_safetensors(path: Path, head: bytes) -> bool:
-    """Whether a file that begins so is one of safetensors: the length of a JSON header, and a brace."""
-    length = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and length <= path.stat().st_size - 8
 
 
 def _tensors(path: Path) -> dict[str, Any]:

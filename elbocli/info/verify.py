@@ -22,8 +22,8 @@ from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import MOST_CLASSES
 from elbocli.files.hashing import add_rows, file_sha256
 from elbocli.files.opening import open_file
-from elbocli.files.recognise import HDF5_MAGIC
-from elbocli.info.describe import describe, is_safetensors
+from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors
+from elbocli.info.describe import describe
 from elbocli.runtime.progress import Progress
 
 BATCH = 64
@@ -57,7 +57,9 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
         return facts | (yield from _dataset(path))
     if path.is_dir():
         return facts | (yield from _folder(path))
-    if is_safetensors(path, _head(path, 16)):
+    with told(path, "read"):
+        tensors = begins_like_tensors(path)
+    if tensors:
         from elbocli.files.average_file import check
         from elbocli.files.features import is_features
 
@@ -69,9 +71,9 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
     return {**facts, "verified": ["read whole; files of this kind hold no digest of their own"]}
 
 
-def _head(path: Path, length: int = len(HDF5_MAGIC)) -> bytes:
+def _head(path: Path) -> bytes:
     with told(path, "read"), open_file(path) as file:
-        return file.read(length)
+        return file.read(len(HDF5_MAGIC))
 
 
 def survive(path: Path) -> None:

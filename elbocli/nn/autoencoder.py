@@ -19,12 +19,11 @@ from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.tensor_files import TensorFile
-from elbocli.nn.diffusers_extra import diffusers_class, quiet
+from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS, diffusers_class, quiet
 from elbocli.nn.networks import counted
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 LARGEST_CONFIG = 1 << 20
 DECODED = 24
 """Bytes that decoding takes for each pixel and each channel at full size: float32, six maps at a time, as Stable Diffusion's does."""

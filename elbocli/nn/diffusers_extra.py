@@ -10,6 +10,9 @@ from typing import Any
 
 from elbocli.errors import UsageError
 
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+"""Files in a folder of one of its models."""
+
 
 @contextmanager
 def quiet() -> Iterator[None]:

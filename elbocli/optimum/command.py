@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import common, device_option, overwrite_option, plugin_option
-from elbocli.cli.outputs import hand_out
+from elbocli.cli.outputs import hand_out, refuse_taken
 from elbocli.cli.types import PATH, STREAM, Count, Number
 
 
@@ -59,18 +59,13 @@ def optimum(
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """
     from elbocli.cli.progress_bar import say, show
-    from elbocli.files.atomic import refuse_existing
     from elbocli.optimum import find
     from elbocli.optimum.open import Asked, open_search
 
-    for path in (out, plot):
-        if path is not None and path != STREAM:
-            refuse_existing(path, overwrite)
+    refuse_taken([None if out == STREAM else out, plot], overwrite)
     if plot is not None:
         from elbocli.cli.figure import check_suffix
 
-        if plot == STREAM:
-            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
         check_suffix(plot)
     low, high = options.pop("logsnr_min"), options.pop("logsnr_max")
     asked = Asked(**options, device=device, low=low, high=high)

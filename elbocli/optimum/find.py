@@ -120,7 +120,7 @@ def run(dataset: Dataset, settings: OptimumSettings) -> Generator[Progress, None
         f"{dataset.path}: {count} images{mirrored}; softmax over {how}; {len(places)} sources, {NOISES} draws each, "
         f"logsnr {settings.low:g} to {settings.high:g}; {settings.device}",
     )
-    search = _Search(images, settings, among)
+    search = _Search(images, settings)
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (images.dimensions * (NOISES + 1))))
     done = 0
@@ -142,7 +142,7 @@ def run(dataset: Dataset, settings: OptimumSettings) -> Generator[Progress, None
 class _Search:
     """Noise and levels of the sources, and the least errors that images say of them."""
 
-    def __init__(self, images: ImageSet, settings: OptimumSettings, among: np.ndarray):
+    def __init__(self, images: ImageSet, settings: OptimumSettings):
         self.images, self.settings = images, settings
         self.noise = Stream(settings.seed, "optimum-noise")
         self.offsets = Stream(settings.seed, "optimum-levels").uniform(0, NOISES)

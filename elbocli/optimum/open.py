@@ -19,9 +19,6 @@ from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.device import choose_device
 from elbocli.train.held_out import training_rows
 
-BINS = 100
-"""Bins of the log that training keeps."""
-
 
 @dataclass(frozen=True)
 class Asked:

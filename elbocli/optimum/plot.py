@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
+from elbocli.core.adaptive import bin_middles
 from elbocli.files.optimum_file import Optimum
 
 
@@ -16,7 +17,7 @@ def plot_optimum(found: Optimum, out: Path) -> None:
         torch.tensor(each, dtype=torch.float64) for each in (found.edges, found.eps_mse, found.eps_mse_se)
     )
     sheet, axes = new_figure([["error"]], 6.0, 3.2)
-    draw_band(axes["error"], 0.5 * (edges[1:] + edges[:-1]), value, se)
+    draw_band(axes["error"], bin_middles(edges), value, se)
     axes["error"].set_ylabel(ERROR)
     axes["error"].set_ylim(bottom=0)
     axes["error"].set_title(f"the least error of a denoiser of {found.images} images, ± 2 standard errors")

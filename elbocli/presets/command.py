@@ -12,6 +12,7 @@ import click
 from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import common, overwrite_option
 from elbocli.cli.other_words import Group
+from elbocli.cli.outputs import print_table
 from elbocli.cli.types import PATH, Named
 from elbocli.cli.visible import visible_lines
 
@@ -42,12 +43,10 @@ def list_(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     told = [
-        {key: "-" if value is None else f"{value:,}" if type(value) is int else value for key, value in row.items()}
+        ["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()]
         for row in rows
     ]
-    widths = {key: max(len(key), *(len(row[key]) for row in told)) for key in told[0]}
-    for row in [{key: key.upper().replace("_", " ") for key in told[0]}, *told]:
-        click.echo("  ".join(f"{value:<{widths[key]}}" for key, value in row.items()).rstrip())
+    print_table([[key.upper().replace("_", " ") for key in rows[0]], *told])
 
 
 def _row(name: str) -> dict[str, Any]:

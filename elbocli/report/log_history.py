@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from elbocli.core.adaptive import bin_middles
 from elbocli.errors import FormatError
 from elbocli.files import strict_json
 from elbocli.files.atomic import told
@@ -109,7 +110,7 @@ class LogHistory:
     @property
     def middle(self) -> Tensor:
         """λ in the middle of each bin."""
-        return 0.5 * (self.edges[1:] + self.edges[:-1])
+        return bin_middles(self.edges)
 
     @property
     def error(self) -> Tensor:

@@ -13,6 +13,7 @@ from PIL import Image
 from elbocli.errors import DataError
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, lay_out, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
+from elbocli.files.reading import naming
 from elbocli.images.decode import decode, open_image
 from elbocli.images.image_refs import read_bytes
 from elbocli.images.samples import read_samples
@@ -56,13 +57,11 @@ class Sheet:
 
 def read_sheet(path: Path) -> Sheet:
     """Read a preview; one that doesn't say where its images are has them in rows of 8. Raises DataError."""
-    try:
+    with naming(path):
         content = read_bytes(path)
         picture, _ = decode(content, 3)
         with open_image(content) as image:
             text = image.info.get(PLACES)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
     side = round(PREVIEW_COUNT**0.5)
     width, height = picture.size
     if text is not None:

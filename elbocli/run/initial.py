@@ -16,10 +16,11 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import tensor_files
 from elbocli.files.checkpoint import Checkpoint
-from elbocli.files.reading import refusing
+from elbocli.files.reading import naming, refusing
 from elbocli.files.retention import folder_name
 from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
+from elbocli.images.classes import some
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.content import check_content
@@ -171,17 +172,15 @@ class Initial:
         fresh = [str(new[k]) if how == "by name" else str(k) for k, row in enumerate(found) if row is None]
         gone = before - len({row for row in found if row is not None})
         told = [f"{now - len(fresh)} of the source's {before} classes {how}"]
-        told += [f"{len(fresh)} new ones ({_some(fresh)}), {_begin(network)}"] if fresh else []
+        told += [f"{len(fresh)} new ones ({some(fresh)}), {_begin(network)}"] if fresh else []
         told += [f"{gone} dropped"] if gone else []
         return found, [f"{now} classes: {', '.join(told)}"]
 
     def transfer(self, network: NetworkConfig, data: RunData) -> tuple[Transfer, list[str]]:
         """The way to the weights of such a network on such data, and what is not as it was, in words. Raises UsageError."""
         rows, told = self.rows(network, data)
-        try:
+        with naming(self.path, UsageError):
             way = Transfer.between(self.network, network, rows)
-        except UsageError as error:
-            raise UsageError(f"{self.path}: {error}") from error
         if network.image_size != self.network.image_size:
             told.append(f"images of side {network.image_size} instead of {self.network.image_size}")
         return way, told + [f"weights {name} interpolated to that" for name in way.resized]
@@ -196,10 +195,6 @@ class Initial:
 
 def _begin(network: NetworkConfig) -> str:
     return "which begin as no class" if network.quiet_classes else "which are drawn"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def initial_of(asked: Path | None, basis: Basis | None, out: Path, warn: Callable[[str], None]) -> Initial | None:

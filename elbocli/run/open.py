@@ -30,8 +30,6 @@ from elbocli.run.plugin_files import check_plugins
 from elbocli.run.settings import run_settings, trained_as
 from elbocli.run.train_settings import TrainSettings
 
-WEIGHTS = ("ema", "model")
-
 
 @dataclass(frozen=True)
 class TrainedRun:

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from elbocli.errors import DataError
+from elbocli.runtime.descriptors import let_nobody_have
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,12 +27,12 @@ SPARE = 128 << 20
 
 def refuse_too_little() -> None:
     """Have a sentence said where torch would abort, when it is first imported. Costs nothing where nothing is limited."""
-    if "torch" not in sys.modules and _limits():
+    if "torch" not in sys.modules and limits():
         sys.meta_path.insert(0, _BeforeTorch())
 
 
-def _limits() -> dict[str, int]:
-    """Limits that there are, in bytes, by the options that lift them."""
+def limits() -> dict[str, int]:
+    """Limits that there are, in bytes, by the options of `ulimit` that lift them."""
     soft = {option: resource.getrlimit(limit)[0] for limit, option in LIMITS.items()}
     return {option: limit for option, limit in soft.items() if limit != resource.RLIM_INFINITY}
 
@@ -46,8 +47,8 @@ class _BeforeTorch:
         if name == "torch":
             sys.meta_path.remove(self)
             if not _copy_imports_torch():
-                limited = " and ".join(f"{limit >> 20} MB (ulimit {option})" for option, limit in _limits().items())
-                lift = "; ".join(f"ulimit {option} unlimited" for option in _limits())
+                limited = " and ".join(f"{limit >> 20} MB (ulimit {option})" for option, limit in limits().items())
+                lift = "; ".join(f"ulimit {option} unlimited" for option in limits())
                 raise DataError(f"out of memory: limited to {limited}, and torch alone takes more; allow more: {lift}")
         return None
 
@@ -60,9 +61,7 @@ def _copy_imports_torch() -> bool:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    nobody = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nobody, 1)
-    os.dup2(nobody, 2)
+    let_nobody_have(1, 2)
     lacks = False
     try:
         importlib.import_module("torch")

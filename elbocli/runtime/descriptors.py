@@ -74,6 +74,14 @@ class Whole(io.RawIOBase):
         return memoryview(data).nbytes
 
 
+def let_nobody_have(*handles: int) -> None:
+    """Let what is written to these descriptors from now on go nowhere."""
+    nobody = os.open(*NOBODY)
+    for handle in handles:
+        os.dup2(nobody, handle)
+    os.close(nobody)
+
+
 def take_up_closed() -> None:
     """Open something on every standard descriptor that is closed, before a file is opened that gets its number.
 

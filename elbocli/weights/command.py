@@ -15,6 +15,7 @@ import click
 from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
 from elbocli.cli.other_words import Group
+from elbocli.cli.outputs import print_table
 from elbocli.cli.types import PATH, Count, Number, imported
 from elbocli.cli.visible import visible
 
@@ -87,10 +88,7 @@ def list_(kind: str, as_json: bool) -> None:
         ]
         click.echo(json.dumps(told, indent=1))
         return
-    lines = [{key: visible(str(value)) for key, value in row.items()} for row in rows]
-    widths = {key: max(len(key), *(len(line[key]) for line in lines)) for key in rows[0]}
-    for line in [{key: key.upper() for key in rows[0]}, *lines]:
-        click.echo("  ".join(f"{value:<{widths[key]}}" for key, value in line.items()).rstrip())
+    print_table([[key.upper() for key in rows[0]], *([visible(str(value)) for value in row.values()] for row in rows)])
 
 
 def _row(declared: Any) -> dict[str, Any]:

@@ -39,7 +39,8 @@ FOREIGN = {
     "report/results.py": "kinds of results are told apart first",
 }
 """Modules that take JSON or YAML without handing it to a schema at once, and why."""
-PARSERS = {f"{module}.{name}" for module in ("strict_json", "strict_yaml") for name in ("parse", "load", "read")}
+NAMES = ("parse", "load", "read", "read_object")
+PARSERS = {f"{module}.{name}" for module in ("strict_json", "strict_yaml") for name in NAMES}
 ATTRIBUTES = {"files/dataset_file.py", "files/dataset_writer.py"}
 
 

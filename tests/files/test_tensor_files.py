@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elbocli.errors import FormatError, Vanished
+from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import (
     DTYPES,
     LARGEST_HEADER,
     MOST_SIDES,
     TensorFile,
-    begins_like_tensors,
     load,
     metadata,
 )

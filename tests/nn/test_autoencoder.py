@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from elbocli.core.rounding import ROUNDINGS
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS
-from elbocli.nn.autoencoder import WEIGHTS, Autoencoder
+from elbocli.nn.autoencoder import Autoencoder
+from elbocli.nn.diffusers_extra import WEIGHTS
 
 CPU = torch.device("cpu")
 

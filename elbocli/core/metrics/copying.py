@@ -16,7 +16,6 @@ FEW = 20
 """A cell counts when it has more samples than that."""
 COMPONENTS = 64
 """Principal components of the training images' features that distances are taken in."""
-NORMAL_95 = 1.959963984540054
 TEST, INTERVAL = "copying_ct", "copying_ct_interval"
 
 
@@ -57,6 +56,7 @@ def copying(samples: Features, reference: Features, options: CopyingOptions) -> 
     """
     import numpy as np
 
+    from elbocli.core.estimate import NORMAL_95
     from elbocli.core.kmeans import kmeans, nearest_centre
     from elbocli.core.neighbours import nearest
     from elbocli.core.streams import Stream

@@ -17,10 +17,10 @@ from elbocli.files.sample_writers.header import SamplesHeader
 from elbocli.runtime.descriptors import write_all
 
 
-def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
-    """The NPY v1 header of a C-ordered array."""
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """The NPY v1 header of a C-ordered array of uint8."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 

@@ -24,6 +24,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.pickled_module import Foreign
 from elbocli.files.torch_pickle import Found, read_torch_file
+from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import NetworkConfig, build
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -32,6 +33,8 @@ STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Keys that training scripts keep the last weights under."""
 AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict")
 """Keys that they keep the average under."""
+AUTOENCODER, FACTOR = "stabilityai/sd-vae-ft-mse", 8
+"""The autoencoder of published networks of latents, by the name that it has where it is published."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,17 @@ def fitted(weights: Mapping[str, Tensor], config: NetworkConfig, where: object) 
         f"{where}: weights in {str(kind).removeprefix('torch.')} become float32" for kind in sorted(kinds, key=str)
     ]
     return {name: weights[name].to(wanted[name].dtype) for name in wanted}, notes
+
+
+def latents_of(folder: Path, convention: str, size: int, channels: int, where: Path) -> dict[str, Any]:
+    """Facts on latents of the autoencoder in a folder, for the section data of a run. Raises FormatError where it doesn't fit.
+
+    size, channels: of the latents that the network at `where` sees.
+    """
+    model = Autoencoder(folder, torch.device("cpu"))
+    if model.channels != channels:
+        raise FormatError(f"{folder}: its latents have {model.channels} channels, those of {where} have {channels}")
+    return model.space(convention, model.factor * size, False).attributes()
 
 
 for module in iter_modules(__path__):

@@ -13,10 +13,10 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files import scheduler_config, strict_json, tensor_files
 from elbocli.importer.formats import Imported, ImportOptions, Source, fitted, renamed, source_format
 from elbocli.importer.levels import range_settings
+from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS
 from elbocli.nn.networks.diffusers_unet import CLASS, SETTINGS, DiffusersUNetConfig, checked_settings
 
-CONFIG, INDEX, SCHEDULER = "config.json", "model_index.json", "scheduler_config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_cap_v2": "t-squaredcos"}
 OLD_ATTENTION = [
     (rf"(.*\.attentions\.\d+)\.{old}\.(weight|bias)", rf"\1.{new}.\2")
@@ -47,7 +47,7 @@ def _recognised(source: Source) -> bool:
 def diffusers(source: Source, options: ImportOptions) -> Imported:
     """Take the network as diffusers computes it, and prediction and levels from the scheduler beside it."""
     folder = _folder(source.path)
-    found = _object(folder / CONFIG)
+    found = strict_json.read_object(folder / CONFIG)
     kind = found.get("_class_name")
     if kind != CLASS:
         raise FormatError(
@@ -92,14 +92,6 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     settings = {**known, "label_dropout": 0.1 if config.null_class else 0.0}
     data = {"image_size": config.image_size, "num_classes": classes, "channels": channels}
     return Imported(config, weights, settings, data, False, "see the page that it is from", notes + more)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises FormatError."""
-    found = strict_json.read(path)
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
 
 
 def _whole(folder: Path, found: dict[str, Any], key: str, default: int) -> int:

@@ -20,10 +20,21 @@ from elbocli.core.level_codes import parse_level_code
 from elbocli.core.registry import nearest
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN, LatentSpace
+from elbocli.files.reading import naming
 from elbocli.importer.attention import AttentionOrder
-from elbocli.importer.formats import NAMED, Imported, ImportOptions, Source, fitted, source_format, state_dict
+from elbocli.importer.formats import (
+    AUTOENCODER,
+    FACTOR,
+    NAMED,
+    Imported,
+    ImportOptions,
+    Source,
+    fitted,
+    latents_of,
+    source_format,
+    state_dict,
+)
 from elbocli.importer.levels import timestep_settings
-from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import build
 from elbocli.nn.networks.dit import DiTConfig, positions
 
@@ -54,8 +65,8 @@ BLOCK = {
 """Modules of elbo's network, and of a block → theirs."""
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Widths of S, B, L and XL → their heads, which shapes don't tell."""
-AUTOENCODER, SCALE, FACTOR = "stabilityai/sd-vae-ft-mse", 0.18215, 8
-"""The autoencoder of the published ones, by the name that it has where it is published; sd-vae-ft-ema encodes alike."""
+SCALE = 0.18215
+"""Of latents of the autoencoder; sd-vae-ft-ema encodes alike."""
 RANGE = {"logsnr_min": -15.0, "logsnr_max": 15.0}
 """Of a network that was trained on all times: those below 0.0006 and above 0.9994 lie outside."""
 LATENT_CHANNELS, PIXEL_CHANNELS = 4, (1, 3)
@@ -152,7 +163,7 @@ def _translated(source: Source, options: ImportOptions, convention: Convention, 
     weights = _by_our_names(tensors, config, where)
     if convention.negated:
         weights |= {f"last.{each}": -weights[f"last.{each}"] for each in ("weight", "bias")}
-    if name != "dit" and _outputs(tensors, config.patch) == 2 * config.image_channels:
+    if name != "dit" and tensors[LAST].shape[0] == 2 * config.image_channels * config.patch**2:
         config, weights = _without_variance(config, weights)
         notes.append("the second half of what it gives is left out: nothing trained it")
     weights, more = fitted(weights, config, where)
@@ -169,10 +180,6 @@ def _shape(tensors: dict[str, Tensor], name: str, dimensions: int, where: Path) 
     if len(shape) != dimensions or 0 in shape:
         raise FormatError(f"{where}: {name} has the shape {list(shape)}, expected {dimensions} dimensions")
     return shape
-
-
-def _outputs(tensors: dict[str, Tensor], patch: int) -> int:
-    return int(tensors[LAST].shape[0]) // patch**2
 
 
 def _config(
@@ -212,7 +219,7 @@ def _config(
             f"{where}: {LAST} gives {outputs} numbers for a patch of {patch} x {patch} with {channels} channels, expected "
             f"{channels * patch**2} or twice as many"
         )
-    try:
+    with naming(where, FormatError):
         config = DiTConfig(
             side * patch,
             channels,
@@ -225,8 +232,6 @@ def _config(
             null_class=rows > classes,
             variance=outputs == 2 * channels * patch**2,
         )
-    except UsageError as error:
-        raise FormatError(f"{where}: {error}") from error
     _check_positions(tensors[POSITIONS], side, width, where)
     return config
 
@@ -271,12 +276,7 @@ def _latents(config: DiTConfig, options: ImportOptions, where: Path, notes: list
     """Facts on latents for the section data of a run; none for pixels. Raises UsageError where the autoencoder must be said."""
     size, channels = config.image_size, config.image_channels
     if options.autoencoder is not None:
-        model = Autoencoder(options.autoencoder, torch.device("cpu"))
-        if model.channels != channels:
-            raise FormatError(
-                f"{options.autoencoder}: its latents have {model.channels} channels, those of {where} have {channels}"
-            )
-        return model.space("diffusers", model.factor * size, False).attributes()
+        return latents_of(options.autoencoder, "diffusers", size, channels, where)
     if channels in PIXEL_CHANNELS:
         return {}
     if channels != LATENT_CHANNELS:

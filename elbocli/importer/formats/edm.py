@@ -12,32 +12,29 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from elbocli.core.logsnr import logsnr_of
 from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.registry import plain
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import FormatError
 from elbocli.files.pickled_module import Foreign, attributes, class_name, module_tensors
 from elbocli.files.reading import naming
+from elbocli.importer.edm_family import BLOCK, LICENCE, counted, number, objective
 from elbocli.importer.formats import (
     Imported,
     ImportOptions,
     Source,
     called,
+    fitted,
     is_weights,
     source_format,
     state_dict,
     unwrapped,
 )
-from elbocli.importer.unet_weights import shape_of, taken, unet_config
+from elbocli.importer.unet_weights import by_modules, shape_of, taken
 from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
+from elbocli.nn.networks.unet import UNetConfig
 
 PRECONDITIONINGS = {"EDMPrecond": "EDM's own", "VPPrecond": "VP", "VEPrecond": "VE", "iDDPMPrecond": "iDDPM's"}
 NETWORKS = ("DhariwalUNet", "SongUNet")
-LEAST_SIGMA, MOST_SIGMA = 0.002, 80.0
-"""The levels that EDM samples at."""
-SIGMA_DATA = 0.5
-LICENCE = "CC BY-NC-SA 4.0, for the weights that NVIDIA published"
 PARTS = {
     "norm1": "norm0",
     "conv1": "conv0",
@@ -51,7 +48,8 @@ PARTS = {
 }
 """Parts of a block → EDM's."""
 LABELS = "map_label.weight"
-BLOCK = re.compile(r"(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
+DRAWN = (-1.2, 1.2)
+"""Mean and standard deviation of ln σ that networks are trained with, where a file doesn't say."""
 IGNORED = re.compile(r"map_augment\.weight|.*\.resample_filter")
 """Names of what elbo doesn't need: the means that halve an image, and what says how an image was augmented."""
 
@@ -120,12 +118,6 @@ def _refuse_others(held: Held, where: Path) -> None:
         )
 
 
-def _number(found: Any, name: str, usual: float) -> float:
-    """A number that a pickled object has; `usual` where there is none."""
-    value = attributes(found).get(name, usual)
-    return float(value) if type(value) in (int, float) else usual
-
-
 def _dropout(held: Held) -> float:
     """Dropout that the network was trained with, which its blocks say; 0 in a state dict."""
     module: Any = held.module
@@ -133,23 +125,14 @@ def _dropout(held: Held) -> float:
         inner = attributes(module).get("_modules")
         module = inner.get(name) if isinstance(inner, dict) else None
     blocks = attributes(module).get("_modules")
-    return max((_number(block, "dropout", 0.0) for block in blocks.values()), default=0.0) if blocks else 0.0
+    return max((number(block, "dropout", 0.0) for block in blocks.values()), default=0.0) if blocks else 0.0
 
 
 def _objective(source: Source, held: Held) -> dict[str, Any]:
     """Settings of the objective; mean and spread of ln σ are the loss function's, where the file holds it."""
     loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
     own = loss if class_name(loss) == "EDMLoss" else None
-    mean, std = plain(_number(own, "P_mean", -1.2)), plain(_number(own, "P_std", 1.2))
-    sigma_data = plain(_number(held.module, "sigma_data", SIGMA_DATA))
-    settings = {
-        "prediction": f"edm:sigma_data={sigma_data}",
-        "weighting": f"edm:mean={mean},std={std},sigma_data={sigma_data}",
-        "schedule": f"edm:mean={mean},std={std}",
-        "logsnr_min": logsnr_of(MOST_SIGMA),
-        "logsnr_max": logsnr_of(LEAST_SIGMA),
-        "label_dropout": 0.0,
-    }
+    settings = objective(held.module, own, DRAWN)
     with naming(source.path, FormatError):
         for registry, key in ((PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting")):
             registry.parse(str(settings[key]))
@@ -159,10 +142,6 @@ def _objective(source: Source, held: Held) -> dict[str, Any]:
 def _attends(tensors: dict[str, Tensor], block: str) -> bool:
     """Tell whether a block has anything of attention."""
     return any(name.startswith(f"{block}.{part}.") for name in tensors for part in ("norm2", "qkv", "proj"))
-
-
-def _counted(blocks: int) -> list[str]:
-    return [f"block{index}" for index in range(blocks)]
 
 
 @source_format(
@@ -184,20 +163,20 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     first = shape_of(tensors, f"enc.{size}x{size}_conv.weight", 4, where)
     levels = [shape_of(tensors, f"enc.{side}x{side}_block0.conv0.weight", 4, where)[0] / channels for side in sides]
     bottom = f"dec.{sides[-1]}x{sides[-1]}"
-    config = unet_config(
-        where,
-        image_size=size,
-        image_channels=first[1],
-        num_classes=shape_of(tensors, LABELS, 2, where)[1] if LABELS in tensors else 0,
-        channels=channels,
-        levels=tuple(levels),
-        blocks=blocks,
-        attention=tuple(side for side in sides if _attends(tensors, f"enc.{side}x{side}_block0")),
-        middle_attention=_attends(tensors, f"{bottom}_in0"),
-        embedding=0 if width == 4 * channels else width,
-        code="logsnr:factor=-0.125",
-        dropout=_dropout(held),
-    )
+    with naming(where, FormatError):
+        config = UNetConfig(
+            image_size=size,
+            image_channels=first[1],
+            num_classes=shape_of(tensors, LABELS, 2, where)[1] if LABELS in tensors else 0,
+            channels=channels,
+            levels=tuple(levels),
+            blocks=blocks,
+            attention=tuple(side for side in sides if _attends(tensors, f"enc.{side}x{side}_block0")),
+            middle_attention=_attends(tensors, f"{bottom}_in0"),
+            embedding=0 if width == 4 * channels else width,
+            code="logsnr:factor=-0.125",
+            dropout=_dropout(held),
+        )
     modules = {
         "conditioning.first": "map_layer0",
         "conditioning.second": "map_layer1",
@@ -209,10 +188,10 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     residual: dict[str, list[str]] = {"down": [], "middle": [f"{bottom}_in0", f"{bottom}_in1"], "up": []}
     for side in sides:
         resized = ["down"] if side < size else []
-        residual["down"] += [f"enc.{side}x{side}_{name}" for name in [*resized, *_counted(blocks)]]
+        residual["down"] += [f"enc.{side}x{side}_{name}" for name in [*resized, *counted(blocks)]]
     for side in reversed(sides):
         resized = ["up"] if side > sides[-1] else []
-        residual["up"] += [f"dec.{side}x{side}_{name}" for name in [*resized, *_counted(blocks + 1)]]
+        residual["up"] += [f"dec.{side}x{side}_{name}" for name in [*resized, *counted(blocks + 1)]]
     for way, names in residual.items():
         for (index, name), (part, theirs) in product(enumerate(names), PARTS.items()):
             modules[f"{way}.{index}.{part}"] = f"{name}.{theirs}"
@@ -226,7 +205,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
         return tensor.unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
 
     without = [name for name in tensors if IGNORED.fullmatch(name)]
-    weights, notes = taken(tensors, config, modules, where, turned, without)
+    weights, notes = fitted(taken(tensors, config, by_modules(modules), where, turned, without), config, where)
     if "map_augment.weight" in tensors:
         notes.append(
             "it was trained with augmented images, and elbo samples images as they were: map_augment is left out"

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from elbocli.core.logsnr import logsnr_of
-from elbocli.core.registry import plain
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS, UNKNOWN, LatentSpace
 from elbocli.files.pickled_module import Foreign, class_name, module_state, module_tensors
 from elbocli.importer.edm2_weights import by_our_names, check_constants, config_of_names
+from elbocli.importer.edm_family import LICENCE, known, objective
 from elbocli.importer.formats import (
+    AUTOENCODER,
+    FACTOR,
     NAMED,
     Imported,
     ImportOptions,
@@ -31,18 +31,17 @@ from elbocli.importer.formats import (
     fitted,
     inventory,
     is_weights,
+    latents_of,
     source_format,
     state_dict,
     unwrapped,
 )
 from elbocli.nn.networks.edm2 import EDM2Config
 
-LICENCE = "CC BY-NC-SA 4.0, for the weights that NVIDIA published"
-LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
 """Mean and standard deviation of ln σ that networks of each kind are trained with, where a file doesn't say."""
-CONVENTION, AUTOENCODER, FACTOR = "edm2", "stabilityai/sd-vae-ft-mse", 8
+CONVENTION = "edm2"
 LATENT_CHANNELS, PIXEL_CHANNELS = 4, (1, 3)
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")
 """Names by which the network is told, with or without its preconditioning's prefix."""
@@ -116,27 +115,13 @@ def _is_network(value: Any) -> bool:
         return False
 
 
-def _attributes(value: Any) -> Mapping[str, Any]:
-    """Attributes that an object of EDM2's was to have: a pickled one's state, or what a training state keeps of it."""
-    if isinstance(value, Foreign):
-        meta = value.args[0] if value.args and isinstance(value.args[0], dict) else {}
-        value = meta.get("state", value.state)
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any, name: str, usual: float) -> float:
-    """A number that an object of EDM2's knows; `usual` where it doesn't."""
-    found = _attributes(value).get(name, usual)
-    return float(found) if type(found) in (int, float) else usual
-
-
 def _kind(content: Mapping[Any, Any], config: EDM2Config, where: Path) -> str:
     """The encoder that made what the network sees, LATENTS or PIXELS. Raises FormatError for another."""
     encoder = content.get("encoder")
     name = class_name(encoder) or inventory(encoder)
     if name in DRAWN:
-        known = _attributes(encoder)
-        if known.get("_init_kwargs") or known.get("_init_args"):
+        told = known(encoder)
+        if told.get("_init_kwargs") or told.get("_init_args"):
             raise FormatError(f"{where}: its encoder has numbers of its own, which elbo doesn't read")
         return name
     if encoder is not None:
@@ -152,19 +137,12 @@ def _latents(config: EDM2Config, options: ImportOptions, where: Path, notes: lis
     """Facts on latents for the section data of a run. Raises FormatError where the autoencoder doesn't fit."""
     size, channels = config.image_size, config.image_channels
     if options.autoencoder is not None:
-        from elbocli.nn.autoencoder import Autoencoder
-
-        model = Autoencoder(options.autoencoder, torch.device("cpu"))
-        if model.channels != channels:
-            raise FormatError(
-                f"{options.autoencoder}: its latents have {model.channels} channels, those of {where} have {channels}"
-            )
-        return model.space(CONVENTION, model.factor * size, False).attributes()
+        return latents_of(options.autoencoder, CONVENTION, size, channels, where)
     declared = CONVENTIONS[CONVENTION]
     shift, scale = declared.make({}, channels)
     notes.append(f"taken as latents of {AUTOENCODER}; 'elbo sample' needs its folder: --autoencoder DIR, here or there")
-    known = (declared.traits.input, AUTOENCODER, UNKNOWN, FACTOR * size, False)
-    return LatentSpace(CONVENTION, shift, scale, *known).attributes()
+    facts = (declared.traits.input, AUTOENCODER, UNKNOWN, FACTOR * size, False)
+    return LatentSpace(CONVENTION, shift, scale, *facts).attributes()
 
 
 @source_format(
@@ -193,19 +171,10 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {where} is a network of pixels; leave it out")
     loss, usual = content.get("loss_fn"), DRAWN[kind]
-    if "P_mean" not in _attributes(loss):
+    if "P_mean" not in known(loss):
         notes.append(f"doesn't say the noise it was trained with: taken as ln sigma ~ N({usual[0]:g}, {usual[1]:g}^2)")
-    mean, std = (plain(_number(loss, name, value)) for name, value in zip(("P_mean", "P_std"), usual))
-    sigma_data = plain(_number(held.module, "sigma_data", SIGMA_DATA))
-    settings = {
-        "prediction": f"edm:sigma_data={sigma_data}",
-        "weighting": f"edm:mean={mean},std={std},sigma_data={sigma_data}",
-        "schedule": f"edm:mean={mean},std={std}",
-        "logsnr_min": logsnr_of(MOST_SIGMA),
-        "logsnr_max": logsnr_of(LEAST_SIGMA),
-        "label_dropout": 0.0,
-    }
     data = {"image_size": config.image_size, "channels": config.image_channels, "num_classes": config.num_classes}
     if kind == LATENTS:
         data |= _latents(config, options, where, notes)
+    settings = objective(held.module, loss, usual)
     return Imported(config, weights, settings, data, held.averaged, LICENCE, [*notes, *more])

@@ -15,19 +15,22 @@ from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.reading import naming
 from elbocli.importer.attention import AttentionOrder
 from elbocli.importer.formats import (
     NAMED,
     Imported,
     ImportOptions,
     Source,
+    fitted,
     is_weights,
     source_format,
     state_dict,
     unwrapped,
 )
 from elbocli.importer.levels import timestep_settings
-from elbocli.importer.unet_weights import shape_of, taken, unet_config
+from elbocli.importer.unet_weights import by_modules, shape_of, taken
+from elbocli.nn.networks.unet import UNetConfig
 
 LICENCE = "MIT, for the weights that OpenAI published"
 GROUPS = 32
@@ -154,23 +157,23 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         raise FormatError(
             f"{where}: its blocks add what they are told of the noise (no use_scale_shift_norm); elbo's scale"
         )
-    config = unet_config(
-        where,
-        image_size=size,
-        image_channels=first[1],
-        num_classes=shape_of(tensors, LABELS, 2, where)[0] if LABELS in tensors else 0,
-        channels=channels,
-        levels=tuple(levels),
-        blocks=blocks,
-        attention=tuple(size >> depth for depth in sorted(attended)),
-        heads=attention.heads,
-        head_width=attention.width,
-        groups=GROUPS,
-        embedding=0 if width == 4 * channels else width,
-        code=code.spec,
-        variance=last[0] == 2 * first[1],
-        dropout=known.dropout if known else 0.0,
-    )
+    with naming(where, FormatError):
+        config = UNetConfig(
+            image_size=size,
+            image_channels=first[1],
+            num_classes=shape_of(tensors, LABELS, 2, where)[0] if LABELS in tensors else 0,
+            channels=channels,
+            levels=tuple(levels),
+            blocks=blocks,
+            attention=tuple(size >> depth for depth in sorted(attended)),
+            heads=attention.heads,
+            head_width=attention.width,
+            groups=GROUPS,
+            embedding=0 if width == 4 * channels else width,
+            code=code.spec,
+            variance=last[0] == 2 * first[1],
+            dropout=known.dropout if known else 0.0,
+        )
     down = [f"input_blocks.{index}.0" for index in range(1, deep * (blocks + 1))]
     up = []
     for index in range(deep * (blocks + 1)):
@@ -199,7 +202,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
             return tensor
         return tensor.unflatten(0, (attention.heads_of(len(tensor) // 3), 3, -1)).transpose(0, 1).flatten(0, 2)
 
-    weights, more = taken(tensors, config, modules, where, turned)
+    weights, more = fitted(taken(tensors, config, by_modules(modules), where, turned), config, where)
     settings: dict[str, Any] = {"prediction": "eps", "label_dropout": 0.0, **timestep_settings(code.spec)}
     data = {"image_size": size, "channels": first[1], "num_classes": config.num_classes}
     averaged = averaged or re.match(r"model\d+$", where.stem) is None

@@ -14,6 +14,7 @@ from elbocli.errors import FormatError
 from elbocli.files import tensor_files
 from elbocli.files.checkpoint import load_tensors
 from elbocli.files.reading import unreadable
+from elbocli.files.recognise import begins_like_tensors
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias|gamma)")
 
@@ -160,7 +161,7 @@ def read_weights(
 def _tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file of safetensors, or of torch's. Raises FormatError."""
     with unreadable(path):
-        safe = tensor_files.begins_like_tensors(path)
+        safe = begins_like_tensors(path)
     found = tensor_files.load(path) if safe else load_tensors(path)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise FormatError(f"{path}: not weights: its tensors have no names")

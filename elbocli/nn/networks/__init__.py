@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from elbocli.core.registry import Declaration, Registry
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.reading import naming
 from elbocli.files.schema import from_keys, plain
 
 LARGEST_SIDE = 8192
@@ -106,6 +107,13 @@ class Network(nn.Module):
         whether the update was left out, one value on their device: then nothing may change. Averages have seen the
         weights as the optimizer left them.
         """
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The prediction alone, of `outputs`. A network has one of the two: this one where no config has variances."""
+        out = self.outputs(z, logsnr, labels)
+        if not self.config.variance:
+            return out
+        return out[:, : self.config.image_channels].clone()  # no view: FSDP hooks itself to what comes out
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Everything that the last layer gives: the prediction, and behind it learned variances where a config has them.
@@ -203,10 +211,8 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
             )
     values = dict(section)
     family = values.pop("family", "unet")
-    try:
+    with naming(where, FormatError):
         config = NETWORKS.find(str(family)).traits
-    except UsageError as error:
-        raise FormatError(f"{where}: {error}") from error
     try:
         made: NetworkConfig = from_keys(config, values, "network ", _stored(config))
     except FormatError as error:

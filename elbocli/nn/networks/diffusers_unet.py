@@ -22,8 +22,6 @@ from elbocli.nn.diffusers_extra import diffusers_class, quiet
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 
 CLASS = "UNet2DModel"
-HERE = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "dropout")
-"""Settings that a NetworkConfig says."""
 SETTINGS = (
     "center_input_sample",
     "time_embedding_type",
@@ -156,8 +154,3 @@ class DiffusersUNet(Network):
         elif labels is None:
             labels = torch.full((len(z),), -1, device=z.device)
         return self.model(z, self.code(logsnr), labels, return_dict=False)[0]
-
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See networks."""
-        out = self.outputs(z, logsnr, labels)
-        return out[:, : self.config.image_channels].contiguous() if self.config.variance else out

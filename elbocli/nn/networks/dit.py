@@ -159,9 +159,3 @@ class DiT(Network):
         patches = x.view(batch, side, side, config.patch, config.patch, config.out_channels).permute(0, 5, 1, 3, 2, 4)
         out = patches.reshape(batch, config.out_channels, config.side, config.side)
         return out[..., :size, :size].clone(memory_format=torch.channels_last)  # FSDP hooks itself to it: no view
-
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        out = self.outputs(z, logsnr, labels)
-        if not self.config.variance:
-            return out
-        return out[:, : self.config.image_channels].clone(memory_format=torch.channels_last)

@@ -109,11 +109,6 @@ class OwnModule(Network):
             labels = labels.where(labels >= 0, none[0])
         return self.network(z, level, labels)
 
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See networks."""
-        out = self.outputs(z, logsnr, labels)
-        return out[:, : self.config.image_channels].contiguous() if self.config.variance else out
-
 
 def _made(make: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
     try:

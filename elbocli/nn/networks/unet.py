@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
 from elbocli.core.level_codes import parse_level_code
@@ -142,12 +141,6 @@ class UNet(Network):
     def units(self) -> list[nn.Module]:
         """Residual blocks, from the first to the last."""
         return [*self.down, *self.middle, *self.up]
-
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        out = self.outputs(z, logsnr, labels)
-        if not self.config.variance:
-            return out
-        return out[:, : self.config.image_channels].contiguous(memory_format=torch.channels_last)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """All that the last layer gives, [B, 2C, H, W] with the learned variance's half behind, else what forward does."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -59,16 +58,17 @@ def _pack(read: Read, weight: int, how: DecodeOptions, store: str) -> Packed:
             return Packed([digest], size, trouble=str(error))
 
 
-def _pack_rows(refs: Sequence[ImageRef], how: DecodeOptions) -> list[Packed]:
+def _pack_rows(refs: Sequence[ImageRef], how: DecodeOptions) -> Iterable[Packed]:
     """Pack images that are most likely rows of one array, of the right size: nothing is to be done with them."""
-    with (
-        contextlib.suppress(ElboError),
-        _files.claim(len(refs) * refs[0].weight),
-    ):  # else each says what is wrong with it
-        rows = read_rows(refs)
-        if rows is not None and rows.shape[1:] == (how.size, how.size, how.channels):
-            return [Packed([hashlib.sha256(row.data).hexdigest() for row in rows], rows.nbytes, rows)]
-    return [_pack(ref.read, ref.weight, how, RAW) for ref in refs]
+    alone = (_pack(ref.read, ref.weight, how, RAW) for ref in refs)
+    try:
+        with _files.claim(len(refs) * refs[0].weight):
+            rows = read_rows(refs)
+    except ElboError:
+        return alone  # each says what is wrong with it, once it is asked: a bomb costs as much each time
+    if rows is None or rows.shape[1:] != (how.size, how.size, how.channels):
+        return list(alone)
+    return [Packed([hashlib.sha256(row.data).hexdigest() for row in rows], rows.nbytes, rows)]
 
 
 def _already(read: Read) -> Read:
@@ -95,7 +95,7 @@ def packed_in_order(
     right = together and store == RAW and not source.in_order and source.refs[0].shape == shape
     step = max(1, STRETCH // heaviest) if right else 1
     ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // (step * heaviest)))
-    waiting: deque[Future[list[Packed]]] = deque()
+    waiting: deque[Future[Iterable[Packed]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="elbo-prep") as pool:
         try:
             for index in range(start, len(source), step):

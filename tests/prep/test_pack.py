@@ -112,6 +112,24 @@ def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(
     assert max(calls) == 7 and sum(calls) == 50 * 5
 
 
+def test_a_damaged_array_is_read_again_for_the_first_of_its_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reading may unpack a bomb."""
+    np.save(tmp_path / "a.npy", np.zeros((50, 8, 8, 3), np.uint8))
+    pack(tmp_path / "a.npy", tmp_path / "a.h5", channels=3)
+    tried: list[Any] = []
+
+    def damaged(self: Dataset, indices: Any) -> np.ndarray:
+        tried.append(indices)
+        raise DataError("damaged")
+
+    monkeypatch.setattr(Dataset, "batch", damaged)
+    with pytest.raises(DataError, match="0: damaged"):
+        list(prep.run(tmp_path / "a.h5", tmp_path / "b.h5", prep.Settings(8, channels=3)))
+    assert [len(indices) for indices in tried] == [50, 1]
+
+
 def seen(function: Callable[..., list[Any]], calls: list[int]) -> Callable[..., list[Any]]:
     """A function that notes how many images it packs."""
 

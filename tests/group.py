@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from signalled import end_with
 
 from elbocli.errors import ElboError
@@ -51,6 +52,9 @@ def started(size: int, work: Callable[[World], Any]) -> list[int]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
+            # torch makes its pool of threads anew when it is first asked for after a fork, and two threads that ask at once may
+            # find none, which aborts the process: this one asks first, while it is alone.
+            torch.set_num_threads(torch.get_num_threads())
             os._exit(_ended(work))
         children.append(child)
     return children

@@ -128,7 +128,7 @@ def world(
     folder.mkdir()
     for name in ("imagenet", "digits"):
         (folder / name).symlink_to(digits_folder)
-    for name in ("out", "test", "big"):
+    for name in ("out", "other", "test", "big"):
         shutil.copy(digits, folder / f"{name}.h5")
     preset_text = preset.read_text().replace("ema: 0.9,", "ema: [0.9, 'power:std=.1'],")
     (folder / "preset.yaml").write_text(preset_text)
@@ -168,7 +168,7 @@ def world(
             *line, cwd=folder, env={key: value for key, value in ENVIRONMENT.items() if key.startswith("ELBO")}
         )
         assert result.returncode == 0, result.stderr
-    for name in ("a", "b"):
+    for name in ("a", "b", "worse"):
         shutil.copytree(folder / "run", folder / name)
     assert len(checkpoints(folder / "run")) == 2
     return folder

@@ -66,7 +66,7 @@ BLOCK = {
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Widths of S, B, L and XL → their heads, which shapes don't tell."""
 SCALE = 0.18215
-"""Of latents of the autoencoder; sd-vae-ft-ema encodes alike."""
+"""The scale of the autoencoder's latents; sd-vae-ft-ema encodes alike."""
 RANGE = {"logsnr_min": -15.0, "logsnr_max": 15.0}
 """Of a network that was trained on all times: those below 0.0006 and above 0.9994 lie outside."""
 LATENT_CHANNELS, PIXEL_CHANNELS = 4, (1, 3)

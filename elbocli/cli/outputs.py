@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,6 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
-
-
-def refuse_taken(paths: Iterable[Path | None], overwrite: bool) -> None:
-    """Raise as `refuse_existing` does, and UsageError for standard output, which the JSON goes to."""
-    from elbocli.files.atomic import refuse_existing
-
-    for path in filter(None, paths):
-        if path == STREAM:
-            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
-        refuse_existing(path, overwrite)
 
 
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:

@@ -16,7 +16,7 @@ from elbocli.cli.types import PATH, Count, Duration, Number
 from elbocli.run.train_settings import KEPT, RUN
 
 PLANNING = ("dry_run", "devices", "device_tflops")
-TYPED = ("out", "on_checkpoint", "log_to")
+TYPED = ("out", "overwrite", "on_checkpoint", "log_to")
 """Options that no file may say: where to write, and what to run. Anyone may have written the file."""
 
 
@@ -86,7 +86,7 @@ def _not_typed(ctx: click.Context, path: Path, key: str) -> click.UsageError:
 
 
 GROUPS = setting_groups()
-GROUPS[RUN] = ["out", "config", "init", "plugin", *GROUPS[RUN]]
+GROUPS[RUN] = ["out", "overwrite", "config", "init", "plugin", *GROUPS[RUN]]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = [*PLANNING]
 
@@ -101,6 +101,7 @@ GROUPS["Plan, without training"] = [*PLANNING]
     help="The run, new or to continue.",
     more="It is a folder, whose path is printed at the end.",
 )
+@option("--overwrite", is_flag=True, help="Begin a run anew whose checkpoints are gone.")
 @option(
     "--config",
     type=PATH,
@@ -186,7 +187,7 @@ def train(
     with joined(options["device"] or (basis.settings.device if basis else "auto")) as world:
         initial: Initial | None = None
         with world.together():
-            log_targets.check(log_to)
+            log_targets.check(log_to, out)
             if world.first:  # which alone reads all of its weights, to compare their digests
                 initial = initial_of(init, basis, out, warn)
         initial = world.of_first(initial)
@@ -196,9 +197,9 @@ def train(
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to))
+        show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite))
     if world.first:
-        click.echo(os.fsencode(where))  # for a script, which needs the name itself
+        click.echo(os.fsencode(out))  # for a script, which needs the name itself
 
 
 def _found(basis: Any, initial: Any) -> Path:

@@ -21,14 +21,11 @@ from golden.opened import FILES, UNFINISHED, dumped, seen
 from made_data import SPACE
 
 from elbocli.bound.result import LatentBound, LatentTerm
-from elbocli.files import strict_json
 from elbocli.files.checkpoint import read_checkpoint
 from elbocli.files.dataset_block import BlockLayout, plain
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.statistics import read_statistics, write_statistics
 from elbocli.main import run as elbo
-from elbocli.run.liveness import ProcessId
-from elbocli.run.status import RunStatus
 
 PRESET = """
 data: {image_size: 8, channels: 1, classes: 2, images: 12}
@@ -37,7 +34,6 @@ train: {prediction: v, schedule: cosine, weighting: "sigmoid:bias=2", logsnr_min
         batch: 4, lr: 2.0e-3, warmup: 2, ema: "power:std=0.1", snapshot_every: 4, save_every: 4,
         preview_every: 0, log_every: 2, val_every: 4}
 """
-ELSEWHERE = ProcessId(pid=1, started=0, boot="", pids="", host="elsewhere")
 
 
 def command(line: str, out: str = "") -> None:
@@ -123,8 +119,6 @@ def make(folder: Path) -> None:
         Path(path).unlink()
     known = read_checkpoint(Path("run-2/checkpoints/step-00000006")).meta.files
     shutil.rmtree("run-2")
-    status = RunStatus.of(strict_json.read(Path("run/status.json")), "status")
-    Path("run/status.json").write_text(dumped(replace(status, process=ELSEWHERE).json()))
     Path("machine.json").write_text(
         dumped({"kind": kind(), "after": {name: seal.sha256 for name, seal in known.items()}})
     )

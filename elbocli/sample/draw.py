@@ -96,7 +96,8 @@ def draw(
     each estimate, to raise something when there is a reason to leave: a batch may take minutes. source: of the
     noise, elbo's own unless given.
     """
-    drawn = (source or ElboNoise(settings.seed, shape, 0, device)).walk(indices)
+    source = source or ElboNoise(settings.seed, shape, 0, device)
+    drawn = source.walk(indices)
 
     def noise() -> Tensor:
         return sent(drawn(), device).permute(0, 3, 1, 2)
@@ -111,7 +112,8 @@ def draw(
     precision = Precision(settings.precision, device)
     with precision.applied():
         with precision.autocast():
-            x = walk(settings.sampler, noise() * settings.start(grid[0]), grid, watched, noise)
+            first = noise() * settings.start(grid[0])
+            x = walk(settings.sampler, first, grid, watched, noise, source.every_step)
         return output.pixels(x)
 
 

@@ -36,7 +36,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
         (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0; it must be above 0"),
         (["--start", "zero"], "no start is called 'zero'; known: unit, edm"),
         (["--start", "edm:80"], "expected key=value after ':'"),
-        (["--noise", "cuda"], "no noise is called 'cuda'; known: elbo, edm"),
+        (["--noise", "cuda"], "no noise is called 'cuda'; known: elbo, edm, edm2"),
         (["--guidance", "2", "--guidance-channels", "2"], "draws 1 channels"),
         (["--rounding", "up"], "no rounding is called 'up'"),
         (["--spacing", "trailing"], "no spacing is called 'trailing'; known: even, timesteps, stride"),

@@ -17,6 +17,7 @@ from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.grids import purpose_of
 from elbocli.core.guidance import Guidance
+from elbocli.core.logsnr import LIMIT
 from elbocli.core.noise import ELBO, ElboNoise, Noise
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
@@ -38,6 +39,8 @@ from elbocli.sample.guided import GuidedRun, giving_variance
 from elbocli.version import __version__
 
 RUN = "run"
+CUT = 0.01
+"""A schedule may reach beyond a run's range by so much of λ without a note: presets round their ends."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class _Work:
         low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
         named = spec != RUN
         self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
-        self.warnings += self._misused() if named else []
+        self.warnings += [*self._misused(), *self._cut(low, high)] if named else []
         self.spacing = settings.spacing or usual_spacing(self.schedule)
         self.grid = time_grid(self.schedule, self.steps, self.spacing)
         drawer.check(self.grid)
@@ -201,6 +204,15 @@ class _Work:
         if meant in (None, found):
             return []
         return [f"{self.schedule.file}: is made for {meant}; with {found} its steps do not err alike: see 'elbo grid'"]
+
+    def _cut(self, low: float, high: float) -> list[str]:
+        """A note where a schedule that the user chose reaches beyond the run's λ from `low` to `high`, and is cut there."""
+        (first, last), usual = self.schedule.support, self.settings.sampler.usual.grid
+        chosen = self.settings.schedule or usual != self.settings.sampler.declared.traits.usual.grid
+        if not chosen or not (-LIMIT < first < low - CUT or high + CUT < last < LIMIT):
+            return []
+        whole = f"schedule {self.schedule.base}: covers logsnr {first:.4g} to {last:.4g}"
+        return [f"{whole}; the run was trained on {low:.4g} to {high:.4g}, and the rest is cut off"]
 
     def _about(self, space: LatentSpace | None) -> dict[str, Any]:
         """Facts on how the images are made: all that they depend on, and where it came from."""

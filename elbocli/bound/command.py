@@ -86,7 +86,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
     more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
     "the probability-flow equation by Heun's method, with 2 x steps x draws evaluations for an image and a backward pass "
-    "for each; its solver_nats says what the steps cost.",
+    "for each; its solver_nats says what the steps cost, and nats_se includes it.",
 )
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
 @option(

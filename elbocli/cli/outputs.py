@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,13 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+
+
+def print_json(value: Any) -> None:
+    """Print a result as indented JSON. Raises ValueError for NaN."""
+    import json  # a millisecond, which help does without
+
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
 def refuse_taken(paths: Iterable[Path | None], overwrite: bool) -> None:
@@ -37,7 +43,7 @@ def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None
     from elbocli.files.atomic import write_text
 
     if report is not None:
-        click.echo(json.dumps(report, indent=1, allow_nan=False))
+        print_json(report)
     elif out == STREAM:
         click.echo(text, nl=False)
     if out != STREAM:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import command_line, common, plugin_option, stdin_or_fail
-from elbocli.cli.outputs import print_table
+from elbocli.cli.outputs import print_json, print_table
 from elbocli.cli.types import PATH, STREAM
 from elbocli.cli.visible import visible
 
@@ -78,7 +77,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     if table:
         _print_table(told)
     else:
-        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
+        print_json(told.json())
 
 
 def _print_table(told: Comparison) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
-from elbocli.cli.outputs import refuse_taken
+from elbocli.cli.outputs import print_json, refuse_taken
 from elbocli.cli.types import PATH, STREAM, Count
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, ElboError, Interrupted, PeerLost, ReaderGone, UsageError
@@ -39,14 +38,14 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that a metric declares."""
     for metric in reversed(METRICS.values()):
         for own in reversed(metric.traits.options.own()):
-            flag, words, about = isinstance(own.default, bool), own.metadata["choices"], own.metadata
-            kind: Any = click.Choice(list(words)) if words else Count(about["least"], about["most"])
+            flag = isinstance(own.default, bool)
+            kind: Any = click.Choice(list(own.choices)) if own.choices else Count(own.least, own.most)
             option(
                 f"--{own.name.replace('_', '-')}",
                 type=None if flag else kind,
                 is_flag=flag,
                 default=own.default,
-                help=about["help"],
+                help=own.help,
             )(function)
     return function
 
@@ -231,7 +230,7 @@ def evaluate(
             return
         result = show(loop.run(sources, ref, settings, world))
     if result is not None:
-        click.echo(json.dumps(result.json(), indent=1, allow_nan=False))
+        print_json(result.json())
         if card is not None:
             write_text(card, render(result))
 
@@ -254,6 +253,8 @@ def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
 
 def _score_each(samples: tuple[Path, ...], ref: Path | None, settings: EvalSettings, world: World) -> None:
     """Print a line for each set of samples. Raises DataError, or UsageError, at the end when some have none."""
+    import json
+
     from elbocli.cli.progress_bar import show
     from elbocli.cli.stderr import tell
     from elbocli.evaluate.scoring import open_against, run
@@ -289,7 +290,7 @@ def run_selftest(name: str, weights: Path | None, device: str) -> None:
         if not world.first:
             return
         found = selftest(make_extractor(name, weights, world.device), world.device)
-    click.echo(json.dumps(found.json(), indent=1, allow_nan=False))
+    print_json(found.json())
     for check in found.checks:
         if not check.passed:
             raise DataError(

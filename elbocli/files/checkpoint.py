@@ -33,7 +33,7 @@ from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 FOLDER = "checkpoints"
 MOST_LOOKS = 100
 """Times that somebody may delete what was found, while it is opened, before one gives up."""
-GONE = ("on_checkpoint", "tensorboard", "tf32")
+GONE = ("cudnn_benchmark", "manual_gc", "nccl_timeout", "on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 

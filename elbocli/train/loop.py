@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -19,7 +20,7 @@ from elbocli.files.retention import due, kept, step_of
 from elbocli.run.folder import claim
 from elbocli.run.settings import Resolved
 from elbocli.run.status import RUNNING, Status
-from elbocli.runtime.device import choose_device, name_of
+from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import (
@@ -34,7 +35,6 @@ from elbocli.runtime.signals import (
     interrupted,
 )
 from elbocli.train.checkpoint_hook import CheckpointHook
-from elbocli.train.cuda_defaults import CudaDefaults
 from elbocli.train.introduction import introduction
 from elbocli.train.memory_check import check_memory
 from elbocli.train.pace import Pace
@@ -43,6 +43,8 @@ from elbocli.train.restore import restore_newest
 from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
 from elbocli.train.step import rehearse, update
+
+GC_EVERY = 1000
 
 
 def run(
@@ -62,8 +64,10 @@ def run(
     """
     world = world or World(device=choose_device(resolved.settings.device))
     with ExitStack() as stack:
-        defaults = CudaDefaults(resolved.settings, world)
-        stack.enter_context(defaults.applied())
+        stack.enter_context(Precision(resolved.settings.precision, world.device).applied(benchmark=True))
+        if world.device.type == "cuda":  # all processes collect garbage at the same steps: one that stops delays all
+            gc.disable()
+            stack.callback(gc.enable)
         signals = stack.enter_context(catching_signals())
         folder, tight = None, ""
         with world.together():
@@ -80,7 +84,7 @@ def run(
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint, log_to)
+                training = _Training(state, out, signals, status, saver, stack, on_checkpoint, log_to)
                 yield from training.reports()
         except BaseException as error:
             saver.close()
@@ -98,7 +102,6 @@ class _Training:
     def __init__(
         self,
         state: TrainState,
-        defaults: CudaDefaults,
         out: Path,
         signals: Signals,
         status: Status | None,
@@ -108,7 +111,6 @@ class _Training:
         log_to: Sequence[str],
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
-        self.defaults = defaults
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
         self.pending = [Progress(message=text, level="warning") for text in state.warnings]
@@ -154,11 +156,7 @@ class _Training:
         """Train, and yield progress."""
         state, settings = self.state, self.settings
         yield from self._messages()
-        yield Progress(
-            state.steps_done, settings.steps, "step", introduction(state, self.out, str(self.defaults.precision))
-        )
-        if told := str(self.defaults):
-            yield Progress(message=f"on {name_of(state.device)}: {told}")
+        yield Progress(state.steps_done, settings.steps, "step", introduction(state, self.out))
         if self.status is not None:
             self.status.saved = state.steps_done or None
         self._tell_status(RUNNING)
@@ -170,7 +168,6 @@ class _Training:
 
     def _steps(self) -> Iterator[Progress]:
         state, settings = self.state, self.settings
-        first = state.steps_done + 1
         self.recorder.catch_up()
         pace = Pace(settings, self.recorder.validation, state.steps_done, state.device.type == "cpu")
         while state.steps_done < settings.steps:
@@ -180,7 +177,8 @@ class _Training:
                 return
             update(state, self._abandoning())
             step = state.steps_done
-            self.defaults.after(step, first)
+            if not gc.isenabled() and step % GC_EVERY == 0:
+                gc.collect()
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 self._snapshot(step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,8 @@ def test_a_resize_that_is_not_as_declared_is_told() -> None:
 
     for other in (NotAntialiased, Clamped):
         assert failed(selftest(extractor(other(Pooled(), HOW, False)), CPU)) == {"resize"}
-    tf1 = replace(HOW, resize="tf1-bilinear")
-    assert failed(selftest(replace(extractor(), preprocessing=tf1), CPU)) == {"resize"}
+    tf1 = HOW._replace(resize="tf1-bilinear")
+    assert failed(selftest(extractor()._replace(preprocessing=tf1), CPU)) == {"resize"}
 
 
 def test_lower_precision_and_numbers_that_depend_on_the_batch_are_told() -> None:

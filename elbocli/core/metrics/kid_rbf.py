@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, metric
 
 
-@dataclass(frozen=True)
 class KidRbfOptions(MetricOptions):
     """rbf_width: σ of the kernel exp(−|x−y|²/2σ²); torch-fidelity's is 10."""
 
-    rbf_width: int = field(default=10, metadata=option("Width of kid-rbf's kernel: its standard deviation."))
+    rbf_width = Option(10, "Width of kid-rbf's kernel: its standard deviation.")
 
 
 @metric(

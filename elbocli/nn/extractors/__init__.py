@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
@@ -37,8 +36,7 @@ fetched the files; elbo's makers had neither."""
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(NamedTuple):
     """Images as a network sees them: resized to size × size by `resize`, then (level / 255 − mean) / std in each channel.
 
     layer: the module, of the extractor's, that is given them first.
@@ -51,8 +49,7 @@ class Preprocessing:
     layer: str
 
 
-@dataclass(frozen=True)
-class Extractor:
+class Extractor(NamedTuple):
     """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
     channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared. spatial: the part of
@@ -263,4 +260,4 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
             raise UsageError(f"{error} (or a path ending in .pt2)") from None
         made = declared(weights)
     made.module.to(device)
-    return replace(made, precision=precision)
+    return made._replace(precision=precision)

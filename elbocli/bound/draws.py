@@ -16,7 +16,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
-from elbocli.errors import NonFiniteError
+from elbocli.errors import NonFiniteError, UsageError
 from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import normalised
 
@@ -102,8 +102,10 @@ class MeasuredNetwork:
     ) -> Iterator[Draws]:
         """All images, each at `count` noise levels, an even number. Another purpose is another independent set.
 
-        more: what else is to be told of each draw. Raises NonFiniteError.
+        more: what else is to be told of each draw. Raises UsageError for an odd number, NonFiniteError.
         """
+        if count < 2 or count % 2:
+            raise UsageError(f"draws is {count}; it must be even, because two independent halves tell the error")
         offsets, noise = (Stream(seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(count // 2) / (count // 2)
         for some in images:
@@ -160,6 +162,6 @@ class MeasuredNetwork:
         if not bool(loss.isfinite().all()):
             worst = float(logsnr[~loss.isfinite()][0])
             raise NonFiniteError(
-                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try --precision fp32, or a narrower range"
+                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try precision fp32, or a narrower range"
             )
         return loss, error, torch.cat(others, 1).view(-1, *logsnr.shape) if others else None

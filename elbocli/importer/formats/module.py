@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from elbocli.core.level_codes import parse_level_code
-from elbocli.core.loss import check_output
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.plugin_modules import defined
-from elbocli.files.reading import naming, one_line
+from elbocli.files.reading import one_line
 from elbocli.importer.formats import NAMED, Imported, ImportOptions, Source, fitted, source_format, state_dict
 from elbocli.importer.levels import range_settings
 from elbocli.nn.networks import NETWORKS, NetworkConfig, build, config_of
@@ -81,18 +80,21 @@ def _tried(config: NetworkConfig, weights: dict[str, torch.Tensor]) -> NetworkCo
     """
     network = build(config)
     network.load_state_dict(weights, assign=True)
-    z = torch.zeros(BATCH, config.image_channels, config.image_size, config.image_size)
+    shape = (BATCH, config.image_channels, config.image_size, config.image_size)
     labels = torch.zeros(BATCH, dtype=torch.long) if config.num_classes else None
     name = getattr(config, "name", type(network).__name__)
     try:
         with torch.inference_mode():
-            out = network.eval().outputs(z, torch.zeros(BATCH), labels)
+            out = network.eval().outputs(torch.zeros(shape), torch.zeros(BATCH), labels)
     except Exception as error:  # somebody's own code
         raise FormatError(
-            f"{name}: fails for z {list(z.shape)}, level [{BATCH}], labels {f'[{BATCH}]' if labels is not None else None}: "
+            f"{name}: fails for z {list(shape)}, level [{BATCH}], labels {f'[{BATCH}]' if labels is not None else None}: "
             f"{type(error).__name__}: {one_line(error)}"
         ) from error
-    own = isinstance(config, ModuleConfig)
-    with naming(name, FormatError):
-        check_output(out, z, variance=own or getattr(config, "variance", False))
-    return replace(config, variance=True) if own and out.shape != z.shape else config
+    if not isinstance(out, torch.Tensor):
+        raise FormatError(f"{name}: gives {type(out).__name__} for z {list(shape)}, expected a tensor of that shape")
+    if isinstance(config, ModuleConfig) and out.shape == (BATCH, 2 * shape[1], *shape[2:]):
+        return replace(config, variance=True)
+    if out.shape != shape and not getattr(config, "variance", False):
+        raise FormatError(f"{name}: gives {list(out.shape)} for z {list(shape)}, expected that shape")
+    return config

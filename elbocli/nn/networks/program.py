@@ -96,15 +96,13 @@ def signature_of(program: torch.export.ExportedProgram, where: object) -> Signat
         raise wrong
     shape: tuple[Any, ...] = tuple(images.shape)  # whole numbers, or symbols of torch
     batch, channels, *sides = shape
-    fixed = all(isinstance(side, int) for side in sides)
     if not isinstance(channels, int) or out.shape[1] not in (channels, 2 * channels):
-        raise wrong
-    if fixed and [*out.shape[2:]] != sides:
         raise wrong
     if any(one.shape[0] != batch for one in (out, *inputs)) or any(side != 1 for side in levels.shape[1:]):
         raise wrong
     if labels is not None and not (labels.dim() == 2 if labels.is_floating_point() else labels.dim() == 1):
         raise wrong
+    fixed = all(isinstance(side, int) for side in sides)
     if fixed and sides[0] != sides[1]:
         raise FormatError(f"{where}: takes images of {sides[0]} x {sides[1]} pixels; elbo's are square")
     limits = program.range_constraints.get(batch.node.expr)

@@ -66,6 +66,9 @@ class Bound(Record, file="result of elbo bound (JSON)", reader="elbocli.report.r
     schedule: str
     about: dict[str, Any] = field(default_factory=dict, metadata=REST)
 
+    def __repr__(self) -> str:
+        return f"Bound(bpd={self.bpd:.6g}, bpd_se={self.bpd_se:.2g}, n_images={self.n_images})"
+
     @property
     def terms(self) -> dict[str, Term]:
         """The parts by name, then their sum."""

@@ -112,6 +112,9 @@ class Weighting:
     shift: float = 0.0
     monotone: bool = False
 
+    def __repr__(self) -> str:
+        return f"Weighting({self.spec!r})"
+
     @property
     def declared(self) -> Declaration[WeightingTraits] | None:
         """Its declaration; None for a loss or a schedule."""

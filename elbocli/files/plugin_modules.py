@@ -18,4 +18,4 @@ def defined(file: str, name: str) -> Any:
     """A thing that a plug-in which was run defines itself; None where it defines none, or wasn't run."""
     module = sys.modules.get(module_name(file))
     found = getattr(module, name, None)
-    return found if getattr(found, "__module__", "") == module_name(file) else None
+    return found if module is not None and getattr(found, "__module__", "") == module.__name__ else None

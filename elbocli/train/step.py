@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.loss import denoising_losses
 from elbocli.core.lr_decay import learning_rate
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
@@ -33,17 +33,16 @@ def step_losses(
     network: (z, λ [n], labels [n] or None) → out [n,C,H,W]. logsnr: [batch], in place of λ(t). Source: Kingma & Gao 2023.
     """
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
-    # Levels: λ(t) of every image of the batch, and all that depends on λ.
+    # Levels: λ(t) of every image of the batch.
     if logsnr is None:
         logsnr = schedule.logsnr(batches.times(step))
-    send = partial(sent, device=device)
-    c = step_coefficients(logsnr[mine.start : mine.stop], weighting, schedule, prediction, send)
+    level, send = logsnr[mine.start : mine.stop], partial(sent, device=device)
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
         seed_dropout(device, batches.dropout_seed(step, part))
     with Precision(settings.precision, device).autocast():
-        loss, eps_error = denoising_losses(network, x, eps, labels, c, settings.multiscale)
-    return loss, eps_error, c.logsnr
+        given = x, eps, labels, level, weighting, schedule, prediction, send, settings.multiscale
+        return denoising_losses(network, *given)[:3]
 
 
 def update(state: TrainState, abandoning: AbstractContextManager[None] | None = None) -> None:

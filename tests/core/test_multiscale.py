@@ -122,9 +122,10 @@ def test_only_the_weighted_loss_changes(prediction: str) -> None:
 
 def test_what_is_noised_is_scored_likewise() -> None:
     lam = torch.zeros(2, dtype=torch.float64)
-    c = step_coefficients(lam, parse_weighting("elbo"), parse_schedule("cosine", -9, 9), Prediction("eps"))
+    how = lam, parse_weighting("elbo"), parse_schedule("cosine", -9, 9), Prediction("eps")
     x, eps = draw(2, 2, 1, 64, 64).float()
-    found = denoising_losses(lambda z, logsnr, labels: torch.zeros_like(z), x, eps, None, c, multiscale=True)
+    found = denoising_losses(lambda z, logsnr, labels: torch.zeros_like(z), x, eps, None, *how, multiscale=True)
+    c = step_coefficients(*how)
     np.testing.assert_allclose(found[0], c.loss_factor * multiscale_error(eps), rtol=1e-6)
 
 

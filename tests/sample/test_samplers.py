@@ -40,7 +40,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
         (["--guidance", "2", "--guidance-channels", "2"], "draws 1 channels"),
         (["--rounding", "up"], "no rounding is called 'up'"),
         (["--spacing", "trailing"], "no spacing is called 'trailing'; known: even, timesteps, stride"),
-        (["--spacing", "timesteps"], "--spacing timesteps needs a schedule of timesteps"),
+        (["--spacing", "timesteps"], "spacing timesteps needs a schedule of timesteps"),
         (["--schedule", "t-linear", "--spacing", "ddim", "--steps", "300"], "no stride takes exactly 300 of the"),
         (["--schedule", "t-linear", "--steps", "1001"], "timesteps in this range, and 1001 steps were asked for"),
         (["--schedule", "t-linear:end=2"], "each must lie between 0 and 1"),

@@ -89,8 +89,8 @@ def in_backward(monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
             return grad
 
     def losses(*given: Any) -> Any:
-        loss, error = before(*given)
-        return Acting.apply(loss), error
+        terms = before(*given)
+        return terms._replace(loss=Acting.apply(terms.loss))
 
     def remembered(self: Any, given_up: bool) -> Any:
         caught.append(self)

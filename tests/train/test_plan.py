@@ -16,7 +16,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from elbocli.core.loss import StepCoefficients, denoising_losses
+from elbocli.core.loss import denoising_losses
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
@@ -53,10 +56,10 @@ def one_pass(network, config, batch, precision):
     size = config.image_size
     x = torch.zeros(batch, config.image_channels, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64) if config.num_classes else None
-    rows = torch.zeros(8, batch)
-    c = StepCoefficients(*rows[:5].view(5, -1, 1, 1, 1), *rows[5:])
+    level, schedule = torch.zeros(batch, dtype=torch.float64), parse_schedule("uniform", -10, 10)
+    how = level, parse_weighting("elbo"), schedule, Prediction("v")
     with Precision(precision, torch.device("cpu")).autocast():
-        loss, _ = denoising_losses(network, x, torch.zeros_like(x), labels, c)
+        loss = denoising_losses(network, x, torch.zeros_like(x), labels, *how).loss
     loss.mean().backward()
 
 

@@ -31,6 +31,9 @@ class Sampler(NamedTuple):
     declared: Declaration[SamplerTraits]
     usual: SamplerPreset
 
+    def __repr__(self) -> str:
+        return f"Sampler({self.spec!r})"
+
     @property
     def spec(self) -> str:
         """Text that means the same again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,6 @@ def print_json(value: Any) -> None:
     import json  # a millisecond, which help does without
 
     click.echo(json.dumps(value, indent=1, allow_nan=False))
-
-
-def refuse_taken(paths: Iterable[Path | None], overwrite: bool) -> None:
-    """Raise as `refuse_existing` does, and UsageError for standard output, which the JSON goes to."""
-    from elbocli.files.atomic import refuse_existing
-
-    for path in filter(None, paths):
-        if path == STREAM:
-            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
-        refuse_existing(path, overwrite)
 
 
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:

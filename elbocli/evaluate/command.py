@@ -12,8 +12,8 @@ import click
 
 from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
-from elbocli.cli.outputs import print_json, refuse_taken
-from elbocli.cli.types import PATH, STREAM, Count
+from elbocli.cli.outputs import print_json
+from elbocli.cli.types import PATH, STREAM, Count, Output
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, ElboError, Interrupted, PeerLost, ReaderGone, UsageError
 from elbocli.evaluate.protocols import PROTOCOLS, settings_of
@@ -131,22 +131,22 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     is_flag=True,
     help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
 )
-@option("--save-stats", type=PATH, help="Also save the samples' statistics, for use as --ref.")
+@option("--save-stats", type=Output("statistics"), help="Also save the samples' statistics, for use as --ref.")
 @option(
     "--save-features",
-    type=PATH,
+    type=Output("features"),
     metavar="FILE.safetensors",
     help="Also save the samples' features, for use as SAMPLES or --ref.",
 )
 @option(
     "--card",
-    type=PATH,
+    type=Output("a score card"),
     metavar="FILE.md",
     help="Also write the result as a page, with everything that must be published with it.",
 )
 @option(
     "--neighbours",
-    type=PATH,
+    type=Output("images"),
     metavar="FILE.png",
     help="Also draw the samples closest to images of --ref, each beside those, to see whether they are copies.",
 )
@@ -178,7 +178,6 @@ def evaluate(
     samples: tuple[Path, ...],
     ref: Path | None,
     card: Path | None,
-    overwrite: bool,
     selftest: bool,
     each: bool,
     **options: Any,
@@ -212,9 +211,6 @@ def evaluate(
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
         raise click.UsageError("--held-out goes with --metrics copying", context)
     targets = [*filter(None, (options["save_stats"], options["save_features"], options["neighbours"], card))]
-    if len({path.absolute() for path in targets}) < len(targets):
-        raise click.UsageError(f"{targets[-1]}: two files of one name; name each of its own", context)
-    refuse_taken(targets, overwrite)
     if each and targets:
         raise click.UsageError(f"{targets[0]} can hold one set of samples; leave --each out", context)
     if each and samples in ((), (STREAM,)):

@@ -194,4 +194,6 @@ def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
     faster = config.settings.get("tf32", False) and not str(config.device_name).startswith("cpu")
     if faster and settings.get("precision") == "fp32":
         settings["precision"] = "tf32"
-    return replace(config, settings=settings)
+    # Before the commands of all starts were kept, it was that of the last.
+    commands = config.commands or [config.more["command"]] if "command" in config.more else config.commands
+    return replace(config, settings=settings, commands=commands)

@@ -9,7 +9,7 @@ from pathlib import Path
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import sealed_folder
-from elbocli.files.atomic import refuse_existing, writing_folder
+from elbocli.files.atomic import writing_folder
 from elbocli.files.checkpoint import FOLDER, Checkpoint
 from elbocli.files.reading import naming
 from elbocli.files.run_config import RunConfig, RunData, SourceFacts
@@ -31,7 +31,6 @@ def import_run(
     format: as FORMATS has it; '' tells it by content. Raises UsageError (the run exists, an option doesn't fit), FormatError
     (not a checkpoint of that format, or of any known), DataError (full disk).
     """
-    refuse_existing(run, False, folder=True)
     if not path.exists():
         raise FormatError(
             f"{path}: no such file or folder; name the checkpoint of another program ('elbo import list' lists the formats)"
@@ -65,7 +64,7 @@ def import_run(
     config = RunConfig(
         run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
         elbo_version=__version__,
-        command=command,
+        commands=[command],
         source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
         settings=settings,
         network=section_of(imported.network),

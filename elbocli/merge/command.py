@@ -8,11 +8,11 @@ import click
 
 from elbocli.cli.grouped_help import Command, never, option
 from elbocli.cli.options import command_line, common, overwrite_option
-from elbocli.cli.types import PATH
+from elbocli.cli.types import PATH, Output
 
 
 @click.command(cls=Command, prints=never)
-@click.argument("out", type=PATH, metavar="OUT.h5")
+@click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
 @click.argument("parts", type=PATH, nargs=-1, required=True, metavar="PART...")
 @option(
     "--virtual",
@@ -21,7 +21,7 @@ from elbocli.cli.types import PATH
 )
 @overwrite_option
 @common
-def merge(out: Path, parts: tuple[Path, ...], virtual: bool, overwrite: bool) -> None:
+def merge(out: Path, parts: tuple[Path, ...], virtual: bool) -> None:
     """Make one dataset, OUT.h5, of several PARTs.
 
     It needs all shards of one prep (elbo prep --shard I/N), and puts them in order; it joins other datasets in the
@@ -31,4 +31,4 @@ def merge(out: Path, parts: tuple[Path, ...], virtual: bool, overwrite: bool) ->
     from elbocli.cli.progress_bar import show
     from elbocli.merge.combine import run
 
-    show(run(parts, out, virtual, overwrite, command_line()))
+    show(run(parts, out, virtual, Command.overwrite, command_line()))

@@ -222,7 +222,7 @@ def _commands(
 ) -> list[Command]:
     """Command lines as they were typed, where they were written down."""
     if config.source:
-        found = [Command("Import, as typed", config.command or "")]
+        found = [Command("Import, as typed", line) for line in config.commands]
     else:
         found = _training(run, name, config, missing)
     if samples is not None:
@@ -239,6 +239,6 @@ def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list
     again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
     return [
         Command("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
-        Command("Train, as typed", config.command or ""),
+        *(Command("Train, as typed", line) for line in config.commands),
         Command("Train again with the same settings, whatever the environment says by then", again),
     ]

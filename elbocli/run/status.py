@@ -14,12 +14,11 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files import strict_json
 from elbocli.files.atomic import write_json
 from elbocli.files.schema import Bounds, Count, Record, Word
-from elbocli.run.folder import RunFolder
 from elbocli.run.liveness import ProcessId
 from elbocli.runtime.background import Background
 
 STATUS = "status.json"
-RUNNING, DEAD, UNKNOWN = "running", "dead", "unknown"
+RUNNING, DONE, DEAD, UNKNOWN = "running", "done", "dead", "unknown"
 EVERY_S = 3.0
 """Time from one note of the step to the next."""
 
@@ -74,18 +73,18 @@ def read_status(run: Path) -> RunStatus:
 class Status:
     """Writes status.json, as well as can be: what prevents it is told by whoever writes what matters.
 
-    step, images: reached. saved: the step of the newest checkpoint. All three are those of an earlier start at first.
+    step, images: reached. saved: the step of the newest checkpoint. They and `state` are those of an earlier start at first.
     """
 
-    def __init__(self, folder: RunFolder, steps: int):
-        self.folder, self.steps, self.step, self.images = folder, steps, 0, 0
+    def __init__(self, run: Path, steps: int):
+        self.run, self.state, self.steps, self.step, self.images = run, "", steps, 0, 0
         self.saved: int | None = None
         self._process = ProcessId.mine()
         self._lock, self._background = Lock(), Background("status")
         self._noted = time.monotonic()
         with suppress(FormatError):
-            before = read_status(folder.path)
-            self.step, self.images, self.saved = before.step, before.images, before.saved
+            before = read_status(run)
+            self.state, self.step, self.images, self.saved = before.state, before.step, before.images, before.saved
 
     def reached(self, step: int, images: int) -> None:
         """Take note of a step, and write it now and then, by another thread."""
@@ -104,4 +103,4 @@ class Status:
         now = round(time.time(), 3)
         content = RunStatus(state, self.step, self.steps, self.images, now, message, self.saved, self._process)
         with self._lock, suppress(DataError):
-            write_json(self.folder.find() / STATUS, content.json())
+            write_json(self.run / STATUS, content.json())

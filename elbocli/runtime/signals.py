@@ -23,36 +23,14 @@ ASKED, TIME, ORPHAN = 1001, 1002, 1003
 LOOK_S = 0.5
 
 
-class Abandoned(BaseException):
-    """A signal came in the middle of work that may be given up; its sender waits."""
-
-
 class Signals:
     """Remembers the first SIGINT, SIGTERM, SIGHUP or SIGUSR1. A later SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._since = 0.0
-        self._given_up = False
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._since = signum, time.monotonic()
-        self.look()
-
-    def look(self, *_: object) -> None:
-        """Raise Abandoned where work that may be given up meets a signal. Takes what callers of hooks pass."""
-        if self.received is not None and self._given_up:
-            raise Abandoned
-
-    @contextlib.contextmanager
-    def abandoning(self, given_up: bool) -> Iterator[None]:
-        """Leave the block with Abandoned as soon as a signal comes, at the next line of Python, if it may be given up."""
-        self._given_up = given_up
-        try:
-            yield
-        finally:
-            self._given_up = False
+        self.received = self.received or signum
 
     def _watch(self, woken: int) -> None:
         """End the process at a second SIGINT, even while the main thread is in one long call and runs no handler.

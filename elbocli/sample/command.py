@@ -21,7 +21,7 @@ from elbocli.cli.options import (
     scale_option,
     weights_options,
 )
-from elbocli.cli.types import PATH, STREAM, Count, Named
+from elbocli.cli.types import PATH, STREAM, Count, Named, Output
 
 GROUPS = {
     "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
@@ -118,7 +118,7 @@ GROUPS = {
 @option(
     "-o",
     "--out",
-    type=PATH,
+    type=Output("samples", "images", "a folder of PNGs", stdout=True, streams=True),
     default="-",
     help="- (an NPY stream), .npy, .npz, .h5, .png (a grid), or a folder name for PNGs.",
     more="A grid has rows for each class, with its name, where there are at most 16 classes, or as many images of each.",
@@ -164,6 +164,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,
         scale=options.pop("scale") or 0,
+        overwrite=Command.overwrite,
         command=command_line(),
         **options,
     )

@@ -15,7 +15,7 @@ from elbocli.cli.setting_options import setting_groups, setting_options
 from elbocli.cli.types import PATH, Duration
 from elbocli.run.train_settings import KEPT, RUN
 
-TYPED = ("out", "on_checkpoint", "log_to")
+TYPED = ("out", "overwrite", "on_checkpoint", "log_to")
 """Options that no file may say: where to write, and what to run. Anyone may have written the file."""
 
 
@@ -85,7 +85,7 @@ def _not_typed(ctx: click.Context, path: Path, key: str) -> click.UsageError:
 
 
 GROUPS = setting_groups()
-GROUPS[RUN] = ["out", "config", "init", "plugin", *GROUPS[RUN]]
+GROUPS[RUN] = ["out", "overwrite", "config", "init", "plugin", *GROUPS[RUN]]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = ["dry_run"]
 
@@ -100,6 +100,7 @@ GROUPS["Plan, without training"] = ["dry_run"]
     help="The run, new or to continue.",
     more="It is a folder, whose path is printed at the end.",
 )
+@option("--overwrite", is_flag=True, help="Begin a run anew whose checkpoints are gone.")
 @option(
     "--config",
     type=PATH,
@@ -180,7 +181,7 @@ def train(
     with joined(options["device"] or (basis.settings.device if basis else "auto")) as world:
         initial: Initial | None = None
         with world.together():
-            log_targets.check(log_to)
+            log_targets.check(log_to, out)
             if world.first:  # which alone reads all of its weights, to compare their digests
                 initial = initial_of(init, basis, out, warn)
         initial = world.of_first(initial)
@@ -190,9 +191,9 @@ def train(
             held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        where = show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to))
+        show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite))
     if world.first:
-        click.echo(os.fsencode(where))  # for a script, which needs the name itself
+        click.echo(os.fsencode(out))  # for a script, which needs the name itself
 
 
 def _found(basis: Any, initial: Any) -> Path:

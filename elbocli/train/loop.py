@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from elbocli.files import snapshots
 from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
-from elbocli.run.folder import claim
+from elbocli.run.folder import claim, record_start
 from elbocli.run.settings import Resolved
-from elbocli.run.status import RUNNING, Status
+from elbocli.run.status import DONE, RUNNING, Status
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
@@ -28,7 +28,6 @@ from elbocli.runtime.signals import (
     PATIENCE_S,
     STOP,
     TIME,
-    Abandoned,
     Ending,
     Signals,
     catching_signals,
@@ -39,7 +38,7 @@ from elbocli.train.introduction import introduction
 from elbocli.train.memory_check import check_memory
 from elbocli.train.pace import Pace
 from elbocli.train.recorder import Recorder
-from elbocli.train.restore import restore_newest
+from elbocli.train.restore import restore
 from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
 from elbocli.train.step import rehearse, update
@@ -55,36 +54,49 @@ def run(
     command: str = "",
     on_checkpoint: str = "",
     log_to: Sequence[str] = (),
-) -> Generator[Progress, None, Path]:
-    """Train until `steps`, going on where an earlier run of the same settings stopped. Returns where the run is in the end.
+    anew: bool = False,
+) -> Iterator[Progress]:
+    """Train until `steps`, going on where an earlier run of the same settings stopped. A finished run stays as it is.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
-    to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. Raises UsageError (another run
-    is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
+    to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. anew: as `claim` takes it.
+    Raises UsageError (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
     """
-    world = world or World(device=choose_device(resolved.settings.device))
+    world, steps = world or World(device=choose_device(resolved.settings.device)), resolved.settings.steps
     with ExitStack() as stack:
         stack.enter_context(Precision(resolved.settings.precision, world.device).applied(benchmark=True))
         if world.device.type == "cuda":  # all processes collect garbage at the same steps: one that stops delays all
             gc.disable()
             stack.callback(gc.enable)
         signals = stack.enter_context(catching_signals())
-        folder, tight = None, ""
+        warnings, saved = list[str](), None
         with world.together():
-            tight = check_memory(resolved, world)
+            warnings.append(check_memory(resolved, world))
             if world.first:
-                about = {"command": command, "processes": world.size, "device_name": name_of(world.device)}
-                folder = claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
-        for warning in (tight, "" if folder is None else folder.unlocked):
-            if warning:
-                yield Progress(message=warning, level="warning")
-        status = None if folder is None else Status(folder, resolved.settings.steps)
+                warnings.append(claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, anew))
+                saved = store.latest(out, warnings.append)
+        yield from (Progress(message=text, level="warning") for text in warnings if text)
+        saved = world.of_first(saved)
+        status = Status(out, steps) if world.first else None
+        if saved is not None and saved.step >= steps:
+            if status is not None and status.state != DONE:  # a process was killed after its last checkpoint
+                status.step, status.images, status.saved = saved.step, saved.images, saved.step
+                status.write(DONE)
+            yield Progress(saved.step, steps, "step")
+            yield Progress(message=f"{out}: done, {saved.step} steps, {saved.images} images")
+            return
         saver = Saver()
         try:
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                training = _Training(state, out, signals, status, saver, stack, on_checkpoint, log_to)
+                    restore(state, out, saved)
+                    if world.first:
+                        device = name_of(world.device)
+                        record_start(out, resolved, command, processes=world.size, device_name=device)
+                lengths = (saved and saved.meta.log_bytes) or {}
+                del saved  # it holds its files open, also when they are deleted
+                training = _Training(state, out, lengths, signals, status, saver, stack, on_checkpoint, log_to)
                 yield from training.reports()
         except BaseException as error:
             saver.close()
@@ -93,16 +105,16 @@ def run(
                 status.write("interrupted" if ended else "failed", str(error))
             raise
         saver.close()
-        return training.out
 
 
 class _Training:
-    """One start of a run, from its last checkpoint to wherever it ends."""
+    """One start of a run, from its last checkpoint to wherever it ends. lengths: of the logs at that checkpoint."""
 
     def __init__(
         self,
         state: TrainState,
         out: Path,
+        lengths: dict[str, int],
         signals: Signals,
         status: Status | None,
         saver: Saver,
@@ -117,30 +129,9 @@ class _Training:
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
-            lengths = restore_newest(state, out, self._warn)
-            self.recorder = Recorder(state, out, lengths, self._warn, log_to, self._abandoning)
+            self.recorder = Recorder(state, out, lengths, self._warn, log_to)
         stack.callback(self.recorder.close)
-        if self._abandons:
-            for piece in state.spread.pieces:  # signals are seen by Python alone, which backward else doesn't run
-                piece.register_post_accumulate_grad_hook(signals.look)
         self.last_saved = state.steps_done if state.steps_done else -1
-
-    @property
-    def _abandons(self) -> bool:
-        """Whether work may be given up in its middle: nobody else takes part, and it is done when its call returns."""
-        return self.world.size == 1 and self.state.device.type == "cpu"
-
-    def _abandoning(self) -> AbstractContextManager[None]:
-        return self.signals.abandoning(self._abandons)
-
-    def _follow(self) -> None:
-        """Go on in the run's folder wherever somebody has moved it. Raises DataError when it is gone."""
-        if self.status is None or self.status.folder.find() == self.out:
-            return
-        now = self.status.folder.path
-        self._warn(f"{self.out}: was moved to {now}; training goes on there")
-        self.out = self.ending.run = self.hook.run = now
-        self.recorder.move(now)
 
     def _warn(self, text: str) -> None:
         self.pending.append(Progress(message=text, level="warning"))
@@ -161,21 +152,18 @@ class _Training:
             self.status.saved = state.steps_done or None
         self._tell_status(RUNNING)
         rehearse(state)
-        try:
-            yield from self._steps()
-        except Abandoned:
-            yield from self._end(self.ending.reason())
+        yield from self._steps()
 
     def _steps(self) -> Iterator[Progress]:
         state, settings = self.state, self.settings
-        self.recorder.catch_up()
+        self.recorder.begin()
         pace = Pace(settings, self.recorder.validation, state.steps_done, state.device.type == "cpu")
         while state.steps_done < settings.steps:
             reason = self._reason_to_end()
             if reason:
                 yield from self._end(reason)
                 return
-            update(state, self._abandoning())
+            update(state)
             step = state.steps_done
             if not gc.isenabled() and step % GC_EVERY == 0:
                 gc.collect()
@@ -193,7 +181,7 @@ class _Training:
             yield from self._messages()
         self._finish()
         self._heed_stop()
-        self._tell_status("done")
+        self._tell_status(DONE)
         if self.hook.held():
             yield Progress(message="waiting for --on-checkpoint's command")
         self.hook.finish(lambda: self.signals.received is not None)
@@ -204,7 +192,6 @@ class _Training:
         """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
         error = None
         try:
-            self._follow()
             self.saver.look()
             self.state.batches.ready(self.state.steps_done)
         except ElboError as caught:
@@ -220,8 +207,8 @@ class _Training:
         averages, about = self.state.copies(self.state.ema.stored), {"images": self.state.images}
         with self.world.together():
             if self.status is not None:
-                write = partial(snapshots.write, step=step, averages=averages, meta=about)
-                self.saver.start(partial(self.status.folder.write, write), vital=False)
+                write = partial(snapshots.write, self.out, step=step, averages=averages, meta=about)
+                self.saver.start(write, vital=False)
 
     def _save(self) -> None:
         """Write a checkpoint of this moment while training goes on. Raises DataError after too many failures."""
@@ -231,7 +218,6 @@ class _Training:
         weights, rest = self.state.snapshot()
         with self.world.together():
             if self.world.first:
-                self._follow()
                 self.saver.finish()
                 self._write(weights, rest)
         self.last_saved = self.state.steps_done
@@ -244,12 +230,12 @@ class _Training:
 
         def write() -> None:
             logs.sync()
-            path = status.folder.write(lambda out: store.save(out, step, weights, rest, meta))
+            path = store.save(self.out, step, weights, rest, meta)
             hook.start(path)
             held = {step_of(path) for path in hook.held()}
             # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
             store.drop(
-                status.folder.find(),
+                self.out,
                 lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held),
             )
             status.saved = step
@@ -268,7 +254,6 @@ class _Training:
         self._save()
         with self.world.together():
             self.saver.settle()
-            self._follow()
 
     def _end(self, reason: int) -> Iterator[Progress]:
         """End before the last step: save, and say why. Raises Interrupted, unless a person or a limit asked for it."""

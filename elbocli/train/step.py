@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -45,22 +44,18 @@ def step_losses(
         return denoising_losses(network, *given)[:3]
 
 
-def update(state: TrainState, abandoning: AbstractContextManager[None] | None = None) -> None:
-    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device.
-
-    abandoning: goes around all that takes long; what it raises leaves the state as it was, but for gradients.
-    """
+def update(state: TrainState) -> None:
+    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device."""
     settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.guard.state.scale, []
-    with abandoning or nullcontext():
-        for part in range(parts):
-            with spread.accumulating(last=part == parts - 1):
-                loss, eps_error, logsnr = step_losses(
-                    spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
-                )
-                # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
-                (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
-            seen.append((loss.detach(), logsnr, eps_error))
+    for part in range(parts):
+        with spread.accumulating(last=part == parts - 1):
+            loss, eps_error, logsnr = step_losses(
+                spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
+            )
+            # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
+            (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
+        seen.append((loss.detach(), logsnr, eps_error))
     for _, logsnr, eps_error in seen:
         state.sums.add(logsnr, eps_error)
     loss, logsnr, _ = (torch.cat(columns) for columns in zip(*seen))

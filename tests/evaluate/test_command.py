@@ -105,8 +105,8 @@ def test_what_can_not_be_saved_is_told_before_the_work(
     for option, name in (("--save-stats", "x.npz"), ("--save-features", "x.safetensors"), ("--card", "x.md")):
         check(elbo(*line, option, tmp_path / "none" / name), 1, f"there is no folder {tmp_path / 'none'}")
     same = ("--save-stats", tmp_path / "a.safetensors", "--save-features", tmp_path / "a.safetensors")
-    check(elbo(*line, *same), 2, "two files of one name")
-    check(elbo(*line, "--card", "-"), 2, "standard output is for the JSON")
+    check(elbo(*line, *same), 2, "is to hold two results")
+    check(elbo(*line, "--card", "-"), 2, "standard output is for other results")
 
 
 def test_a_card_of_samples_whose_name_is_no_text(elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_strings_of_strangers_are_shown_as_text(copy: Path, tmp_path: Path) -> N
         json.dumps({"state": HOSTILE, "step": 1, "steps": 2, "images": 3, "message": HOSTILE, "time": 0})
     )
     config = strict_yaml.read(copy / "config.yaml")
-    config |= {"command": HOSTILE, "device_name": HOSTILE, "torch_version": HOSTILE}
+    config |= {"commands": [HOSTILE], "device_name": HOSTILE, "torch_version": HOSTILE}
     config["data"] |= {"class_names": names, "path": HOSTILE, "payload_sha256": HOSTILE}
     config["settings"] |= {"weighting": HOSTILE, "val": HOSTILE}
     (copy / "config.yaml").write_text(strict_yaml.dump(config))

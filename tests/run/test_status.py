@@ -19,7 +19,7 @@ from elbocli.files.atomic import write_json
 from elbocli.files.dataset import Dataset
 from elbocli.main import run as command
 from elbocli.run import status as module
-from elbocli.run.folder import RunFolder, claim
+from elbocli.run.folder import claim
 from elbocli.run.liveness import ProcessId
 from elbocli.run.settings import resolve
 from elbocli.run.status import RUNNING, RunStatus, Status, read_status
@@ -68,16 +68,17 @@ def test_after_another_boot_it_is_gone_and_elsewhere_it_cannot_be_seen() -> None
 
 
 @pytest.fixture
-def held(digits: Path, preset: Path, tmp_path: Path) -> Iterator[RunFolder]:
+def held(digits: Path, preset: Path, tmp_path: Path) -> Iterator[Path]:
     with ExitStack() as stack:
-        yield claim(tmp_path / "run", resolve({"preset": str(preset)}, Dataset(digits)), stack, 0, {})
+        claim(tmp_path / "run", resolve({"preset": str(preset)}, Dataset(digits)), stack, 0)
+        yield tmp_path / "run"
 
 
-def test_a_status_is_read_as_it_was_written(held: RunFolder) -> None:
+def test_a_status_is_read_as_it_was_written(held: Path) -> None:
     status = Status(held, 100)
     status.step, status.images, status.saved = 7, 112, 5
     status.write("failed", "no more disk")
-    found = read_status(held.path)
+    found = read_status(held)
     assert (found.state, found.step, found.steps, found.images, found.saved) == ("failed", 7, 100, 112, 5)
     assert found.message == "no more disk" and found.process == ProcessId.mine()
     assert abs(found.time - time.time()) < 60
@@ -105,9 +106,7 @@ def test_what_says_it_is_running_is_looked_at(
         assert message in found.message or written == "done"
 
 
-def test_the_step_is_written_while_it_trains_but_not_at_every_step(
-    held: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_step_is_written_while_it_trains_but_not_at_every_step(held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     whole = write_json
     monkeypatch.setattr(module, "write_json", lambda *given: (written.append(given), whole(*given)))
@@ -119,7 +118,7 @@ def test_the_step_is_written_while_it_trains_but_not_at_every_step(
         time.sleep(0.002)
     status.write("done")
     assert 3 <= len(written) <= 7
-    assert read_status(held.path).step == status.step > 50
+    assert read_status(held).step == status.step > 50
     assert written[1][1]["step"] < written[2][1]["step"] < status.step
 
 

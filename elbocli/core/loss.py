@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elbocli.core.multiscale import multiscale_error
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -49,17 +48,12 @@ def step_coefficients(
     return StepCoefficients(*images, *rows[5:])
 
 
-def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients, multiscale: bool = False) -> tuple[Tensor, Tensor]:
-    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in.
-
-    multiscale: weigh the loss, not the ε error, by core/multiscale.py.
-    """
+def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients) -> tuple[Tensor, Tensor]:
+    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in."""
     with torch.autocast(out.device.type, enabled=False):
         target = torch.addcmul(c.a * x, c.b, eps)
-        difference = target - out.to(target.dtype)
-        error = difference.square().flatten(1).mean(1)
-        loss = c.loss_factor * (multiscale_error(difference) if multiscale else error)
-        return loss, (c.eps_factor * error).detach()
+        error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
+        return c.loss_factor * error, (c.eps_factor * error).detach()
 
 
 def denoising_losses(
@@ -68,11 +62,10 @@ def denoising_losses(
     eps: Tensor,
     labels: Tensor | None,
     c: StepCoefficients,
-    multiscale: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Noise x to z = αx + σε, let the network see it, and score its output, as a training step does.
 
-    x, eps: [B, C, H, W]. multiscale: as in `losses`, and so is what it returns.
+    x, eps: [B, C, H, W]. Returns what `losses` does.
     """
     z = torch.addcmul(c.alpha * x, c.sigma, eps)
-    return losses(forward(z.mul_(c.c_in), c.logsnr, labels), x, eps, c, multiscale)
+    return losses(forward(z.mul_(c.c_in), c.logsnr, labels), x, eps, c)

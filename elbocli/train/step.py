@@ -42,7 +42,7 @@ def step_losses(
     if batches.dropout:
         seed_dropout(device, batches.dropout_seed(step, part))
     with Precision(settings.precision, device).autocast():
-        loss, eps_error = denoising_losses(network, x, eps, labels, c, settings.multiscale)
+        loss, eps_error = denoising_losses(network, x, eps, labels, c)
     return loss, eps_error, c.logsnr
 
 

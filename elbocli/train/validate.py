@@ -124,7 +124,7 @@ class Validation:
         c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, send)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with Precision(self.settings.precision, self.device).autocast():
-            return torch.stack(denoising_losses(network, x, eps, labels, c, self.settings.multiscale))
+            return torch.stack(denoising_losses(network, x, eps, labels, c))
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         try:

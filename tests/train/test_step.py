@@ -28,13 +28,12 @@ def losses(state: TrainState, step: int, part: int = 0, schedule: Schedule | Non
     return step_losses(state.network, state.batches, step, part, *how)[0]
 
 
-@pytest.mark.parametrize("multiscale", [False, True])
-def test_the_loss_of_a_step_is_the_paper_s(multiscale: bool, digits: Path, preset: Path) -> None:
-    state = fresh(digits, preset, multiscale=multiscale)
+def test_the_loss_of_a_step_is_the_paper_s(digits: Path, preset: Path) -> None:
+    state = fresh(digits, preset)
     x, eps, labels = state.batches.at(3)
     levels = state.schedule.logsnr(state.batches.times(3))
     c = step_coefficients(levels, state.weighting, state.schedule, state.prediction)
-    loss, error = denoising_losses(state.network, x, eps, labels, c, multiscale)
+    loss, error = denoising_losses(state.network, x, eps, labels, c)
     how = state.weighting, state.schedule, state.prediction
     found = step_losses(state.network, state.batches, 3, 0, *how)
     assert all(torch.equal(one, other) for one, other in zip(found, (loss, error, c.logsnr), strict=True))

@@ -76,14 +76,6 @@ class TrainSettings:
         in_presets=True,
     )
     monotone: bool | None = setting(None, OBJECTIVE, "Hold the weighting constant left of its peak.", stored=False)
-    multiscale: bool = setting(
-        False,
-        OBJECTIVE,
-        "Add the loss at 32, 64, … pixels: no longer an ELBO.",
-        more="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
-        "that coarse structure counts for more. An ELBO weighs all pixels' errors alike; the loss log and validation's "
-        "bits per dimension stay plain.",
-    )
     prediction: str = setting(
         "v",
         OBJECTIVE,

@@ -40,7 +40,7 @@ def step_losses(
     if batches.dropout:
         seed_dropout(device, batches.dropout_seed(step, part))
     with Precision(settings.precision, device).autocast():
-        given = x, eps, labels, level, weighting, schedule, prediction, send, settings.multiscale
+        given = x, eps, labels, level, weighting, schedule, prediction, send
         return denoising_losses(network, *given)[:3]
 
 

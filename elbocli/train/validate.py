@@ -120,7 +120,7 @@ class Validation:
         how = self.weighting, self.schedule, self.prediction, partial(sent, device=self.device)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with Precision(self.settings.precision, self.device).autocast():
-            return torch.stack(denoising_losses(network, x, eps, labels, logsnr, *how, self.settings.multiscale)[:2])
+            return torch.stack(denoising_losses(network, x, eps, labels, logsnr, *how)[:2])
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         try:

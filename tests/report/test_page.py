@@ -326,11 +326,6 @@ def test_what_stands_after_a_plus_or_minus_is_said(copy: Path) -> None:
     assert "bits per dimension, ± 0.1 (2 standard errors)" in text and "a, ± 0.25 (standard error)" in text
 
 
-def test_multiscale_is_no_elbo(copy: Path) -> None:
-    change(copy, "settings", multiscale=True)
-    assert "which is no ELBO's" in Reader(render(gather(copy))).text
-
-
 def test_validation_is_drawn_beside_training(copy: Path) -> None:
     (copy / "validation.jsonl").write_bytes((copy / "losslog.jsonl").read_bytes())
     line = {

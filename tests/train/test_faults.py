@@ -266,7 +266,6 @@ class Waits(TorchDispatchMode):
             "on_nonfinite": "skip",
             "ema": ("0.99", "power:std=.1", "halflife:images=100"),
             "flip": True,
-            "multiscale": True,
         },
     ],
 )

@@ -56,7 +56,6 @@ EXAMPLES = {
             "Pack in four jobs, then make one dataset of the shards.",
             "for k in 1 2 3 4; do elbo prep imagenet/ part$k.h5 --shard $k/4; done\nelbo merge out.h5 part?.h5",
         ),
-        ("Leave the shards where they are.", "elbo merge out.h5 shards/*.h5 --virtual"),
     ],
     "elbo train": [
         ("The paper's sigmoid weighting on the only dataset here.", "elbo train --weighting sigmoid --bias 2"),

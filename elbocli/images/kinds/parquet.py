@@ -6,19 +6,18 @@ the schema's metadata under `huggingface`. Rows are read in their order, a few a
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import strict_json
 from elbocli.files.opening import check_file
 from elbocli.files.reading import refusing
-from elbocli.images.arrays import ArrayImages
-from elbocli.images.image_refs import LARGEST_FILE, TOO_LARGE
+from elbocli.images.registry import Images, source
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -29,8 +28,7 @@ LABELS = ("label", "labels", "fine_label")
 """Columns that hold the labels, where more than one could."""
 
 
-@dataclass(frozen=True)
-class _Group:
+class _Group(NamedTuple):
     """A row group of a file: it is read from its beginning."""
 
     path: str
@@ -41,8 +39,8 @@ class _Group:
 class ParquetImages:
     """The images of some files, one after another, of which one row group is open. column: that of the images."""
 
-    def __init__(self, groups: Sequence[_Group], column: str, weight: int):
-        self.groups, self.column, self.weight = groups, column, weight
+    def __init__(self, groups: Sequence[_Group], column: str):
+        self.groups, self.column = groups, column
         self.ends = list(accumulate(group.rows for group in groups))
         self._lock = threading.Lock()
         self._open, self._next = -1, 0
@@ -62,9 +60,7 @@ class ParquetImages:
             raise DataError(
                 "only a path, and no image, is in its parquet file; save the data set with its images in it"
             )
-        if len(content) > LARGEST_FILE:
-            raise DataError(TOO_LARGE)
-        return content
+        return bytes(content)
 
     def _read(self, group: _Group) -> Iterator[Any]:
         """Yield the images' bytes of a row group."""
@@ -74,31 +70,33 @@ class ParquetImages:
                 yield from batch.column(0).field("bytes")
 
 
-@dataclass(frozen=True, slots=True)
-class ParquetRow:
+class ParquetRow(NamedTuple):
     """An image of a parquet file."""
 
     images: ParquetImages
-    index: int
-    shape = None
-
-    def read(self) -> bytes:
-        """Read its bytes. Raises DataError."""
-        return self.images.row(self.index)
+    row: int
 
     @property
-    def weight(self) -> int:
-        """The bytes of a row on average."""
-        return self.images.weight
+    def shape(self) -> None:
+        return None
+
+    def read(self, most: int = -1) -> bytes:
+        return self.images.row(self.row)
 
 
-def open_parquet(paths: Sequence[str]) -> ArrayImages:
+@source("parquet", magic=MAGIC)
+def open_file(path: Path) -> Images:
+    """Open one file."""
+    return open_parquet([str(path)])
+
+
+def open_parquet(paths: Sequence[str]) -> Images:
     """Open files of one data set, in their order.
 
     Raises UsageError without pyarrow; FormatError for a file that is damaged or holds no images, and for files that have
     other columns or classes than the first.
     """
-    layout, groups, labels, files, size = None, [], [], [], 0
+    layout, groups, labels, names = None, [], [], []
     for path in paths:
         with refusing(f"{path}: not a usable parquet file", "; get it again"), _opened(path) as file:
             own = _layout(file, path)
@@ -107,25 +105,22 @@ def open_parquet(paths: Sequence[str]) -> ArrayImages:
                 raise FormatError(f"{path}: has other columns or classes than {paths[0]}; name files of one data set")
             about = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             groups += [_Group(path, number, group.num_rows) for number, group in enumerate(about)]
-            size += sum(group.total_byte_size for group in about)
             if layout.labels:
                 labels += file.read(columns=[layout.labels]).column(0).to_pylist()
-            stem = path.rpartition("/")[2].removesuffix(".parquet")
-            files += [f"{stem}/{index}" for index in range(file.metadata.num_rows)]
-    if layout is None or not files:
+            names += [f"{Path(path).stem}/{index}" for index in range(file.metadata.num_rows)]
+    if layout is None or not names:
         raise FormatError(f"{paths[0]}: holds no rows; get it again")
-    wrong = next(
-        (label for label in labels if type(label) is not int or not 0 <= label < len(layout.names or labels)), 0
-    )
-    if wrong != 0:
-        raise FormatError(f"{paths[0]}: column {layout.labels} has the label {wrong!r}, which is none of its classes")
-    images = ParquetImages(groups, layout.images, size // len(files))
-    refs = [ParquetRow(images, index) for index in range(len(files))]
-    return ArrayImages(refs, labels if layout.labels else None, layout.names, files, in_order=True)
+    for label in labels:
+        if type(label) is not int or not 0 <= label < len(layout.names or labels):
+            raise FormatError(
+                f"{paths[0]}: column {layout.labels} has the label {label!r}, which is none of its classes"
+            )
+    images = ParquetImages(groups, layout.images)
+    refs = [ParquetRow(images, row) for row in range(len(names))]
+    return Images(names, labels if layout.labels else None, refs, layout.names, in_order=True)
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """The columns of images and of labels ('' without), and the classes' names where they have some."""
 
     images: str
@@ -137,14 +132,17 @@ def _layout(file: ParquetFile, path: str) -> _Layout:
     """Find the columns. Raises FormatError when there is none with images."""
     from pyarrow import types
 
+    def holds_files(kind: Any) -> bool:
+        field = kind.get_field_index("bytes") if types.is_struct(kind) else -1
+        return field >= 0 and (types.is_binary(kind.field(field).type) or types.is_large_binary(kind.field(field).type))
+
     schema = file.schema_arrow
-    structs = {column.name: column.type for column in schema if types.is_struct(column.type)}
-    images = [name for name, kind in structs.items() if kind.get_field_index("bytes") >= 0]
+    images = [column.name for column in schema if holds_files(column.type)]
     if not images:
         raise FormatError(
             f"{path}: no column of images among {', '.join(schema.names[:5])}; expected one with their bytes"
         )
-    said = strict_json.parse((schema.metadata or {}).get(b"huggingface", b"{}"))
+    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
     classes = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
     numbers = [column.name for column in schema if types.is_integer(column.type)]

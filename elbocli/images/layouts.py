@@ -1,38 +1,44 @@
-"""One source: which of its files are images, in which order, and which class each has by itself.
+"""One source: its images in order, and the class that the source itself gives each.
 
-A folder, a tar or a zip may hold class folders or none, EDM's dataset.json, or webdataset's files beside each image;
-an array or a dataset has its own labels.
+A folder, a tar or a zip may hold class folders or none, EDM's dataset.json, webdataset's files beside each image, or a data
+set in the files that it is published as; an array or a dataset has its own labels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
-from elbocli.errors import DataError
-from elbocli.files.opening import open_file
-from elbocli.files.recognise import HDF5_MAGIC, recognise
+from elbocli.errors import DataError, ElboError
 from elbocli.files.statistics import is_pickle
-from elbocli.images import arrays, known_sets, parquet
-from elbocli.images.archives import Complain, Entry, is_tar, list_folder, list_tar, list_zip
 from elbocli.images.classes import some
-from elbocli.images.image_refs import ImageRef, Span
-from elbocli.images.labels import Word, edm_labels, sidecar_labels
-from elbocli.images.packed import first_bytes_inside, program_for
-from elbocli.images.tar_headers import begins_like_tar
+from elbocli.images.image_refs import ImageRef, Span, ZipEntry
+from elbocli.images.kinds import cifar, idx, parquet
+from elbocli.images.labels import edm_labels, sidecar_labels
+from elbocli.images.registry import HEAD, Complain, Images, Word, images_of, kind_of, kinds
 
-NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK"
-KNOWN = (HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC, parquet.MAGIC)
-"""Beginnings of files that are packed."""
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
+"""Beginnings of gzip, bzip2, xz, zstd, 7z and rar files."""
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
 """Formats that Pillow knows by name only, or reads by another program."""
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
+SET_FILES = 4096
+"""A folder with more files is no published set."""
+BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "t10k", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+}
+"""Words of a file's name → the part of the dataset that it holds."""
+Entry = tuple[str, ImageRef]
 
 
 @dataclass
@@ -64,61 +70,37 @@ def list_source(root: Path, any_depth: bool, among: bool, complain: Complain, ou
     among: it is one of several. ours: files that are no images. complain: gets the trouble of damaged archives.
     Raises DataError and FormatError when nothing can be packed.
     """
-    if root.is_dir():
-        if recognise(root / "config.yaml") == "a config of a run":
-            draw = f"elbo sample {shlex.quote(str(root))} -n 1000 -o samples.h5"
-            raise DataError(
-                f"{root}: is a run, and the pictures in it are its previews; draw images from it with '{draw}', which is a "
-                "dataset already"
-            )
-        entries = _without(ours, list_folder(root, complain))
-        return _files(entries, f"{root}/", root.resolve().name, any_depth, among)
-    try:
+    if not root.is_dir():
         if not root.exists():
-            expected = "expected images: a folder, tar, zip, .npz, .npy, IDX, CIFAR, parquet or dataset"
-            raise DataError(f"{root}: no such folder or file; {expected}")
+            raise DataError(f"{root}: no such folder or file; expected images: a folder, {_kinds()}")
         if not root.is_file():
             raise DataError(f"{root}: not a regular file or folder")
-        with open_file(root) as file:
-            head = file.read(512)
-    except OSError as error:
-        raise DataError(f"{root}: can't be read: {error.strerror}") from error
-    if head.startswith(HDF5_MAGIC):
-        return _rows(root, arrays.open_dataset(root))
-    if head.startswith(NPY_MAGIC):
-        return _rows(root, arrays.open_npy(root))
-    if head.startswith(ZIP_MAGIC):
-        if arrays.is_array(root):
-            return _rows(root, arrays.open_npz(root))
-        return _files(list(list_zip(root)), f"{root}: ", root.stem, any_depth, among)
-    if is_tar(root):
-        return _files(list(list_tar(str(root), complain)), f"{root}: ", root.stem, any_depth, among)
-    if (found := known_sets.in_file(root)) is not None:
-        return _known(found, root.stem)
-    raise DataError(f"{root}: {_no_source(root, head)}")
+    kind = kind_of(root)
+    if kind is None:
+        raise DataError(f"{root}: {_no_source(root)}")
+    prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
+    if not kind.tree:
+        return _of_images(images_of(kind.open(root)), prefix, stem)
+    entries = [(name, ref) for name, _, ref in kind.open(root, complain)]
+    return _files(_without(ours, entries), prefix, stem, any_depth, among)
 
 
-def _no_source(root: Path, head: bytes) -> str:
+def _kinds() -> str:
+    return ", ".join(kind.name for kind in kinds() if kind.name != "folder")
+
+
+def _no_source(root: Path) -> str:
     """Say why a file is no source, and what to do."""
-    if program := program_for(head):
-        inside = first_bytes_inside(Span(str(root)))
-        if inside and not inside.startswith(KNOWN) and not begins_like_tar(inside):
-            return (
-                "is compressed, and what is in it is no archive, array or dataset; expected these or a folder of images"
-            )
-        return (
-            f"is compressed, so that its images can't be read one by one; unpack it once with '{program} {shlex.quote(str(root))}', "
-            "then pack what comes out (images hardly get larger by it)"
-        )
+    head = Span(str(root)).read(HEAD)
+    if head.startswith(COMPRESSED):
+        return "is compressed; unpack it once, then pack what comes out (images hardly get larger by it)"
     if is_pickle(root):
-        return "a pickle, which is never opened, because that can run code; name the images themselves"
+        return "a pickle, which is never opened, because that can run code; name the images themselves, or CIFAR's binary version"
     if root.suffix == ".tar":
         return "is called .tar, but begins like no tar: damaged, or something else; get it again"
     if is_picture(root.name):
         return "is one image; name the folder that it lies in"
-    return (
-        "is a file, but no tar, zip, .npz, .npy, IDX, CIFAR, parquet or dataset; expected these or a folder of images"
-    )
+    return f"is a file, but none of {_kinds()}; expected these or a folder of images"
 
 
 def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
@@ -126,29 +108,21 @@ def _without(ours: Sequence[Path], entries: Iterable[Entry]) -> list[Entry]:
     own = {path.name: path for path in ours}
 
     def is_ours(name: str, ref: ImageRef) -> bool:
-        if OWN.search(name):
-            return True
+        if not isinstance(ref, Span) or ref.size >= 0:
+            return False
         mine = own.get(name.rpartition("/")[2])
-        return mine is not None and isinstance(ref, Span) and Path(ref.path).resolve() == mine.resolve()
+        return bool(OWN.search(name)) or (mine is not None and Path(ref.path).resolve() == mine.resolve())
 
     return [(name, ref) for name, ref in entries if not is_ours(name, ref)]
 
 
-def _rows(root: Path, rows: arrays.ArrayImages) -> Listing:
-    return _listed(rows, f"{root}: ", root.stem)
-
-
-def _listed(rows: arrays.ArrayImages, prefix: str, stem: str) -> Listing:
-    names, numbers = list(rows.class_names), rows.labels
-    words = [names[label] for label in numbers] if names and numbers is not None else numbers
-    numbers = numbers if names else None
-    listing = Listing(prefix, rows.files, rows.refs, words, stem, names or None, numbers, rows.in_order)
-    return replace(listing, notes=list(rows.notes))
-
-
-def _known(found: known_sets.KnownSet, stem: str) -> Listing:
-    prefix = found.where if found.where.endswith(("/", " ")) else f"{found.where}: "
-    return _listed(found.images, prefix, stem)
+def _of_images(images: Images, prefix: str, stem: str) -> Listing:
+    names, labels, classes = list(images.names), images.labels, list(images.classes)
+    listing = Listing(prefix, names, images.refs, labels, stem, in_order=images.in_order, notes=list(images.notes))
+    if classes and labels is not None:
+        numbers = listing.numbers = [int(label) for label in labels if label is not None]
+        listing.words, listing.classes = [classes[number] for number in numbers], classes
+    return listing
 
 
 def _order(name: str) -> bytes:
@@ -167,11 +141,8 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
     alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
     prefix, stem = prefix + "".join(f"{top}/" for top in tops), tops[-1] if tops else stem
-    if (
-        not any(is_picture(name) for name, _ in entries)
-        and (found := known_sets.in_folder(entries, prefix)) is not None
-    ):
-        return _known(found, stem)
+    if not any(is_picture(name) for name, _ in entries) and (images := _published(entries, prefix)) is not None:
+        return _of_images(*images, stem)
     entries.sort(key=lambda entry: _order(entry[0]))
     arrays_only = [name for name, _ in entries if name != "dataset.json"]
     if arrays_only and all(name.endswith(".npy") for name in arrays_only):  # skipping them would leave nothing
@@ -196,8 +167,10 @@ def _files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among:
     flat = alone or not classes
     classes |= {name.partition("/")[0] for name in folders}
     own = None if flat or beside is not None else sorted(classes, key=os.fsencode)
-    listing = Listing(prefix, names, [ref for _, ref in entries], beside, stem, own, flat=flat, notes=notes)
-    return replace(listing, captioned=captioned and beside is None)
+    captioned = captioned and beside is None
+    return Listing(
+        prefix, names, [ref for _, ref in entries], beside, stem, own, flat=flat, captioned=captioned, notes=notes
+    )
 
 
 def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[str], list[str], bool]:
@@ -207,11 +180,11 @@ def _descend(entries: list[Entry], folders: set[str]) -> tuple[list[Entry], set[
     """
     tops: list[str] = []
     while entries:
-        found = {name.partition("/")[0] if "/" in name else "" for name, _ in entries}
-        found |= {name.partition("/")[0] for name in folders}
-        if len(found) > 1 or "" in found:
+        first = {name.partition("/")[0] if "/" in name else "" for name, _ in entries}
+        first |= {name.partition("/")[0] for name in folders}
+        if len(first) > 1 or "" in first:
             break
-        top = found.pop()
+        top = first.pop()
         tops.append(top)
         entries = [(name[len(top) + 1 :], ref) for name, ref in entries]
         folders = {name[len(top) + 1 :] for name in folders} - {""}
@@ -246,10 +219,14 @@ def _without_loose(entries: list[Entry], prefix: str, notes: list[str]) -> list[
 
 def left_out(shown: list[str], why: str) -> str:
     """A note that files are not taken, and why."""
-    return f"{shown[0]}{f' and {len(shown) - 1} more' if len(shown) > 1 else ''} left out: {why}"
+    return f"{shown[0]}{_and_more(shown)} left out: {why}"
 
 
-def named_among_others(part: Listing) -> None:
+def _and_more(names: Sequence[object]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def name_among_others(part: Listing) -> None:
     """Put a source's name before its images' names: among several, a flat one is a class folder, class tar or shard."""
     if part.words is None and part.classes is None:
         part.classes = [part.stem]
@@ -269,3 +246,94 @@ def words_of(part: Listing) -> Sequence[Word | None]:
     if part.classes is None:
         return [part.stem] * len(part.names)
     return [name.partition("/")[0] for name in part.names]
+
+
+# Data sets in the files that they are published as: IDX (MNIST), batches (CIFAR), parquet (Hugging Face's `datasets`). Of
+# several parts the training images are taken, and the others are named.
+
+
+class _SetFile(NamedTuple):
+    """A file of a published set. kind: idx, cifar or parquet."""
+
+    name: str
+    ref: ImageRef
+    kind: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it lies on disk as it is, and not in an archive."""
+        return isinstance(self.ref, Span) and self.ref.size < 0
+
+    @property
+    def split(self) -> str:
+        """The part of the set, by the words of its name; '' where it says nothing."""
+        words = re.split(r"[^a-z0-9]+", self.name.lower().replace("data_batch", "train"))
+        return next((SPLITS[word] for word in words if word in SPLITS), "")
+
+
+def _set_kind(name: str, ref: ImageRef) -> str:
+    """The kind of a file that may be one of a published set; '' when it is none, or can't be read."""
+    with contextlib.suppress(ElboError, OSError):
+        head = bytes(ref.read(HEAD))
+        if idx.dimensions(head) == 3:
+            return "idx"
+        if head.startswith(parquet.MAGIC):
+            return "parquet"
+        if BATCH.fullmatch(name.rpartition("/")[2]) and cifar.is_batch(ref, _size(ref)):
+            return "cifar"
+    return ""
+
+
+def _size(ref: ImageRef) -> int:
+    if isinstance(ref, ZipEntry):
+        return ref.info.file_size
+    return (ref.size if ref.size >= 0 else Path(ref.path).stat().st_size) if isinstance(ref, Span) else 0
+
+
+def _published(entries: Sequence[Entry], prefix: str) -> tuple[Images, str] | None:
+    """Open a published set among the files of a folder or an archive; None when there is none.
+
+    Returns (its images, what stands before their names in messages). Raises DataError when it holds several sets, and for
+    damaged files.
+    """
+    if len(entries) > SET_FILES:
+        return None
+    twice = {f"{name}.gz" for name, _ in entries}
+    found = (_SetFile(name, ref, _set_kind(name, ref)) for name, ref in entries if name not in twice)
+    files = sorted((file for file in found if file.kind), key=_batch_order)
+    if not files:
+        return None
+    taken = [file for file in files if file.split == "train"] or files
+    first = taken[0]
+    folder, slash, base = first.name.rpartition("/")
+    folder += slash
+    sets = {(file.kind, file.split, file.name.rpartition("/")[0]) for file in taken}
+    if len(sets) > 1 or (first.kind == "idx" and len(taken) > 1):
+        names = ", ".join(prefix + file.name for file in taken[:4])
+        how = "name the files of one" if first.is_whole else "unpack the archive and name the files of one"
+        raise DataError(f"{prefix.rstrip(': /')}: holds several sets of images ({names}); {how}")
+    beside = {name.removeprefix(folder): ref for name, ref in entries if name.startswith(folder)}
+    where = prefix + folder
+    if first.kind == "idx":
+        images, where = idx.open_idx(base, first.ref, beside, where + base), f"{where}{base}: "
+    elif first.kind == "cifar":
+        images = cifar.open_batches([(file.name.removeprefix(folder), file.ref) for file in taken], beside, where)
+    elif first.is_whole:
+        images = parquet.open_parquet([file.ref.path for file in taken if isinstance(file.ref, Span)])
+    else:
+        raise DataError(f"{prefix}{first.name}: a parquet file in an archive can't be read; unpack the archive first")
+    others = [file for file in files if file not in taken]
+    if others:
+        left = f"{prefix}{others[0].name}"
+        how = f"elbo prep {left} OTHER.h5" if others[0].is_whole else "unpack the archive and name them"
+        images.notes.append(
+            f"the training images are taken: {prefix}{first.name}{_and_more(taken)}; left out: {left}{_and_more(others)}; "
+            f"to pack these: {how}"
+        )
+    return images, where
+
+
+def _batch_order(file: _SetFile) -> tuple[str, int, str]:
+    """A key that sorts data_batch_10 behind data_batch_9."""
+    number = re.search(r"_(\d{1,9})(\.bin)?$", file.name)
+    return (file.name[: number.start()] if number else file.name, int(number[1]) if number else 0, file.name)

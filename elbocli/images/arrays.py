@@ -15,15 +15,12 @@ from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.opening import open_file
 from elbocli.files.reading import refusing
-from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 from elbocli.images.array_rows import DatasetRow, Made, Pixels, Unpacked, UnpackedRow
 from elbocli.images.image_refs import ImageRef
 from elbocli.images.samples import read_header, read_labels, refuse_short
 
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
 """The names under which an .npz may hold images and their labels: numpy's own, and those of published data sets."""
-MOST_ROWS = 3_000_000
-"""Images of an array, which are listed in memory, like files."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 """The most bytes that one packed byte can become, by way of packing."""
@@ -54,13 +51,7 @@ def open_npy(path: Path) -> ArrayImages:
     with open_file(path) as file:
         shape, offset = read_header(file, str(path)), file.tell()
     refuse_short(f"{path}:", path.stat().st_size, offset, shape)
-    _refuse_many(path, shape)
     return ArrayImages(pixel_rows(str(path), offset, shape))
-
-
-def _refuse_many(path: Path, shape: tuple[int, ...]) -> None:
-    if shape[0] > MOST_ROWS:
-        raise FormatError(f"{path}: holds {shape[0]} images, more than {MOST_ROWS}; save it in parts, and merge them")
 
 
 def pixel_rows(path: str, offset: int, shape: tuple[int, int, int, int]) -> Made:
@@ -77,7 +68,7 @@ def open_npz(path: Path) -> ArrayImages:
 
 def _open_npz(path: Path) -> ArrayImages:
     with contextlib.ExitStack() as opened:
-        archive = opened.enter_context(open_zip(path, MOST_ARRAYS))
+        archive = opened.enter_context(zipfile.ZipFile(opened.enter_context(open_file(path))))
         found = _rows_of(path, archive)
         if found.in_order:  # it is packed, and read from later
             opened.pop_all()
@@ -98,7 +89,6 @@ def _rows_of(path: Path, archive: zipfile.ZipFile) -> ArrayImages:
     if info.file_size > MOST_PACKED.get(info.compress_type, 0) * path.stat().st_size:
         announced = f"{images} announces {info.file_size} bytes"
         raise FormatError(f"{path}: {announced}, more than can be in it; make or get it again")
-    _refuse_many(path, shape)
     numbers = read_labels(archive, str(path), shape[0], labels)
     known = None if numbers is None else numbers.tolist()
     refuse_short(f"{path}: {images} is", info.file_size, start, shape)
@@ -126,7 +116,7 @@ def open_dataset(path: Path) -> ArrayImages:
 
 def is_array(path: Path) -> bool:
     """Whether a zip is an .npz."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile), open_zip(path, MOST_ARRAYS) as archive:
+    with contextlib.suppress(Exception), open_file(path) as file, zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         return "arr_0.npy" in names or (
             bool(names) and all("/" not in name and name.endswith(".npy") for name in names)

@@ -1,22 +1,18 @@
-"""CIFAR-10 and CIFAR-100, as downloaded: batches of 32 x 32 images in colour, binary or pickled by Python 2.
+"""CIFAR-10 and CIFAR-100 in their binary version: batches of 32 x 32 images in colour.
 
-Binary: for each image a byte (CIFAR-10) or two (CIFAR-100: coarse, fine) of labels, then its red, green and blue plane.
-Pickled: a dict with `data` uint8 [N, 3072] and `labels` or `fine_labels`. The classes' names lie beside, in
-batches.meta(.txt), fine_label_names.txt or meta. Source: the description on CIFAR's page.
+For each image a byte (CIFAR-10) or two (CIFAR-100: coarse, fine) of labels, then its red, green and blue plane.
+The classes' names lie beside, in batches.meta.txt or fine_label_names.txt. Source: the description on CIFAR's page.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files.plain_pickle import PickledArray, read_plain
 from elbocli.files.reading import naming
 from elbocli.images.array_rows import Row
 from elbocli.images.arrays import ArrayImages
@@ -25,12 +21,9 @@ from elbocli.images.image_refs import LARGEST_FILE, ImageRef, ZipEntry
 PIXELS = 3 * 32 * 32
 RECORDS = {10: (1, (10,)), 100: (2, (20, 100))}
 """By the number of classes: the bytes of labels in a record, and how many classes each of them counts."""
-NAMES = {10: ("batches.meta.txt", "batches.meta"), 100: ("fine_label_names.txt", "meta")}
-"""By the number of classes: the files that may say their names."""
-KEYS = {10: ("labels", "label_names"), 100: ("fine_labels", "fine_label_names")}
-"""By the number of classes: what a pickled batch calls its labels, and a pickled list of classes their names."""
+NAMES = {10: "batches.meta.txt", 100: "fine_label_names.txt"}
+"""By the number of classes: the file that may say their names."""
 PICKLED = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
-PICKLE = "a pickle, which is read as plain data alone, because other pickles can run code"
 AGAIN = "get it again, or name the images themselves"
 
 
@@ -84,37 +77,12 @@ def binary_classes(content: bytes) -> int:
 def _read(ref: ImageRef) -> Batch:
     content = bytes(ref.read())
     if content.startswith(PICKLED):
-        return _pickled(_unpickled(content))
+        raise FormatError("CIFAR's pickled version, and elbo opens no pickles; get its binary version")
     if classes := binary_classes(content):
         records = np.frombuffer(content, np.uint8).reshape(-1, RECORDS[classes][0] + PIXELS)
         labels = records[:, RECORDS[classes][0] - 1].tolist()
         return Batch(_planes(records[:, -PIXELS:]), labels, classes)
     raise FormatError(f"no batch of CIFAR: {len(content)} bytes; {AGAIN}")
-
-
-def _unpickled(content: bytes) -> dict[str, Any]:
-    """Read a pickled dict with names as keys. Raises FormatError."""
-    try:
-        value = read_plain(io.BytesIO(content))
-    except FormatError as error:
-        raise FormatError(f"{PICKLE}: {error}; name the images themselves") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"a pickle without CIFAR's images; {AGAIN}")
-    return {_text(key): item for key, item in value.items()}
-
-
-def _pickled(batch: dict[str, Any]) -> Batch:
-    """Take the images out of a pickled batch. Raises FormatError."""
-    data = batch.get("data")
-    pixels = data.pixels if isinstance(data, PickledArray) else np.zeros(0, np.uint8)
-    if pixels.ndim != 2 or pixels.shape[1] != PIXELS or not len(pixels):
-        raise FormatError(f"a pickle without CIFAR's images: expected 'data', uint8 (N, {PIXELS}); {AGAIN}")
-    classes, labels = next(((n, batch[key]) for n, (key, _) in KEYS.items() if key in batch), (0, None))
-    if not isinstance(labels, list) or len(labels) != len(pixels):
-        raise FormatError(f"a pickle of {len(pixels)} images without as many 'labels' or 'fine_labels'; {AGAIN}")
-    if not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise FormatError(f"a label that is none of 0 to {classes - 1}; {AGAIN}")
-    return Batch(_planes(pixels), labels, classes)
 
 
 def _planes(pixels: np.ndarray) -> np.ndarray:
@@ -124,20 +92,11 @@ def _planes(pixels: np.ndarray) -> np.ndarray:
 
 def _class_names(classes: int, beside: Mapping[str, ImageRef], where: str) -> list[str]:
     """Read the names of the classes, their numbers where no file says names. Raises FormatError."""
-    for file in NAMES[classes]:
-        if file in beside:
-            with naming(where + file, FormatError):
-                content = bytes(beside[file].read())
-                if content.startswith(PICKLED):
-                    listed = _unpickled(content).get(KEYS[classes][1])
-                    names = [_text(name) for name in listed] if isinstance(listed, list) else []
-                else:
-                    names = content.decode("utf-8", "replace").split()
-                if len(names) != classes or len(set(names)) != classes:
-                    raise FormatError(f"{len(names)} names of classes, expected {classes}; get it again, or remove it")
-                return names
-    return [str(number) for number in range(classes)]
-
-
-def _text(key: Any) -> str:
-    return key.decode("latin-1") if isinstance(key, bytes) else str(key)
+    file = NAMES[classes]
+    if file not in beside:
+        return [str(number) for number in range(classes)]
+    with naming(where + file, FormatError):
+        names = bytes(beside[file].read()).decode("utf-8", "replace").split()
+        if len(names) != classes or len(set(names)) != classes:
+            raise FormatError(f"{len(names)} names of classes, expected {classes}; get it again, or remove it")
+    return names

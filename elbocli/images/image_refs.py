@@ -21,7 +21,6 @@ import numpy as np
 from elbocli.errors import DataError
 from elbocli.files.opening import NO_WAITING
 from elbocli.files.reading import refusing
-from elbocli.files.zip_files import read_member
 
 Shape = tuple[int, int, int]
 LARGEST_FILE = 256 << 20
@@ -132,7 +131,7 @@ class ZipEntry:
         if info.file_size > LARGEST_FILE:
             raise DataError(TOO_LARGE)
         with refusing("does not unpack", kind=DataError):
-            return read_member(self.archive, info, LARGEST_FILE)
+            return self.archive.read(info)
 
     @property
     def weight(self) -> int:

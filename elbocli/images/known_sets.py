@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from elbocli.errors import DataError, ElboError
@@ -147,7 +147,7 @@ def in_file(root: Path) -> KnownSet | None:
     ref = Span(str(root))
     head = first_bytes(ref)
     inside = first_bytes_inside(ref) if head.startswith(GZIP) else head
-    companions = [root.with_name(name) for name in (*idx.labels_names(root.name), *chain(*cifar.NAMES.values()))]
+    companions = [root.with_name(name) for name in (*idx.labels_names(root.name), *cifar.NAMES.values())]
     beside = {path.name: Span(str(path)) for path in companions if path.is_file()}
     where = str(root)
     if idx.dimensions(inside):

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from elbocli.errors import DataError
 from elbocli.files import strict_json
-from elbocli.files.npy import read_array
 from elbocli.files.reading import encodable, naming, refusing
-from elbocli.images.image_refs import LARGEST_FILE, ImageRef, read_bytes
+from elbocli.images.image_refs import ImageRef, read_bytes
 
 Word = str | int
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
@@ -89,7 +90,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 def _label_array(path: Path, count: int) -> list[Word | None]:
     with naming(path), refusing("not a usable .npy", kind=DataError):
-        labels = read_array(io.BytesIO(read_bytes(path)), LARGEST_FILE)
+        labels = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: {labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
     return [int(label) for label in labels.reshape(-1)]

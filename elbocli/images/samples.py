@@ -15,25 +15,20 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import npy, strict_json
+from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.file_system import SPECIAL
-from elbocli.files.opening import open_stream
-from elbocli.files.reading import LARGEST_TEXT, naming, refusing
+from elbocli.files.opening import open_file, open_stream
+from elbocli.files.reading import naming, refusing
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_writers.header import SamplesAbout
-from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_SIDE = 8192
-LARGEST_COUNT = 10**9
-MOST_LABELS = 1 << 25
-"""Labels that are held in memory."""
-LABEL_BYTES = 8
 PIECE = 16 << 20
 BATCH_BYTES = 256 << 20
 """Bytes of images that are held at a time."""
@@ -73,15 +68,17 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     Raises FormatError when it isn't one of images.
     """
     with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
-        shape, fortran, dtype = npy.read_header(file)
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        shape = tuple(map(int, shape))  # numpy takes True for a side
     found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
         shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
         raise FormatError(f"{name}: holds {found}, expected uint8 (N, H, W, 1 or 3) or (N, H, W) with N > 0, C order")
-    if shape[0] > LARGEST_COUNT or max(shape[1:3]) > LARGEST_SIDE:
-        size = f"{shape[2]} x {shape[1]} pixels"
-        raise FormatError(f"{name}: announces {shape[0]} images of {size}, more than can be meant")
+    if max(shape[1:3]) > LARGEST_SIDE:
+        raise FormatError(f"{name}: announces images of {shape[2]} x {shape[1]} pixels, more than can be meant")
     return shape
 
 
@@ -151,10 +148,9 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "a
     if f"{array}.npy" not in archive.namelist():
         return None
     with refusing(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
-        shape, fortran, dtype = npy.read_header(member)
-        if shape not in ((count,), (count, 1)) or dtype.kind not in "iu":
-            raise FormatError(f"{name}: {array} is {dtype} {shape}, expected {count} integer labels")
-        labels = npy.read_values(member, shape, fortran, dtype, LABEL_BYTES * MOST_LABELS)
+        labels = np.lib.format.read_array(member, allow_pickle=False)
+        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+            raise FormatError(f"{name}: {array} is {labels.dtype} {labels.shape}, expected {count} integer labels")
         if int(labels.max()) > np.iinfo(np.int64).max:
             raise ValueError(f"a label is {int(labels.max())}")
     return np.asarray(labels, np.int64).reshape(count)
@@ -165,7 +161,7 @@ def read_about(archive: zipfile.ZipFile, name: str) -> SamplesAbout:
     if "about.npy" not in archive.namelist():
         return SamplesAbout()
     with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
-        about = str(npy.read_array(member, LARGEST_TEXT))
+        about = str(np.lib.format.read_array(member, allow_pickle=False))
     return _about(about, f"{name}: about")
 
 
@@ -212,7 +208,12 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         how = _preprocessing(made.more, data.attributes.json())
         yield SampleReader(str(source), data.shape, labels, read, made, names, how)
     elif source.suffix == ".npz":
-        with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
+        with (
+            told(source, "read"),
+            open_file(source) as file,
+            _zip(file, source) as archive,
+            _member(archive, source) as member,
+        ):
             reader = _stream(member, str(source))
             refuse_short(f"{source}: arr_0 is", archive.getinfo("arr_0.npy").file_size, member.tell(), reader.shape)
             reader.labels = read_labels(archive, str(source), reader.shape[0])
@@ -231,15 +232,13 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
 def has_images(path: Path) -> bool:
     """Whether an npz holds `arr_0`."""
-    with _zip(path) as archive:
+    with open_file(path) as file, _zip(file, path) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
-def _zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return open_zip(path, MOST_ARRAYS)
-    except zipfile.BadZipFile as error:
-        raise FormatError(f"{path}: not an .npz archive ({error})") from error
+def _zip(file: IO[bytes], path: Path) -> zipfile.ZipFile:
+    with refusing(f"{path}: not an .npz archive"):
+        return zipfile.ZipFile(file)
 
 
 def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:

@@ -201,8 +201,8 @@ def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
     import hashlib
 
-    from elbocli.files.checkpoint import load_tensors
     from elbocli.files.reading import read_limited
+    from elbocli.files.tensor_files import load_tensors
 
     content = read_limited(path, f"weights of {name}", LARGEST_WEIGHTS)
     load_tensors(io.BytesIO(content), str(path))
@@ -252,7 +252,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
         from elbocli.files.hashing import file_sha256
-        from elbocli.files.pt2_check import load_program
+        from elbocli.files.programs import load_program
 
         path = Path(name)
         made = Extractor(path.name, load_program(path), file_sha256(path))

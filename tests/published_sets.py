@@ -54,64 +54,24 @@ def binary_batch(images: np.ndarray, classes: int = 10) -> bytes:
     return b"".join(head + row.tobytes() for head, row in zip(heads, planes(images), strict=True))
 
 
-def _short(text: str) -> bytes:
-    return b"U" + bytes([len(text)]) + text.encode("latin-1")
-
-
-def _list(values: list[Any]) -> bytes:
-    return b"](" + b"".join(b"K" + bytes([v]) if isinstance(v, int) else _short(v) for v in values) + b"e"
-
-
-def pickled_array(array: np.ndarray, kind: str = "u1") -> bytes:
-    """An array as Python 2's pickle, protocol 2, writes one."""
-    number = b"".join(b"M" + struct.pack("<H", side) for side in array.shape)
-    content = b"T" + struct.pack("<I", array.nbytes) + array.tobytes()
-    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R"
-    kind_of = b"cnumpy\ndtype\n" + _short(kind) + b"K\0K\1\x87R(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
-    return made + b"(K\1" + number + (b"\x86" if array.ndim == 2 else b"\x85") + kind_of + b"\x89" + content + b"tb"
-
-
-def pickled(**values: Any) -> bytes:
-    """A dict as Python 2's pickle writes it: of lists, arrays of bytes and short text, in protocol 2."""
-    out = b"\x80\2}q\1("
-    for key, value in values.items():
-        kinds = {np.ndarray: pickled_array, list: _list, str: _short}
-        out += _short(key) + next(write(value) for kind, write in kinds.items() if isinstance(value, kind))
-    return out + b"u."
-
-
-def python_batch(images: np.ndarray, classes: int = 10) -> bytes:
-    """A batch of CIFAR's Python version."""
-    key, labels = "labels" if classes == 10 else "fine_labels", labels_of(len(images), classes)
-    return pickled(batch_label="training batch", **{key: labels}, data=planes(images))
-
-
-def cifar10(folder: Path, python: bool = False, batches: int = 2, count: int = 3) -> np.ndarray:
+def cifar10(folder: Path, batches: int = 2, count: int = 3) -> np.ndarray:
     """Write CIFAR-10's folder. Returns the training images, uint8 [batches · count, 32, 32, 3]."""
     folder.mkdir(parents=True)
-    suffix, write = ("", python_batch) if python else (".bin", binary_batch)
     parts = [noise(count, seed) for seed in range(batches)]
     for number, part in enumerate(parts, 1):
-        (folder / f"data_batch_{number}{suffix}").write_bytes(write(part))
-    (folder / f"test_batch{suffix}").write_bytes(write(noise(count, 99)))
+        (folder / f"data_batch_{number}.bin").write_bytes(binary_batch(part))
+    (folder / "test_batch.bin").write_bytes(binary_batch(noise(count, 99)))
     (folder / "readme.html").write_text("<html>")
-    if python:
-        (folder / "batches.meta").write_bytes(pickled(label_names=NAMES10))
-    else:
-        (folder / "batches.meta.txt").write_text("\n".join(NAMES10) + "\n\n")
+    (folder / "batches.meta.txt").write_text("\n".join(NAMES10) + "\n\n")
     return np.concatenate(parts)
 
 
-def cifar100(folder: Path, python: bool = False, count: int = 5) -> np.ndarray:
+def cifar100(folder: Path, count: int = 5) -> np.ndarray:
     """Write CIFAR-100's folder. Returns the training images, uint8 [count, 32, 32, 3]."""
     folder.mkdir(parents=True)
-    suffix, write = ("", python_batch) if python else (".bin", binary_batch)
     for name, seed in (("train", 0), ("test", 1)):
-        (folder / f"{name}{suffix}").write_bytes(write(noise(count, seed), 100))
-    if python:
-        (folder / "meta").write_bytes(pickled(fine_label_names=NAMES100))
-    else:
-        (folder / "fine_label_names.txt").write_text("\n".join(NAMES100))
+        (folder / f"{name}.bin").write_bytes(binary_batch(noise(count, seed), 100))
+    (folder / "fine_label_names.txt").write_text("\n".join(NAMES100))
     return noise(count, 0)
 
 

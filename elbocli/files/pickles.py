@@ -158,31 +158,19 @@ def read_torch_file(path: Path) -> Found:
     with told(path, "read"), open_file(path) as file, where, refusing("it is damaged"):
         if begins_like_tensors(path):
             return Found(load(path), [])
-        head = file.read(32)
+        head, size = file.read(32), file.seek(0, io.SEEK_END)
         file.seek(0)
-        zipped = head.startswith(b"PK")
-        if zipped or LEGACY in head:
-            try:
-                return Found(load_tensors(path), [])
-            except FormatError:
-                if not zipped:
-                    raise
-        return _read_archive(file) if zipped else _read_pickle(Unpickler(file))
-
-
-def _read_archive(file: IO[bytes]) -> Found:
-    """Read an archive of torch.save that holds more than tensors."""
-    size = file.seek(0, io.SEEK_END)
-    with zipfile.ZipFile(file) as archive:
-        if sum(info.file_size for info in archive.infolist()) > size:
-            raise FormatError("its parts are larger than itself, and torch doesn't write such files")
-        if _member(archive, "byteorder") not in (b"", b"little"):
-            raise FormatError("it was written on a big-endian machine")
-        return _read_pickle(Unpickler(io.BytesIO(_member(archive, "data.pkl")), archive))
-
-
-def _read_pickle(unpickler: Unpickler) -> Found:
-    return Found(unpickler.load(), sorted(unpickler.strangers))
+        if LEGACY in head:
+            return Found(load_tensors(path), [])
+        unpickler = Unpickler(file)
+        if head.startswith(b"PK"):
+            archive = zipfile.ZipFile(file)
+            if sum(info.file_size for info in archive.infolist()) > size:
+                raise FormatError("its parts are larger than itself, and torch doesn't write such files")
+            if _member(archive, "byteorder") not in (b"", b"little"):
+                raise FormatError("it was written on a big-endian machine")
+            unpickler = Unpickler(io.BytesIO(_member(archive, "data.pkl")), archive)
+        return Found(unpickler.load(), sorted(unpickler.strangers))
 
 
 def module_tensors(module: Any) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Files of tensors from anyone, read by the libraries that write them: safetensors, and torch.load of tensors alone.
 
-Neither runs code. Tensors of an archive of torch are mapped, so that they are never larger than the file.
+Neither runs code.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,12 +58,10 @@ def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     what = name or source
     with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack:
-        mapped = False
         if isinstance(source, Path):
             source = stack.enter_context(utf8_path(source))
-            mapped = zipfile.is_zipfile(source)
         try:
-            found = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            found = torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
         _refuse_expanded(found)

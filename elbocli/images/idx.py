@@ -19,7 +19,7 @@ from elbocli.images.array_rows import Row
 from elbocli.images.arrays import ArrayImages, pixel_rows
 from elbocli.images.image_refs import ImageRef, Span
 from elbocli.images.packed import GZIP, LARGEST_UNPACKED, first_bytes, first_bytes_inside, gunzipped
-from elbocli.images.samples import LARGEST_COUNT, LARGEST_SIDE
+from elbocli.images.samples import LARGEST_SIDE
 
 TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 AGAIN = "get it again"
@@ -46,7 +46,7 @@ def open_idx(name: str, ref: ImageRef, beside: Mapping[str, ImageRef], where: st
     packed, head = _beginning(ref)
     count, height, width = _header(head, where, 3)
     shape = (count, height, width, 1)
-    if not (0 < count <= LARGEST_COUNT and 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+    if not (0 < count and 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
         raise FormatError(f"{where}: announces {count} images of {width} x {height} pixels, which can't be; {AGAIN}")
     if isinstance(ref, Span) and not packed:
         _check_length(where, ref.weight, 16 + math.prod(shape))

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files.reading import refusing, utf8_path
+from elbocli.files.reading import quiet, refusing, utf8_path
 
 
 class TensorFile:
@@ -57,7 +57,7 @@ def load(path: Path, name: Path | None = None) -> dict[str, Tensor]:
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     what = name or source
-    with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack:
+    with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack, quiet():
         if isinstance(source, Path):
             source = stack.enter_context(utf8_path(source))
         try:

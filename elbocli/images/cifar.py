@@ -77,7 +77,9 @@ def binary_classes(content: bytes) -> int:
 def _read(ref: ImageRef) -> Batch:
     content = bytes(ref.read())
     if content.startswith(PICKLED):
-        raise FormatError("a pickle, which is never opened, because that can run code; of CIFAR, get the binary version")
+        raise FormatError(
+            "a pickle, which is never opened, because that can run code; of CIFAR, get the binary version"
+        )
     if classes := binary_classes(content):
         records = np.frombuffer(content, np.uint8).reshape(-1, RECORDS[classes][0] + PIXELS)
         labels = records[:, RECORDS[classes][0] - 1].tolist()

@@ -46,7 +46,7 @@ def open_idx(name: str, ref: ImageRef, beside: Mapping[str, ImageRef], where: st
     packed, head = _beginning(ref)
     count, height, width = _header(head, where, 3)
     shape = (count, height, width, 1)
-    if not (0 < count and 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+    if not (count > 0 and 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
         raise FormatError(f"{where}: announces {count} images of {width} x {height} pixels, which can't be; {AGAIN}")
     if isinstance(ref, Span) and not packed:
         _check_length(where, ref.weight, 16 + math.prod(shape))

@@ -20,8 +20,6 @@ DEFAULT = "inception-v3-compat"
 STRICT = "fp32"
 """The precision of features that published numbers are of, and of files that don't say one."""
 PRECISIONS = (STRICT, "bf16")
-LARGEST_WEIGHTS = 640 << 20
-"""Bytes: VGG16 has 528 MB."""
 PUBLISHED_INCEPTION = "6726825d"
 SPATIAL_CHANNELS = 7
 """Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
@@ -201,10 +199,12 @@ def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
     import hashlib
 
-    from elbocli.files.reading import read_limited
+    from elbocli.files.opening import open_file
+    from elbocli.files.reading import unreadable
     from elbocli.files.tensor_files import load_tensors
 
-    content = read_limited(path, f"weights of {name}", LARGEST_WEIGHTS)
+    with unreadable(path), open_file(path) as file:
+        content = file.read()
     load_tensors(io.BytesIO(content), str(path))
     try:
         module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))

@@ -161,7 +161,7 @@ def read_torch_file(path: Path) -> Found:
         head, size = file.read(32), file.seek(0, io.SEEK_END)
         file.seek(0)
         if LEGACY in head:
-            return Found(load_tensors(path), [])
+            return Found(load_tensors(path, "torch's format of before 1.6"), [])
         unpickler = Unpickler(file)
         if head.startswith(b"PK"):
             archive = zipfile.ZipFile(file)

@@ -179,11 +179,10 @@ def chosen(keys: Iterable[str], source: Source, options: ImportOptions) -> str:
     if wanted not in held and (len(averages) > 1 or not (averages or last)):
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
     key = wanted if wanted in held else [*averages, *last][0]
-    others = [other for other in held if other != key]
-    if others or (wanted == "ema" and not averages):
-        no_average = "" if averages or wanted != "ema" else ", as there is no average"
-        rest = f"; --weights KEY takes {' or '.join(others)} instead" if others else ""
-        source.notes.append(f"{source.path}: takes the weights {key}{no_average}{rest}")
+    others = " or ".join(other for other in held if other != key)
+    if wanted == "ema" and (others or not averages):
+        why = "" if averages else ", as there is no average"
+        source.notes.append(f"{source.path}: takes the weights {key}{why}{others and f'; --weights KEY takes {others}'}")
     return key
 
 

@@ -19,8 +19,6 @@ DEFAULT = "inception-v3-compat"
 STRICT = "fp32"
 """The precision of features that published numbers are of, and of files that don't say one."""
 PRECISIONS = (STRICT, "bf16")
-LARGEST_WEIGHTS = 640 << 20
-"""Bytes: VGG16 has 528 MB."""
 PUBLISHED_INCEPTION = "6726825d"
 SPATIAL_CHANNELS = 7
 """Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
@@ -167,10 +165,12 @@ def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
     import hashlib
 
-    from elbocli.files.checkpoint import load_tensors
-    from elbocli.files.reading import read_limited
+    from elbocli.files.opening import open_file
+    from elbocli.files.reading import unreadable
+    from elbocli.files.tensor_files import load_tensors
 
-    content = read_limited(path, f"weights of {name}", LARGEST_WEIGHTS)
+    with unreadable(path), open_file(path) as file:
+        content = file.read()
     load_tensors(io.BytesIO(content), str(path))
     try:
         module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))
@@ -218,7 +218,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
         from elbocli.files.hashing import file_sha256
-        from elbocli.files.pt2_check import load_program
+        from elbocli.files.programs import load_program
 
         path = Path(name)
         made = Extractor(path.name, load_program(path), file_sha256(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from platform import python_version
@@ -21,10 +21,9 @@ from elbocli.files.sealed_folder import CONFIG
 from elbocli.run.dataset_place import seen_from
 from elbocli.run.imported import refuse_to_continue
 from elbocli.run.settings import Basis, Resolved, difference
-from elbocli.run.status import read_status
+from elbocli.run.status import LOCK, read_status
 from elbocli.version import __version__
 
-LOCK = ".lock"
 PREVIEW_COUNT = 64
 """Most images in a preview: all of the same noise, and as many of each class that is drawn as of any other."""
 
@@ -32,18 +31,17 @@ PREVIEW_COUNT = 64
 def _check(out: Path, resolved: Resolved, anew: bool) -> None:
     """Raise UsageError unless training may begin or continue in the folder; DataError where the run's checkpoints are gone.
 
-    A run without a checkpoint begins again, with any settings. A start that was killed leaves the lock and files that were
-    written aside. anew: begin again although checkpoints are gone.
+    A run without a checkpoint begins again, with any settings. A start that was killed leaves the lock, an empty folder of
+    checkpoints, and files that were written aside. anew: begin again although checkpoints are gone.
     """
+    saved = store.checkpoints(out)
     if not (out / CONFIG).exists():
-        if out.exists() and (
-            not out.is_dir() or any(path.name != LOCK and not is_aside(path) for path in out.iterdir())
-        ):
+        own = (LOCK, store.FOLDER)
+        if saved or any(path.name not in own and not is_aside(path) for path in out.iterdir()):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         return
     before = store.read_config(out)
     refuse_to_continue(before, out)
-    saved = store.checkpoints(out)
     if not saved:
         if not anew and _had_checkpoints(out):
             raise DataError(
@@ -62,11 +60,11 @@ def _check(out: Path, resolved: Resolved, anew: bool) -> None:
 
 
 def _had_checkpoints(out: Path) -> bool:
-    """Tell whether a run ever saved one: by its status, or by its log where that is gone, too."""
-    try:
-        return read_status(out).saved is not None
-    except FormatError:
-        return (out / "metrics.jsonl").exists()
+    """Tell whether a run without checkpoints ever had one: its status says so, or their folder is gone, too."""
+    with suppress(FormatError):
+        if read_status(out).saved is not None:
+            return True
+    return not (out / store.FOLDER).is_dir()
 
 
 def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
@@ -92,8 +90,10 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     UsageError when it holds something else, DataError when another process stays.
     """
     with told(out):
-        _check(out, resolved, anew)
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
+        _check(out, resolved, anew)
     unlocked = stack.enter_context(locked(out / LOCK, str(out), patience))
     with told(out):
         _check(out, resolved, anew)
@@ -118,6 +118,8 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
         data=replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path)))),
         **about,
     )
+    with told(out):
+        (out / store.FOLDER).mkdir(exist_ok=True)
     store.write_config(out, config)
 
 

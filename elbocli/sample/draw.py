@@ -145,7 +145,7 @@ def run(
     """
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
-        ending = Ending(signals, None, 0, world.size > 1)
+        ending = Ending(signals, 0, world.size > 1)
         warnings: list[str] = []
         trained, guide = _opened(path, world, warnings.append, settings.weights, settings.average), None
         if settings.guide is not None or settings.guide_average:  # the same checkpoint where only an average is named

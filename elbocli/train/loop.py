@@ -14,7 +14,6 @@ from torch import Tensor
 from elbocli.errors import DataError, ElboError, Interrupted
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
-from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
 from elbocli.run.folder import claim, record_start
@@ -24,9 +23,7 @@ from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import (
-    ASKED,
     PATIENCE_S,
-    STOP,
     TIME,
     Ending,
     Signals,
@@ -44,6 +41,8 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import rehearse, update
 
 GC_EVERY = 1000
+GLANCE_S = 0.5
+"""Seconds to wait for a run's lock, which also those take for a moment who ask whether it is trained."""
 
 
 def run(
@@ -73,7 +72,7 @@ def run(
         with world.together():
             warnings.append(check_memory(resolved, world))
             if world.first:
-                warnings.append(claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, anew))
+                warnings.append(claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, anew))
                 saved = store.latest(out, warnings.append)
         yield from (Progress(message=text, level="warning") for text in warnings if text)
         saved = world.of_first(saved)
@@ -124,7 +123,7 @@ class _Training:
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
         self.settings, self.world = state.settings, state.world
-        self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
+        self.ending = Ending(signals, self.settings.time_limit, self.world.size > 1)
         self.pending = [Progress(message=text, level="warning") for text in state.warnings]
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
@@ -180,7 +179,6 @@ class _Training:
             yield Progress(step, settings.steps, "step", pace.after(step, bool(values)), values=values)
             yield from self._messages()
         self._finish()
-        self._heed_stop()
         self._tell_status(DONE)
         if self.hook.held():
             yield Progress(message="waiting for --on-checkpoint's command")
@@ -256,24 +254,16 @@ class _Training:
             self.saver.settle()
 
     def _end(self, reason: int) -> Iterator[Progress]:
-        """End before the last step: save, and say why. Raises Interrupted, unless a person or a limit asked for it."""
+        """End before the last step: save, and say why. Raises Interrupted, unless the time limit asked for it."""
         self._finish()
         self.hook.stop()
         yield from self._messages()
         saved = f"saved step {self.state.steps_done} of {self.settings.steps}; the same command goes on from there"
-        if reason not in (ASKED, TIME):
+        if reason != TIME:
             raise interrupted(reason, saved)
-        if reason == ASKED:
-            self._heed_stop()
-        ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
+        ended = f"ended by its time limit; {saved}"
         self._tell_status("stopped", ended)
         yield Progress(message=f"{self.out}: {ended}")
-
-    def _heed_stop(self) -> None:
-        """Delete a file STOP: it was meant for this start, and shall not end the next one."""
-        if self.world.first:
-            with told(self.out / STOP, "delete"):
-                (self.out / STOP).unlink(missing_ok=True)
 
     def _tell_status(self, state: str, message: str = "") -> None:
         if self.status is not None:

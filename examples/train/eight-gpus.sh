@@ -7,7 +7,7 @@
 #
 # Your own options of elbo train come last, so they override those of the script. torchrun exits with 1 unless everything
 # succeeded. This script exits with 75 if the run was interrupted after saving (start it again). It exits with 0 if the
-# run is done, or was ended by TIME_LIMIT=3h50m or by a file runs/imagenet512/STOP.
+# run is done, or was ended by TIME_LIMIT=3h50m.
 set -euo pipefail
 DATA=${DATA:-imagenet512.h5}
 RUN=${RUN:-runs/imagenet512}

@@ -37,11 +37,10 @@ OPENERS = {
     "files/reading.py": "a name for one that is checked",
     "files/file_system.py": "a folder",
     "images/image_refs.py": "checked itself: it is read by offsets, from many threads",
-    "run/folder.py": "a folder",
     "runtime/descriptors.py": "the system's",
     "runtime/memory.py": "the system's",
     "runtime/memory_bound.py": "the system's",
-    "run/liveness.py": "the system's",
+    "run/status.py": "the run's lock, of which nothing is read",
     "__init__.py": "the package's own",
 }
 """Modules that open files to read them by other ways than files/opening.py, and which."""

@@ -304,7 +304,8 @@ def test_begun_killed_and_continued_without_its_source(
 
 def forget(run: Path) -> None:
     """Leave what a run has before its first checkpoint."""
-    shutil.rmtree(run / "checkpoints")
+    for path in (run / "checkpoints").iterdir():
+        shutil.rmtree(path)
     (run / "status.json").unlink()
     (run / "metrics.jsonl").unlink()
 

@@ -169,4 +169,4 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         **options,
     )
     with joined(settings.device) as world:
-        show(loop.run(run, target, settings, world))
+        show(lambda tell: loop.run(run, target, settings, world, tell))

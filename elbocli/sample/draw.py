@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -135,12 +135,16 @@ def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str,
 
 
 def run(
-    path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None
+    path: Path,
+    target: Path | IO[bytes],
+    settings: SampleSettings,
+    world: World | None = None,
+    tell: Callable[[Progress], None] = lambda report: None,
 ) -> Iterator[Progress]:
     """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
 
     Every process of the world runs this; the first alone writes. It continues a file that an earlier command with the
-    same settings left unfinished. Raises UsageError for settings that don't fit the run or that file, FormatError when
+    same settings left unfinished. tell: called with progress during a batch. Raises UsageError for settings that don't fit the run or that file, FormatError when
     it is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost.
     """
     world = world or World(device=choose_device(settings.device))
@@ -156,15 +160,23 @@ def run(
         drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
         yield from (Progress(message=text, level="warning") for text in warnings)
         with world.together():
-            work = _Work(drawer, settings, world, ending)
+            work = _Work(drawer, settings, world, ending, tell)
         yield from work.reports(target)
 
 
 class _Work:
     """One drawing: the images, the processes, the denoiser."""
 
-    def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
-        self.settings, self.world, self.ending = settings, world, ending
+    def __init__(
+        self,
+        drawer: GuidedRun,
+        settings: SampleSettings,
+        world: World,
+        ending: Ending,
+        tell: Callable[[Progress], None],
+    ):
+        self.settings, self.world, self.ending, self.tell = settings, world, ending, tell
+        self.evaluated = 0
         self.precision = Precision(settings.precision, world.device)
         self.warnings: list[str] = []
         replayed = settings.cuda_graphs and world.device.type == "cuda"
@@ -250,8 +262,20 @@ class _Work:
             chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
             labels = sent(torch.from_numpy(chosen).long(), self.world.device)
         denoiser, shape, place = self.drawer.denoiser(labels), self.drawer.shape, self.world.device
-        how = (self.grid, self.settings, place, self.output, self.watch.look, self.noise)
+        first, together = indices.start, min(self.batch * self.world.size, self.settings.n - indices.start)
+
+        def look() -> None:
+            self.watch.look()
+            self.tell(self._progress(first, together * denoiser.evaluations))
+
+        how = (self.grid, self.settings, place, self.output, look, self.noise)
         return draw(denoiser, indices, shape, *how)[:count]
+
+    def _progress(self, images: int, evaluations: int = 0) -> Progress:
+        """Count evaluations of the network: all those of so many images, and more."""
+        each = self.plan.about["nfe"]
+        self.evaluated = max(self.evaluated, images * each + evaluations)  # a device may lag behind what was begun
+        return Progress(self.evaluated, self.settings.n * each, "evaluation")
 
     def reports(self, target: Path | IO[bytes]) -> Iterator[Progress]:
         """Draw, and tell."""
@@ -265,11 +289,11 @@ class _Work:
             if sink is not None:
                 yield from (Progress(message=text, level="warning") for text in sink.warnings)
             start = world.of_first(0 if sink is None else sink.done)
-            yield Progress(start, n, "img", self._introduction(start))
+            yield replace(self._progress(start), message=self._introduction(start))
             depth = 1 if world.device.type == "cuda" else 0
             rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
             for done in rounds.run(start, self.draw):
-                yield Progress(done, n, "img")
+                yield self._progress(done)
                 while self.warnings:
                     yield Progress(message=self.warnings.pop(), level="warning")
             # The others need not wait for this: PNGs of many images may take an hour.

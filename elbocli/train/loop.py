@@ -144,21 +144,23 @@ class _Training:
 
     def reports(self) -> Iterator[Progress]:
         """Train, and yield progress."""
-        state, settings = self.state, self.settings
         yield from self._messages()
-        yield Progress(state.steps_done, settings.steps, "step", introduction(state, self.out))
+        yield Progress(message=introduction(self.state, self.out))
         if self.status is not None:
-            self.status.saved = state.steps_done or None
+            self.status.saved = self.state.steps_done or None
         self._tell_status(RUNNING)
-        rehearse(state)
         yield from self._steps()
 
     def _steps(self) -> Iterator[Progress]:
         state, settings = self.state, self.settings
         self.recorder.begin()
         pace = Pace(settings, self.recorder.validation, state.steps_done, state.device.type == "cpu")
+        if state.steps_done < settings.steps:
+            each = rehearse(state)
+            said = pace.before(each, state.resolved, self.recorder.previewed) if each else ""
+            yield Progress(state.steps_done, settings.steps, "step", said)
         while state.steps_done < settings.steps:
-            reason = self._reason_to_end()
+            reason, first = self._agree(0 if self.recorder.previewed else pace.first_preview(state.steps_done))
             if reason:
                 yield from self._end(reason)
                 return
@@ -169,9 +171,9 @@ class _Training:
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 self._snapshot(step)
-            if then := self.recorder.long_work(step):
+            if then := self.recorder.long_work(step, first):
                 yield Progress(step, settings.steps, "step", then=then)
-            values = self.recorder.after(step)
+            values = self.recorder.after(step, first)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             if self.status is not None:
@@ -186,18 +188,21 @@ class _Training:
         yield from self._messages()
         yield Progress(message=f"{self.out}: done, {state.steps_done} steps, {state.images} images")
 
-    def _reason_to_end(self) -> int:
-        """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
+    def _agree(self, first: int) -> tuple[int, int]:
+        """Agree with all processes on a reason to end now, 0 is none, and on the images of a first preview.
+
+        Raises the first error of any process.
+        """
         error = None
         try:
             self.saver.look()
             self.state.batches.ready(self.state.steps_done)
         except ElboError as caught:
             error = caught
-        reason, failed = self.world.most([self.ending.reason(), int(error is not None)])
+        reason, failed, first = self.world.most([self.ending.reason(), int(error is not None), first])
         if failed:
             self.world.raise_first(error)
-        return reason
+        return reason, first
 
     def _snapshot(self, step: int) -> None:
         """Write a snapshot of this moment while training goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import torch
@@ -81,16 +82,26 @@ def update(state: TrainState) -> None:
     state.network.constrain(state.live, left_out)
 
 
-def rehearse(state: TrainState) -> None:
-    """Do a step without consequences, where the first would otherwise differ from later ones.
+def rehearse(state: TrainState) -> float:
+    """Compute a step without consequences; return how many seconds a step takes, 0 where that isn't known.
 
     DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
     whose last bits would then tell where a run was interrupted. Raises DataError, in all processes alike.
     """
-    if state.world.size > 2 and not state.spread.sharded:
-        with state.world.together():
-            state.batches.ready(state.steps_done)
-        arguments = state.weighting, state.schedule, state.prediction
+    timed = state.device.type == "cpu" and not state.compiled
+    if state.spread.sharded or not (timed or state.world.size > 2):
+        return 0.0
+    with state.world.together():
+        state.batches.ready(state.steps_done)
+    arguments, seconds = (state.weighting, state.schedule, state.prediction), 0.0
+    for _ in range(
+        2 if timed and state.world.size == 1 else 1
+    ):  # the first takes longer: memory and kernels are made ready
+        begun = time.monotonic()
         loss, _, _ = step_losses(state.spread.forward, state.batches, state.steps_done, 0, *arguments)
         loss.sum().backward()
         state.spread.clear()
+        seconds = time.monotonic() - begun
+        if seconds > 1:
+            break
+    return seconds * len(state.batches.parts) if timed else 0.0

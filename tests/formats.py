@@ -33,7 +33,7 @@ NUMBERS = (0, 1, -1, 7, 0.5, -2.25, 1e-30, 10**6)
 def declared() -> list[Declared]:
     """All formats, of whatever module."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "(Record, " in path.read_text() or "    Record,\n" in path.read_text():
+        if any(base in path.read_text() for base in ("(Record, ", "    Record,\n", "FolderMeta,\n")):
             importlib.import_module(
                 ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
             )

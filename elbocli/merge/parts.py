@@ -81,13 +81,11 @@ def open_part(path: Path) -> Part:
     return Part(path, *block, data.attributes, how, arrays, names)
 
 
-def open_parts(paths: Sequence[Path], out: Path) -> list[Part]:
-    """Read all parts but for their blocks. Raises UsageError when one is named twice, or is the output itself."""
+def open_parts(paths: Sequence[Path]) -> list[Part]:
+    """Read all parts but for their blocks. Raises UsageError when one is named twice."""
     seen: dict[Path, Path] = {}
     for path in paths:
         real = path.resolve()
-        if real == out.resolve():
-            raise UsageError(f"{path}: is the output, and can't be a part of itself; name another output")
         if real in seen:
             raise UsageError(f"{path}: named twice (also as {seen[real]}); name each part once")
         seen[real] = path

@@ -65,9 +65,8 @@ EXAMPLES = {
         ),
         ("See what would run.", "elbo train out.h5 --preset imagenet64 --dry-run"),
         (
-            "What would the paper's largest network need, on 64 devices that sustain 300 TFLOP/s? Needs no dataset.",
-            "elbo train --preset imagenet512 --dry-run --device cuda --devices 64 --parallel fsdp --micro-batch 8 \\\n"
-            "    --device-tflops 300",
+            "What would the paper's largest network need on one device? Needs no dataset.",
+            "elbo train --preset imagenet512 --dry-run --device cuda --micro-batch 8",
         ),
         (
             "Hold 1000 images out, and score checkpoints while training goes on, beside the device that it fills.",

@@ -169,8 +169,6 @@ def open_measurement(
 
     Raises UsageError, DataError and FormatError when they don't fit each other.
     """
-    if settings.draws < 2 or settings.draws % 2:
-        raise UsageError(f"draws is {settings.draws}; it must be even, because two independent halves tell the error")
     device = choose_device(settings.device)
     trained = open_run(path, device, warn, settings.weights, settings.average)
     dataset = _open_data(trained, data)

@@ -82,6 +82,18 @@ class Dataset(DatasetFile):
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """(image uint8 [C, H, W], or the stored moments of a latent float16 [2C, H, W]; label), as a DataLoader takes them."""
+        row = range(len(self))[index]
+        (image,) = self.batch(range(row, row + 1))
+        return image if self.kind == LATENTS else np.ascontiguousarray(image.transpose(2, 0, 1)), int(self.labels[row])
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[Path, bool]]:
+        return Dataset, (self.path, self.kind == LATENTS)
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}, {len(self)} {self.kind}, {self.num_classes} classes)"
+
     @property
     def store(self) -> str:
         """The way in which images are kept: raw, or the name of an encoding."""
@@ -191,6 +203,9 @@ class Dataset(DatasetFile):
 def _decoders() -> ThreadPoolExecutor:
     """Threads that decode: Pillow lets go of the interpreter lock meanwhile."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
+
+
+os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's forked workers have none of these threads
 
 
 def find_dataset(folder: Path) -> Path:

@@ -235,6 +235,9 @@ class LossLogWriter:
             about = {"weighting": weighting, "schedule": schedule, "prediction": prediction}
             self._append(header(edges, dimensions=dimensions, **about))
 
+    def __repr__(self) -> str:
+        return f"LossLogWriter({str(self.path)!r})"
+
     def write(self, step: int, images: int, sums: Tensor) -> None:
         """Append an interval. step, images: done and seen so far. sums: [3, bins] since the last interval."""
         self._append(line(step, images, sums))

@@ -18,7 +18,6 @@ from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import Arrays, Names
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.hashing import add_digests
-from elbocli.files.resumable import refuse_made
 from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
 from elbocli.runtime.progress import Progress
@@ -93,7 +92,6 @@ def run(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str 
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
-    refuse_made(out, overwrite)
     parts, message = in_order(open_parts(paths, out))
     refuse_strangers(parts)
     total = sum(part.count for part in parts)

@@ -8,15 +8,15 @@ import click
 
 from elbocli.cli.grouped_help import Command, never
 from elbocli.cli.options import command_line, common, overwrite_option
-from elbocli.cli.types import PATH
+from elbocli.cli.types import PATH, Output
 
 
 @click.command(cls=Command, prints=never)
-@click.argument("out", type=PATH, metavar="OUT.h5")
+@click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
 @click.argument("parts", type=PATH, nargs=-1, required=True, metavar="PART...")
 @overwrite_option
 @common
-def merge(out: Path, parts: tuple[Path, ...], overwrite: bool) -> None:
+def merge(out: Path, parts: tuple[Path, ...]) -> None:
     """Make one dataset, OUT.h5, of several PARTs.
 
     It needs all shards of one prep (elbo prep --shard I/N), and puts them in order; it joins other datasets in the
@@ -26,4 +26,4 @@ def merge(out: Path, parts: tuple[Path, ...], overwrite: bool) -> None:
     from elbocli.cli.progress_bar import show
     from elbocli.merge.combine import run
 
-    show(run(parts, out, overwrite, command_line()))
+    show(run(parts, out, Command.overwrite, command_line()))

@@ -21,7 +21,6 @@ from elbocli.files import dataset_block
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.hashing import add_digests
-from elbocli.files.resumable import refuse_made
 from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
@@ -137,7 +136,6 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the last argument")
-    refuse_made(out, settings.overwrite)
     replace(settings.decode_options, channels=settings.channels or 3).colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:

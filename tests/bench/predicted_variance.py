@@ -19,7 +19,7 @@ from elbocli.bound import estimate
 from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.criteria import OF_ERRORS
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.loss import denoising_losses
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 from elbocli.core.weighting import Weighting, parse_weighting
@@ -52,8 +52,8 @@ def measured(
         labels = torch.from_numpy(probe.dataset.labels[chosen]).to(probe.device) if probe.conditional else None
         logsnr = schedule.logsnr(times(t, step, batch, sampling))
         eps = noise.normal(range(step * batch, (step + 1) * batch), (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
-        c = step_coefficients(logsnr, weighting, schedule, probe.trained.prediction, partial(sent, device=probe.device))
-        loss, _ = denoising_losses(probe.trained.network, x, eps.to(probe.device), labels, c)
+        how = logsnr, weighting, schedule, probe.trained.prediction, partial(sent, device=probe.device)
+        loss = denoising_losses(probe.trained.network, x, eps.to(probe.device), labels, *how).loss
         means.append(float(loss.double().mean()))
         singles.append(loss.double().cpu())
     level = np.mean(means)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.loss import denoising_losses
 from elbocli.core.streams import Stream
 from elbocli.files.dataset import Dataset
 from elbocli.main import share_cores
@@ -80,9 +80,9 @@ class Validation:
 
         for part in torch.arange(len(self.x)).split(self.batch):
             x, eps = self.x[part], self.eps[part]
-            c = step_coefficients(self.logsnr[part], state.weighting, self.schedule, state.prediction)
+            how = self.logsnr[part], state.weighting, self.schedule, state.prediction
             labels = None if self.labels is None else self.labels[part]
-            total += float(denoising_losses(average, x, eps, labels, c)[0].double().sum())
+            total += float(denoising_losses(average, x, eps, labels, *how).loss.double().sum())
         network.train()
         return total / len(self.x)
 

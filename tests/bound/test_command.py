@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elbocli.bound import draws, measure
+from elbocli.bound import measure
 from elbocli.core import loss
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -89,7 +89,7 @@ def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkey
         c = whole(logsnr, weighting, schedule, *rest)
         return c._replace(loss_factor=c.loss_factor * schedule.density(logsnr).to(c.loss_factor))
 
-    monkeypatch.setattr(draws, "step_coefficients", broken)
+    monkeypatch.setattr(loss, "step_coefficients", broken)
     result = bound(trained, "--check", "-n", 100)
     assert result.code == 1, result.err
     assert not result.json["agree"] and "DISAGREE" in result.err

@@ -70,7 +70,7 @@ def class_named(name: str) -> type[nn.Module]:
     found = defined(file, word)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UsageError(
-            f"{file}: defines no torch.nn.Module {word}; name the file (--plugin {file}), and write 'class {word}(Other): pass' "
+            f"{file}: defines no torch.nn.Module {word}; name the file as a plug-in, and write 'class {word}(Other): pass' "
             "in it for a class from elsewhere"
         )
     return found

@@ -106,8 +106,6 @@ docs: $(VENV)/.ready
 	mv docs/odd-images.md.new docs/odd-images.md
 	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
 	mv docs/presets.md.new docs/presets.md
-	$(BIN)/python tests/limits.py docs/limits.md > docs/limits.md.new
-	mv docs/limits.md.new docs/limits.md
 	$(BIN)/python tests/formats.py docs/formats.md > docs/formats.md.new
 	mv docs/formats.md.new docs/formats.md
 	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new

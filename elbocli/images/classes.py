@@ -146,7 +146,9 @@ def _numbered(
         if largest - first >= len(names):
             raise DataError(f"{listed}: {len(names)} classes, but an image has class {largest}")
     elif largest >= max(1000, 10 * len(numbers)) + first:
-        raise DataError(f"an image has class {largest}, which can't be for {len(numbers)} images; check the labels")
+        raise DataError(
+            f"an image has class {largest}, which can't be for {len(numbers)} images; check the labels, or list all classes in --classes"
+        )
     else:
         names = [str(number) for number in range(first, largest + 1)]
     if first:

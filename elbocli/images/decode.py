@@ -115,7 +115,7 @@ def _check_aspect(image: Image.Image) -> None:
 
 
 def _trouble(error: Exception, content: bytes) -> ElboError:
-    """What is wrong with an image file, by the error that Pillow raised; its decoders raise anything on damaged files."""
+    """Say what is wrong with an image file. error: Pillow's, whose decoders raise anything on damaged files."""
     if isinstance(error, ElboError):
         return error
     if isinstance(error, UnidentifiedImageError):

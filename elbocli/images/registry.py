@@ -106,7 +106,7 @@ def kind_of(path: Path) -> SourceKind | None:
 
 
 def images_of(rows: Iterable[Row] | Images) -> Images:
-    """What a function of @source gives, as lists."""
+    """Collect what a function of @source yields into lists."""
     if isinstance(rows, Images):
         return rows
     names, labels, refs = [], [], []

@@ -27,7 +27,6 @@ from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMAT = np.lib.format
 PIECE = 16 << 20
 BATCH_BYTES = 256 << 20
 """Bytes of images that are held at a time."""
@@ -67,7 +66,8 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     Raises FormatError when it isn't one of images.
     """
     with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
-        read = FORMAT.read_array_header_1_0 if FORMAT.read_magic(file) == (1, 0) else FORMAT.read_array_header_2_0
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
         shape = tuple(map(int, shape))
     found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
@@ -143,7 +143,7 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "a
     if f"{array}.npy" not in archive.namelist():
         return None
     with refusing(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
-        labels = FORMAT.read_array(member, allow_pickle=False)
+        labels = np.lib.format.read_array(member, allow_pickle=False)
         if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
             raise FormatError(f"{name}: {array} is {labels.dtype} {labels.shape}, expected {count} integer labels")
         if int(labels.max()) > np.iinfo(np.int64).max:
@@ -156,7 +156,7 @@ def read_about(archive: zipfile.ZipFile, name: str) -> SamplesAbout:
     if "about.npy" not in archive.namelist():
         return SamplesAbout()
     with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
-        about = str(FORMAT.read_array(member, allow_pickle=False))
+        about = str(np.lib.format.read_array(member, allow_pickle=False))
     return _about(about, f"{name}: about")
 
 

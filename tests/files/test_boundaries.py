@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parents[2] / "elbocli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 OWNERS = {
     "json.load": {"files/strict_json.py"},
-    "json.loads": {"files/strict_json.py"},
+    "json.loads": {"files/strict_json.py", "images/labels.py", "images/samples.py", "images/kinds/parquet.py"},
     "json.JSONDecoder": {"files/strict_json.py"},
     "yaml": {"files/strict_yaml.py"},
-    "tarfile.open": {"images/tar_headers.py"},
+    "tarfile.open": {"images/kinds/tar.py"},
     "pickle.Unpickler": set(),
     "pickle._Unpickler": {"files/pickles.py"},
     "pickle.load": set(),
@@ -21,12 +21,12 @@ OWNERS = {
     "safetensors.safe_open": {"files/tensor_files.py"},
     "safetensors.torch.load": set(),
     "safetensors.torch.load_file": set(),
-    "h5py.File": {f"files/dataset_{part}.py" for part in ("file", "block", "writer", "virtual")},
-    "PIL.Image.open": {"images/decode.py", "images/decode_apart.py", "files/encodings.py", "train/tensorboard.py"},
+    "h5py.File": {f"files/dataset_{part}.py" for part in ("file", "block", "writer")},
+    "PIL.Image.open": {"images/decode.py", "files/encodings.py", "train/tensorboard.py"},
     "torch.load": {"files/tensor_files.py"},
     "torch.export.load": {"files/programs.py"},
     "scipy.io.loadmat": {"images/classes.py"},
-    "pyarrow.parquet.ParquetFile": {"images/parquet.py"},
+    "pyarrow.parquet.ParquetFile": {"images/kinds/parquet.py"},
 }
 """Calls, or whole libraries, and the only modules that may use them; some of these only write."""
 OPENERS = {
@@ -36,10 +36,9 @@ OPENERS = {
     "files/dataset_block.py": "of an open file",
     "files/reading.py": "a name for one that is checked",
     "files/file_system.py": "a folder",
-    "images/image_refs.py": "checked itself: it is read by offsets, from many threads",
+    "images/image_refs.py": "only to tell the kernel that it comes",
     "runtime/descriptors.py": "the system's",
     "runtime/memory.py": "the system's",
-    "runtime/memory_bound.py": "the system's",
     "run/status.py": "the run's lock, of which nothing is read",
     "__init__.py": "the package's own",
 }

@@ -19,7 +19,6 @@ from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
 from elbocli.cli.visible import visible, visible_lines
 from elbocli.errors import ElboError
-from elbocli.runtime.address_space import refuse_too_little
 from elbocli.runtime.descriptors import let_nobody_have, make_streams_whole, write_all
 from elbocli.version import __version__
 
@@ -261,7 +260,6 @@ def main() -> None:
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
-        refuse_too_little()
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
         faulthandler.enable()
     sys.exit(run())

@@ -15,20 +15,14 @@ from elbocli.files import (
     dataset_file,
     feature_facts,
     losslog,
-    npy,
     opening,
-    pt2_check,
     reading,
     schedule_file,
-    statistics,
     strict_json,
     strict_yaml,
-    tensor_files,
-    zip_files,
 )
 from elbocli.images import (
     archives,
-    arrays,
     classes,
     decode,
     decode_apart,
@@ -39,7 +33,7 @@ from elbocli.images import (
     tar_headers,
 )
 from elbocli.images.crops import MOST_PIXELS
-from elbocli.nn import autoencoder, extractors, networks
+from elbocli.nn import autoencoder, networks
 from elbocli.report import log_history
 from elbocli.runtime import memory_bound
 
@@ -75,8 +69,7 @@ LIMITS: dict[str, list[str]] = {
         "aliases; a key given twice",
     ],
     "JSON: results, status, meta.json, configs of diffusers, `about`": [
-        f"{size(reading.LARGEST_TEXT)} (an autoencoder's {size(autoencoder.LARGEST_CONFIG)}, dataset.json {size(labels.LARGEST_LIST)}, "
-        f"a program's graph {size(pt2_check.LARGEST_GRAPH)})",
+        f"{size(reading.LARGEST_TEXT)} (an autoencoder's {size(autoencoder.LARGEST_CONFIG)}, dataset.json {size(labels.LARGEST_LIST)})",
         f"{size(strict_json.LARGEST_PARSED)} of memory when it is read",
         f"{strict_json.DEEPEST} lists and objects inside each other",
         f"numbers of {strict_json.LONGEST_NUMBER} digits",
@@ -106,26 +99,13 @@ LIMITS: dict[str, list[str]] = {
         "links to elsewhere",
     ],
     "samples and arrays (NPY, NPZ)": [
-        f"headers of {number(npy.LONGEST_HEADER)} bytes; arrays of objects",
-        f"{number(samples.LARGEST_COUNT)} images of {number(samples.LARGEST_SIDE)} pixels a side",
-        f"{number(samples.MOST_LABELS)} labels",
-        f"to pack: {number(arrays.MOST_ROWS)} images",
-        f"{number(zip_files.MOST_ARRAYS)} arrays in an NPZ",
+        f"images of {number(samples.LARGEST_SIDE)} pixels a side",
+        "arrays of objects",
     ],
-    "statistics": [f"{number(statistics.MOST_FEATURES)} features"],
     "features, statistics of features": [f"features above {number(feature_facts.LARGEST_FEATURE)}"],
-    "safetensors": [
-        f"headers of {size(tensor_files.LARGEST_HEADER)}",
-        f"tensors of {tensor_files.MOST_SIDES} sides; tensors that overlap, or leave gaps",
-    ],
-    "`state.pt`, weights of extractors, `.pt2`": [
-        "compressed parts, which torch doesn't write; parts that are larger than the file together",
-        "tensors with more values than are stored",
-        f"weights of {size(extractors.LARGEST_WEIGHTS)}; programs of {size(pt2_check.LARGEST)}",
-    ],
+    "`state.pt`, weights of extractors, checkpoints to import": ["tensors with more values than are stored"],
     "zip": [
-        f"{number(zip_files.MOST_MEMBERS)} members",
-        f"members of {size(image_refs.LARGEST_FILE)}; members that overlap",
+        f"members of {size(image_refs.LARGEST_FILE)}",
     ],
     "tar": [
         f"headers of {size(tar_headers.LONGEST_HEADER)} for a file; numbers of {tar_headers.LONGEST_NUMBER} digits",

@@ -143,7 +143,6 @@ def status(state: str, message: str) -> str:
     [
         (f"{status('interrupted', 'SIGUSR1: saved')}; exit 1", True, 1),
         (status("stopped", "ended by its time limit; saved step 5 of 9"), True, 0),
-        (status("stopped", "ended by a file STOP; saved step 5 of 9"), False, 0),
         (status("done", ""), False, 0),
         (f"{status('failed', 'loss nan')}; exit 1", False, 1),
         ("exit 1", False, 1),

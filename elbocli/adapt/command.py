@@ -10,7 +10,7 @@ import click
 from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import WEIGHTING, common, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.outputs import hand_out
-from elbocli.cli.types import PATH, STREAM, Count, Number, Shift
+from elbocli.cli.types import FIGURE, PATH, STREAM, Count, Number, Output, Shift
 from elbocli.core.criteria import CRITERIA
 
 DEFAULT = click.core.ParameterSource.DEFAULT
@@ -52,8 +52,8 @@ DEFAULT = click.core.ParameterSource.DEFAULT
     help="Smallest density, relative to a uniform one, so that every level is sampled.",
 )
 @option("--since", type=Count(0), default=0, help="Use only intervals after this step.")
-@option("-o", "--out", type=PATH, default="-", help="The file that the schedule goes to.")
-@option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
+@option("-o", "--out", type=Output("a schedule", stdout=True), default="-", help="The file that the schedule goes to.")
+@option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(
     "--report",
     is_flag=True,
@@ -68,7 +68,6 @@ def adapt(
     plot: Path | None,
     data_only: Path | None,
     report: bool,
-    overwrite: bool,
     **options: Any,
 ) -> None:
     """Fit a noise schedule to the loss logs of runs, for any weighting.
@@ -82,13 +81,9 @@ def adapt(
     """
     from elbocli.adapt import fit_log as loop
     from elbocli.cli.progress_bar import say
-    from elbocli.files.atomic import refuse_existing
 
     if options["shift"] == "auto":
         raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
-    for path in (out, plot):
-        if path is not None and path != STREAM:
-            refuse_existing(path, overwrite)
     if plot is not None:
         from elbocli.cli.figure import check_suffix
 

@@ -19,8 +19,7 @@ from elbocli.cli.options import (
     plugin_option,
     weights_options,
 )
-from elbocli.cli.outputs import refuse_taken
-from elbocli.cli.types import PATH, Count, Named, Number
+from elbocli.cli.types import FIGURE, PATH, Count, Named, Number, Output
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
@@ -86,7 +85,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
     more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
     "the probability-flow equation by Heun's method, with 2 x steps x draws evaluations for an image and a backward pass "
-    "for each; its solver_nats says what the steps cost.",
+    "for each; its solver_nats says what the steps cost, and nats_se includes it.",
 )
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
 @option(
@@ -125,11 +124,13 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
 )
 @option("--batches", type=Count(16, 10**6), default=64, help="Batches of gradients for each schedule.")
-@option("--per-image", type=PATH, help="Also each image's number and error: a table (.tsv).")
-@option("--curve", type=PATH, help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
-@option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the same.")
-@option("--log", type=PATH, help="Also the errors as a loss log, for 'elbo adapt'.")
-@option("-o", "--out", type=PATH, help="Also the schedule with the least gradient variance, measured here.")
+@option("--per-image", type=Output("a table"), help="Also each image's number and error: a table (.tsv).")
+@option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
+@option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the same.")
+@option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
+@option(
+    "-o", "--out", type=Output("a schedule"), help="Also the schedule with the least gradient variance, measured here."
+)
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where images are read.  [default: the run's]")
 @weights_options(None, "  [default: ema; model with --gradient-variance]")
@@ -141,7 +142,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
 @overwrite_option
 @plugin_option
 @common
-def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None:
+def bound(run: Path, data: Path | None, **options: Any) -> None:
     """Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.
 
     Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
@@ -168,8 +169,7 @@ def bound(run: Path, data: Path | None, overwrite: bool, **options: Any) -> None
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
     files = ("curve", "plot", "log", "out", "per_image")
-    curve, plot, log, out, per_image = outputs = [options[name] for name in files]
-    refuse_taken(outputs, overwrite)
+    curve, plot, log, out, per_image = [options[name] for name in files]
     keys = ("draws", "seed", "batch", "device", "precision", "average", "logsnr_min", "logsnr_max")
     settings = MeasureSettings(
         images=ALL if options["target_se"] and options["images"] is None else options["images"],

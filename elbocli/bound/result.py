@@ -112,8 +112,8 @@ class Estimate(Record):
 
     bounds: what it is an upper bound of. nats_se, bpd_se: of the dataset's mean; _noise: of the noise alone;
     _population: of the mean over the distribution that the images are from. bpd of pixels, nats_per_latent_dimension of
-    latents. solver_nats: how much the finite number of steps adds, told by the same walk in half of them; None where nothing
-    is solved. evaluations: of the network, for each image, a backward pass not counted.
+    latents. solver_nats: how much the finite number of steps adds, told by the same walk in half of them, and a part of all
+    errors but _noise; None where nothing is solved. evaluations: of the network, for each image, a backward pass not counted.
     """
 
     estimator: str

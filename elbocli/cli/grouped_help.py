@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 
 from elbocli.cli.other_words import renamed_option
+from elbocli.cli.types import STREAM, Output
 from elbocli.errors import DataError
 from elbocli.runtime.descriptors import writable
 
@@ -52,13 +54,14 @@ def without_file(params: Mapping[str, Any]) -> bool:
 
 
 class Command(click.Command):
-    """Remembers which command runs, for messages, and whether it should be quiet or verbose.
+    """Remembers which command runs, for messages, and the options that all commands share; checks the files to write.
 
     groups: heading → the Python names of the options under it. prints: whether its result goes to standard output, by
     its parameters.
     """
 
     path: ClassVar[str] = "elbo"
+    overwrite: ClassVar[bool] = False
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
     silent: ClassVar[bool] = False
@@ -98,9 +101,25 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
         Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
+        Command.overwrite = ctx.params.pop("overwrite", False)
         if self.prints(ctx.params) and not Command.silent and not writable(STDOUT):
             raise DataError(CLOSED)  # now, and not after the work
+        self._check_outputs(ctx.params)
         return super().invoke(ctx)
+
+    def _check_outputs(self, params: Mapping[str, Any]) -> None:
+        """Check what the command is to write against what lies there, and against all that it was given to read."""
+        types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
+        outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
+        if outputs:
+            from elbocli.files.file_system import streams
+            from elbocli.files.outputs import check_outputs
+
+            given = [value for name, value in params.items() if name not in types]
+            words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
+            inputs = [Path(word) for word in words if isinstance(word, str | Path) and str(word)]
+            checked = [(path, type.kinds) for path, type in outputs if not (type.streams and streams(path))]
+            check_outputs(checked, inputs, Command.overwrite)
 
 
 class Joined(Command):

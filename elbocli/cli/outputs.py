@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,11 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
 
 
-def refuse_taken(paths: Iterable[Path | None], overwrite: bool) -> None:
-    """Raise as `refuse_existing` does, and UsageError for standard output, which the JSON goes to."""
-    from elbocli.files.atomic import refuse_existing
+def print_json(value: Any) -> None:
+    """Print a result as indented JSON. Raises ValueError for NaN."""
+    import json  # a millisecond, which help does without
 
-    for path in filter(None, paths):
-        if path == STREAM:
-            raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
-        refuse_existing(path, overwrite)
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
@@ -37,7 +33,7 @@ def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None
     from elbocli.files.atomic import write_text
 
     if report is not None:
-        click.echo(json.dumps(report, indent=1, allow_nan=False))
+        print_json(report)
     elif out == STREAM:
         click.echo(text, nl=False)
     if out != STREAM:

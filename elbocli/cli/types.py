@@ -161,3 +161,23 @@ class RunPath(click.Path):
 
 PATH = RunPath(path_type=Path)
 STREAM = Path("-")
+
+
+class Output(RunPath):
+    """The path of a file that the command writes, of one of some kinds as `check_outputs` takes them.
+
+    stdout: whether it may be - instead. streams: whether it may be a pipe or a device.
+    """
+
+    def __init__(self, *kinds: str, stdout: bool = False, streams: bool = False):
+        super().__init__(path_type=Path)
+        self.kinds, self.stdout, self.streams = kinds, stdout, streams
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if path == STREAM and not self.stdout:
+            self.fail("standard output is for other results; name a file", param, ctx)
+        return path
+
+
+FIGURE = Output("a figure", "images")

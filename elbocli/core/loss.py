@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from elbocli.core.multiscale import multiscale_error
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
@@ -69,17 +68,12 @@ def step_coefficients(
     return StepCoefficients(*images, *rows[5:])
 
 
-def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients, multiscale: bool = False) -> tuple[Tensor, Tensor]:
-    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in.
-
-    multiscale: weigh the loss, not the ε error, by core/multiscale.py.
-    """
+def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients) -> tuple[Tensor, Tensor]:
+    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in."""
     with torch.autocast(out.device.type, enabled=False):
         target = torch.addcmul(c.a * x, c.b, eps)
-        difference = target - out.to(target.dtype)
-        error = difference.square().flatten(1).mean(1)
-        loss = c.loss_factor * (multiscale_error(difference) if multiscale else error)
-        return loss, (c.eps_factor * error).detach()
+        error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
+        return c.loss_factor * error, (c.eps_factor * error).detach()
 
 
 def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
@@ -107,15 +101,13 @@ def denoising_losses(
     schedule: Schedule,
     prediction: Prediction,
     send: Callable[[Tensor], Tensor] = lambda rows: rows,
-    multiscale: bool = False,
 ) -> LossTerms:
     """Noise x to z = αx + σε, show the network z, and score its output: training, validation and bounds all do this.
 
-    x, eps: [B, …]. logsnr, send: as in `step_coefficients`. multiscale: as in `losses`. Raises UsageError for an output
-    of another shape.
+    x, eps: [B, …]. logsnr, send: as in `step_coefficients`. Raises UsageError for an output of another shape.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)
     z = torch.addcmul(c.alpha * x, c.sigma, eps).mul_(c.c_in)
     out = check_output(network(z, c.logsnr, labels), z)
-    return LossTerms(*losses(out, x, eps, c, multiscale), c.logsnr, out)
+    return LossTerms(*losses(out, x, eps, c), c.logsnr, out)

@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import command_line, common, overwrite_option, plugin_option
-from elbocli.cli.types import PATH, STREAM, Count, Number
+from elbocli.cli.types import PATH, Count, Number, Output
 from elbocli.core.averages import MAX_STD
 
 
@@ -24,12 +24,17 @@ from elbocli.core.averages import MAX_STD
 )
 @option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
 @option(
-    "-o", "--out", type=PATH, required=True, metavar="FILE", help="The file that the average goes to (.safetensors)."
+    "-o",
+    "--out",
+    type=Output("an average of weights"),
+    required=True,
+    metavar="FILE",
+    help="The file that the average goes to (.safetensors).",
 )
 @overwrite_option
 @plugin_option
 @common
-def ema(run: Path, std: float, at: int | None, out: Path, overwrite: bool) -> None:
+def ema(run: Path, std: float, at: int | None, out: Path) -> None:
     """Make an average of RUN's weights after training.
 
     The average is power:std=STD, made from the snapshots of 'elbo train --snapshot-every'. Give FILE to 'elbo sample
@@ -39,6 +44,4 @@ def ema(run: Path, std: float, at: int | None, out: Path, overwrite: bool) -> No
     from elbocli.cli.progress_bar import show
     from elbocli.ema import post_hoc as loop
 
-    if out == STREAM:
-        raise click.UsageError("standard output is for the JSON; name a file", click.get_current_context())
-    click.echo(json.dumps(show(loop.run(run, std, out, at, overwrite, command_line())), indent=1))
+    click.echo(json.dumps(show(loop.run(run, std, out, at, command_line())), indent=1))

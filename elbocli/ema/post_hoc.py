@@ -16,7 +16,6 @@ from elbocli.core.posthoc import Profile, solve
 from elbocli.core.registry import plain
 from elbocli.errors import DataError, FormatError, UsageError, Vanished
 from elbocli.files import snapshots
-from elbocli.files.atomic import refuse_existing
 from elbocli.files.average_file import AverageFacts, read_about, writing_average
 from elbocli.files.checkpoint import MOST_LOOKS
 from elbocli.files.run_config import RunConfig
@@ -37,14 +36,13 @@ Part = tuple[Snapshot, Average]
 
 
 def run(
-    path: Path, std: float, out: Path, at: int | None = None, overwrite: bool = False, command: str = ""
+    path: Path, std: float, out: Path, at: int | None = None, command: str = ""
 ) -> Generator[Progress, None, dict[str, Any]]:
     """Write the average power:std=STD of a run's weights at a step (the last snapshot's) to `out`; return facts about it.
 
     Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (no run, or
     snapshots of another network).
     """
-    refuse_existing(out, overwrite)
     for _ in range(MOST_LOOKS):
         with suppress(Vanished):  # the run goes on from an earlier step, without the snapshots after that
             return (yield from _make(path, std, out, at, command))

@@ -33,24 +33,6 @@ EXPECTED_TO_DIFFER = {"seed", "command"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassScore(Record):
-    """Numbers of one class. name: '' where it isn't known. n, n_ref: images of it in the samples and in the reference.
-
-    frechet_distance: None where either has less than two, accuracy: where the samples have none or no logits are known.
-    Both as of all images, with the same errors.
-    """
-
-    label: int
-    name: str
-    n: int
-    n_ref: int
-    frechet_distance: float | None
-    frechet_distance_se: float | None = None
-    accuracy: float | None
-    accuracy_interval: Ends | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Facts(Record):
     """Facts that stand beside the numbers of one set of samples, as the JSON names it. None is not known.
 
@@ -58,7 +40,7 @@ class Facts(Record):
     many images the smallest and the largest has. made: how the samples were drawn, as their file says. options: how
     the metrics were asked for. mismatch: how the samples and the reference were made, where that differs. protocol: by
     which they were scored. deviates: facts that aren't the protocol's, and the protocol's. held_out: the file of held-out
-    images, n_held_out: how many. by_class: numbers of each class, where they were asked for.
+    images, n_held_out: how many.
     """
 
     n_samples: int | None = field(metadata=ALIKE)
@@ -89,7 +71,6 @@ class Facts(Record):
     held_out: str | None = None
     held_out_sha256: str | None = None
     n_held_out: int | None = None
-    by_class: list[ClassScore] | None = None
 
 
 @dataclass(frozen=True)
@@ -230,25 +211,15 @@ def numbers() -> dict[str, Number]:
     return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
 
 
-def results_of(content: bytes, where: str) -> list[tuple[str, EvalResult]]:
-    """The result in a file, or the several of `elbo eval --each`, a line each; and their names: the file's, or the samples'.
-
-    Raises FormatError when it is none.
-    """
-    lines = content.splitlines()
-    several = len(lines) > 1 and lines[0].rstrip().endswith(b"}")
-    found: dict[str, EvalResult] = {}
-    for number, part in enumerate(lines if several else [content], 1):
-        name = f"{where}:{number}" if several else where
-        try:
-            result = EvalResult.of(strict_json.load(part, name), name)
-        except FormatError as error:
-            raise FormatError(f"{error}: {NONE}") from error
-        if any(one.facts.n_samples is None or not one.values for one in result.repeats):
-            raise FormatError(f"{name}: {NONE}")
-        samples = result.repeats[0].facts.samples
-        found[samples if several and samples and samples not in found else name] = result
-    return list(found.items())
+def result_of(content: bytes, where: str) -> EvalResult:
+    """The result in a file. Raises FormatError when it holds none."""
+    try:
+        result = EvalResult.of(strict_json.load(content, where), where)
+    except FormatError as error:
+        raise FormatError(f"{error}: {NONE}") from error
+    if any(one.facts.n_samples is None or not one.values for one in result.repeats):
+        raise FormatError(f"{where}: {NONE}")
+    return result
 
 
 def _scores(content: dict[str, Any]) -> Scores:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError
 from elbocli.files.file_system import exchange, flush_folder, special, try_lock
 from elbocli.runtime.undoing import undoing
 
@@ -73,24 +73,6 @@ def _remove(path: Path) -> None:
 def _swept(path: Path) -> None:
     """Remove what killed writers of `path` left. Once is enough: this process leaves nothing itself."""
     sweep(path.parent, path.name)
-
-
-def refuse_existing(path: Path, overwrite: bool, folder: bool = False) -> None:
-    """Raise UsageError when `path` exists and may not be replaced, or is of another kind; DataError without its folder.
-
-    folder: whether a folder is to be made there, and not a file. A device or a pipe is never replaced.
-    """
-    if folder:
-        _swept(path)  # which may put back the old one
-    if what := special(path):
-        raise UsageError(f"{path}: is {what}, and only files are replaced; choose another name")
-    if os.path.lexists(path) and not overwrite:
-        raise UsageError(f"{path}: already exists; choose another name or add --overwrite")
-    if path.exists() and path.is_dir() != folder:
-        is_, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise UsageError(f"{path}: is {is_}, and {wanted} is to be written; choose another name")
-    if not folder and not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 @contextlib.contextmanager

@@ -72,9 +72,9 @@ def read_features(path: Path) -> SavedFeatures:
 
 def _check(path: Path, saved: SavedFeatures) -> None:
     """Raise FormatError when shapes or types don't go together, or a number is not finite."""
-    n = len(saved.features)
     floats = [tensor for tensor in (saved.features, saved.logits, saved.spatial) if tensor is not None]
-    if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or n == 0:
+    n = len(saved.features) if saved.features.dim() else 0
+    if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or not n:
         shapes = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in floats)
         raise FormatError(f"{path}: holds {shapes}, expected float32 features (N, D), perhaps with logits (N, K)")
     if saved.labels is not None and (saved.labels.dtype != torch.int64 or saved.labels.shape != (n,)):

@@ -18,7 +18,7 @@ from elbocli.files.opening import open_file
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MISSING = "no such file or folder"
+MISSING, EMPTY = "no such file or folder", "an empty file"
 AUTOENCODER = "an autoencoder of diffusers"
 USES = {
     "a dataset": "'elbo train {} -o RUN' trains a run on it, and 'elbo bound RUN {}' measures one",
@@ -43,6 +43,17 @@ USES = {
     "images in an archive": "'elbo prep {} OUT.h5' packs them",
 }
 """Kinds of files that are recognised → the commands that take them, with the path in place of {}."""
+BEGINNINGS = {
+    b"<!doctype html": "a page",
+    b"<?xml": "a figure",
+    b"%PDF": "a figure",
+    b"index\t": "a table",
+    b"logsnr_low\t": "a table",
+    b"# Score card": "a score card",
+    b"# A preset": "a preset",
+    b'{"step"': "numbers by step",
+}
+"""Beginnings of other files that elbo writes."""
 MAKERS = {
     "run": "'elbo train DATA.h5 -o RUN' makes one",
     "dataset": "'elbo prep SRC OUT.h5' makes one",
@@ -70,7 +81,7 @@ def recognise(path: Path) -> str:
         return MISSING
     except OSError as error:
         return f"out of reach ({error.strerror})"
-    return _file(path, head) if head else "an empty file"
+    return _file(path, head) if head else EMPTY
 
 
 def _folder(path: Path) -> str:
@@ -118,6 +129,9 @@ def _file(path: Path, head: bytes) -> str:
         return "images in an archive"
     if name.endswith(PICTURES):
         return "images"
+    for beginning, what in BEGINNINGS.items():
+        if head.startswith(beginning):
+            return what
     if b"_class_name" in head and head.lstrip().startswith(b"{"):
         return "a scheduler of diffusers" if b"beta" in head or b"Scheduler" in head else "a model of diffusers"
     for mark, what in (

@@ -19,7 +19,7 @@ import numpy as np
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import strict_json
-from elbocli.files.atomic import locked, refuse_existing, replace, sweep, told, write_json
+from elbocli.files.atomic import locked, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.file_system import claim_room
 from elbocli.files.hashing import DigestBehind, span_sha256
@@ -226,9 +226,9 @@ def _lock_of(out: Path) -> Path:
     return out.with_name(out.name + ".lock")
 
 
-def refuse_made(out: Path, overwrite: bool, folder: bool = False) -> None:
-    """Refuse as `refuse_existing` does, but first remove what is left beside it, if its writer was killed when it had made it."""
-    if not overwrite and os.path.lexists(out) and any(map(os.path.lexists, (*_beside(out), _lock_of(out)))):
+def clear_left(out: Path) -> None:
+    """Remove what a killed writer left beside the file that it had made."""
+    if any(map(os.path.lexists, (*_beside(out), _lock_of(out)))):
         with contextlib.suppress(OSError, DataError), locked(_lock_of(out), str(out)):
             journal = _beside(out)[1]
             # A journal that is newer is of work with --overwrite, which goes on.
@@ -236,7 +236,6 @@ def refuse_made(out: Path, overwrite: bool, folder: bool = False) -> None:
                 for path in _beside(out):
                     path.unlink(missing_ok=True)
             _lock_of(out).unlink(missing_ok=True)
-    refuse_existing(out, overwrite, folder)
 
 
 W = TypeVar("W", bound=Resumable)
@@ -246,7 +245,7 @@ W = TypeVar("W", bound=Resumable)
 def holding(
     out: Path, make: Callable[[], W], overwrite: bool = False, afresh: bool = False, wait: float = 0
 ) -> Iterator[W]:
-    """The writer that `make` makes, started, for this process alone. A name without suffix is a folder's.
+    """The writer that `make` makes, started, for this process alone.
 
     overwrite: replace what is there. afresh: forget an unfinished one of another source. wait: seconds to wait for another
     process to leave it. Raises DataError (another process, another source, a full disk), UsageError (an existing file,
@@ -255,7 +254,8 @@ def holding(
     lock = _lock_of(out)
     with locked(lock, str(out), wait) as unlocked:
         try:
-            refuse_existing(out, overwrite, folder=not out.suffix)  # whoever held the lock may have made it
+            if os.path.lexists(out) and not overwrite:  # another process may have made it meanwhile
+                raise UsageError(f"{out}: already exists; choose another name or add --overwrite")
             with contextlib.closing(make()) as writer:
                 writer.warnings += [unlocked] if unlocked else []
                 writer.start(afresh)

@@ -91,7 +91,7 @@ class PluginFile(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Record, format="elbo-run", file="config.yaml of a run", reader="elbocli.files.checkpoint.read_config"):
-    """A run's identity, versions and command of its last start, and what was resolved.
+    """A run's identity, versions of its last start, the commands of all starts, and what was resolved.
 
     source: of an imported run. files: digests of the files that settings name, by path. plugins: those it needs.
     """
@@ -100,7 +100,7 @@ class RunConfig(Record, format="elbo-run", file="config.yaml of a run", reader="
     elbo_version: Word | None = None
     torch_version: Word | None = None
     python_version: Word | None = None
-    command: str | None = None
+    commands: list[str] = field(default_factory=list)
     processes: Count | None = None
     device_name: Word | None = None
     source: SourceFacts | None = None

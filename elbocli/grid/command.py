@@ -11,7 +11,7 @@ from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.guidance_options import GUIDANCE, guidance_of, guidance_options
 from elbocli.cli.options import batch_option, common, device_options, overwrite_option, plugin_option, weights_options
 from elbocli.cli.outputs import hand_out
-from elbocli.cli.types import PATH, STREAM, Count, Named, Number
+from elbocli.cli.types import PATH, Count, Named, Number, Output
 from elbocli.core.grids import GRIDS
 
 GROUPS = {
@@ -55,7 +55,7 @@ GROUPS = {
     default=0.01,
     help="Smallest density of an entropic or rescaled grid, relative to a uniform one.",
 )
-@option("-o", "--out", type=PATH, default="-", help="The file that the schedule goes to.")
+@option("-o", "--out", type=Output("a schedule", stdout=True), default="-", help="The file that the schedule goes to.")
 @option(
     "--report",
     is_flag=True,
@@ -67,7 +67,7 @@ GROUPS = {
 @overwrite_option
 @plugin_option
 @common
-def grid(run: Path, out: Path, report: bool, overwrite: bool, **options: Any) -> None:
+def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     """Make the grid of noise levels on which a sampler draws from RUN with few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
@@ -77,11 +77,8 @@ def grid(run: Path, out: Path, report: bool, overwrite: bool, **options: Any) ->
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.core.samplers.walk import parse_sampler
-    from elbocli.files.atomic import refuse_existing
     from elbocli.grid import make
 
-    if out != STREAM:
-        refuse_existing(out, overwrite)
     kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
     settings = make.GridSettings(
         kind=kind, sampler=sampler, steps=options.pop("steps") or 0, guidance=guidance_of(options), **options

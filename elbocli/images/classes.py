@@ -6,7 +6,6 @@ word for its class (a folder's name, a label) is the key; the name is for people
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import Counter
@@ -15,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.files.reading import read_limited, refusing
-from elbocli.images.labels import Word, lines_of
-from elbocli.runtime.memory_bound import bounded_memory
+from elbocli.files.opening import check_file
+from elbocli.files.reading import refusing
+from elbocli.images.labels import lines_of
+from elbocli.images.registry import Word
 
-LARGEST_META = 512 << 10
-"""Bytes of meta.mat, of which each may become a thousand."""
 NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s+(\S.*)")
 """A line that begins with a WordNet ID or a number."""
 
@@ -77,9 +75,9 @@ def read_meta(path: Path) -> Classes:
     """
     from scipy.io import loadmat
 
-    with refusing(f"{path}: not the devkit's meta.mat", kind=DataError), bounded_memory():
-        content = io.BytesIO(read_limited(path, "the devkit's meta.mat", LARGEST_META))
-        leaves = [row for row in loadmat(content, squeeze_me=True)["synsets"].reshape(-1) if row["num_children"] == 0]
+    with refusing(f"{path}: not the devkit's meta.mat", kind=DataError):
+        check_file(path)
+        leaves = [row for row in loadmat(path, squeeze_me=True)["synsets"].reshape(-1) if row["num_children"] == 0]
         rows = sorted((int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in leaves)
     if not rows or [number for number, _, _ in rows] != list(range(1, len(rows) + 1)):
         raise DataError(f"{path}: not the devkit's meta.mat (its classes are not numbered from 1)")

@@ -7,24 +7,23 @@
 from __future__ import annotations
 
 import csv
-import io
+import json
 import operator
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import DataError
-from elbocli.files import strict_json
-from elbocli.files.npy import read_array
-from elbocli.files.reading import encodable, naming, refusing
-from elbocli.images.image_refs import LARGEST_FILE, ImageRef, read_bytes
+import numpy as np
 
-Word = str | int
+from elbocli.errors import DataError
+from elbocli.files.opening import check_file
+from elbocli.files.reading import encodable, naming, refusing
+from elbocli.images.image_refs import ImageRef, read_bytes
+from elbocli.images.registry import Word
+
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
 """A class, and where in the image it is: Kaggle's PredictionString, Tiny ImageNet's annotations."""
-LARGEST_LIST = 128 << 20
-"""Bytes of a dataset.json: ImageNet's has 38 MB."""
 SIDECARS = (".cls", ".json", ".txt")
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
@@ -88,8 +87,9 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 
 def _label_array(path: Path, count: int) -> list[Word | None]:
-    with naming(path), refusing("not a usable .npy", kind=DataError):
-        labels = read_array(io.BytesIO(read_bytes(path)), LARGEST_FILE)
+    with refusing(f"{path}: not a usable .npy", kind=DataError):
+        check_file(path)
+        labels = np.load(path, allow_pickle=False)
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: {labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
     return [int(label) for label in labels.reshape(-1)]
@@ -122,7 +122,7 @@ def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | N
 
 def _json(ref: ImageRef, where: str) -> Any:
     with naming(where), refusing("not usable JSON", kind=DataError):
-        return strict_json.parse(bytes(ref.read()), LARGEST_LIST)
+        return json.loads(bytes(ref.read()))
 
 
 def sample_key(name: str) -> tuple[str, str]:

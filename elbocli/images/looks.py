@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from elbocli.errors import ElboError
 from elbocli.images.decode import header_shape
 from elbocli.images.image_refs import ImageRef, Shape
 from elbocli.images.sources import Source
 
-MOST_FILES, MOST_BYTES = 1000, 1 << 30
-"""Image files that are looked at, and the most bytes that are read for it."""
+FILES = 1000
+"""Image files that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Looks:
 
 
 def look(source: Source) -> Looks:
-    """Read the shapes of a source's images: of all rows of arrays, and of at most MOST_FILES files.
+    """Read the shapes of a source's images: of all rows of arrays, and of at most FILES files.
 
     The files are spread evenly over the list; of a source that can only be read in its order, they are the first. Files
     that can't be read don't count. The same source gives the same looks.
@@ -49,20 +46,7 @@ def look(source: Source) -> Looks:
             files.append(ref)
         else:
             shapes[ref.shape] += 1
-    for ref in _sample(files, source.in_order):
+    for ref in files[:FILES] if source.in_order else files[:: -(-len(files) // FILES) or 1]:
         with contextlib.suppress(ElboError):
-            content = ref.read()
-            shapes[_shape(content) if isinstance(content, np.ndarray) else header_shape(content)] += 1
+            shapes[header_shape(ref)] += 1
     return Looks(shapes, len(source))
-
-
-def _shape(pixels: np.ndarray) -> Shape:
-    height, width, channels = pixels.shape
-    return height, width, channels
-
-
-def _sample(refs: Sequence[ImageRef], in_order: bool) -> Sequence[ImageRef]:
-    sample = refs[:MOST_FILES] if in_order else refs[:: -(-len(refs) // MOST_FILES) or 1]
-    while len(sample) > 1 and sum(ref.weight for ref in sample) > MOST_BYTES:
-        sample = sample[: len(sample) // 2] if in_order else sample[::2]
-    return sample

@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, command_line, common, plugin_option
-from elbocli.cli.types import PATH, Count, Named, Number
+from elbocli.cli.types import PATH, Count, Named, Number, Output
 
 LIST = "list"
 GROUPS = {
@@ -32,13 +32,13 @@ GROUPS = {
 
 @click.command(cls=Command, groups=GROUPS)
 @click.argument("source", type=PATH)
-@click.argument("run", type=PATH, required=False)
+@click.argument("run", type=Output(), required=False)
 @option("--format", type=Named("elbocli.importer.formats.FORMATS"), default="", help="Format.  [default: by content]")
 @option(
     "--weights",
-    type=click.Choice(["ema", "model"]),
+    metavar="ema|model|KEY",
     default="ema",
-    help="The average or the last weights, where SOURCE holds both.",
+    help="The average, the last weights, or those that SOURCE holds under a key.",
 )
 @option("--prefix", metavar="TEXT", default="", help="Take only the names that begin so, without it.")
 @option(

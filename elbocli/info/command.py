@@ -10,7 +10,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import common, overwrite_option, scale_option
-from elbocli.cli.types import PATH, STREAM
+from elbocli.cli.types import PATH, STREAM, Output
 from elbocli.cli.visible import visible
 
 
@@ -20,7 +20,7 @@ from elbocli.cli.visible import visible
 @option("--verify", is_flag=True, help="Read the whole file and compare it with its digests; exit 1 if it is damaged.")
 @option(
     "--grid",
-    type=PATH,
+    type=Output("images", stdout=True),
     metavar="FILE.png",
     help="Show images of a dataset or of samples as a picture, by class; - is standard output.",
     more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
@@ -29,7 +29,7 @@ from elbocli.cli.visible import visible
 @scale_option
 @overwrite_option
 @common
-def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int | None, overwrite: bool) -> None:
+def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int | None) -> None:
     """Say what FILE is and how it was made, and show its images.
 
     It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
@@ -41,7 +41,7 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
         message = "standard output is the picture's; name a file, --grid FILE.png"
         raise click.UsageError(message, click.get_current_context())
     if grid is not None:
-        _draw(file, grid, scale or 0, overwrite)
+        _draw(file, grid, scale or 0)
     elif scale:
         raise click.UsageError("--scale enlarges a grid; add --grid FILE.png", click.get_current_context())
     if grid == STREAM:
@@ -64,9 +64,8 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
         click.echo(f"{key:<{width}}  {said}")
 
 
-def _draw(file: Path, out: Path, scale: int, overwrite: bool) -> None:
+def _draw(file: Path, out: Path, scale: int) -> None:
     """Write the picture of a file's images."""
-    from elbocli.files.atomic import refuse_existing
     from elbocli.files.grid import save_grid, write_grid
     from elbocli.info.picture import images_of
 
@@ -76,8 +75,6 @@ def _draw(file: Path, out: Path, scale: int, overwrite: bool) -> None:
             raise click.UsageError("standard output is a terminal; name a file, --grid FILE.png", context)
     elif out.suffix != ".png":
         raise click.UsageError(f"{out}: a grid is a PNG; name it FILE.png", context)
-    else:
-        refuse_existing(out, overwrite)
     images, layout = images_of(file, scale)
     if out == STREAM:
         save_grid(sys.stdout.buffer, images, layout)

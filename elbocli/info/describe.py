@@ -50,7 +50,6 @@ def _dataset(path: Path) -> dict[str, Any]:
         "images": len(data),
         "store": "latents" if latents else data.store,
         "bytes_per_image": round(data.block.nbytes / len(data)),
-        **({"parts": len(data.block.parts)} if len(data.block.parts) > 1 else {}),
         "size": data.image_size,
         "channels": data.channels,
         "classes": data.num_classes,

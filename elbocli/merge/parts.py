@@ -32,8 +32,7 @@ OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples"
 class Part:
     """Everything about a part but its block.
 
-    count: images. length: of the block, rows or bytes. whole: whether it is one run of bytes in one file. drawn: how, if
-    it holds samples.
+    count: images. length: of the block, rows or bytes. drawn: how, if it holds samples.
     """
 
     path: Path
@@ -42,7 +41,6 @@ class Part:
     layout: BlockLayout
     count: int
     length: int
-    whole: bool
     attributes: DatasetAttributes
     drawn: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -78,8 +76,8 @@ def open_part(path: Path) -> Part:
     if known is not None and data.contents_digest() != known:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     arrays, names = data.contents()
-    length, how = sum(map(len, data.block.parts)), drawn(data.attributes, str(path)).facts()
-    block = (data.kind, data.store, data.layout, len(data), length, data.self_contained)
+    how = drawn(data.attributes, str(path)).facts()
+    block = (data.kind, data.store, data.layout, len(data), len(data.block))
     return Part(path, *block, data.attributes, how, arrays, names)
 
 

@@ -17,9 +17,9 @@ from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
-from elbocli.files.reading import refusing, utf8_path
+from elbocli.files.reading import quiet, refusing, utf8_path
 from elbocli.files.tensor_files import TensorFile
-from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS, diffusers_class, quiet
+from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS, diffusers_class
 from elbocli.nn.networks import counted
 from elbocli.runtime.device import sent
 

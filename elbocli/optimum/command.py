@@ -9,8 +9,8 @@ import click
 
 from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import common, device_option, overwrite_option, plugin_option
-from elbocli.cli.outputs import hand_out, refuse_taken
-from elbocli.cli.types import PATH, STREAM, Count, Number
+from elbocli.cli.outputs import hand_out
+from elbocli.cli.types import FIGURE, PATH, Count, Number, Output
 
 
 @click.command(cls=Command, prints=without_file)
@@ -43,14 +43,18 @@ from elbocli.cli.types import PATH, STREAM, Count, Number
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
 @option("--batch", type=Count(1, 10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]")
 @device_option
-@option("-o", "--out", type=PATH, default="-", help="The file that the JSON goes to; - is standard output.")
-@option("--plot", type=PATH, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")
+@option(
+    "-o",
+    "--out",
+    type=Output("an optimum", stdout=True),
+    default="-",
+    help="The file that the JSON goes to; - is standard output.",
+)
+@option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")
 @overwrite_option
 @plugin_option
 @common
-def optimum(
-    data: Path | None, like: Path | None, device: str, out: Path, plot: Path | None, overwrite: bool, **options: Any
-) -> None:
+def optimum(data: Path | None, like: Path | None, device: str, out: Path, plot: Path | None, **options: Any) -> None:
     """Find the least error that any denoiser of DATA.h5 can have, at each noise level.
 
     It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
@@ -62,7 +66,6 @@ def optimum(
     from elbocli.optimum import find
     from elbocli.optimum.open import Asked, open_search
 
-    refuse_taken([None if out == STREAM else out, plot], overwrite)
     if plot is not None:
         from elbocli.cli.figure import check_suffix
 

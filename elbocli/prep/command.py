@@ -10,7 +10,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, never, option
 from elbocli.cli.options import command_line, common, device_options, overwrite_option
-from elbocli.cli.types import PATH, Count, Number
+from elbocli.cli.types import PATH, Count, Number, Output
 from elbocli.files.latents import CONVENTIONS
 
 CROP_HELP = (
@@ -29,7 +29,7 @@ def shard(value: str) -> tuple[int, int]:
 
 @click.command(cls=Command, prints=never)
 @click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
-@click.argument("out", type=PATH, metavar="OUT.h5")
+@click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
 @option(
     "--size",
     type=Count(1, 8192),
@@ -137,6 +137,7 @@ def prep(
         channels=int(channels or 0),
         workers=workers or 0,
         preallocate=not no_preallocate,
+        overwrite=Command.overwrite,
         command=command_line(),
         **options,
     )

@@ -13,7 +13,7 @@ from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import common, overwrite_option
 from elbocli.cli.other_words import Group
 from elbocli.cli.outputs import print_table
-from elbocli.cli.types import PATH, Named
+from elbocli.cli.types import Named, Output
 from elbocli.cli.visible import visible_lines
 
 PRESET = Named("elbocli.nn.presets.NAMES")
@@ -95,16 +95,16 @@ def show(name: str) -> None:
 
 @presets.command(cls=Command, prints=without_file)
 @click.argument("name", type=PRESET)
-@click.argument("out", type=PATH, metavar="OUT.yaml", default="-")
+@click.argument("out", type=Output("a preset", stdout=True), metavar="OUT.yaml", default="-")
 @overwrite_option
 @common
-def write(name: str, out: Path, overwrite: bool) -> None:
+def write(name: str, out: Path) -> None:
     """Write the preset NAME to a file to edit, with every key that a preset may have and its meaning.
 
     Without OUT.yaml it goes to standard output.
     """
     from elbocli.errors import UsageError
-    from elbocli.files.atomic import refuse_existing, write_text
+    from elbocli.files.atomic import write_text
     from elbocli.nn.presets import load_preset
     from elbocli.presets.editable import editable
 
@@ -114,5 +114,4 @@ def write(name: str, out: Path, overwrite: bool) -> None:
         return
     if out.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{out}: a preset's file ends in .yaml, by which --preset tells it from a name")
-    refuse_existing(out, overwrite)
     write_text(out, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,12 +9,19 @@ import click
 
 from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import common, overwrite_option, plugin_option
-from elbocli.cli.types import PATH, STREAM
+from elbocli.cli.outputs import print_json
+from elbocli.cli.types import PATH, STREAM, Output
 
 
 @click.command(cls=Command, prints=without_file)
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
-@option("-o", "--out", type=PATH, default="-", help="The file that the page goes to; - is standard output.")
+@option(
+    "-o",
+    "--out",
+    type=Output("a page", stdout=True),
+    default="-",
+    help="The file that the page goes to; - is standard output.",
+)
 @option(
     "--samples",
     type=PATH,
@@ -42,7 +48,6 @@ def report(
     samples: tuple[Path, ...],
     results: tuple[Path, ...],
     as_json: bool,
-    overwrite: bool,
 ) -> None:
     """Show a run, or several side by side, on one page of HTML that needs no other file.
 
@@ -54,7 +59,7 @@ def report(
     each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
     """
     from elbocli.cli.progress_bar import say
-    from elbocli.files.atomic import refuse_existing, writing
+    from elbocli.files.atomic import writing
     from elbocli.report import gather as loop
     from elbocli.report.comparison import Comparison
 
@@ -67,9 +72,7 @@ def report(
         raise click.UsageError(
             "--scores: of several runs, put each result into its run's folder, where it is found", context
         )
-    if out != STREAM:
-        refuse_existing(out, overwrite)
-    elif sys.stdout.isatty() and not as_json:
+    if out == STREAM and sys.stdout.isatty() and not as_json:
         raise click.UsageError("standard output is a terminal; add -o FILE", context)
     gathered = [loop.gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
     several = Comparison(gathered) if len(gathered) > 1 else None
@@ -78,7 +81,7 @@ def report(
             say(sentence, "detail")
     if as_json:
         told = several.report() if several else gathered[0].report()
-        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
+        print_json(told.json())
     if out == STREAM and as_json:
         return
     from elbocli.report.page import render, render_several

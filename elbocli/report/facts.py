@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
@@ -148,7 +148,7 @@ class RunFacts:
 
 def _standing(status: RunStatus | None) -> dict[str, Any]:
     """Say it as status.json does, the time in words, without the process."""
-    return {} if status is None else {**replace(status, process=None).facts(), "time": status.when}
+    return {} if status is None else {**status.facts(), "time": status.when}
 
 
 def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:

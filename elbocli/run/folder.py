@@ -1,11 +1,9 @@
-"""The run folder while a process holds it: that it is this run's, and where it is."""
+"""The run folder: held by one process while it trains, continued by the command that began it, and its record."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,58 +12,69 @@ from typing import Any
 
 import torch
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told
+from elbocli.files.retention import step_of
 from elbocli.files.run_config import RunConfig
-from elbocli.files.sealed_folder import CONFIG, run_id
+from elbocli.files.sealed_folder import CONFIG
 from elbocli.run.dataset_place import seen_from
 from elbocli.run.imported import refuse_to_continue
 from elbocli.run.settings import Basis, Resolved, difference
+from elbocli.run.status import LOCK, read_status
 from elbocli.version import __version__
 
-LOCK = ".lock"
 PREVIEW_COUNT = 64
 """Most images in a preview: all of the same noise, and as many of each class that is drawn as of any other."""
 
 
-def _check(out: Path, resolved: Resolved) -> None:
-    """Raise UsageError unless the folder is empty or this run's; with the differences when it is another's.
+def _check(out: Path, resolved: Resolved, anew: bool) -> None:
+    """Raise UsageError unless training may begin or continue in the folder; DataError where the run's checkpoints are gone.
 
-    Empty is one too in which a claim was killed: nothing but the lock and files that were written aside.
-
-    A run that got nowhere may go on with any settings: one that ran out of memory at once, with a smaller batch.
+    A run without a checkpoint begins again, with any settings. A start that was killed leaves the lock, an empty folder of
+    checkpoints, and files that were written aside. anew: begin again although checkpoints are gone.
     """
-    if (out / CONFIG).exists():
-        before = store.read_config(out)
-        refuse_to_continue(before, out)
-        changed = difference(before, resolved.config()) if _begun(out) else []
-        if changed:
-            raise UsageError(
-                f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  "
-                + "\n  ".join(changed)
+    saved = store.checkpoints(out)
+    if not (out / CONFIG).exists():
+        own = (LOCK, store.FOLDER)
+        if saved or any(path.name not in own and not is_aside(path) for path in out.iterdir()):
+            raise UsageError(f"{out}: exists and is not a run; choose another -o")
+        return
+    before = store.read_config(out)
+    refuse_to_continue(before, out)
+    if not saved:
+        if not anew and _had_checkpoints(out):
+            raise DataError(
+                f"{out}: holds a run whose checkpoints are gone: there is none in {out / store.FOLDER}; put them back, or "
+                "begin anew with --overwrite"
             )
-    elif out.exists() and (not out.is_dir() or not all(path.name == LOCK or is_aside(path) for path in out.iterdir())):
-        raise UsageError(f"{out}: exists and is not a run; choose another -o")
+        return
+    if changed := difference(before, resolved.config()):
+        raise UsageError(
+            f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  " + "\n  ".join(changed)
+        )
+    if resolved.settings.steps < (done := step_of(saved[-1])):
+        raise UsageError(
+            f"--steps {resolved.settings.steps}: {out} has done {done} steps already; give {done} or more, or choose another -o"
+        )
 
 
-def _begun(out: Path) -> bool:
-    """Whether a run got anywhere: what it measures before its first step doesn't count."""
-    log = out / "metrics.jsonl"
-    if store.checkpoints(out) or not log.exists():
-        return bool(store.checkpoints(out))
-    with open(log, "rb") as file:
-        return any(line and not line.startswith(b'{"step": 0,') for line in (file.readline(), file.readline()))
+def _had_checkpoints(out: Path) -> bool:
+    """Tell whether a run without checkpoints ever had one: its status says so, or their folder is gone, too."""
+    with suppress(FormatError):
+        if read_status(out).saved is not None:
+            return True
+    return not (out / store.FOLDER).is_dir()
 
 
 def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
     """The run that the folder holds, to take what isn't asked for from; None where it holds none.
 
-    anew: whether a dataset is named, with which a run that got nowhere begins anew. preset: the one that is asked for:
+    anew: whether a dataset is named, with which a run without a checkpoint begins anew. preset: the one that is asked for:
     another than the run's is of another run. Raises FormatError, and UsageError for a plug-in that it lacks.
     """
     with told(out):
-        if not (out / CONFIG).exists() or (anew and not _begun(out)):
+        if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
             return None
     config = store.read_config(out)
     refuse_to_continue(config, out)
@@ -74,74 +83,44 @@ def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
     return Basis.of(out / CONFIG, config)
 
 
-class RunFolder:
-    """A run's folder, held while the run is trained, wherever somebody moves it to.
+def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> str:
+    """Hold the folder for this process alone until the stack ends. Returns a warning where the file system knows no locks.
 
-    path: where it was found last. unlocked: a warning, where the file system can't keep other processes from it.
-    """
-
-    def __init__(self, path: Path, handle: int, config: RunConfig, unlocked: str):
-        self.path, self.unlocked = path, unlocked
-        self._handle, self._config = handle, config
-
-    def find(self) -> Path:
-        """Look where the folder is now, and that its config.yaml is in it. Raises DataError when it is gone."""
-        if not self._is_at(self.path):
-            with suppress(OSError):
-                moved = Path(f"/proc/self/fd/{self._handle}").readlink()
-                self.path = moved if self._is_at(moved) else self.path
-        if not self._is_at(self.path):
-            gone = "the run's folder is gone, deleted or moved to another disk"
-            raise DataError(f"{self.path}: {gone}; no checkpoint can be saved any more")
-        if not (self.path / CONFIG).exists():
-            store.write_config(self.path, self._config)
-        return self.path
-
-    def write(self, write: Callable[[Path], Path]) -> Path:
-        """Return what `write` has made in the folder; it does it again where somebody has moved the folder meanwhile."""
-        while True:
-            before = self.find()
-            try:
-                return write(before)
-            except DataError:
-                if self.find() == before:
-                    raise
-
-    def _is_at(self, path: Path) -> bool:
-        with suppress(OSError):
-            return os.path.samestat(os.fstat(self._handle), path.stat())
-        return False
-
-
-def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, about: dict[str, Any]) -> RunFolder:
-    """Make the folder this process's alone until the stack ends, and this run's.
-
-    patience: seconds to wait for another process to leave it. about: how it is trained now, for config.yaml. Raises
+    patience: seconds to wait for another process to leave it. anew: begin again where checkpoints are gone. Raises
     UsageError when it holds something else, DataError when another process stays.
     """
     with told(out):
-        if out.exists():
-            _check(out, resolved)
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
+        _check(out, resolved, anew)
     unlocked = stack.enter_context(locked(out / LOCK, str(out), patience))
     with told(out):
-        _check(out, resolved)
-        handle = os.open(out, os.O_RDONLY)
-    stack.callback(os.close, handle)
+        _check(out, resolved, anew)
     store.clean(out)
-    known = run_id(out) if _begun(out) else None
-    data = replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path))))
+    return unlocked
+
+
+def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
+    """Write config.yaml: what the steps from now on are made with, and the commands of all starts.
+
+    command: as typed; repeated without a change, it stands there once. about: processes and device_name.
+    """
+    before = store.read_config(out) if store.checkpoints(out) else None
+    commands = before.commands if before else []
     config = replace(
         resolved.config(),
-        run_id=known or _identity(resolved.config()),
+        run_id=(before and before.run_id) or _identity(resolved.config()),
         elbo_version=__version__,
         torch_version=str(torch.__version__),
         python_version=python_version(),
-        data=data,
+        commands=commands if commands[-1:] == [command] else [*commands, command],
+        data=replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path)))),
         **about,
     )
+    with told(out):
+        (out / store.FOLDER).mkdir(exist_ok=True)
     store.write_config(out, config)
-    return RunFolder(out, handle, config, unlocked)
 
 
 def _identity(config: RunConfig) -> str:

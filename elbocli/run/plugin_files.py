@@ -1,7 +1,7 @@
 """Plug-ins that the user names: files run at start-up, which declare more, and what a run remembers of them.
 
 elbo runs only a file that the command line or the user's own environment names, never one that a run, a preset or a
-dataset names. A run only records which plug-ins it needs.
+dataset names. A run only records which plug-ins it needs. A program of torch.export (.pt2) that a run holds counts as one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.plugin_modules import module_name
+from elbocli.files.plugin_modules import module_name, trust
 from elbocli.files.run_config import PluginFile
 
 _RUN: dict[Path, PluginFile] = {}
@@ -30,8 +30,11 @@ def run_plugin(path: Path) -> None:
     place = path.resolve()
     if place in _RUN:
         return
-    if path.suffix != ".py" or not path.is_file():
-        raise UsageError(f"{path}: no such plug-in; name a file that ends in .py")
+    if path.suffix not in (".py", ".pt2") or not path.is_file():
+        raise UsageError(f"{path}: no such plug-in; name a file that ends in .py, or the .pt2 of a run")
+    if path.suffix == ".pt2":
+        trust(path)
+        return
     plugin = PluginFile(path.name, file_sha256(path))
     if str(place.parent) not in sys.path:
         sys.path.append(str(place.parent))

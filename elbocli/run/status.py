@@ -13,13 +13,13 @@ from typing import Annotated
 from elbocli.errors import DataError, FormatError
 from elbocli.files import strict_json
 from elbocli.files.atomic import write_json
+from elbocli.files.file_system import try_lock
 from elbocli.files.schema import Bounds, Count, Record, Word
-from elbocli.run.folder import RunFolder
-from elbocli.run.liveness import ProcessId
 from elbocli.runtime.background import Background
 
 STATUS = "status.json"
-RUNNING, DEAD, UNKNOWN = "running", "dead", "unknown"
+LOCK = ".lock"
+RUNNING, DONE, DEAD = "running", "done", "dead"
 EVERY_S = 3.0
 """Time from one note of the step to the next."""
 
@@ -28,8 +28,8 @@ EVERY_S = 3.0
 class RunStatus(Record, file="status.json of a run", reader="elbocli.run.status.read_status"):
     """A run's state, what it has reached, and what is safe of that.
 
-    state: running, done, stopped, interrupted or failed; read back, also dead (it says running, and its process is gone)
-    and unknown (that can't be seen from here). step: of `steps`, with `images` seen. saved: the step of the newest
+    state: running, done, stopped, interrupted or failed; read back, also dead: it says running, and no process holds the
+    run's lock. step: of `steps`, with `images` seen. saved: the step of the newest
     checkpoint. time: of writing, in seconds since 1970.
     """
 
@@ -40,52 +40,48 @@ class RunStatus(Record, file="status.json of a run", reader="elbocli.run.status.
     time: Annotated[float, Bounds(0, 253402300799)]
     message: str = ""
     saved: Count | None = None
-    process: ProcessId | None = None
 
     @property
     def when(self) -> str:
         """The time in words, UTC."""
         return datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
-    def seen_now(self) -> RunStatus:
-        """Return it as it is now: what says that it is running may be over."""
-        if self.state != RUNNING:
-            return self
-        process = self.process
-        runs = None if process is None else process.runs()
-        if runs:
-            return self
-        if process is None:
-            return replace(self, state=UNKNOWN, message="it was running; which process trains it was not recorded")
-        if runs is None:
-            return replace(
-                self, state=UNKNOWN, message=f"it was running on {process.host}; only there can one see more"
-            )
-        gone = f"its process {process.pid} is gone without a word; the same command goes on from what is saved"
-        return replace(self, state=DEAD, message=gone)
-
 
 def read_status(run: Path) -> RunStatus:
     """Return how a run stands now. Raises FormatError when that isn't known."""
     path = run / STATUS
-    return RunStatus.of(strict_json.read(path), f"{path}: the run's state is unknown").seen_now()
+    found = RunStatus.of(strict_json.read(path), f"{path}: the run's state is unknown")
+    if found.state != RUNNING or _held(run):
+        return found
+    gone = "its process is gone without a word; the same command goes on from what is saved"
+    return replace(found, state=DEAD, message=gone)
+
+
+def _held(run: Path) -> bool:
+    """Tell whether a process holds a run's lock; True where the file system knows no locks."""
+    try:
+        with open(run / LOCK, "rb") as file:
+            return not try_lock(file.fileno())
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 class Status:
     """Writes status.json, as well as can be: what prevents it is told by whoever writes what matters.
 
-    step, images: reached. saved: the step of the newest checkpoint. All three are those of an earlier start at first.
+    step, images: reached. saved: the step of the newest checkpoint. They and `state` are those of an earlier start at first.
     """
 
-    def __init__(self, folder: RunFolder, steps: int):
-        self.folder, self.steps, self.step, self.images = folder, steps, 0, 0
+    def __init__(self, run: Path, steps: int):
+        self.run, self.state, self.steps, self.step, self.images = run, "", steps, 0, 0
         self.saved: int | None = None
-        self._process = ProcessId.mine()
         self._lock, self._background = Lock(), Background("status")
         self._noted = time.monotonic()
         with suppress(FormatError):
-            before = read_status(folder.path)
-            self.step, self.images, self.saved = before.step, before.images, before.saved
+            before = read_status(run)
+            self.state, self.step, self.images, self.saved = before.state, before.step, before.images, before.saved
 
     def reached(self, step: int, images: int) -> None:
         """Take note of a step, and write it now and then, by another thread."""
@@ -102,6 +98,6 @@ class Status:
 
     def _write(self, state: str, message: str) -> None:
         now = round(time.time(), 3)
-        content = RunStatus(state, self.step, self.steps, self.images, now, message, self.saved, self._process)
+        content = RunStatus(state, self.step, self.steps, self.images, now, message, self.saved)
         with self._lock, suppress(DataError):
-            write_json(self.folder.find() / STATUS, content.json())
+            write_json(self.run / STATUS, content.json())

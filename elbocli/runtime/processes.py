@@ -89,14 +89,6 @@ class World:
         dist.gather(value, found)
         return found or []
 
-    def limit_waits(self, limit: timedelta) -> None:
-        """From now on, end a process whose CUDA device waits longer for another's: one that hangs stops all others.
-
-        On the host PATIENCE stays. Operations that have begun keep their limit.
-        """
-        if self.size > 1 and self.device.type == "cuda":
-            _limit(self.device, limit)
-
     def share(self, count: int) -> range:
         """Return this process's part of `count` things; parts differ by one at most."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -147,7 +139,8 @@ def joined(device: str = "auto") -> Iterator[World]:
             how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}  # said, it is connected at once
         dist.init_process_group(store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE, **how)
         world = World(rank, size, chosen)
-        world.limit_waits(JOIN)
+        if chosen.type == "cuda":
+            _limit(chosen, JOIN)
     _kept.append(dist.group.WORLD)
     try:
         with telling_lost():

@@ -1,4 +1,4 @@
-"""Reasons to end a run before its last step: signals, a STOP file, the clock, a launcher that is gone. Needs no torch."""
+"""Reasons to end a run before its last step: signals, the clock, a launcher that is gone. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 from elbocli.errors import ElboError, Interrupted, PeerLost
@@ -18,13 +17,8 @@ GRACE_S = 1.0
 """Time after the first signal in which a Ctrl-C is an echo of it, and no second one."""
 PATIENCE_S = 60
 """Time that processes of torchrun wait for those before them to end: they may be saving."""
-STOP = "STOP"
-ASKED, TIME, ORPHAN = 1001, 1002, 1003
+TIME, ORPHAN = 1001, 1002
 LOOK_S = 0.5
-
-
-class Abandoned(BaseException):
-    """A signal came in the middle of work that may be given up; its sender waits."""
 
 
 class Signals:
@@ -32,27 +26,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._since = 0.0
-        self._given_up = False
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._since = signum, time.monotonic()
-        self.look()
-
-    def look(self, *_: object) -> None:
-        """Raise Abandoned where work that may be given up meets a signal. Takes what callers of hooks pass."""
-        if self.received is not None and self._given_up:
-            raise Abandoned
-
-    @contextlib.contextmanager
-    def abandoning(self, given_up: bool) -> Iterator[None]:
-        """Leave the block with Abandoned as soon as a signal comes, at the next line of Python, if it may be given up."""
-        self._given_up = given_up
-        try:
-            yield
-        finally:
-            self._given_up = False
+        self.received = self.received or signum
 
     def _watch(self, woken: int) -> None:
         """End the process at a second SIGINT, even while the main thread is in one long call and runs no handler.
@@ -112,12 +88,11 @@ def catching_signals() -> Iterator[Signals]:
 class Ending:
     """The reason to end a run now, as a number, so that processes can agree on it: a signal's, or one of those above.
 
-    run: its folder, in which a file STOP may appear; None where another process looks for it. limit: seconds, 0 is
-    none. launched: there is a launcher.
+    limit: seconds, 0 is none. launched: there is a launcher.
     """
 
-    def __init__(self, signals: Signals, run: Path | None, limit: float, launched: bool):
-        self.signals, self.run, self.limit = signals, run, limit
+    def __init__(self, signals: Signals, limit: float, launched: bool):
+        self.signals, self.limit = signals, limit
         self.begun = self._looked = time.monotonic()
         self._parent = os.getppid() if launched else None
 
@@ -131,6 +106,4 @@ class Ending:
         self._looked = now
         if self._parent is not None and os.getppid() != self._parent:
             return ORPHAN
-        if self.limit and now - self.begun > self.limit:
-            return TIME
-        return ASKED if self.run is not None and (self.run / STOP).exists() else 0
+        return TIME if self.limit and now - self.begun > self.limit else 0

@@ -21,7 +21,7 @@ from elbocli.cli.options import (
     scale_option,
     weights_options,
 )
-from elbocli.cli.types import PATH, STREAM, Count, Named
+from elbocli.cli.types import PATH, STREAM, Count, Named, Output
 
 GROUPS = {
     "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
@@ -84,9 +84,10 @@ GROUPS = {
     "--noise",
     type=Named("elbocli.core.noise.NOISES"),
     default="elbo",
-    help="Random numbers: elbo's, the same on any device, or edm: those of EDM's and EDM2's seed SEED + i.",
-    more="With edm, image i begins with the noise, and with --classes random is of the class, that their generate.py and "
-    "generate_images.py draw for seed SEED + i on the same kind of device; churn adds the same noise as EDM's. torch's "
+    help="Random numbers: elbo's, the same on any device, or those of EDM's (edm) or EDM2's (edm2) seed SEED + i.",
+    more="With edm, image i has the noise, and with --classes random the class, that EDM's generate.py draws for seed "
+    "SEED + i on the same kind of device; with edm2, those of EDM2's generate_images.py. They differ in the noise that churn "
+    "adds: EDM draws float64 in every step, EDM2 float32 in steps that add noise. torch's "
     "numbers on CUDA are others than on a CPU, so the images depend on the kind of device, and published ones need CUDA. "
     "EDM walks in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
     "nothing here repeats.",
@@ -117,7 +118,7 @@ GROUPS = {
 @option(
     "-o",
     "--out",
-    type=PATH,
+    type=Output("samples", "images", "a folder of PNGs", stdout=True, streams=True),
     default="-",
     help="- (an NPY stream), .npy, .npz, .h5, .png (a grid), or a folder name for PNGs.",
     more="A grid has rows for each class, with its name, where there are at most 16 classes, or as many images of each.",
@@ -163,8 +164,9 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,
         scale=options.pop("scale") or 0,
+        overwrite=Command.overwrite,
         command=command_line(),
         **options,
     )
     with joined(settings.device) as world:
-        show(loop.run(run, target, settings, world))
+        show(lambda tell: loop.run(run, target, settings, world, tell))

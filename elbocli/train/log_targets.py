@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import UsageError
+from elbocli.files.outputs import check_outputs
 
 LINES = ".jsonl"
 
@@ -24,9 +25,6 @@ class LogTarget:
 
     def picture(self, step: int, path: Path) -> None:
         """Take a preview, a PNG file."""
-
-    def move(self, run: Path) -> None:
-        """Go on where the run's folder is now."""
 
     def close(self) -> None:
         """End, with all that was taken safe."""
@@ -64,8 +62,8 @@ PACKAGES: dict[str, Callable[[Path, int], LogTarget]] = {"tensorboard": _tensorb
 """Name of a package, and of the extra that brings it → (run's folder, step that the run goes on after) → target."""
 
 
-def check(words: Iterable[str]) -> None:
-    """Raise UsageError for a word that names no target, or one whose package isn't installed."""
+def check(words: Iterable[str], run: Path) -> None:
+    """Raise UsageError for a word that names no target, one whose package isn't installed, or a file of another kind."""
     for word in words:
         if word not in PACKAGES and not word.endswith(LINES):
             raise UsageError(
@@ -75,6 +73,8 @@ def check(words: Iterable[str]) -> None:
             raise UsageError(
                 f"--log-to {word}: {word} is not installed; get it with pip install 'elbocli[{word}]', or leave it out"
             )
+        if word not in PACKAGES:
+            check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)
 
 
 class LogTargets:
@@ -102,10 +102,6 @@ class LogTargets:
     def picture(self, step: int, path: Path) -> None:
         """Give all of them a preview."""
         self._each(lambda target: target.picture(step, path))
-
-    def move(self, run: Path) -> None:
-        """Tell all of them where the run's folder is now."""
-        self._each(lambda target: target.move(run))
 
     def close(self) -> None:
         """End all of them."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,36 +14,35 @@ from torch import Tensor
 from elbocli.errors import DataError, ElboError, Interrupted
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
-from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
-from elbocli.run.folder import claim
+from elbocli.run.folder import claim, record_start
 from elbocli.run.settings import Resolved
-from elbocli.run.status import RUNNING, Status
-from elbocli.runtime.device import choose_device, name_of
+from elbocli.run.status import DONE, RUNNING, Status
+from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import (
-    ASKED,
     PATIENCE_S,
-    STOP,
     TIME,
-    Abandoned,
     Ending,
     Signals,
     catching_signals,
     interrupted,
 )
 from elbocli.train.checkpoint_hook import CheckpointHook
-from elbocli.train.cuda_defaults import CudaDefaults
 from elbocli.train.introduction import introduction
 from elbocli.train.memory_check import check_memory
 from elbocli.train.pace import Pace
 from elbocli.train.recorder import Recorder
-from elbocli.train.restore import restore_newest
+from elbocli.train.restore import restore
 from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
 from elbocli.train.step import rehearse, update
+
+GC_EVERY = 1000
+GLANCE_S = 0.5
+"""Seconds to wait for a run's lock, which also those take for a moment who ask whether it is trained."""
 
 
 def run(
@@ -53,34 +53,49 @@ def run(
     command: str = "",
     on_checkpoint: str = "",
     log_to: Sequence[str] = (),
-) -> Generator[Progress, None, Path]:
-    """Train until `steps`, going on where an earlier run of the same settings stopped. Returns where the run is in the end.
+    anew: bool = False,
+) -> Iterator[Progress]:
+    """Train until `steps`, going on where an earlier run of the same settings stopped. A finished run stays as it is.
 
     Every process of the world runs this; the first alone writes. command: as typed, for config.yaml. on_checkpoint: what
-    to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. Raises UsageError (another run
-    is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
+    to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. anew: as `claim` takes it.
+    Raises UsageError (another run is there), NonFiniteError, Interrupted after a checkpoint, DataError, PeerLost.
     """
-    world = world or World(device=choose_device(resolved.settings.device))
+    world, steps = world or World(device=choose_device(resolved.settings.device)), resolved.settings.steps
     with ExitStack() as stack:
-        defaults = CudaDefaults(resolved.settings, world)
-        stack.enter_context(defaults.applied())
+        stack.enter_context(Precision(resolved.settings.precision, world.device).applied(benchmark=True))
+        if world.device.type == "cuda":  # all processes collect garbage at the same steps: one that stops delays all
+            gc.disable()
+            stack.callback(gc.enable)
         signals = stack.enter_context(catching_signals())
-        folder, tight = None, ""
+        warnings, saved = list[str](), None
         with world.together():
-            tight = check_memory(resolved, world)
+            warnings.append(check_memory(resolved, world))
             if world.first:
-                about = {"command": command, "processes": world.size, "device_name": name_of(world.device)}
-                folder = claim(out, resolved, stack, PATIENCE_S if world.size > 1 else 0, about)
-        for warning in (tight, "" if folder is None else folder.unlocked):
-            if warning:
-                yield Progress(message=warning, level="warning")
-        status = None if folder is None else Status(folder, resolved.settings.steps)
+                warnings.append(claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, anew))
+                saved = store.latest(out, warnings.append)
+        yield from (Progress(message=text, level="warning") for text in warnings if text)
+        saved = world.of_first(saved)
+        status = Status(out, steps) if world.first else None
+        if saved is not None and saved.step >= steps:
+            if status is not None and status.state != DONE:  # a process was killed after its last checkpoint
+                status.step, status.images, status.saved = saved.step, saved.images, saved.step
+                status.write(DONE)
+            yield Progress(saved.step, steps, "step")
+            yield Progress(message=f"{out}: done, {saved.step} steps, {saved.images} images")
+            return
         saver = Saver()
         try:
             with telling_lost():
                 with world.together():
                     state = TrainState(resolved, dataset, world)
-                training = _Training(state, defaults, out, signals, status, saver, stack, on_checkpoint, log_to)
+                    restore(state, out, saved)
+                    if world.first:
+                        device = name_of(world.device)
+                        record_start(out, resolved, command, processes=world.size, device_name=device)
+                lengths = (saved and saved.meta.log_bytes) or {}
+                del saved  # it holds its files open, also when they are deleted
+                training = _Training(state, out, lengths, signals, status, saver, stack, on_checkpoint, log_to)
                 yield from training.reports()
         except BaseException as error:
             saver.close()
@@ -89,17 +104,16 @@ def run(
                 status.write("interrupted" if ended else "failed", str(error))
             raise
         saver.close()
-        return training.out
 
 
 class _Training:
-    """One start of a run, from its last checkpoint to wherever it ends."""
+    """One start of a run, from its last checkpoint to wherever it ends. lengths: of the logs at that checkpoint."""
 
     def __init__(
         self,
         state: TrainState,
-        defaults: CudaDefaults,
         out: Path,
+        lengths: dict[str, int],
         signals: Signals,
         status: Status | None,
         saver: Saver,
@@ -108,37 +122,15 @@ class _Training:
         log_to: Sequence[str],
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
-        self.defaults = defaults
         self.settings, self.world = state.settings, state.world
-        self.ending = Ending(signals, out if self.world.first else None, self.settings.time_limit, self.world.size > 1)
+        self.ending = Ending(signals, self.settings.time_limit, self.world.size > 1)
         self.pending = [Progress(message=text, level="warning") for text in state.warnings]
         self.hook = CheckpointHook(on_checkpoint if self.world.first else "", out, self._warn)
         stack.callback(self.hook.stop)
         with self.world.together():
-            lengths = restore_newest(state, out, self._warn)
-            self.recorder = Recorder(state, out, lengths, self._warn, log_to, self._abandoning)
+            self.recorder = Recorder(state, out, lengths, self._warn, log_to)
         stack.callback(self.recorder.close)
-        if self._abandons:
-            for piece in state.spread.pieces:  # signals are seen by Python alone, which backward else doesn't run
-                piece.register_post_accumulate_grad_hook(signals.look)
         self.last_saved = state.steps_done if state.steps_done else -1
-
-    @property
-    def _abandons(self) -> bool:
-        """Whether work may be given up in its middle: nobody else takes part, and it is done when its call returns."""
-        return self.world.size == 1 and self.state.device.type == "cpu"
-
-    def _abandoning(self) -> AbstractContextManager[None]:
-        return self.signals.abandoning(self._abandons)
-
-    def _follow(self) -> None:
-        """Go on in the run's folder wherever somebody has moved it. Raises DataError when it is gone."""
-        if self.status is None or self.status.folder.find() == self.out:
-            return
-        now = self.status.folder.path
-        self._warn(f"{self.out}: was moved to {now}; training goes on there")
-        self.out = self.ending.run = self.hook.run = now
-        self.recorder.move(now)
 
     def _warn(self, text: str) -> None:
         self.pending.append(Progress(message=text, level="warning"))
@@ -152,41 +144,36 @@ class _Training:
 
     def reports(self) -> Iterator[Progress]:
         """Train, and yield progress."""
-        state, settings = self.state, self.settings
         yield from self._messages()
-        yield Progress(
-            state.steps_done, settings.steps, "step", introduction(state, self.out, str(self.defaults.precision))
-        )
-        if told := str(self.defaults):
-            yield Progress(message=f"on {name_of(state.device)}: {told}")
+        yield Progress(message=introduction(self.state, self.out))
         if self.status is not None:
-            self.status.saved = state.steps_done or None
+            self.status.saved = self.state.steps_done or None
         self._tell_status(RUNNING)
-        rehearse(state)
-        try:
-            yield from self._steps()
-        except Abandoned:
-            yield from self._end(self.ending.reason())
+        yield from self._steps()
 
     def _steps(self) -> Iterator[Progress]:
         state, settings = self.state, self.settings
-        first = state.steps_done + 1
-        self.recorder.catch_up()
+        self.recorder.begin()
         pace = Pace(settings, self.recorder.validation, state.steps_done, state.device.type == "cpu")
+        if state.steps_done < settings.steps:
+            each = rehearse(state)
+            said = pace.before(each, state.resolved, self.recorder.previewed) if each else ""
+            yield Progress(state.steps_done, settings.steps, "step", said)
         while state.steps_done < settings.steps:
-            reason = self._reason_to_end()
+            reason, first = self._agree(0 if self.recorder.previewed else pace.first_preview(state.steps_done))
             if reason:
                 yield from self._end(reason)
                 return
-            update(state, self._abandoning())
+            update(state)
             step = state.steps_done
-            self.defaults.after(step, first)
+            if not gc.isenabled() and step % GC_EVERY == 0:
+                gc.collect()
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 self._snapshot(step)
-            if then := self.recorder.long_work(step):
+            if then := self.recorder.long_work(step, first):
                 yield Progress(step, settings.steps, "step", then=then)
-            values = self.recorder.after(step)
+            values = self.recorder.after(step, first)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             if self.status is not None:
@@ -194,27 +181,28 @@ class _Training:
             yield Progress(step, settings.steps, "step", pace.after(step, bool(values)), values=values)
             yield from self._messages()
         self._finish()
-        self._heed_stop()
-        self._tell_status("done")
+        self._tell_status(DONE)
         if self.hook.held():
             yield Progress(message="waiting for --on-checkpoint's command")
         self.hook.finish(lambda: self.signals.received is not None)
         yield from self._messages()
         yield Progress(message=f"{self.out}: done, {state.steps_done} steps, {state.images} images")
 
-    def _reason_to_end(self) -> int:
-        """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
+    def _agree(self, first: int) -> tuple[int, int]:
+        """Agree with all processes on a reason to end now, 0 is none, and on the images of a first preview.
+
+        Raises the first error of any process.
+        """
         error = None
         try:
-            self._follow()
             self.saver.look()
             self.state.batches.ready(self.state.steps_done)
         except ElboError as caught:
             error = caught
-        reason, failed = self.world.most([self.ending.reason(), int(error is not None)])
+        reason, failed, first = self.world.most([self.ending.reason(), int(error is not None), first])
         if failed:
             self.world.raise_first(error)
-        return reason
+        return reason, first
 
     def _snapshot(self, step: int) -> None:
         """Write a snapshot of this moment while training goes on."""
@@ -222,8 +210,8 @@ class _Training:
         averages, about = self.state.copies(self.state.ema.stored), {"images": self.state.images}
         with self.world.together():
             if self.status is not None:
-                write = partial(snapshots.write, step=step, averages=averages, meta=about)
-                self.saver.start(partial(self.status.folder.write, write), vital=False)
+                write = partial(snapshots.write, self.out, step=step, averages=averages, meta=about)
+                self.saver.start(write, vital=False)
 
     def _save(self) -> None:
         """Write a checkpoint of this moment while training goes on. Raises DataError after too many failures."""
@@ -233,7 +221,6 @@ class _Training:
         weights, rest = self.state.snapshot()
         with self.world.together():
             if self.world.first:
-                self._follow()
                 self.saver.finish()
                 self._write(weights, rest)
         self.last_saved = self.state.steps_done
@@ -246,12 +233,12 @@ class _Training:
 
         def write() -> None:
             logs.sync()
-            path = status.folder.write(lambda out: store.save(out, step, weights, rest, meta))
+            path = store.save(self.out, step, weights, rest, meta)
             hook.start(path)
             held = {step_of(path) for path in hook.held()}
             # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
             store.drop(
-                status.folder.find(),
+                self.out,
                 lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held),
             )
             status.saved = step
@@ -270,27 +257,18 @@ class _Training:
         self._save()
         with self.world.together():
             self.saver.settle()
-            self._follow()
 
     def _end(self, reason: int) -> Iterator[Progress]:
-        """End before the last step: save, and say why. Raises Interrupted, unless a person or a limit asked for it."""
+        """End before the last step: save, and say why. Raises Interrupted, unless the time limit asked for it."""
         self._finish()
         self.hook.stop()
         yield from self._messages()
         saved = f"saved step {self.state.steps_done} of {self.settings.steps}; the same command goes on from there"
-        if reason not in (ASKED, TIME):
+        if reason != TIME:
             raise interrupted(reason, saved)
-        if reason == ASKED:
-            self._heed_stop()
-        ended = f"ended by {f'a file {STOP}' if reason == ASKED else 'its time limit'}; {saved}"
+        ended = f"ended by its time limit; {saved}"
         self._tell_status("stopped", ended)
         yield Progress(message=f"{self.out}: {ended}")
-
-    def _heed_stop(self) -> None:
-        """Delete a file STOP: it was meant for this start, and shall not end the next one."""
-        if self.world.first:
-            with told(self.out / STOP, "delete"):
-                (self.out / STOP).unlink(missing_ok=True)
 
     def _tell_status(self, state: str, message: str = "") -> None:
         if self.status is not None:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from elbocli.core.adaptive import bin_middles
-from elbocli.errors import DataError, FormatError
-from elbocli.files import losslog, strict_json
+from elbocli.errors import DataError
+from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.grid import write_grid
 from elbocli.files.metrics import MetricsRow
-from elbocli.files.opening import open_file
-from elbocli.files.reading import lines_of
 from elbocli.files.schedule_file import finite
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.train.held_out import open_held_out
 from elbocli.train.log_targets import LogTargets
-from elbocli.train.preview import preview, preview_output
+from elbocli.train.preview import PREVIEW, preview, preview_output
 from elbocli.train.state import TrainState
 from elbocli.train.validate import Validation
 
@@ -88,8 +84,7 @@ class Recorder:
     """Writes metrics.jsonl, losslog.jsonl, validation.jsonl and previews/, and where else its numbers are logged to.
 
     Every process measures; the first writes. Failed writes are reported to `warn`, once until they succeed. lengths:
-    the logs' at the checkpoint to go on from. log_to: as LogTargets takes it. abandoning: goes around validations and
-    previews, which take long. Raises UsageError, FormatError and DataError.
+    the logs' at the checkpoint to go on from. log_to: as LogTargets takes it. Raises UsageError, FormatError and DataError.
     """
 
     def __init__(
@@ -99,9 +94,8 @@ class Recorder:
         lengths: dict[str, int],
         warn: Callable[[str], None],
         log_to: Sequence[str] = (),
-        abandoning: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        self.state, self.out, self._warn, self._abandoning = state, out, warn, abandoning
+        self.state, self.out, self._warn = state, out, warn
         self._told: dict[str, str] = {}
         settings, network = state.settings, state.resolved.network
         held = open_held_out(settings, state.dataset, network.num_classes > 0)
@@ -114,6 +108,7 @@ class Recorder:
             if self.validation and self.validation.begins(out / VALIDATION):
                 self._append(VALIDATION, self.validation.header())
         self.output = preview_output(state, warn)
+        self.previewed = self.output is None or any((out / "previews").glob("*.png"))
         self._clock, self._since = time.monotonic(), state.steps_done
 
     def _header(self) -> str:
@@ -123,8 +118,8 @@ class Recorder:
         floor = settings.floor if settings.schedule == ADAPTIVE else None
         return losslog.header(self.state.edges, dimensions=dimensions, floor=floor, **named)
 
-    def after(self, step: int) -> dict[str, Any]:
-        """Record what is due after a step. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
+    def after(self, step: int, first: int = 0) -> dict[str, Any]:
+        """Record what is due after a step. first: images of a first preview, if one is due. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
         settings, values = self.state.settings, dict[str, Any]()
         last = step == settings.steps
         if step % settings.log_every == 0 or last:
@@ -133,43 +128,24 @@ class Recorder:
             values |= self._validate(step, self.validation)
         if self._draws(step):
             self._preview(step)
+        elif first:
+            self._preview(step, first)
         return values
 
-    def long_work(self, step: int) -> str:
+    def long_work(self, step: int, first: int = 0) -> str:
         """Say what `after` will do after a step that may take long, such as 'validating'; nothing where it is quick."""
         validates = self.validation is not None and self.validation.due(step)
-        draws = self.output is not None and self._draws(step)
-        return " and ".join(["validating"] * validates + ["drawing a preview"] * draws)
+        draws = self.output is not None and (first or self._draws(step))
+        return " and ".join(["validating"] * validates + ["drawing a preview"] * bool(draws))
 
-    def catch_up(self) -> None:
-        """Record what a signal has kept from being recorded after the step that the run goes on from, in all alike.
-
-        At the start of a run that begins from other weights, record how these do on images held out.
-        """
-        step, lacking = self.state.steps_done, (False, False)
-        if not step and self.validation and self.state.resolved.init is not None:
-            self._validate(step, self.validation)
-        if step and self.logs is not None:
-            lacking = self._last_validated() != step, not self._picture(step).exists()
-        validates, draws = self.state.world.of_first(lacking)
-        if validates and self.validation and self.validation.due(step):
-            self._validate(step, self.validation)
-        if draws and self._draws(step):
-            self._preview(step)
+    def begin(self) -> None:
+        """At the start of a run that begins from other weights, record how these do on images held out."""
+        if not self.state.steps_done and self.validation and self.state.resolved.init is not None:
+            self._validate(0, self.validation)
 
     def _draws(self, step: int) -> bool:
         every = self.state.settings.preview_every
         return every > 0 and (step % every == 0 or step == self.state.settings.steps)
-
-    def _picture(self, step: int) -> Path:
-        return self.out / "previews" / f"step-{step:08d}.png"
-
-    def _last_validated(self) -> int:
-        """The last step in validation.jsonl, 0 without one."""
-        with suppress(OSError, FormatError), open_file(self.out / VALIDATION) as log:
-            last = deque(lines_of(log, VALIDATION), 1)
-            return losslog.LossLogRow.of(strict_json.load(last[0], VALIDATION), VALIDATION).step if last else 0
-        return 0
 
     def _log(self, step: int) -> dict[str, Any]:
         weighting = self.state.weighting  # of these steps: the interval's end teaches one that is learned
@@ -195,7 +171,7 @@ class Recorder:
         state, world = self.state, self.state.world
         state.check()
         validation.weighting = state.weighting  # as it is now, where it is learned
-        with state.averaged(), self._abandoning():
+        with state.averaged():
             sums = validation.partial(state.spread.forward, world.rank, world.size)
         world.raise_first(validation.error)
         sums = world.added(sums)
@@ -205,15 +181,15 @@ class Recorder:
             self._append(VALIDATION, validation.line(step, state.images, sums))
         return values
 
-    def _preview(self, step: int) -> None:
+    def _preview(self, step: int, n: int = PREVIEW.n) -> None:
+        self.previewed = True
         lacking = self.state.world.most([int(self.output is None)])[0]
         if self.output is None or lacking:  # in any process: they draw together
             return
-        with self._abandoning():
-            images, layout = preview(self.state, self.output)
+        images, layout = preview(self.state, self.output, n)
         if not self.state.world.first:
             return
-        path = self._picture(step)
+        path = self.out / "previews" / f"step-{step:08d}.png"
         try:
             with told(path.parent):
                 path.parent.mkdir(exist_ok=True)
@@ -238,13 +214,6 @@ class Recorder:
         if trouble and trouble != self._told.get(name):
             self._warn(trouble)
         self._told[name] = trouble
-
-    def move(self, out: Path) -> None:
-        """Write there from now on: the run's folder has another name."""
-        self.out = out
-        if self.logs is not None:
-            self.logs.run = out
-        self.targets.move(out)
 
     def close(self) -> None:
         """Close what was opened."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import time
 from functools import partial
 
 import torch
@@ -41,26 +41,22 @@ def step_losses(
     if batches.dropout:
         seed_dropout(device, batches.dropout_seed(step, part))
     with Precision(settings.precision, device).autocast():
-        given = x, eps, labels, level, weighting, schedule, prediction, send, settings.multiscale
+        given = x, eps, labels, level, weighting, schedule, prediction, send
         return denoising_losses(network, *given)[:3]
 
 
-def update(state: TrainState, abandoning: AbstractContextManager[None] | None = None) -> None:
-    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device.
-
-    abandoning: goes around all that takes long; what it raises leaves the state as it was, but for gradients.
-    """
+def update(state: TrainState) -> None:
+    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device."""
     settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.guard.state.scale, []
-    with abandoning or nullcontext():
-        for part in range(parts):
-            with spread.accumulating(last=part == parts - 1):
-                loss, eps_error, logsnr = step_losses(
-                    spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
-                )
-                # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
-                (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
-            seen.append((loss.detach(), logsnr, eps_error))
+    for part in range(parts):
+        with spread.accumulating(last=part == parts - 1):
+            loss, eps_error, logsnr = step_losses(
+                spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
+            )
+            # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
+            (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
+        seen.append((loss.detach(), logsnr, eps_error))
     for _, logsnr, eps_error in seen:
         state.sums.add(logsnr, eps_error)
     loss, logsnr, _ = (torch.cat(columns) for columns in zip(*seen))
@@ -86,16 +82,26 @@ def update(state: TrainState, abandoning: AbstractContextManager[None] | None = 
     state.network.constrain(state.live, left_out)
 
 
-def rehearse(state: TrainState) -> None:
-    """Do a step without consequences, where the first would otherwise differ from later ones.
+def rehearse(state: TrainState) -> float:
+    """Compute a step without consequences; return how many seconds a step takes, 0 where that isn't known.
 
     DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
     whose last bits would then tell where a run was interrupted. Raises DataError, in all processes alike.
     """
-    if state.world.size > 2 and not state.spread.sharded:
-        with state.world.together():
-            state.batches.ready(state.steps_done)
-        arguments = state.weighting, state.schedule, state.prediction
+    timed = state.device.type == "cpu" and not state.compiled
+    if state.spread.sharded or not (timed or state.world.size > 2):
+        return 0.0
+    with state.world.together():
+        state.batches.ready(state.steps_done)
+    arguments, seconds = (state.weighting, state.schedule, state.prediction), 0.0
+    for _ in range(
+        2 if timed and state.world.size == 1 else 1
+    ):  # the first takes longer: memory and kernels are made ready
+        begun = time.monotonic()
         loss, _, _ = step_losses(state.spread.forward, state.batches, state.steps_done, 0, *arguments)
         loss.sum().backward()
         state.spread.clear()
+        seconds = time.monotonic() - begun
+        if seconds > 1:
+            break
+    return seconds * len(state.batches.parts) if timed else 0.0

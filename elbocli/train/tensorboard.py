@@ -37,13 +37,9 @@ class TensorBoard(LogTarget):
     """
 
     def __init__(self, run: Path, step: int):
-        self._trouble = ""
-        self._begin(run, step)
-
-    def _begin(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self._step = run / FOLDER, step
+        self._trouble, self.folder = "", run / FOLDER
         if encodable(str(run)) != str(run):
             raise UsageError(
                 f"--log-to tensorboard: it can't write into {run}, whose name is not UTF-8; choose another -o"
@@ -86,12 +82,6 @@ class TensorBoard(LogTarget):
             # The file may end in half an event, which would hide what follows; and the writer's thread has ended.
             self._trouble = f"{self.folder}: could not write: {error}; no more events until the run goes on"
             raise DataError(self._trouble) from error
-        self._step = step
-
-    def move(self, run: Path) -> None:
-        """Begin another file there: the writer opens its own by name each time."""
-        self.close()
-        self._begin(run, self._step)
 
     def close(self) -> None:
         """End the writer's thread, if it still writes."""

@@ -19,7 +19,7 @@ from elbocli.core.loss import Network, denoising_losses
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import ElboError, NonFiniteError
-from elbocli.files import losslog
+from elbocli.files import losslog, strict_json
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.opening import open_file
@@ -120,7 +120,7 @@ class Validation:
         how = self.weighting, self.schedule, self.prediction, partial(sent, device=self.device)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with Precision(self.settings.precision, self.device).autocast():
-            return torch.stack(denoising_losses(network, x, eps, labels, logsnr, *how, self.settings.multiscale)[:2])
+            return torch.stack(denoising_losses(network, x, eps, labels, logsnr, *how)[:2])
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         try:
@@ -187,7 +187,8 @@ class Validation:
             return True
         with told(log, "read"), open_file(log) as file:
             headers = [line for line in lines_of(file, log) if line.startswith(b'{"format"')]
-        return headers[-1:] != [self.header().encode()]
+        before, now = (strict_json.parse(text) for text in (headers[-1] if headers else b"{}", self.header()))
+        return {**before, "dataset": now["dataset"]} != now  # the dataset may have moved
 
     def line(self, step: int, images: int, sums: Tensor) -> str:
         """Return a line of validation.jsonl. images: seen in training."""

@@ -16,7 +16,7 @@ from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
 from elbocli.cli.other_words import Group
 from elbocli.cli.outputs import print_table
-from elbocli.cli.types import PATH, Count, Number, imported
+from elbocli.cli.types import FIGURE, Count, Number, imported
 from elbocli.cli.visible import visible
 
 REGISTRIES = {
@@ -242,13 +242,11 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
     help="Also its density: NAME:key=value,… or a FILE; may be repeated.",
 )
 @_range_options
-@option("-o", "--out", type=PATH, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
+@option("-o", "--out", type=FIGURE, help="A picture: .svg, .png or .pdf. Without it, a small plot in text.")
 @overwrite_option
 @plugin_option
 @common
-def plot(
-    specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None, overwrite: bool
-) -> None:
+def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None) -> None:
     """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
 
     Without a SPEC it draws all named weightings; without --schedule too, also all named schedules. Weightings that are
@@ -276,8 +274,6 @@ def plot(
         for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks, known):
             click.echo(line)
         return
-    from elbocli.files.atomic import refuse_existing
     from elbocli.weights.plot import plot_weights
 
-    refuse_existing(out, overwrite)
     plot_weights([*chosen.values()], densities, low, high, out, known)

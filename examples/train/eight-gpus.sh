@@ -7,7 +7,7 @@
 #
 # Your own options of elbo train come last, so they override those of the script. torchrun exits with 1 unless everything
 # succeeded. This script exits with 75 if the run was interrupted after saving (start it again). It exits with 0 if the
-# run is done, or was ended by TIME_LIMIT=3h50m or by a file runs/imagenet512/STOP.
+# run is done, or was ended by TIME_LIMIT=3h50m.
 set -euo pipefail
 DATA=${DATA:-imagenet512.h5}
 RUN=${RUN:-runs/imagenet512}
@@ -24,7 +24,7 @@ command=("${launch[@]}" elbo train "$DATA" -o "$RUN" "${options[@]}")
 
 if [[ -n ${DRY:-} ]]; then
     echo "${command[@]@Q}" >&2
-    exec elbo train "${options[@]}" --dry-run --devices "$GPUS"
+    exec env TORCHELASTIC_RUN_ID=plan WORLD_SIZE="$GPUS" elbo train "${options[@]}" --dry-run
 fi
 mkdir -p "$(dirname "$RUN")"
 rm -f "$RUN/status.json"  # so that it describes this start afterwards

@@ -21,7 +21,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
 from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
-from elbocli.nn.extractors import IMAGENET, Extractor, Preprocessing, make_extractor
+from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 
 COUNT, SIZE, BATCH = 96, 256, 32
@@ -102,15 +102,15 @@ def dinov2(folder: Path, stack: contextlib.ExitStack) -> Row:
         import timm
     except ImportError as error:
         raise Skipped("timm is not installed") from error
-    from elbocli.nn.extractors.vit import Vit
+    from elbocli.nn.extractors.vit import Vit, VitShape
 
     torch.manual_seed(0)
     network = timm.create_model("vit_large_patch14_dinov2", img_size=224).eval().requires_grad_(False)
-    how = Preprocessing("antialiased-bicubic", 224, **IMAGENET, layer="network")
-    ours = Extractor("dinov2-vitl14", Vit(network, how, False), "0" * 64, channels=3, preprocessing=how)
+    shape = VitShape(width=1024, depth=24, heads=16, patch=14, trained=37)
+    ours = Extractor("dinov2-vitl14", Vit(network, shape), "0" * 64, channels=3)
     source = replace(open_feature_source(folder, stack, ALONE), n=VITS)
     files = sorted(folder.iterdir())[:VITS]
-    mean, std = (torch.tensor(how_much).view(3, 1, 1) for how_much in (how.mean, how.std))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (shape.mean, shape.std))
 
     def peer() -> torch.Tensor:
         small = [np.asarray(Image.open(file).resize((224, 224), Image.Resampling.BICUBIC)) for file in files]

@@ -19,12 +19,11 @@ from elbocli.core.streams import Stream
 from elbocli.files import dataset_block
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
-from elbocli.merge import combine
 from elbocli.run.settings import resolve
 from elbocli.train.batches import Batches, normalised
 
 IMAGES, SHAPE, BATCH = 50_000, (64, 64, 3), 256
-BOUND, VIRTUAL_BOUND, NOISE_BOUND, PARTS = 1 / 0.8, 1.2, 1.3, 4
+BOUND, NOISE_BOUND = 1 / 0.8, 1.3
 
 
 def write_rows(path: Path, rows: np.ndarray) -> Path:
@@ -37,24 +36,21 @@ def write_rows(path: Path, rows: np.ndarray) -> Path:
     return path
 
 
-def write(folder: Path) -> tuple[Dataset, np.ndarray, Dataset]:
-    """The same noise as an elbo-dataset, as a memory-mapped .npy and as a virtual dataset of four parts."""
+def write(folder: Path) -> tuple[Dataset, np.ndarray]:
+    """The same noise as an elbo-dataset and as a memory-mapped .npy."""
     rng = np.random.default_rng(0)
     plain = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.uint8, (IMAGES, *SHAPE))
     for start in range(0, IMAGES, 5000):
         plain[start : start + 5000] = rng.integers(0, 256, (5000, *SHAPE), np.uint8)
-    parts = [write_rows(folder / f"{k}.h5", rows) for k, rows in enumerate(np.split(plain, PARTS))]
-    for _ in combine.run(parts, folder / "virtual.h5", virtual=True):
-        pass
     whole = Dataset(write_rows(folder / "data.h5", plain))
-    return whole, np.load(folder / "plain.npy", mmap_mode="r"), Dataset(folder / "virtual.h5")
+    return whole, np.load(folder / "plain.npy", mmap_mode="r")
 
 
 def rows() -> Iterator[Row]:
     """Reading against reading; a step's noise against as much at one go; both against both; the noise ahead of a step."""
     cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as temporary:
-        dataset, plain, virtual = write(Path(temporary))
+        dataset, plain = write(Path(temporary))
         batches = Batches(dataset, resolve({"batch": BATCH, "device": "cpu"}, dataset), cpu)
         rng, steps, noise = np.random.default_rng(1), count(), Stream(1, "noise")
 
@@ -69,7 +65,7 @@ def rows() -> Iterator[Row]:
         def draw() -> np.ndarray:
             return rng.standard_normal((BATCH, *SHAPE), np.float32)
 
-        for memory in (dataset.batch(np.arange(IMAGES)), virtual.batch(np.arange(IMAGES)), plain):  # every page once
+        for memory in (dataset.batch(np.arange(IMAGES)), plain):  # every page once
             memory.sum()
         yield compare(
             "read, gathered / numpy.memmap, gathered",
@@ -83,13 +79,6 @@ def rows() -> Iterator[Row]:
             lambda: normalised(dataset.batch(some()), cpu),
             read,
             BOUND,
-            rounds=300,
-        )
-        yield compare(
-            "read, gathered from a virtual dataset / from one file",
-            lambda: virtual.batch(some()),
-            lambda: dataset.batch(some()),
-            VIRTUAL_BOUND,
             rounds=300,
         )
         yield compare(

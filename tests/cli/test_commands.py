@@ -575,6 +575,14 @@ def test_weights_check_tells_by_its_exit_code(name: str, elbo: Callable[..., Any
     assert verdict["monotone"] is WEIGHTINGS[name].traits.monotone
 
 
+def test_weights_check_contradicts_a_plugins_false_claim(elbo: Callable[..., Any], tmp_path: Path) -> None:
+    for name, claim in (("claimed", True), ("honest", False)):
+        code = f"import elbocli.plugin as elbo\n@elbo.weighting('{name}', formula='', monotone={claim}, source='')\n"
+        (tmp_path / f"{name}.py").write_text(f"{code}def w(logsnr):\n    return (-logsnr.square()).exp()\n")
+        result = elbo("weights", "check", name, "--plugin", tmp_path / f"{name}.py")
+        assert result.returncode == 1 and (b"monotone=True, is false" in result.stdout) == claim, result
+
+
 def test_weights_check_shows_the_public_trap(elbo: Callable[..., Any]) -> None:
     """sigmoid(b − λ) on the eps loss at uniform t, without −dλ/dt, is no sigmoid weighting; the check says how far off."""
     line = ("weights", "check", "eps-mse:sigmoid:bias=2@cosine", "--equals", "sigmoid:bias=2")

@@ -35,7 +35,6 @@ COMMANDS = {
     "ema": ("ema {run} --std .1 -o {out}", ".safetensors"),
     "prep": ("prep {images} {out}", ".h5"),
     "merge": ("merge {out} {data}", ".h5"),
-    "virtual": ("merge --virtual {out} {data}", ".h5"),
     "weights plot": ("weights plot -o {out}", ".svg"),
     "train": ("train {data} -o {out} --preset {preset}", ""),
 }

@@ -73,7 +73,7 @@ def odd_run(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, run)
     config = strict_yaml.read(run / "config.yaml")
     config["data"]["class_names"] = [f"{NASTY}{index}" for index in range(10)]
-    config["command"] = f"elbo train '{NASTY}'"
+    config["commands"] = [f"elbo train '{NASTY}'"]
     (run / "config.yaml").write_text(strict_yaml.dump(config))
     return run
 

@@ -151,15 +151,6 @@ def test_too_few_snapshots_are_told(kept: Path, true: Path, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_file_is_kept_unless_asked(kept: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_text("mine")
-    with pytest.raises(UsageError, match="already exists"):
-        make(kept, 0.1, tmp_path / "a.safetensors")
-    assert (tmp_path / "a.safetensors").read_text() == "mine"
-    make(kept, 0.1, tmp_path / "a.safetensors", overwrite=True)
-    assert load(tmp_path / "a.safetensors")
-
-
 def test_a_damaged_snapshot_is_named_and_done_without(copy: Path, tmp_path: Path) -> None:
     path = copy / "snapshots/step-00000060/ema-power-0.1.safetensors"
     content = bytearray(path.read_bytes())
@@ -250,7 +241,7 @@ def test_a_file_that_is_no_average_or_damaged_is_refused(kept: Path, tmp_path: P
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(FormatError, match=r"make them with 'elbo ema'"):
         open_run(kept, CPU, unwarned, average=str(path))
-    make(kept, 0.1, path, overwrite=True)
+    make(kept, 0.1, path)
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)

@@ -112,5 +112,3 @@ def test_the_command_takes_it(elbo: Callable[..., Any], pair: list[Path], tmp_pa
         and "precision of its features: `bf16`" in (tmp_path / "a.md").read_text()
     )
     assert elbo(*line[:-1], "fp16", cwd=tmp_path).returncode == 2
-    refused = elbo("eval", "--selftest", "--extractor", "elbo-tiny", "--precision", "bf16", cwd=tmp_path)
-    assert refused.returncode == 2 and b"--selftest is of fp32; leave --precision out" in refused.stderr

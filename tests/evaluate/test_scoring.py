@@ -1,6 +1,5 @@
 """Scores: equal to torch-fidelity's own, and honest about what they are."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -32,7 +31,6 @@ from elbocli.files.statistics import read_statistics, write_statistics
 from elbocli.nn.extractors import make_extractor
 from elbocli.nn.extractors.elbo_tiny import Tiny
 from elbocli.report.results import read_result
-from elbocli.runtime.processes import ALONE
 from elbocli.sample import draw as sample
 
 TINY, SPREAD = "frechet_distance[elbo-tiny]", "frechet_distance_sd[elbo-tiny]"
@@ -615,24 +613,6 @@ def test_what_are_no_repeats_is_refused_or_warned_of(digits: Path, tmp_path: Pat
         DataError, match=r"1\.npz: crop is none, that of .*0\.npz center; such scores have no common mean"
     ):
         score(cropped, digits, allow_mismatch=True)
-
-
-def test_what_sets_are_scored_against_is_opened_and_seen_once(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where one set is of saved features, which take another way."""
-    paths, seen = repeats(tmp_path, digits), list[str]()
-    score(paths[1], None, metrics=("fid",), save_features=tmp_path / "s.safetensors")
-    extracted = features._extracted
-    monkeypatch.setattr(features, "_extracted", lambda *args: (seen.append(args[3]), extracted(*args))[1])
-    settings = EvalSettings(metrics=asked(("fid", "prc")), extractor="elbo-tiny", batch=100)
-    with contextlib.ExitStack() as stack:
-        against = evaluate.open_against(digits, settings, stack, ALONE)
-        sets = [paths[0], tmp_path / "s.safetensors", paths[2]]
-        found = [result(evaluate.run([each], digits, settings, ALONE, against)) for each in sets]
-    assert seen.count(str(digits)) == 3 and len(seen) == 5 and len(against.extractors) == 1
-    wanted = [score(each, digits, metrics=("fid", "prc")) for each in paths]
-    assert [each.json()[TINY] for each in found] == pytest.approx([each[TINY] for each in wanted], rel=1e-12)
 
 
 def test_a_mismatch_of_any_repeat_stands_at_the_top(digits: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files import atomic
+from elbocli.files.outputs import check_outputs
 
 KILLED = """
 import sys
@@ -70,6 +71,7 @@ def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new(tmp_path, crashes
     """Where names can't be exchanged, the next start puts the old one back; but no kill loses both."""
     code = """
 from elbocli.files import atomic
+from elbocli.files.outputs import check_outputs
 path, exchanged = Path(sys.argv[1]), sys.argv[2] == "True"
 if not exchanged:
     atomic.exchange = lambda one, other: False
@@ -84,10 +86,7 @@ while True:
         break
     gone += not path.exists()
     atomic._swept.cache_clear()
-    try:
-        atomic.refuse_existing(path, False, folder=True)
-    except Exception as error:
-        assert "already exists" in str(error), error
+    atomic.sweep(path.parent, path.name)
     seen.append({file.name: file.read_bytes() for file in path.iterdir()})
     assert seen[-1] in ({n: b"old" for n in "abc"}, {n: b"new" for n in "abc"}), (k, seen[-1])
     assert [file.name for file in path.parent.iterdir()] == [path.name], k
@@ -194,27 +193,6 @@ def test_json_refuses_nan(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_existing_things_are_refused_unless_overwriting(tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "dangling").symlink_to("nowhere")
-    for name in ("file", "dangling"):
-        with pytest.raises(UsageError, match="--overwrite"):
-            atomic.refuse_existing(tmp_path / name, False)
-        atomic.refuse_existing(tmp_path / name, True)
-    atomic.refuse_existing(tmp_path / "new", False)
-
-
-def test_what_could_not_be_written_is_refused_beforehand(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="is a folder, and a file is to be written"):
-        atomic.refuse_existing(tmp_path, True)
-    with pytest.raises(UsageError, match="is a file, and a folder is to be written"):
-        atomic.refuse_existing(tmp_path / "file", True, folder=True)
-    with pytest.raises(DataError, match=r"there is no folder .*none"):
-        atomic.refuse_existing(tmp_path / "none" / "file", False)
-    atomic.refuse_existing(tmp_path / "none" / "folder", False, folder=True)
-
-
 def test_text_is_utf8_wherever_it_is_written(tmp_path, python, monkeypatch):
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -284,9 +262,8 @@ def test_only_files_are_replaced(tmp_path, kind):
     link.symlink_to(path)
     before = path.lstat()
     for name in (path, *((link,) if kind != "link into proc" else ())):
-        for folder in (False, True):
-            with pytest.raises(UsageError, match=r"is an? .*, and only files are replaced"):
-                atomic.refuse_existing(name, True, folder)
+        with pytest.raises(UsageError, match=r"is an? .*, and only files are replaced"):
+            check_outputs([(name, ["samples"])], [], True)
         with pytest.raises(DataError, match="only files are replaced"), atomic.writing(name) as file:
             file.write(b"new")
         with pytest.raises(DataError, match="only files are replaced"), atomic.writing_folder(name):
@@ -299,7 +276,6 @@ def test_only_files_are_replaced(tmp_path, kind):
 def test_a_link_to_a_file_is_replaced_and_the_file_stays(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("file")
-    atomic.refuse_existing(tmp_path / "link", True)
     atomic.write_text(tmp_path / "link", "new")
     assert (tmp_path / "file").read_text() == "mine" and (tmp_path / "link").read_text() == "new"
 

@@ -20,8 +20,6 @@ FORMATS = [pytest.param(each, id=each.schema.__name__) for each in declared()]
 FOREIGN = {
     "files/recognise.py": "a word on a file, of which nothing depends",
     "files/scheduler_config.py": "diffusers",
-    "files/tensor_files.py": "safetensors",
-    "files/pt2_check.py": "torch.export",
     "nn/autoencoder.py": "diffusers",
     "nn/networks/diffusers_unet.py": "diffusers",
     "nn/networks/own_module.py": "arguments that a user types",

@@ -10,14 +10,9 @@ ROOT = Path(__file__).parents[2]
 BOUND = re.compile(r"(MOST|LARGEST|LONGEST|DEEPEST)(_\w+)?")
 OTHERS = {
     "files": {
-        "LONGEST_EXPRESSION",
         "LONGEST_NAME",
         "MOST_LOOKS",
-        "LONGEST_COMMENT",
-        "MOST_STEPS",
-        "LARGEST_PICKLE",
         "MOST_FILES",
-        "MOST_MODULES",
         "LARGEST_GRID",
         "LARGEST_PICTURE",
         "MOST_LETTERS",

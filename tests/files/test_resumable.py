@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.errors import UsageError
 from elbocli.files import resumable
 from elbocli.files.atomic import locked
-from elbocli.files.resumable import AT_ONCE, _blocks, refuse_made
+from elbocli.files.resumable import AT_ONCE, _blocks, clear_left
 
 LEFT = ("x.h5.lock", "x.h5.partial", "x.h5.partial.json", "x.h5.partial.runs")
 
@@ -34,24 +33,20 @@ def left(folder: Path, names: tuple[str, ...] = LEFT, younger: bool = False) -> 
 @pytest.mark.parametrize("names", [LEFT, LEFT[:1], LEFT[2:], LEFT[1:2]])
 def test_it_is_removed_by_the_next_start(names: tuple[str, ...], tmp_path: Path) -> None:
     out = left(tmp_path, names)
-    with pytest.raises(UsageError, match="already exists"):
-        refuse_made(out, overwrite=False)
+    clear_left(out)
     assert sorted(os.listdir(tmp_path)) == ["x.h5", "y.h5.lock"]
 
 
 def test_work_with_overwrite_stays(tmp_path: Path) -> None:
     out = left(tmp_path, younger=True)
-    with pytest.raises(UsageError, match="already exists"):
-        refuse_made(out, overwrite=False)
+    clear_left(out)
     assert sorted(os.listdir(tmp_path)) == ["x.h5", *LEFT[1:], "y.h5.lock"]
-    refuse_made(out, overwrite=True)
-    assert (tmp_path / LEFT[1]).exists()
 
 
 def test_what_another_process_holds_stays(tmp_path: Path) -> None:
     out = left(tmp_path)
-    with locked(tmp_path / LEFT[0], "x"), pytest.raises(UsageError, match="already exists"):
-        refuse_made(out, overwrite=False)
+    with locked(tmp_path / LEFT[0], "x"):
+        clear_left(out)
     assert all((tmp_path / name).exists() for name in LEFT)
 
 

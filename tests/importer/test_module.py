@@ -177,11 +177,16 @@ def test_wrong_ones_are_told(
 def test_a_network_that_gives_another_shape_is_told_at_once(elbo: Elbo, folder: Path) -> None:
     save_file({"layer.weight": torch.ones(3, 64), "layer.bias": torch.zeros(3)}, folder / "w.safetensors")
     result = elbo("import", "w.safetensors", "run", "--network", "mine.py:Flat", *SAID, cwd=folder)
-    assert result.returncode == 1 and b"mine.py:Flat: gives [2, 3] for z [2, 1, 8, 8]" in result.stderr
+    assert (
+        result.returncode == 1
+        and b"w.safetensors: its network gives [2, 3] for z [2, 1, 8, 8], expected [2, 1, 8, 8]" in result.stderr
+    )
     result = elbo(
         "import", "w.safetensors", "run", "--network", "mine.py:Flat", *SAID[:2], *SAID[4:], "--size", 9, cwd=folder
     )
-    assert result.returncode == 1 and b"mine.py:Flat: fails for z [2, 1, 9, 9]" in result.stderr, result.stderr
+    assert result.returncode == 1 and b"w.safetensors: its network fails for z [2, 1, 9, 9]" in result.stderr, (
+        result.stderr
+    )
 
 
 def test_a_run_names_no_class_that_its_plug_in_does_not_define(elbo: Elbo, folder: Path) -> None:

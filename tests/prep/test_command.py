@@ -49,7 +49,7 @@ def test_help_names_each_crop() -> None:
         (["nowhere", "a.h5"], 1, "nowhere: no such folder or file"),
         (["digits", "no/where/a.h5"], 1, "no/where/a.h5: there is no folder no/where; make it first"),
         (["text.txt", "a.h5"], 1, "text.txt: is a file, but no tar, zip"),
-        (["old.h5", "old.h5"], 2, "old.h5: already exists; choose another name or add --overwrite"),
+        (["old.h5", "old.h5"], 2, "old.h5: is read by this command; choose another name"),
         (["digits", "a.h5", "--shard", "3/2"], 2, "'3/2' is not I/N"),
         (["digits", "a.h5", "--subset", "val", "0"], 2, "0 is not above 0"),
         (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv: can't be read: No such file"),

@@ -48,7 +48,7 @@ def run(elbo: Callable[..., Any], trained: Path, digits: Path, tmp_path_factory:
     copy = Path(shutil.copytree(trained, folder / "run"))
     config = strict_yaml.read(copy / "config.yaml")
     config["data"]["class_names"][3] = ALERT
-    config |= {"device_name": "x" * 300, "command": "elbo train " + "x" * 300}
+    config |= {"device_name": "x" * 300, "commands": ["elbo train " + "x" * 300]}
     (copy / "config.yaml").write_text(strict_yaml.dump(config))
     (copy / "validation.jsonl").write_bytes((copy / "losslog.jsonl").read_bytes())
     line = {
@@ -93,6 +93,7 @@ def test_the_page_goes_to_a_file_or_to_standard_output(elbo: Callable[..., Any],
     result = elbo("report", run, "-o", "a.html", cwd=tmp_path)
     assert result.returncode == 2 and b"already exists" in result.stderr
     assert (tmp_path / "a.html").read_text() == "mine"
+    (tmp_path / "a.html").write_text("<!doctype html>")
     assert elbo("report", run, "-o", "a.html", "--overwrite", cwd=tmp_path).returncode == 0
     assert (tmp_path / "a.html").read_bytes() == page
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]

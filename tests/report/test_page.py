@@ -30,7 +30,6 @@ from elbocli.report.page import LARGEST, error, number, render
 from elbocli.report.plots import pictures
 from elbocli.report.result import RunReport
 from elbocli.report.terms import weighting_terms
-from elbocli.run.liveness import ProcessId
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def test_strings_of_strangers_are_shown_as_text(copy: Path, tmp_path: Path) -> N
         json.dumps({"state": HOSTILE, "step": 1, "steps": 2, "images": 3, "message": HOSTILE, "time": 0})
     )
     config = strict_yaml.read(copy / "config.yaml")
-    config |= {"command": HOSTILE, "device_name": HOSTILE, "torch_version": HOSTILE}
+    config |= {"commands": [HOSTILE], "device_name": HOSTILE, "torch_version": HOSTILE}
     config["data"] |= {"class_names": names, "path": HOSTILE, "payload_sha256": HOSTILE}
     config["settings"] |= {"weighting": HOSTILE, "val": HOSTILE}
     (copy / "config.yaml").write_text(strict_yaml.dump(config))
@@ -133,9 +132,7 @@ def in_training(run: Path) -> None:
         whole = (run / name).read_bytes()
         (run / name).write_bytes(whole[: len(whole) * 2 // 3])
     status = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(
-        json.dumps({**status, "state": "running", "step": 20, "process": ProcessId.mine().json()})
-    )
+    (run / "status.json").write_text(json.dumps({**status, "state": "running", "step": 20}))
 
 
 def interrupted(run: Path) -> None:
@@ -324,11 +321,6 @@ def test_what_stands_after_a_plus_or_minus_is_said(copy: Path) -> None:
     (copy / "bound.json").write_text(json.dumps(BOUND))
     text = Reader(render(gather(copy))).text
     assert "bits per dimension, ± 0.1 (2 standard errors)" in text and "a, ± 0.25 (standard error)" in text
-
-
-def test_multiscale_is_no_elbo(copy: Path) -> None:
-    change(copy, "settings", multiscale=True)
-    assert "which is no ELBO's" in Reader(render(gather(copy))).text
 
 
 def test_validation_is_drawn_beside_training(copy: Path) -> None:

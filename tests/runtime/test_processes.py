@@ -84,8 +84,6 @@ def test_each_process_takes_its_own_device_is_connected_by_it_and_waits_at_most_
     with joined(name) as world:
         assert world == World(6, 8, own)
         assert limits == [(own, timedelta(minutes=10))]
-        world.limit_waits(timedelta(seconds=7))
-    assert limits[1:] == [(own, timedelta(seconds=7))]
     wanted = {"backend": "cpu:gloo,cuda:nccl", "device_id": own, "timeout": PATIENCE, "rank": 6, "world_size": 8}
     assert given == {**wanted, "store": store}
 
@@ -121,7 +119,6 @@ from group import forked
 
 def work(world):
     assert os.environ["LOCAL_WORLD_SIZE"] == "2"
-    world.limit_waits(timedelta(seconds=0.3))  # of no CUDA device: the host is patient
     if world.rank == 1:
         time.sleep(1)
     assert world.added(torch.ones(1)).item() == 2

@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 from forks import quick
 
-from elbocli.runtime.signals import CAUGHT, Abandoned, catching_signals
+from elbocli.runtime.signals import CAUGHT, catching_signals
 
 
 @pytest.fixture(params=[signal.SIG_DFL, signal.SIG_IGN, lambda signum, frame: None], ids=["kills", "ignored", "own"])
@@ -36,31 +36,6 @@ def test_each_signal_is_noted(number: signal.Signals) -> None:
     with catching_signals() as signals:
         os.kill(os.getpid(), number)
         assert signals.received == number
-
-
-def test_work_is_given_up_inside_of_its_block_and_nowhere_else() -> None:
-    with catching_signals() as signals:
-        done = []
-        with signals.abandoning(True):
-            done.append("first")
-        os.kill(os.getpid(), signal.SIGTERM)
-        signals.look()
-        with signals.abandoning(False):
-            signals.look()
-            done.append("kept")
-        with pytest.raises(Abandoned), signals.abandoning(True):
-            signals.look()
-            done.append("given up")
-        signals.look()
-    assert done == ["first", "kept"]
-
-
-def test_a_signal_ends_the_block_by_itself() -> None:
-    with catching_signals() as signals, pytest.raises(Abandoned), signals.abandoning(True):
-        os.kill(os.getpid(), signal.SIGHUP)
-        for _ in range(100):
-            pass
-        raise AssertionError("it went on")
 
 
 def test_a_second_ctrl_c_ends_a_long_call_that_runs_no_python() -> None:

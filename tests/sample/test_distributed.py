@@ -39,7 +39,7 @@ class Kept:
 
 
 def watch() -> Watch:
-    return Watch(Ending(Signals(), None, 0, False))
+    return Watch(Ending(Signals(), 0, False))
 
 
 def images(indices: range) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_a_round_is_drawn_while_the_one_before_is_written_and_no_more_are_held()
 @pytest.mark.parametrize("reason", [signal.SIGTERM, ORPHAN])
 def test_a_reason_to_end_leaves_a_batch_half_drawn(partial: Path | None, reason: int) -> None:
     signals, sink = Signals(), Kept(partial, 0.05)
-    looking = Watch(Ending(signals, None, 0, False))
+    looking = Watch(Ending(signals, 0, False))
 
     def draw(indices: range) -> torch.Tensor:
         if indices.start == 20:
@@ -113,5 +113,5 @@ def test_a_write_that_never_ends_can_be_left() -> None:
             gate.wait()
 
     with pytest.raises(Interrupted):
-        list(Rounds(ALONE, Watch(Ending(signals, None, 0, False)), Stuck(), SHAPE, 50, 10, 0).run(0, images))
+        list(Rounds(ALONE, Watch(Ending(signals, 0, False)), Stuck(), SHAPE, 50, 10, 0).run(0, images))
     gate.set()

@@ -14,11 +14,15 @@ from elbocli.main import run
 PLAN = ["train", "--dry-run"]
 
 
-def test_a_preset_is_planned_without_a_dataset(elbo: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_preset_is_planned_without_a_dataset(
+    elbo: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "plan")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     result = elbo(
         *PLAN,
-        *("--preset", "digits-uvit", "--devices", 2, "--parallel", "fsdp", "--micro-batch", 5, "--batch", 32),
-        *("--precision", "bf16", "--device", "cuda", "--activation-checkpointing", "--device-tflops", 0.5),
+        *("--preset", "digits-uvit", "--parallel", "fsdp", "--micro-batch", 5, "--batch", 32),
+        *("--precision", "bf16", "--device", "cuda", "--activation-checkpointing"),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
@@ -31,7 +35,7 @@ def test_a_preset_is_planned_without_a_dataset(elbo: Callable[..., Any], tmp_pat
         4,
         4,
     ]
-    assert plan["activation_checkpointing"] is True and plan["compute"]["days"] > 0
+    assert plan["activation_checkpointing"] is True
     assert set(plan["memory_MB"]) == {
         *("weights", "gradients", "optimizer", "averages", "gathered", "copies", "activations", "total")
     }
@@ -70,17 +74,9 @@ def test_auto_is_planned_as_it_will_be_on_the_device(
         (PLAN, 1, "no dataset here; name one"),
         ([*PLAN, "--preset", "imagenet1024"], 2, "no preset is called 'imagenet1024'"),
         ([*PLAN, "--preset", "digits", "gone.h5"], 1, "gone.h5: no such dataset"),
-        (
-            [*PLAN, "--preset", "digits", "--batch", "4", "--devices", "5"],
-            2,
-            "a batch of 4 images can't be shared by 5",
-        ),
         ([*PLAN, "--preset", "digits", "--batch", "4", "--micro-batch", "5"], 2, "micro-batch is 5"),
-        ([*PLAN, "--preset", "digits", "--devices", "0"], 2, "--devices"),
         ([*PLAN, "--preset", "digits", "--parallel", "mpi"], 2, "--parallel"),
         ([*PLAN, "--preset", "latents256", "--flip"], 2, "--flip: preset latents256 holds latents"),
-        (["train", "--devices", "2"], 2, "--devices and --device-tflops go with --dry-run"),
-        (["train", "--device-tflops", "2"], 2, "--devices and --device-tflops go with --dry-run"),
     ],
 )
 def test_what_cannot_be_planned_is_said(

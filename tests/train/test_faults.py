@@ -25,7 +25,7 @@ from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import STOP, Ending, Signals, catching_signals
+from elbocli.runtime.signals import Ending, Signals, catching_signals
 from elbocli.train import loop
 from elbocli.train.batches import Batches
 from elbocli.train.recorder import LogFiles
@@ -266,7 +266,6 @@ class Waits(TorchDispatchMode):
             "on_nonfinite": "skip",
             "ema": ("0.99", "power:std=.1", "halflife:images=100"),
             "flip": True,
-            "multiscale": True,
         },
     ],
 )
@@ -449,34 +448,6 @@ def test_other_data_under_the_same_name_is_refused(digits: Path, preset: Path, t
 # --- ends that are asked for ---
 
 
-def test_a_file_stop_ends_the_run_well_and_is_gone(digits: Path, preset: Path, tmp_path: Path) -> None:
-    resolved = small(digits, preset, steps=100_000, save_every=100_000)
-    messages = []
-    for report in reports(digits, tmp_path / "run", resolved):
-        messages.append(report.message)
-        if report.done == 5:
-            (tmp_path / "run" / STOP).touch()
-        assert report.done is None or report.done < 50_000
-    status = status_of(tmp_path / "run")
-    assert status["state"] == "stopped" and status["step"] == steps_of(tmp_path / "run")[-1] >= 5
-    assert "ended by a file STOP" in messages[-1] and "the same command goes on" in messages[-1]
-    assert not (tmp_path / "run" / STOP).exists()
-    resolved = small(digits, preset, steps=status["step"] + 2, save_every=100_000)
-    assert f"going on after step {status['step']}" in next(reports(digits, tmp_path / "run", resolved)).message
-
-
-def test_a_file_stop_in_the_last_step_does_not_end_the_next_start(
-    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("elbocli.runtime.signals.LOOK_S", 0)
-    for report in reports(digits, tmp_path / "run", small(digits, preset, steps=2)):
-        if report.done == 2:
-            (tmp_path / "run" / STOP).touch()
-    assert status_of(tmp_path / "run")["state"] == "done"
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=4)))
-    assert status_of(tmp_path / "run")["state"] == "done" and steps_of(tmp_path / "run")[-1] == 4
-
-
 def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(
     digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -541,11 +512,11 @@ with catching_signals() as caught:
 
 def test_a_launcher_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("elbocli.runtime.signals.LOOK_S", 0.0)
-    ending = Ending(Signals(), tmp_path, 0, True)
+    ending = Ending(Signals(), 0, True)
     assert ending.reason() == 0
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert ending.reason() == 1003
-    assert Ending(Signals(), tmp_path, 0, False).reason() == 0
+    assert Ending(Signals(), 0, False).reason() == 0
 
 
 # --- checkpoints beside training ---

@@ -23,7 +23,7 @@ from elbocli.nn.transfer import shapes_of
 from elbocli.run.initial import Initial, initial_of
 from elbocli.run.preset_data import PresetData
 from elbocli.run.settings import Basis, Resolved, resolve
-from elbocli.train.restore import restore_newest
+from elbocli.train.restore import restore
 from elbocli.train.state import TrainState
 
 
@@ -40,7 +40,8 @@ def resolved(source: Path, data: Any, **options: Any) -> Resolved:
 def begun(source: Path, data: Path, out: Path, **options: Any) -> TrainState:
     """A run before its first step."""
     state = TrainState(resolved(source, dataset := Dataset(data, latents=True), **options), dataset)
-    assert restore_newest(state, out, print) == {} and state.steps_done == 0
+    restore(state, out, None)
+    assert state.steps_done == 0
     return state
 
 
@@ -295,23 +296,31 @@ def test_begun_killed_and_continued_without_its_source(
     (folder / "src").rename(folder / "gone")
     assert "going on after step 4" in train("-o", "new")
     assert weights_of(folder / "new") == whole and read_config(folder / "new").init == init
-    assert "going on after step 6" in train(*NEW)  # the same command again
+    assert "new: done, 6 steps" in train(*NEW)  # the same command again
     assert "--init: the run has src (step 40" in train("-o", "new", "--init", "new", code=2)
     assert "no such run" in train("-o", "new", "--init", "src2", code=1)
     assert json.loads(elbo("info", folder / "new", "--json").stdout)["init"] == init.json()
+
+
+def forget(run: Path) -> None:
+    """Leave what a run has before its first checkpoint."""
+    for path in (run / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    (run / "status.json").unlink()
+    (run / "metrics.jsonl").unlink()
 
 
 def test_before_its_first_checkpoint_it_needs_the_source_as_it_was(
     train: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new, moved, whole = folder / "new", folder / "moved", weights_of(folder / "new")
-    shutil.rmtree(new / "checkpoints")
+    forget(new)
     (folder / "src").rename(moved)
     said = train("-o", "new", code=1)
     assert "src: no such run" in said and "new/config.yaml begins from it; say with --init where it is now" in said
     assert "new run from moved" in train("-o", "new", "--init", "moved")
     assert weights_of(new) == whole
-    shutil.rmtree(new / "checkpoints")
+    forget(new)
     train("-o", "moved", "--steps", 41)  # the source continues, and keeps its checkpoint of step 40
     monkeypatch.chdir(folder)
     found = initial_of(None, Basis.of(new / "config.yaml", read_config(new)), new, print)

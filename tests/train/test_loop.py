@@ -335,7 +335,6 @@ def test_a_run_of_before_tf32_was_a_precision_opens_and_goes_on(
     run = tmp_path / "run"
     drain(digits, run, small(digits, preset, steps=2, precision=precision))
     config = yaml.safe_load((run / "config.yaml").read_text())
-    del config["settings"]["cudnn_benchmark"], config["settings"]["manual_gc"], config["settings"]["nccl_timeout"]
     before = {**config, "device_name": device, "settings": {**config["settings"], "tf32": tf32}}
     (run / "config.yaml").write_text(yaml.safe_dump(before))
     assert open_run(run, torch.device("cpu"), print).settings.precision == now

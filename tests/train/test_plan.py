@@ -245,7 +245,7 @@ def test_more_devices_than_images_are_refused():
 
 def test_the_whole_plan_is_plain_and_its_numbers_agree():
     resolved = settings.resolve({"preset": MINE, "batch": 32}, preset_data.preset_data(MINE))
-    result = plan.plan(resolved, 1000, devices=2, device_tflops=2.0)
+    result = plan.plan(resolved, 1000, devices=2)
     assert yaml.safe_load(yaml.safe_dump(result)) == result
     parts = dict(result["memory_MB"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=0.5)
@@ -254,7 +254,6 @@ def test_the_whole_plan_is_plain_and_its_numbers_agree():
     compute = result["compute"]
     run = compute["training_GFLOP_per_image"] * 1e9 * 32 * resolved.settings.steps
     assert compute["run_EFLOP"] * 1e18 == pytest.approx(run, rel=1e-3)
-    assert compute["days"] == pytest.approx(run / (2 * 2e12) / 86400, rel=1e-3)
 
 
 # --- without a dataset ---

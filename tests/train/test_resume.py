@@ -139,8 +139,9 @@ def test_a_run_that_got_nowhere_goes_on_by_its_name_and_begins_anew_with_its_dat
     train: Callable[..., str], plan: Callable[..., dict[str, Any]], folder: Path
 ) -> None:
     train("d.h5", "--preset", "own.yaml", "--weighting", "edm", "--steps", 2)
-    for gone in ("metrics.jsonl", "checkpoints"):
+    for gone in ("metrics.jsonl", "checkpoints", "status.json"):
         (folder / "run" / gone).rename(folder / gone)
+    (folder / "run" / "checkpoints").mkdir()
     assert plan()["weighting"] == plan("--batch", 8)["weighting"] == "edm:mean=-1.2,std=1.2,sigma_data=0.5"
     assert plan("d.h5")["preset"] == plan("--preset", "digits")["preset"] == "digits"
     assert "new run; " in train("--steps", 3, "--batch", 8)

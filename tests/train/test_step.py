@@ -29,13 +29,12 @@ def losses(state: TrainState, step: int, part: int = 0, schedule: Schedule | Non
     return step_losses(state.network, state.batches, step, part, *how)[0]
 
 
-@pytest.mark.parametrize("multiscale", [False, True])
-def test_the_loss_of_a_step_is_the_paper_s(multiscale: bool, digits: Path, preset: Path) -> None:
-    state = fresh(digits, preset, multiscale=multiscale)
+def test_the_loss_of_a_step_is_the_paper_s(digits: Path, preset: Path) -> None:
+    state = fresh(digits, preset)
     x, eps, labels = state.batches.at(3)
     levels = state.schedule.logsnr(state.batches.times(3))
     how = state.weighting, state.schedule, state.prediction
-    terms = denoising_losses(state.network, x, eps, labels, levels, *how, multiscale=multiscale)
+    terms = denoising_losses(state.network, x, eps, labels, levels, *how)
     found = step_losses(state.network, state.batches, 3, 0, *how)
     assert all(torch.equal(one, other) for one, other in zip(found, terms[:3], strict=True))
     given = step_losses(state.network, state.batches, 3, 0, *how, logsnr=levels + 1)

@@ -16,7 +16,7 @@ import numpy as np
 from elbocli.errors import UsageError
 from elbocli.files.atomic import told
 from elbocli.files.file_system import special, streams
-from elbocli.files.resumable import holding, refuse_made
+from elbocli.files.resumable import holding
 from elbocli.files.sample_writers.h5 import H5
 from elbocli.files.sample_writers.header import SamplesHeader
 from elbocli.files.sample_writers.npy import Npy, StreamSink
@@ -93,7 +93,6 @@ def open_samples(
     if writer is None:
         named = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UsageError(f"{target}: unknown format {target.suffix!r}; use {named}, a folder name, or - for a stream")
-    refuse_made(target, overwrite, folder=not target.suffix)
     if not target.suffix:
         with told(target):
             target.parent.mkdir(parents=True, exist_ok=True)

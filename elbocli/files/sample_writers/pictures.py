@@ -13,6 +13,7 @@ from elbocli.errors import UsageError
 from elbocli.files.atomic import writing_folder
 from elbocli.files.dataset_block import IMAGES, BlockLayout
 from elbocli.files.grid import LARGEST_GRID, lay_out, picture, rows_of_classes, write_grid
+from elbocli.files.outputs import png_names
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
 
@@ -62,11 +63,12 @@ class Folder(_Pictures):
 
     def seal(self) -> Iterator[int]:
         """Encode all into a folder and give it its name. Yields how many are encoded."""
-        images, digits = self.images(), len(str(max(self.header.shape[0] - 1, 999999)))
+        images = self.images()
+        names = png_names(len(images))
         with writing_folder(self.out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
 
             def save(index: int) -> None:
-                picture(images[index]).save(folder / f"{index:0{digits}d}.png")
+                picture(images[index]).save(folder / names[index])
 
             for start in range(0, len(images), PNGS):
                 stop = min(start + PNGS, len(images))

@@ -17,8 +17,8 @@ from elbocli.core.level_codes import parse_level_code
 from elbocli.core.registry import nearest
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import strict_json
-from elbocli.files.reading import refusing
-from elbocli.nn.diffusers_extra import diffusers_class, quiet
+from elbocli.files.reading import quiet, refusing
+from elbocli.nn.diffusers_extra import diffusers_class
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 
 CLASS = "UNet2DModel"

@@ -162,7 +162,7 @@ def test_every_module_keeps_the_rules(path: Path) -> None:
     source = path.read_text()
     assert broken_rules(path.relative_to(PACKAGE).as_posix(), source) == []
     assert undocumented(source) == []
-    assert len(source.splitlines()) <= 600, "a file does one thing"
+    assert len(source.splitlines()) <= 600, "a file is a chapter"
 
 
 def test_every_room_is_known_and_every_door_is_used() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from elbocli.core.loss import denoising_losses
 from elbocli.core.schedule import Schedule
+from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.train.state import TrainState
@@ -38,6 +39,13 @@ def test_the_loss_of_a_step_is_the_paper_s(digits: Path, preset: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, terms[:3], strict=True))
     given = step_losses(state.network, state.batches, 3, 0, *how, logsnr=levels + 1)
     assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
+
+
+def test_a_network_of_another_shape_does_not_train(digits: Path, preset: Path) -> None:
+    state = fresh(digits, preset)
+    how = state.weighting, state.schedule, state.prediction
+    with pytest.raises(UsageError, match="the network gives"):
+        step_losses(lambda z, *_: torch.cat([z, z], 1), state.batches, 0, 0, *how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("micro_batch", [0, 5])

@@ -182,7 +182,9 @@ def chosen(keys: Iterable[str], source: Source, options: ImportOptions) -> str:
     others = " or ".join(other for other in held if other != key)
     if wanted == "ema" and (others or not averages):
         why = "" if averages else ", as there is no average"
-        source.notes.append(f"{source.path}: takes the weights {key}{why}{others and f'; --weights KEY takes {others}'}")
+        source.notes.append(
+            f"{source.path}: takes the weights {key}{why}{others and f'; --weights KEY takes {others}'}"
+        )
     return key
 
 

@@ -40,17 +40,11 @@ class Snapshot(SealedFolder):
     WORD = "snapshot"
 
     def tensors(self, name: str) -> TensorFile:
-        """The file of an average: its tensors are read when asked for. Raises FormatError; Vanished when it is gone."""
-        path = self.path / f"{name}{WEIGHTS}"
-        try:
-            return TensorFile(path)
-        except FormatError as error:
-            if path.exists():
-                raise
-            raise Vanished(f"{path}: is gone since it was found") from error
+        """Open the file of an average, whose tensors are read when asked for. Raises FormatError."""
+        return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def layout(self, name: str) -> SnapshotLayout:
-        """Types and shapes of an average's tensors. Raises FormatError; Vanished when it is gone."""
+        """Types and shapes of an average's tensors. Raises FormatError."""
         return self.tensors(name).layout
 
 

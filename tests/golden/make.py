@@ -79,8 +79,6 @@ def results() -> None:
     command(f"bound run data.h5 {how} --check", "theorem.json")
     command(f"bound run data.h5 {how} --classify", "classification.json")
     command(f"bound run data.h5 {how} --estimator variational --estimator information", "likelihoods.json")
-    gradients = "--gradient-variance --batches 16 --schedule cosine --device cpu"
-    command(f"bound run data.h5 {gradients}", "gradient-variance.json")
     command("optimum data.h5 --bins 4 --logsnr-min -10 --logsnr-max 10", "optimum.json")
     command("adapt run -o schedule.yaml --report", "adapt-report.json")
     command("adapt --data-only optimum.json -o adapted.yaml --report", "data-report.json")

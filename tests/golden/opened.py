@@ -12,7 +12,6 @@ from PIL import Image
 
 from elbocli.adapt.fit_log import AdaptReport
 from elbocli.adapt.fit_optimum import DataReport
-from elbocli.bound.result import GradientVariance
 from elbocli.compare.result import Comparison
 from elbocli.files import snapshots, strict_json
 from elbocli.files.average_file import read_about
@@ -108,7 +107,6 @@ FILES: dict[str, tuple[tuple[str, Reader], ...]] = {
     "Theorem": (("theorem.json", result),),
     "Classification": (("classification.json", result),),
     "Likelihoods": (("likelihoods.json", result),),
-    "GradientVariance": (("gradient-variance.json", of(GradientVariance)),),
     "LatentBound": (("latent-bound.json", result),),
     "Comparison": (("compare.json", of(Comparison)),),
     "EvalResult": (("eval.json", result),),

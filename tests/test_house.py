@@ -50,7 +50,6 @@ DOORS = {
     ("train", "sample.decode"): "previews of latents are decoded as `elbo sample` decodes",
     ("bound", "train.held_out"): "a network's own images are those that training did not hold out",
     ("optimum", "train.held_out"): "the images of a run are those that training did not hold out",
-    ("bound", "train.step"): "gradients are those of the training loss",
     ("bound", "train.batches"): "images are normalised as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
     ("report", "evaluate.protocols"): "the page says what a protocol is",

@@ -1,4 +1,4 @@
-"""The results of `elbo bound`: the bound term by term, both sides of the theorem, the variance of gradients.
+"""The results of `elbo bound`: the bound term by term, both sides of the theorem.
 
 nats are summed over dimensions, bpd are bits per dimension; latents have no levels, so theirs are nats per latent
 dimension. _se is a standard error. about: which network was asked about which images: run, checkpoint, weights, dataset,
@@ -235,32 +235,6 @@ class Theorem(Record, file="result of elbo bound --check (JSON)", reader="elbocl
     checks: list[Check]
     n_images: int
     draws_per_side: int
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
-
-
-@dataclass(frozen=True)
-class ScheduleVariance(Record):
-    """The variance of the gradient under a schedule.
-
-    ratio: tr Cov for an image over ‖mean‖². relative: tr Cov over that of the best schedule.
-    """
-
-    weighting: str
-    schedule: str
-    ratio: float
-    ratio_se: float
-    relative: float
-    relative_se: float
-
-
-@dataclass(frozen=True)
-class GradientVariance(Record, file="result of elbo bound --gradient-variance (JSON)"):
-    """The variance of gradients for every weighting under every schedule. batch: images; batches: gradients each."""
-
-    gradient_variance: list[ScheduleVariance]
-    batch: int
-    batches: int
-    t_sampling: str
     about: dict[str, Any] = field(default_factory=dict, metadata=REST)
 
 

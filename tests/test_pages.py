@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from wheel_fixtures import ROOT, Installed
 
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml
 
 TYPED = """
 from collections.abc import Iterator
@@ -50,14 +50,14 @@ def test_the_page_on_python_runs_and_its_network_learns(
     assert "never rises for logsnr -15 to 15" in said
     bpd = float(said.split(" ± ")[0].split()[-1])
     assert least < bpd < most, "this network is at 6.3 bits after 20 epochs, and above 14 before the first"
-    assert strict_yaml.read(tmp_path / "schedule.yaml")["format"] == "elbo-schedule"
+    assert read_yaml(tmp_path / "schedule.yaml")["format"] == "elbo-schedule"
 
 
 def test_the_page_on_extending_runs_and_the_run_remembers_its_plugin(
     run_page: Callable[[Path, Path], str], installed: Installed, tmp_path: Path
 ) -> None:
     run_page(ROOT / "docs" / "extending.md", tmp_path)
-    assert [plugin["file"] for plugin in strict_yaml.read(tmp_path / "run" / "config.yaml")["plugins"]] == ["mine.py"]
+    assert [plugin["file"] for plugin in read_yaml(tmp_path / "run" / "config.yaml")["plugins"]] == ["mine.py"]
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["spread[pooled]"] > 0 and scores["frechet_distance[pooled]"] > 0
     assert math.isfinite(json.loads((tmp_path / "bound.json").read_text())["bpd"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import structs
 
 from elbocli.cli.grouped_help import Command, launched, option
 from elbocli.cli.options import (
@@ -172,7 +172,7 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
         classified, scores = show(classify.run(probe, schedule))
         if per_image:
             write_table(per_image, scores.table())
-            classified = replace(classified, per_image=str(per_image))
+            classified = structs.replace(classified, per_image=str(per_image))
         click.echo(json.dumps(classified.json(), indent=1))
         return
     if mode == "":

@@ -51,7 +51,7 @@ def probe(run: Path, data: Path | None = None, **settings: Any) -> Measurement:
 def bpd(run: Path, schedule: str = "", target_se: float | None = None, **settings: Any) -> Bound:
     """The bound; its JSON reads back as it was."""
     found: Bound = finish(estimate.run(probe(run, **settings), schedule, target_se)).bound
-    assert Bound.from_json(json.loads(json.dumps(found.json(), allow_nan=False))) == found
+    assert Bound.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
     return found
 
 
@@ -270,7 +270,7 @@ def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
         assert check.monotone == (spec != "edm")
         told = check.json()
         assert ("p_w" in told) == ("augmented_elbo" in told) == check.monotone != ("signed_mass" in told)
-    assert Theorem.from_json(json.loads(json.dumps(found.json(), allow_nan=False))) == found
+    assert Theorem.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
 
 
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:

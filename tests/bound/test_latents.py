@@ -79,7 +79,7 @@ def test_the_parts_are_what_they_are_called() -> None:
     assert found.reconstruction.nats == pytest.approx(36 * 0.5 * math.log(2 * math.pi * math.e * math.exp(-HIGH)))
     assert found.reconstruction.nats == 36 * reconstruction_of_numbers(HIGH) and found.reconstruction.nats_se == 0
     told = found.json()
-    assert LatentBound.from_json(json.loads(json.dumps(told))) == found
+    assert LatentBound.of(json.loads(json.dumps(told))) == found
     assert "bpd" not in json.dumps(told) and found.terms["bound"].per_dimension[0] == found.nats_per_latent_dimension
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from elbocli.images.arrays import open_npz
 
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset, find_dataset
-from elbocli.images.arrays import open_npz
 from elbocli.images.samples import read_samples
 from elbocli.info import verify
 from elbocli.merge.parts import open_part

@@ -119,8 +119,9 @@ class _Training:
             self.recorder = Recorder(state, out, lengths, self._warn, log_to, self._abandoning)
         stack.callback(self.recorder.close)
         if self._abandons:
-            for piece in state.spread.pieces:  # signals are seen by Python alone, which backward else doesn't run
-                piece.register_post_accumulate_grad_hook(signals.look)
+            # Signals are seen by Python alone, which a backward pass otherwise doesn't run.
+            for weight in state.network.parameters():
+                weight.register_post_accumulate_grad_hook(signals.look)
         self.last_saved = state.steps_done if state.steps_done else -1
 
     @property

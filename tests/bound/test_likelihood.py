@@ -225,7 +225,6 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_it_is_one_process(bound: Bound_, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, out, err = bound(trained, "-n", 4)
     assert code == 2 and "without torchrun" in err and out == ""

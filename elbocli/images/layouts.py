@@ -18,10 +18,9 @@ from PIL import Image
 
 from elbocli.errors import DataError, ElboError
 from elbocli.files.statistics import is_pickle
-from elbocli.images.classes import some
 from elbocli.images.image_refs import ImageRef, Span, ZipEntry
 from elbocli.images.kinds import cifar, idx, parquet
-from elbocli.images.labels import edm_labels, sidecar_labels
+from elbocli.images.labels import edm_labels, sidecar_labels, some
 from elbocli.images.registry import HEAD, Complain, Images, Word, images_of, kind_of, kinds
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")

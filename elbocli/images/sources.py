@@ -17,11 +17,9 @@ import numpy as np
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, UsageError
 from elbocli.images import layouts
-from elbocli.images.classes import assign, by_meta, is_meta, read_meta, some
 from elbocli.images.image_refs import ImageRef
-from elbocli.images.labels import read_labels_file
-from elbocli.images.names import printable
-from elbocli.images.registry import Complain, Word
+from elbocli.images.labels import assign, by_meta, is_meta, read_labels_file, read_meta, some
+from elbocli.images.registry import Complain, Word, printable
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,9 @@ from elbocli.files.hashing import add_digests
 from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
-from elbocli.images.looks import look
 from elbocli.images.sources import Source, choose, open_source, stop
 from elbocli.prep.decode_ahead import Packed, packed_in_order
-from elbocli.prep.defaults import chosen_channels, chosen_size, explained
+from elbocli.prep.defaults import chosen_channels, chosen_size, explained, look
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals

@@ -12,7 +12,7 @@ from elbocli.images.image_refs import Span
 from elbocli.images.kinds.folder import list_folder
 from elbocli.images.kinds.tar import FOLDER, list_tar
 from elbocli.images.kinds.zip import list_zip
-from elbocli.images.names import clean, hidden
+from elbocli.images.registry import clean, hidden
 from elbocli.images.sources import open_source
 
 

@@ -12,8 +12,7 @@ from elbocli.errors import DataError
 from elbocli.files.recognise import recognise
 from elbocli.images.image_refs import Span
 from elbocli.images.kinds.tar import FOLDER, list_tar
-from elbocli.images.names import hidden
-from elbocli.images.registry import Complain, Row, source
+from elbocli.images.registry import Complain, Row, hidden, source
 
 
 @source("folder", test=lambda path, head: path.is_dir(), tree=True)

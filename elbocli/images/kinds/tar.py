@@ -11,8 +11,7 @@ from typing import IO
 
 from elbocli.files.opening import open_file
 from elbocli.images.image_refs import Nowhere, Span
-from elbocli.images.names import clean, hidden, printable
-from elbocli.images.registry import Complain, Row, source
+from elbocli.images.registry import Complain, Row, clean, hidden, printable, source
 
 FOLDER = Nowhere("a folder")
 BROKEN = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, EOFError, MemoryError, RecursionError)

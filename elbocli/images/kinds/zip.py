@@ -11,8 +11,7 @@ from elbocli.errors import DataError
 from elbocli.files.reading import refusing
 from elbocli.images.image_refs import Nowhere, ZipEntry
 from elbocli.images.kinds.tar import FOLDER
-from elbocli.images.names import clean, hidden
-from elbocli.images.registry import Complain, Row, source
+from elbocli.images.registry import Complain, Row, clean, hidden, source
 
 
 @source("zip", magic=b"PK", tree=True)

@@ -3,9 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Peers to measure against whose requirements would take numpy back to version 1; these parts of them suffice.
-PEERS := k-diffusion torchdiffeq torchsde trampoline
-
 # Workers take whole files; the longest file is collected first (tests/conftest.py). Now and then they wait for processes that
 # they started: three workers keep two cores busy.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, -(-3 * os.cpu_count() // 2)))')
@@ -128,8 +125,6 @@ docs: $(VENV)/.ready
 	mv docs/sweep.md.new docs/sweep.md
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
 	$(BIN)/python tests/bench/run.py
 
 # A machine with a card often has a torch of its own, and no network to install another from.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elbocli.errors import DataError
-from elbocli.files.opening import open_file
+from elbocli.files.opening import check_file, open_file
 from elbocli.files.reading import one_line
 from elbocli.images.image_refs import ImageRef, Nowhere, Span, ZipEntry
 from elbocli.images.tar_headers import BLOCK, BROKEN, TarHeaders, begins_like_tar
@@ -138,7 +138,8 @@ def _members(tar: TarHeaders, path: str, offset: int, complain: Complain, prefix
 def list_zip(path: Path) -> Iterator[Entry]:
     """List the files of a zip. Raises DataError when it is damaged."""
     try:
-        archive = zipfile.ZipFile(open_file(path))
+        check_file(path)
+        archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises of everything for damaged files
         raise DataError(f"{path}: a zip archive, but damaged or cut short ({one_line(error)}); get it again") from error
     for info in archive.infolist():

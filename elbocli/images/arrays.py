@@ -13,7 +13,7 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.files.opening import open_file
+from elbocli.files.opening import check_file, open_file
 from elbocli.files.reading import refusing
 from elbocli.images.array_rows import DatasetRow, Made, Pixels, Unpacked, UnpackedRow
 from elbocli.images.image_refs import ImageRef
@@ -68,7 +68,8 @@ def open_npz(path: Path) -> ArrayImages:
 
 def _open_npz(path: Path) -> ArrayImages:
     with contextlib.ExitStack() as opened:
-        archive = opened.enter_context(zipfile.ZipFile(opened.enter_context(open_file(path))))
+        check_file(path)
+        archive = opened.enter_context(zipfile.ZipFile(path))
         found = _rows_of(path, archive)
         if found.in_order:  # it is packed, and read from later
             opened.pop_all()

@@ -11,6 +11,7 @@ import torch
 from elbocli.errors import DataError, FormatError
 from elbocli.files import checkpoint as store
 from elbocli.files.run_config import RunConfig
+from elbocli.files.tensor_files import load_tensors
 from elbocli.files.yaml_text import yaml_text
 
 WEIGHTS = {
@@ -248,7 +249,7 @@ def test_code_in_the_state_is_refused_and_not_run(tmp_path, bomb, kind):
         found.state()
     assert not bomb.went_off
     with pytest.raises(FormatError, match="weights"):
-        store.load_tensors(io.BytesIO(buffer.getvalue()), "weights")
+        load_tensors(io.BytesIO(buffer.getvalue()), "weights")
     assert not bomb.went_off
 
 

@@ -1,5 +1,4 @@
 from elbocli.api import DiffusionLoss as DiffusionLoss
-from elbocli.api import LossTerms as LossTerms
 from elbocli.api import draw as draw
 from elbocli.api import open_dataset as open_dataset
 from elbocli.api import open_run as open_run
@@ -9,6 +8,7 @@ from elbocli.api import schedule as schedule
 from elbocli.api import variational_bound as variational_bound
 from elbocli.api import weighting as weighting
 from elbocli.core.adaptive import AdaptiveSchedule as AdaptiveSchedule
+from elbocli.core.loss import LossTerms as LossTerms
 from elbocli.core.prediction import Prediction as Prediction
 from elbocli.core.samplers.walk import Sampler as Sampler
 from elbocli.core.schedule import Schedule as Schedule

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +23,13 @@ from elbocli.bound.result import Bound
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_floor
 from elbocli.core.clipping import parse_clip
 from elbocli.core.guidance import Guidance
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
-from elbocli.core.schedule import Schedule, check_range
+from elbocli.core.schedule import Schedule
 from elbocli.core.spacing import SPACINGS
 from elbocli.core.start import STARTS
-from elbocli.core.streams import Stream, times
+from elbocli.core.streams import T_SAMPLINGS, Stream, times, walk_noise
 from elbocli.core.uncertainty import followed, uniform_for
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
@@ -38,9 +38,10 @@ from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.train.batches import channels_first
 
-Network = Callable[[Tensor, Tensor, Any], Tensor]
-"""(z [B, …], logsnr [B], labels) → out [B, …]: any module or function. z is noised data, times the prediction's c_in."""
+LARGEST_RMS = 10.0
+"""Root mean square of a batch above which data are not scaled to about [−1, 1]."""
 
 
 def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: int | None = None) -> Weighting:
@@ -74,26 +75,13 @@ def sampler(spec: str) -> Sampler:
     return parse_sampler(spec)
 
 
-@dataclass(frozen=True)
-class LossTerms:
-    """The loss of a batch, a number per example: [B] each, on the device of the batch.
-
-    loss: ½ (w/p) ‖ε−ε̂‖²/D in nats per dimension, to be averaged and differentiated. eps_mse: ‖ε−ε̂‖²/D, unweighted and
-    without gradient. logsnr: the λ that each example was shown at.
-    """
-
-    loss: Tensor
-    eps_mse: Tensor
-    logsnr: Tensor
-
-
 class DiffusionLoss:
     """The weighted loss L_w of any network, sampled under any schedule: what `elbo train` minimises, for one's own loop.
 
     weighting, schedule, prediction: objects, or SPECs; the schedule may be "adaptive". logsnr_min, logsnr_max: the range
-    of λ; those of a Schedule object if it is one. floor: least density of an adaptive schedule, as a share of uniform.
-    seed: times and noise are functions of it and of how many images came before. rank, ranks: this process of how many,
-    each with batches of the same size; together they draw a batch of low-discrepancy times.
+    of λ; unless given, that of a Schedule object, or −15 to 15. floor: least density of an adaptive schedule, as a share of
+    uniform. seed: times and noise are functions of it and of how many images came before. rank, ranks: this process of how
+    many, each with batches of the same size; together they draw a batch of low-discrepancy times.
     Raises UsageError. Source: Kingma & Gao 2023, the weighted loss, importance-sampled by the schedule.
     """
 
@@ -103,8 +91,8 @@ class DiffusionLoss:
         schedule: Schedule | str = "cosine",
         prediction: Prediction | str = "v",
         *,
-        logsnr_min: float = -15.0,
-        logsnr_max: float = 15.0,
+        logsnr_min: float | None = None,
+        logsnr_max: float | None = None,
         floor: float = 0.01,
         t_sampling: str = "low-discrepancy",
         seed: int = 0,
@@ -113,43 +101,55 @@ class DiffusionLoss:
     ):
         self.weighting = resolve_weighting(weighting) if isinstance(weighting, str) else weighting
         self.prediction = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
-        if not isinstance(schedule, str):
-            logsnr_min, logsnr_max = schedule.logsnr_min, schedule.logsnr_max
-        check_range(logsnr_min, logsnr_max)
         check_floor(floor)
+        if t_sampling not in T_SAMPLINGS:
+            raise UsageError(f"t_sampling is {t_sampling!r}; it must be {' or '.join(T_SAMPLINGS)}")
         if not 0 <= rank < ranks:
             raise UsageError(f"rank {rank} of {ranks} ranks; it must be at least 0 and below their number")
-        self.logsnr_min, self.logsnr_max, self.floor = logsnr_min, logsnr_max, floor
-        self.edges = bin_edges(logsnr_min, logsnr_max)
         if adapts := schedule == "adaptive":
             schedule = uniform_for(self.weighting)
-        self.schedule = resolve_schedule(schedule, logsnr_min, logsnr_max) if isinstance(schedule, str) else schedule
+        self.schedule = _on_range(schedule, logsnr_min, logsnr_max)
+        self.logsnr_min, self.logsnr_max, self.floor = self.schedule.logsnr_min, self.schedule.logsnr_max, floor
+        self.edges = bin_edges(self.logsnr_min, self.logsnr_max)
         self.adaptive = AdaptiveSchedule(self.edges) if adapts or self.weighting.learned else None
         self._follow()
         self.t_sampling, self.rank, self.ranks, self.step, self.images = t_sampling, rank, ranks, 0, 0
         self._t, self._noise = Stream(seed, "t"), Stream(seed, "noise")
         self._sums: BinSums | None = None
 
-    def __call__(self, network: Network, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
-        """Show the network a batch at one λ for each example, and score what it says.
+    def __repr__(self) -> str:
+        specs = self.weighting.spec, self.schedule.base, self.prediction.spec
+        return f"DiffusionLoss{specs}"
 
-        x: [B, …] float32, data scaled to about [−1, 1]. labels: handed to the network as they are. eps: noise shaped
-        like x, drawn here unless given. Counts a step; the errors are remembered for `take_sums`.
+    def __call__(self, network: Network, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
+        """Show the network a batch at one λ for each example, and score its output.
+
+        x: [B, …] float32, data scaled to about [−1, 1]; the first batch is checked for that. labels: handed to the network
+        as they are. eps: noise shaped like x, drawn here unless given. Counts a step; the errors are remembered for
+        `take_sums`. Raises UsageError.
         """
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
+            raise UsageError(
+                f"x is {_said(x)}; expected a tensor of floats [B, …]: elbocli.normalised makes them of pixels"
+            )
         size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
-        logsnr = self.schedule.logsnr(t)
         if eps is None:
             places = range(self.images + first, self.images + first + size)
             eps = sent(self._noise.normal(places, (*x.shape[2:], x.shape[1])), x.device).movedim(-1, 1)
-        send = partial(sent, device=x.device)
-        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, send, dimensions=x.dim() - 1)
-        loss, error = denoising_losses(network, x, eps, labels, c)
+        if not isinstance(eps, Tensor) or eps.shape != x.shape:
+            raise UsageError(f"eps is {_said(eps)}; expected a tensor shaped like x, {_said(x)}")
         if self._sums is None:
+            if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
+                raise UsageError(
+                    f"x has a root mean square of {rms:.4g}; scale it to about [−1, 1], pixels by x / 127.5 - 1"
+                )
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
-        self._sums.add(c.logsnr, error)
+        how = self.weighting, self.schedule, self.prediction, partial(sent, device=x.device)
+        terms = denoising_losses(network, x, eps, labels, self.schedule.logsnr(t), *how)
+        self._sums.add(terms.logsnr, terms.eps_mse)
         self.step, self.images = self.step + 1, self.images + size * self.ranks
-        return LossTerms(loss, error, c.logsnr)
+        return terms
 
     def take_sums(self) -> Tensor:
         """[3, bins] float64 on the CPU: count, sum and sum of squares of eps_mse in each bin of λ since the last call.
@@ -174,29 +174,79 @@ class DiffusionLoss:
     def state_dict(self) -> dict[str, Any]:
         """The state that a checkpoint needs to go on as if nothing had happened. Take the sums before, or they are lost."""
         state = None if self.adaptive is None else self.adaptive.state.clone()
-        return {"step": self.step, "images": self.images, "adaptive": state}
+        return {"step": self.step, "images": self.images, "adaptive": state, "loss": self._loss()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. Raises KeyError when it is none."""
+        """Go on from `state_dict`. Raises KeyError when it is none, UsageError when it is of another loss."""
+        if (loss := state.get("loss", self._loss())) != self._loss():
+            raise UsageError(f"the state is of another loss: {loss}; this one is {self._loss()}")
         self.step, self.images = state["step"], state["images"]
         if self.adaptive is not None:
             self.adaptive.state.copy_(state["adaptive"])
         self._follow()
 
+    def _loss(self) -> str:
+        """All that the state depends on; a schedule that stays is not among it."""
+        kind = "" if self.adaptive is None else ", adaptive"
+        return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
+
+
+def _said(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _on_range(
+    schedule: Schedule | str,
+    low: float | None,
+    high: float | None,
+    loss: DiffusionLoss | None = None,
+    clip: bool = False,
+) -> Schedule:
+    """A schedule truncated to [low, high]. None: the end that a Schedule object has, else the loss, else −15 or 15."""
+    ends = loss if isinstance(schedule, str) else schedule
+    usual = (-15.0, 15.0) if ends is None else (ends.logsnr_min, ends.logsnr_max)
+    low, high = (own if given is None else given for given, own in zip((low, high), usual))
+    if isinstance(schedule, str):
+        return resolve_schedule(schedule, low, high, clip=clip)
+    return replace(schedule, logsnr_min=low, logsnr_max=high)
+
+
+def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) -> Prediction:
+    """The prediction given, else that of the loss."""
+    if prediction is None and loss is None:
+        raise UsageError(
+            "say what the network predicts: prediction='v', or loss=, the DiffusionLoss that it was trained by"
+        )
+    prediction = prediction or loss.prediction  # type: ignore[union-attr]
+    return Prediction.parse(prediction) if isinstance(prediction, str) else prediction
+
+
+def _labels(labels: Any, n: int) -> Tensor | None:
+    if labels is not None and len(labels) != n:
+        raise UsageError(f"{len(labels)} labels for {n} examples; give one for each")
+    return None if labels is None else torch.as_tensor(labels)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1")
+
 
 @torch.inference_mode()
 def draw(
     network: Network,
-    prediction: Prediction | str,
-    shape: tuple[int, ...],
-    n: int,
+    prediction: Prediction | str | None = None,
+    shape: Sequence[int] = (),
+    n: int = 0,
     *,
-    labels: Tensor | None = None,
+    loss: DiffusionLoss | None = None,
+    labels: Any = None,
     sampler: Sampler | str = "ddpm",
     steps: int | None = None,
     schedule: Schedule | str | None = None,
-    logsnr_min: float = -15.0,
-    logsnr_max: float = 15.0,
+    logsnr_min: float | None = None,
+    logsnr_max: float | None = None,
     guidance: float = 1.0,
     spacing: str = "",
     start: str = "unit",
@@ -208,31 +258,30 @@ def draw(
 ) -> Tensor:
     """Draw n examples [n, *shape] float32 from a trained network: example i is a function of the seed and i alone.
 
-    shape: (channels, height, width), or any other. labels: [n], −1 being no class, which guidance other than 1 needs the
-    network to know. steps, schedule: the sampler's usual ones unless given; a Schedule object brings its own range.
-    spacing: the schedule's usual one unless given. start: `unit` noise, or `edm`. precision: fp32, which is strict; tf32,
-    bf16 or fp16. A CUDA device becomes the current one. The network should be in eval mode. Raises UsageError.
+    prediction, logsnr_min, logsnr_max: those of `loss` unless given; without it the range is −15 to 15, and a Schedule
+    object brings its own. shape: (channels, height, width), or any other. labels: [n], −1 being no class, which guidance
+    other than 1 needs the network to know. steps, schedule, spacing: the sampler's usual ones unless given. start: `unit`
+    noise, or `edm`. precision: fp32, which is strict; tf32, bf16 or fp16. A CUDA device becomes the current one. The
+    network should be in eval mode. Raises UsageError.
     """
-    chosen = parse_sampler(sampler) if isinstance(sampler, str) else sampler
-    what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
-    if schedule is None or isinstance(schedule, str):
-        schedule = resolve_schedule(schedule or chosen.usual.grid, logsnr_min, logsnr_max, clip=True)
-    spaced = SPACINGS.parse(spacing) if spacing else None
-    grid, place = time_grid(schedule, steps or chosen.usual.steps, spaced), choose_device(str(device))
-    scale = STARTS.parse(start)(grid[0])
-    if labels is not None and len(labels) != n:
-        raise UsageError(f"{len(labels)} labels for {n} examples; give one for each")
+    chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, loss)
+    steps = chosen.usual.steps if steps is None else steps
+    _check_counts(n=n, steps=steps, batch=batch, **{"the length of shape": len(shape)})
+    schedule = _on_range(schedule or chosen.usual.grid, logsnr_min, logsnr_max, loss, clip=True)
+    grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
+    place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
+    if guidance != 1 and labels is None:
+        raise UsageError(f"guidance {guidance:g} needs labels, [{n}]; without them there is nothing to guide to")
     drawn, arithmetic = [], Precision(precision, place)
     for first in range(0, n, batch):
         indices = range(first, min(first + batch, n))
         mine = None if labels is None else sent(labels[first : first + batch], place)
-        calls = count(1)
+        eps = walk_noise(seed, indices, (*shape[1:], shape[0]))
 
-        def noise(indices: range = indices, calls: Iterator[int] = calls) -> Tensor:
-            eps = Stream(seed, f"sample-{next(calls)}").normal(indices, (*shape[1:], shape[0]))
-            return sent(eps, place).movedim(-1, 1)
+        def noise(eps: Any = eps) -> Tensor:
+            return sent(eps(), place).movedim(-1, 1)
 
-        denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=parse_clip(clip))  # type: ignore[arg-type]
+        denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=parse_clip(clip))
         with arithmetic.applied(), arithmetic.autocast():
             drawn.append(walk(chosen, noise() * scale, grid, denoiser.asked_by(chosen), noise))
     return torch.cat(drawn)
@@ -240,12 +289,13 @@ def draw(
 
 def variational_bound(
     network: Network,
-    prediction: Prediction | str,
-    pixels: np.ndarray | Tensor,
-    labels: Tensor | None = None,
+    prediction: Prediction | str | None = None,
+    pixels: Any = (),
+    labels: Any = None,
     *,
-    logsnr_min: float = -15.0,
-    logsnr_max: float = 15.0,
+    loss: DiffusionLoss | None = None,
+    logsnr_min: float | None = None,
+    logsnr_max: float | None = None,
     schedule: Schedule | str = "uniform",
     draws: int = 16,
     population: float = math.inf,
@@ -256,25 +306,22 @@ def variational_bound(
 ) -> Bound:
     """The variational bound on −log p of images under anyone's network, with its terms and their standard errors.
 
-    pixels: [N, H, W, C] uint8, at least two; the network sees them in [−1, 1]. labels: [N], or None. logsnr_min,
-    logsnr_max: the levels the bound goes over, which the network must have been trained on. schedule: of the draws; it
-    changes the errors, not the expectation. draws: noise levels for each image, an even number. population: how many
-    images these are chosen from, for the errors of bpd and nats; inf is a distribution. batch: inputs of the network at a
-    time. device, precision: as `draw` takes them. Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
+    prediction, logsnr_min, logsnr_max: as `draw` takes them; the network must have been trained on these levels.
+    pixels: [N, C, H, W] or [N, H, W, C] uint8, C being 1 or 3, at least two; the network sees them in [−1, 1]. labels: [N],
+    or None. schedule: of the draws; it changes the errors, not the expectation. draws: noise levels for each image, an even
+    number. population: how many images these are chosen from, for the errors of bpd and nats; inf is a distribution. batch:
+    inputs of the network at a time. device, precision: as `draw` takes them.
+    Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
-    what = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
-    if torch.as_tensor(pixels[:1]).is_floating_point():
-        raise UsageError(f"pixels are {pixels.dtype}; expected uint8, levels from 0 to 255")
-    if isinstance(schedule, str):
-        schedule = resolve_schedule(schedule, logsnr_min, logsnr_max)
+    what, schedule = _predicted(prediction, loss), _on_range(schedule, logsnr_min, logsnr_max, loss)
+    _check_counts(draws=draws, batch=batch)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
-    measured = MeasuredNetwork(network, what, low, high, place, precision, batch)
-    size = max(1, batch // draws)
-    parts = [range(first, min(first + size, len(pixels))) for first in range(0, len(pixels), size)]
-    images = [
-        Images(torch.as_tensor(pixels[p.start : p.stop]).cpu(), None if labels is None else labels[p.start : p.stop], p)
-        for p in parts
-    ]
+    measured, labels = MeasuredNetwork(network, what, low, high, place, precision, batch), _labels(labels, len(pixels))
+    size, images = max(1, batch // draws), []
+    for first in range(0, len(pixels), size):
+        rows = range(first, min(first + size, len(pixels)))
+        some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()
+        images.append(Images(some, None if labels is None else labels[first : rows.stop], rows))
     rounds = estimate_bound(measured, images, schedule, draws=draws, seed=seed, population=population)
     while True:
         try:
@@ -283,16 +330,22 @@ def variational_bound(
             return end.value.bound
 
 
-def open_run(path: Path | str, device: torch.device | str = "auto", weights: str = "ema") -> TrainedRun:
+def open_run(
+    path: Path | str, device: torch.device | str = "auto", weights: str = "ema", plugins: Sequence[Path | str] = ()
+) -> TrainedRun:
     """A run that `elbo train` wrote, or one of its checkpoints, with its network in eval mode on the device.
 
     weights: `ema` (the run's first average), `model` (the last weights), another average's name, or a file of
-    `elbo ema`. Raises FormatError, DataError, UsageError.
+    `elbo ema`. plugins: files to run first, as `--plugin` does, after those that ELBO_PLUGIN names. Warns of a damaged
+    checkpoint that is passed over, and of a plug-in that has changed. Raises FormatError, DataError, UsageError.
     """
     from elbocli.run.open import open_run as opened
+    from elbocli.run.plugin_files import run_plugin
 
+    for file in [*filter(None, os.environ.get("ELBO_PLUGIN", "").split(os.pathsep)), *plugins]:
+        run_plugin(Path(file))
     which = (weights, "") if weights in ("ema", "model") else ("ema", weights)
-    return opened(Path(path), choose_device(str(device)), lambda text: None, *which)
+    return opened(Path(path), choose_device(str(device)), warnings.warn, *which)
 
 
 def open_dataset(path: Path | str) -> Dataset:

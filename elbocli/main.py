@@ -19,7 +19,6 @@ from elbocli.cli.stderr import STDERR, heard, tell
 from elbocli.cli.types import imported
 from elbocli.cli.visible import visible, visible_lines
 from elbocli.errors import ElboError
-from elbocli.runtime.address_space import refuse_too_little
 from elbocli.runtime.descriptors import let_nobody_have, make_streams_whole, write_all
 from elbocli.version import __version__
 
@@ -165,8 +164,10 @@ def extend_segments() -> None:
 
     Must come before torch is imported.
     """
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads the second alone
+    chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
+    for name in names:
+        os.environ.setdefault(name, chosen)
 
 
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
@@ -261,7 +262,6 @@ def main() -> None:
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
-        refuse_too_little()
         # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
         faulthandler.enable()
     sys.exit(run())

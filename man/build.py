@@ -56,7 +56,6 @@ EXAMPLES = {
             "Pack in four jobs, then make one dataset of the shards.",
             "for k in 1 2 3 4; do elbo prep imagenet/ part$k.h5 --shard $k/4; done\nelbo merge out.h5 part?.h5",
         ),
-        ("Leave the shards where they are.", "elbo merge out.h5 shards/*.h5 --virtual"),
     ],
     "elbo train": [
         ("The paper's sigmoid weighting on the only dataset here.", "elbo train --weighting sigmoid --bias 2"),
@@ -66,9 +65,8 @@ EXAMPLES = {
         ),
         ("See what would run.", "elbo train out.h5 --preset imagenet64 --dry-run"),
         (
-            "What would the paper's largest network need, on 64 devices that sustain 300 TFLOP/s? Needs no dataset.",
-            "elbo train --preset imagenet512 --dry-run --device cuda --devices 64 --parallel fsdp --micro-batch 8 \\\n"
-            "    --device-tflops 300",
+            "What would the paper's largest network need on one device? Needs no dataset.",
+            "elbo train --preset imagenet512 --dry-run --device cuda --micro-batch 8",
         ),
         (
             "Hold 1000 images out, and score checkpoints while training goes on, beside the device that it fills.",
@@ -154,10 +152,6 @@ EXAMPLES = {
             "sort -n -k3 each.tsv | head\nelbo report run -o report.html",
         ),
         ("The run as a classifier.", "elbo bound run test.h5 --classify"),
-        (
-            "Which schedule makes the gradient vary least?",
-            "elbo bound run --gradient-variance --weighting sigmoid:bias=2 -o least.yaml",
-        ),
         (
             "Fit a schedule to a finished run, not to its history.",
             "elbo bound run -q --log errors.jsonl > /dev/null && elbo adapt errors.jsonl > schedule.yaml",

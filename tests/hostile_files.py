@@ -1,7 +1,7 @@
 """Hostile files, each declared once: how it is made, and the commands that are given it.
 
 `python tests/hostile_files.py [NAME…]` runs them all by the elbo of this checkout and prints a table of exit code, seconds
-and memory; tests/cli/test_hostile_files.py checks each against the limits of docs/limits.md.
+and memory; tests/cli/test_hostile_files.py checks that each is refused in a sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import tarfile
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-
-MOST_MEMORY = 1 << 30
-MOST_SECONDS = 10.0
-"""Limits of any command for any stranger's file; CPU seconds, as other processes may share the cores."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +59,18 @@ SLOW = (
         "a million",
         "bad.npy: a pipe",
         "losslog.jsonl: a pipe",
-        "HDF5: a chunk that unpacks",
-        "HDF5: a virtual dataset of 100,000",
     ),
-    *(
-        "npz: statistics",
-        "npz: 2 GB",
-        "npz: a header",
-        "npz: labels",
-        "npz: images",
-        "npz: 10^9",
-        "pt2: 4 GB",
-        "weights: 4 GB",
-    ),
-    *("zip: 4 GB", "JPEG of 400", "AVIF of", "JPEG 2000 of", "ICNS with", "safetensors: a header", "words for all of"),
+    *("ICNS with",),
 )
 """Words of those that take seconds: gigabytes are packed, or a pipe is waited for."""
 HARMLESS = (
     *("metrics: a thousand names", "status: 100,000 digits", "run/status.json: a pipe", "run/metrics.jsonl: a pipe"),
-    *("run/previews/step-00000010.png: a pipe", "HDF5: another array of 4 TB", "HDF5: num_classes 10^12"),
+    *(
+        "run/previews/step-00000010.png: a pipe",
+        "HDF5: another array of 4 TB",
+        "HDF5: num_classes 10^12",
+        "HDF5: a label of 2^40",
+    ),
 )
 M = 1 << 20
 
@@ -304,100 +292,9 @@ for what, put in {"a pipe": pipe, "an endless device": endless, "a socket": plug
 H5 = ("info bad.h5", "train bad.h5 --dry-run", "info --verify bad.h5", "prep bad.h5 x.h5")
 
 
-@hostile("HDF5: strings of 4 GB", *H5, "merge x.h5 bad.h5 good.h5")
-def _(folder: Path) -> None:
-    good_dataset(folder / "bad.h5", files=lambda file: file.create_dataset("files", (12,), "S2000000000", chunks=(1,)),
-                 class_names=lambda file: file.create_dataset("class_names", (3,), "S2000000000", chunks=(1,)))  # fmt: skip
-
-
-@hostile("HDF5: one string, referred to 300 times", *H5)
-def _(folder: Path) -> None:
-    good_dataset(
-        folder / "bad.h5",
-        class_names=lambda file: file.create_dataset("class_names", (300,), h5py.string_dtype()).__setitem__(
-            0, "x" * (20 * M)
-        ),
-    )
-    with h5py.File(folder / "bad.h5") as file:
-        at = file["class_names"].id.get_offset()
-    content = bytearray((folder / "bad.h5").read_bytes())
-    content[at : at + 16 * 300] = content[at : at + 16] * 300
-    (folder / "bad.h5").write_bytes(content)
-
-
-@hostile("HDF5: an attribute of 3 GB", *H5)
-def _(folder: Path) -> None:
-    good_dataset(folder / "bad.h5")
-    with h5py.File(folder / "bad.h5", "a") as file:
-        file.attrs.create("many", ["x" * (20 * M)] + ["y"] * 149, dtype=h5py.string_dtype())
-    content = bytearray((folder / "bad.h5").read_bytes())
-    at = content.index(struct.pack("<I", 20 * M))
-    while content[at + 16 : at + 20] != struct.pack("<I", 1):  # not the text's own length, but what refers to it
-        at = content.index(struct.pack("<I", 20 * M), at + 1)
-    content[at : at + 16 * 150] = content[at : at + 16] * 150
-    (folder / "bad.h5").write_bytes(content)
-
-
-@hostile("HDF5: 10^9 labels that take no room", *H5, "eval bad.h5 --ref good.h5 --extractor elbo-tiny")
-def _(folder: Path) -> None:
-    n = 10**9
-    good_dataset(folder / "bad.h5", images=lambda file: file.create_dataset("images", (n, 1, 1, 1), "u1", chunks=(10**6, 1, 1, 1)),
-                 labels=lambda file: file.create_dataset("labels", (n,), "i8", chunks=(10**6,)))  # fmt: skip
-
-
-@hostile("HDF5: a chunk of 4 GB", *H5)
-def _(folder: Path) -> None:
-    good_dataset(
-        folder / "bad.h5",
-        images=lambda file: file.create_dataset(
-            "images", (12, 8, 8, 3), "u1", chunks=(12, 8, 8, 3), maxshape=(None, 8, 8, 3)
-        ),
-    )
-    with h5py.File(folder / "bad.h5", "a") as file:
-        del file["images"]
-        file.create_dataset("images", (20_000_000, 8, 8, 3), "u1", chunks=(20_000_000, 8, 8, 3), compression="gzip")
-        del file["labels"]
-        file.create_dataset("labels", (20_000_000,), "i8", chunks=(10**6,))
-
-
-@hostile("HDF5: a chunk that unpacks to 4 GB", *H5)
-def _(folder: Path) -> None:
-    good_dataset(
-        folder / "bad.h5",
-        images=lambda file: file.create_dataset(
-            "images", (12, 8, 8, 3), "u1", chunks=(12, 8, 8, 3), compression="gzip"
-        ),
-    )
-    packer = zlib.compressobj(9)
-    bomb = b"".join([*(packer.compress(bytes(16 * M)) for _ in range(256)), packer.flush()])
-    with h5py.File(folder / "bad.h5", "a") as file:
-        file["images"].id.write_direct_chunk((0, 0, 0, 0), bomb)
-
-
 @hostile("HDF5: another array of 4 TB", *H5)
 def _(folder: Path) -> None:
     good_dataset(folder / "bad.h5", more=lambda file: file.create_dataset("more", (10**12,), "f4", chunks=(1000,)))
-
-
-@hostile("HDF5: a virtual dataset of 100,000 parts", *H5)
-def _(folder: Path) -> None:
-    layout = h5py.VirtualLayout((100_000, 8, 8, 3), "u1")
-    source = h5py.VirtualSource("good.h5", "images", (12, 8, 8, 3), "u1")
-    for row in range(100_000):
-        layout[row] = source[0]
-    good_dataset(
-        folder / "bad.h5",
-        images=lambda file: file.create_virtual_dataset("images", layout),
-        labels=np.zeros(100_000, int),
-    )
-
-
-@hostile("HDF5: a virtual dataset of 10^12 rows", *H5)
-def _(folder: Path) -> None:
-    layout = h5py.VirtualLayout((10**12, 8, 8, 3), "u1")
-    layout[:12] = h5py.VirtualSource("good.h5", "images", (12, 8, 8, 3), "u1")
-    good_dataset(folder / "bad.h5", images=lambda file: file.create_virtual_dataset("images", layout),
-                 labels=lambda file: file.create_dataset("labels", (10**12,), "i8", chunks=(1000,)))  # fmt: skip
 
 
 @hostile("HDF5: labels above 2^63", *H5, "train bad.h5 --preset digits -o new")
@@ -436,129 +333,13 @@ def _(folder: Path) -> None:
         file.attrs["num_classes"] = 10**12
 
 
-# npz, npy
-
-NPZ = ("info bad.npz", "info --verify bad.npz", "prep bad.npz x.h5", "eval bad.npz --ref good.h5 --extractor elbo-tiny")
-STATISTICS = ("info bad.npz", "eval good.npy --ref bad.npz --extractor elbo-tiny")
-
-
-def zeros(archive: zipfile.ZipFile, name: str, descr: str, shape: tuple[int, ...], size: int) -> None:
-    """A member that unpacks to `size` zeros behind a header."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_2_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        member.write(header.getvalue())
-        for start in range(0, size, 16 * M):
-            member.write(bytes(min(16 * M, size - start)))
-
-
-def packed(path: Path, **members: tuple[str, tuple[int, ...], int]) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, (descr, shape, size) in members.items():
-            zeros(archive, name, descr, shape, size)
-
-
-@hostile("npz: statistics of 3 GB", *STATISTICS)
-def _(folder: Path) -> None:
-    packed(folder / "bad.npz", mu=("<f8", (20000,), 160000), sigma=("<f8", (20000, 20000), 3_200_000_000))
-
-
-@hostile("npz: 2 GB beside the statistics", *STATISTICS)
-def _(folder: Path) -> None:
-    packed(
-        folder / "bad.npz", mu=("<f8", (2,), 16), sigma=("<f8", (2, 2), 32), about=("<U500000000", (), 2_000_000_000)
-    )
-
-
-@hostile("npz: a header of 3 GB", *STATISTICS, *NPZ)
-def _(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "bad.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("mu", "sigma", "arr_0"):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                member.write(b"\x93NUMPY\2\0" + struct.pack("<I", 3 << 30))
-                for _ in range(192):
-                    member.write(bytes(16 * M))
-
-
-@hostile("npz: labels of 2 GB", *NPZ)
-def _(folder: Path) -> None:
-    packed(folder / "bad.npz", arr_0=("|u1", (12, 8, 8, 3), 2304), arr_1=("<i8", (250_000_000,), 2_000_000_000))
-
-
-@hostile("npz: images of 2 GB", *NPZ, "info --grid x.png bad.npz")
-def _(folder: Path) -> None:
-    packed(folder / "bad.npz", arr_0=("|u1", (10, 8192, 8192, 3), 10 * 8192 * 8192 * 3))
-
-
-@hostile("npz: 10^9 images of a pixel", "info bad.npz", "prep bad.npz x.h5", "info --grid x.png bad.npz")
-def _(folder: Path) -> None:
-    packed(folder / "bad.npz", arr_0=("|u1", (10**9, 1, 1, 1), 10**9))
-
-
-@hostile("npz: 10^6 members", "info bad.npz", "eval bad.npz --ref good.h5 --extractor elbo-tiny", "prep bad.npz x.h5")
-def _(folder: Path) -> None:
-    entry = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0) + b"a.npy"
-    count = 10**6
-    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 65535, 65535, len(entry) * count, 0, 0)
-    (folder / "bad.npz").write_bytes(entry * count + end)
-
-
 # Tensors
-
-
-@hostile(
-    "safetensors: a header of 100 MB",
-    "info bad.safetensors",
-    "eval bad.safetensors --ref good.h5 --extractor elbo-tiny",
-    "sample run -n 1 -o x.npy --ema bad.safetensors",
-)
-def _(folder: Path) -> None:
-    inner = ",".join(f'"{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(1_600_000))
-    header = ('{"__metadata__":{"format":"elbo-ema","version":"1"},' + inner + "}").encode()
-    (folder / "bad.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
 
 
 @hostile("safetensors: metadata of 100,000 digits", "info bad.safetensors")
 def _(folder: Path) -> None:
     about = '{"spec": "0.9", "step": ' + "1" * 100_000 + "}"
     save_file({"x": torch.zeros(1)}, folder / "bad.safetensors", {"format": "elbo-ema", "version": "1", "about": about})
-
-
-@hostile("pt2: 4 GB in 4 MB", "eval good.npy --ref good.h5 --extractor bad.pt2")
-def _(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "bad.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x/models/model.json", "{}")
-        with archive.open("x/data/weights/weight_0", "w", force_zip64=True) as member:
-            for _ in range(256):
-                member.write(bytes(16 * M))
-
-
-@hostile("pt2: one member under 1000 names", "eval good.npy --ref good.h5 --extractor bad.pt2")
-def _(folder: Path) -> None:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("x/data/weights/weight_0", bytes(10 * M))
-        info = archive.filelist[0]
-        for number in range(1, 1000):
-            other = zipfile.ZipInfo(f"x/data/weights/weight_{number}")
-            for field in ("header_offset", "file_size", "compress_size", "CRC"):
-                setattr(other, field, getattr(info, field))
-            archive.filelist.append(other)
-    (folder / "bad.pt2").write_bytes(buffer.getvalue())
-
-
-@hostile("weights: 4 GB in 4 MB", "eval good.npy --ref good.h5 --extractor-weights bad.pth")
-def _(folder: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({"x": torch.zeros(1 << 10)}, buffer)
-    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(folder / "bad.pth", "w", zipfile.ZIP_DEFLATED) as new:
-        for info in old.infolist():
-            if info.filename.endswith("data/0"):
-                with new.open(info.filename, "w", force_zip64=True) as member:
-                    for _ in range(256):
-                        member.write(bytes(16 * M))
-            else:
-                new.writestr(info.filename, old.read(info).replace(b"M\x00\x04", b"M\x00\x04"))
 
 
 @hostile("weights: a tensor of 10^12 values on one", "eval good.npy --ref good.h5 --extractor-weights bad.pth")
@@ -582,27 +363,13 @@ def block(kind: bytes, content: bytes) -> bytes:
 
 
 for what, blocks in {
-    "digits without a word": lambda: block(tarfile.XHDTYPE, b"1" * 400_000),
-    "a sparse map of digits": lambda: block(tarfile.XHDTYPE, record("GNU.sparse.size", 1) + record("comment", "1" * 400_000)),
     "a size of 100,000 digits": lambda: block(tarfile.XHDTYPE, record("size", "9" * 100_000)),
-    "words for all of 20,000 files": lambda: block(tarfile.XGLTYPE, b"".join(record(f"w{i}", 0) for i in range(40_000))) + block(tarfile.REGTYPE, b"x") * 20_000,
 }.items():  # fmt: skip
 
     def put_tar(folder: Path, blocks: Callable[[], bytes] = blocks) -> None:
         (folder / "bad.tar").write_bytes(blocks() + block(tarfile.REGTYPE, b"content") + bytes(1024))
 
     HOSTILE.append(Hostile(f"tar: {what}", put_tar, ("prep bad.tar x.h5",)))
-
-
-@hostile("zip: 4 GB in 4 MB as labels", "prep bad.zip x.h5")
-def _(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.png", png())
-        with archive.open("dataset.json", "w", force_zip64=True) as member:
-            member.write(b'{"labels": [')
-            for _ in range(20):
-                member.write(b"[]," * (4 * M))
-            member.write(b"0]}")
 
 
 @hostile("zip: labels of 100,000 digits", "prep bad.zip x.h5")
@@ -641,40 +408,11 @@ def among_images(name: str, make: Callable[[], bytes]) -> None:
     HOSTILE.append(Hostile(f"image: {name}", put, (PREP,)))
 
 
-def tiled(side: int, tile: int) -> bytes:
-    """A TIFF whose only tile is larger than itself."""
-    content = zlib.compress(bytes(tile))
-    tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 0, 325: len(content)}
-    tags[324] = 8 + 2 + 12 * len(tags) + 4
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
-
-
-def with_scans(side: int, count: int) -> bytes:
-    content = encoded(Image.new("L", (side, side), 128), "jpeg", progressive=True)
-    at = content.rindex(b"\xff\xda")
-    return content[:at] + content[at:-2] * count + content[-2:]
-
-
-def claiming(kind: str, mark: bytes, side: int) -> bytes:
-    """A file whose container says 64 x 64."""
-    content = bytearray(
-        encoded(Image.new("RGB", (side, side), (1, 2, 3)), kind, **({"speed": 10} if kind == "avif" else {}))
-    )
-    at = content.index(mark) + len(mark) + (4 if kind == "avif" else 0)
-    content[at : at + 8] = struct.pack(">II", 64, 64)
-    return bytes(content)
-
-
 def icon(side: int) -> bytes:
     inner = encoded(Image.new("RGBA", (side, side)), "jpeg2000")
     return b"icns" + struct.pack(">I4sI", len(inner) + 16, b"ic10", len(inner) + 8) + inner
 
 
-among_images("TIFF with a tile of 32768 x 32768", lambda: tiled(64, 1 << 15))
-among_images("JPEG of 400 scans", lambda: with_scans(9400, 400))
-among_images("AVIF of 16000 x 16000 that says 64 x 64", lambda: claiming("avif", b"ispe", 16000))
-among_images("JPEG 2000 of 9000 x 9000 that says 64 x 64", lambda: claiming("jpeg2000", b"ihdr", 9000))
 among_images("ICNS with JPEG 2000 of 9000 x 9000", lambda: icon(9000))
 
 

@@ -212,15 +212,6 @@ def one_tile(side: int, tile: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
 
 
-def many_scans(side: int, count: int) -> bytes:
-    """A progressive JPEG that says another size than it has, and whose last scan is there so often that there are `count`."""
-    content = bytearray(encoded(GREY, "jpeg", progressive=True))
-    frame = content.index(b"\xff\xc2") + 5
-    content[frame : frame + 4] = struct.pack(">HH", side, side)
-    last = content.rindex(b"\xff\xda")
-    return bytes(content[:last] + content[last:-2] * (count + 1 - content.count(b"\xff\xda")) + content[-2:])
-
-
 LARGE = RGB.repeat(20, 0).repeat(20, 1)
 ZEROS = zlib.compress(bytes(2501 * 20000), 1)
 TEXT_BOMB = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100 << 20), 1))
@@ -252,7 +243,7 @@ image(
     "bomb.webp",
     b"RIFF\x16\0\0\0WEBPVP8L\x0a\0\0\0\x2f\xfe\xbf\xff\x0f" + bytes(5),
     0,
-    "too many pixels, or too long and thin: 16383 x 16383",
+    "too many pixels",
 )
 image(
     "FITS, which may unpack to any size",
@@ -266,14 +257,7 @@ image(
     "tile.tif",
     one_tile(64, 1 << 15),
     0,
-    "its tiles have 1073741824 pixels, and it has 64 x 64",
-)
-image(
-    "progressive JPEG of 9000 x 9000 in 60 scans",
-    "scans.jpg",
-    many_scans(9000, 60),
-    0,
-    "takes too long to decode: 60 scans",
+    "does not decode",
 )
 image("icon (ICNS)", "icon.icns", b"icns\0\0\0\x18ic10\0\0\0\x10" + bytes(8), 0, "not an image")
 image("1 x 60000", "thin.png", bits_png(1, 60_000, zlib.compress(bytes(120_000))), 0, "too long and thin: 1 x 60000")
@@ -298,8 +282,8 @@ def unreadable(path: Path) -> None:
     path.chmod(0)
 
 
-node("named pipe", "pipe.png", os.mkfifo, 0, "not a regular file")
-node("socket", "socket.png", listening, 0, "can't be read|not a regular file")
+node("named pipe", "pipe.png", os.mkfifo, 0, "is a pipe")
+node("socket", "socket.png", listening, 0, "is a socket")
 ODD.append(
     Odd("file that may not be read", "secret.png", unreadable, 0, "can't be read: Permission denied", nobody=True)
 )
@@ -442,7 +426,7 @@ archive("tar with a damaged second header", "second.tar", flipped(TWO, BLOCKS + 
 archive("tar with a header of 5 GB", "pax.tar", huge_pax(), 1, "damaged")
 archive("tar with a size below zero", "negative.tar", negative(), 1, "damaged")
 archive("tar of tars, one of them damaged", "classes.tar", CLASSES, 3, "dog: the archive is damaged")
-archive("compressed tar", "two.tar.gz", b"\x1f\x8b" + bytes(600), 0, "unpack it once with 'gzip -dk")
+archive("compressed tar", "two.tar.gz", b"\x1f\x8b" + bytes(600), 0, "is compressed; unpack it once")
 
 
 def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -480,9 +464,7 @@ BZIPPED = zipped(("a.png", GOOD), ("b.png", bytes(64 << 20)), method=zipfile.ZIP
 
 archive("zip, paths that lead outside", "outside.zip", zipped(("../../a.png", GOOD), ("/b.png", GOOD)), 2)
 archive("zip with a symbolic link", "link.zip", linked_zip(), 1, "a link, in an archive")
-archive(
-    "zip with an encrypted image", "encrypted.zip", patched(PAIR, 6, 8, b"\1"), 1, "encrypted: unlock the archive first"
-)
+archive("zip with an encrypted image", "encrypted.zip", patched(PAIR, 6, 8, b"\1"), 1, "does not unpack")
 archive("zip cut short", "cut.zip", PAIR[:-30], 0, "damaged or cut short")
 archive(
     "zip with a flipped byte in an image",
@@ -498,29 +480,9 @@ archive(
     1,
     "does not unpack",
 )
-archive(
-    "zip that says a size too large",
-    "large.zip",
-    patched(PAIR, None, 24, struct.pack("<I", SIZE + 9)),
-    1,
-    "does not unpack: .*announced",
-)
-archive(
-    "zip with an image of 4 GB",
-    "bomb.zip",
-    patched(PAIR, None, 24, struct.pack("<I", 0xFFFFFFF0)),
-    1,
-    "too large: more than 256 MiB",
-)
+archive("zip that says a size too large", "large.zip", patched(PAIR, None, 24, struct.pack("<I", SIZE + 9)), 2)
 archive(
     "zip with 64 MB in 45 bytes", "bzip2.zip", patched(BZIPPED, None, 24, struct.pack("<I", 100)), 1, "does not unpack"
-)
-archive(
-    "zip whose entries overlap",
-    "overlap.zip",
-    patched(patched(STORED, None, 42, bytes(4)), None, 46, b"a"),
-    0,
-    r"damaged or cut short \(its members 'a.png' and 'a.png' overlap",
 )
 archive(
     "zip in a zip", "nested.zip", zipped(("a.png", GOOD), ("b.zip", PAIR)), 1, "a zip archive; unpack it, or give it"
@@ -625,11 +587,8 @@ HEAD = """# Odd images and what elbo does with them
 Each row is an input that the tests create and pack at 8 pixels. The last column is the error message if elbo refuses the input.
 If elbo packs it, the column shows how the summary counts it. With `--on-error skip`, elbo leaves out images that it refuses and
 lists them in `OUT.skipped.jsonl`; from a damaged archive it packs the images that it can read. elbo never unpacks an archive to
-disk. Packing all these inputs from one folder takes less than 1 GB of memory. The archives contain one or two good images besides
-the input that the row names.
-
-elbo also refuses a damaged HDF5 dataset. But a maliciously made HDF5 file can make the HDF5 library itself crash or hang, so take
-datasets only from people you trust.
+disk. The archives contain one or two good images besides the input that the row names. [Security](security.md) says what a file
+from a stranger can do.
 
 `make docs` writes this page; edit `tests/odd_inputs.py`.
 

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import struct
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -80,47 +79,25 @@ def pickled(**values: Any) -> bytes:
     return out + b"u."
 
 
-def python_batch(images: np.ndarray, classes: int = 10) -> bytes:
-    """A batch of CIFAR's Python version."""
-    key, labels = "labels" if classes == 10 else "fine_labels", labels_of(len(images), classes)
-    return pickled(batch_label="training batch", **{key: labels}, data=planes(images))
-
-
-def cifar10(folder: Path, python: bool = False, batches: int = 2, count: int = 3) -> np.ndarray:
+def cifar10(folder: Path, batches: int = 2, count: int = 3) -> np.ndarray:
     """Write CIFAR-10's folder. Returns the training images, uint8 [batches · count, 32, 32, 3]."""
     folder.mkdir(parents=True)
-    suffix, write = ("", python_batch) if python else (".bin", binary_batch)
     parts = [noise(count, seed) for seed in range(batches)]
     for number, part in enumerate(parts, 1):
-        (folder / f"data_batch_{number}{suffix}").write_bytes(write(part))
-    (folder / f"test_batch{suffix}").write_bytes(write(noise(count, 99)))
+        (folder / f"data_batch_{number}.bin").write_bytes(binary_batch(part))
+    (folder / "test_batch.bin").write_bytes(binary_batch(noise(count, 99)))
     (folder / "readme.html").write_text("<html>")
-    if python:
-        (folder / "batches.meta").write_bytes(pickled(label_names=NAMES10))
-    else:
-        (folder / "batches.meta.txt").write_text("\n".join(NAMES10) + "\n\n")
+    (folder / "batches.meta.txt").write_text("\n".join(NAMES10) + "\n\n")
     return np.concatenate(parts)
 
 
-def cifar100(folder: Path, python: bool = False, count: int = 5) -> np.ndarray:
+def cifar100(folder: Path, count: int = 5) -> np.ndarray:
     """Write CIFAR-100's folder. Returns the training images, uint8 [count, 32, 32, 3]."""
     folder.mkdir(parents=True)
-    suffix, write = ("", python_batch) if python else (".bin", binary_batch)
     for name, seed in (("train", 0), ("test", 1)):
-        (folder / f"{name}{suffix}").write_bytes(write(noise(count, seed), 100))
-    if python:
-        (folder / "meta").write_bytes(pickled(fine_label_names=NAMES100))
-    else:
-        (folder / "fine_label_names.txt").write_text("\n".join(NAMES100))
+        (folder / f"{name}.bin").write_bytes(binary_batch(noise(count, seed), 100))
+    (folder / "fine_label_names.txt").write_text("\n".join(NAMES100))
     return noise(count, 0)
-
-
-def tar_gz(folder: Path) -> Path:
-    """Pack a folder into a .tar.gz beside it."""
-    path = folder.with_name(f"{folder.name}.tar.gz")
-    with tarfile.open(path, "w:gz") as tar:
-        tar.add(folder, folder.name)
-    return path
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +36,7 @@ def test_importing_it_imports_nothing_heavy_and_every_name_is_there() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "[] []\n"
     assert {"DiffusionLoss", "draw", "open_run", "variational_bound", "weighting"} <= set(dir(elbocli))
+    assert not {"Any", "annotations", "cache", "core", "files"} & set(dir(elbocli))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(elbocli, "nothing")  # noqa: B009 - type checkers know that there is none
 
@@ -75,6 +78,90 @@ def test_ranks_share_a_batch_and_a_saved_loss_goes_on(shape: tuple[int, ...]) ->
     assert torch.equal(again(same, x).loss, whole(same, x).loss)
     with pytest.raises(UsageError, match="rank 3 of 3"):
         elbocli.DiffusionLoss(rank=3, ranks=3)
+
+
+def twice(z: torch.Tensor, logsnr: torch.Tensor, labels: Any) -> torch.Tensor:
+    """A learned variance of one channel, which broadcasts."""
+    return torch.cat([z, z], 1)
+
+
+PIXELS = torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+X = elbocli.normalised(PIXELS)
+REFUSED: dict[str, Callable[[], object]] = {
+    "the loss of another shape": lambda: elbocli.DiffusionLoss()(twice, X),
+    "a bound of another shape": lambda: elbocli.variational_bound(twice, "v", PIXELS, draws=2),
+    "samples of another shape": lambda: elbocli.draw(lambda z, *_: z[:, :, :1], "v", (1, 8, 8), 2, steps=2),
+    "bytes": lambda: elbocli.DiffusionLoss()(same, PIXELS),
+    "numbers from 0 to 255": lambda: elbocli.DiffusionLoss()(same, PIXELS.float()),
+    "an array": lambda: elbocli.DiffusionLoss()(same, X.numpy()),  # type: ignore[arg-type]
+    "noise that broadcasts": lambda: elbocli.DiffusionLoss()(same, X, eps=torch.zeros(1)),
+    "unknown times": lambda: elbocli.DiffusionLoss(t_sampling="random"),
+    "another loss's state": lambda: elbocli.DiffusionLoss("edm").load_state_dict(elbocli.DiffusionLoss().state_dict()),
+    "no step": lambda: elbocli.draw(same, "v", (1, 8, 8), 2, steps=0),
+    "no example": lambda: elbocli.draw(same, "v", (1, 8, 8), 0),
+    "no prediction": lambda: elbocli.draw(same, shape=(1, 8, 8), n=2),
+    "guidance without labels": lambda: elbocli.draw(same, "v", (1, 8, 8), 2, guidance=2.0),
+    "an odd number of draws": lambda: elbocli.variational_bound(same, "v", PIXELS, draws=3),
+    "floats as pixels": lambda: elbocli.variational_bound(same, "v", X, draws=2),
+    "pixels of two channels": lambda: elbocli.normalised(torch.zeros(4, 2, 8, 8, dtype=torch.uint8)),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_a_mistake_is_refused_in_words_of_python(mistake: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        REFUSED[mistake]()
+    assert "--" not in str(caught.value)
+
+
+def test_a_range_is_that_of_the_loss_or_of_a_schedule_unless_given() -> None:
+    cosine = elbocli.schedule("cosine", -9, 9)
+    loss = elbocli.DiffusionLoss("sigmoid", cosine, "eps", logsnr_max=8)
+    assert (loss.logsnr_min, loss.logsnr_max) == (-9, 8) == (loss.schedule.logsnr_min, loss.schedule.logsnr_max)
+    shape, given = (1, 8, 8), {"logsnr_min": -9.0, "logsnr_max": 8.0}
+    drawn = elbocli.draw(same, shape=shape, n=2, steps=3, loss=loss)
+    assert torch.equal(drawn, elbocli.draw(same, "eps", shape, 2, steps=3, **given))  # type: ignore[arg-type]
+    assert not torch.equal(drawn, elbocli.draw(same, "eps", shape, 2, steps=3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_of_pixels_is_told_by_their_shape(channels: int) -> None:
+    pixels = PIXELS.expand(-1, channels, -1, -1)
+    by_layout = [elbocli.variational_bound(same, "v", at, draws=2) for at in (pixels, pixels.permute(0, 2, 3, 1))]
+    assert by_layout[0] == by_layout[1]
+    assert torch.equal(elbocli.normalised(pixels), elbocli.normalised(pixels.permute(0, 2, 3, 1)))
+
+
+@pytest.mark.parametrize("store", ["raw", "png"])
+def test_a_dataset_is_one_of_torchs(store: str, digits_folder: Path, elbo: Callable[..., Any], tmp_path: Path) -> None:
+    """In forked workers too, when this process has decoded images already."""
+    result = elbo("prep", digits_folder, tmp_path / "d.h5", "--size", 8, "--channels", 1, "--store", store)
+    assert result.returncode == 0, result.stderr
+    data = elbocli.open_dataset(tmp_path / "d.h5")
+    rows = data.batch(range(len(data)))
+    for these in (data, pickle.loads(pickle.dumps(data))):
+        loaded = list(torch.utils.data.DataLoader(these, 128, num_workers=2, timeout=60))  # type: ignore[arg-type]
+        images, labels = (torch.cat(parts) for parts in zip(*loaded, strict=True))
+        assert np.array_equal(images.permute(0, 2, 3, 1), rows) and np.array_equal(labels, data.labels)
+    assert np.array_equal(data[-1][0], data[len(data) - 1][0]) and data[-1][1] == data.labels[-1]
+    with pytest.raises(IndexError):
+        data[len(data)]
+
+
+def test_objects_are_copied_and_shown_in_short(trained: Path, digits: Path, tmp_path: Path) -> None:
+    loss = elbocli.DiffusionLoss("edm:monotone", "adaptive", "edm")
+    sampler = elbocli.sampler("heun:edm-imagenet64")
+    assert pickle.loads(pickle.dumps(sampler)) == copy.deepcopy(sampler) == sampler
+    shown = [
+        elbocli.open_run(trained),
+        elbocli.open_dataset(digits),
+        elbocli.LossLogWriter(tmp_path / "log", loss.edges, dimensions=1),
+        elbocli.variational_bound(same, "v", PIXELS, draws=2),
+        *(loss, loss(same, X), loss.weighting, loss.schedule, loss.prediction, loss.adaptive, sampler),
+    ]
+    for one in shown:
+        assert repr(one).startswith(f"{type(one).__name__}(") and " at 0x" not in repr(one)
+        assert len(repr(one).replace(str(tmp_path), "").replace(str(trained), "").replace(str(digits), "")) < 100
 
 
 def test_a_loss_log_is_read_as_one_of_training(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ CONTENTS = {
         "docs/python",
         "docs/extending",
         "docs/gpu",
-        "docs/limits",
+        "docs/security",
         "docs/formats",
         "docs/odd-images",
     ],

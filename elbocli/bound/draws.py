@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.loss import StepCoefficients, denoising_losses, losses, step_coefficients
+from elbocli.core.loss import Network, check_output, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
-from elbocli.errors import NonFiniteError
+from elbocli.errors import NonFiniteError, UsageError
 from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import normalised
 
@@ -81,7 +81,7 @@ class MeasuredNetwork:
     inputs at a time. precision: by the name that Precision has. name: for messages.
     """
 
-    network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    network: Network
     prediction: Prediction
     low: float
     high: float
@@ -102,8 +102,10 @@ class MeasuredNetwork:
     ) -> Iterator[Draws]:
         """All images, each at `count` noise levels, an even number. Another purpose is another independent set.
 
-        more: what else is to be told of each draw. Raises NonFiniteError.
+        more: what else is to be told of each draw. Raises UsageError for an odd number, NonFiniteError.
         """
+        if count < 2 or count % 2:
+            raise UsageError(f"draws is {count}; it must be even, because two independent halves tell the error")
         offsets, noise = (Stream(seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(count // 2) / (count // 2)
         for some in images:
@@ -116,8 +118,8 @@ class MeasuredNetwork:
         c_in, from_z, from_out = self.prediction.scalars(logsnr)
         precision, level = Precision(self.precision, self.device), torch.full((len(z),), logsnr, device=z.device)
         with precision.applied(), precision.autocast():
-            out = self.network((z * c_in).float(), level, labels)
-        return z * from_z + out[:, : z.shape[1]].to(z.dtype) * from_out
+            out = check_output(self.network((z * c_in).float(), level, labels), z)
+        return z * from_z + out.to(z.dtype) * from_out
 
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
         """(x [B, C, H, W], labels or None) as the network takes them, on its device."""
@@ -145,35 +147,21 @@ class MeasuredNetwork:
             indices = [int(images.rows[k // each]) * each + k % each for k in part.tolist()]
             eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
             level = logsnr.flatten()[part]
-            c = step_coefficients(level, weighting, schedule, self.prediction, send)
             given = None if labels is None else labels[image]
+            how = weighting, schedule, self.prediction, send
             with precision.applied(), precision.autocast():
-                if more is None:
-                    parts.append(torch.stack(denoising_losses(self.network, x[image], eps, given, c)))
-                    continue
-                x_hat, found = self._seen(x[image], eps, given, c, level, send)
-            parts.append(found)
-            others.append(more(Sight(x[image], eps, x_hat, level)))
+                loss, error, _, out = denoising_losses(self.network, x[image], eps, given, level, *how)
+            parts.append(torch.stack([loss, error]))
+            if more is not None:
+                c = self.prediction.coefficients(level)
+                rows = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
+                alpha, sigma, from_z, from_out = rows.view(4, -1, 1, 1, 1)
+                x_hat = torch.addcmul(alpha * x[image], sigma, eps) * from_z + out.float() * from_out
+                others.append(more(Sight(x[image], eps, x_hat, level)))
         loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
         if not bool(loss.isfinite().all()):
             worst = float(logsnr[~loss.isfinite()][0])
             raise NonFiniteError(
-                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try --precision fp32, or a narrower range"
+                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try precision fp32, or a narrower range"
             )
         return loss, error, torch.cat(others, 1).view(-1, *logsnr.shape) if others else None
-
-    def _seen(
-        self,
-        x: Tensor,
-        eps: Tensor,
-        labels: Tensor | None,
-        c: StepCoefficients,
-        logsnr: Tensor,
-        send: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """x̂, and (loss, error) [2, n] as denoising_losses gives them."""
-        z = torch.addcmul(c.alpha * x, c.sigma, eps)
-        out = self.network(z * c.c_in, c.logsnr, labels)
-        exact = self.prediction.coefficients(logsnr)
-        from_z, from_out = send(torch.stack([exact.x_from_z, exact.x_from_out]).float()).view(2, -1, 1, 1, 1)
-        return z * from_z + out.float() * from_out, torch.stack(losses(out, x, eps, c))

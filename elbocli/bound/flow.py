@@ -88,7 +88,7 @@ class _Walks:
         with torch.no_grad():
             log_p = log_density(z, denoise, high, low, steps)
         if not bool(log_p.isfinite().all()):
-            raise NonFiniteError(f"{denoiser.name}: the flow is not finite; try --precision fp32, or a narrower range")
+            raise NonFiniteError(f"{denoiser.name}: the flow is not finite; try precision fp32, or a narrower range")
         log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
         square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
         return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)

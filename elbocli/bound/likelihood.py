@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.draws import Images, MeasuredNetwork
@@ -52,7 +53,7 @@ class Found:
         only = [each.estimator for each in self.result.estimates] == [DEFAULT]
         if only and self.bound is not None:
             return {**self.bound.bound.json(), **({"per_image": per_image} if per_image else {})}
-        return replace(self.result, per_image=per_image).json()
+        return structs.replace(self.result, per_image=per_image).json()
 
     def halves(self, spec: str) -> np.ndarray:
         """Two independent estimates of each image, [N, 2] nats."""
@@ -67,7 +68,8 @@ class Found:
             nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
             per_dimension = each.per_dimension[0] / each.nats if each.nats else 0.0
             name = "bpd" if each.bpd is not None else "nats_per_latent_dimension"
-            numbers |= {f"nats{end}": nats, f"nats{end}_se": image_errors(halves), f"{name}{end}": nats * per_dimension}
+            errors = np.hypot(image_errors(halves), each.solver_nats or 0.0)
+            numbers |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{name}{end}": nats * per_dimension}
         return ImageTable(rows, labels[rows], numbers)
 
 
@@ -156,7 +158,8 @@ def _estimate(
     moments = PairedMoments()
     moments.add(parts.nats)
     mean, every = moments.estimate(), np.ones(len(parts.names))
-    nats, se = mean.value(every), mean.se(every, population)
+    nats = mean.value(every)
+    se, population_se = (math.hypot(mean.se(every, number), parts.solver or 0.0) for number in (population, math.inf))
     told = [nats / size, se / size] if latent else [bits_per_dimension(each, size) for each in (nats, se)]
     unit = "nats_per_latent_dimension" if latent else "bpd"
     return Estimate(
@@ -165,7 +168,7 @@ def _estimate(
         nats,
         se,
         mean.noise_se(every),
-        mean.se(every, math.inf),
+        population_se,
         {name: float(value) for name, value in zip(parts.names, mean.mean, strict=True)},
         parts.evaluations,
         solver_nats=parts.solver,
@@ -215,8 +218,8 @@ def run(
     )
     for pair in found.result.differences:
         yield Progress(message=sentence(pair))
-    bound = found.bound and replace(found.bound, bound=replace(found.bound.bound, about=asked.about()))
-    return replace(found, result=replace(found.result, about=asked.about()), bound=bound)
+    bound = found.bound and replace(found.bound, bound=structs.replace(found.bound.bound, about=asked.about()))
+    return replace(found, result=structs.replace(found.result, about=asked.about()), bound=bound)
 
 
 def sentence(pair: Difference) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,13 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
 
 
+def print_json(value: Any) -> None:
+    """Print a result as indented JSON. Raises ValueError for NaN."""
+    import json  # a millisecond, which help does without
+
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a file's text to `out`, where - is standard output.
 
@@ -27,7 +33,7 @@ def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None
     from elbocli.files.atomic import write_text
 
     if report is not None:
-        click.echo(json.dumps(report, indent=1, allow_nan=False))
+        print_json(report)
     elif out == STREAM:
         click.echo(text, nl=False)
     if out != STREAM:

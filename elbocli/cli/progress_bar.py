@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import Timer
 from typing import Any
@@ -142,20 +142,27 @@ class _FirstWord:
         self._timer.cancel()
 
 
-def show(reports: Iterator[Progress]) -> Any:
-    """Run a loop to its end, showing what it reports; what it returns."""
+def show(loop: Iterator[Progress] | Callable[[Callable[[Progress], None]], Iterator[Progress]]) -> Any:
+    """Run a loop to its end and show its reports; return its result.
+
+    loop: yields reports. Or a function that makes such a loop, given one that shows a report at once.
+    """
     shown: _Bar | _Lines = _Bar() if sys.stderr.isatty() else _Lines()
     first = _FirstWord()
+
+    def tell(report: Progress) -> None:
+        first.heed(report, bar=isinstance(shown, _Bar))
+        with heard():
+            if report.message:
+                shown.close()
+                say(report.message, report.level)
+            if report.done is not None:
+                shown.update(report)
+
+    reports = loop(tell) if callable(loop) else loop
     try:
         while True:
-            report = next(reports)
-            first.heed(report, bar=isinstance(shown, _Bar))
-            with heard():
-                if report.message:
-                    shown.close()
-                    say(report.message, report.level)
-                if report.done is not None:
-                    shown.update(report)
+            tell(next(reports))
     except StopIteration as end:
         return end.value
     finally:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 
-from elbocli.runtime.address_space import limits
-
 REQUIREMENT = re.compile(r"([\w.-]+)\s*([^;\s]*)(?:.*extra\s*==\s*['\"]([\w-]+))?")
 """A line of elbo's metadata: a package, the versions of it that will do, and the extra that it is for."""
 
@@ -38,11 +36,9 @@ def facts() -> Iterator[tuple[str, str]]:
 
 
 def _memory() -> str:
-    """Say what may still be taken, and the limits that the shell has set."""
     from elbocli.runtime.memory import free_bytes
 
-    said = [f"ulimit {option} {most >> 20} MB" for option, most in limits().items()]
-    return ", ".join([f"{free_bytes() >> 20} MB may be taken", *said])
+    return f"{free_bytes() >> 20} MB may be taken"
 
 
 def _build() -> str:

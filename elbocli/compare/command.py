@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option
 from elbocli.cli.options import command_line, common, plugin_option, stdin_or_fail
-from elbocli.cli.outputs import print_table
+from elbocli.cli.outputs import print_json, print_table
 from elbocli.cli.types import PATH, STREAM
 from elbocli.cli.visible import visible
 
@@ -31,10 +30,9 @@ if TYPE_CHECKING:
 def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.
 
-    FIRST and OTHER are results of 'elbo eval' (JSON), or folders of runs that hold one; a file, or -, of 'elbo eval
-    --each' holds several. If both have several repeats of
-    the same seeds, these are paired; otherwise each side's own standard error counts. They may also be features that
-    'elbo eval --save-features' saved: then Fréchet distances to --ref are compared, image by image where both were drawn
+    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream), or folders of runs that hold one. If both have several
+    repeats of the same seeds, these are paired; otherwise each side's own standard error counts. They may also be
+    features that 'elbo eval --save-features' saved: then Fréchet distances to --ref are compared, image by image where both were drawn
     with one seed and the same classes, which often tells apart what two separate results can't.
 
     Results that were made differently are refused, and the message names the key: another extractor, reference, number of
@@ -44,7 +42,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     from elbocli.cli.progress_bar import say
     from elbocli.compare.result import Comparison
     from elbocli.compare.results import compare_results, found_in
-    from elbocli.evaluate.result import results_of
+    from elbocli.evaluate.result import result_of
     from elbocli.files.reading import LARGEST_TEXT
     from elbocli.version import __version__
 
@@ -54,9 +52,9 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     if any(features) != (ref is not None):
         needed = "features need --ref" if ref is None else "--ref goes with features; results name their own"
         raise click.UsageError(needed, context)
+    if len(files) < 2:
+        raise click.UsageError("name two files at least", context)
     if ref is not None:
-        if len(files) < 2:
-            raise click.UsageError("name two files at least", context)
         from elbocli.compare.features import compare_features
 
         others, alike = compare_features(files, ref)
@@ -65,9 +63,8 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
         found = []
         for path in files:
             piped = path == STREAM
-            found += results_of(stdin_or_fail("results").read(LARGEST_TEXT), "-") if piped else found_in(path)
-        if len(found) < 2:
-            raise click.UsageError("name two results at least", context)
+            read = ("-", result_of(stdin_or_fail("results").read(LARGEST_TEXT), "-")) if piped else found_in(path)
+            found.append(read)
         others, first = compare_results(found), found[0][0]
         known = [result.alike() for _, result in found]
         alike = {key: value for key, value in known[0].items() if all(each.get(key) == value for each in known)}
@@ -78,7 +75,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     if table:
         _print_table(told)
     else:
-        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
+        print_json(told.json())
 
 
 def _print_table(told: Comparison) -> None:

@@ -10,24 +10,24 @@ from elbocli.compare.result import Compared, Difference
 from elbocli.core.estimate import Estimate
 from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.result import EXPECTED_TO_DIFFER, EvalResult, results_of
+from elbocli.evaluate.result import EXPECTED_TO_DIFFER, EvalResult, result_of
 from elbocli.files.reading import naming
 from elbocli.images.image_refs import read_bytes
 
 
-def found_in(path: Path) -> list[tuple[str, EvalResult]]:
-    """Results and their names: of a file, or of the only one in a run's folder that holds any.
+def found_in(path: Path) -> tuple[str, EvalResult]:
+    """The result in a file, or in the only file of a run's folder that holds one, and that file's name.
 
     Raises DataError for a file that can't be read, FormatError for one without, UsageError for a folder with several.
     """
 
-    def read(file: Path) -> list[tuple[str, EvalResult]]:
+    def read(file: Path) -> EvalResult:
         with naming(file):
             content = read_bytes(file)
-        return results_of(content, str(file))
+        return result_of(content, str(file))
 
     if not path.is_dir():
-        return read(path)
+        return str(path), read(path)
     held = []
     for file in sorted(path.glob("*.json")):
         try:
@@ -40,7 +40,7 @@ def found_in(path: Path) -> list[tuple[str, EvalResult]]:
         )
     if len(held) > 1:
         raise UsageError(f"{path}: several results of 'elbo eval': {', '.join(name for name, _ in held)}; name one")
-    return held[0][1]
+    return held[0]
 
 
 def refuse_unlike(first: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -> None:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from elbocli.core.multiscale import multiscale_error
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
+from elbocli.errors import UsageError
+
+Network = Callable[[Tensor, Tensor, Any], Tensor]
+"""(z [B, …], logsnr [B], labels) → out [B, …]: any module or function. z is noised data, times the prediction's c_in."""
+
+
+class LossTerms(NamedTuple):
+    """The loss of a batch, a number per example: [B] each, on the device of the batch.
+
+    loss: ½ (w/p) ‖ε−ε̂‖²/D in nats per dimension, to be averaged and differentiated. eps_mse: ‖ε−ε̂‖²/D, unweighted and
+    without gradient. logsnr: the λ that each example was shown at. out: the network's output [B, …].
+    """
+
+    loss: Tensor
+    eps_mse: Tensor
+    logsnr: Tensor
+    out: Tensor
+
+    def __repr__(self) -> str:
+        return f"LossTerms({len(self.loss)} examples)"
 
 
 class StepCoefficients(NamedTuple):
@@ -49,30 +68,46 @@ def step_coefficients(
     return StepCoefficients(*images, *rows[5:])
 
 
-def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients, multiscale: bool = False) -> tuple[Tensor, Tensor]:
-    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in.
-
-    multiscale: weigh the loss, not the ε error, by core/multiscale.py.
-    """
+def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients) -> tuple[Tensor, Tensor]:
+    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in."""
     with torch.autocast(out.device.type, enabled=False):
         target = torch.addcmul(c.a * x, c.b, eps)
-        difference = target - out.to(target.dtype)
-        error = difference.square().flatten(1).mean(1)
-        loss = c.loss_factor * (multiscale_error(difference) if multiscale else error)
-        return loss, (c.eps_factor * error).detach()
+        error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
+        return c.loss_factor * error, (c.eps_factor * error).detach()
+
+
+def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
+    """Return a network's output for z [B, C, …]. Raises UsageError unless it is a tensor shaped like z.
+
+    variance: [B, 2C, …] will do as well: the prediction, and a learned variance behind it.
+    """
+    twice = (*z.shape[:1], *(2 * channels for channels in z.shape[1:2]), *z.shape[2:])
+    if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
+        return out
+    given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    learned = f" or {list(twice)} with" if variance else " without"
+    raise UsageError(
+        f"the network gives {given} for z {list(z.shape)}; expected that shape{learned} a learned variance"
+    )
 
 
 def denoising_losses(
-    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    network: Network,
     x: Tensor,
     eps: Tensor,
-    labels: Tensor | None,
-    c: StepCoefficients,
-    multiscale: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Noise x to z = αx + σε, let the network see it, and score its output, as a training step does.
+    labels: Any,
+    logsnr: Tensor,
+    weighting: Weighting,
+    schedule: Schedule,
+    prediction: Prediction,
+    send: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> LossTerms:
+    """Noise x to z = αx + σε, show the network z, and score its output: training, validation and bounds all do this.
 
-    x, eps: [B, C, H, W]. multiscale: as in `losses`, and so is what it returns.
+    x, eps: [B, …]. logsnr, send: as in `step_coefficients`. Raises UsageError for an output of another shape.
     """
-    z = torch.addcmul(c.alpha * x, c.sigma, eps)
-    return losses(forward(z.mul_(c.c_in), c.logsnr, labels), x, eps, c, multiscale)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)
+    z = torch.addcmul(c.alpha * x, c.sigma, eps).mul_(c.c_in)
+    out = check_output(network(z, c.logsnr, labels), z)
+    return LossTerms(*losses(out, x, eps, c), c.logsnr, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from elbocli.core.registry import Declaration, Registry
 
@@ -19,7 +19,9 @@ EDM_SEEDS = 1 << 32
 
 
 class Noise(Protocol):
-    """Random numbers of a drawing. about: for the record, whatever they depend on beside the seed."""
+    """Random numbers of a drawing. about: for the record, whatever they depend on beside the seed. every_step: as in walk."""
+
+    every_step: ClassVar[bool]
 
     @property
     def about(self) -> dict[str, Any]: ...
@@ -39,6 +41,7 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class _Of:
+    every_step: ClassVar[bool] = False
     seed: int
     shape: tuple[int, int, int]
     num_classes: int
@@ -75,16 +78,19 @@ class ElboNoise(_Of):
 
 @NOISES.declare(
     "edm",
-    formula="torch's generator of seed + i, on the device: z, then a class, then what the walk adds",
-    source="Karras et al. 2022: generate.py of EDM and EDM2",
+    formula="torch's generator of seed + i, on the device: z, a class, then float64 noise in every step",
+    source="Karras et al. 2022: EDM's generate.py",
 )
 class EdmNoise(_Of):
-    """A generator for each image, in the order in which EDM asks it: noise of float32, a class, noise of float64."""
+    """A generator for each image, asked in EDM's order: float32 noise, a class, and float64 noise in every step."""
+
+    name: ClassVar[str] = "edm"
+    every_step: ClassVar[bool] = True
 
     @property
     def about(self) -> dict[str, Any]:
         """See Noise: torch's generators differ by kind of device."""
-        return {"noise": "edm", "noise_device": self.device.type}
+        return {"noise": self.name, "noise_device": self.device.type}
 
     def seeds(self, n: int) -> np.ndarray:
         """Those that EDM calls --seeds."""
@@ -106,7 +112,8 @@ class EdmNoise(_Of):
         first = [torch.stack([z for z, _, _ in begun])]
 
         def more(z: Tensor, generator: torch.Generator) -> Tensor:
-            return torch.randn(z.shape, generator=generator, dtype=torch.float64, device=z.device).float()
+            dtype = torch.float64 if self.every_step else torch.float32
+            return torch.randn(z.shape, generator=generator, dtype=dtype, device=z.device).float()
 
         def noise() -> Tensor:
             drawn = first.pop() if first else torch.stack([more(z, generator) for z, _, generator in begun])
@@ -124,6 +131,18 @@ class EdmNoise(_Of):
         if not self.num_classes:
             return z, torch.zeros((), dtype=torch.int64), generator
         return z, torch.randint(self.num_classes, (), generator=generator, device=self.device), generator
+
+
+@NOISES.declare(
+    "edm2",
+    formula="as edm, but float32 noise, and only in steps that add some",
+    source="Karras et al. 2024: EDM2's generate_images.py",
+)
+class Edm2Noise(EdmNoise):
+    """The same generators in EDM2's order: its sampler draws float32, and only where churn acts."""
+
+    name: ClassVar[str] = "edm2"
+    every_step: ClassVar[bool] = False
 
 
 ELBO: Declaration[None] = NOISES["elbo"]

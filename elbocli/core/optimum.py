@@ -9,9 +9,15 @@ posterior, and two independent draws are twice the variance apart, in mean squar
 The last form never needs x̂*: the products a and b serve all λ. It adds up terms that are not negative, the source has
 weight 1 and the logarithm 0, and no logarithm is above ½‖ε‖²; so nothing cancels, and nothing overflows. Given z,
 its variance beyond that of the posterior variance is a quarter of that of ‖ε − ε̂*‖².
+
+Where λ is high, few draws confuse the source with another image, and their sample says nothing of its own error. There
+the nearest image alone tells it. With w its weight, π = w/(1 + w) and δ² = s² b, log w is N(−δ²/2, δ²), whose density at
+−l is e^l times that at l. So E π² = ∫_{l>0} p(l) (1 + e^{−l})/(1 + e^{−l})² dl ≤ P(w > 1) = Φ(−δ/2), at most twice too much.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -41,6 +47,7 @@ class LeastErrors:
         kinds = 1 if labels is None else 2
         self._weight, self._distance = torch.zeros(2, kinds, *self.shape, dtype=torch.float64, device=source.device)
         self._seen = torch.zeros(kinds, len(source), dtype=torch.float64, device=source.device)
+        self._nearest = torch.full_like(self._seen, torch.inf)
 
     def add(self, images: Tensor, own: Tensor, labels: Tensor | None = None) -> None:
         """Take in images [J, D] float64. own: [S, J] bool, where an image is the source itself; labels: [J]."""
@@ -49,10 +56,13 @@ class LeastErrors:
         along = (self.eps @ images.T).view(count, noises, -1) - self._own[:, :, None]
         along.masked_fill_(own[:, None], -torch.inf)
         self._seen[0] += (~own).sum(1)
+        apart = distance.masked_fill(own | (distance == 0), torch.inf)
+        self._nearest[0] = self._nearest[0].minimum(apart.amin(1))
         mates = None
         if self.labels is not None and labels is not None:
             mates = ((self.labels[:, None] == labels) & ~own).double()
             self._seen[1] += mates.sum(1)
+            self._nearest[1] = self._nearest[1].minimum(apart.masked_fill(mates == 0, torch.inf).amin(1))
         tile = max(1, TILE.get(images.device.type, TILE["cpu"]) // (noises * len(images)))
         for rows in torch.arange(count).split(tile):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -83,3 +93,12 @@ class LeastErrors:
         stands_for = (number / self._seen.clamp(min=1))[:, :, None, None]
         distance = stands_for * self._distance * self.unit**2
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
+
+    def squares(self) -> Tensor:
+        """(½ e^λ b)² Φ(−δ/2) of the image nearest to each source: the mean square of a draw where no other counts.
+
+        As `values` has it, [1 or 2, S, H, L].
+        """
+        nearest = (self._nearest * self.unit**2)[:, :, None, None]
+        apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
+        return ((0.5 * apart.square()).square() * 0.5 * (apart / math.sqrt(8)).erfc()).nan_to_num(0.0)

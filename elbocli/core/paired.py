@@ -18,14 +18,18 @@ class PairedMoments:
     """
 
     def __init__(self) -> None:
-        self._means, self._noise = StreamingFeatureMoments(), 0.0
+        self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
 
-    def add(self, pairs: Tensor) -> None:
-        """pairs: [images, 2, C] float64."""
+    def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
+        """pairs: [images, 2, C] float64. squares: alike, the mean square of each estimate where theory knows it and a
+        sample may miss it: the noise is taken to be no less.
+        """
         values = pairs.numpy()
         self._means.add(values.mean(1))
         half = 0.5 * (values[:, 0] - values[:, 1])
         self._noise = self._noise + half.T @ half
+        if squares is not None:
+            self._least = self._least + 0.25 * squares.numpy().sum((0, 1))
 
     @property
     def n(self) -> int:
@@ -36,7 +40,8 @@ class PairedMoments:
         """Estimate from the images so far, two at least."""
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
-        return PairedEstimate(self.n, means.mu, means.sigma - noise, noise)
+        lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
+        return PairedEstimate(self.n, means.mu, means.sigma - noise, noise + np.diag(lacking))
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,9 @@ class Prediction:
         self.declared = PREDICTIONS.find(name).bind(params or {})
         self.spec = self.declared.spec
 
+    def __repr__(self) -> str:
+        return f"Prediction({self.spec!r})"
+
     @classmethod
     def parse(cls, text: str) -> Prediction:
         """`v`, `edm:sigma_data=0.5`. Raises UsageError."""

@@ -93,6 +93,9 @@ class Schedule:
                 "shift it, or ask for another range"
             )
 
+    def __repr__(self) -> str:
+        return f"Schedule({self.base!r}, {self.logsnr_min:g}, {self.logsnr_max:g})"
+
     @property
     def base(self) -> str:
         """Text of the curve and its shift that means the same again."""

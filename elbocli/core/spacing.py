@@ -58,7 +58,7 @@ def stride(schedule: Schedule, steps: int) -> list[float]:
         near = sorted(counts, key=lambda count: abs(count - steps))[:2]
         raise UsageError(
             f"no stride takes exactly {steps} of the {len(levels)} timesteps of {schedule.base}; "
-            f"--steps {' or '.join(map(str, sorted(near)))} has one"
+            f"{' or '.join(map(str, sorted(near)))} steps have one"
         )
     return levels[:: counts[steps]][::-1]
 
@@ -67,7 +67,7 @@ def _levels(schedule: Schedule, name: str) -> list[float]:
     """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
-            f"--spacing {name} needs a schedule of timesteps, such as t-linear or a scheduler_config.json; {schedule.base} is none"
+            f"spacing {name} needs a schedule of timesteps, such as t-linear or a scheduler_config.json; {schedule.base} is none"
         )
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]

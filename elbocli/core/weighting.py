@@ -112,6 +112,9 @@ class Weighting:
     shift: float = 0.0
     monotone: bool = False
 
+    def __repr__(self) -> str:
+        return f"Weighting({self.spec!r})"
+
     @property
     def declared(self) -> Declaration[WeightingTraits] | None:
         """Its declaration; None for a loss or a schedule."""
@@ -193,7 +196,10 @@ class Weighting:
             return f"is learned while training and {never}; 'elbo weights check RUN' says how it went"
         intervals = self.rising(low, high)
         if intervals:
-            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO"
+            false = (
+                "; its declaration, monotone=True, is false" if self.declared and self.declared.traits.monotone else ""
+            )
+            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO{false}"
         return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
 
 

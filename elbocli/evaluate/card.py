@@ -8,7 +8,7 @@ from typing import Any
 from elbocli.cli.visible import visible
 from elbocli.core.metrics import Role
 from elbocli.evaluate.protocols import PROTOCOLS
-from elbocli.evaluate.result import ClassScore, EvalResult, Score
+from elbocli.evaluate.result import EvalResult, Score
 
 UNKNOWN = "*not known*"
 DRAWN = {
@@ -106,7 +106,6 @@ def render(result: EvalResult) -> str:
     commands = dict.fromkeys(said(each.get("command")) for each in made)
     sections = {
         "Score card": _numbers(result, facts),
-        **({"Classes": lines} if (lines := _classes(result)) else {}),
         "Samples": _samples(result, facts),
         "How they were drawn": _drawn(made),
         "Reference": _lines({**REFERENCE, **optional}, facts),
@@ -172,28 +171,6 @@ def _interval(result: EvalResult, score: Score) -> str:
         if held and isinstance(held.value, list)
         else ""
     )
-
-
-def _classes(result: EvalResult) -> list[str]:
-    """A line for each class; of repeats the means of its numbers."""
-    held: dict[int, list[ClassScore]] = {}
-    for one in result.repeats:
-        for score in one.facts.by_class or []:
-            held.setdefault(score.label, []).append(score)
-    lines = []
-    for label, scores in sorted(held.items()):
-        name = f"{label} {code(scores[0].name)}" if scores[0].name else str(label)
-        parts = []
-        for title, key in (("Fréchet distance", "frechet_distance"), ("accuracy", "accuracy")):
-            values = [value for score in scores if (value := getattr(score, key)) is not None]
-            if values:
-                error, within = (getattr(scores[0], f"{key}_{of}", None) for of in ("se", "interval"))
-                spread = f" ± {said(error)}" if error is not None else ""
-                spread = f" (95 % interval {said(within[0])} to {said(within[1])})" if within else spread
-                parts.append(f"{title} {said(sum(values) / len(values))}{spread if len(scores) == 1 else ''}")
-        counts = ", ".join(str(score.n) for score in scores)
-        lines.append(f"- {name}: {', '.join([*parts, f'n = {counts}, {scores[0].n_ref} of the reference'])}")
-    return lines
 
 
 def _beyond(limit: Score, interval: Score | None) -> str:

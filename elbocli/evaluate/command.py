@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +11,21 @@ import click
 
 from elbocli.cli.grouped_help import Command, Joined, option
 from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
+from elbocli.cli.outputs import print_json
 from elbocli.cli.types import PATH, STREAM, Count, Output
 from elbocli.core.metrics import METRICS, Need, asked
-from elbocli.errors import DataError, ElboError, Interrupted, PeerLost, ReaderGone, UsageError
+from elbocli.errors import UsageError
 from elbocli.evaluate.protocols import PROTOCOLS, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
 if TYPE_CHECKING:
     from elbocli.evaluate.settings import EvalSettings
-    from elbocli.runtime.processes import World
 
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
 """The metric that each option belongs to, by the option's Python name."""
 GROUPS = {
-    "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "each", "by_class", "allow_mismatch"),
-    "Extractor": ("extractor", "extractor_weights", "selftest"),
+    "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
+    "Extractor": ("extractor", "extractor_weights"),
     "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
     "Speed and memory": ("batch", "device", "precision"),
@@ -38,14 +36,14 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that a metric declares."""
     for metric in reversed(METRICS.values()):
         for own in reversed(metric.traits.options.own()):
-            flag, words, about = isinstance(own.default, bool), own.metadata["choices"], own.metadata
-            kind: Any = click.Choice(list(words)) if words else Count(about["least"], about["most"])
+            flag = isinstance(own.default, bool)
+            kind: Any = click.Choice(list(own.choices)) if own.choices else Count(own.least, own.most)
             option(
                 f"--{own.name.replace('_', '-')}",
                 type=None if flag else kind,
                 is_flag=flag,
                 default=own.default,
-                help=about["help"],
+                help=own.help,
             )(function)
     return function
 
@@ -110,23 +108,6 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help=f"Weights of the extractor.  [default: those of {DEFAULT} are fetched once into the user's cache]",
 )
 @option(
-    "--selftest",
-    is_flag=True,
-    help="Instead of scoring, look whether this machine resizes and computes as the extractor is defined; exit 1 if not.",
-    more="It compares on a few images that elbo makes, and prints the differences as JSON. It takes no SAMPLES.",
-)
-@option(
-    "--each",
-    is_flag=True,
-    help="Score each of SAMPLES by itself: a JSON object on a line for each, as soon as it is known.",
-    more="The reference is loaded once. Where a set can't be scored, the others still are, and the exit status is 1.",
-)
-@option(
-    "--by-class",
-    is_flag=True,
-    help="Also the Fréchet distance of each class, and its accuracy if that is among --metrics.",
-)
-@option(
     "--allow-mismatch",
     is_flag=True,
     help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
@@ -178,16 +159,13 @@ def evaluate(
     samples: tuple[Path, ...],
     ref: Path | None,
     card: Path | None,
-    selftest: bool,
-    each: bool,
     **options: Any,
 ) -> None:
     """Score SAMPLES against a reference; one JSON object.
 
     SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
     may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES
-    count as repeats with other seeds: each number is their mean, with its standard deviation; with --each they are
-    scored apart. Under torchrun, processes share the images, except those of a stream.
+    count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun, processes share the images, except those of a stream.
     """
     from elbocli.cli.progress_bar import show
     from elbocli.evaluate import scoring as loop
@@ -197,36 +175,21 @@ def evaluate(
 
     context, device = click.get_current_context(), options.pop("device")
     settings = _settings(context, options)
-    if selftest:
-        if samples or ref or card or each or options["save_stats"] or options["save_features"]:
-            raise click.UsageError("--selftest makes its own images; leave SAMPLES, --ref and outputs out", context)
-        if settings.precision != STRICT:
-            raise click.UsageError(f"--selftest is of {STRICT}; leave --precision out", context)
-        run_selftest(settings.extractor or DEFAULT, settings.extractor_weights, device)
-        return
     for name, metric in OPTIONS.items():
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and metric not in settings.metrics:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
         raise click.UsageError("--held-out goes with --metrics copying", context)
-    targets = [*filter(None, (options["save_stats"], options["save_features"], options["neighbours"], card))]
-    if each and targets:
-        raise click.UsageError(f"{targets[0]} can hold one set of samples; leave --each out", context)
-    if each and samples in ((), (STREAM,)):
-        raise click.UsageError("--each takes several sets of samples; name their files", context)
     if STREAM in samples and len(samples) > 1:
         raise click.UsageError("a stream can't be one of several; name files", context)
     sources: Any = samples
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
     with joined(device) as world:
-        if each:
-            _score_each(samples, ref, settings, world)
-            return
         result = show(loop.run(sources, ref, settings, world))
     if result is not None:
-        click.echo(json.dumps(result.json(), indent=1, allow_nan=False))
+        print_json(result.json())
         if card is not None:
             write_text(card, render(result))
 
@@ -245,49 +208,3 @@ def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
         given = {name: value for name, value in decided.items() if context.get_parameter_source(name) is not default}
         chosen = settings_of(protocol, given, seed)
     return EvalSettings(command=command_line(), **chosen, **options)
-
-
-def _score_each(samples: tuple[Path, ...], ref: Path | None, settings: EvalSettings, world: World) -> None:
-    """Print a line for each set of samples. Raises DataError, or UsageError, at the end when some have none."""
-    from elbocli.cli.progress_bar import show
-    from elbocli.cli.stderr import tell
-    from elbocli.evaluate.scoring import open_against, run
-
-    failed: list[ElboError] = []
-    with contextlib.ExitStack() as stack:
-        against = open_against(ref, settings, stack, world)
-        for path in samples:
-            try:
-                result = show(run([path], ref, settings, world, against))
-            except (PeerLost, Interrupted, ReaderGone):
-                raise
-            except ElboError as error:
-                if world.first and str(error) not in map(str, failed):
-                    tell(f"{Command.path}: error: {error}")
-                failed.append(error)
-                result = None
-            if result is not None:
-                click.echo(json.dumps(result.json(), allow_nan=False))
-    if failed:
-        usage = len(failed) == len(samples) and {error.exit_code for error in failed} == {UsageError.exit_code}
-        kind = UsageError if usage else DataError
-        raise kind(f"{len(failed)} of {len(samples)} sets of samples have no scores; see above why")
-
-
-def run_selftest(name: str, weights: Path | None, device: str) -> None:
-    """Print what the selftest of an extractor found. Raises DataError where the extractor doesn't pass."""
-    from elbocli.evaluate.selftest import selftest
-    from elbocli.nn.extractors import make_extractor
-    from elbocli.runtime.processes import joined
-
-    with joined(device) as world:
-        if not world.first:
-            return
-        found = selftest(make_extractor(name, weights, world.device), world.device)
-    click.echo(json.dumps(found.json(), indent=1, allow_nan=False))
-    for check in found.checks:
-        if not check.passed:
-            raise DataError(
-                f"extractor {name}: {check.name}: {check.difference:.3g} {check.unit} away from {check.against}, above "
-                f"{check.tolerance:g}; scores of this machine compare with no others"
-            )

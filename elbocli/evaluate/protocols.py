@@ -6,8 +6,7 @@ torch is imported nowhere here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from elbocli.core.metrics import asked
 from elbocli.core.registry import Declaration, Registry
@@ -17,8 +16,7 @@ Metrics = dict[str, dict[str, Any]]
 """Metrics by name, each with those of its options that the protocol sets."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProtocolTraits:
+class ProtocolTraits(NamedTuple):
     """Everything that a protocol sets besides its metrics.
 
     extractor: the only one that it is defined for; it holds the preprocessing, too. n: samples. tables: papers whose

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli.core.metrics import METRICS, Need, Value
 from elbocli.core.metrics.fid import WITHIN
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.by_class import check_labels, class_scores
 from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
 from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
 from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
-from elbocli.evaluate.reference import Reference, open_reference
+from elbocli.evaluate.reference import open_reference
 from elbocli.evaluate.result import EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.evaluate.suitable import (
@@ -44,58 +44,34 @@ ENOUGH = 10_000
 """Images below which a score is said to be of few."""
 
 
-@dataclass(frozen=True)
-class Against:
-    """All that several sets of samples are scored against: opened once, and its features extracted once by each extractor.
-
-    extractors: by name; seen, held_out_seen: by the extractor's name, '' for saved features.
-    """
-
-    reference: Reference | None
-    held_out: FeatureSource | None
-    extractors: dict[str, Extractor] = field(default_factory=dict)
-    seen: dict[str, Seen] = field(default_factory=dict)
-    held_out_seen: dict[str, Seen] = field(default_factory=dict)
-
-
-def open_against(ref: Path | None, settings: EvalSettings, stack: contextlib.ExitStack, world: World) -> Against:
-    """The reference and the held-out images of a command, open until the stack closes. Raises FormatError, DataError."""
-    reference = None if ref is None else open_reference(ref, stack, world)
-    return Against(
-        reference, None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
-    )
-
-
 def run(
     sources: Sequence[Path | IO[bytes]],
     ref: Path | None,
     settings: EvalSettings,
     world: World = ALONE,
-    against: Against | None = None,
 ) -> Generator[Progress, None, EvalResult | None]:
     """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
 
     Several sources are repeats of one experiment. Images are never held: memory is a batch, each source's moments, and
     4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first has all
-    features. against: what `ref` and `settings` name, where it is open already.
+    features.
     Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
     seen: list[Seen] = []
+    theirs: Seen | None = None
+    apart: Seen | None = None
     check_settings(settings)
     with contextlib.ExitStack() as stack:
         opened = [with_classes(open_feature_source(source, stack, world), settings) for source in sources]
-        against = against or open_against(ref, settings, stack, world)
-        reference, held_out = against.reference, against.held_out
+        reference = None if ref is None else open_reference(ref, stack, world)
+        held_out = None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
         spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
         settings = possible(settings, opened, reference, held_out)
-        if settings.by_class:
-            check_labels(opened, reference, settings.classes)
         if settings.neighbours is not None:
             check_images(opened, reference)
         seeing = reference is not None and reference.sees_images(settings.needs_reference_features)
         others = [reference.source if reference is not None and seeing else None, held_out]
-        extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world, against)
-        network = "" if extractor is None else extractor.name
+        extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world)
         if extractor is not None:
             yield Progress(message=f"features of {extractor.name}; {world.device}, {settings.precision}")
         differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
@@ -106,11 +82,8 @@ def run(
         if spatial:
             check_spatial(opened, reference, extractor, spatial[0])
         with world.together():
-            unlabelled = settings.by_class and any(source.labels is None for source in opened)
-            if world.first and (settings.needing(Need.LABELS) or unlabelled):
+            if world.first and settings.needing(Need.LABELS):
                 opened = [labelled(source, reference, extractor, settings, world.device) for source in opened]
-            if world.first and settings.by_class:
-                check_labels(opened, reference)
         values = settings.needing(Need.REFERENCE) or settings.needs_reference_features
         wanted = {"values": values, "logits": settings.needing(Need.LOGITS)}
         keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
@@ -119,26 +92,19 @@ def run(
             check = partial(check_features, source=source, reference=reference, settings=settings)
             job = see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
             seen.append((yield from job))
-            if reference is not None and network not in against.seen:
+            if reference is not None and theirs is None:
                 features = settings.needs_reference_features
-                found = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
-                against.seen[network] = found
-        if held_out is not None and network not in against.held_out_seen:
+                theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
+        if held_out is not None:
             kept = frozenset(["values"])
-            found = yield from see(held_out, extractor, settings.batch, world, kept, "held-out images")
-            against.held_out_seen[network] = found
+            apart = yield from see(held_out, extractor, settings.batch, world, kept, "held-out images")
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
-    theirs, apart = against.seen.get(network), against.held_out_seen.get(network)
-    names = [] if reference is None else reference.class_names
     result = EvalResult([])
     for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
         _save(mine, settings)
         last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch)
-        if settings.by_class and mine.features is not None and theirs is not None and theirs.features is not None:
-            each = class_scores(mine.features, theirs.features, names, "accuracy" in settings.metrics)
-            last = replace(last, facts=replace(last.facts, by_class=each))
-        last = replace(last, facts=replace(last.facts, deviates=deviates or None))
+        last = replace(last, facts=structs.replace(last.facts, deviates=deviates or None))
         for other in result.repeats:
             digest, name = other.facts.samples_sha256, other.facts.samples
             if digest is not None and digest == last.facts.samples_sha256:
@@ -152,9 +118,7 @@ def run(
     return result
 
 
-def _extractor(
-    settings: EvalSettings, sources: Sequence[FeatureSource], world: World, against: Against
-) -> Extractor | None:
+def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
     """The network, if any images have to be seen: the one that saved features are of, unless another is asked for.
 
     A file that a features' file names is not opened: it may be a stranger's.
@@ -167,10 +131,7 @@ def _extractor(
         if told and name not in told and not settings.extractor:
             known = "; ".join(f"{of.name} is of {network}" for network, of in told.items())
             raise UsageError(f"{known}: name it with --extractor")
-        if name not in against.extractors:
-            made = make_extractor(name, settings.extractor_weights, world.device, settings.precision)
-            against.extractors[name] = made
-        return against.extractors[name]
+        return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
 def scored(

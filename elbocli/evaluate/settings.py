@@ -16,8 +16,7 @@ class EvalSettings:
 
     classes: a stream's labels, seed: of random ones. allow_mismatch: score although the reference was made in another
     way, and say so. command: for the record. save_stats, save_features: files to write of the samples. held_out: images
-    like the reference's that no network was trained on. by_class: numbers of each class, too. neighbours: a picture to
-    write of samples beside the closest images of the reference. protocol '': none. precision: of the features.
+    like the reference's that no network was trained on. neighbours: a picture to write of samples beside the closest images of the reference. protocol '': none. precision: of the features.
     """
 
     metrics: Mapping[str, MetricOptions] = field(default_factory=lambda: asked(("fid", "is")))
@@ -31,7 +30,6 @@ class EvalSettings:
     save_stats: Path | None = None
     save_features: Path | None = None
     held_out: Path | None = None
-    by_class: bool = False
     neighbours: Path | None = None
     protocol: str = ""
     precision: str = STRICT
@@ -39,7 +37,7 @@ class EvalSettings:
     @property
     def needs_reference_features(self) -> bool:
         """Whether the features of the reference are needed, not just their moments."""
-        return bool(self.needing(Need.REFERENCE_FEATURES)) or self.by_class or self.neighbours is not None
+        return bool(self.needing(Need.REFERENCE_FEATURES)) or self.neighbours is not None
 
     @property
     def draws(self) -> bool:

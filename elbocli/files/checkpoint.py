@@ -6,44 +6,35 @@ checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), me
 
 from __future__ import annotations
 
-import contextlib
-import io
-import pickle
-import zipfile
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files import sealed_folder, strict_yaml, tensor_files
+from elbocli.files import sealed_folder
 from elbocli.files.atomic import sweep, write_text
-from elbocli.files.file_system import disk_bytes
-from elbocli.files.reading import refusing, utf8_path
 from elbocli.files.recognise import instead
+from elbocli.files.records import stored
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.run_config import RunConfig
 from elbocli.files.sealed_folder import CONFIG, WEIGHTS, FolderMeta, SealedFolder
-from elbocli.files.zip_files import open_zip
-from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
+from elbocli.files.tensor_files import load, load_tensors
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 FOLDER = "checkpoints"
 MOST_LOOKS = 100
 """Times that somebody may delete what was found, while it is opened, before one gives up."""
-GONE = ("on_checkpoint", "tensorboard", "tf32")
+GONE = ("cudnn_benchmark", "manual_gc", "nccl_timeout", "on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 
-@dataclass(frozen=True)
-class CheckpointMeta(
-    FolderMeta,
-    format="elbo-checkpoint",
-    file="meta.json of a checkpoint",
-    reader="elbocli.files.checkpoint.read_checkpoint",
-):
+@stored("meta.json of a checkpoint", "elbo-checkpoint")
+class CheckpointMeta(FolderMeta, frozen=True):
     """meta.json of a checkpoint, which has log_bytes."""
 
 
@@ -63,56 +54,11 @@ class Checkpoint(SealedFolder):
         file = f"{name}{WEIGHTS}"
         if file not in self.meta.files:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        return tensor_files.load(self.file(file), self.path / file)
+        return load(self.file(file), self.path / file)
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
         return load_tensors(self.file("state.pt"), str(self.path / "state.pt"))
-
-
-def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
-    """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
-    what = name or source
-    with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack:
-        if isinstance(source, Path):
-            size = disk_bytes(source)
-            if not zipfile.is_zipfile(source):
-                raise ValueError("no archive, as torch writes them")
-            source = stack.enter_context(utf8_path(source))
-        else:
-            size = len(source.getbuffer())
-        _refuse_packed(source, size)
-        try:
-            with bounded_memory(MOST_MORE + 2 * size):
-                found = torch.load(source, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
-        _refuse_expanded(found)
-        return found
-
-
-def _refuse_packed(source: Path | io.BytesIO, size: int) -> None:
-    """Raise ValueError for an archive whose parts are more than its `size` bytes: torch packs none, and would unpack any."""
-    if zipfile.is_zipfile(source):
-        with open_zip(source) as archive:
-            members = archive.infolist()
-        packed = any(info.compress_type != zipfile.ZIP_STORED for info in members)
-        if packed or sum(info.file_size for info in members) > size:
-            raise ValueError(
-                "it is compressed, or its parts are larger than itself, and torch doesn't write such files"
-            )
-    if not isinstance(source, Path):
-        source.seek(0)
-
-
-def _refuse_expanded(tree: Any) -> None:
-    """Raise ValueError where a tensor has more values than are stored: a copy of it would be of any size."""
-    if isinstance(tree, Tensor):
-        if tree.numel() * tree.itemsize > tree.untyped_storage().nbytes():
-            raise ValueError(f"a tensor of shape {list(tree.shape)} has more values than are stored")
-    elif isinstance(tree, Mapping | list | tuple):
-        for each in tree.values() if isinstance(tree, Mapping) else tree:
-            _refuse_expanded(each)
 
 
 def save(
@@ -175,7 +121,7 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 def write_config(run: Path, config: RunConfig) -> None:
     """Write config.yaml."""
-    write_text(run / CONFIG, strict_yaml.dump(config.json()))
+    write_text(run / CONFIG, yaml_text(config.json()))
 
 
 def read_config(run: Path) -> RunConfig:
@@ -183,7 +129,7 @@ def read_config(run: Path) -> RunConfig:
     path = run / CONFIG
     if not run.is_dir() or not path.exists():
         raise FormatError(instead(run, "run"))
-    return checked_config(strict_yaml.read(path), path)
+    return checked_config(read_yaml(path), path)
 
 
 def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
@@ -196,4 +142,4 @@ def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
         settings["precision"] = "tf32"
     # Before the commands of all starts were kept, it was that of the last.
     commands = config.commands or [config.more["command"]] if "command" in config.more else config.commands
-    return replace(config, settings=settings, commands=commands)
+    return structs.replace(config, settings=settings, commands=commands)

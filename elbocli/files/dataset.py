@@ -8,7 +8,6 @@ Any HDF5 tool reads it; a random batch costs no more than one of a plain array f
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files import dataset_block as blocks
-from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, Mapped, open_block
+from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, open_block
 from elbocli.files.dataset_file import DatasetFile
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
@@ -28,9 +27,6 @@ from elbocli.files.run_config import RunData
 
 PREPROCESSING = ("crop", "filter")
 """Attributes that say how images were made of their originals, besides the size."""
-LARGEST_SIDE = 8192
-LARGEST_LATENT = 1 << 24
-"""Numbers of a latent."""
 
 
 class Dataset(DatasetFile):
@@ -43,14 +39,13 @@ class Dataset(DatasetFile):
         super().__init__(path)
         with self.parsing():
             self.kind: str = next((kind for kind in (IMAGES, ENCODED, LATENTS) if kind in self._file), IMAGES)
-            member = self.member(self.kind, virtual=True)
+            member = self.member(self.kind)
             self.shape: tuple[int, int, int, int] = self._shape(member)
-            self.labels: np.ndarray = self.read_labels(len(self))
-            self.class_names: list[str] = self.strings("class_names")
-            self.num_classes = max(len(self.class_names), int(self.labels.max()) + 1)
             self.block: Block = open_block(member, self.path)
-            self.self_contained = not member.is_virtual and isinstance(self.block.parts[0], Mapped)
-            """Whether the block is one run of bytes in this very file."""
+            self.class_names: list[str] = self.strings("class_names")
+            classes = len(self.class_names) or self.attributes.num_classes or 0
+            self.labels: np.ndarray = self.read_labels(len(self), classes)
+            self.num_classes = classes or int(self.labels.max()) + 1
         if self.kind == LATENTS and not latents:
             remedy = "name the dataset of the images themselves"
             raise FormatError(f"{path}: holds latents, pixels are needed here; {remedy}")
@@ -62,14 +57,11 @@ class Dataset(DatasetFile):
         found = f"{self.path}: {self.kind!r} is {member.dtype} {member.shape}"
         n, *row = member.shape if member.ndim == 4 else (0, 0, 0, 0)
         if self.kind == LATENTS:
-            sides = 0 < min(row) <= max(row) <= LARGEST_SIDE and math.prod(row) <= LARGEST_LATENT
-            if member.dtype != np.float16 or n == 0 or row[0] % 2 or not sides:
-                raise FormatError(
-                    f"{found}, expected float16 (N, 2C, H, W) with N > 0, of {LARGEST_LATENT} numbers each"
-                )
+            if member.dtype != np.float16 or n == 0 or row[0] % 2 or min(row) < 1:
+                raise FormatError(f"{found}, expected float16 (N, 2C, H, W) with N > 0")
             return n, row[1], row[2], row[0] // 2
-        if member.dtype != np.uint8 or n == 0 or row[2] not in (1, 3) or not 0 < min(row) <= max(row) <= LARGEST_SIDE:
-            raise FormatError(f"{found}, expected uint8 (N, H, W, 1 or 3) with N > 0, and sides to {LARGEST_SIDE}")
+        if member.dtype != np.uint8 or n == 0 or row[2] not in (1, 3) or min(row) < 1:
+            raise FormatError(f"{found}, expected uint8 (N, H, W, 1 or 3) with N > 0")
         return n, row[0], row[1], row[2]
 
     def _encoded_shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
@@ -77,7 +69,7 @@ class Dataset(DatasetFile):
         store, size, channels = known.store, known.image_size, known.channels
         if store not in ENCODINGS:
             raise FormatError(f"{self.path}: store is {store!r}, expected one of {', '.join(ENCODINGS)}")
-        if size is None or not 0 < size <= LARGEST_SIDE or channels not in (1, 3):
+        if not size or channels not in (1, 3):
             raise FormatError(f"{self.path}: image_size is {size!r} and channels {channels!r}; pack it again")
         offsets = self.member("offsets")
         if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
@@ -89,6 +81,18 @@ class Dataset(DatasetFile):
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """(image uint8 [C, H, W], or the stored moments of a latent float16 [2C, H, W]; label), as a DataLoader takes them."""
+        row = range(len(self))[index]
+        (image,) = self.batch(range(row, row + 1))
+        return image if self.kind == LATENTS else np.ascontiguousarray(image.transpose(2, 0, 1)), int(self.labels[row])
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[Path, bool]]:
+        return Dataset, (self.path, self.kind == LATENTS)
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}, {len(self)} {self.kind}, {self.num_classes} classes)"
 
     @property
     def store(self) -> str:
@@ -199,6 +203,9 @@ class Dataset(DatasetFile):
 def _decoders() -> ThreadPoolExecutor:
     """Threads that decode: Pillow lets go of the interpreter lock meanwhile."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
+
+
+os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's forked workers have none of these threads
 
 
 def find_dataset(folder: Path) -> Path:

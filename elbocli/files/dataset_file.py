@@ -18,18 +18,10 @@ import numpy as np
 from elbocli.errors import FormatError
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BLOCKS, refuse_changed, state_of
-from elbocli.files.file_system import disk_bytes
 from elbocli.files.opening import check_file
 from elbocli.files.reading import one_line, refusing
 from elbocli.files.recognise import instead, recognise
-from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
 
-MOST_IMAGES = 1 << 25
-"""Images of a dataset: their labels are held in memory."""
-MOST_CLASSES = 1000
-"""Classes that any dataset may have; others at most ten for each image."""
-MEMORY_FACTOR = 6
-"""Bytes of memory for a byte of names, where they take more than MOST_MORE."""
 NAMES_AT_ONCE = 1 << 14
 DIGESTS = "payload_sha256 contents_sha256"
 """Attribute `digests`: names of those that the file holds, so that none can vanish unnoticed."""
@@ -46,21 +38,17 @@ class DatasetFile:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._allowed = MOST_MORE
         try:
             check_file(self.path)
             self._state = state_of(self.path)
-            with bounded_memory():
-                self._file = h5py.File(self.path, "r", locking=False)
+            self._file = h5py.File(self.path, "r", locking=False)
         except DAMAGE as error:
             if recognise(self.path) != "a dataset":
                 raise FormatError(instead(self.path, "dataset")) from error
             raise FormatError(
                 f"{path}: not a readable HDF5 file ({one_line(error, 120)}); make it again with 'elbo prep'"
             ) from error
-        with self.damage(), bounded_memory(), self._file:
-            rows = sum(self._stored_bytes(name) for name in BLOCKS)
-            self._allowed = max(MOST_MORE, MEMORY_FACTOR * (disk_bytes(self.path) - rows))
+        with self.damage(), self._file:
             said = attributes_of(self._file)
         self.attributes = DatasetAttributes.of(said, path)
 
@@ -70,48 +58,38 @@ class DatasetFile:
 
     @contextlib.contextmanager
     def parsing(self) -> Iterator[None]:
-        """Damage, for a block that reads all but rows: HDF5 makes room for whatever a header says, so it is bounded.
-
-        The file is open in the block, and in those within it. Raises DataError when it has changed.
-        """
+        """Open the file for a block, and for those within it, with `damage`. Raises DataError when it has changed."""
         if self._file:
             yield
             return
         refuse_changed(self.path, self._state, self.path)
-        with self.damage(), bounded_memory(self._allowed), h5py.File(self.path, "r", locking=False) as self._file:
+        with self.damage(), h5py.File(self.path, "r", locking=False) as self._file:
             yield
 
-    def _stored_bytes(self, name: str) -> int:
-        """Bytes that an array of the file takes in it; 0 where there is none, or it lies elsewhere."""
-        here = isinstance(self._file.get(name, getlink=True), h5py.HardLink)
-        member = self._file[name] if here else None
-        return int(member.id.get_storage_size()) if isinstance(member, h5py.Dataset) else 0
-
-    def member(self, name: str, virtual: bool = False) -> h5py.Dataset:
-        """An array of the file, within a block of `parsing`. virtual: whether it may lie in other files. Raises FormatError."""
+    def member(self, name: str) -> h5py.Dataset:
+        """An array of the file, within a block of `parsing`. Raises FormatError when it lies in another file."""
         link = self._file.get(name, getlink=True)
         if link is None:
             raise FormatError(f"{self.path}: no dataset {name!r} inside")
         if not isinstance(link, h5py.HardLink):
             raise FormatError(f"{self.path}: {name!r} is a link to elsewhere; only self-contained files are read")
         member = self._file[name]
-        if not isinstance(member, h5py.Dataset) or member.external or (member.is_virtual and not virtual):
+        if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
             raise FormatError(f"{self.path}: {name!r} is not a self-contained dataset")
         return member
 
-    def read_labels(self, count: int) -> np.ndarray:
-        """The labels, int64 [count]. Raises FormatError when they are none, or of another length."""
+    def read_labels(self, count: int, classes: int) -> np.ndarray:
+        """The labels, int64 [count]. classes: how many there are, 0 if unknown. Raises FormatError for other labels."""
         member = self.member("labels")
         if member.shape != (count,) or member.dtype.kind not in "iu":
             raise FormatError(f"{self.path}: 'labels' is {member.dtype} {member.shape}, expected integers ({count},)")
-        if count > MOST_IMAGES:
-            raise FormatError(f"{self.path}: {count} images; a dataset has at most {MOST_IMAGES}")
         labels = member[()]
         low, high = int(labels.min()), int(labels.max())
         if low < 0:
             raise FormatError(f"{self.path}: a label is negative")
-        if high >= max(MOST_CLASSES, 10 * count):
-            raise FormatError(f"{self.path}: a label is {high}, which can't be for {count} images; pack it again")
+        limit = classes or np.iinfo(np.int64).max
+        if high >= limit:
+            raise FormatError(f"{self.path}: a label is {high}, expected less than {limit}; pack it again")
         return labels.astype(np.int64, copy=False)
 
     def strings(self, name: str) -> list[str]:

@@ -16,10 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files import strict_json, tensor_files
+from elbocli.files import tensor_files
 from elbocli.files.atomic import writing
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.reading import check_format, refusing
+from elbocli.files.records import parse_json
 
 FORMAT, VERSION = "elbo-features", 1
 SUFFIX = ".safetensors"
@@ -64,7 +65,7 @@ def read_features(path: Path) -> SavedFeatures:
         meta = file.metadata
         check_format(path, meta, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
         held = {key: file.read(key) for key in file.layout}
-        about = FeatureFacts.of(strict_json.parse(meta["about"]), f"{path}: not usable as features: about")
+        about = FeatureFacts.of(parse_json(meta["about"], path), path)
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about, held.get("spatial"))
     _check(path, saved)
     return saved
@@ -72,9 +73,9 @@ def read_features(path: Path) -> SavedFeatures:
 
 def _check(path: Path, saved: SavedFeatures) -> None:
     """Raise FormatError when shapes or types don't go together, or a number is not finite."""
-    n = len(saved.features)
     floats = [tensor for tensor in (saved.features, saved.logits, saved.spatial) if tensor is not None]
-    if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or n == 0:
+    n = len(saved.features) if saved.features.dim() else 0
+    if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or not n:
         shapes = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in floats)
         raise FormatError(f"{path}: holds {shapes}, expected float32 features (N, D), perhaps with logits (N, K)")
     if saved.labels is not None and (saved.labels.dtype != torch.int64 or saved.labels.shape != (n,)):

@@ -75,12 +75,6 @@ def exchange(one: Path, other: Path) -> bool:
     return False
 
 
-def disk_bytes(path: Path) -> int:
-    """Bytes that a file takes on disk: holes, which cost nobody anything, don't count. Raises OSError."""
-    found = path.stat()
-    return min(found.st_size, 512 * found.st_blocks)
-
-
 def special(path: Path) -> str:
     """Say what at a path is neither a file nor a folder: "a pipe"; '' when nothing or no such thing is there."""
     with contextlib.suppress(OSError):

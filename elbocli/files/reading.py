@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +62,19 @@ def refusing(
 
 
 @contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings and the logs of libraries in the block; elbo checks what matters and says it itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def naming(where: object, kind: type[ElboError] = DataError) -> Iterator[None]:
     """Put the name of a file in front of what an error of elbo's says, and make it one of that kind."""
     try:
@@ -94,6 +109,12 @@ def read_limited(path: Path, what: str, most: int = LARGEST_TEXT) -> bytes:
     if len(content) > most:
         raise FormatError(f"{path}: {max(len(content), path.stat().st_size)} bytes is too large for {what}")
     return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. Raises FormatError when it can't be read, or is no file."""
+    with unreadable(path), open_file(path) as file:
+        return file.read()
 
 
 def read_text(path: Path, what: str) -> str:

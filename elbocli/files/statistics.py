@@ -14,16 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files import strict_json
 from elbocli.files.atomic import told, writing
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
-from elbocli.files.npy import read_array
 from elbocli.files.opening import open_file
-from elbocli.files.reading import LARGEST_TEXT, refusing
-from elbocli.files.zip_files import MOST_ARRAYS, open_zip
+from elbocli.files.reading import refusing
+from elbocli.files.records import parse_json
 
-MOST_FEATURES = 8192
-"""Features of an image: their covariance has 512 MB then."""
 SYMMETRIC = 1e-5
 """The distance that a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
 
@@ -51,7 +47,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 def is_statistics(path: Path) -> bool:
     """Whether an npz holds statistics rather than images."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile), open_zip(path, MOST_ARRAYS) as archive:
+    with contextlib.suppress(Exception), open_file(path) as file, zipfile.ZipFile(file) as archive:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
     return False
 
@@ -70,19 +66,13 @@ def is_pickle(path: Path) -> bool:
 def read_statistics(path: Path) -> Statistics:
     """Load without unpickling. Raises FormatError for anything but finite, matching means and covariances."""
     what, expected = f"{path}: not usable as reference statistics", "; expected an npz with mu and sigma"
-    with refusing(what, expected), open_zip(path, MOST_ARRAYS) as archive:
-
-        def array(name: str, most: int) -> np.ndarray:
-            with archive.open(f"{name}.npy") as member:
-                return read_array(member, most)
-
-        def pair(mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray]:
-            return array(mean, 8 * MOST_FEATURES), array(covariance, 8 * MOST_FEATURES**2)
-
-        held = set(archive.namelist())
-        whole = pair("mu", "sigma")
-        spatial = pair("mu_s", "sigma_s") if {"mu_s.npy", "sigma_s.npy"} <= held else None
-        said = strict_json.parse(str(array("about", LARGEST_TEXT))) if "about.npy" in held else {}
+    with refusing(what, expected), open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+        arrays = {
+            key: np.asarray(archive[key]) for key in ("mu", "sigma", "mu_s", "sigma_s", "about") if key in archive
+        }
+        whole = arrays["mu"], arrays["sigma"]
+        spatial = (arrays["mu_s"], arrays["sigma_s"]) if {"mu_s", "sigma_s"} <= set(arrays) else None
+        said = parse_json(str(arrays["about"]), path) if "about" in arrays else {}
         about = FeatureFacts.of(said, f"{what}: about")
     of_spatial = None if spatial is None else Statistics(*_checked(path, "mu_s", "sigma_s", *spatial), about)
     return Statistics(*_checked(path, "mu", "sigma", *whole), about, of_spatial)

@@ -1,126 +1,85 @@
-"""safetensors from anyone: headers are checked, and tensors read, by elbo itself.
+"""Files of tensors from anyone, read by the libraries that write them: safetensors, and torch.load of tensors alone.
 
-Nothing else in elbo reads them. Tensors get memory of their own: what is mapped would end the process when somebody cuts
-the file short.
+Neither runs code.
 """
 
 from __future__ import annotations
 
-import math
-import os
+import contextlib
+import io
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from elbocli.errors import FormatError, Vanished
-from elbocli.files import strict_json
-from elbocli.files.file_system import disk_bytes
-from elbocli.files.opening import open_file
-from elbocli.files.reading import refusing
-from elbocli.runtime.memory_bound import MOST_MORE, bounded_memory
-
-LARGEST_HEADER = 16 << 20
-"""Bytes: 100,000 tensors."""
-MOST_SIDES = 64
-META = "__metadata__"
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Types of numbers by the format's names."""
+from elbocli.errors import FormatError
+from elbocli.files.reading import quiet, refusing, utf8_path
 
 
 class TensorFile:
-    """A file whose tensors are read when they are asked for. Open only while it is read: there may be thousands.
+    """A safetensors file whose tensors are read when they are asked for; they can be read even when it is deleted.
 
     path: by which it is opened. name: for messages. layout: type, as the format calls it, and shape of each tensor.
-    metadata: words that the file says of itself. Raises FormatError.
+    metadata: text that the file says of itself. Raises FormatError.
     """
 
     def __init__(self, path: Path, what: str = "weights", name: Path | None = None):
-        self.path, self.name = path, name or path
+        self.name = name or path
         self._wrong = f"{self.name}: not usable as {what}"
-        with refusing(self._wrong), open_file(path) as file:
-            self._state = _state(file.fileno())
-            length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
-            if size < 8 or length > min(LARGEST_HEADER, size - 8):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = strict_json.parse(file.read(length), LARGEST_HEADER)
-            if not isinstance(header, dict) or not all(isinstance(each, dict) for each in header.values()):
-                raise ValueError("its header is no list of tensors")
-            self.metadata: dict[str, str] = header.pop(META, {})
-            if not all(isinstance(word, str) for word in self.metadata.values()):
-                raise ValueError("its metadata are no words")
-            self.layout = {key: (str(said["dtype"]), tuple(said["shape"])) for key, said in header.items()}
-            self._places = _places(header, 8 + length, size)
+        with refusing(self._wrong), utf8_path(path) as readable:
+            self._file: Any = safe_open(readable, framework="pt")
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 (it has no iterator)
+            self.layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
 
     def read(self, key: str) -> Tensor:
-        """A tensor. Raises FormatError, when the file has changed since, and Vanished when it is gone."""
-        dtype, shape = self.layout[key]
-        tensor = torch.empty(shape, dtype=DTYPES[dtype])
-        at, left = self._places[key], tensor.reshape(-1).view(torch.uint8).numpy().data
-        try:
-            with open_file(self.path) as file:
-                now = _state(file.fileno())
-                while left and (count := os.preadv(file.fileno(), [left], at)):
-                    left, at = left[count:], at + count
-        except FileNotFoundError as error:
-            raise Vanished(f"{self.name}: is gone since it was found") from error
-        except OSError as error:
-            raise FormatError(f"{self._wrong}: {error.strerror or error}") from error
-        if now[:2] != self._state[:2]:
-            raise Vanished(f"{self.name}: another file has taken its place since it was found")
-        if left or now != self._state:
-            raise FormatError(f"{self.name}: has changed while it was read; put it right, or make it again")
+        """Return a copy of a tensor. Raises FormatError."""
+        with refusing(self._wrong):
+            tensor: Tensor = self._file.get_tensor(key).clone()
         return tensor
 
 
-def _state(handle: int) -> tuple[int, ...]:
-    """The file's own number, and by what one sees that it has changed."""
-    status = os.fstat(handle)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _places(header: dict[str, Any], begin: int, size: int) -> dict[str, int]:
-    """The place in the file at which each tensor begins. Raises ValueError, and what else a strange header may cause.
-
-    begin: of what follows the header. They fill it without gaps, as the format asks for.
-    """
-    end = 0
-    for key, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        shape, offsets = said["shape"], said["data_offsets"]
-        if len(shape) > MOST_SIDES or not all(type(each) is int and 0 <= each < 1 << 60 for each in (*shape, *offsets)):
-            raise ValueError(f"{key!r} has a shape or place that is none")
-        if said["dtype"] not in DTYPES:
-            raise ValueError(f"{key!r} is of {said['dtype']!r}, which is none of {', '.join(DTYPES)}")
-        first, last = offsets
-        if first != end or last - first != math.prod(shape) * DTYPES[said["dtype"]].itemsize:
-            raise ValueError(f"{key!r} is not where, or as large as, the header says")
-        end = last
-    if begin + end != size:
-        raise ValueError(f"tensors of {end} bytes, and {size - begin} follow the header")
-    return {key: begin + said["data_offsets"][0] for key, said in header.items()}
-
-
 def metadata(path: Path) -> dict[str, str]:
-    """Words that the file says of itself. Raises FormatError where it is none of safetensors."""
+    """Return the text that a safetensors file says of itself. Raises FormatError for any other file."""
     return TensorFile(path).metadata
 
 
 def load(path: Path, name: Path | None = None) -> dict[str, Tensor]:
-    """All tensors by name. name: of the file, for messages. Raises FormatError."""
+    """Read all tensors by name. name: of the file, for messages. Raises FormatError."""
     file = TensorFile(path, name=name)
-    with refusing(f"{file.name}: not usable as weights"), bounded_memory(MOST_MORE + 2 * disk_bytes(path)):
-        return {key: file.read(key) for key in file.layout}
+    return {key: file.read(key) for key in file.layout}
+
+
+def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
+    """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
+    what = name or source
+    with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack, quiet():
+        if isinstance(source, Path):
+            source = stack.enter_context(utf8_path(source))
+        try:
+            found = torch.load(source, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
+        _refuse_expanded(found)
+        return found
+
+
+def _refuse_expanded(tree: Any) -> None:
+    """Raise ValueError where a tensor has more values than are stored: a copy of it would be of any size."""
+    waiting, seen = [tree], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of shape {list(value.shape)} has more values than are stored")
+        elif isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)

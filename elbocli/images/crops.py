@@ -12,7 +12,6 @@ from PIL import Image
 from elbocli.errors import DataError
 
 BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
-MOST_PIXELS = 89_478_485
 Colour = tuple[int, ...]
 
 
@@ -25,7 +24,7 @@ def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Imag
         image = halve(image)
     scale = size / min(image.size)
     width, height = round(image.size[0] * scale), round(image.size[1] * scale)
-    if width * height > MOST_PIXELS:
+    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
         raise DataError(f"too long and thin for {size} pixels: {width} x {height} before it is cut")
     return _middle(image.resize((width, height), BICUBIC), size)
 

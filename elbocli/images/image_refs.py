@@ -1,79 +1,56 @@
-"""References to images: a file, a stretch of an archive, an entry of a zip; array_rows.py has rows of arrays.
+"""References to images: a file, a stretch of an archive, an entry of a zip, a row of an array.
 
-Each has `read()`, which gives bytes (an image file) or pixels (uint8 [H, W, C]), from any thread, and raises
-DataError for what can't be read; `weight`, the bytes of memory that this takes; and `shape`, (H, W, C) where it is known
-without reading. Nothing is ever extracted to disk.
+Nothing is ever extracted to disk.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import stat
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.opening import NO_WAITING
+from elbocli.files.dataset import Dataset
+from elbocli.files.opening import open_file
 from elbocli.files.reading import refusing
-from elbocli.files.zip_files import read_member
 
 Shape = tuple[int, int, int]
-LARGEST_FILE = 256 << 20
 DENSE = 3
 """A stretch is read whole when it is at most this many times as long as the files that are wanted of it."""
-
-TOO_LARGE = f"too large: more than {LARGEST_FILE >> 20} MiB for one image"
 
 
 class ImageRef(Protocol):
     """A reference to one image."""
 
-    def read(self) -> bytes | np.ndarray:
-        """The image file's bytes, or its pixels. Raises DataError."""
-
-    @property
-    def weight(self) -> int:
-        """Bytes of memory that `read` takes."""
+    def read(self, most: int = -1) -> bytes | np.ndarray:
+        """Read an image file, or its first bytes; or pixels, uint8 [H, W, C]. Safe from any thread. Raises DataError."""
 
     @property
     def shape(self) -> Shape | None:
         """(H, W, C), where it is known without reading."""
 
 
-def read_bytes(path: Path | str, offset: int = 0, size: int = -1) -> bytes:
-    """Read a regular file, or `size` bytes of it. Raises DataError for pipes, sockets, loops, what can't be read."""
+def read_bytes(path: Path | str, offset: int = 0, size: int = -1, most: int = -1) -> bytes:
+    """Read a regular file, `size` bytes of it, or the first `most` of these. Raises DataError for anything else."""
     try:
-        handle = os.open(path, NO_WAITING)  # a pipe would wait for its writer
+        with open_file(path) as file:
+            wanted = os.fstat(file.fileno()).st_size - offset if size < 0 else size
+            wanted = wanted if most < 0 else min(most, wanted)
+            file.seek(offset)
+            content = file.read(wanted)
     except OSError as error:
         dangling = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
-        raise DataError("a link to nothing" if dangling else _why(error)) from error
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("not a regular file")
-        wanted = status.st_size - offset if size < 0 else size
-        if wanted > LARGEST_FILE:
-            raise DataError(TOO_LARGE)
-        content = os.pread(handle, wanted, offset)
-        while len(content) < wanted and (more := os.pread(handle, wanted - len(content), offset + len(content))):
-            content += more
-        if len(content) < wanted:
-            raise DataError(f"cut short: {len(content)} of {wanted} bytes are there")
-        return content
-    except OSError as error:
-        raise DataError(_why(error)) from error
-    finally:
-        os.close(handle)
-
-
-def _why(error: OSError) -> str:
-    return f"can't be read: {error.strerror or error}"
+        raise DataError("a link to nothing" if dangling else f"can't be read: {error.strerror or error}") from error
+    if len(content) < wanted:
+        raise DataError(f"cut short: {len(content)} of {wanted} bytes are there")
+    return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +62,8 @@ class Span:
     size: int = -1
     shape = None
 
-    def read(self) -> bytes:
-        """Read its bytes."""
-        return read_bytes(self.path, self.offset, self.size)
-
-    @property
-    def weight(self) -> int:
-        """Its size."""
-        if self.size >= 0:
-            return self.size
-        with contextlib.suppress(OSError):
-            return Path(self.path).stat().st_size
-        return 0
+    def read(self, most: int = -1) -> bytes:
+        return read_bytes(self.path, self.offset, self.size, most)
 
 
 def will_need(refs: Sequence[ImageRef]) -> None:
@@ -124,37 +91,9 @@ class ZipEntry:
     info: zipfile.ZipInfo
     shape = None
 
-    def read(self) -> bytes:
-        """Read its bytes, unpacked."""
-        info = self.info
-        if info.flag_bits & 1:
-            raise DataError("encrypted: unlock the archive first")
-        if info.file_size > LARGEST_FILE:
-            raise DataError(TOO_LARGE)
-        with refusing("does not unpack", kind=DataError):
-            return read_member(self.archive, info, LARGEST_FILE)
-
-    @property
-    def weight(self) -> int:
-        """Its size, unpacked and packed."""
-        return self.info.file_size + self.info.compress_size
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """A file in memory: of an archive that is unpacked whole."""
-
-    content: bytes
-    shape = None
-
-    def read(self) -> bytes:
-        """Return its bytes."""
-        return self.content
-
-    @property
-    def weight(self) -> int:
-        """Its size."""
-        return len(self.content)
+    def read(self, most: int = -1) -> bytes:
+        with refusing("does not unpack", kind=DataError), self.archive.open(self.info) as member:
+            return member.read(most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +101,70 @@ class Nowhere:
     """An entry of an archive that can't be an image (a link, a device, …)."""
 
     why: str
-    weight = 0
     shape = None
 
-    def read(self) -> bytes:
-        """Raise DataError."""
+    def read(self, most: int = -1) -> bytes:
         raise DataError(self.why)
+
+
+class FileRows(NamedTuple):
+    """An array of uint8 images that lies plainly in a file, from `offset`. shape: (N, H, W, C)."""
+
+    path: str
+    offset: int
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:  # type: ignore[override]
+        """Read rows that follow each other. Raises DataError."""
+        size = math.prod(self.shape[1:])
+        content = read_bytes(self.path, self.offset + rows.start * size, (rows.stop - rows.start) * size)
+        return np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:])
+
+
+class DatasetRows(NamedTuple):
+    """The images of an elbo-dataset, as an array."""
+
+    dataset: Dataset
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return self.dataset.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:  # type: ignore[override]
+        """Read rows that follow each other. Raises DataError, and FormatError for a damaged dataset."""
+        return self.dataset.batch(range(rows.start, rows.stop))
+
+
+class ArrayRow(NamedTuple):
+    """A row of an array of uint8 images."""
+
+    array: np.ndarray | FileRows | DatasetRows
+    row: int
+
+    def read(self, most: int = -1) -> np.ndarray:
+        return np.ascontiguousarray(self.array[self.row : self.row + 1])[0]
+
+    @property
+    def shape(self) -> Shape:
+        _, height, width, channels = self.array.shape
+        return height, width, channels
+
+
+def array_rows(array: np.ndarray | FileRows | DatasetRows) -> list[ArrayRow]:
+    """References to all rows of an array."""
+    return [ArrayRow(array, row) for row in range(array.shape[0])]
+
+
+def read_rows(refs: Sequence[ImageRef]) -> np.ndarray | None:
+    """Read rows of one array that follow each other in one go: uint8 [N, H, W, C]. None where that isn't what they are.
+
+    Raises DataError, and FormatError for a damaged dataset.
+    """
+    first = refs[0]
+    if isinstance(first, ArrayRow) and all(
+        isinstance(ref, ArrayRow) and ref.array is first.array and ref.row == first.row + k
+        for k, ref in enumerate(refs)
+    ):
+        return np.ascontiguousarray(first.array[first.row : first.row + len(refs)])
+    return None

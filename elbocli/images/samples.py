@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,25 +15,18 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import npy, strict_json
 from elbocli.files.atomic import told
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.file_system import SPECIAL
-from elbocli.files.opening import open_stream
-from elbocli.files.reading import LARGEST_TEXT, naming, refusing
+from elbocli.files.opening import check_file, open_stream
+from elbocli.files.reading import naming, one_line, refusing
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_writers.header import SamplesAbout
-from elbocli.files.zip_files import MOST_ARRAYS, open_zip
 from elbocli.images.decode import decode
 from elbocli.images.image_refs import read_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-LARGEST_SIDE = 8192
-LARGEST_COUNT = 10**9
-MOST_LABELS = 1 << 25
-"""Labels that are held in memory."""
-LABEL_BYTES = 8
 PIECE = 16 << 20
 BATCH_BYTES = 256 << 20
 """Bytes of images that are held at a time."""
@@ -73,42 +66,41 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     Raises FormatError when it isn't one of images.
     """
     with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
-        shape, fortran, dtype = npy.read_header(file)
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        shape = tuple(map(int, shape))
     found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
         shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
         raise FormatError(f"{name}: holds {found}, expected uint8 (N, H, W, 1 or 3) or (N, H, W) with N > 0, C order")
-    if shape[0] > LARGEST_COUNT or max(shape[1:3]) > LARGEST_SIDE:
-        size = f"{shape[2]} x {shape[1]} pixels"
-        raise FormatError(f"{name}: announces {shape[0]} images of {size}, more than can be meant")
     return shape
 
 
 def refuse_short(what: str, size: int, offset: int, shape: tuple[int, ...]) -> None:
     """Raise FormatError when `size` bytes can't hold images of that shape from `offset` on."""
-    wanted = offset + int(np.prod(shape))
+    wanted = offset + math.prod(shape)
     if size < wanted:
         raise FormatError(f"{what} cut short: {size} bytes, expected {wanted}")
 
 
 def _stream(file: IO[bytes], name: str) -> SampleReader:
     shape = read_header(file, name)
-    row = int(np.prod(shape[1:]))
+    row = math.prod(shape[1:])
     position = 0
 
     def read(start: int, count: int) -> np.ndarray:
         nonlocal position
-        buffer = bytearray(count * row)
+        with refusing(f"{name}: announces images of {shape[2]} x {shape[1]} pixels", kind=DataError):
+            buffer = bytearray(count * row)
         view, filled = memoryview(buffer), 0
         if start != position:
             file.seek((start - position) * row, os.SEEK_CUR)
         position = start + count
         while filled < len(buffer):
-            try:
+            with refusing(name, kind=DataError):
                 got = file.readinto(view[filled : filled + PIECE]) or 0  # type: ignore[attr-defined, unused-ignore]
-            except (OSError, zlib.error, zipfile.BadZipFile) as error:
-                raise DataError(f"{name}: {error}") from error
             if not got:
                 came = f"{start + filled // row} of {shape[0]} images"
                 raise DataError(f"{name}: ended after {came}; its writer died or the file is cut short")
@@ -151,10 +143,9 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "a
     if f"{array}.npy" not in archive.namelist():
         return None
     with refusing(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
-        shape, fortran, dtype = npy.read_header(member)
-        if shape not in ((count,), (count, 1)) or dtype.kind not in "iu":
-            raise FormatError(f"{name}: {array} is {dtype} {shape}, expected {count} integer labels")
-        labels = npy.read_values(member, shape, fortran, dtype, LABEL_BYTES * MOST_LABELS)
+        labels = np.lib.format.read_array(member, allow_pickle=False)
+        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+            raise FormatError(f"{name}: {array} is {labels.dtype} {labels.shape}, expected {count} integer labels")
         if int(labels.max()) > np.iinfo(np.int64).max:
             raise ValueError(f"a label is {int(labels.max())}")
     return np.asarray(labels, np.int64).reshape(count)
@@ -165,7 +156,7 @@ def read_about(archive: zipfile.ZipFile, name: str) -> SamplesAbout:
     if "about.npy" not in archive.namelist():
         return SamplesAbout()
     with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
-        about = str(npy.read_array(member, LARGEST_TEXT))
+        about = str(np.lib.format.read_array(member, allow_pickle=False))
     return _about(about, f"{name}: about")
 
 
@@ -179,7 +170,8 @@ def drawn(attributes: DatasetAttributes, name: str) -> SamplesAbout:
 def _about(text: str, what: str) -> SamplesAbout:
     where = f"{what} is not usable"
     try:
-        return SamplesAbout.of(strict_json.load(text, where), where)
+        with refusing(where):
+            return SamplesAbout.of(json.loads(text), where)
     except FormatError as error:
         raise FormatError(f"{error}; draw these samples again, or merge their parts again") from error
 
@@ -236,10 +228,13 @@ def has_images(path: Path) -> bool:
 
 
 def _zip(path: Path) -> zipfile.ZipFile:
+    check_file(path)
     try:
-        return open_zip(path, MOST_ARRAYS)
-    except zipfile.BadZipFile as error:
-        raise FormatError(f"{path}: not an .npz archive ({error})") from error
+        return zipfile.ZipFile(path)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises anything for damaged files
+        raise FormatError(f"{path}: not an .npz archive ({one_line(error)})") from error
 
 
 def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:

@@ -16,11 +16,10 @@ import numpy as np
 
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, UsageError
-from elbocli.images import class_layouts as layouts
-from elbocli.images.archives import Complain, printable
-from elbocli.images.classes import assign, by_meta, is_meta, read_meta, some
+from elbocli.images import layouts
 from elbocli.images.image_refs import ImageRef
-from elbocli.images.labels import Word, read_labels_file
+from elbocli.images.labels import assign, by_meta, is_meta, read_labels_file, read_meta, some
+from elbocli.images.registry import Complain, Word, printable
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def open_source(
     found = [layouts.list_source(root, labels is not None, len(roots) > 1, complain, ours) for root in roots]
     if len(found) > 1:
         for part in found:
-            layouts.named_among_others(part)
+            layouts.name_among_others(part)
     names = [name for part in found for name in part.names]
     if not names:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")

@@ -36,9 +36,9 @@ GROUPS = {
 @option("--format", type=Named("elbocli.importer.formats.FORMATS"), default="", help="Format.  [default: by content]")
 @option(
     "--weights",
-    type=click.Choice(["ema", "model"]),
+    metavar="ema|model|KEY",
     default="ema",
-    help="The average or the last weights, where SOURCE holds both.",
+    help="The average, the last weights, or those that SOURCE holds under a key.",
 )
 @option("--prefix", metavar="TEXT", default="", help="Take only the names that begin so, without it.")
 @option(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files.pickled_module import module_state
+from elbocli.files.pickles import module_state
 from elbocli.files.reading import naming
 from elbocli.importer.edm_family import BLOCK, counted
 from elbocli.importer.unet_weights import shape_of, taken

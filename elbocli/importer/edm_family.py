@@ -8,7 +8,7 @@ from typing import Any
 
 from elbocli.core.logsnr import logsnr_of
 from elbocli.core.registry import plain
-from elbocli.files.pickled_module import attributes
+from elbocli.files.pickles import attributes
 
 LICENCE = "CC BY-NC-SA 4.0, for the weights that NVIDIA published"
 LEAST_SIGMA, MOST_SIGMA = 0.002, 80.0

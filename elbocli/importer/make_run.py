@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from elbocli.core.loss import check_output
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import sealed_folder
 from elbocli.files.atomic import writing_folder
 from elbocli.files.checkpoint import FOLDER, Checkpoint
-from elbocli.files.reading import naming
+from elbocli.files.reading import naming, refusing
 from elbocli.files.run_config import RunConfig, RunData, SourceFacts
 from elbocli.files.sealed_folder import CONFIG
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
-from elbocli.nn.networks import section_of
+from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
+from elbocli.nn.networks.own_module import ModuleConfig
 from elbocli.run.imported import AVERAGE
 from elbocli.run.objective import Objective
 from elbocli.run.plugin_files import plugins_run
 from elbocli.run.settings import run_settings
 from elbocli.version import __version__
+
+BATCH = 2
+"""Images that a network is called on: one that counts on a single image is noticed."""
 
 
 def import_run(
@@ -29,7 +38,7 @@ def import_run(
     """Make a run of what lies at `path`. Returns the format's name, and what was read.
 
     format: as FORMATS has it; '' tells it by content. Raises UsageError (the run exists, an option doesn't fit), FormatError
-    (not a checkpoint of that format, or of any known), DataError (full disk).
+    (not a checkpoint of that format, or of any known; a network that fails), DataError (full disk).
     """
     if not path.exists():
         raise FormatError(
@@ -37,16 +46,20 @@ def import_run(
         )
     source = Source(path)
     format = format or ("module" if options.network else "")
-    declared = (
-        FORMATS.find(format) if format else next((d for d in FORMATS.values() if d.traits.recognises(source)), None)
-    )
+    wrong = f"{path}: can't be imported"
+    with refusing(wrong):
+        declared = (
+            FORMATS.find(format) if format else next((d for d in FORMATS.values() if d.traits.recognises(source)), None)
+        )
     if declared is None:
         held = "a folder" if path.is_dir() else f"it holds {inventory(source.tree)}"
         raise FormatError(f"{path}: no known format ({held}); 'elbo import list' says what is known, --format chooses")
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: says nothing of the format {declared.name}; leave it out")
-    imported: Imported = declared.make(source, options)
+    with refusing(f"{wrong} as {declared.name}"):
+        imported: Imported = declared.make(source, options)
+    imported.notes[:0] = source.notes
     settings = {**imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
@@ -61,21 +74,40 @@ def import_run(
     settings |= {
         key: spec for key, spec in {**specs, "prediction": objective.prediction.spec}.items() if key in settings
     }
-    config = RunConfig(
-        run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
-        elbo_version=__version__,
-        commands=[command],
-        source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
-        settings=settings,
-        network=section_of(imported.network),
-        data=RunData.of(imported.data, path),
-        files={},
-        plugins=plugins_run() or None,
-    )
     with writing_folder(run) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)
+        network = call_once(imported.network.beside(aside), imported.weights, path)
+        config = RunConfig(
+            run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
+            elbo_version=__version__,
+            commands=[command],
+            source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
+            settings=settings,
+            network=section_of(network),
+            data=RunData.of(imported.data, path),
+            files={},
+            plugins=plugins_run() or None,
+        )
         store.write_config(aside, config)
         with Checkpoint.writing(aside / FOLDER, 0, {"images": 0, "log_bytes": {}}) as inner:
             sealed_folder.write_weights(inner, {AVERAGE if imported.averaged else "model": imported.weights})
     return declared.name, imported
+
+
+def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
+    """Call the network on two images, and return its config with whether it gives variances.
+
+    Raises FormatError where it fails, or gives something else than images.
+    """
+    z = torch.zeros(BATCH, config.image_channels, config.image_size, config.image_size)
+    labels = torch.zeros(BATCH, dtype=torch.long) if config.num_classes else None
+    wrong = f"{where}: its network fails for z {list(z.shape)}, logsnr [{BATCH}], labels {None if labels is None else [BATCH]}"
+    with refusing(wrong), torch.inference_mode():
+        with torch.device("meta"):
+            empty = build(config)
+        out = loaded(empty, weights).eval().outputs(z, torch.zeros(BATCH), labels)
+    own = isinstance(config, ModuleConfig)
+    with naming(where, FormatError):
+        check_output(out, z, own or getattr(config, "variance", False))
+    return replace(config, variance=True) if own and out.shape != z.shape else config  # type: ignore[call-arg]

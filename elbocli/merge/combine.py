@@ -1,4 +1,4 @@
-"""One dataset of several: copied into one file, or one small file that refers to them."""
+"""Copy several datasets into one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ import numpy as np
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import Arrays, Names
-from elbocli.files.dataset_virtual import relative_name, write_virtual
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
-from elbocli.files.hashing import add_digests, add_rows
+from elbocli.files.hashing import add_digests
 from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
 from elbocli.runtime.progress import Progress
@@ -31,10 +30,8 @@ def _joined_contents(parts: Sequence[Part]) -> tuple[Arrays, Names]:
     for name in first.arrays:
         columns = [part.arrays[name] for part in parts]
         if name == "offsets" and first.kind == ENCODED:
-            begins = np.cumsum([0, *(part.length for part in parts)]).tolist()
-            runs = [column[1:].astype(np.int64) + begin for column, begin in zip(columns, begins)]
-            arrays[name] = np.concatenate([np.zeros(1, np.int64), *runs])
-        elif name == "class_counts":
+            continue  # the writer adds its own
+        if name == "class_counts":
             arrays[name] = np.asarray(np.sum(columns, axis=0, dtype=np.int64))
         elif all(column.ndim and len(column) == part.count for column, part in zip(columns, parts)):
             arrays[name] = np.concatenate(columns)
@@ -87,15 +84,11 @@ def _joined_description(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return joined
 
 
-def run(
-    paths: Sequence[Path], out: Path, virtual: bool = False, overwrite: bool = False, command: str = ""
-) -> Iterator[Progress]:
+def run(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> Iterator[Progress]:
     """Merge the datasets `paths` into `out`. Rerun after a kill to go on where it stopped.
 
-    virtual: refer to the parts instead of copying them.
-
-    Raises UsageError: `out` exists, a part twice, a part out of reach of a virtual dataset; DataError: parts that don't
-    belong together, a shard missing, a damaged part, a full disk; FormatError: no dataset.
+    Raises UsageError: `out` exists, a part twice; DataError: parts that don't belong together, a shard missing, a damaged
+    part, a full disk; FormatError: no dataset.
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
@@ -112,18 +105,16 @@ def run(
             yield Progress(message=f"parts differ in {key}: {', '.join(sorted(found))}", level="warning")
     arrays, names = _joined_contents(parts)
     attributes = _joined_attributes(parts, command)
-    with catching_signals() as signals:
-        if virtual:
-            yield from _refer(out, parts, arrays, names, attributes, signals)
-        else:
-            layout = parts[0].layout
-            if parts[0].kind == ENCODED:
-                layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
-                del arrays["offsets"]  # the writer adds its own, from where the rows came to lie
-            with open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer:
-                yield from (Progress(message=text, level="warning") for text in writer.warnings)
-                yield from _copy(writer, parts, signals)
-                writer.finish(arrays, names, attributes)
+    layout = parts[0].layout
+    if parts[0].kind == ENCODED:
+        layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
+    with (
+        catching_signals() as signals,
+        open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer,
+    ):
+        yield from (Progress(message=text, level="warning") for text in writer.warnings)
+        yield from _copy(writer, parts, signals)
+        writer.finish(arrays, names, attributes)
     yield Progress(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -147,22 +138,3 @@ def _copy(writer: DatasetWriter, parts: Sequence[Part], signals: Signals) -> Ite
                 raise signals.interrupted(f"{safe}; the same command goes on from there")
         # Not earlier: a part counts when it was checked to its end.
         writer.append([], done, {"parts": index + 1})
-
-
-def _refer(
-    out: Path, parts: Sequence[Part], arrays: Arrays, names: Names, attributes: dict[str, Any], signals: Signals
-) -> Iterator[Progress]:
-    for part in parts:
-        relative_name(part.path, out)
-        if not part.whole:
-            raise UsageError(f"{part.path}: not one block of rows in one file; merge without --virtual")
-    digest, done, total = hashlib.sha256(), 0, sum(part.count for part in parts)
-    for part in parts:
-        for rows in part.rows():
-            add_rows(digest, rows)
-            done += len(rows)
-            yield Progress(done, total, "img")
-            if signals.received:
-                raise signals.interrupted(f"{out}: nothing was written")
-    about = {**attributes, "count": total, "payload_sha256": digest.hexdigest()}
-    write_virtual(out, parts[0].layout, [(part.path, part.length) for part in parts], arrays, names, about)

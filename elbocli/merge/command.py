@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command, never, option
+from elbocli.cli.grouped_help import Command, never
 from elbocli.cli.options import command_line, common, overwrite_option
 from elbocli.cli.types import PATH, Output
 
@@ -14,14 +14,9 @@ from elbocli.cli.types import PATH, Output
 @click.command(cls=Command, prints=never)
 @click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
 @click.argument("parts", type=PATH, nargs=-1, required=True, metavar="PART...")
-@option(
-    "--virtual",
-    is_flag=True,
-    help="Write a small file that refers to the parts, which must stay where they are: beside or below OUT.h5.",
-)
 @overwrite_option
 @common
-def merge(out: Path, parts: tuple[Path, ...], virtual: bool) -> None:
+def merge(out: Path, parts: tuple[Path, ...]) -> None:
     """Make one dataset, OUT.h5, of several PARTs.
 
     It needs all shards of one prep (elbo prep --shard I/N), and puts them in order; it joins other datasets in the
@@ -31,4 +26,4 @@ def merge(out: Path, parts: tuple[Path, ...], virtual: bool) -> None:
     from elbocli.cli.progress_bar import show
     from elbocli.merge.combine import run
 
-    show(run(parts, out, virtual, Command.overwrite, command_line()))
+    show(run(parts, out, Command.overwrite, command_line()))

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import strict_json
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.hashing import add_rows
-from elbocli.files.reading import naming
-from elbocli.files.schema import Count, typed
+from elbocli.files.records import Count, convert, parse_json
 from elbocli.images.samples import drawn
 
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
@@ -32,8 +30,7 @@ OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples"
 class Part:
     """Everything about a part but its block.
 
-    count: images. length: of the block, rows or bytes. whole: whether it is one run of bytes in one file. drawn: how, if
-    it holds samples.
+    count: images. length: of the block, rows or bytes. drawn: how, if it holds samples.
     """
 
     path: Path
@@ -42,7 +39,6 @@ class Part:
     layout: BlockLayout
     count: int
     length: int
-    whole: bool
     attributes: DatasetAttributes
     drawn: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -57,9 +53,8 @@ class Part:
     @property
     def changed(self) -> Counter[str]:
         """Number of images that were changed while decoding, by kind. Raises FormatError."""
-        with naming(f"{self.path}: its attribute changed is no JSON of counts", FormatError):
-            counts = strict_json.load(self.attributes.changed or "{}", "it")
-            return Counter(typed(dict[str, Count], counts, "it"))
+        where = f"{self.path}: its attribute changed is no JSON of counts"
+        return Counter(convert(parse_json(self.attributes.changed or "{}", where), dict[str, Count], where))
 
     def rows(self) -> Iterator[list[np.ndarray] | np.ndarray]:
         """Yield the rows, a few at a time. Raises DataError after the last when they are not what was written."""
@@ -78,8 +73,8 @@ def open_part(path: Path) -> Part:
     if known is not None and data.contents_digest() != known:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     arrays, names = data.contents()
-    length, how = sum(map(len, data.block.parts)), drawn(data.attributes, str(path)).facts()
-    block = (data.kind, data.store, data.layout, len(data), length, data.self_contained)
+    how = drawn(data.attributes, str(path)).facts()
+    block = (data.kind, data.store, data.layout, len(data), len(data.block))
     return Part(path, *block, data.attributes, how, arrays, names)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elbocli.core.clipping import Clip, parse_clip
 from elbocli.core.guidance import Guidance
+from elbocli.core.loss import Network, check_output
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Denoise, DenoiseWithVariance
 from elbocli.core.samplers.walk import Sampler
@@ -25,7 +26,7 @@ class Denoiser:
     counting once. A network may give more channels than its prediction has: variances, which come behind it.
     """
 
-    network: nn.Module
+    network: Network
     prediction: Prediction
     guidance: Guidance = Guidance()
     labels: Tensor | None = None
@@ -64,8 +65,8 @@ class Denoiser:
         self.calls += 1
         c_in, _, _ = self.prediction.scalars(logsnr)
         level = torch.full((len(z),), logsnr, device=z.device, dtype=torch.float32)
-        out: Tensor = self.network(z if c_in == 1 else z * c_in, level, self.labels)
-        return out.to(z.dtype)
+        out = self.network(z if c_in == 1 else z * c_in, level, self.labels)
+        return check_output(out, z, variance=True).to(z.dtype)
 
     def _guided(self, z: Tensor, logsnr: float, out: Tensor) -> Tensor:
         _, from_z, from_out = self.prediction.scalars(logsnr)

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from elbocli.errors import UsageError
+from elbocli.files.reading import quiet
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 """Files in a folder of one of its models."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing that diffusers and its helpers say reaches the user: what matters is checked and said by us."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def diffusers_class(name: str, where: object, what: str) -> Any:

@@ -23,8 +23,8 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
 
     network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W], or twice the channels; or (z, level) → out. It is on
     the CPU, and is put into eval mode. inputs: examples of these, of which elbo's own networks need none. Raises
-    UsageError when it can't be exported so, FormatError when it is more than tensor operations, DataError when the file
-    can't be written.
+    UsageError when it can't be exported so, FormatError when it is no network of images, DataError when the file can't be
+    written.
 
         elbocli.export_network(network, "FILE.pt2", torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2).long())
         elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")

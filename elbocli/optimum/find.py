@@ -128,12 +128,12 @@ def run(dataset: Dataset, settings: OptimumSettings) -> Generator[Progress, None
         for start in range(0, len(part), chunk):
             some = part[start : start + chunk]
             levels = (start + np.arange(len(some))) / len(part)  # a comb in each part: either is a mean by itself
-            found = yield from search.errors(some, levels, among)
+            found, squares = yield from search.errors(some, levels, among)
             if check:
-                exact = yield from search.errors(some, levels, np.arange(count))
-                apart.add(found - exact)
+                exact, squares = yield from search.errors(some, levels, np.arange(count))
+                apart.add(found - exact, squares)
             else:
-                main.add(found)
+                main.add(found, squares)
             done += len(some)
             yield Progress(done, len(places), "img")
     return _result(images, settings, main.estimate(), apart.estimate() if checked else None, size, len(places))
@@ -151,8 +151,11 @@ class _Search:
         self.total = torch.tensor(copies * len(images) - 1.0, dtype=torch.float64)
         self.of_class = copies * torch.bincount(images.labels).double() - 1
 
-    def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> Generator[Progress, None, Tensor]:
-        """Least errors per dimension, [S, NOISES, kinds · bins] on the CPU, by the images `among` all.
+    def errors(
+        self, places: np.ndarray, levels: np.ndarray, among: np.ndarray
+    ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
+        """(least errors per dimension, their mean squares by the nearest image), [S, NOISES, kinds · bins] on the CPU, by
+        the images `among` all.
 
         levels: [S], of the sources. Each draw has one place in all bins, that and an offset; the places of all are a comb.
         """
@@ -171,7 +174,9 @@ class _Search:
             yield Progress()
         others = self.total.expand(len(places)).to(device)
         found = sums.values(others, None if labels is None else self.of_class[labels].to(device))
-        return (found / images.dimensions).permute(1, 2, 0, 3).flatten(2).cpu()
+        each = found / images.dimensions, sums.squares() / images.dimensions**2
+        error, square = (values.permute(1, 2, 0, 3).flatten(2).cpu() for values in each)
+        return error, square
 
 
 def _sample_size(images: ImageSet, settings: OptimumSettings, sources: int) -> int:

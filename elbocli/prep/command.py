@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from elbocli.cli.grouped_help import Command, never, option
-from elbocli.cli.options import command_line, common, device_options, overwrite_option
+from elbocli.cli.options import command_line, common, device_options, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, Count, Number, Output
 from elbocli.files.latents import CONVENTIONS
 
@@ -106,6 +106,7 @@ def shard(value: str) -> tuple[int, int]:
     default="stop",
     help="Stop at a file that is not a usable image, or skip it and list it in OUT.skipped.jsonl.",
 )
+@plugin_option
 @option("--no-preallocate", is_flag=True, help="Don't reserve disk space, for file systems that can't.")
 @overwrite_option
 @common
@@ -122,7 +123,7 @@ def prep(
 
     SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
     tars of either (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
-    images; MNIST's and CIFAR's files as downloaded; Hugging Face's parquet files; or another dataset. Several sources
+    images; MNIST's files as downloaded, CIFAR's binary ones; Hugging Face's parquet files; or another dataset. Several sources
     are packed one after another. It takes images of all usual formats, and unpacks nothing to disk. If it is killed,
     run the same command again: it continues where it stopped.
     """

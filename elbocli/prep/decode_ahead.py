@@ -14,21 +14,17 @@ import numpy as np
 
 from elbocli.errors import ElboError
 from elbocli.files.encodings import ENCODINGS, RAW
-from elbocli.images.array_rows import read_rows
 from elbocli.images.decode import DecodeOptions, square
-from elbocli.images.image_refs import ImageRef, will_need
-from elbocli.images.memory_budget import Room
+from elbocli.images.image_refs import ImageRef, read_rows, will_need
 from elbocli.images.sources import Source
 
 Read = Callable[[], bytes | np.ndarray]
-AHEAD, AHEAD_BYTES = 8, 128 << 20
-"""Images in flight: so many for each worker, and no more than so many bytes for all."""
+AHEAD = 8
+"""Images, or stretches of them, in flight for each worker."""
 STRETCH = 1 << 20
 """Bytes of rows of an array that are read at once, where they have the right size already."""
 ADVISED = 1024
 """Images that the kernel is told of beforehand: about a class of ImageNet, 0.1 GB."""
-_files = Room(128 << 20)
-"""Memory for the files' bytes; claimed before memory for their pixels, never the other way round."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +41,23 @@ class Packed:
     trouble: str = ""
 
 
-def _pack(read: Read, weight: int, how: DecodeOptions, store: str) -> Packed:
+def _pack(read: Read, how: DecodeOptions, store: str) -> Packed:
     digest, size = "", 0
-    with _files.claim(weight):
-        try:
-            content = read()
-            raw = content if isinstance(content, bytes) else content.reshape(-1).data
-            digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
-            pixels, change = square(content, how)
-            return Packed([digest], size, pixels[None] if store == RAW else ENCODINGS[store].encode(pixels), change)
-        except ElboError as error:
-            return Packed([digest], size, trouble=str(error))
+    try:
+        content = read()
+        raw = content if isinstance(content, bytes) else content.reshape(-1).data
+        digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
+        pixels, change = square(content, how)
+        return Packed([digest], size, pixels[None] if store == RAW else ENCODINGS[store].encode(pixels), change)
+    except ElboError as error:
+        return Packed([digest], size, trouble=str(error))
 
 
 def _pack_rows(refs: Sequence[ImageRef], how: DecodeOptions) -> Iterable[Packed]:
     """Pack images that are most likely rows of one array, of the right size: nothing is to be done with them."""
-    alone = (_pack(ref.read, ref.weight, how, RAW) for ref in refs)
+    alone = (_pack(ref.read, how, RAW) for ref in refs)
     try:
-        with _files.claim(len(refs) * refs[0].weight):
-            rows = read_rows(refs)
+        rows = read_rows(refs)
     except ElboError:
         return alone  # each says what is wrong with it, once it is asked: a bomb costs as much each time
     if rows is None or rows.shape[1:] != (how.size, how.size, how.channels):
@@ -91,10 +85,8 @@ def packed_in_order(
     """
     workers = workers or os.cpu_count() or 1
     shape = how.size, how.size, how.channels
-    heaviest = max(math.prod(shape), source.refs[0].weight if source.in_order else 0)
     right = together and store == RAW and not source.in_order and source.refs[0].shape == shape
-    step = max(1, STRETCH // heaviest) if right else 1
-    ahead = max(1, min(AHEAD * workers, AHEAD_BYTES // (step * heaviest)))
+    step = max(1, STRETCH // math.prod(shape)) if right else 1
     waiting: deque[Future[Iterable[Packed]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="elbo-prep") as pool:
         try:
@@ -105,9 +97,9 @@ def packed_in_order(
                     if (index - start) % ADVISED == 0:
                         will_need(source.refs[index : index + ADVISED])
                     ref = source.refs[index]
-                    read, weight = (_already(ref.read), 0) if source.in_order else (ref.read, ref.weight)
-                    waiting.append(pool.submit(lambda *job: [_pack(*job)], read, weight, how, store))
-                if len(waiting) >= ahead:
+                    read = _already(ref.read) if source.in_order else ref.read
+                    waiting.append(pool.submit(lambda *job: [_pack(*job)], read, how, store))
+                if len(waiting) >= AHEAD * workers:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import os
@@ -23,11 +24,9 @@ from elbocli.files.hashing import add_digests
 from elbocli.images.crops import CROPS
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
-from elbocli.images.looks import look
-from elbocli.images.memory_budget import keeping_all, return_freed
 from elbocli.images.sources import Source, choose, open_source, stop
 from elbocli.prep.decode_ahead import Packed, packed_in_order
-from elbocli.prep.defaults import chosen_channels, chosen_size, explained
+from elbocli.prep.defaults import chosen_channels, chosen_size, explained, look
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import Signals, catching_signals
@@ -136,15 +135,17 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the last argument")
-    return_freed()
     replace(settings.decode_options, channels=settings.channels or 3).colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
         yield Progress(message=f"{named(sources)}: reading what is inside")
     complaints: list[str] = []
     complain = complaints.append if settings.on_error == "skip" else stop
-    with keeping_all():
+    gc.disable()  # a million references are no garbage: looking for some would take a third of the time
+    try:
         whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
+    finally:
+        gc.enable()
     looks, asked = look(whole), settings
     size = asked.size or chosen_size(looks, asked.crop)[0]
     channels = asked.channels or chosen_channels(looks, asked)

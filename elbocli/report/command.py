@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from elbocli.cli.grouped_help import Command, option, without_file
 from elbocli.cli.options import common, overwrite_option, plugin_option
+from elbocli.cli.outputs import print_json
 from elbocli.cli.types import PATH, STREAM, Output
 
 
@@ -81,7 +81,7 @@ def report(
             say(sentence, "detail")
     if as_json:
         told = several.report() if several else gathered[0].report()
-        click.echo(json.dumps(told.json(), indent=1, allow_nan=False))
+        print_json(told.json())
     if out == STREAM and as_json:
         return
     from elbocli.report.page import render, render_several

@@ -29,7 +29,7 @@ from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
 from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
 from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
 from elbocli.run.dataset_place import dataset_of
-from elbocli.run.effective import MULTISCALE, effective_weightings
+from elbocli.run.effective import effective_weightings
 from elbocli.run.objective import Objective
 from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
@@ -153,9 +153,15 @@ def _objective(run: Path, settings: TrainSettings, missing: Missing) -> Objectiv
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
     terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
     rising = weighting.rising(low, high)
-    verdict = weighting.verdict(low, high) + (MULTISCALE if settings.multiscale else "")
     return ObjectiveFacts(
-        weighting, schedule, settings.logsnr_min, settings.logsnr_max, rising, verdict, terms, effective
+        weighting,
+        schedule,
+        settings.logsnr_min,
+        settings.logsnr_max,
+        rising,
+        weighting.verdict(low, high),
+        terms,
+        effective,
     )
 
 

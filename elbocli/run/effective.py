@@ -27,7 +27,6 @@ from elbocli.run.train_settings import TrainSettings
 
 TIMES = 12
 """Moments of a run that are told: the start, the end, and others evenly between them."""
-MULTISCALE = "; but errors are seen at several resolutions at once (--multiscale), which is no ELBO's"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class RunWeighting:
     @property
     def monotone(self) -> bool:
         """Tell whether the loss was an ELBO all the time."""
-        return not any(each.rising for each in self.times) and not self.settings.multiscale
+        return not any(each.rising for each in self.times)
 
     def json(self) -> dict[str, Any]:
         """Return all of it but the curves."""
@@ -87,7 +86,6 @@ class RunWeighting:
             "run": str(self.run),
             "weighting": settings.weighting,
             "schedule": settings.schedule,
-            "multiscale": settings.multiscale,
             "monotone": self.monotone,
             "logsnr": [settings.logsnr_min, settings.logsnr_max],
             "times": [each.json() for each in self.times],
@@ -96,10 +94,9 @@ class RunWeighting:
     def lines(self) -> list[str]:
         """Say it to people: a line, or one for each moment."""
         settings = self.settings
-        more = MULTISCALE if settings.multiscale else ""
         if not self.last.learned:
-            return [f"{self.run}: {settings.weighting}: {self.last.verdict(*self._range)}{more}"]
-        found = [f"{self.run}: {settings.weighting}, learned under {settings.schedule}{more}"]
+            return [f"{self.run}: {settings.weighting}: {self.last.verdict(*self._range)}"]
+        found = [f"{self.run}: {settings.weighting}, learned under {settings.schedule}"]
         return found + [f"after step {each.step} ({each.images} images): {each.verdict()}" for each in self.times]
 
     @property

@@ -20,7 +20,7 @@ from elbocli.files.reading import naming, refusing
 from elbocli.files.retention import folder_name
 from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
-from elbocli.images.classes import some
+from elbocli.images.labels import some
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.content import check_content

@@ -48,6 +48,9 @@ class TrainedRun:
     checkpoint: Checkpoint
     about: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"TrainedRun({str(self.path)!r}, {self.age})"
+
     @property
     def step(self) -> int:
         """Optimizer updates that the weights have seen; 0 where that isn't known."""

@@ -1,7 +1,7 @@
 """Plug-ins that the user names: files run at start-up, which declare more, and what a run remembers of them.
 
 elbo runs only a file that the command line or the user's own environment names, never one that a run, a preset or a
-dataset names. A run only records which plug-ins it needs.
+dataset names. A run only records which plug-ins it needs. A program of torch.export (.pt2) that a run holds counts as one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.plugin_modules import module_name
+from elbocli.files.plugin_modules import module_name, trust
 from elbocli.files.run_config import PluginFile
 
 _RUN: dict[Path, PluginFile] = {}
@@ -22,15 +22,28 @@ _RUN: dict[Path, PluginFile] = {}
 
 
 def run_plugin(path: Path) -> None:
-    """Run a plug-in, once. Raises UsageError when there is no such file, or with the line that it fails at."""
+    """Run a plug-in, once, or take the module that the user's program has imported it as or is itself.
+
+    Its folder comes last on sys.path, so that it can import files beside it. Raises UsageError when there is no such file,
+    or with the line that it fails at.
+    """
     place = path.resolve()
     if place in _RUN:
         return
-    if path.suffix != ".py" or not path.is_file():
-        raise UsageError(f"{path}: no such plug-in; name a file that ends in .py")
+    if path.suffix not in (".py", ".pt2") or not path.is_file():
+        raise UsageError(f"{path}: no such plug-in; name a file that ends in .py, or the .pt2 of a run")
+    if path.suffix == ".pt2":
+        trust(path)
+        return
     plugin = PluginFile(path.name, file_sha256(path))
+    if str(place.parent) not in sys.path:
+        sys.path.append(str(place.parent))
     spec = spec_from_file_location(module_name(path), place)
     assert spec is not None and spec.loader is not None
+    for module in (sys.modules.get(path.stem), sys.modules["__main__"]):
+        if Path(getattr(module, "__file__", None) or "").resolve() == place:
+            sys.modules[spec.name], _RUN[place] = module, plugin  # type: ignore[assignment]
+            return
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass looks its module up
     try:
@@ -59,8 +72,8 @@ def check_plugins(needed: Sequence[PluginFile] | None, where: Path, warn: Callab
         file, sha256 = plugin.file, plugin.sha256
         if file not in known:
             raise UsageError(
-                f"{where}: was trained with the plug-in {file} (sha256 {sha256[:12]}…), which was not named; add --plugin {file}, "
-                "with the folder that it lies in"
+                f"{where}: was trained with the plug-in {file} (sha256 {sha256[:12]}…), which was not named; add --plugin {file} "
+                "with its folder, or in Python open_run(…, plugins=[…])"
             )
         if known[file] != sha256:
             warn(f"{where}: the plug-in {file} has changed since this run was trained with it")

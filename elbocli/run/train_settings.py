@@ -76,14 +76,6 @@ class TrainSettings:
         in_presets=True,
     )
     monotone: bool | None = setting(None, OBJECTIVE, "Hold the weighting constant left of its peak.", stored=False)
-    multiscale: bool = setting(
-        False,
-        OBJECTIVE,
-        "Add the loss at 32, 64, … pixels: no longer an ELBO.",
-        more="Sum the loss over average-pooled resolutions 32, 64, … up to the image's, each weighted by 1/resolution, so "
-        "that coarse structure counts for more. An ELBO weighs all pixels' errors alike; the loss log and validation's "
-        "bits per dimension stay plain.",
-    )
     prediction: str = setting(
         "v",
         OBJECTIVE,
@@ -157,37 +149,14 @@ class TrainSettings:
         "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
         choices=(AUTO, *PRECISIONS),
     )
-    cudnn_benchmark: bool = setting(
-        True, SPEED, "Let cuDNN time its kernels.", more="It keeps the fastest for each shape.", free=True
-    )
-    manual_gc: bool = setting(
-        True,
-        SPEED,
-        "Collect garbage at fixed steps.",
-        more="On CUDA, Python's collector runs at lines of the logs, at most 1000 steps apart, and so in all processes at "
-        "once. A process that stops alone would delay all others.",
-        free=True,
-    )
     compile: bool | None = setting(
         None,
         SPEED,
         "torch.compile the network.",
-        more="The first step takes a minute or more. If the compiler lacks Triton or a C compiler, training warns and "
-        "continues without compilation. On CUDA, the kernels of networks of up to 100 million parameters are also replayed "
-        "as CUDA graphs, where one process sees a whole batch at once, without --activation-checkpointing.",
+        more="The start takes a minute or more longer. If compilation fails, training warns and continues without it. On "
+        "CUDA, the kernels of networks of up to 100 million parameters are also replayed as CUDA graphs, where one process "
+        "sees a whole batch at once, without --activation-checkpointing.",
         shown="on CUDA",
-        free=True,
-    )
-    nccl_timeout: float = setting(
-        300.0,
-        SPEED,
-        "Longest wait between devices.",
-        more="If a process hangs this long, the run ends. Until the first step is done the limit is 10 minutes, because "
-        "compiling takes long; 0 keeps 10 minutes. It must exceed the time that a process needs to read validation images.",
-        shown="5m",
-        low=0,
-        high=LARGEST_DURATION_S,
-        metavar="DURATION",
         free=True,
     )
     parallel: str = setting("ddp", SPEED, "Each process holds all weights, or a share.", choices=PARALLELS, free=True)

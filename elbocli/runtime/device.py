@@ -15,9 +15,8 @@ from elbocli.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions, and the type in which each keeps what a network computes."""
-UNMEASURED = ("mps",)
-"""Devices that torch has and elbo refuses."""
-UNKNOWN = "nobody has measured elbo on it yet"
+REFUSED = {"mps": "nobody has measured elbo on it yet", "meta": "it holds no numbers"}
+"""Devices that torch has and elbo refuses, with the reason."""
 DEFAULT = "ELBO_DEVICE"
 """The variable that says what `auto` is."""
 
@@ -36,8 +35,8 @@ def choose_device(name: str) -> torch.device:
     name = meant_by(name)
     try:
         device = torch.device(name)
-        if device.type in UNMEASURED:
-            raise RuntimeError(UNKNOWN)
+        if device.type in REFUSED:
+            raise RuntimeError(REFUSED[device.type])
         torch.empty(1, device=device)
         if device.type == "cuda":
             if device.index is not None:
@@ -45,11 +44,10 @@ def choose_device(name: str) -> torch.device:
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = devices_here()
-        why = f": {str(error).splitlines()[0][:120]}" if name in here or str(error) == UNKNOWN else ""
+        told = name in here or str(error) in REFUSED.values()
+        why = f": {str(error).splitlines()[0][:120]}" if told else ""
         known = ", ".join(f"{each} ({about})" if about else each for each, about in here.items())
-        raise UsageError(f"device {name!r} can't be used here{why}; --device takes what is here: {known}") from error
-    if device.type == "meta":
-        raise UsageError("device 'meta' holds no numbers; use --dry-run to plan")
+        raise UsageError(f"device {name!r} can't be used here{why}; here are: {known}") from error
     return device
 
 

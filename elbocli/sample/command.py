@@ -78,15 +78,16 @@ GROUPS = {
     default="balanced",
     help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
 )
-@weights_options("ema", "")
+@weights_options
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
 @option(
     "--noise",
     type=Named("elbocli.core.noise.NOISES"),
     default="elbo",
-    help="Random numbers: elbo's, the same on any device, or edm: those of EDM's and EDM2's seed SEED + i.",
-    more="With edm, image i begins with the noise, and with --classes random is of the class, that their generate.py and "
-    "generate_images.py draw for seed SEED + i on the same kind of device; churn adds the same noise as EDM's. torch's "
+    help="Random numbers: elbo's, the same on any device, or those of EDM's (edm) or EDM2's (edm2) seed SEED + i.",
+    more="With edm, image i has the noise, and with --classes random the class, that EDM's generate.py draws for seed "
+    "SEED + i on the same kind of device; with edm2, those of EDM2's generate_images.py. They differ in the noise that churn "
+    "adds: EDM draws float64 in every step, EDM2 float32 in steps that add noise. torch's "
     "numbers on CUDA are others than on a CPU, so the images depend on the kind of device, and published ones need CUDA. "
     "EDM walks in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
     "nothing here repeats.",
@@ -168,4 +169,4 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         **options,
     )
     with joined(settings.device) as world:
-        show(loop.run(run, target, settings, world))
+        show(lambda tell: loop.run(run, target, settings, world, tell))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +17,7 @@ from elbocli.core.class_labels import choose_labels
 from elbocli.core.clipping import Clip
 from elbocli.core.grids import purpose_of
 from elbocli.core.guidance import Guidance
+from elbocli.core.logsnr import LIMIT
 from elbocli.core.noise import ELBO, ElboNoise, Noise
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
@@ -38,6 +39,8 @@ from elbocli.sample.guided import GuidedRun, giving_variance
 from elbocli.version import __version__
 
 RUN = "run"
+CUT = 0.01
+"""A schedule may reach beyond a run's range by so much of λ without a note: presets round their ends."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def draw(
     each estimate, to raise something when there is a reason to leave: a batch may take minutes. source: of the
     noise, elbo's own unless given.
     """
-    drawn = (source or ElboNoise(settings.seed, shape, 0, device)).walk(indices)
+    source = source or ElboNoise(settings.seed, shape, 0, device)
+    drawn = source.walk(indices)
 
     def noise() -> Tensor:
         return sent(drawn(), device).permute(0, 3, 1, 2)
@@ -111,7 +115,8 @@ def draw(
     precision = Precision(settings.precision, device)
     with precision.applied():
         with precision.autocast():
-            x = walk(settings.sampler, noise() * settings.start(grid[0]), grid, watched, noise)
+            first = noise() * settings.start(grid[0])
+            x = walk(settings.sampler, first, grid, watched, noise, source.every_step)
         return output.pixels(x)
 
 
@@ -130,12 +135,16 @@ def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str,
 
 
 def run(
-    path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None
+    path: Path,
+    target: Path | IO[bytes],
+    settings: SampleSettings,
+    world: World | None = None,
+    tell: Callable[[Progress], None] = lambda report: None,
 ) -> Iterator[Progress]:
     """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
 
     Every process of the world runs this; the first alone writes. It continues a file that an earlier command with the
-    same settings left unfinished. Raises UsageError for settings that don't fit the run or that file, FormatError when
+    same settings left unfinished. tell: called with progress during a batch. Raises UsageError for settings that don't fit the run or that file, FormatError when
     it is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost.
     """
     world = world or World(device=choose_device(settings.device))
@@ -151,15 +160,23 @@ def run(
         drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
         yield from (Progress(message=text, level="warning") for text in warnings)
         with world.together():
-            work = _Work(drawer, settings, world, ending)
+            work = _Work(drawer, settings, world, ending, tell)
         yield from work.reports(target)
 
 
 class _Work:
     """One drawing: the images, the processes, the denoiser."""
 
-    def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
-        self.settings, self.world, self.ending = settings, world, ending
+    def __init__(
+        self,
+        drawer: GuidedRun,
+        settings: SampleSettings,
+        world: World,
+        ending: Ending,
+        tell: Callable[[Progress], None],
+    ):
+        self.settings, self.world, self.ending, self.tell = settings, world, ending, tell
+        self.evaluated = 0
         self.precision = Precision(settings.precision, world.device)
         self.warnings: list[str] = []
         replayed = settings.cuda_graphs and world.device.type == "cuda"
@@ -173,7 +190,7 @@ class _Work:
         low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
         named = spec != RUN
         self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
-        self.warnings += self._misused() if named else []
+        self.warnings += [*self._misused(), *self._cut(low, high)] if named else []
         self.spacing = settings.spacing or usual_spacing(self.schedule)
         self.grid = time_grid(self.schedule, self.steps, self.spacing)
         drawer.check(self.grid)
@@ -199,6 +216,15 @@ class _Work:
         if meant in (None, found):
             return []
         return [f"{self.schedule.file}: is made for {meant}; with {found} its steps do not err alike: see 'elbo grid'"]
+
+    def _cut(self, low: float, high: float) -> list[str]:
+        """A note where a schedule that the user chose reaches beyond the run's λ from `low` to `high`, and is cut there."""
+        (first, last), usual = self.schedule.support, self.settings.sampler.usual.grid
+        chosen = self.settings.schedule or usual != self.settings.sampler.declared.traits.usual.grid
+        if not chosen or not (-LIMIT < first < low - CUT or high + CUT < last < LIMIT):
+            return []
+        whole = f"schedule {self.schedule.base}: covers logsnr {first:.4g} to {last:.4g}"
+        return [f"{whole}; the run was trained on {low:.4g} to {high:.4g}, and the rest is cut off"]
 
     def _about(self, space: LatentSpace | None) -> dict[str, Any]:
         """Facts on how the images are made: all that they depend on, and where it came from."""
@@ -236,8 +262,20 @@ class _Work:
             chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
             labels = sent(torch.from_numpy(chosen).long(), self.world.device)
         denoiser, shape, place = self.drawer.denoiser(labels), self.drawer.shape, self.world.device
-        how = (self.grid, self.settings, place, self.output, self.watch.look, self.noise)
+        first, together = indices.start, min(self.batch * self.world.size, self.settings.n - indices.start)
+
+        def look() -> None:
+            self.watch.look()
+            self.tell(self._progress(first, together * denoiser.evaluations))
+
+        how = (self.grid, self.settings, place, self.output, look, self.noise)
         return draw(denoiser, indices, shape, *how)[:count]
+
+    def _progress(self, images: int, evaluations: int = 0) -> Progress:
+        """Count evaluations of the network: all those of so many images, and more."""
+        each = self.plan.about["nfe"]
+        self.evaluated = max(self.evaluated, images * each + evaluations)  # a device may lag behind what was begun
+        return Progress(self.evaluated, self.settings.n * each, "evaluation")
 
     def reports(self, target: Path | IO[bytes]) -> Iterator[Progress]:
         """Draw, and tell."""
@@ -251,11 +289,11 @@ class _Work:
             if sink is not None:
                 yield from (Progress(message=text, level="warning") for text in sink.warnings)
             start = world.of_first(0 if sink is None else sink.done)
-            yield Progress(start, n, "img", self._introduction(start))
+            yield replace(self._progress(start), message=self._introduction(start))
             depth = 1 if world.device.type == "cuda" else 0
             rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
             for done in rounds.run(start, self.draw):
-                yield Progress(done, n, "img")
+                yield self._progress(done)
                 while self.warnings:
                     yield Progress(message=self.warnings.pop(), level="warning")
             # The others need not wait for this: PNGs of many images may take an hour.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.streams import Stream, times
+from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.latents import LatentSpace
@@ -22,9 +23,24 @@ AHEAD_BYTES = 16 << 20
 """Least size of plain batches that another thread gathers. Those of 3 MB, which take 0.4 ms, became slower by it."""
 
 
-def normalised(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """uint8 [B,H,W,C] → float32 [B,C,H,W] in [-1, 1], sent as bytes and scaled on the device."""
-    x = sent(torch.as_tensor(pixels), device).permute(0, 3, 1, 2)
+def channels_first(pixels: Tensor) -> Tensor:
+    """View uint8 [B,H,W,C] or [B,C,H,W] as [B,C,H,W]; C is 1 or 3, and the first layout is meant where both fit.
+
+    Raises UsageError for anything else.
+    """
+    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or not {pixels.shape[1], pixels.shape[3]} & {1, 3}:
+        raise UsageError(
+            f"pixels are {pixels.dtype} {list(pixels.shape)}; expected torch.uint8 [B, C, H, W] or [B, H, W, C], C 1 or 3"
+        )
+    return pixels.permute(0, 3, 1, 2) if pixels.shape[3] in (1, 3) else pixels
+
+
+def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [B,C,H,W] or [B,H,W,C] → float32 [B,C,H,W] in [-1, 1], sent as bytes and scaled on the device.
+
+    Raises UsageError for anything else.
+    """
+    x = channels_first(sent(torch.as_tensor(pixels), torch.device(device)))
     return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
 
 

@@ -12,10 +12,10 @@ from elbocli.cli.grouped_help import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.other_words import nearest_setting
 from elbocli.cli.setting_options import setting_groups, setting_options
-from elbocli.cli.types import PATH, Count, Duration, Number
+from elbocli.cli.types import PATH, Duration
+from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.run.train_settings import KEPT, RUN
 
-PLANNING = ("dry_run", "devices", "device_tflops")
 TYPED = ("out", "overwrite", "on_checkpoint", "log_to")
 """Options that no file may say: where to write, and what to run. Anyone may have written the file."""
 
@@ -33,10 +33,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None:
         return None
     from elbocli.errors import ElboError
-    from elbocli.files import strict_yaml
 
     try:
-        content = strict_yaml.read(path)
+        content = read_yaml(path)
         if content.get("format") == "elbo-run":
             from elbocli.files.checkpoint import checked_config
 
@@ -51,7 +50,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     known = {
         option.name: option
         for option in ctx.command.params
-        if option.expose_value and option.name not in ("config", "quiet", "verbose", *PLANNING)
+        if option.expose_value and option.name not in ("config", "quiet", "verbose", "dry_run")
     }
     values: dict[str, Any] = {}
     for written, value in content.items():
@@ -88,7 +87,7 @@ def _not_typed(ctx: click.Context, path: Path, key: str) -> click.UsageError:
 GROUPS = setting_groups()
 GROUPS[RUN] = ["out", "overwrite", "config", "init", "plugin", *GROUPS[RUN]]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
-GROUPS["Plan, without training"] = [*PLANNING]
+GROUPS["Plan, without training"] = ["dry_run"]
 
 
 @click.command(cls=Joined, groups=GROUPS)
@@ -144,11 +143,9 @@ GROUPS["Plan, without training"] = [*PLANNING]
     "--dry-run",
     is_flag=True,
     help="Print what would run, need and fit; then stop.",
-    more="It is YAML, with the memory of each device and the operations. With --preset and no DATA.h5, unless the only dataset here fits "
+    more="It is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With --preset and no DATA.h5, unless the only dataset here fits "
     "it, this is for the data that the preset is made for.",
 )
-@option("--devices", type=Count(1, 10**6), help="Plan for that many.  [default: torchrun's, or 1]")
-@option("--device-tflops", type=Number(0, above=True), help="10^12 operations a second, of each; adds days.")
 @plugin_option
 @common
 def train(
@@ -174,16 +171,13 @@ def train(
     from elbocli.train import held_out, log_targets, loop
 
     options["ema"] = options["ema"] or None
-    devices, device_tflops = options.pop("devices"), options.pop("device_tflops")
     basis = settings.Basis.of(*config) if config else folder.basis_of(out, data is not None, options["preset"])
 
     def warn(text: str) -> None:
         say(text, "warning")
 
     if dry_run:
-        return _plan(data, options, basis, initial_of(init, basis, out, warn), devices, device_tflops)
-    if devices is not None or device_tflops is not None:
-        raise click.UsageError("--devices and --device-tflops go with --dry-run", click.get_current_context())
+        return _plan(data, options, basis, initial_of(init, basis, out, warn))
     with joined(options["device"] or (basis.settings.device if basis else "auto")) as world:
         initial: Initial | None = None
         with world.together():
@@ -228,17 +222,9 @@ def _found(basis: Any, initial: Any) -> Path:
     return data
 
 
-def _plan(
-    data: Path | None,
-    options: dict[str, Any],
-    basis: Any,
-    initial: Any,
-    devices: int | None,
-    device_tflops: float | None,
-) -> None:
+def _plan(data: Path | None, options: dict[str, Any], basis: Any, initial: Any) -> None:
     """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
-    from elbocli.files import strict_yaml
     from elbocli.files.dataset import Dataset
     from elbocli.run import preset_data, settings
     from elbocli.train import plan
@@ -253,5 +239,4 @@ def _plan(
     resolved = settings.resolve(options, planned, basis, initial)
     for note in resolved.notes:
         say(note)
-    devices = devices or launched()
-    click.echo(strict_yaml.dump(plan.plan(resolved, len(planned), devices, device_tflops)), nl=False)
+    click.echo(yaml_text(plan.plan(resolved, len(planned), launched())), nl=False)

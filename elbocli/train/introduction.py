@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from elbocli.nn.networks import count_parameters
+from elbocli.runtime.device import Precision
 from elbocli.train.state import TrainState
 
 
-def introduction(state: TrainState, out: Path, precision: str) -> str:
+def introduction(state: TrainState, out: Path) -> str:
     """Return a sentence on a run in the folder `out`: where it stands, its network, device and objective."""
     settings, start, size = state.settings, state.steps_done, state.world.size
     kind = "learned" if state.weighting.learned else "monotone"
@@ -23,7 +24,7 @@ def introduction(state: TrainState, out: Path, precision: str) -> str:
     return (
         f"{out}: {f'going on after step {start}' if start else new}; "
         f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
-        f"{precision}{state.compiled and f', {state.compiled}'}; "
+        f"{Precision(settings.precision, state.device)}{state.compiled and f', {state.compiled}'}; "
         f"weighting {settings.weighting} ({kind}), schedule {settings.schedule}, "
         f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
     )

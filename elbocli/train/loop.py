@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -18,7 +19,7 @@ from elbocli.files.retention import due, kept, step_of
 from elbocli.run.folder import claim, record_start
 from elbocli.run.settings import Resolved
 from elbocli.run.status import DONE, RUNNING, Status
-from elbocli.runtime.device import choose_device, name_of
+from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import (
@@ -30,7 +31,6 @@ from elbocli.runtime.signals import (
     interrupted,
 )
 from elbocli.train.checkpoint_hook import CheckpointHook
-from elbocli.train.cuda_defaults import CudaDefaults
 from elbocli.train.introduction import introduction
 from elbocli.train.memory_check import check_memory
 from elbocli.train.pace import Pace
@@ -40,6 +40,7 @@ from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
 from elbocli.train.step import rehearse, update
 
+GC_EVERY = 1000
 GLANCE_S = 0.5
 """Seconds to wait for a run's lock, which also those take for a moment who ask whether it is trained."""
 
@@ -62,8 +63,10 @@ def run(
     """
     world, steps = world or World(device=choose_device(resolved.settings.device)), resolved.settings.steps
     with ExitStack() as stack:
-        defaults = CudaDefaults(resolved.settings, world)
-        stack.enter_context(defaults.applied())
+        stack.enter_context(Precision(resolved.settings.precision, world.device).applied(benchmark=True))
+        if world.device.type == "cuda":  # all processes collect garbage at the same steps: one that stops delays all
+            gc.disable()
+            stack.callback(gc.enable)
         signals = stack.enter_context(catching_signals())
         warnings, saved = list[str](), None
         with world.together():
@@ -95,9 +98,7 @@ def run(
                         record_start(out, resolved, command, processes=world.size, device_name=device)
                 lengths = (saved and saved.meta.log_bytes) or {}
                 del saved  # it holds its files open, also when they are deleted
-                training = _Training(
-                    state, defaults, out, lengths, signals, status, saver, stack, on_checkpoint, log_to
-                )
+                training = _Training(state, out, lengths, signals, status, saver, stack, on_checkpoint, log_to)
                 yield from training.reports()
         except BaseException as error:
             saver.close()
@@ -114,7 +115,6 @@ class _Training:
     def __init__(
         self,
         state: TrainState,
-        defaults: CudaDefaults,
         out: Path,
         lengths: dict[str, int],
         signals: Signals,
@@ -125,7 +125,6 @@ class _Training:
         log_to: Sequence[str],
     ):
         self.state, self.out, self.signals, self.status, self.saver = state, out, signals, status, saver
-        self.defaults = defaults
         self.settings, self.world = state.settings, state.world
         self.ending = Ending(signals, self.settings.time_limit, self.world.size > 1)
         self.pending = [Progress(message=text, level="warning") for text in state.warnings]
@@ -148,38 +147,36 @@ class _Training:
 
     def reports(self) -> Iterator[Progress]:
         """Train, and yield progress."""
-        state, settings = self.state, self.settings
         yield from self._messages()
-        yield Progress(
-            state.steps_done, settings.steps, "step", introduction(state, self.out, str(self.defaults.precision))
-        )
-        if told := str(self.defaults):
-            yield Progress(message=f"on {name_of(state.device)}: {told}")
+        yield Progress(message=introduction(self.state, self.out))
         if self.status is not None:
-            self.status.saved = state.steps_done or None
+            self.status.saved = self.state.steps_done or None
         self._tell_status(RUNNING)
-        rehearse(state)
         yield from self._steps()
 
     def _steps(self) -> Iterator[Progress]:
         state, settings = self.state, self.settings
-        first = state.steps_done + 1
         self.recorder.begin()
         pace = Pace(settings, self.recorder.validation, state.steps_done, state.device.type == "cpu")
+        if state.steps_done < settings.steps:
+            each = rehearse(state)
+            said = pace.before(each, state.resolved, self.recorder.previewed) if each else ""
+            yield Progress(state.steps_done, settings.steps, "step", said)
         while state.steps_done < settings.steps:
-            reason = self._reason_to_end()
+            reason, first = self._agree(0 if self.recorder.previewed else pace.first_preview(state.steps_done))
             if reason:
                 yield from self._end(reason)
                 return
             update(state)
             step = state.steps_done
-            self.defaults.after(step, first)
+            if not gc.isenabled() and step % GC_EVERY == 0:
+                gc.collect()
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 self._snapshot(step)
-            if then := self.recorder.long_work(step):
+            if then := self.recorder.long_work(step, first):
                 yield Progress(step, settings.steps, "step", then=then)
-            values = self.recorder.after(step)
+            values = self.recorder.after(step, first)
             if due(step, settings.save_every, settings.milestone_every) or last:
                 self._save()
             if self.status is not None:
@@ -194,18 +191,21 @@ class _Training:
         yield from self._messages()
         yield Progress(message=f"{self.out}: done, {state.steps_done} steps, {state.images} images")
 
-    def _reason_to_end(self) -> int:
-        """Agree with all processes on a reason to end now; 0 is none. Raises the first error of any of them."""
+    def _agree(self, first: int) -> tuple[int, int]:
+        """Agree with all processes on a reason to end now, 0 is none, and on the images of a first preview.
+
+        Raises the first error of any process.
+        """
         error = None
         try:
             self.saver.look()
             self.state.batches.ready(self.state.steps_done)
         except ElboError as caught:
             error = caught
-        reason, failed = self.world.most([self.ending.reason(), int(error is not None)])
+        reason, failed, first = self.world.most([self.ending.reason(), int(error is not None), first])
         if failed:
             self.world.raise_first(error)
-        return reason
+        return reason, first
 
     def _snapshot(self, step: int) -> None:
         """Write a snapshot of this moment while training goes on."""

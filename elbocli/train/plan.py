@@ -180,26 +180,24 @@ class Plan:
         ways = [Way(parallel, devices[parallel], again) for parallel in PARALLELS for again in (False, True)]
         return {way.name: {f"{gb}_GB": self.largest(way, int(USABLE * gb * 1e9)) for gb in MEMORIES_GB} for way in ways}
 
-    def compute(self, device_tflops: float | None) -> dict[str, float]:
-        """Operations, a multiply-add counting two; with what a device sustains, days."""
+    def compute(self) -> dict[str, float]:
+        """Count operations, where a multiply-add counts two."""
         each = self.step_memory(self.way.recompute, self.device == "cuda")
         step = each.step_flops * self.settings.batch
         run = step * self.settings.steps
-        days = {} if device_tflops is None else {"days": run / (device_tflops * 1e12 * self.devices) / 86400}
         values = {
             "forward_GFLOP_per_image": each.forward_flops / 1e9,
             "training_GFLOP_per_image": each.step_flops / 1e9,
             "step_TFLOP": step / 1e12,
             "run_EFLOP": run / 1e18,
-            **days,
         }
         return {key: float(f"{value:.4g}") for key, value in values.items()}
 
 
-def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float | None = None) -> dict[str, Any]:
+def plan(resolved: Resolved, images: int, devices: int = 1) -> dict[str, Any]:
     """Parameters, operations, memory per device and what fits, steps, images, λ range, weighting and its verdict.
 
-    images: in the dataset. device_tflops: what a device sustains, in 10^12 operations a second. Allocates nothing.
+    images: in the dataset. Allocates nothing.
     """
     settings, network = resolved.settings, resolved.network
     planned = Plan(resolved, devices)
@@ -235,7 +233,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1, device_tflops: float
         "micro_batch": planned.micro_batch,
         "micro_batches_per_step": planned.passes,
         "activation_checkpointing": settings.activation_checkpointing,
-        "compute": planned.compute(device_tflops),
+        "compute": planned.compute(),
         "memory_MB": {key: round(value / 1e6, 1) for key, value in [*memory.items(), ("total", sum(memory.values()))]},
         "largest_micro_batch": planned.fitting(),
     }

@@ -37,26 +37,26 @@ def preview_output(state: TrainState, warn: Callable[[str], None]) -> Decoder | 
         return None
 
 
-def preview_labels(num_classes: int) -> np.ndarray | None:
-    """Choose a class for each image, [64 or a few less]: each in turn, or of many classes some from the first to the last.
+def preview_labels(num_classes: int, n: int = PREVIEW.n) -> np.ndarray | None:
+    """Choose a class for each image, [n or a few less, at least a row]: each in turn, or of many classes some from the first to the last.
 
     All have as many images, so that rows are full. None when there are no classes.
     """
     if num_classes < 1:
         return None
     shown = num_classes if num_classes <= MOST_ROWS else SOME_ROWS
-    turns = PREVIEW.n // shown
+    turns = max(1, n // shown)
     return np.tile(np.linspace(0, num_classes - 1, shown).round().astype(np.int64), turns)
 
 
-def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
-    """Draw up to 64 images [N,H,W,C] uint8 from the average, of the same noise every time, for a grid. Processes share them.
+def preview(state: TrainState, output: Decoder, n: int = PREVIEW.n) -> tuple[np.ndarray, Layout]:
+    """Draw up to n images [N,H,W,C] uint8 from the average, of the same noise every time, for a grid. Processes share them.
 
     Each draws no more at once than it is trained on at once, which is known to fit into its memory.
     """
     network, world = state.resolved.network, state.world
-    labels = preview_labels(network.num_classes)
-    count = PREVIEW.n if labels is None else len(labels)
+    labels = preview_labels(network.num_classes, n)
+    count = n if labels is None else len(labels)
     low, high = state.settings.logsnr_min, state.settings.logsnr_max
     grid = time_grid(resolve_schedule("cosine", low, high), PREVIEW.steps)
     settings = replace(PREVIEW, seed=state.settings.seed, precision=state.settings.precision)

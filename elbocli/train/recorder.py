@@ -18,7 +18,7 @@ from elbocli.files.schedule_file import finite
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.train.held_out import open_held_out
 from elbocli.train.log_targets import LogTargets
-from elbocli.train.preview import preview, preview_output
+from elbocli.train.preview import PREVIEW, preview, preview_output
 from elbocli.train.state import TrainState
 from elbocli.train.validate import Validation
 
@@ -108,6 +108,7 @@ class Recorder:
             if self.validation and self.validation.begins(out / VALIDATION):
                 self._append(VALIDATION, self.validation.header())
         self.output = preview_output(state, warn)
+        self.previewed = self.output is None or any((out / "previews").glob("*.png"))
         self._clock, self._since = time.monotonic(), state.steps_done
 
     def _header(self) -> str:
@@ -117,8 +118,8 @@ class Recorder:
         floor = settings.floor if settings.schedule == ADAPTIVE else None
         return losslog.header(self.state.edges, dimensions=dimensions, floor=floor, **named)
 
-    def after(self, step: int) -> dict[str, Any]:
-        """Record what is due after a step. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
+    def after(self, step: int, first: int = 0) -> dict[str, Any]:
+        """Record what is due after a step. first: images of a first preview, if one is due. Returns numbers for people. Raises NonFiniteError and DataError, in all alike."""
         settings, values = self.state.settings, dict[str, Any]()
         last = step == settings.steps
         if step % settings.log_every == 0 or last:
@@ -127,13 +128,15 @@ class Recorder:
             values |= self._validate(step, self.validation)
         if self._draws(step):
             self._preview(step)
+        elif first:
+            self._preview(step, first)
         return values
 
-    def long_work(self, step: int) -> str:
+    def long_work(self, step: int, first: int = 0) -> str:
         """Say what `after` will do after a step that may take long, such as 'validating'; nothing where it is quick."""
         validates = self.validation is not None and self.validation.due(step)
-        draws = self.output is not None and self._draws(step)
-        return " and ".join(["validating"] * validates + ["drawing a preview"] * draws)
+        draws = self.output is not None and (first or self._draws(step))
+        return " and ".join(["validating"] * validates + ["drawing a preview"] * bool(draws))
 
     def begin(self) -> None:
         """At the start of a run that begins from other weights, record how these do on images held out."""
@@ -178,11 +181,12 @@ class Recorder:
             self._append(VALIDATION, validation.line(step, state.images, sums))
         return values
 
-    def _preview(self, step: int) -> None:
+    def _preview(self, step: int, n: int = PREVIEW.n) -> None:
+        self.previewed = True
         lacking = self.state.world.most([int(self.output is None)])[0]
         if self.output is None or lacking:  # in any process: they draw together
             return
-        images, layout = preview(self.state, self.output)
+        images, layout = preview(self.state, self.output, n)
         if not self.state.world.first:
             return
         path = self.out / "previews" / f"step-{step:08d}.png"

@@ -6,7 +6,6 @@ Every held-out image is shown once, at DRAWS noise levels. All results come from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +15,17 @@ from torch import Tensor
 
 from elbocli.core.adaptive import BinSums, bin_edges
 from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.loss import Network, denoising_losses
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import ElboError, NonFiniteError
-from elbocli.files import losslog, strict_json
+from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.losslog import LossLogHeader
 from elbocli.files.opening import open_file
 from elbocli.files.reading import lines_of
+from elbocli.files.records import parse_json
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import Posterior, normalised
@@ -39,8 +39,6 @@ STEP_COST = 3
 GOLDEN = (math.sqrt(5) - 1) / 2
 SCHEDULE = "uniform"
 LOSS, BITS = 0, 1
-
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def inputs_at_once(dimensions: int) -> int:
@@ -121,11 +119,10 @@ class Validation:
             labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
         eps = self._noise.normal([row * DRAWS + k for row in rows for k in range(DRAWS)], (*x.shape[2:], x.shape[1]))
         logsnr = self.schedule.logsnr(self._t[places]).flatten()
-        send = partial(sent, device=self.device)
-        c = step_coefficients(logsnr, self.weighting, self.schedule, self.prediction, send)
+        how = self.weighting, self.schedule, self.prediction, partial(sent, device=self.device)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with Precision(self.settings.precision, self.device).autocast():
-            return torch.stack(denoising_losses(network, x, eps, labels, c, self.settings.multiscale))
+            return torch.stack(denoising_losses(network, x, eps, labels, logsnr, *how)[:2])
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         try:
@@ -195,7 +192,7 @@ class Validation:
         if not headers:
             return True
         texts = (headers[-1], self.header())  # whose dataset may have moved
-        before, now = ({**LossLogHeader.of(strict_json.parse(text), log).json(), "dataset": ""} for text in texts)
+        before, now = ({**LossLogHeader.of(parse_json(text, log), log).json(), "dataset": ""} for text in texts)
         return before != now
 
     def line(self, step: int, images: int, sums: Tensor) -> str:

@@ -24,7 +24,7 @@ command=("${launch[@]}" elbo train "$DATA" -o "$RUN" "${options[@]}")
 
 if [[ -n ${DRY:-} ]]; then
     echo "${command[@]@Q}" >&2
-    exec elbo train "${options[@]}" --dry-run --devices "$GPUS"
+    exec env TORCHELASTIC_RUN_ID=plan WORLD_SIZE="$GPUS" elbo train "${options[@]}" --dry-run
 fi
 mkdir -p "$(dirname "$RUN")"
 rm -f "$RUN/status.json"  # so that it describes this start afterwards

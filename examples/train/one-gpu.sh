@@ -29,7 +29,7 @@ if [ -n "${REF:-}" ]; then
         > "$ELBO_RUN/fid-$ELBO_STEP.json"' "$@"
 fi
 if [ -n "${DRY:-}" ]; then
-    exec elbo train "$@" --dry-run --devices 1
+    exec elbo train "$@" --dry-run
 fi
 mkdir -p "$(dirname "$RUN")"
 exec elbo train "$DATA" -o "$RUN" "$@"

@@ -97,8 +97,6 @@ def test_every_setting_is_an_option_of_its_name_and_every_option_a_setting() -> 
         "log_to",
         "on_checkpoint",
         "dry_run",
-        "devices",
-        "device_tflops",
         "quiet",
         "verbose",
     } == set(SETTINGS)

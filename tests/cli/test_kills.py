@@ -28,7 +28,6 @@ COMMANDS = {
     "prep": "prep {images} x.h5 --size 8 --channels 1",
     "prep webp": "prep {images} x.h5 --size 16 --store webp --shard 1/2",
     "merge": "merge x.h5 {data}",
-    "merge virtual": "merge --virtual x.h5 parts/data.h5",
     "train": f"train {{data}} -o x --preset {{preset}} --steps 12 --save-every 3 --snapshot-every 4 --keep 1 {AVERAGES} "
     f"--val-split 20 --val-every 96 --on-checkpoint '{HOOK}'",
     "import": "import {weights} x --plugin {plugin}",
@@ -51,7 +50,7 @@ COMMANDS = {
 }
 CHANGING = {"metrics.jsonl", "status.json", "meta.json", ".lock", "events"}
 """Files of a run that hold times or speeds, or say how long one that does is."""
-QUICK = ("prep webp", "merge virtual", "train", "import", "sample npy", "eval")
+QUICK = ("prep webp", "merge", "train", "import", "sample npy", "eval")
 """Those that the suite kills, once: tests/cli/test_litter.py kills the others."""
 Elbo = Callable[..., Any]
 
@@ -73,9 +72,6 @@ def places(
 
 def start(name: str, elbo: Elbo, places: dict[str, Path], folder: Path, *more: str, **conditions: Any) -> Any:
     """Run a command of that name in a folder. more: options."""
-    if name == "merge virtual" and not (folder / "parts").exists():
-        (folder / "parts").mkdir()
-        shutil.copy(places["data"], folder / "parts" / "data.h5")
     return elbo(*shlex.split(COMMANDS[name].format(**places)), *more, cwd=folder, **conditions)
 
 

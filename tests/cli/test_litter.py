@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Callable
@@ -32,7 +31,6 @@ COMMANDS = {
 }
 SAVING = {
     "merge": "merge x.h5 {data}",
-    "merge virtual": "merge --virtual x.h5 x/digits.h5",
     "prep": "prep {images} x.h5 --size 8",
     "sample grid": "sample {run} -n 2 --steps 2 -o x.png",
     "sample h5": "sample {run} -n 2 --steps 2 -o x.h5",
@@ -58,13 +56,10 @@ def run(elbo: Elbo, snapshots: Path, digits: Path, digits_folder: Path, preset: 
     work.mkdir()
 
     def start(line: str, **conditions: Any) -> tuple[Any, list[str]]:
-        if "x/digits.h5" in line and not (work / "x").exists():
-            (work / "x").mkdir()
-            os.link(digits, work / "x" / digits.name)
         places = {"run": snapshots, "data": digits, "images": digits_folder, "preset": preset}
         done = elbo(*line.format(**places).split(), cwd=work, **conditions)
         assert b"Traceback" not in done.stderr, done.stderr
-        return done, sorted(path.name for path in work.iterdir() if path.name != "x" or "virtual" not in line)
+        return done, sorted(path.name for path in work.iterdir())
 
     return start
 

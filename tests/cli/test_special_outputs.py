@@ -22,7 +22,6 @@ COMMANDS = {
     "bound plot": ("bound {run} -n 8 --plot {out}", ".svg"),
     "bound images": ("bound {run} -n 8 --per-image {out}", ".tsv"),
     "bound log": ("bound {run} -n 8 --log {out}", ".jsonl"),
-    "bound schedule": ("bound {run} --gradient-variance -o {out}", ".yaml"),
     "eval card": ("eval {data} --ref {data} --card {out}", ".md"),
     "eval statistics": ("eval {data} --ref {data} --save-stats {out}", ".npz"),
     "eval features": ("eval {data} --ref {data} --save-features {out}", ".safetensors"),
@@ -35,7 +34,6 @@ COMMANDS = {
     "ema": ("ema {run} --std .1 -o {out}", ".safetensors"),
     "prep": ("prep {images} {out}", ".h5"),
     "merge": ("merge {out} {data}", ".h5"),
-    "virtual": ("merge --virtual {out} {data}", ".h5"),
     "weights plot": ("weights plot -o {out}", ".svg"),
     "train": ("train {data} -o {out} --preset {preset}", ""),
 }

@@ -40,14 +40,14 @@ BASE: dict[str, Any] = {
 
 
 def result(values: dict[str, Any] | None = None, **facts: Any) -> EvalResult:
-    return EvalResult.from_json({**BASE, **(values or {}), **facts})
+    return EvalResult.of({**BASE, **(values or {}), **facts})
 
 
 def repeats(values: list[float], seeds: list[Any], **facts: Any) -> EvalResult:
     """Several sets of samples with these distances and seeds."""
     common = {key: value for key, value in BASE.items() if not key.startswith(("frechet", "precision", "made"))}
     each = [{FID: value, "made": {"sampler": "ddim", "seed": seed}} for value, seed in zip(values, seeds, strict=True)]
-    return EvalResult.from_json({**common, **facts, "repeats": each})
+    return EvalResult.of({**common, **facts, "repeats": each})
 
 
 def only(first: EvalResult, other: EvalResult, score: str = FID) -> Any:
@@ -127,7 +127,7 @@ def test_how_the_samples_were_drawn_is_told() -> None:
 
 
 def test_without_a_common_score_there_is_nothing_to_compare() -> None:
-    bare = EvalResult.from_json({key: value for key, value in BASE.items() if "[" not in key})
+    bare = EvalResult.of({key: value for key, value in BASE.items() if "[" not in key})
     with pytest.raises(DataError, match="b: has no score that a has, too"):
         compare_results([("a", result()), ("b", bare)])
 
@@ -137,27 +137,11 @@ def test_a_folder_stands_for_the_one_result_in_it(tmp_path: Path) -> None:
         found_in(tmp_path)
     (tmp_path / "status.json").write_text("{}")
     (tmp_path / "fid.json").write_text(json.dumps(BASE))
-    ((name, found),) = found_in(tmp_path)
+    name, found = found_in(tmp_path)
     assert name == str(tmp_path / "fid.json") and found.alike()["protocol"] == "adm"
     (tmp_path / "g.json").write_text(json.dumps(BASE))
     with pytest.raises(UsageError, match=r"several results of 'elbo eval': .*fid\.json, .*g\.json; name one"):
         found_in(tmp_path)
-
-
-def test_lines_of_eval_each_are_several_results_by_the_names_of_their_samples(elbo: Elbo, tmp_path: Path) -> None:
-    """From a file and through a pipe. Of a name that is there already the line says which."""
-    rows = [{**BASE, FID: value, "samples": name} for name, value in (("a.h5", 1.5), ("b.h5", 0.5), ("a.h5", 1.4))]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "all.json").write_text(lines)
-    found = found_in(tmp_path / "all.json")
-    assert [name for name, _ in found] == ["a.h5", "b.h5", f"{tmp_path / 'all.json'}:3"]
-    assert [each.repeats[0].values["frechet_inception_distance"] for _, each in found] == [1.5, 0.5, 1.4]
-    done = elbo("compare", "-", stdin=lines.encode())
-    told = json.loads(done.stdout)
-    assert (told["first"], [each["file"] for each in told["others"]]) == ("a.h5", ["b.h5", "-:3"]), done.stderr
-    (tmp_path / "all.json").write_text(lines + "{}\n")
-    with pytest.raises(FormatError, match=r"all\.json:4: not a result of 'elbo eval'"):
-        found_in(tmp_path / "all.json")
 
 
 def test_shares_and_spreads_have_intervals_too() -> None:
@@ -293,7 +277,7 @@ def test_the_command_prints_json_or_a_table_and_says_sentences(elbo: Elbo, tmp_p
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("a.json", 2, "name two results at least"),
+        ("a.json", 2, "name two files at least"),
         ("a.safetensors --ref r.npz", 2, "name two files at least"),
         ("a.json b.safetensors", 2, "features and results don't compare"),
         ("a.safetensors b.safetensors", 2, "features need --ref"),

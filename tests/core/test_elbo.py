@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.core.elbo import Augmented, bits_per_dimension, by_cell, prior, reconstruction
-from elbocli.core.loss import denoising_losses, step_coefficients
+from elbocli.core.loss import denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -47,9 +47,9 @@ def mean_error(network, prediction, x, eps, chance, logsnr, schedule):
     """E‖ε−ε̂‖² at each λ, by the function that training and `bound` use, over nodes (x, ε) with their chances."""
     each = len(logsnr)
     level = logsnr.repeat_interleave(len(x))
-    c = step_coefficients(level, PLAIN, schedule, prediction, dtype=torch.float64)
     tile = (each, *[1] * (x.dim() - 1))
-    _, error = denoising_losses(network, x.repeat(tile), eps.repeat(tile), None, c)
+    given = x.repeat(tile), eps.repeat(tile), None, level, PLAIN, schedule, prediction
+    error = denoising_losses(network, *given).eps_mse
     return (error.view(each, -1) * math.prod(x.shape[1:])) @ chance
 
 

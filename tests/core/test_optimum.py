@@ -126,3 +126,16 @@ def test_a_sample_stands_for_all_and_is_the_exact_one_where_it_holds_all() -> No
         results.append(sums.values(torch.full((4,), 29.0, dtype=torch.float64)))
     noisy = results[1][..., 0] / results[0][..., 0]  # every image counts alike there
     assert bool(((noisy > 0.5) & (noisy < 2)).all()) and not torch.equal(*results)
+
+
+def test_the_nearest_image_tells_the_mean_square_of_a_draw() -> None:
+    """Two points: at least the true one, and at most twice as much. A copy of the source is not its neighbour."""
+    for copies in (0, 2):
+        points = torch.tensor([-1.0, 1.0] + [-1.0] * copies, dtype=torch.float64)
+        eps = GRID[None, :, None]
+        sums = LeastErrors(points[:1, None], eps, LEVELS.expand(1, len(GRID), -1))
+        sums.add(points[:, None], torch.arange(len(points))[None] == 0)
+        draws = sums.values(torch.tensor([len(points) - 1.0], dtype=torch.float64))
+        true, told = ((each[0, 0] * MASS[:, None]).sum(0) for each in (draws.square(), sums.squares()))
+        told, true = told[true > 1e-12], true[true > 1e-12]
+        assert bool((told >= true * (1 - 1e-9)).all()) and (copies or bool((told <= 2.0001 * true).all()))

@@ -51,37 +51,12 @@ def test_features_repeats_and_a_card(elbo: Elbo, digits: Path, samples: list[Pat
     check(elbo("eval", samples[0], "--ref", digits, *line, "--card", "card.md", cwd=tmp_path), 2, "already exists")
 
 
-def test_each_set_has_a_line_of_its_own_and_one_that_fails_stops_no_other(
-    elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path
-) -> None:
-    """And the lines are what `elbo compare` reads from a pipe."""
-    (tmp_path / "broken.npy").write_bytes(samples[0].read_bytes()[:-9])
-    np.save(tmp_path / "few.npy", np.load(samples[0])[:40])
-    line = ("--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid,accuracy", "--classes", "balanced")
-    done = elbo("eval", "--each", samples[0], "broken.npy", "few.npy", samples[1], *line, cwd=tmp_path)
-    check(done, 1, "broken.npy: ")
-    assert b"1 of 4 sets of samples have no scores" in done.stderr
-    found = [json.loads(each) for each in done.stdout.splitlines()]
-    assert [each["samples"] for each in found] == [str(samples[0]), "few.npy", str(samples[1])]
-    assert [each["n_samples"] for each in found] == [120, 40, 120]
-    alone = json.loads(elbo("eval", samples[1], *line).stdout)
-    del alone["command"], found[2]["command"]
-    assert found[2] == alone
-    two = done.stdout.splitlines(keepends=True)
-    told = json.loads(elbo("compare", "-", stdin=two[0] + two[2]).stdout)
-    assert [each["se"] is not None for each in told["others"][0]["scores"]] == [True, True]
-    check(elbo("eval", "--each", *samples, "--card", tmp_path / "c.md", *line), 2, "leave --each out")
-    check(elbo("eval", "--each", *line, stdin=b""), 2, "--each takes several sets of samples")
-    check(elbo("eval", "--each", *samples, "--metrics", "fid", *line[2:4]), 2, "2 of 2 sets of samples have no scores")
-
-
 def test_mistakes_are_told(elbo: Elbo, digits: Path, samples: list[Path]) -> None:
     check(elbo("eval", samples[0], "-", "--ref", digits), 2, "a stream can't be one of several")
     options = {
         "fid": "--fid-infinity",
         "is": "--splits=3",
         "kid": "--kid-subset-size=9",
-        "kid-rbf": "--rbf-width=3",
         "prc": "--prc-protocol=adm",
         "density-coverage": "--coverage-neighbours=3",
         "copying": "--copying-cells=2",

@@ -75,7 +75,7 @@ def test_what_has_no_images_is_refused_before_the_work(digits, tmp_path):
 
 def test_it_is_an_option_and_never_overwrites(digits, tmp_path, elbo):
     line = ("eval", digits, "--ref", digits, "--metrics", "fid", "--extractor", "elbo-tiny", "--neighbours")
-    assert elbo(*line, tmp_path / "n.png", "--by-class").returncode == 0
+    assert elbo(*line, tmp_path / "n.png").returncode == 0
     with Image.open(tmp_path / "n.png") as image:
         assert image.format == "PNG"
     assert b"already exists" in elbo(*line, tmp_path / "n.png").stderr

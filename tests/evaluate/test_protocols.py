@@ -72,9 +72,9 @@ def test_all_that_a_protocol_names_is_declared(name: str) -> None:
         options = asked([metric], **chosen)[metric]
         own = {each.name: each for each in options.own()}
         for key, value in chosen.items():
-            about = own[key].metadata
+            about = own[key]
             assert getattr(options, key) == value
-            assert value in about["choices"] if about["choices"] else about["least"] <= value <= about["most"]
+            assert value in about.choices if about.choices else about.least <= value <= about.most
         options.check(declared.traits.extractor)
     assert declared.formula and declared.source and declared.traits.tables and declared.traits.reference
     assert declared.traits.n == declared.traits.classes * declared.traits.per_class or not declared.traits.classes

@@ -9,7 +9,6 @@ import pytest
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
-from elbocli.merge import combine
 from elbocli.prep import pack as prep
 
 READS = {
@@ -48,16 +47,11 @@ def changed(folder, name):
     return said
 
 
-@pytest.mark.parametrize("store", ["raw", "png", "virtual"])
+@pytest.mark.parametrize("store", ["raw", "png"])
 def test_a_dataset_that_changes_while_it_is_read_is_named(store, pack, images, tmp_path, python):
     whole, folder = pack("whole.h5", images(200, 32)), tmp_path / store
     folder.mkdir()
-    if store == "virtual":
-        shutil.copy(whole, folder / "data.h5")
-        shutil.copy(pack("other.h5", images(200, 32, seed=1)), folder)
-        list(combine.run([folder / "data.h5", folder / "other.h5"], folder / "virtual.h5", virtual=True))
-    else:
-        list(prep.run([whole], folder / "data.h5", prep.Settings(size=32, crop="none", store=store)))
+    list(prep.run([whole], folder / "data.h5", prep.Settings(size=32, crop="none", store=store)))
     code = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -65,8 +59,7 @@ from test_dataset_block import Path, changed
 for line in changed(Path(sys.argv[2]), sys.argv[3]).items():
     print(*line)
 """
-    name = "virtual.h5" if store == "virtual" else "data.h5"
-    said = python(code, Path(__file__).parent, folder, name).splitlines()
+    said = python(code, Path(__file__).parent, folder, "data.h5").splitlines()
     assert len(said) == len(READS) * len(CHANGES)
     assert all("data.h5: has changed while it was read (" in line for line in said)
 

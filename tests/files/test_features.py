@@ -36,6 +36,8 @@ def test_what_is_written_is_read(tmp_path, more):
         ({"logits": FEATURES}, META, "not usable as features"),
         ({"features": FEATURES.double()}, META, "expected float32 features"),
         ({"features": FEATURES[0]}, META, "expected float32 features"),
+        ({"features": FEATURES[0, 0]}, META, "expected float32 features"),
+        ({"features": FEATURES, "logits": torch.tensor(1.0)}, META, "expected float32 features"),
         ({"features": FEATURES[:0]}, META, "expected float32 features"),
         ({"features": FEATURES, "logits": FEATURES[:2].clone()}, META, "expected float32 features"),
         ({"features": FEATURES, "labels": torch.arange(2)}, META, "expected int64"),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from elbocli.files import dataset_block
-from elbocli.files.dataset_virtual import write_virtual
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
 
@@ -29,7 +28,7 @@ def rows_of(kind: str) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """raw.h5, png.h5, webp.h5, latents.h5, and virtual.h5 of raw.h5 and its copy."""
+    """raw.h5, png.h5, webp.h5, latents.h5."""
     for kind in KINDS:
         rows = rows_of(kind)
         about: dict[str, Any] = {"num_classes": 3, "image_size": 8}
@@ -42,20 +41,13 @@ def folder(tmp_path: Path) -> Path:
             writer.append([ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows, 12, {})
             names = {"class_names": ["ant", "bee", "cat"], "files": [f"ä{i}.png" for i in range(12)]}
             writer.finish({"labels": np.arange(12) % 3}, names, about)
-    shutil.copy(tmp_path / "raw.h5", tmp_path / "copy.h5")
-    parts = [(tmp_path / "raw.h5", 12), (tmp_path / "copy.h5", 12)]
-    labels = {"labels": np.arange(24) % 3}
-    write_virtual(tmp_path / "virtual.h5", dataset_block.plain((8, 8, 3)), parts, labels, {}, {"count": 24})
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "virtual"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_h5py_reads_all_of_it(kind: str, folder: Path) -> None:
     with h5py.File(folder / f"{kind}.h5", "r") as file:
         assert file["labels"][:4].tolist() == [0, 1, 2, 0] and file.attrs["format"] == "elbo-dataset"
-        if kind == "virtual":
-            assert np.array_equal(file["images"][()], np.concatenate([rows_of("raw")] * 2))
-            return
         assert file["files"].asstr()[3] == "ä3.png"
         block = file[BLOCK[kind]]
         # No feature that a viewer may lack.
@@ -65,13 +57,12 @@ def test_h5py_reads_all_of_it(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("h5ls") is None, reason="h5ls is not installed")
-@pytest.mark.parametrize("kind", [*KINDS, "virtual"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_h5ls_lists_it(kind: str, folder: Path) -> None:
     listed = subprocess.run(["h5ls", "-v", folder / f"{kind}.h5"], capture_output=True, text=True, check=True)
     found = {line.split()[0] for line in listed.stdout.splitlines() if " Dataset {" in line}
-    names = set() if kind == "virtual" else {"class_names", "files"}
     offsets = {"offsets"} if kind in ENCODINGS else set()
-    assert found == {"labels", BLOCK.get(kind, "images")} | names | offsets
+    assert found == {"labels", BLOCK[kind], "class_names", "files"} | offsets
     assert "error" not in listed.stderr.lower()
 
 

@@ -98,7 +98,7 @@ def test_statistics_that_cannot_be_used_are_refused(tmp_path, arrays, what):
 def test_a_pickle_is_refused_and_not_run(tmp_path, bomb, hostile):
     arrays = {"mu": MU, "sigma": SIGMA, hostile: np.array([bomb], object)}
     np.savez(tmp_path / "ref.npz", allow_pickle=True, **arrays)
-    with pytest.raises(FormatError, match="could run code"):
+    with pytest.raises(FormatError, match=r"ref\.npz"):
         read_statistics(tmp_path / "ref.npz")
     assert not bomb.went_off
 

@@ -25,7 +25,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from forks import Zygote
-from hostile_files import MOST_MEMORY, MOST_SECONDS
 from inputs import ENDS, Case, Drawer
 from targets import good_folder
 
@@ -121,7 +120,7 @@ class Fuzzer(Drawer):
         return found
 
     def verdict(self, case: Case, found: Found) -> str:
-        """What is amiss: a traceback, a code that isn't said in docs/limits.md, no sentence, an escape, too much time or memory."""
+        """What is amiss: a traceback, an unknown exit code, no sentence, an escape."""
         expected = {0, 1, 2, 4} | ({ENDS[signal.Signals(case.ended[0])], -case.ended[0]} if case.ended else set())
         if "Traceback" in found.said and not {"-v", "--verbose"} & {*case.line}:
             return "a traceback"
@@ -132,10 +131,6 @@ class Fuzzer(Drawer):
             return "" if answered else "no sentence"
         if "\x1b" in found.said:
             return "an escape on stderr"
-        if found.memory > MOST_MEMORY:
-            return f"{found.memory >> 20} MB"
-        if found.seconds > MOST_SECONDS and case.file:
-            return f"{found.seconds:.0f} s"
         return ""
 
 

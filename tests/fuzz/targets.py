@@ -38,7 +38,7 @@ MAKING = (
     "adapt run -o schedule.yaml -q",
     "prep images part0.h5 -q --shard 1/2",
     "prep images part1.h5 -q --shard 2/2",
-    "merge merged.h5 part0.h5 part1.h5 --virtual -q",
+    "merge merged.h5 part0.h5 part1.h5 -q",
 )
 KEPT = {4: "run/scores.json", 5: "run/bound.json", 6: "run/theorem.json"}
 """Results of MAKING on standard output, and the files that they become."""

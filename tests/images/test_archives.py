@@ -1,8 +1,6 @@
 """What is found in folders and archives, and what is left out of them."""
 
-import gzip
 import io
-import lzma
 import subprocess
 import tarfile
 import zipfile
@@ -10,13 +8,16 @@ import zipfile
 import pytest
 
 from elbocli.errors import DataError
-from elbocli.images.archives import FOLDER, clean, hidden, list_folder, list_tar, list_zip
 from elbocli.images.image_refs import Span
+from elbocli.images.kinds.folder import list_folder
+from elbocli.images.kinds.tar import FOLDER, list_tar
+from elbocli.images.kinds.zip import list_zip
+from elbocli.images.registry import clean, hidden
 from elbocli.images.sources import open_source
 
 
-def listed(entries):
-    return sorted(name for name, _ in entries)
+def refs_of(path):
+    return {name: ref for name, _, ref in list_tar(path, never)}
 
 
 def never(trouble):
@@ -43,12 +44,12 @@ def test_a_folder_its_tar_and_its_zip_list_the_same(tree, tmp_path):
             archive.write(path, path.relative_to(tree))
     found = [
         list(list_folder(tree, never)),
-        list(list_tar(str(tmp_path / "x.tar"), never)),
-        list(list_zip(tmp_path / "x.zip")),
+        list(list_tar(tmp_path / "x.tar", never)),
+        list(list_zip(tmp_path / "x.zip", never)),
     ]
     for entries in found:
-        assert listed(entries) == WANTED
-        for name, ref in entries:
+        assert sorted(name for name, _, _ in entries) == WANTED
+        for name, _, ref in entries:
             assert ref is FOLDER if name.endswith("/") else ref.read() == name.encode()
 
 
@@ -67,7 +68,7 @@ def test_a_tar_in_a_tar_is_a_folder_and_its_files_lie_in_the_outer_one(tmp_path)
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         add(tar, "n01.tar", inner.getvalue())
         add(tar, "deep/n02.tar", inner.getvalue())
-    refs = dict(list_tar(str(tmp_path / "x.tar"), never))
+    refs = refs_of(tmp_path / "x.tar")
     assert sorted(refs) == ["deep/n02/", "deep/n02/1.png", "n01/", "n01/1.png"]
     for name in ("n01/1.png", "deep/n02/1.png"):
         ref = refs[name]
@@ -81,7 +82,7 @@ def test_every_style_of_tar_keeps_long_names(tmp_path, style):
         name = "ü" * 60 + "/" + "é" * 120 + ".png"
     with tarfile.open(tmp_path / "x.tar", "w", format=style) as tar:
         add(tar, name, b"content")
-    ((found, ref),) = list_tar(str(tmp_path / "x.tar"), never)
+    ((found, _, ref),) = list_tar(tmp_path / "x.tar", never)
     assert found == name and ref.read() == b"content"
 
 
@@ -92,7 +93,7 @@ def test_second_names_in_a_tar_are_files_and_links_are_not(tmp_path):
         add(tar, "a/3.png", type=tarfile.SYMTYPE, linkname="1.png")
         add(tar, "a/4.png", type=tarfile.LNKTYPE, linkname="gone.png")
         add(tar, "a/5.png", type=tarfile.FIFOTYPE)
-    refs = dict(list_tar(str(tmp_path / "x.tar"), never))
+    refs = refs_of(tmp_path / "x.tar")
     assert refs["a/2.png"].read() == b"one"
     for name, why in (("a/3.png", "a link"), ("a/4.png", "not in the archive"), ("a/5.png", "not a regular file")):
         with pytest.raises(DataError, match=why):
@@ -110,22 +111,8 @@ def test_hidden_is_any_part():
     assert hidden("a/.b/c") and hidden(".a") and hidden("__MACOSX/x") and not hidden("a.b/c..d")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "pack", "program"),
-    [
-        (".tar.gz", gzip.compress, "gzip -dk"),
-        (".tar.xz", lzma.compress, "xz -dk"),
-        (".tar.zst", lambda _: b"\x28\xb5\x2f\xfd....", "zstd -d"),
-    ],
-)
-def test_a_compressed_tar_is_refused_with_the_command_that_helps(tree, tmp_path, suffix, pack, program):
-    subprocess.run(["tar", "cf", tmp_path / "plain.tar", "-C", tree, "a", "b c"], check=True)
-    path = tmp_path / f"my images{suffix}"
-    path.write_bytes(pack((tmp_path / "plain.tar").read_bytes()))
-    with pytest.raises(DataError) as caught:
+def test_a_compressed_tar_is_refused(tree, tmp_path):
+    path = tmp_path / "images.tar.gz"
+    subprocess.run(["tar", "czf", path, "-C", tree, "a", "b c"], check=True)
+    with pytest.raises(DataError, match=r"images\.tar\.gz: is compressed; unpack it once"):
         open_source(path)
-    command = f"{program} '{path}'"
-    assert f"with '{command}'" in str(caught.value)
-    if suffix == ".tar.gz":
-        subprocess.run(command, shell=True, check=True)
-        assert open_source(path.with_suffix("")).class_names == ["a", "b c"] and path.exists()

@@ -7,32 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elbocli.images.array_rows import Pixels, read_rows
+from elbocli.images.image_refs import ArrayRow, FileRows, read_rows
 
 ROWS = np.arange(6 * 12, dtype=np.uint8).reshape(6, 2, 2, 3)
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    """Two files of the same rows."""
-    for name in "ab":
-        (tmp_path / name).write_bytes(ROWS.tobytes())
-    return [str(tmp_path / name) for name in "ab"]
+def arrays(tmp_path: Path) -> list[FileRows | np.ndarray]:
+    """The same rows in a file and in memory."""
+    (tmp_path / "a").write_bytes(ROWS.tobytes())
+    return [FileRows(str(tmp_path / "a"), 0, ROWS.shape), ROWS]
 
 
-def test_rows_that_follow_each_other_are_read(files: list[str]) -> None:
-    found = read_rows([Pixels(files[0], 12 * k, (2, 2, 3)) for k in range(2, 5)])
-    assert found is not None and np.array_equal(found, ROWS[2:5])
+def test_rows_that_follow_each_other_are_read(arrays: list[FileRows | np.ndarray]) -> None:
+    for array in arrays:
+        found = read_rows([ArrayRow(array, k) for k in range(2, 5)])
+        assert found is not None and np.array_equal(found, ROWS[2:5])
 
 
 @pytest.mark.parametrize(
     "places",
-    [[(0, 0), (1, 12)], [(0, 0), (0, 24)], [(0, 12), (0, 0)], [(0, 0), (0, 0)]],
-    ids=["another file", "a gap", "backwards", "twice"],
+    [[(0, 0), (1, 1)], [(0, 0), (0, 2)], [(0, 1), (0, 0)], [(0, 0), (0, 0)]],
+    ids=["another array", "a gap", "backwards", "twice"],
 )
-def test_others_are_not(places: list[tuple[int, int]], files: list[str]) -> None:
-    assert read_rows([Pixels(files[which], offset, (2, 2, 3)) for which, offset in places]) is None
-
-
-def test_rows_of_another_shape_are_not(files: list[str]) -> None:
-    assert read_rows([Pixels(files[0], 0, (2, 2, 3)), Pixels(files[0], 12, (4, 1, 3))]) is None
+def test_others_are_not(places: list[tuple[int, int]], arrays: list[FileRows | np.ndarray]) -> None:
+    assert read_rows([ArrayRow(arrays[which], row) for which, row in places]) is None

@@ -5,7 +5,7 @@ import pytest
 from scipy.io import savemat
 
 from elbocli.errors import DataError
-from elbocli.images.classes import read_classes_file, read_meta
+from elbocli.images.labels import read_classes_file, read_meta
 from elbocli.images.sources import open_source
 
 

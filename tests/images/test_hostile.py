@@ -1,9 +1,7 @@
-"""Damaged sources of every kind: only what a person can understand may come out, and no more memory than there is."""
+"""Damaged sources of every kind: only what a person can understand may come out."""
 
 import io
 import tarfile
-import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
 from elbocli.images import decode as pixels
 from elbocli.images.crops import CROPS
-from elbocli.images.memory_budget import Room
 from elbocli.images.sources import open_source
 
 ROWS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
@@ -94,14 +91,6 @@ def test_a_damaged_source_gives_images_or_an_error_for_people(kind, tmp_path, wi
                 assert isinstance(found, (bytes, np.ndarray))
 
 
-def test_a_flipped_lzma_stream_does_not_unpack(tmp_path):
-    content = bytearray(zipped(zipfile.ZIP_LZMA))
-    content[120:140] = bytes(20)
-    (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(DataError, match="does not unpack"):
-        open_source(tmp_path / "a.zip").refs[0].read()
-
-
 def test_an_array_that_announces_more_than_its_file_can_hold_is_refused(tmp_path):
     header = np.lib.format
     buffer = io.BytesIO()
@@ -112,7 +101,7 @@ def test_an_array_that_announces_more_than_its_file_can_hold_is_refused(tmp_path
     content = path.read_bytes()
     start = content.rindex(b"PK\1\2") + 24
     path.write_bytes(content[:start] + (1 << 31).to_bytes(4, "little") + content[start + 4 :])
-    with pytest.raises(FormatError, match="more than can be in it"):
+    with pytest.raises(FormatError, match=r"a\.npz: damaged"):
         open_source(path)
 
 
@@ -162,18 +151,15 @@ def test_names_with_nul_can_be_stored(tmp_path):
 )
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("background", ["", "white"])
-def test_every_mode_of_pillow_becomes_grey_or_colour_and_in_strips_the_same(mode, channels, background, monkeypatch):
+def test_every_mode_of_pillow_becomes_grey_or_colour(mode, channels, background):
     image = Image.frombytes(
         mode, (16, 12), np.random.default_rng(0).bytes(16 * 12 * 8)[: len(Image.new(mode, (16, 12)).tobytes())]
     )
     if mode == "I":
         image = Image.fromarray(np.arange(192, dtype=np.int32).reshape(12, 16) * 341)
     how = pixels.DecodeOptions(8, channels, background=background)
-    whole, change = pixels._plain(image, how)
-    monkeypatch.setattr(pixels, "STRIP_PIXELS", 5 * 16)
-    strips, _ = pixels._plain(image, how)
-    assert whole.mode == strips.mode == pixels.MODES[channels]
-    assert whole.tobytes() == strips.tobytes()
+    plain, change = pixels._plain(image, how)
+    assert plain.mode == pixels.MODES[channels]
     assert (change == []) == (mode in ("L", "RGB"))
 
 
@@ -198,36 +184,9 @@ def test_any_failure_of_a_decoder_is_one_of_the_image(monkeypatch):
             pixels.decode(b"x", 3)
 
 
-@pytest.mark.parametrize("lossless", [True, False])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_the_size_of_a_webp_is_read_as_pillow_reads_it(lossless, mode):
-    for size in ((1, 1), (17, 300), (1000, 11)):
-        content = saved(Image.new(mode, size, (1, 2, 3, 4)[: len(mode)]).save, "webp", lossless=lossless)
-        assert pixels._webp_size(content) == size
-
-
 def test_a_thin_image_is_not_blown_up_to_gigabytes():
     with pytest.raises(DataError, match="too long and thin for 4096 pixels: 409600 x 4096"):
         CROPS["center"].cut(Image.new("L", (100, 1)), 4096, ())
-
-
-def test_claims_wait_for_room_and_a_large_one_gets_in_alone():
-    room, inside, most = Room(10), [], []
-
-    def work(size):
-        with room.claim(size):
-            inside.append(size)
-            most.append(sum(inside))
-            time.sleep(0.01)
-            inside.remove(size)
-
-    threads = [threading.Thread(target=work, args=(size,)) for size in (4, 4, 4, 30, 4, 10, 0, 4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
-    assert not inside and len(most) == 8
-    assert max(total for total in most if total < 30) <= 10 and 34 not in most
 
 
 def test_a_link_in_a_circle_is_a_bad_file_and_not_the_end(tmp_path):

@@ -5,7 +5,6 @@ import os
 import pytest
 
 from elbocli.errors import DataError
-from elbocli.images import image_refs
 from elbocli.images.image_refs import Span, read_bytes, will_need
 
 
@@ -46,12 +45,3 @@ def test_a_span_is_just_its_bytes(tmp_path):
     assert Span(str(path)).read() == bytes(range(100))
     with pytest.raises(DataError, match="cut short: 10 of 50"):
         read_bytes(path, 90, 50)
-
-
-def test_a_file_too_large_for_an_image_is_not_read(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.touch()
-    os.truncate(path, image_refs.LARGEST_FILE + 1)
-    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("was read"))
-    with pytest.raises(DataError, match="too large: more than 256 MiB"):
-        read_bytes(path)

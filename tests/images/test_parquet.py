@@ -123,6 +123,16 @@ def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
         open_source(tmp_path / "x.parquet")
 
 
+@pytest.mark.parametrize("value", [7, 1.5, "text"])
+def test_bytes_that_are_none_are_no_images(tmp_path: Path, value: object) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    write_table(pa.table({"image": [{"bytes": value}]}), tmp_path / "x.parquet")
+    with pytest.raises(FormatError, match=r"x\.parquet: no column of images among image"):
+        open_source(tmp_path / "x.parquet")
+
+
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     for name, names in (("train-0", NAMES), ("train-1", ["x", "y", "z"])):
         parquet(tmp_path / f"a/{name}.parquet", list(map(png, ROWS)), LABELS, names)

@@ -154,6 +154,14 @@ def test_what_numpy_writes_is_read(tmp_path, rows, save):
     assert reader.labels.tolist() == LABELS.tolist()
 
 
+def test_a_shape_of_true_is_one_of_ones(tmp_path):
+    """numpy's reader takes True for a whole number."""
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (True, True, True, True)}".ljust(117) + "\n"
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + b"\7")
+    assert read(path)[1].tolist() == [[[[7]]]]
+
+
 @pytest.mark.parametrize("name", ["x.npz", "x.h5"])
 def test_samples_without_labels_have_none(tmp_path, rows, name):
     """Whatever the classes of the images that their run has seen."""

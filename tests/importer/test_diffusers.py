@@ -17,9 +17,10 @@ from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 
 import elbocli
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 Elbo = Callable[..., CompletedProcess[bytes]]
+WHOLE = "diffusion_pytorch_model.safetensors"
 LAYOUT: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 1,
@@ -133,7 +134,7 @@ def test_a_flow_network_sees_the_straight_path(elbo: Elbo, tmp_path: Path) -> No
 
 @torch.no_grad()
 def test_weights_of_before_2023_are_called_by_their_names_of_now(elbo: Elbo, flat: Path, tmp_path: Path) -> None:
-    path = flat / "diffusion_pytorch_model.safetensors"
+    path = flat / WHOLE
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = load_file(path)
     names = {name: name for name in tensors}
@@ -149,7 +150,7 @@ def test_weights_of_before_2023_are_called_by_their_names_of_now(elbo: Elbo, fla
 
 
 def test_half_precision_becomes_whole(elbo: Elbo, flat: Path, tmp_path: Path) -> None:
-    path = flat / "diffusion_pytorch_model.safetensors"
+    path = flat / WHOLE
     save_file({name: value.half() for name, value in load_file(path).items()}, path)
     result = elbo("import", "flat", "run", cwd=tmp_path)
     assert result.returncode == 0 and b"weights in float16 become float32" in result.stderr
@@ -158,7 +159,7 @@ def test_half_precision_becomes_whole(elbo: Elbo, flat: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_it_is_trained_from_the_start_too(elbo: Elbo, pipeline: Path, digits: Path, tmp_path: Path) -> None:
     assert elbo("import", pipeline, "run", cwd=tmp_path).returncode == 0
-    network = strict_yaml.read(tmp_path / "run" / "config.yaml")["network"]
+    network = read_yaml(tmp_path / "run" / "config.yaml")["network"]
     section = {key: network[key] for key in ("family", "model", "code", "dropout")}
     train = {
         "steps": 6,
@@ -169,12 +170,36 @@ def test_it_is_trained_from_the_start_too(elbo: Elbo, pipeline: Path, digits: Pa
         "save_every": 3,
         "preview_every": 0,
     }
-    (tmp_path / "p.yaml").write_text(strict_yaml.dump({"network": section, "train": {**train, "prediction": "eps"}}))
+    (tmp_path / "p.yaml").write_text(yaml_text({"network": section, "train": {**train, "prediction": "eps"}}))
     for steps in (3, 6):  # goes on
         words = ("train", digits, "-o", "new", "--preset", "p.yaml", "--activation-checkpointing", "--steps", steps)
         result = elbo(*words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     assert elbo("sample", "new", "-n", 2, "--steps", 2, "--guidance", 2, "-o", "s.npz", cwd=tmp_path).returncode == 0
+
+
+def parts(folder: Path) -> Path:
+    """Write the weights as diffusers does for large networks, in two parts."""
+    tensors = load_file(folder / WHOLE)
+    removed(folder, WHOLE)
+    for number in (0, 1):
+        half = {name: tensors[name] for name in list(tensors)[number::2]}
+        save_file(half, folder / f"diffusion_pytorch_model-0000{number + 1}-of-00002.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change", [parts, lambda f: (f / WHOLE).rename(f / "diffusion_pytorch_model.fp16.safetensors")]
+)
+def test_weights_in_parts_or_of_a_variant_are_read(
+    change: Callable[[Path], Any], elbo: Elbo, flat: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(flat / WHOLE)
+    change(flat)
+    result = elbo("import", "flat", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    held = load_file(tmp_path / "run/checkpoints/step-00000000/model.safetensors")
+    assert all(torch.equal(held[f"model.{name}"], value) for name, value in tensors.items())
 
 
 def removed(folder: Path, name: str) -> None:
@@ -203,6 +228,13 @@ def removed(folder: Path, name: str) -> None:
         (lambda f: changed(f / "config.json", class_embed_type="identity"), (), 1, "class_embed_type is 'identity'"),
         (lambda f: changed(f / "config.json", out_channels=4), (), 1, "takes 1 channels and gives 4"),
         (lambda f: changed(f / "config.json", sample_size=[8, 4]), (), 1, "elbo's are square"),
+        (lambda f: changed(f / "config.json", attn_norm_num_groups=-1), (), 1, "its network fails for z [2, 1, 8, 8]"),
+        (
+            lambda f: removed(parts(f), "diffusion_pytorch_model-00002-of-00002.safetensors"),
+            (),
+            1,
+            "lacks the network's",
+        ),
         (lambda f: changed(f / "config.json", sample_size=None), (), 2, "add --size"),
         (lambda f: removed(f, "scheduler_config.json"), (), 2, "add --prediction and --levels"),
         (lambda f: changed(f / "scheduler_config.json", beta_schedule="sigmoid"), (), 1, "no level code"),
@@ -210,16 +242,16 @@ def removed(folder: Path, name: str) -> None:
         (lambda f: changed(f / "scheduler_config.json", trained_betas=[0.1, 0.2]), (), 1, "no level code"),
         (lambda f: changed(f / "scheduler_config.json", prediction_type="score"), (), 1, "prediction_type is 'score'"),
         (
-            lambda f: (f / "diffusion_pytorch_model.safetensors").rename(f / "diffusion_pytorch_model.bin"),
+            lambda f: (f / WHOLE).rename(f / "diffusion_pytorch_model.bin"),
             (),
             1,
             "only safetensors are read: UNet2DModel.from_pretrained(…).save_pretrained(…, safe_serialization=True)",
         ),
-        (lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 100), (), 1, "not usable as weights"),
+        (lambda f: (f / WHOLE).write_bytes(b"x" * 100), (), 1, "not usable as weights"),
         (lambda f: None, ("--classes", 3), 2, "its table has 0 classes"),
         (lambda f: None, ("--channels", 3), 2, "--channels: says nothing of the format diffusers"),
     ],
-    ids=range(24),
+    ids=range(26),
 )
 def test_what_does_not_fit_is_said(
     change: Callable[[Path], None], said: tuple[Any, ...], code: int, told: str, elbo: Elbo, flat: Path, tmp_path: Path

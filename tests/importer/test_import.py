@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 PLUGIN = """
@@ -24,7 +24,7 @@ NETWORK = {network}
 
 def recognises(source):
     tree = source.tree
-    return is_weights(tree) or (isinstance(tree, dict) and "ema" in tree)
+    return is_weights(tree) or (isinstance(tree, dict) and ("ema" in tree or "epoch" in tree))
 
 @source_format("mine", about="A format of one's own.", source="here", licence="free", recognises=recognises)
 def mine(source, options):
@@ -41,7 +41,7 @@ def mine(source, options):
 def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a plug-in that declares the format of `trained`'s weights, and these as a state dict, w.pt."""
     made = tmp_path_factory.mktemp("imports")
-    network = strict_yaml.read(trained / "config.yaml")["network"]
+    network = read_yaml(trained / "config.yaml")["network"]
     (made / "mine.py").write_text(PLUGIN.format(network=network))
     torch.save(weights_of(trained), made / "w.pt")
     return made
@@ -114,6 +114,35 @@ def test_the_average_is_taken_unless_the_last_weights_are_asked_for(
         assert result.returncode == 0, result.stderr
         held = load_file(tmp_path / name / f"checkpoints/step-00000000/{name}.safetensors")
         assert all(torch.equal(held[key], wanted[key]) for key in wanted)
+        assert (b"takes the weights ema; --weights KEY takes model" in result.stderr) == (said == ()), result.stderr
+
+
+def test_any_weights_are_taken_by_their_key_and_several_averages_are_not_guessed_between(
+    elbo: Elbo, folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    """The keys of JiT's checkpoints."""
+    average = weights_of(trained)
+    keys = {"model": 0, "model_ema1": 1, "model_ema2": 2}
+    held = {key: {name: tensor + more for name, tensor in average.items()} for key, more in keys.items()}
+    torch.save({**held, "epoch": 3}, tmp_path / "jit.pt")
+    plugin = ("--plugin", folder / "mine.py")
+    for said in ((), ("--weights", "ema"), ("--weights", "model_ema3")):
+        result = elbo("import", "jit.pt", "run", *said, *plugin, cwd=tmp_path)
+        assert result.returncode == 2 and b"under model, model_ema1, model_ema2; choose by --weights" in result.stderr
+    for key, name in (("model_ema2", "ema-imported"), ("model", "model")):
+        result = elbo("import", "jit.pt", key, "--weights", key, *plugin, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        found = load_file(tmp_path / key / f"checkpoints/step-00000000/{name}.safetensors")
+        assert all(torch.equal(found[each], held[key][each]) for each in average)
+
+
+def test_the_last_weights_are_taken_where_there_is_no_average_and_it_is_said(
+    elbo: Elbo, folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text((folder / "mine.py").read_text().replace('"ema" in tree', '"net" in tree'))
+    torch.save({"net": weights_of(trained)}, tmp_path / "w.pt")
+    result = elbo("import", "w.pt", "run", "--plugin", "mine.py", cwd=tmp_path)
+    assert result.returncode == 0 and b"takes the weights net, as there is no average" in result.stderr
 
 
 def test_weights_are_renamed_and_halves_become_whole(elbo: Elbo, folder: Path, trained: Path, tmp_path: Path) -> None:
@@ -123,6 +152,11 @@ def test_weights_are_renamed_and_halves_become_whole(elbo: Elbo, folder: Path, t
     result = elbo("import", "w.pt", "run", *said, cwd=tmp_path)
     assert result.returncode == 0 and b"weights in float16 become float32" in result.stderr, result.stderr
     assert elbo("sample", "run", "-n", 1, "--steps", 1, "--plugin", folder / "mine.py", cwd=tmp_path).returncode == 0
+
+
+ADM = {"time_embed.0.weight": torch.zeros(8, 8), "input_blocks.0.0.weight": torch.zeros(8, 3, 3, 3)}
+ADM["out.2.weight"] = torch.zeros(3, 8, 3, 3)
+EDM = {"map_layer0.weight": torch.zeros(8, 8)}
 
 
 def cut(tree: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +172,10 @@ def cut(tree: dict[str, Any]) -> dict[str, Any]:
         (lambda tree: tree | {"last.bias": torch.zeros(1, dtype=torch.int64)}, "holds torch.int64"),
         (lambda tree: {"a": 1}, "no known format (it holds 'a')"),
         (lambda tree: {"ema": 3}, "holds no weights by names; it holds 'ema'"),
+        (lambda tree: {f"output_blocks.{'9' * 5000}.0.in_layers.0.weight": torch.zeros(1), **ADM}, "can't be imported"),
+        (lambda tree: {f"enc.{'9' * 5000}x{'9' * 5000}_conv.weight": torch.zeros(1), **EDM}, "can't be imported"),
     ],
-    ids=["missing", "extra", "shape", "type", "unknown", "none"],
+    ids=["missing", "extra", "shape", "type", "unknown", "none", "adm", "edm"],
 )
 def test_a_checkpoint_that_does_not_fit_is_named_with_what_was_found(
     change: Callable[[dict[str, Any]], dict[str, Any]],
@@ -219,7 +255,7 @@ def test_an_imported_run_is_trained_further(
     assert done.returncode == 0, done.stderr
     assert b"new run from run, weights ema-imported" in done.stderr or b"weights model" in done.stderr
     assert b"not as in run: weighting edm" in done.stderr
-    init = strict_yaml.read(tmp_path / "new" / "config.yaml")["init"]
+    init = read_yaml(tmp_path / "new" / "config.yaml")["init"]
     assert init["imported_format"] == "mine" and "step" not in init
     ours = load_file(tmp_path / "new" / "checkpoints" / "step-00000001" / "model.safetensors")
     assert all(torch.equal(ours[name], weight) for name, weight in weights_of(trained).items())

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from elbocli.files.encodings import ENCODINGS
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.info import verify
-from elbocli.merge import combine
 
 FLIP = Path(__file__).with_name("flip_bits.py")
 
@@ -56,22 +53,13 @@ def pack(path: Path, kind: str = "raw", count: int = 12) -> Path:
     return path
 
 
-def virtual(folder: Path) -> Path:
-    parts = [pack(folder / f"p{i}.h5", "png") for i in range(3)]
-    for _ in combine.run(parts, folder / "v.h5", virtual=True):
-        pass
-    return folder / "v.h5"
-
-
-@pytest.mark.parametrize("kind", ["raw", "png", "webp", "virtual"])
+@pytest.mark.parametrize("kind", ["raw", "png", "webp"])
 def test_what_is_whole_passes(kind: str, tmp_path: Path) -> None:
-    facts = facts_of(virtual(tmp_path) if kind == "virtual" else pack(tmp_path / "a.h5", kind))
+    facts = facts_of(pack(tmp_path / "a.h5", kind))
     expected = {"contents_sha256", "payload_sha256", "count", "labels", "files", "class_counts", "image_size"}
     decoded = {"offsets", "every image decodes"} if kind != "raw" else set()
     assert expected | decoded <= set(facts["verified"]) and "unverified" not in facts
-    assert facts["store"] == ("png" if kind == "virtual" else kind) and facts.get("parts") == (
-        3 if kind == "virtual" else None
-    )
+    assert facts["store"] == kind
     assert facts["bytes_per_image"] == 192 if kind == "raw" else facts["bytes_per_image"] > 100
 
 
@@ -80,49 +68,15 @@ def test_what_is_whole_passes(kind: str, tmp_path: Path) -> None:
     [
         ("raw", 31),
         pytest.param("webp", 37, marks=pytest.mark.slow),
-        pytest.param("virtual", 29, marks=pytest.mark.slow),
     ],
 )
 def test_a_flipped_bit_is_found_or_changes_nothing(kind: str, stride: int, tmp_path: Path) -> None:
-    path = virtual(tmp_path) if kind == "virtual" else pack(tmp_path / "a.h5", kind)
+    path = pack(tmp_path / "a.h5", kind)
     done = subprocess.run([quick(), FLIP, path, str(stride)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["missed"] == 0 and result["found"] >= 100, result
     assert result["dead"] <= 8, result  # the library itself crashes; HDF5 1.14.2 oftener than later ones
-
-
-@pytest.mark.parametrize("way", ["crash", "hang"])
-def test_where_hdf5_itself_would_crash_or_hang_it_is_said(
-    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = pack(tmp_path / "a.h5")
-    run = subprocess.run
-
-    def stubborn(line: list[str], **options: Any) -> Any:
-        does = "os.kill(os.getpid(), signal.SIGSEGV)" if way == "crash" else "signal.pause()"
-        return run([line[0], "-c", f"import os, signal; {does}"], **options)
-
-    monkeypatch.setattr(subprocess, "run", stubborn)
-    monkeypatch.setattr(verify, "PATIENCE_S", 1)
-    with pytest.raises(DataError, match=r"a\.h5: damaged: the HDF5 library itself fails"):
-        facts_of(path)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
-def test_the_process_that_reads_a_header_ends_with_the_one_that_asked(signum: int, tmp_path: Path) -> None:
-    slow = verify.READ_HEADER.partition("from elbocli")[0] + "import time; print('begun', flush=True); time.sleep(60)"
-    asks = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}, 'a.h5', str(os.getpid())])"
-    with subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
-        process.send_signal(signum)
-        began = time.monotonic()
-        assert process.stdout.read() == b"" and time.monotonic() - began < 30, "the pipe is closed when both have ended"
-
-
-def test_it_ends_by_itself_when_nobody_asks_any_more() -> None:
-    line = [sys.executable, "-c", verify.READ_HEADER, "a.h5", "1"]
-    assert subprocess.run(line, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 def change(path: Path, name: str, value: Any, seal: bool = True) -> Path:
@@ -174,17 +128,6 @@ def test_an_older_file_is_verified_by_what_it_has(elbo: Callable[..., Any], tmp_
     facts = json.loads(result.stdout)
     assert result.returncode == 0 and "payload_sha256" in facts["verified"]
     assert "contents_sha256: not in this file" in facts["unverified"][0] and b"warning" in result.stderr
-
-
-def test_a_part_of_a_virtual_one_is_read_too(tmp_path: Path) -> None:
-    path = virtual(tmp_path)
-    with h5py.File(tmp_path / "p1.h5", "r+") as file:
-        file["encoded"][-1] ^= 1
-    with pytest.raises(DataError, match=r"v\.h5:, or a part of it, damaged: its images"):
-        facts_of(path)
-    (tmp_path / "p2.h5").unlink()
-    with pytest.raises(ElboError, match=r"p2\.h5: no such file"):
-        facts_of(path)
 
 
 def test_runs_checkpoints_and_other_files(elbo: Callable[..., Any], trained: Path, tmp_path: Path) -> None:

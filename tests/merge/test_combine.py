@@ -1,4 +1,4 @@
-"""Merging: parts give the very file that one prep gives, or a small one that reads the same; strangers are named."""
+"""Merging: parts give the very file that one prep gives; strangers are named."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ from elbocli.files import dataset_block
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_writer import open_writer
 from elbocli.files.encodings import ENCODINGS
-from elbocli.files.hashing import add_digests, rows_sha256
+from elbocli.files.hashing import add_digests
 from elbocli.merge import combine
 
 KINDS = ("raw", "png", "webp", "latents")
@@ -104,48 +104,6 @@ def test_four_shards_are_the_single_preps_file(kind: str, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == ["out.h5"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_virtual_one_reads_the_same_in_elbo_and_in_h5py_from_anywhere(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = write(tmp_path / "whole.h5", kind, skipped=6, source_sha256=add_digests(DIGESTS))
-    (tmp_path / "below").mkdir()
-    parts = [path.rename(tmp_path / "below" / path.name) for path in shards(tmp_path, kind)]
-    monkeypatch.chdir(tmp_path)
-    merged(Path("out.h5"), [Path("below") / path.name for path in parts], virtual=True)
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    (tmp_path / "below").rename(moved / "below")
-    (tmp_path / "out.h5").rename(moved / "out.h5")
-    monkeypatch.chdir("/")
-    assert {**everything(moved / "out.h5"), "contents_sha256": 0} == {**everything(whole), "contents_sha256": 0}
-    one, many = Dataset(whole, latents=True), Dataset(moved / "out.h5", latents=True)
-    rows = np.random.default_rng(1).integers(0, COUNT, 60)
-    assert np.array_equal(one.batch(rows), many.batch(rows)) and one.batch(rows).dtype == many.batch(rows).dtype
-    assert rows_sha256(many.pieces()) == many.attributes.payload_sha256 == rows_sha256(one.pieces())
-    assert many.contents_digest() == many.attributes.contents_sha256
-    many.batch(rows)[:] = 0
-    assert np.array_equal(one.batch(rows), many.batch(rows))
-
-
-def test_a_virtual_one_of_the_same_parts_is_the_same_bytes_later(tmp_path: Path) -> None:
-    parts, found = shards(tmp_path, "png"), []
-    for name in ("a", "b"):
-        merged(tmp_path / f"{name}.h5", parts, virtual=True)
-        found.append((tmp_path / f"{name}.h5").read_bytes())
-        time.sleep(1.1)  # HDF5 notes whole seconds, of the system's own clock
-    assert found[0] == found[1]
-
-
-def test_a_virtual_one_can_be_copied_into_one_file_but_not_referred_to(tmp_path: Path) -> None:
-    whole = write(tmp_path / "whole.h5", "png", skipped=6, source_sha256=add_digests(DIGESTS))
-    merged(tmp_path / "virtual.h5", shards(tmp_path, "png"), virtual=True)
-    merged(tmp_path / "copy.h5", [tmp_path / "virtual.h5"])
-    assert (tmp_path / "copy.h5").read_bytes() == whole.read_bytes()
-    with pytest.raises(UsageError, match="not one block"):
-        merged(tmp_path / "again.h5", [tmp_path / "virtual.h5"], virtual=True)
-
-
 def test_datasets_without_shard_numbers_are_joined_as_given(tmp_path: Path) -> None:
     parts = [write(tmp_path / "b.h5", "raw", 10, COUNT), write(tmp_path / "a.h5", "raw", 0, 10)]
     assert "joined in the order given" in merged(tmp_path / "out.h5", parts)[0]
@@ -216,15 +174,14 @@ def described(path: Path) -> dict[str, Any]:
     return json.loads(Dataset(path).attributes.samples)
 
 
-@pytest.mark.parametrize("virtual", [False, True])
-def test_samples_say_in_what_their_parts_differ_however_they_were_joined(virtual: bool, tmp_path: Path) -> None:
+def test_samples_say_in_what_their_parts_differ_however_they_were_joined(tmp_path: Path) -> None:
     about = [
         {"seed": 3, "command": "elbo sample a, b"},
         {"seed": 1, "command": "c"},
         {"seed": 3, "steps": 4, "command": "c"},
     ]
     parts = [samples_of(tmp_path / f"{k}.h5", 7 * k, 7 * (k + 1), **each) for k, each in enumerate(about)]
-    merged(tmp_path / "all.h5", parts, virtual=virtual)
+    merged(tmp_path / "all.h5", parts)
     assert described(tmp_path / "all.h5") == {
         "version": 1,
         "sampler": "ddim",
@@ -259,26 +216,24 @@ def test_a_part_whose_description_is_unreadable_is_named(tmp_path: Path) -> None
         merged(tmp_path / "out.h5", parts)
 
 
-@pytest.mark.parametrize("virtual", [False, True])
-def test_a_damaged_part_is_found_and_good_ones_needn_t_be_copied_again(virtual: bool, tmp_path: Path) -> None:
+def test_a_damaged_part_is_found_and_good_ones_needn_t_be_copied_again(tmp_path: Path) -> None:
     parts, out = shards(tmp_path, "raw"), tmp_path / "out.h5"
     good = parts[2].read_bytes()
     with h5py.File(parts[2], "r+") as file:
         file["images"][7, 1, 2, 0] ^= 4
     with pytest.raises(DataError, match=r"part2\.h5: damaged: its images.*pack it again"):
-        merged(out, parts, virtual=virtual)
+        merged(out, parts)
     assert not out.exists()
     parts[2].write_bytes(good)
     with h5py.File(parts[1], "r+") as file:
-        file["labels"][0] ^= 1
+        file["seeds"][0] ^= 1
     with pytest.raises(DataError, match=r"part1\.h5: damaged: its labels"):
-        merged(out, parts, virtual=virtual)
+        merged(out, parts)
     with h5py.File(parts[1], "r+") as file:
-        file["labels"][0] ^= 1
-    assert virtual or "going on after 2 parts" in merged(out, parts, virtual=virtual)
-    if not virtual:
-        whole = write(tmp_path / "whole.h5", "raw", skipped=6, source_sha256=add_digests(DIGESTS))
-        assert out.read_bytes() == whole.read_bytes()
+        file["seeds"][0] ^= 1
+    assert "going on after 2 parts" in merged(out, parts)
+    whole = write(tmp_path / "whole.h5", "raw", skipped=6, source_sha256=add_digests(DIGESTS))
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_what_was_copied_of_an_unfinished_part_is_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,17 +251,6 @@ def test_what_was_copied_of_an_unfinished_part_is_copied_again(tmp_path: Path, m
     merged(out, parts)
     whole = write(tmp_path / "whole.h5", "raw", skipped=6, source_sha256=add_digests(DIGESTS))
     assert out.read_bytes() == whole.read_bytes()
-
-
-def test_parts_out_of_reach_of_a_virtual_one_are_refused(tmp_path: Path) -> None:
-    parts = shards(tmp_path, "raw")
-    (tmp_path / "other").mkdir()
-    with pytest.raises(UsageError, match="not beside or below"):
-        merged(tmp_path / "other" / "out.h5", parts, virtual=True)
-    odd = parts[0].rename(tmp_path / "100%b.h5")
-    with pytest.raises(UsageError, match="rename it"):
-        merged(tmp_path / "out.h5", [odd, *parts[1:]], virtual=True)
-    assert not list((tmp_path / "other").iterdir()) and not list(tmp_path.glob("*out*"))
 
 
 SLOW = """
@@ -347,10 +291,9 @@ def limited(size: int, *words: object) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("options", [[], ["--virtual"]])
-def test_a_full_disk_fails_at_once_and_leaves_nothing(options: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_fails_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     parts = shards(tmp_path, "raw", (0, 12, 23))
-    result = limited(4000, "merge", tmp_path / "out.h5", *parts, *options)
+    result = limited(4000, "merge", tmp_path / "out.h5", *parts)
     assert result.returncode == 1 and "out.h5: could not" in result.stderr and "Traceback" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part0.h5", "part1.h5"]
 
@@ -366,7 +309,7 @@ def test_a_disk_too_full_for_the_labels_alone_is_said_and_what_is_copied_stays(t
 
 def test_the_command_says_what_it_did(elbo: Callable[..., Any], tmp_path: Path) -> None:
     parts = shards(tmp_path, "raw")
-    result = elbo("merge", "out.h5", *parts[::-1], "--virtual", cwd=tmp_path)
+    result = elbo("merge", "out.h5", *parts[::-1], cwd=tmp_path)
     assert result.returncode == 0 and result.stdout == b"" and b"23 images of 4 parts" in result.stderr
     assert (tmp_path / "out.h5").stat().st_size < 20_000
     again = elbo("merge", "out.h5", *parts, cwd=tmp_path)

@@ -15,21 +15,19 @@ from torch.nn import functional as F
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as tf1
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.nn import extractors
-from elbocli.nn.extractors import EXTRACTORS, Extractor, Preprocessing, known_weights, make_extractor, vit
+from elbocli.nn.extractors import EXTRACTORS, Extractor, make_extractor, vit
 from elbocli.nn.extractors.vit import Vit, VitShape, fitted_positions, vit_extractor
 from elbocli.nn.extractors.vit_weights import CLIP_OPENAI, CLIP_TRANSFORMERS, DINOV2_HUB, DINOV2_TRANSFORMERS, Layout
 
 DINO = VitShape(width=32, depth=2, heads=4, patch=14, trained=37)
 CLIP = VitShape(width=32, depth=2, heads=4, patch=32, trained=7, clip=True, embedding=24, unit=True)
-HOW = Preprocessing("antialiased-bicubic", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "network")
 LAYOUTS = {False: (DINOV2_HUB, DINOV2_TRANSFORMERS), True: (CLIP_TRANSFORMERS, CLIP_OPENAI)}
 Weights = dict[str, Tensor]
 
 
 def made(shape: VitShape, path: Path) -> Extractor:
     pytest.importorskip("timm")
-    return vit_extractor("a-vit", shape, HOW, path, LAYOUTS[shape.clip])
+    return vit_extractor("a-vit", shape, path, LAYOUTS[shape.clip])
 
 
 def images(count: int = 2, size: int = 40) -> Tensor:
@@ -145,7 +143,7 @@ def by_transformers_clip(openai: Weights) -> Weights:
 def pixels(levels: Tensor) -> Tensor:
     """Images [B, 3, 224, 224] as the network is to see them, in float64."""
     resized = F.interpolate(levels.double(), (224, 224), mode="bicubic", antialias=True, align_corners=False)
-    mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (HOW.mean, HOW.std))
+    mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (DINO.mean, DINO.std))
     return (resized / 255 - mean) / std
 
 
@@ -263,8 +261,8 @@ def test_images_are_resized_by_antialiased_bicubic_and_not_as_tensorflow_1_does(
     given: list[Tensor] = []
     network = torch.nn.Identity()
     network.register_forward_pre_hook(lambda module, args: given.append(args[0]))
-    Vit(network, HOW, False)(shown)
-    mean, std = (torch.tensor(each)[:, None, None] for each in (HOW.mean, HOW.std))
+    Vit(network, DINO)(shown)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (DINO.mean, DINO.std))
     levels, exact = ((each * std + mean) * 255 for each in (given[0], pixels(shown)))
     assert (levels - exact).abs().max() < 5e-3, "float32 is as near to float64 as torch's own resize"
     assert (levels.min() < -1 and levels.max() > 256) or min(size) > 224
@@ -330,13 +328,7 @@ def test_torch_fidelitys_names_are_not_taken_for_these() -> None:
 def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm.layers", None)
     with pytest.raises(UsageError, match=r"pip install 'elbocli\[extractors\]'"):
-        vit_extractor("a-vit", DINO, HOW, tmp_path / "x", (DINOV2_HUB,))
-
-
-def test_known_files_are_told_by_their_whole_digest() -> None:
-    digest = next(each for each in extractors.KNOWN_WEIGHTS if each.startswith("d5383ea8"))
-    assert "dinov2_vitl14" in str(known_weights(digest)) and len(digest) == 64
-    assert known_weights("6726825d" + "0" * 56) and known_weights("d5383ea8" + "0" * 56) is None
+        vit_extractor("a-vit", DINO, tmp_path / "x", (DINOV2_HUB,))
 
 
 def test_features_do_not_depend_on_the_batch(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from PIL import Image
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
-from elbocli.images import looks
 from elbocli.images.sources import open_source
 from elbocli.merge import combine
-from elbocli.prep import pack
+from elbocli.prep import defaults, pack
 
 Sizes = list[tuple[int, int]]
 
@@ -125,17 +124,15 @@ def test_the_same_command_goes_on_with_its_choice(tmp_path: Path) -> None:
 def test_a_thousand_files_at_most_are_looked_at_spread_over_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looks, "MOST_FILES", 3)
+    monkeypatch.setattr(defaults, "FILES", 3)
     source = folder_of(tmp_path / "in", [(12, 12), (9, 9), (9, 9)] * 2)
-    found = looks.look(open_source(source))
+    found = defaults.look(open_source(source))
     assert found.shapes == {(12, 12, 3): 1, (9, 9, 3): 2}  # of numbers 0, 2 and 4
     assert found.all == "the 3 images looked at (of 6)"
-    monkeypatch.setattr(looks, "MOST_BYTES", 1)
-    assert looks.look(open_source(source)).shapes == {(12, 12, 3): 1}
 
 
 def test_an_image_in_colour_that_was_not_looked_at_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looks, "MOST_FILES", 3)
+    monkeypatch.setattr(defaults, "FILES", 3)
     source = folder_of(tmp_path / "in", [(12, 12)] * 6, "L")
     Image.new("RGB", (12, 12)).save(source / "0001.png")
     said = warnings(source, tmp_path / "a.h5")
@@ -146,7 +143,7 @@ def test_an_image_in_colour_that_was_not_looked_at_is_counted(tmp_path: Path, mo
 def test_files_that_cannot_be_read_have_no_say(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", [(12, 12)] * 2)
     (source / "bad.png").write_bytes(b"bad")
-    assert looks.look(open_source(source)).shapes == {(12, 12, 3): 2}
+    assert defaults.look(open_source(source)).shapes == {(12, 12, 3): 2}
     shape, said = packed(source, tmp_path / "a.h5", on_error="skip")
     assert shape == (12, 12, 3) and "the 2 images looked at (of 3) have this size" in said[1]
 
@@ -154,7 +151,7 @@ def test_files_that_cannot_be_read_have_no_say(tmp_path: Path) -> None:
 def test_all_rows_of_arrays_count_without_being_read(tmp_path: Path, images: Callable[..., np.ndarray]) -> None:
     np.savez_compressed(tmp_path / "x.npz", images(7))
     source = open_source(tmp_path / "x.npz")
-    assert looks.look(source).shapes == {images(7).shape[1:]: 7}
+    assert defaults.look(source).shapes == {images(7).shape[1:]: 7}
     assert np.array_equal(source.refs[0].read(), images(7)[0]), "a source in order is still at its beginning"
 
 

@@ -1,13 +1,9 @@
 """The remedies that `elbo prep` names in its messages, followed to the letter: each leads to a dataset."""
 
-import bz2
-import gzip
 import io
-import lzma
 import re
 import shutil
 import subprocess
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,14 +45,6 @@ def class_folders(root: Path) -> Path:
     return root
 
 
-def tarred(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in sorted(folder.rglob("*.png")):
-            tar.add(path, path.relative_to(folder))
-    return buffer.getvalue()
-
-
 def zipped(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -65,52 +53,9 @@ def zipped(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def saved(save: Callable[..., None], *arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    save(buffer, *arrays)
-    return buffer.getvalue()
-
-
 def dataset(folder: Path) -> bytes:
     packed(folder, folder.parent / "made.h5")
     return (folder.parent / "made.h5").read_bytes()
-
-
-CONTENTS: dict[str, Callable[[Path], bytes]] = {
-    "x.tar": tarred,
-    "x.zip": zipped,
-    "x.npy": lambda _: saved(np.save, ROWS),
-    "x.npz": lambda _: saved(np.savez, ROWS),
-    "x.h5": dataset,
-}
-COMPRESSIONS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
-
-
-@pytest.mark.parametrize("suffix", [*COMPRESSIONS, ".zst"])
-@pytest.mark.parametrize("name", CONTENTS)
-def test_a_compressed_source_is_unpacked_by_the_command_that_is_said(tmp_path: Path, name: str, suffix: str) -> None:
-    content = CONTENTS[name](class_folders(tmp_path / "in"))
-    path = tmp_path / f"my {name}{suffix}"
-    if suffix == ".zst":
-        if not shutil.which("zstd"):
-            pytest.skip("no zstd here")
-        subprocess.run(["zstd", "-q", "-o", path], input=content, check=True)
-    else:
-        path.write_bytes(COMPRESSIONS[suffix](content))
-    said = refused(path, tmp_path / "out.h5")
-    (command,) = re.findall(r"unpack it once with '(.*)', then", said)
-    subprocess.run(command, shell=True, check=True, capture_output=True)
-    assert len(packed(path.with_suffix(""), tmp_path / "out.h5")) == 4
-
-
-@pytest.mark.parametrize("suffix", COMPRESSIONS)
-@pytest.mark.parametrize("content", [png(ROWS[0]), b"some text " * 100])
-def test_unpacking_is_not_advised_where_it_leads_nowhere(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"x{suffix}"
-    path.write_bytes(COMPRESSIONS[suffix](content))
-    said = refused(path, tmp_path / "out.h5").removeprefix(str(path))
-    assert "what is in it is no archive, array or dataset; expected these or a folder of images" in said
-    assert "unpack" not in said
 
 
 def test_one_image_is_packed_by_its_folder(tmp_path: Path) -> None:

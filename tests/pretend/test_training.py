@@ -37,7 +37,6 @@ EVERYTHING: dict[str, Any] = {
     "ema": ("0.9", "power:std=0.1"),
     "snapshot_every": 2,
     "clip": 0.5,
-    "multiscale": True,
 }
 
 

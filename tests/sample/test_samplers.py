@@ -36,11 +36,11 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
         (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0; it must be above 0"),
         (["--start", "zero"], "no start is called 'zero'; known: unit, edm"),
         (["--start", "edm:80"], "expected key=value after ':'"),
-        (["--noise", "cuda"], "no noise is called 'cuda'; known: elbo, edm"),
+        (["--noise", "cuda"], "no noise is called 'cuda'; known: elbo, edm, edm2"),
         (["--guidance", "2", "--guidance-channels", "2"], "draws 1 channels"),
         (["--rounding", "up"], "no rounding is called 'up'"),
         (["--spacing", "trailing"], "no spacing is called 'trailing'; known: even, timesteps, stride"),
-        (["--spacing", "timesteps"], "--spacing timesteps needs a schedule of timesteps"),
+        (["--spacing", "timesteps"], "spacing timesteps needs a schedule of timesteps"),
         (["--schedule", "t-linear", "--spacing", "ddim", "--steps", "300"], "no stride takes exactly 300 of the"),
         (["--schedule", "t-linear", "--steps", "1001"], "timesteps in this range, and 1001 steps were asked for"),
         (["--schedule", "t-linear:end=2"], "each must lie between 0 and 1"),
@@ -58,3 +58,21 @@ def test_what_makes_no_sense_is_refused(
     assert done.returncode == 2
     assert complaint in done.stderr.decode()
     assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        (["--sampler", "heun:edm-imagenet64"], True),
+        (["--sampler", "heun"], False),
+        (["--schedule", "t-squaredcos"], True),
+        (["--schedule", "edm-sample:sigma_min=0.01"], False),
+        (["--schedule", "cosine:shift=-2"], False),
+    ],
+    ids=short,
+)
+def test_a_schedule_that_is_cut_to_the_runs_range_is_told(
+    given: list[str], warned: bool, elbo: Elbo, trained: Path, tmp_path: Path
+) -> None:
+    done = elbo("sample", trained, "-n", 1, "--steps", 2, *given, "-o", tmp_path / "x.npy")
+    assert done.returncode == 0 and (b"cut off" in done.stderr) == warned, done.stderr

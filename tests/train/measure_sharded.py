@@ -9,7 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from elbocli.core.loss import StepCoefficients, denoising_losses
+from elbocli.core.loss import denoising_losses
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.weighting import parse_weighting
 from elbocli.nn.networks import build
 from elbocli.run import settings
 from elbocli.run.preset_data import PresetData
@@ -25,10 +28,11 @@ def memory(line: str) -> int:
 
 def one_pass(network: torch.nn.Module, precision: str) -> None:
     """One image of 32 pixels."""
-    x, rows = torch.zeros(1, 3, 32, 32), torch.zeros(8, 1)
-    c = StepCoefficients(*rows[:5].view(5, -1, 1, 1, 1), *rows[5:])
+    x, label = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
+    level, schedule = torch.zeros(1, dtype=torch.float64), parse_schedule("uniform", -10, 10)
+    how = label, level, parse_weighting("elbo"), schedule, Prediction("v")
     with Precision(precision, torch.device("cpu")).autocast():
-        loss, _ = denoising_losses(network, x, torch.zeros_like(x), torch.zeros(1, dtype=torch.int64), c)
+        loss = denoising_losses(network, x, torch.zeros_like(x), *how).loss
     loss.mean().backward()
 
 

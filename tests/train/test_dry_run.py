@@ -14,11 +14,15 @@ from elbocli.main import run
 PLAN = ["train", "--dry-run"]
 
 
-def test_a_preset_is_planned_without_a_dataset(elbo: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_preset_is_planned_without_a_dataset(
+    elbo: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "plan")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     result = elbo(
         *PLAN,
-        *("--preset", "digits-uvit", "--devices", 2, "--parallel", "fsdp", "--micro-batch", 5, "--batch", 32),
-        *("--precision", "bf16", "--device", "cuda", "--activation-checkpointing", "--device-tflops", 0.5),
+        *("--preset", "digits-uvit", "--parallel", "fsdp", "--micro-batch", 5, "--batch", 32),
+        *("--precision", "bf16", "--device", "cuda", "--activation-checkpointing"),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
@@ -31,7 +35,7 @@ def test_a_preset_is_planned_without_a_dataset(elbo: Callable[..., Any], tmp_pat
         4,
         4,
     ]
-    assert plan["activation_checkpointing"] is True and plan["compute"]["days"] > 0
+    assert plan["activation_checkpointing"] is True
     assert set(plan["memory_MB"]) == {
         *("weights", "gradients", "optimizer", "averages", "gathered", "copies", "activations", "total")
     }
@@ -44,11 +48,13 @@ def test_under_torchrun_the_first_process_plans_for_all(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = [*PLAN, "--preset", "digits-uvit"]
-    for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1"}.items():
+    for key, value in {"WORLD_SIZE": "4", "RANK": "1"}.items():
         monkeypatch.setenv(key, value)
     assert run(line) == 0 and capsys.readouterr() == ("", "")
     monkeypatch.setenv("RANK", "0")
     assert run(line) == 0 and yaml.safe_load(capsys.readouterr().out)["devices"] == 4
+    monkeypatch.setenv("WORLD_SIZE", "four")
+    assert run(line) == 2
 
 
 def test_auto_is_planned_as_it_will_be_on_the_device(
@@ -70,17 +76,9 @@ def test_auto_is_planned_as_it_will_be_on_the_device(
         (PLAN, 1, "no dataset here; name one"),
         ([*PLAN, "--preset", "imagenet1024"], 2, "no preset is called 'imagenet1024'"),
         ([*PLAN, "--preset", "digits", "gone.h5"], 1, "gone.h5: no such dataset"),
-        (
-            [*PLAN, "--preset", "digits", "--batch", "4", "--devices", "5"],
-            2,
-            "a batch of 4 images can't be shared by 5",
-        ),
         ([*PLAN, "--preset", "digits", "--batch", "4", "--micro-batch", "5"], 2, "micro-batch is 5"),
-        ([*PLAN, "--preset", "digits", "--devices", "0"], 2, "--devices"),
         ([*PLAN, "--preset", "digits", "--parallel", "mpi"], 2, "--parallel"),
         ([*PLAN, "--preset", "latents256", "--flip"], 2, "--flip: preset latents256 holds latents"),
-        (["train", "--devices", "2"], 2, "--devices and --device-tflops go with --dry-run"),
-        (["train", "--device-tflops", "2"], 2, "--devices and --device-tflops go with --dry-run"),
     ],
 )
 def test_what_cannot_be_planned_is_said(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_block import IMAGES
 from elbocli.run import settings
+from elbocli.run.preset_data import PresetData
 from elbocli.run.train_settings import TrainSettings
 from elbocli.train import loop, pace
-from elbocli.train.pace import Pace
+from elbocli.train.pace import Pace, short_size
 
 
 @dataclass
@@ -125,9 +127,22 @@ def test_where_the_device_is_not_waited_for_only_numbers_asked_for_count(
 def test_a_run_says_it(digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MEASURED_S", 0.0)
     monkeypatch.setattr(pace, "MEASURED_STEPS", 1)
-    resolved = settings.resolve({"preset": str(preset), "steps": 30}, Dataset(digits))
-    begun, told = time.monotonic(), []
-    for report in loop.run(Dataset(digits), tmp_path / "run", resolved):
-        if "steps left take about" in report.message:
-            told.append((time.monotonic() - begun, report.message, report.done))
-    assert told and told[0][2] == 2 and "28 steps left" in told[0][1]
+    monkeypatch.setattr(pace, "OFF", 0.0)
+    told, run = [], tmp_path / "run"
+    for steps in (30, 60):
+        options = {"preset": str(preset), "steps": steps, "preview_every": 20}
+        reports = loop.run(Dataset(digits), run, settings.resolve(options, Dataset(digits)))
+        told.append([(report.done, report.message) for report in reports if "steps left take about" in report.message])
+    (before, *after), (again, *_) = told
+    assert before[0] == 0 and "30 steps left" in before[1] and "first preview comes after about" in before[1]
+    assert after and after[0][0] == 2 and "now " in after[0][1] and "28 steps left" in after[0][1]
+    assert again[0] == 30 and "30 steps left" in again[1] and "first preview" not in again[1]
+
+
+def test_a_size_is_named_that_takes_less_than_twenty_minutes_and_the_next_would_not() -> None:
+    """The default network of 56 and 64 pixels is the same convolutions, so its time is proportional to the pixels."""
+    photographs = settings.resolve({"device": "cpu"}, PresetData("", IMAGES, 64, 3, 10, 900))
+    assert short_size(photographs, 1200 * (64 / 56) ** 2 * 0.98) == 56
+    assert 8 <= short_size(photographs, 1200 * (64 / 56) ** 2 * 1.1) < 56
+    assert short_size(photographs, 1e9) == 0
+    assert short_size(replace(photographs, settings=replace(photographs.settings, preset="mine.yaml")), 3600) == 0

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from sharding import SHARDS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from elbocli.core.loss import StepCoefficients, denoising_losses
+from elbocli.core.loss import denoising_losses
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
@@ -53,10 +55,10 @@ def one_pass(network, config, batch, precision):
     size = config.image_size
     x = torch.zeros(batch, config.image_channels, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64) if config.num_classes else None
-    rows = torch.zeros(8, batch)
-    c = StepCoefficients(*rows[:5].view(5, -1, 1, 1, 1), *rows[5:])
+    level, schedule = torch.zeros(batch, dtype=torch.float64), parse_schedule("uniform", -10, 10)
+    how = level, parse_weighting("elbo"), schedule, Prediction("v")
     with Precision(precision, torch.device("cpu")).autocast():
-        loss, _ = denoising_losses(network, x, torch.zeros_like(x), labels, c)
+        loss = denoising_losses(network, x, torch.zeros_like(x), labels, *how).loss
     loss.mean().backward()
 
 
@@ -242,7 +244,7 @@ def test_more_devices_than_images_are_refused():
 
 def test_the_whole_plan_is_plain_and_its_numbers_agree():
     resolved = settings.resolve({"preset": MINE, "batch": 32}, preset_data.preset_data(MINE))
-    result = plan.plan(resolved, 1000, devices=2, device_tflops=2.0)
+    result = plan.plan(resolved, 1000, devices=2)
     assert yaml.safe_load(yaml.safe_dump(result)) == result
     parts = dict(result["memory_MB"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=0.5)
@@ -251,7 +253,6 @@ def test_the_whole_plan_is_plain_and_its_numbers_agree():
     compute = result["compute"]
     run = compute["training_GFLOP_per_image"] * 1e9 * 32 * resolved.settings.steps
     assert compute["run_EFLOP"] * 1e18 == pytest.approx(run, rel=1e-3)
-    assert compute["days"] == pytest.approx(run / (2 * 2e12) / 86400, rel=1e-3)
 
 
 # --- without a dataset ---
@@ -306,7 +307,6 @@ def test_a_preset_is_planned_in_a_minute_and_4_gb(name, tmp_path):
 # --- two processes ---
 
 
-@SHARDS
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_is_gathered_for_sharded_weights_is_planned_for(precision, tmp_path):

@@ -12,7 +12,7 @@ from elbocli.core.class_labels import choose_labels
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.run import settings
-from elbocli.train import loop
+from elbocli.train import loop, pace
 from elbocli.train.preview import PREVIEW, preview, preview_labels, preview_output
 from elbocli.train.state import TrainState
 
@@ -78,3 +78,29 @@ def test_a_preview_shows_the_network_no_more_at_once_than_a_micro_batch_and_is_t
         pictures.append(preview(state, output)[0].astype(int))
     assert seen == [each for each in at_once for _ in range(PREVIEW.steps)]
     assert pictures[0].shape == pictures[1].shape and np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+@pytest.mark.usefixtures("short_previews")
+def test_the_first_preview_comes_early_once_and_changes_no_weight(
+    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run goes on; of as few images as can be drawn in time, but at least a row of all classes."""
+    monkeypatch.setattr(pace, "DRAWING_S", 0.0)
+
+    def train(name: str, steps: int) -> set[str]:
+        options = {"preset": str(preset), "steps": steps, "preview_every": 4}
+        list(loop.run(Dataset(digits), tmp_path / name, settings.resolve(options, Dataset(digits))))
+        return {path.name for path in (tmp_path / name / "previews").iterdir()}
+
+    assert train("usual", 8) == {"step-00000004.png", "step-00000008.png"}
+    monkeypatch.setattr(pace, "FIRST_PREVIEW_S", 0.0)
+    assert train("early", 4) == {"step-00000002.png", "step-00000004.png"}
+    assert train("early", 8) == {"step-00000002.png", "step-00000004.png", "step-00000008.png"}
+    with Image.open(tmp_path / "early" / "previews" / "step-00000002.png") as picture:
+        layout = layout_of(picture.info[PLACES], picture.size, tmp_path)
+        assert [group.images for group in layout.groups] == [[k] for k in range(10)]
+    usual, early = (
+        (tmp_path / name / "checkpoints" / "step-00000008" / "model.safetensors").read_bytes()
+        for name in ("usual", "early")
+    )
+    assert usual == early

@@ -7,12 +7,12 @@ are imported only where a metric computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from elbocli.core.registry import Registry
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from elbocli.core.frechet import Gaussian
 
+T = TypeVar("T")
 Value = float | list[float] | None
 """A number, the ends of an interval, or None where too few images leave none."""
 
@@ -53,7 +54,7 @@ class Role(Enum):
     INTERVAL = "interval"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Features:
     """Features of images: moments; values [N, D] float32, where they were kept; logits [N, K] and labels [N], if there
     are any.
@@ -87,26 +88,36 @@ class Features:
         return self._nearest[0][:, k - 1]
 
 
-def option(help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()) -> dict[str, Any]:
-    """Metadata of a field of MetricOptions that `elbo eval` has an option for: a flag, a whole number from `least` to
-    `most`, or one of the words of `choices`.
+class Option(Generic[T]):
+    """An option of `elbo eval` that belongs to a metric, as an attribute of its MetricOptions: a flag, a whole number from
+    `least` to `most`, or one of the words of `choices`.
     """
-    return {"help": help, "least": least, "most": most, "choices": choices}
+
+    def __init__(self, default: T, help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()):
+        self.default, self.help, self.least, self.most, self.choices = default, help, least, most, choices
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: MetricOptions | None, owner: type) -> T:
+        return self.default
 
 
-@dataclass(frozen=True)
 class MetricOptions:
-    """Options of a metric. One with options of its own has a subclass, whose fields have the metadata that `option` makes.
+    """Options of a metric. One with options of its own has a subclass, whose attributes are Options.
 
     seed: of what it draws at random.
     """
 
-    seed: int = 0
+    seed: int
+
+    def __init__(self, seed: int = 0, **given: Any):
+        self.__dict__.update(given, seed=seed)
 
     @classmethod
-    def own(cls) -> list[Field[Any]]:
-        """The fields that `elbo eval` has an option for, named as they are; its metadata is what `option` was given."""
-        return [each for each in fields(cls) if each.metadata]
+    def own(cls) -> list[Option[Any]]:
+        """The options of `elbo eval` that this metric has."""
+        return [each for each in vars(cls).values() if isinstance(each, Option)]
 
     @property
     def draws(self) -> bool:
@@ -117,8 +128,7 @@ class MetricOptions:
         """Raise UsageError when the metric isn't defined for features of that network."""
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A number that a metric finds, or what belongs to one.
 
     key: its name, torch-fidelity's where there is one. elsewhere: its name when the network isn't the published
@@ -151,8 +161,7 @@ class Number:
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MetricTraits:
+class MetricTraits(NamedTuple):
     """Needs of a metric, and how its numbers are called.
 
     numbers: all that it may find. least: how many images of the samples, of the reference and of the held-out ones (none

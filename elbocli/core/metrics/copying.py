@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, Value, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, Value, metric
 from elbocli.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,13 +18,10 @@ COMPONENTS = 64
 TEST, INTERVAL = "copying_ct", "copying_ct_interval"
 
 
-@dataclass(frozen=True)
 class CopyingOptions(MetricOptions):
     """copying_cells: into how many cells k-means divides the space; dgm-eval's are 3."""
 
-    copying_cells: int = field(
-        default=3, metadata=option("Cells of the copying test, by k-means of the training images.", most=1000)
-    )
+    copying_cells = Option(3, "Cells of the copying test, by k-means of the training images.", most=1000)
 
     @property
     def draws(self) -> bool:

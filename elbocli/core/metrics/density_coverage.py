@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, metric
 
 
-@dataclass(frozen=True)
 class CoverageOptions(MetricOptions):
     """coverage_neighbours: the reference's neighbour that the reach of each of its images ends at."""
 
-    coverage_neighbours: int = field(default=5, metadata=option("Neighbours for density and coverage.", most=1000))
+    coverage_neighbours = Option(5, "Neighbours for density and coverage.", most=1000)
 
 
 @metric(

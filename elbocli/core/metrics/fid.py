@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, Value, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, Value, metric
 
 DISTANCE = "frechet_inception_distance"
 INTERVAL = "infinity_interval"
 SE, BEYOND, WITHIN = (f"{DISTANCE}_{part}" for part in ("se", "infinity", INTERVAL))
 
 
-@dataclass(frozen=True)
 class FidOptions(MetricOptions):
     """fid_infinity: extrapolate, too; the seed deals the images into parts."""
 
-    fid_infinity: bool = field(
-        default=False,
-        metadata=option(
-            "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100."
-        ),
+    fid_infinity = Option(
+        False, "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100."
     )
 
     @property

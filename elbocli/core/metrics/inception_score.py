@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,12 +18,11 @@ ORDERS = {
 ORDER_HELP = "Order of the images in --splits.  " + "; ".join(f"{name}: {how}" for name, how in ORDERS.items()) + "."
 
 
-@dataclass(frozen=True)
 class InceptionScoreOptions(MetricOptions):
     """splits: into how many parts the images are dealt. is_order: how: one of ORDERS."""
 
-    splits: int = field(default=10, metadata=option("Of the Inception score."))
-    is_order: str = field(default="shuffled", metadata=option(ORDER_HELP, choices=ORDERS))
+    splits = Option(10, "Of the Inception score.")
+    is_order = Option("shuffled", ORDER_HELP, choices=ORDERS)
 
 
 @metric(

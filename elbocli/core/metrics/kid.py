@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Role, Value, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, Value, metric
 
 MEAN, STD, SE = (f"kernel_inception_distance_{part}" for part in ("mean", "std", "se"))
 SUBSETS = 100
 
 
-@dataclass(frozen=True)
 class KidOptions(MetricOptions):
     """kid_subset_size: images in each subset."""
 
-    kid_subset_size: int = field(default=1000, metadata=option("Images in each subset of KID.", least=2))
+    kid_subset_size = Option(1000, "Images in each subset of KID.", least=2)
 
 
 @metric(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import NamedTuple
 
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, metric, option
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, metric
 from elbocli.errors import UsageError
 
 
-@dataclass(frozen=True)
-class PrcProtocol:
+class PrcProtocol(NamedTuple):
     """A way to take precision and recall.
 
     k: neighbours. network: the only one it is defined for. most: images of the reference.
@@ -37,11 +37,10 @@ PROTOCOL_HELP = (
 )
 
 
-@dataclass(frozen=True)
 class PrcOptions(MetricOptions):
     """prc_protocol: one of PRC_PROTOCOLS."""
 
-    prc_protocol: str = field(default="torch-fidelity", metadata=option(PROTOCOL_HELP, choices=PRC_PROTOCOLS))
+    prc_protocol = Option("torch-fidelity", PROTOCOL_HELP, choices=PRC_PROTOCOLS)
 
     @property
     def protocol(self) -> PrcProtocol:

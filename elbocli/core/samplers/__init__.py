@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.logsnr import alpha_sigma
@@ -50,7 +49,7 @@ class SamplerPreset(NamedTuple):
 
     grid: str
     steps: int = STEPS
-    params: Mapping[str, float] = MappingProxyType({})
+    params: Mapping[str, float] = {}
     source: str = ""
 
 

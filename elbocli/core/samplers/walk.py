@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +30,9 @@ class Sampler(NamedTuple):
 
     declared: Declaration[SamplerTraits]
     usual: SamplerPreset
+
+    def __repr__(self) -> str:
+        return f"Sampler({self.spec!r})"
 
     @property
     def spec(self) -> str:
@@ -75,13 +79,19 @@ def too_few(sampler: Sampler, steps: int) -> list[str]:
 
 
 def walk(
-    sampler: Sampler, z: Tensor, grid: list[float], denoise: Denoise | DenoiseWithVariance, noise: DrawNoise
+    sampler: Sampler,
+    z: Tensor,
+    grid: list[float],
+    denoise: Denoise | DenoiseWithVariance,
+    noise: DrawNoise,
+    every_step: bool = False,
 ) -> Tensor:
     """Data at grid[-1] from noise z [B, …] at grid[0]. grid: λ, rising, inf for clean data. denoise: as the
-    sampler wants it. noise: a draw like z.
+    sampler wants it. noise: a draw like z. every_step: draw once in each step, as EDM does, also where none is added.
     """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)
-        z, last = sampler.declared(z, last, move, denoise, noise)
+        drawn = itertools.repeat(noise()).__next__ if every_step else noise
+        z, last = sampler.declared(z, last, move, denoise, drawn)
     return z

@@ -1,7 +1,7 @@
 """Formats of other people's checkpoints: each module here declares one or more; being here is enough.
 
 A format tells its files by their content, and translates one: into a network of elbo's, its weights, and what is known of
-how it was trained. It reads tensors and containers alone (see files/torch_pickle.py), and runs nothing.
+how it was trained. It reads tensors and containers alone (see files/pickles.py), and runs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +22,14 @@ from torch import Tensor
 from elbocli.core.registry import Registry, nearest
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.pickled_module import Foreign
-from elbocli.files.torch_pickle import Found, read_torch_file
+from elbocli.files.pickles import Foreign, Found, read_torch_file
 from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import NetworkConfig, build
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every name."""
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")
-"""Keys that training scripts keep the last weights under."""
-AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict")
-"""Keys that they keep the average under."""
+"""Keys that training scripts keep the last weights under; "ema" is part of those of averages."""
 AUTOENCODER, FACTOR = "stabilityai/sd-vae-ft-mse", 8
 """The autoencoder of published networks of latents, by the name that it has where it is published."""
 
@@ -41,14 +38,13 @@ AUTOENCODER, FACTOR = "stabilityai/sd-vae-ft-mse", 8
 class ImportOptions:
     """Facts of a checkpoint that its file doesn't hold and a user says; '' and None where nothing is said.
 
-    weights: the average or the last weights, where a file holds both. prediction, levels, weighting, schedule: SPECs.
-    attention: heads=N or width=N, and ',new'. size, channels, classes: of the images or latents. null_class: label of
-    'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the
-    names that are meant. rename: OLD=NEW, beginnings of names. network: FILE.py:CLASS. autoencoder: folder of the one that
+    weights: ema (the average), model (the last weights), or the key of others in the file. prediction, levels, weighting,
+    schedule: SPECs. attention: heads=N or width=N, and ',new'. size, channels, classes: of the images or latents.
+    null_class: label of 'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the names that are meant. rename: OLD=NEW, beginnings of names. network: FILE.py:CLASS. autoencoder: folder of the one that
     made the latents.
     """
 
-    weights: Literal["ema", "model"] = "ema"
+    weights: str = "ema"
     prediction: str = ""
     levels: str = ""
     weighting: str = ""
@@ -72,10 +68,10 @@ class ImportOptions:
 
 
 class Source:
-    """A file or folder to import. path: as given."""
+    """A file or folder to import. path: as given. notes: what was chosen of it."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.notes = path, list[str]()
 
     @cached_property
     def found(self) -> Found:
@@ -166,19 +162,42 @@ def is_weights(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
 
 
+def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
+    """Return the weights by name in a file by their keys; a state dict alone has the key ''."""
+    held = {"": tree, **tree} if isinstance(tree, dict) else {}
+    return {str(key): unwrapped(value) for key, value in held.items() if is_weights(value)}
+
+
+def chosen(keys: Iterable[str], source: Source, options: ImportOptions) -> str:
+    """Return the key of the weights that --weights asks for, and note which it is where a file holds several.
+
+    Raises UsageError where it holds none of that name, or several averages and none is named.
+    """
+    held, wanted = list(keys), options.weights
+    averages = [key for key in held if "ema" in key.lower()] if wanted == "ema" else []
+    last = [key for key in STATE_DICTS if key in held] if wanted in ("ema", "model") else []
+    if wanted not in held and (len(averages) > 1 or not (averages or last)):
+        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
+    key = wanted if wanted in held else [*averages, *last][0]
+    others = " or ".join(other for other in held if other != key)
+    if wanted == "ema" and (others or not averages):
+        why = "" if averages else ", as there is no average"
+        source.notes.append(
+            f"{source.path}: takes the weights {key}{why}{others and f'; --weights KEY takes {others}'}"
+        )
+    return key
+
+
 def state_dict(source: Source, options: ImportOptions) -> tuple[dict[str, Tensor], bool]:
     """(tensors by name, whether they are an average) of a state dict, or of the checkpoint of a training script.
 
     Wrappers' prefixes are taken off, and names are as --prefix and --rename say. Raises FormatError where there is none.
     """
-    tree = source.tree
-    if is_weights(tree):
-        return called(unwrapped(tree), options, source.path), False
-    keys = (*AVERAGES, *STATE_DICTS) if options.weights == "ema" else STATE_DICTS
-    for key in keys:
-        if isinstance(tree, dict) and is_weights(tree.get(key)):
-            return called(unwrapped(tree[key]), options, source.path), key in AVERAGES
-    raise FormatError(f"{source.path}: holds no weights by names; it holds {inventory(tree)}")
+    held = entries(source.tree)
+    if not held:
+        raise FormatError(f"{source.path}: holds no weights by names; it holds {inventory(source.tree)}")
+    key = "" if "" in held else chosen(held, source, options)
+    return called(held[key], options, source.path), "ema" in key.lower()
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import scheduler_config, strict_json, tensor_files
+from elbocli.files import scheduler_config, tensor_files
+from elbocli.files.records import read_json
 from elbocli.importer.formats import Imported, ImportOptions, Source, fitted, renamed, source_format
 from elbocli.importer.levels import range_settings
 from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS
@@ -47,7 +48,7 @@ def _recognised(source: Source) -> bool:
 def diffusers(source: Source, options: ImportOptions) -> Imported:
     """Take the network as diffusers computes it, and prediction and levels from the scheduler beside it."""
     folder = _folder(source.path)
-    found = strict_json.read_object(folder / CONFIG)
+    found = read_json(folder / CONFIG)
     kind = found.get("_class_name")
     if kind != CLASS:
         raise FormatError(
@@ -88,7 +89,8 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
         null_class=classes < rows,
         variance=out == 2 * channels,
     )
-    weights, more = fitted(_weights(folder), config, folder / WEIGHTS)
+    tensors, file = _weights(folder)
+    weights, more = fitted(tensors, config, file)
     settings = {**known, "label_dropout": 0.1 if config.null_class else 0.0}
     data = {"image_size": config.image_size, "num_classes": classes, "channels": channels}
     return Imported(config, weights, settings, data, False, "see the page that it is from", notes + more)
@@ -116,17 +118,23 @@ def _size(folder: Path, found: dict[str, Any], options: ImportOptions) -> int:
     return int(sides[0])
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """The weights by the names that diffusers has for them now. Raises FormatError, also for pickles."""
-    path = folder / WEIGHTS
-    if not path.is_file():
+def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """(the weights by the names that diffusers has for them now, their file). Raises FormatError, also for pickles."""
+    stem = WEIGHTS.removesuffix(".safetensors")
+    files = [
+        [folder / WEIGHTS],
+        sorted(folder.glob(f"{stem}-*-of-*.safetensors")),
+        [folder / f"{stem}.fp16.safetensors"],
+    ]
+    found = next((parts for parts in files if parts and all(part.is_file() for part in parts)), None)
+    if found is None:
         others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".safetensors", ".json"))
         raise FormatError(
-            f"{folder}: no weights in one file {WEIGHTS}, found {', '.join(others)[:200] or 'nothing'}; only safetensors are read: "
-            f"{CLASS}.from_pretrained(…).save_pretrained(…, safe_serialization=True) in diffusers writes them"
+            f"{folder}: no weights in {WEIGHTS} or its parts, found {', '.join(others)[:200] or 'nothing'}; only safetensors "
+            f"are read: {CLASS}.from_pretrained(…).save_pretrained(…, safe_serialization=True) in diffusers writes them"
         )
-    tensors = tensor_files.load(path)
-    return renamed({f"model.{name}": value for name, value in tensors.items()}, [*OLD_ATTENTION, ("(.*)", r"\1")], path)
+    tensors = {f"model.{name}": value for part in found for name, value in tensor_files.load(part).items()}
+    return renamed(tensors, [*OLD_ATTENTION, ("(.*)", r"\1")], found[0]), found[0]
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], list[str]]:

@@ -29,6 +29,7 @@ from elbocli.importer.formats import (
     Imported,
     ImportOptions,
     Source,
+    entries,
     fitted,
     latents_of,
     source_format,
@@ -90,21 +91,13 @@ REPA = Convention("flow", LICENCE, FLOW)
 TAKES = (*NAMED, "classes", "autoencoder", "attention")
 
 
-def _names(source: Source) -> set[str]:
-    try:
-        return set(state_dict(source, ImportOptions())[0])
-    except FormatError:
-        return set()
-
-
 def _recognises(source: Source) -> bool:
-    names = _names(source)
-    return names >= MARKS and not any(name.startswith(PROJECTORS) for name in names)
+    return any(set(names) >= MARKS for names in entries(source.tree).values()) and not _recognises_repa(source)
 
 
 def _recognises_repa(source: Source) -> bool:
-    names = _names(source)
-    return names >= MARKS and any(name.startswith(PROJECTORS) for name in names)
+    held = [set(names) for names in entries(source.tree).values()]
+    return any(names >= MARKS and any(name.startswith(PROJECTORS) for name in names) for names in held)
 
 
 @source_format(

@@ -1,6 +1,6 @@
 """EDM's checkpoints of its ADM network (DhariwalUNet): pickles, training states, state dicts.
 
-Source: Karras et al. 2022. Its pickles bring their own source code along, which is not run; see files/torch_pickle.py.
+Source: Karras et al. 2022. Its pickles bring their own source code along, which is not run; see files/pickles.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import FormatError
-from elbocli.files.pickled_module import Foreign, attributes, class_name, module_tensors
+from elbocli.files.pickles import Foreign, attributes, class_name, module_tensors
 from elbocli.files.reading import naming
 from elbocli.importer.edm_family import BLOCK, LICENCE, counted, number, objective
 from elbocli.importer.formats import (
@@ -23,8 +23,9 @@ from elbocli.importer.formats import (
     ImportOptions,
     Source,
     called,
+    chosen,
+    entries,
     fitted,
-    is_weights,
     source_format,
     state_dict,
     unwrapped,
@@ -62,23 +63,16 @@ class Held(NamedTuple):
     module: Foreign | None
 
 
-def _pickled(tree: Any, order: tuple[str, ...]) -> tuple[str, Foreign] | None:
-    """The key and the pickled module that a file holds, '' where it is nothing else."""
+def _pickled(tree: Any) -> dict[str, Foreign]:
+    """Return the pickled networks in a file by their keys; one that is all of it has the key ''."""
     held = {"": tree, **tree} if isinstance(tree, dict) else {"": tree}
-    for key in ("", *order):
-        if class_name(held.get(key)) in (*PRECONDITIONINGS, *NETWORKS):
-            return key, held[key]
-    return None
+    return {key: each for key, each in held.items() if class_name(each) in (*PRECONDITIONINGS, *NETWORKS)}
 
 
 def _recognises(source: Source) -> bool:
-    tree = source.tree
-    if _pickled(tree, ("ema", "net")):
-        return True
-    held = [tree, *tree.values()] if isinstance(tree, dict) else []
-    return any(
-        is_weights(each) and any(name.endswith("map_layer0.weight") for name in each) and any(map(_in_block, each))
-        for each in held
+    return bool(_pickled(source.tree)) or any(
+        any(name.endswith("map_layer0.weight") for name in names) and any(map(_in_block, names))
+        for names in entries(source.tree).values()
     )
 
 
@@ -87,12 +81,12 @@ def _in_block(name: str) -> bool:
 
 
 def _held(source: Source, options: ImportOptions) -> Held:
-    """The weights that are asked for, else the others."""
-    order = ("ema", "net") if options.weights == "ema" else ("net", "ema")
-    found = _pickled(source.tree, order)
-    if found is None:
+    """Return the weights that are asked for. Raises FormatError, UsageError where there are none."""
+    found = _pickled(source.tree)
+    if not found:
         return Held(*state_dict(source, options), None)
-    key, module = found
+    key = next(iter(found)) if len(found) == 1 else chosen(found, source, options)
+    module = found[key]
     with naming(source.path, FormatError):
         tensors = unwrapped(module_tensors(module))
         if not tensors:

@@ -1,7 +1,7 @@
 """EDM2's checkpoints: network pickles of pixels and of latents, training states, state dicts.
 
 Source: Karras et al. 2024, arXiv:2312.02696. Its pickles bring their own source code along, which is not run; see
-files/torch_pickle.py. Names, shapes, order and constants are as its published code has them, and half precision makes XS as
+files/pickles.py. Names, shapes, order and constants are as its published code has them, and half precision makes XS as
 large as its published file; no such file was read. The head that learns the weighting of the loss is left out: it serves
 training alone.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS, UNKNOWN, LatentSpace
-from elbocli.files.pickled_module import Foreign, class_name, module_state, module_tensors
+from elbocli.files.pickles import Foreign, class_name, module_state, module_tensors
 from elbocli.importer.edm2_weights import by_our_names, check_constants, config_of_names
 from elbocli.importer.edm_family import LICENCE, known, objective
 from elbocli.importer.formats import (

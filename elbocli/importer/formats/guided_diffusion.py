@@ -22,11 +22,10 @@ from elbocli.importer.formats import (
     Imported,
     ImportOptions,
     Source,
+    entries,
     fitted,
-    is_weights,
     source_format,
     state_dict,
-    unwrapped,
 )
 from elbocli.importer.levels import timestep_settings
 from elbocli.importer.unet_weights import by_modules, shape_of, taken
@@ -77,9 +76,7 @@ ATTENTION = {"attention.norm": "norm", "attention.qkv": "qkv", "attention.out": 
 
 
 def _recognises(source: Source) -> bool:
-    tree = source.tree
-    held = [tree, *tree.values()] if isinstance(tree, dict) else []
-    return any(is_weights(each) and {TIME, FIRST} <= set(unwrapped(each)) for each in held)
+    return any({TIME, FIRST} <= set(names) for names in entries(source.tree).values())
 
 
 def _refuse_others(tensors: dict[str, Tensor], where: Path) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from elbocli.core.level_codes import parse_level_code
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import UsageError
 from elbocli.files.plugin_modules import defined
-from elbocli.files.reading import one_line
 from elbocli.importer.formats import NAMED, Imported, ImportOptions, Source, fitted, source_format, state_dict
 from elbocli.importer.levels import range_settings
-from elbocli.nn.networks import NETWORKS, NetworkConfig, build, config_of
+from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
 from elbocli.nn.networks.own_module import SIZES, ModuleConfig, class_named, read_arguments
 from elbocli.run.plugin_files import run_plugin
-
-BATCH = 2
 
 
 @source_format(
@@ -43,7 +38,6 @@ def module(source: Source, options: ImportOptions) -> Imported:
     config, prefix = _config(file.name, name, arguments, options)
     tensors, averaged = state_dict(source, options)
     weights, notes = fitted({prefix + key: value for key, value in tensors.items()}, config, source.path)
-    config = _tried(config, weights)
     code = str(getattr(config, "code", "logsnr"))
     known, more = range_settings(code, options)
     drops = config.num_classes and (not isinstance(config, ModuleConfig) or config.null_class)
@@ -71,30 +65,3 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> tup
                 f"--network: {name} has no {key!r} in its config, and is told logsnr and class -1 as elbo's own are"
             )
     return config_of({"family": declared.name, **sizes, **read_arguments(arguments), **told}, f"--network {name}"), ""
-
-
-def _tried(config: NetworkConfig, weights: dict[str, torch.Tensor]) -> NetworkConfig:
-    """Call the network once, and see that it is one; return the config with what it says of variances.
-
-    Raises FormatError for what it isn't.
-    """
-    network = build(config)
-    network.load_state_dict(weights, assign=True)
-    shape = (BATCH, config.image_channels, config.image_size, config.image_size)
-    labels = torch.zeros(BATCH, dtype=torch.long) if config.num_classes else None
-    name = getattr(config, "name", type(network).__name__)
-    try:
-        with torch.inference_mode():
-            out = network.eval().outputs(torch.zeros(shape), torch.zeros(BATCH), labels)
-    except Exception as error:  # somebody's own code
-        raise FormatError(
-            f"{name}: fails for z {list(shape)}, level [{BATCH}], labels {f'[{BATCH}]' if labels is not None else None}: "
-            f"{type(error).__name__}: {one_line(error)}"
-        ) from error
-    if not isinstance(out, torch.Tensor):
-        raise FormatError(f"{name}: gives {type(out).__name__} for z {list(shape)}, expected a tensor of that shape")
-    if isinstance(config, ModuleConfig) and out.shape == (BATCH, 2 * shape[1], *shape[2:]):
-        return replace(config, variance=True)
-    if out.shape != shape and not getattr(config, "variance", False):
-        raise FormatError(f"{name}: gives {list(out.shape)} for z {list(shape)}, expected that shape")
-    return config

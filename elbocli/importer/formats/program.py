@@ -8,6 +8,7 @@ from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.plugin_modules import trust
 from elbocli.importer.formats import Imported, ImportOptions, Source, source_format
 from elbocli.importer.levels import range_settings
 from elbocli.nn.networks.program import ProgramConfig, Signature, open_program
@@ -26,6 +27,7 @@ TAKES = ("levels", "size", "channels", "classes", "null_class")
 )
 def program(source: Source, options: ImportOptions) -> Imported:
     """Keep the program in the run, and its weights in the checkpoint."""
+    trust(source.path)
     exported, takes = open_program(source.path)
     if not options.levels:
         raise UsageError(
@@ -57,7 +59,8 @@ def program(source: Source, options: ImportOptions) -> Imported:
         places.add(place)
         weights[f"program.{name}"] = value.detach().clone() if shared else value.detach()
     data = {"image_size": size, "num_classes": config.num_classes, "channels": channels}
-    return Imported(config, weights, settings, data, False, "not known", notes + more, {FILE: source.path})
+    notes += [*more, f"a program is code: commands on this run need --plugin RUN/{FILE}"]
+    return Imported(config, weights, settings, data, False, "not known", notes, {FILE: source.path})
 
 
 def _agreed(source: Source, name: str, said: int | None, found: int) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
@@ -20,44 +19,18 @@ DEFAULT = "inception-v3-compat"
 STRICT = "fp32"
 """The precision of features that published numbers are of, and of files that don't say one."""
 PRECISIONS = (STRICT, "bf16")
-LARGEST_WEIGHTS = 640 << 20
-"""Bytes: VGG16 has 528 MB."""
 PUBLISHED_INCEPTION = "6726825d"
 SPATIAL_CHANNELS = 7
 """Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
 MOST_SPATIAL = 8192
 """Spatial features of an image: their covariance has 512 MB then."""
-KNOWN_WEIGHTS = {
-    PUBLISHED_INCEPTION: "weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases",
-    "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428": "dinov2_vitl14_pretrain.pth of DINOv2's hub",
-    "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f": "pytorch_model.bin of openai/clip-vit-base-patch32",
-}
-"""Digests of public files of weights, or how they begin → the files. The last two are as several projects state them that
-fetched the files; elbo's makers had neither."""
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """Images as a network sees them: resized to size × size by `resize`, then (level / 255 − mean) / std in each channel.
-
-    layer: the module, of the extractor's, that is given them first.
-    """
-
-    resize: str
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    layer: str
-
-
-@dataclass(frozen=True)
-class Extractor:
+class Extractor(NamedTuple):
     """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
     channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared. spatial: the part of
-    the module whose output [B,C,H,W] has the spatial features; None where it has none. preprocessing: where it is known.
-    precision: of PRECISIONS, in which features are to be extracted; the caller sets torch's switches.
+    the module whose output [B,C,H,W] has the spatial features; None where it has none. precision: of PRECISIONS, in which features are to be extracted; the caller sets torch's switches.
     """
 
     name: str
@@ -65,7 +38,6 @@ class Extractor:
     weights_sha256: str
     channels: int = 0
     spatial: torch.nn.Module | None = None
-    preprocessing: Preprocessing | None = None
     precision: str = STRICT
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -107,11 +79,6 @@ class Extractor:
         return features, logits, kept[0]
 
 
-def known_weights(weights_sha256: str) -> str | None:
-    """The public file that has this digest, where elbo knows one."""
-    return next((file for digest, file in KNOWN_WEIGHTS.items() if weights_sha256.startswith(digest)), None)
-
-
 def is_published(name: Any, weights_sha256: Any, precision: str | None = None) -> bool:
     """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS.
 
@@ -140,9 +107,8 @@ def inception(weights: Path | None) -> Extractor:
     path = weights or _published()
     module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
     module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    how = Preprocessing("tf1-bilinear", 299, (128 / 255,) * 3, (128 / 255,) * 3, "Conv2d_1a_3x3")
     spatial = module.get_submodule("Mixed_6d.branch1x1")
-    return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial, preprocessing=how)
+    return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial)
 
 
 @extractor(
@@ -173,8 +139,7 @@ def dinov2(weights: Path | None) -> Extractor:
     if weights is None:
         raise UsageError("dinov2-vitl14 needs --extractor-weights FILE, dinov2_vitl14_pretrain.pth of DINOv2's hub")
     shape = VitShape(width=1024, depth=24, heads=16, patch=14, trained=37)
-    how = Preprocessing("antialiased-bicubic", 224, **IMAGENET, layer="network")
-    return vit_extractor("dinov2-vitl14", shape, how, weights, (DINOV2_HUB, DINOV2_TRANSFORMERS))
+    return vit_extractor("dinov2-vitl14", shape, weights, (DINOV2_HUB, DINOV2_TRANSFORMERS))
 
 
 @extractor(
@@ -191,20 +156,21 @@ def clip(weights: Path | None) -> Extractor:
         raise UsageError(
             "clip-vitb32 needs --extractor-weights FILE, pytorch_model.bin of openai/clip-vit-base-patch32"
         )
-    shape = VitShape(width=768, depth=12, heads=12, patch=32, trained=7, clip=True, embedding=512, unit=True)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    how = Preprocessing("antialiased-bicubic", 224, mean, std, "network")
-    return vit_extractor("clip-vitb32", shape, how, weights, (CLIP_TRANSFORMERS, CLIP_OPENAI))
+    shape = VitShape(768, 12, 12, patch=32, trained=7, mean=mean, std=std, clip=True, embedding=512, unit=True)
+    return vit_extractor("clip-vitb32", shape, weights, (CLIP_TRANSFORMERS, CLIP_OPENAI))
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
     import hashlib
 
-    from elbocli.files.checkpoint import load_tensors
-    from elbocli.files.reading import read_limited
+    from elbocli.files.opening import open_file
+    from elbocli.files.reading import unreadable
+    from elbocli.files.tensor_files import load_tensors
 
-    content = read_limited(path, f"weights of {name}", LARGEST_WEIGHTS)
+    with unreadable(path), open_file(path) as file:
+        content = file.read()
     load_tensors(io.BytesIO(content), str(path))
     try:
         module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))
@@ -252,7 +218,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
         from elbocli.files.hashing import file_sha256
-        from elbocli.files.pt2_check import load_program
+        from elbocli.files.programs import load_program
 
         path = Path(name)
         made = Extractor(path.name, load_program(path), file_sha256(path))
@@ -263,4 +229,4 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
             raise UsageError(f"{error} (or a path ending in .pt2)") from None
         made = declared(weights)
     made.module.to(device)
-    return replace(made, precision=precision)
+    return made._replace(precision=precision)

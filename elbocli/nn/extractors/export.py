@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import writing
-from elbocli.files.pt2_check import load_program
+from elbocli.files.programs import load_program
 from elbocli.files.reading import one_line
 
 
@@ -17,8 +17,7 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
     """Write a network as FILE.pt2, for batches of any size, and check that elbo takes it; a file there is replaced.
 
     network: uint8 [B, C, H, W] → features [B, D], or (features, logits [B, K]); it is put into eval mode. images: uint8
-    [N, C, H, W], examples of what it sees. Raises UsageError when it can't be exported so, FormatError when it is more
-    than tensor operations, DataError when the file can't be written.
+    [N, C, H, W], examples of what it sees. Raises UsageError when it can't be exported so, DataError when the file can't be written.
 
         images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         network = nn.Sequential(Scale(), nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.nn.extractors import Extractor, Preprocessing
+from elbocli.nn.extractors import Extractor
 from elbocli.nn.extractors.vit_weights import Layout, read_weights
 
 SIZE = 224
@@ -31,7 +31,8 @@ class VitShape:
 
     trained: places a side that the files have positions for; others are made of them as DINOv2's hub does. clip: norms
     and activation of CLIP, else of DINOv2, whose blocks are scaled. embedding: values of a projection after the last
-    norm; 0 for none. unit: whether features are made of length 1.
+    norm; 0 for none. unit: whether features are made of length 1. mean, std: of levels / 255, that the network was trained
+    with; ImageNet's unless given.
     """
 
     width: int
@@ -39,6 +40,8 @@ class VitShape:
     heads: int
     patch: int
     trained: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     clip: bool = False
     embedding: int = 0
     unit: bool = False
@@ -50,19 +53,19 @@ class Vit(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, how: Preprocessing, unit: bool):
+    def __init__(self, network: nn.Module, shape: VitShape):
         super().__init__()
-        self.network, self.size, self.unit = network, how.size, unit
-        self.register_buffer("mean", torch.tensor(how.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(how.std).view(3, 1, 1))
+        self.network, self.unit = network, shape.unit
+        self.register_buffer("mean", torch.tensor(shape.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(shape.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.interpolate(images.to(self.mean.dtype), (self.size, self.size), mode="bicubic", antialias=True)
+        x = F.interpolate(images.to(self.mean.dtype), (SIZE, SIZE), mode="bicubic", antialias=True)
         features = self.network((x / 255 - self.mean) / self.std)
         return F.normalize(features, dim=1) if self.unit else features
 
 
-def vit_extractor(name: str, shape: VitShape, how: Preprocessing, path: Path, layouts: tuple[Layout, ...]) -> Extractor:
+def vit_extractor(name: str, shape: VitShape, path: Path, layouts: tuple[Layout, ...]) -> Extractor:
     """The extractor with the weights in a file. Raises UsageError without timm, FormatError for other weights."""
     network = _network(shape, path)
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
@@ -70,8 +73,8 @@ def vit_extractor(name: str, shape: VitShape, how: Preprocessing, path: Path, la
     found = read_weights(path, name, wanted, layouts)
     found["pos_embed"] = fitted_positions(found["pos_embed"], SIZE // shape.patch)
     network.load_state_dict(found, assign=True)
-    module = Vit(network, how, shape.unit).eval().requires_grad_(False)
-    return Extractor(name, module, file_sha256(path), channels=3, preprocessing=how)
+    module = Vit(network, shape).eval().requires_grad_(False)
+    return Extractor(name, module, file_sha256(path), channels=3)
 
 
 def fitted_positions(positions: Tensor, side: int) -> Tensor:

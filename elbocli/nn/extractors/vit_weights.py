@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files import tensor_files
-from elbocli.files.checkpoint import load_tensors
 from elbocli.files.reading import unreadable
 from elbocli.files.recognise import begins_like_tensors
+from elbocli.files.tensor_files import load, load_tensors
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias|gamma)")
 
@@ -162,7 +161,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file of safetensors, or of torch's. Raises FormatError."""
     with unreadable(path):
         safe = begins_like_tensors(path)
-    found = tensor_files.load(path) if safe else load_tensors(path)
+    found = load(path) if safe else load_tensors(path)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise FormatError(f"{path}: not weights: its tensors have no names")
     return found

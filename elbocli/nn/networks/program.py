@@ -1,6 +1,6 @@
 """A network that is a torch.export program (.pt2): anybody's, run as it is; its weights are given, and it isn't trained.
 
-The program lies beside the run's config.yaml. It is read by files/pt2_check.py, which admits tensor operations alone.
+The program lies beside the run's config.yaml. It is code: elbo loads it only where the user has named it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
-from elbocli.files.pt2_check import read_program, user_inputs
+from elbocli.files.plugin_modules import check_trusted
+from elbocli.files.programs import read_program, user_inputs
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.blocks import as_it_comes
 
@@ -129,7 +130,7 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
 class Program(Network):
     """The network of a ProgramConfig, with the weights that its file holds, also where others are made without memory.
 
-    Raises FormatError, DataError when the file is gone or has changed.
+    Raises UsageError where the user has named no such program, DataError when the file is gone or has changed.
     """
 
     def __init__(self, config: ProgramConfig):
@@ -141,6 +142,7 @@ class Program(Network):
                 f"{config.path}: has changed since it was imported (sha256 {digest[:12]}…, expected {config.sha256[:12]}…); "
                 "put the file back, or import it anew"
             )
+        check_trusted(digest, config.path)
         with torch.device("cpu"):
             program, self.takes = open_program(config.path)
             self.program: Any = program.module()

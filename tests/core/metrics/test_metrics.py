@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from elbocli.core.feature_moments import FeatureMoments
-from elbocli.core.metrics import METRICS, Features, MetricOptions, Number, Role, asked, metric, option
+from elbocli.core.metrics import METRICS, Features, MetricOptions, Number, Option, Role, asked, metric
 from elbocli.core.metrics.precision_recall import PRC_PROTOCOLS, PrcProtocol
 
 SMALL = {"splits": 3, "kid_subset_size": 40}
@@ -149,9 +149,8 @@ def test_an_interval_takes_twice_as_many_images_as_features():
 def test_a_metric_of_somebody_else_is_one_declaration():
     """With an option of its own and a number that goes by the network."""
 
-    @dataclass(frozen=True)
     class SpreadOptions(MetricOptions):
-        power: int = field(default=2, metadata=option("Of the norm.", most=9))
+        power = Option(2, "Of the norm.", most=9)
 
     try:
 
@@ -162,7 +161,7 @@ def test_a_metric_of_somebody_else_is_one_declaration():
         a = drawn(7)
         assert ask("spread", a, None, power=4, splits=3) == {"spread": float(a.values.abs().pow(4).mean())}
         (own,) = METRICS["spread"].traits.options.own()
-        assert (own.name, own.default, own.metadata["most"]) == ("power", 2, 9)
+        assert (own.name, own.default, own.most) == ("power", 2, 9)
         number = METRICS["spread"].traits.numbers[0]
         assert [number.name(None), number.name("x.pt2", "_sd")] == ["spread", "spread_sd[x.pt2]"]
     finally:

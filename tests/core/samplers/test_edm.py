@@ -20,18 +20,19 @@ def draws(seed=0, size=64):
 
 
 @pytest.mark.parametrize(("spec", "steps"), [("heun", 18), ("heun:edm-imagenet64", 18), ("heun:edm-imagenet64", 256)])
-def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps):
+@pytest.mark.parametrize("noise", ["edm", "edm2"])
+def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noise):
     def d(y, sigma):
         logsnr = -2 * math.log(sigma)
         return mixture.denoise(y * alpha_sigma(logsnr)[0], logsnr)
 
     def found(start):
         draw = draws()
-        return walk(sampler, draw() * STARTS[start](grid[0]), grid, mixture.denoise, draw)
+        return walk(sampler, draw() * STARTS[start](grid[0]), grid, mixture.denoise, draw, noise == "edm")
 
     sampler = parse_sampler(spec)
     grid = time_grid(parse_schedule(parse_sampler("heun:edm-imagenet64").usual.grid), steps)
-    wanted = edm.algorithm_2(d, draws(), steps, *sampler.declared.params.values())
+    wanted = edm.algorithm_2(d, draws(), steps, *sampler.declared.params.values(), edm2=noise == "edm2")
     np.testing.assert_allclose(found("edm"), wanted, rtol=0, atol=1e-11)
     if not sampler.declared.params["s_churn"]:  # which forgets the start
         assert 1e-6 < float((found("unit") - wanted).abs().max()) < 1e-2

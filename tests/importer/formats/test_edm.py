@@ -21,8 +21,8 @@ from elbocli.core.logsnr import alpha_sigma
 from elbocli.core.prediction import Prediction
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError
+from elbocli.files.pickles import Found
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.files.torch_pickle import Found
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source
 from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser

@@ -16,8 +16,8 @@ from peers.edm_unet import Tensors
 
 from elbocli.core.discrete_schedule import BETAS, logsnr_of_betas
 from elbocli.errors import ElboError, FormatError, UsageError
+from elbocli.files.pickles import Found
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.files.torch_pickle import Found
 from elbocli.importer.attention import AttentionOrder
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source
 from elbocli.importer.make_run import import_run

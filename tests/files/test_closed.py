@@ -11,7 +11,7 @@ import pytest
 
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset, find_dataset
-from elbocli.images.arrays import open_npz
+from elbocli.images.kinds.npz import open_npz
 from elbocli.images.samples import read_samples
 from elbocli.info import verify
 from elbocli.merge.parts import open_part

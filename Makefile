@@ -3,9 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Peers to measure against whose requirements would take numpy back to version 1; these parts of them suffice.
-PEERS := k-diffusion torchdiffeq torchsde trampoline
-
 # Workers take whole files; the longest file is collected first (tests/conftest.py). Now and then they wait for processes that
 # they started: three workers keep two cores busy.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, -(-3 * os.cpu_count() // 2)))')
@@ -17,7 +14,7 @@ UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tes
 VERSIONS := $(UNIT) tests/test_bounds.py tests/cli/test_options.py tests/cli/test_other_words.py tests/sample/test_scale.py \
 	tests/evaluate/test_group.py tests/train/test_group.py tests/train/test_torchrun.py tests/test_pipeline.py
 
-.PHONY: help demo demo-fashion site unit test check check-slow oldest newest bench gpu fuzz lint types man docs dist clean
+.PHONY: help demo demo-fashion site unit test check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
@@ -25,8 +22,9 @@ help:
 	@echo "make unit        set up, then the tests of what commands are made of: two minutes on two cores"
 	@echo "make test        set up, then all tests that take no more than seconds, and the pipeline: eight minutes"
 	@echo "make check       lint, types, all tests but the slow ones: what CI runs"
-	@echo "make check-slow  the slow tests, then both of these:"
+	@echo "make check-slow  the slow tests, then these three:"
 	@echo "make oldest      tests with the oldest Python and packages that setup.cfg allows; PYTHON_OLDEST names that Python"
+	@echo "make middle      the same tests with a torch between them"
 	@echo "make newest      tests with the newest Python here and the newest packages; PYTHON_NEWEST names that Python"
 	@echo "make fuzz        an hour of damaged files and odd command lines; what elbo takes amiss is kept in tests/fuzz/corpus"
 	@echo "make bench       benchmarks, as ratios against named peers"
@@ -64,6 +62,7 @@ check: lint types
 check-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
 	$(MAKE) oldest
+	$(MAKE) middle
 	$(MAKE) newest
 
 # Each in an environment of its own, by the same tests. tests/bounds.py knows what is oldest and newest.
@@ -76,13 +75,21 @@ PYTHON_NEWEST ?= $(shell $(PYTHON) tests/bounds.py --newest)
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
 	@touch $@
 
+# Torch has had faults that neither its oldest nor its newest has.
+MIDDLE := torch==2.10.*
+.venv-middle/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv --clear .venv-middle
+	.venv-middle/bin/python -m pip install --quiet --upgrade pip
+	.venv-middle/bin/python -m pip install --quiet --editable '.[test]' '$(MIDDLE)'
+	@touch $@
+
 .venv-newest/.ready: setup.cfg pyproject.toml
 	$(PYTHON_NEWEST) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade pip
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
 	@touch $@
 
-oldest newest: %: .venv-%/.ready
+oldest middle newest: %: .venv-%/.ready
 	.venv-$@/bin/python tests/bounds.py --installed
 	$(PYTEST:$(BIN)%=.venv-$@/bin%) $(VERSIONS)
 
@@ -118,8 +125,6 @@ docs: $(VENV)/.ready
 	mv docs/sweep.md.new docs/sweep.md
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
 	$(BIN)/python tests/bench/run.py
 
 # A machine with a card often has a torch of its own, and no network to install another from.
@@ -134,4 +139,4 @@ dist: $(VENV)/.ready
 	$(BIN)/python tests/release.py dist dist
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist demo demo-fashion site *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-middle .venv-newest build dist demo demo-fashion site *.egg-info

@@ -164,8 +164,10 @@ def extend_segments() -> None:
 
     Must come before torch is imported.
     """
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads the second alone
+    chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
+    for name in names:
+        os.environ.setdefault(name, chosen)
 
 
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:

@@ -153,10 +153,6 @@ EXAMPLES = {
         ),
         ("The run as a classifier.", "elbo bound run test.h5 --classify"),
         (
-            "Which schedule makes the gradient vary least?",
-            "elbo bound run --gradient-variance --weighting sigmoid:bias=2 -o least.yaml",
-        ),
-        (
             "Fit a schedule to a finished run, not to its history.",
             "elbo bound run -q --log errors.jsonl > /dev/null && elbo adapt errors.jsonl > schedule.yaml",
         ),

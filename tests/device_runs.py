@@ -21,7 +21,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import NetworkConfig, build
 from elbocli.run.settings import Resolved, resolve
 from elbocli.runtime.device import Precision
-from elbocli.runtime.processes import World
+from elbocli.runtime.processes import World, full_tensor
 from elbocli.sample import draw
 from elbocli.train import loop
 from elbocli.train.replicated import Replica
@@ -120,12 +120,12 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
             z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(world.device)
             labels = torch.arange(4, device=world.device) % config.num_classes if config.num_classes else None
             for _ in range(2 if sharded else 1):
-                spread.clear()
+                spread.network.zero_grad()
                 with how.applied():
                     with how.autocast():
                         out = spread.forward(z, torch.linspace(-3, 3, 4, device=world.device), labels)
                     out.float().square().mean().backward()
-            found.append([gradient.detach().float().cpu() for gradient in spread.gradients()])
+            found.append([full_tensor(weight.grad).float().cpu() for weight in spread.network.parameters()])
     return found[0], found[1]
 
 

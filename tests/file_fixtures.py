@@ -15,9 +15,9 @@ from forks import zygote
 from hypothesis import settings
 from safetensors.torch import load_file
 
-from elbocli.files import strict_yaml
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
+from elbocli.files.yaml_text import read_yaml
 
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("elbo")
@@ -188,6 +188,6 @@ def crashes(python):
 def foreign(trained, tmp_path_factory):
     """`weights`, a file of torch's, and `plugin`, which declares the format that `elbo import` takes them for."""
     folder = tmp_path_factory.mktemp("foreign")
-    (folder / "mine.py").write_text(PLUGIN.format(network=strict_yaml.read(trained / "config.yaml")["network"]))
+    (folder / "mine.py").write_text(PLUGIN.format(network=read_yaml(trained / "config.yaml")["network"]))
     torch.save(load_file(next(trained.glob("checkpoints/*40/ema-*.safetensors"))), folder / "w.pt")
     return {"plugin": folder / "mine.py", "weights": folder / "w.pt"}

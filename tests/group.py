@@ -1,4 +1,4 @@
-"""Training in forked processes that find each other as torchrun's do, without the seconds that each start of one takes.
+"""Training in forked processes that find each other as torchrun's do, by variables alone, without its seconds of a start.
 
 python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?, "log_to"?, "init"?};
 prints a JSON list of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets
@@ -44,7 +44,6 @@ def started(size: int, work: Callable[[World], Any]) -> list[int]:
         if child == 0:
             end_with(own)
             os.environ |= {
-                "TORCHELASTIC_RUN_ID": "test",
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(size),

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.report.log_history import POINTS
 
 ALERT = "<script>alert(1)</script>"
@@ -48,9 +48,9 @@ class Reader(HTMLParser):
 
 def change(run: Path, section: str, **values: Any) -> None:
     """Another config.yaml."""
-    config = strict_yaml.read(run / "config.yaml")
+    config = read_yaml(run / "config.yaml")
     config[section] = {**config[section], **values} if section else values
-    (run / "config.yaml").write_text(strict_yaml.dump(config))
+    (run / "config.yaml").write_text(yaml_text(config))
 
 
 def just_begun(run: Path) -> None:

@@ -29,5 +29,5 @@ def found_of(samples: Path | list[Path], ref: Path | None, metrics: tuple[str, .
 def score(samples: Path | list[Path], ref: Path | None, metrics: tuple[str, ...], **settings: Any) -> dict[str, Any]:
     """The same as JSON, which reads back as it was."""
     text = json.dumps(found_of(samples, ref, metrics, **settings).json(), allow_nan=False)
-    assert json.dumps(EvalResult.from_json(json.loads(text)).json()) == text
+    assert json.dumps(EvalResult.of(json.loads(text)).json()) == text
     return json.loads(text)  # type: ignore[no-any-return]

@@ -22,8 +22,8 @@ from elbocli.errors import ElboError, UsageError
 from elbocli.files.losslog import LossLog, read_logs
 from elbocli.files.optimum_file import Optimum, read_optimum
 from elbocli.files.reading import naming
+from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import finite, resolve_schedule, resolve_weighting, to_text
-from elbocli.files.schema import Record
 from elbocli.run.train_settings import ADAPTIVE
 
 Density = Callable[[Tensor], Tensor]
@@ -32,8 +32,7 @@ FIXED = ("cosine", "edm", "uniform")
 FITTED = "fitted:"
 
 
-@dataclass(frozen=True)
-class Promise(Record):
+class Promise(Record, frozen=True):
     """The promise of a schedule: the variance of the loss estimate per image, relative to the loss squared, for
     independent and for low-discrepancy t, and its ratio to the least.
 
@@ -50,8 +49,8 @@ class Promise(Record):
         return {key: finite(value) for key, value in super().json().items()}
 
 
-@dataclass(frozen=True)
-class AdaptReport(Record, file="result of elbo adapt --report (JSON)"):
+@stored("result of elbo adapt --report (JSON)")
+class AdaptReport(Record, frozen=True):
     """The schedule fitted to a log, and what each schedule promises."""
 
     weighting: str

@@ -14,8 +14,8 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.optimum_file import Optimum, read_optimum
+from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import resolve_weighting, to_text
-from elbocli.files.schema import Record
 
 DEFAULT = "elbo"
 """The weighting where none is named: no log says one."""
@@ -23,8 +23,8 @@ QUARTERS = (0.75, 0.25)
 """Times between which half of the draws lie: the first is the noisier."""
 
 
-@dataclass(frozen=True)
-class DataReport(Record, file="result of elbo adapt --data-only --report (JSON)"):
+@stored("result of elbo adapt --data-only --report (JSON)")
+class DataReport(Record, frozen=True):
     """The schedule fitted to data alone. half: half of the draws lie between these logsnr. p_mean, p_std: mean and
     standard deviation of EDM's ln sigma = −logsnr/2 under it. told_apart: from this logsnr on the images are told apart, and
     the least error is below half of its peak; None where it isn't.

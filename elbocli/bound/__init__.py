@@ -1,1 +1,1 @@
-"""`elbo bound`: the variational bound, the theorem checked, the variance of gradients."""
+"""`elbo bound`: the variational bound, the theorem checked."""

@@ -7,10 +7,11 @@ classes see the same noise, so most of its chance cancels. Source: Li et al. 202
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.draws import Images, MeasuredNetwork
@@ -124,4 +125,4 @@ def run(asked: Measurement, schedule: str = "") -> Generator[Progress, None, tup
     scores = yield from class_scores(
         asked.denoiser, asked, classes, chosen, draws=draws, seed=asked.settings.seed, total=total
     )
-    return replace(judged(scores, draws, chosen), about=asked.about()), scores
+    return structs.replace(judged(scores, draws, chosen), about=asked.about()), scores

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import structs
 
 from elbocli.cli.grouped_help import Command, launched, option
 from elbocli.cli.options import (
@@ -28,7 +28,7 @@ MODES = {
         "draws",
         "batch",
         "target_se",
-        "schedules",
+        "schedule",
         "curve",
         "plot",
         "log",
@@ -37,20 +37,19 @@ MODES = {
         "optimum",
     },
     "--check": {"check", "images", "draws", "batch", "weightings"},
-    "--classify": {"classify", "images", "draws", "batch", "schedules", "per_image"},
-    "--gradient-variance": {"gradient_variance", "batches", "weightings", "schedules", "out"},
+    "--classify": {"classify", "images", "draws", "batch", "schedule", "per_image"},
 }
 GROUPS = {
-    "Questions": ("estimators", "check", "classify", "gradient_variance", "optimum", "weightings", "schedules"),
-    "Precision of the answer": ("images", "draws", "target_se", "batches", "seed", "logsnr_min", "logsnr_max"),
-    "Outputs": ("per_image", "curve", "plot", "log", "out", "overwrite"),
+    "Questions": ("estimators", "check", "classify", "optimum", "weightings", "schedule"),
+    "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
+    "Outputs": ("per_image", "curve", "plot", "log", "overwrite"),
     "Weights": ("weights", "average"),
     "Speed and memory": ("batch", "device", "precision"),
 }
 
 
 def _mode(ctx: click.Context) -> str:
-    """The one of the three questions that is asked. Raises UsageError for an option of another one."""
+    """The one of the questions that is asked. Raises UsageError for an option of another one."""
     default = click.core.ParameterSource.DEFAULT
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is not default} - EVERY
     asked = [mode for mode in MODES if mode and mode[2:].replace("-", "_") in given]
@@ -91,11 +90,6 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
 @option(
     "--classify", is_flag=True, help="Measure the run as a classifier: accuracy, log loss and calibration of p(c|x)."
 )
-@option(
-    "--gradient-variance",
-    is_flag=True,
-    help="Measure how much the training gradient varies, for each --weighting under each --schedule.",
-)
 @option("-n", "--images", type=Count(2, 10**9), help="Number of images.  [default: 1000, or all with --target-se]")
 @option("--draws", type=Count(2, 10**6), default=16, help="Noise levels for each image, an even number.")
 @option("--target-se", type=Number(0, above=True), help="Draw until the standard error, per dimension, is below this.")
@@ -104,17 +98,15 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     "weightings",
     type=WEIGHTING,
     multiple=True,
-    help="w(logsnr) to check or measure: NAME or NAME:key=value,…; may be repeated.  [default: the run's own]",
+    help="w(logsnr) to check: NAME or NAME:key=value,…; may be repeated.  [default: the run's own]",
 )
 @option(
     "--schedule",
-    "schedules",
     type=SCHEDULE,
-    multiple=True,
-    help="Draw λ by it; repeated, compare them: NAME:key=value,…, FILE or fitted:CRITERION.",
-    more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. With --gradient-variance the default "
-    "is cosine, edm, uniform, and all fitted ones. fitted:CRITERION is fitted to the run's own log, fitted:gradient to "
-    "gradients measured here.",
+    default="",
+    help="Draw λ by it: NAME:key=value,…, FILE or fitted:CRITERION.",
+    more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. fitted:CRITERION is fitted to the run's "
+    "own log.",
 )
 @option(
     "--optimum",
@@ -123,17 +115,13 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     help="Also the error above the least one of 'elbo optimum --like RUN', and whether the network copies.",
     more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
 )
-@option("--batches", type=Count(16, 10**6), default=64, help="Batches of gradients for each schedule.")
 @option("--per-image", type=Output("a table"), help="Also each image's number and error: a table (.tsv).")
 @option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the same.")
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
-@option(
-    "-o", "--out", type=Output("a schedule"), help="Also the schedule with the least gradient variance, measured here."
-)
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where images are read.  [default: the run's]")
-@weights_options(None, "  [default: ema; model with --gradient-variance]")
+@weights_options
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
 @option(
     "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
@@ -156,8 +144,8 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
     --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
     its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
     """
-    from elbocli.bound import classify, estimate, excess, gradients, likelihood, theorem
-    from elbocli.bound.measure import ALL, MEASURED, MeasureSettings, open_measurement
+    from elbocli.bound import classify, estimate, excess, likelihood, theorem
+    from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
     from elbocli.bound.plot import plot_curve
     from elbocli.cli.figure import check_suffix
     from elbocli.cli.progress_bar import say, show
@@ -168,12 +156,10 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
     mode = _mode(ctx)
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
-    files = ("curve", "plot", "log", "out", "per_image")
-    curve, plot, log, out, per_image = [options[name] for name in files]
-    keys = ("draws", "seed", "batch", "device", "precision", "average", "logsnr_min", "logsnr_max")
+    curve, plot, log, per_image = (options[name] for name in ("curve", "plot", "log", "per_image"))
+    keys = ("draws", "seed", "batch", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max")
     settings = MeasureSettings(
         images=ALL if options["target_se"] and options["images"] is None else options["images"],
-        weights=options["weights"] or ("model" if mode == "--gradient-variance" else "ema"),
         **{key: options[key] for key in keys},
     )
     estimators = likelihood.parse_estimators(options["estimators"] or [likelihood.DEFAULT])
@@ -181,14 +167,12 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
         check_ending(per_image)
     _check_outputs(ctx, estimators, options)
     probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))
-    specs = options["schedules"]
-    if mode in ("", "--classify") and len(specs) > 1:
-        raise click.UsageError("the bound is drawn under one --schedule", ctx)
+    schedule = options["schedule"]
     if mode == "--classify":
-        classified, scores = show(classify.run(probe, "".join(specs)))
+        classified, scores = show(classify.run(probe, schedule))
         if per_image:
             write_table(per_image, scores.table())
-            classified = replace(classified, per_image=str(per_image))
+            classified = structs.replace(classified, per_image=str(per_image))
         click.echo(json.dumps(classified.json(), indent=1))
         return
     if mode == "":
@@ -198,14 +182,14 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
         own = optimum and excess.open_own(probe, optimum, settings, lambda text: say(text, "warning"))
         plain = not per_image and [each.name for each in estimators] == [likelihood.DEFAULT]
         if plain:
-            found = show(estimate.run(probe, "".join(specs), options["target_se"]))
+            found = show(estimate.run(probe, schedule, options["target_se"]))
             told = found.bound.json()
         else:
-            several = show(likelihood.run(probe, estimators, "".join(specs)))
+            several = show(likelihood.run(probe, estimators, schedule))
             if per_image:
                 write_table(per_image, several.table(probe.dataset.labels))
             told, found = several.told(str(per_image) if per_image else None), several.bound
-        beyond = optimum and show(excess.run(probe, own, optimum, found, "".join(specs)))
+        beyond = optimum and show(excess.run(probe, own, optimum, found, schedule))
         click.echo(json.dumps({**told, "excess": beyond.report.json()} if beyond else told, indent=1))
         if curve:
             write_text(curve, beyond.tsv(found.curve) if beyond else found.curve.tsv())
@@ -214,15 +198,6 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
         if plot:
             plot_curve(found.curve, plot)
         return
-    weightings = probe.weightings(options["weightings"])
-    if mode == "--check":
-        result = show(theorem.run(probe, weightings))
-    else:
-        specs = list(specs or gradients.DEFAULT)
-        if out and (len(weightings) > 1 or MEASURED not in specs):
-            raise click.UsageError(f"-o writes the schedule {MEASURED} of one --weighting", ctx)
-        result, text = show(gradients.run(probe, weightings, specs, options["batches"]))
+    result = show(theorem.run(probe, probe.weightings(options["weightings"])))
     click.echo(json.dumps(result.json(), indent=1))
-    if out:
-        write_text(out, text)
-    ctx.exit(0 if mode != "--check" or result.agree else 1)
+    ctx.exit(0 if result.agree else 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.draws import Draws, Images, MeasuredNetwork
@@ -197,7 +198,7 @@ def run(
     )
     yield Progress(0, total, "img", message)
     found = yield from rounds
-    return replace(found, bound=replace(found.bound, about=asked.about()))
+    return replace(found, bound=structs.replace(found.bound, about=asked.about()))
 
 
 def log_text(asked: Measurement, found: BoundEstimate) -> str:

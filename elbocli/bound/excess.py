@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,21 +19,19 @@ from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.optimum_file import Optimum, read_optimum
 from elbocli.files.reading import naming
-from elbocli.files.schema import REST, Record
+from elbocli.files.records import Record
 from elbocli.runtime.progress import Progress
 from elbocli.train.held_out import training_rows
 
 
-@dataclass(frozen=True)
-class Gain(Record):
+class Gain(Record, frozen=True):
     """The excess of the loss with the run's weighting, in nats for each dimension: training can still gain it."""
 
     nats_per_dimension: float
     se: float
 
 
-@dataclass(frozen=True)
-class Copies(Record):
+class Copies(Record, frozen=True):
     """Whether a network copies: share is 0 where it is as good on new images as on its own, 1 where it can't be better on
     its own.
     """
@@ -43,15 +41,16 @@ class Copies(Record):
     verdict: str
 
 
-@dataclass(frozen=True)
-class ExcessReport(Record):
+class ExcessReport(Record, frozen=True):
     """Errors above the least ones on the training images. own: on these; new: on other images, None where none were asked."""
+
+    REST: ClassVar[str] = "about"
 
     weighting: str
     own: Gain
     new: Gain | None = None
     copying: Copies | None = None
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    about: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

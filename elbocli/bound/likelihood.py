@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.draws import Images, MeasuredNetwork
@@ -52,7 +53,7 @@ class Found:
         only = [each.estimator for each in self.result.estimates] == [DEFAULT]
         if only and self.bound is not None:
             return {**self.bound.bound.json(), **({"per_image": per_image} if per_image else {})}
-        return replace(self.result, per_image=per_image).json()
+        return structs.replace(self.result, per_image=per_image).json()
 
     def halves(self, spec: str) -> np.ndarray:
         """Two independent estimates of each image, [N, 2] nats."""
@@ -217,8 +218,8 @@ def run(
     )
     for pair in found.result.differences:
         yield Progress(message=sentence(pair))
-    bound = found.bound and replace(found.bound, bound=replace(found.bound.bound, about=asked.about()))
-    return replace(found, result=replace(found.result, about=asked.about()), bound=bound)
+    bound = found.bound and replace(found.bound, bound=structs.replace(found.bound.bound, about=asked.about()))
+    return replace(found, result=structs.replace(found.result, about=asked.about()), bound=bound)
 
 
 def sentence(pair: Difference) -> str:

@@ -33,7 +33,7 @@ from elbocli.version import __version__
 DEFAULT_IMAGES = 1000
 ALL = 10**12
 FLOOR = 0.1
-FITTED, MEASURED = "fitted", "fitted:gradient"
+FITTED = "fitted"
 PIXELS = 256 * 3072
 """Numbers that the network sees at a time, unless told otherwise."""
 
@@ -136,8 +136,6 @@ class Measurement:
 
     def schedule(self, spec: str, weighting: Weighting) -> Schedule:
         """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log. Raises ElboError."""
-        if spec == MEASURED:
-            raise UsageError(f"{MEASURED} is measured, by --gradient-variance only; with -o it is written to a file")
         name, _, criterion = spec.partition(":")
         if name == FITTED:
             return self.fitted(weighting, criterion or "loss", floor=self.trained.settings.floor)

@@ -1,4 +1,4 @@
-"""The results of `elbo bound`: the bound term by term, both sides of the theorem, the variance of gradients.
+"""The results of `elbo bound`: the bound term by term, both sides of the theorem.
 
 nats are summed over dimensions, bpd are bits per dimension; latents have no levels, so theirs are nats per latent
 dimension. _se is a standard error. about: which network was asked about which images: run, checkpoint, weights, dataset,
@@ -7,14 +7,12 @@ logsnr_min, …; each result says the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from elbocli.files.schema import REST, Record
+from elbocli.files.records import Record, stored
 
 
-@dataclass(frozen=True)
-class Term(Record):
+class Term(Record, frozen=True):
     """One part of the bound. The errors are of the dataset's mean."""
 
     nats: float
@@ -28,8 +26,7 @@ class Term(Record):
         return self.bpd, self.bpd_se
 
 
-@dataclass(frozen=True)
-class LatentTerm(Record):
+class LatentTerm(Record, frozen=True):
     """One part of the bound of latents. The errors are of the dataset's mean."""
 
     nats: float
@@ -43,13 +40,15 @@ class LatentTerm(Record):
         return self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
 
 
-@dataclass(frozen=True)
-class Bound(Record, file="result of elbo bound (JSON)", reader="elbocli.report.results.read_result"):
+@stored("result of elbo bound (JSON)")
+class Bound(Record, frozen=True):
     """The variational bound on −log p of images.
 
     bpd_se, nats_se: of the dataset's mean; bpd_se_noise: of the noise alone; bpd_se_population: of the mean over the
     distribution that the images are from. schedule: of the draws.
     """
+
+    REST: ClassVar[str] = "about"
 
     UNIT: ClassVar[str] = "bits per dimension"
     bpd: float
@@ -64,7 +63,7 @@ class Bound(Record, file="result of elbo bound (JSON)", reader="elbocli.report.r
     n_images: int
     draws_per_image: int
     schedule: str
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    about: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"Bound(bpd={self.bpd:.6g}, bpd_se={self.bpd_se:.2g}, n_images={self.n_images})"
@@ -76,12 +75,14 @@ class Bound(Record, file="result of elbo bound (JSON)", reader="elbocli.report.r
         return {**parts, "bound": Term(self.nats, self.nats_se, self.bpd, self.bpd_se)}
 
 
-@dataclass(frozen=True)
-class LatentBound(Record, file="result of elbo bound, of latents (JSON)", reader="elbocli.report.results.read_result"):
+@stored("result of elbo bound, of latents (JSON)")
+class LatentBound(Record, frozen=True):
     """The variational bound on −log of the density of latents, as the network sees them. It is none for their images.
 
     Numbers are those of Bound, but for the unit. A density may exceed 1, so they may be negative.
     """
+
+    REST: ClassVar[str] = "about"
 
     UNIT: ClassVar[str] = "nats per latent dimension"
     nats_per_latent_dimension: float
@@ -96,7 +97,7 @@ class LatentBound(Record, file="result of elbo bound, of latents (JSON)", reader
     n_images: int
     draws_per_image: int
     schedule: str
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    about: dict[str, Any] = {}
 
     @property
     def terms(self) -> dict[str, LatentTerm]:
@@ -106,8 +107,7 @@ class LatentBound(Record, file="result of elbo bound, of latents (JSON)", reader
         return {**parts, "bound": LatentTerm(self.nats, self.nats_se, *each)}
 
 
-@dataclass(frozen=True)
-class Estimate(Record):
+class Estimate(Record, frozen=True):
     """One estimate of −log p, the mean over images, with the parts that add up to it.
 
     bounds: what it is an upper bound of. nats_se, bpd_se: of the dataset's mean; _noise: of the noise alone;
@@ -139,8 +139,7 @@ class Estimate(Record):
         return self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
 
 
-@dataclass(frozen=True)
-class Difference(Record):
+class Difference(Record, frozen=True):
     """One estimate minus another on the same images, in nats. se: of the noise. in_se: over all error that is known, the
     solver's too.
     """
@@ -152,12 +151,14 @@ class Difference(Record):
     in_se: float
 
 
-@dataclass(frozen=True)
-class Likelihoods(Record, file="result of elbo bound --estimator (JSON)", reader="elbocli.report.results.read_result"):
+@stored("result of elbo bound --estimator (JSON)")
+class Likelihoods(Record, frozen=True):
     """Several estimates of −log p of the same images, and how far they lie apart.
 
     per_image: the file that holds them image by image.
     """
+
+    REST: ClassVar[str] = "about"
 
     estimates: list[Estimate]
     differences: list[Difference]
@@ -165,7 +166,7 @@ class Likelihoods(Record, file="result of elbo bound --estimator (JSON)", reader
     draws_per_image: int
     schedule: str
     per_image: str | None = None
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    about: dict[str, Any] = {}
 
     @property
     def unit(self) -> str:
@@ -173,8 +174,7 @@ class Likelihoods(Record, file="result of elbo bound --estimator (JSON)", reader
         return (Bound if self.estimates[0].bpd is not None else LatentBound).UNIT
 
 
-@dataclass(frozen=True)
-class Side(Record):
+class Side(Record, frozen=True):
     """One side of the theorem, with the error that its noise leaves, in nats and over its value."""
 
     nats: float
@@ -182,8 +182,7 @@ class Side(Record):
     relative_se: float
 
 
-@dataclass(frozen=True)
-class NoiseShares(Record):
+class NoiseShares(Record, frozen=True):
     """p_w, the noise levels that a monotone weighting augments data with: the share of each cell of logsnr.
 
     at_logsnr_max: the share without noise beyond the cleanest level. logsnr: edges of the cells.
@@ -194,8 +193,7 @@ class NoiseShares(Record):
     mass: list[float]
 
 
-@dataclass(frozen=True)
-class SignedMass(Record):
+class SignedMass(Record, frozen=True):
     """−dw of a weighting that rises, over its largest value: how much of it is positive and negative, and in each cell
     of logsnr.
     """
@@ -207,8 +205,7 @@ class SignedMass(Record):
     mass: list[float]
 
 
-@dataclass(frozen=True)
-class Check(Record):
+class Check(Record, frozen=True):
     """The theorem for one weighting: left the loss as training has it, right the same from bounds.
 
     rising, signed_mass: of a weighting that rises; rising are stretches of logsnr. augmented_elbo, p_w: of one that
@@ -227,45 +224,20 @@ class Check(Record):
     p_w: NoiseShares | None = None
 
 
-@dataclass(frozen=True)
-class Theorem(Record, file="result of elbo bound --check (JSON)", reader="elbocli.report.results.read_result"):
+@stored("result of elbo bound --check (JSON)")
+class Theorem(Record, frozen=True):
     """The theorem for several weightings, and whether it holds for all."""
+
+    REST: ClassVar[str] = "about"
 
     agree: bool
     checks: list[Check]
     n_images: int
     draws_per_side: int
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    about: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class ScheduleVariance(Record):
-    """The variance of the gradient under a schedule.
-
-    ratio: tr Cov for an image over ‖mean‖². relative: tr Cov over that of the best schedule.
-    """
-
-    weighting: str
-    schedule: str
-    ratio: float
-    ratio_se: float
-    relative: float
-    relative_se: float
-
-
-@dataclass(frozen=True)
-class GradientVariance(Record, file="result of elbo bound --gradient-variance (JSON)"):
-    """The variance of gradients for every weighting under every schedule. batch: images; batches: gradients each."""
-
-    gradient_variance: list[ScheduleVariance]
-    batch: int
-    batches: int
-    t_sampling: str
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
-
-
-@dataclass(frozen=True)
-class ReliabilityRow(Record):
+class ReliabilityRow(Record, frozen=True):
     """The images whose likeliest class has a probability from low to high: the mean of it, and the share that is right."""
 
     low: float
@@ -275,16 +247,16 @@ class ReliabilityRow(Record):
     accuracy: float
 
 
-@dataclass(frozen=True)
-class Classification(
-    Record, file="result of elbo bound --classify (JSON)", reader="elbocli.report.results.read_result"
-):
+@stored("result of elbo bound --classify (JSON)")
+class Classification(Record, frozen=True):
     """A run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), the noise shared by the classes, each as likely before.
 
     accuracy_low, accuracy_high: the 95 % interval. log_loss: −log p of the label, in nats. ece: the mean of |accuracy −
     confidence|. undecided: the share of images whose likeliest class isn't that of both halves of the draws. class_accuracy:
     by the class's number, of those that have images.
     """
+
+    REST: ClassVar[str] = "about"
 
     accuracy: float
     accuracy_low: float
@@ -300,4 +272,4 @@ class Classification(
     draws_per_image: int
     schedule: str
     per_image: str | None = None
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    about: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import click
 
 from elbocli.cli.other_words import renamed_option
 from elbocli.cli.types import STREAM, Output
-from elbocli.errors import DataError
+from elbocli.errors import DataError, UsageError
 from elbocli.runtime.descriptors import writable
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -123,13 +123,16 @@ class Command(click.Command):
 
 
 class Joined(Command):
-    """A command whose processes torchrun starts: only the first of them speaks."""
+    """A command that several processes may run together: only the first of them speaks."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        Command.silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+        Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
         return super().parse_args(ctx, args)
 
 
 def launched() -> int:
-    """Number of processes that torchrun has started for this run; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    """Return how many processes torchrun, or another launcher that sets WORLD_SIZE, has started for this run."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal():
+        raise UsageError(f"WORLD_SIZE is {size!r}, which is no number of processes; unset it, or start with torchrun")
+    return int(size)

@@ -54,28 +54,24 @@ plugin_option = option(
 overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
-def weights_options(default: str | None, note: str) -> Callable[[F], F]:
-    """Add --weights and --ema, which say the weights of a run. default: of --weights; note: what else its help says."""
-
-    def decorate(function: F) -> F:
-        option(
-            "--ema",
-            "average",
-            metavar="NAME|FILE",
-            callback=_average,
-            help="Another average: of the checkpoint, or a file of 'elbo ema'.",
-            more="One in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
-        )(function)
-        option(
-            "--weights",
-            type=click.Choice(["ema", "model"]),
-            default=default,
-            is_eager=True,
-            help=f"The run's first average, or the last weights.{note}",
-        )(function)
-        return function
-
-    return decorate
+def weights_options(function: F) -> F:
+    """Add --weights and --ema, which say the weights of a run."""
+    option(
+        "--ema",
+        "average",
+        metavar="NAME|FILE",
+        callback=_average,
+        help="Another average: of the checkpoint, or a file of 'elbo ema'.",
+        more="One in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
+    )(function)
+    option(
+        "--weights",
+        type=click.Choice(["ema", "model"]),
+        default="ema",
+        is_eager=True,
+        help="The run's first average, or the last weights.",
+    )(function)
+    return function
 
 
 def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from elbocli.core.estimate import Estimate
-from elbocli.files.schema import REST, Record
+from elbocli.files.records import Record, stored
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference(Record):
+class Difference(Record, frozen=True, kw_only=True):
     """A number of two files. difference: the other's less the first's, with its standard error and 95 % interval. apart:
     whether 0 lies outside that; None where no standard error is known. how: what the error is of. says: it in a sentence.
     """
@@ -54,8 +52,7 @@ class Difference(Record):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compared(Record):
+class Compared(Record, frozen=True, kw_only=True):
     """A file beside the first. differ: how the samples of both were drawn, where that differs."""
 
     file: str
@@ -63,12 +60,14 @@ class Compared(Record):
     scores: list[Difference]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison(Record, file="result of elbo compare (JSON)"):
+@stored("result of elbo compare (JSON)")
+class Comparison(Record, frozen=True, kw_only=True):
     """All files beside the first. alike: facts that all have in common, as `elbo eval` names them."""
+
+    REST: ClassVar[str] = "alike"
 
     first: str
     others: list[Compared]
-    alike: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    alike: dict[str, Any] = {}
     elbo_version: str | None
     command: str | None

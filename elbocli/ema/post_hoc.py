@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ from torch import Tensor
 from elbocli.core.averages import Average, gamma_of, parse_average
 from elbocli.core.posthoc import Profile, solve
 from elbocli.core.registry import plain
-from elbocli.errors import DataError, FormatError, UsageError, Vanished
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import snapshots
 from elbocli.files.average_file import AverageFacts, read_about, writing_average
-from elbocli.files.checkpoint import MOST_LOOKS
 from elbocli.files.run_config import RunConfig
 from elbocli.files.snapshots import Snapshot, SnapshotLayout
 from elbocli.files.tensor_files import TensorFile
@@ -43,14 +41,6 @@ def run(
     Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (no run, or
     snapshots of another network).
     """
-    for _ in range(MOST_LOOKS):
-        with suppress(Vanished):  # the run goes on from an earlier step, without the snapshots after that
-            return (yield from _make(path, std, out, at, command))
-    raise DataError(f"{path}: its snapshots were deleted faster than they could be read; try again")
-
-
-def _make(path: Path, std: float, out: Path, at: int | None, command: str) -> Generator[Progress, None, dict[str, Any]]:
-    """Make it of the snapshots that are there now. Raises Vanished when one of them goes meanwhile."""
     target = parse_average(f"power:std={plain(std)}")
     warnings: list[str] = []
     config = read_run_config(path, warnings.append)

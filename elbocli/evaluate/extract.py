@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.core.feature_moments import FeatureMoments, StreamingFeatureMoments
@@ -82,7 +83,7 @@ def described(source: FeatureSource, extractor: Extractor | None) -> FeatureFact
     """A source's `about` with the network that its features are of."""
     if source.saved is not None or extractor is None:
         return source.about
-    return replace(
+    return structs.replace(
         source.about,
         extractor=extractor.name,
         weights_sha256=extractor.weights_sha256,
@@ -124,7 +125,7 @@ def see(
             device=world.device,
         )
         check({"values": saved.features} | ({} if saved.logits is None else {"logits": saved.logits}))
-        return Seen(source.name, features, replace(saved.about, n=source.n))
+        return Seen(source.name, features, structs.replace(saved.about, n=source.n))
     held: dict[str, Tensor] = {}
     filled = 0
     sharers = 1 if source.alone else world.size
@@ -171,7 +172,9 @@ def see(
         held.get("spatial_values"),
         device=world.device,
     )
-    return Seen(source.name, seen if world.first else None, replace(described(source, extractor), images_sha256=digest))
+    return Seen(
+        source.name, seen if world.first else None, structs.replace(described(source, extractor), images_sha256=digest)
+    )
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:

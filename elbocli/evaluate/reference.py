@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from elbocli.core.metrics import Features
 from elbocli.errors import FormatError
 from elbocli.evaluate.extract import FeatureSource, Seen, described, open_feature_source, see
@@ -67,7 +69,7 @@ class Reference:
         if self.source is None or not self.sees_images(features):
             assert self.statistics is not None
             held = Features(self.statistics, spatial=self.statistics.spatial)
-            return Seen(str(self.path), held, replace(self.statistics.about, sha256=self.sha256))
+            return Seen(str(self.path), held, structs.replace(self.statistics.about, sha256=self.sha256))
         keep = frozenset(["values"] if features else [])
         images_say = spatial and self.statistics is None
         seen = yield from see(self.source, extractor, batch, world, keep, "reference", spatial=images_say)
@@ -75,7 +77,7 @@ class Reference:
             return seen
         about = self.statistics.about
         how = seen.about.preprocessing if about.preprocessing is None else about.preprocessing
-        about = replace(about, preprocessing=how, sha256=self.sha256, images=self.source.n)
+        about = structs.replace(about, preprocessing=how, sha256=self.sha256, images=self.source.n)
         return Seen(
             str(self.path), replace(seen.features, moments=self.statistics, spatial=self.statistics.spatial), about
         )

@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
 from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import FormatError
-from elbocli.files import strict_json
-from elbocli.files.schema import REST, Bounds, Record, Word, typed
+from elbocli.files.records import Record, convert, parse_json, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
-Pair = Annotated[list[Any], Bounds(least=2, most=2)]
+Pair = Annotated[list[Any], Meta(min_length=2, max_length=2)]
 """A fact that is another than it should be, and what it should be."""
-Ends = Annotated[list[float], Bounds(least=2, most=2)]
+Ends = Annotated[list[float], Meta(min_length=2, max_length=2)]
 KEYS = ("n_samples", "extractor")
 """Keys by which a result is told from other JSON."""
 NONE = (
     "not a result of 'elbo eval' (one JSON object), nor features; 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
 )
-ALIKE = {"alike": True}
-"""Metadata of a fact that must be the same where both sides know it, or their numbers don't compare."""
+ALIKE = (
+    "n_samples",
+    "n_ref",
+    "n_ref_images",
+    "ref_sha256",
+    "extractor",
+    "extractor_sha256",
+    "feature_precision",
+    "preprocessing",
+    "ref_preprocessing",
+    "protocol",
+)
+"""Facts that must be the same where both sides know them, or their numbers don't compare."""
 EXPECTED_TO_DIFFER = {"seed", "command"}
 """Facts that each repeat has of its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts(Record):
+class Facts(Record, frozen=True, kw_only=True):
     """Facts that stand beside the numbers of one set of samples, as the JSON names it. None is not known.
 
     n_ref_images: images of the reference, where its statistics are of others too. classes: how many there are, and how
@@ -43,22 +53,24 @@ class Facts(Record):
     images, n_held_out: how many.
     """
 
-    n_samples: int | None = field(metadata=ALIKE)
-    n_ref: int | None = field(metadata=ALIKE)
-    n_ref_images: int | None = field(default=None, metadata=ALIKE)
+    REST: ClassVar[str] = "options"
+
+    n_samples: int | None
+    n_ref: int | None
+    n_ref_images: int | None = None
     samples: str | None
     samples_sha256: str | None
-    ref_sha256: str | None = field(metadata=ALIKE)
-    extractor: Any = field(metadata=ALIKE)
-    extractor_sha256: Any = field(metadata=ALIKE)
-    feature_precision: str | None = field(default=None, metadata=ALIKE)
-    preprocessing: Any = field(metadata=ALIKE)
-    ref_preprocessing: Any = field(metadata=ALIKE)
+    ref_sha256: str | None
+    extractor: Any
+    extractor_sha256: Any
+    feature_precision: str | None = None
+    preprocessing: Any
+    ref_preprocessing: Any
     classes: int | None = None
     fewest_of_a_class: int | None = None
     most_of_a_class: int | None = None
-    made: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    made: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     elbo_version: str | None
     torch_fidelity_version: str | None
     torch_version: str | None
@@ -66,7 +78,7 @@ class Facts(Record):
     command: str | None
     seed: int | None = None
     mismatch: dict[str, Pair] | None = None
-    protocol: Word | None = field(default=None, metadata=ALIKE)
+    protocol: str | None = None
     deviates: dict[str, Pair] | None = None
     held_out: str | None = None
     held_out_sha256: str | None = None
@@ -97,8 +109,8 @@ class Score:
         return {name(""): self.value, **({} if self.sd is None else {name(SD): self.sd})}
 
 
-@dataclass(frozen=True)
-class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.report.results.read_result"):
+@stored("result of elbo eval (JSON)")
+class EvalResult(Record, frozen=True):
     """The result of one set of samples, or of several repeats of one experiment."""
 
     repeats: list[Scores]
@@ -129,9 +141,11 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
 
     def estimate(self, score: Score) -> Estimate:
         """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
-        value = typed(float, score.value, score.number.key)
+        value = convert(score.value, float, score.number.key)
         if score.sd is not None:
-            return Estimate.of_repeats([typed(float, one.values[score.number.key], "") for one in self.repeats])
+            return Estimate.of_repeats(
+                [convert(one.values[score.number.key], float, score.number.key) for one in self.repeats]
+            )
         within, error = self.about(score, Role.INTERVAL), self.about(score, Role.ERROR)
         if within is not None and isinstance(within.value, list):
             return Estimate(value, (within.value[1] - within.value[0]) / (2 * NORMAL_95))
@@ -163,7 +177,7 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
         """The known facts that must be the same for numbers to be comparable; of preprocessing each key by itself."""
         facts, found = self.common(), dict[str, Any]()
         options = [own.name for metric in METRICS.values() for own in metric.traits.options.own()]
-        for key in [*(each.name for each in fields(Facts) if each.metadata.get("alike")), *sorted(options)]:
+        for key in [*ALIKE, *sorted(options)]:
             if isinstance(facts.get(key), dict):
                 found |= {f"{key}.{part}": value for part, value in facts[key].items()}
             elif facts.get(key) is not None:
@@ -185,18 +199,17 @@ class EvalResult(Record, file="result of elbo eval (JSON)", reader="elbocli.repo
         return {**self.head(), **self.named(), **common, "repeats": repeats}
 
     @classmethod
-    def from_json(cls, content: Any, where: str = "") -> EvalResult:
+    def of(cls, content: Any, where: object = "it") -> EvalResult:
         """Read what `json` wrote; numbers of metrics that are not known here are among the facts.
 
         Raises FormatError.
         """
-        cls.check_head(content, where or "it")
-        content = typed(dict[str, Any], content, where or "it")
-        common = {key: value for key, value in content.items() if key != "repeats"}
+        cls.check_head(content, where)
+        common = convert(content, dict[str, Any], where)
         read = []
-        for own in typed(list[dict[str, Any]], content.get("repeats") or [{}], "repeats"):
-            made = [typed(dict[str, Any], each.get("made") or {}, "made") for each in (common, own)]
-            read.append(_scores({**common, **own, "made": {**made[0], **made[1]}}))
+        for own in convert(common.pop("repeats", [{}]), list[dict[str, Any]], where):
+            made = [convert(each.get("made", {}), dict[str, Any], where) for each in (common, own)]
+            read.append(_scores({**common, **own, "made": {**made[0], **made[1]}}, where))
         return cls(read)
 
     def unlike(self) -> list[str]:
@@ -214,7 +227,7 @@ def numbers() -> dict[str, Number]:
 def result_of(content: bytes, where: str) -> EvalResult:
     """The result in a file. Raises FormatError when it holds none."""
     try:
-        result = EvalResult.of(strict_json.load(content, where), where)
+        result = EvalResult.of(parse_json(content, where), where)
     except FormatError as error:
         raise FormatError(f"{error}: {NONE}") from error
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
@@ -222,16 +235,18 @@ def result_of(content: bytes, where: str) -> EvalResult:
     return result
 
 
-def _scores(content: dict[str, Any]) -> Scores:
+def _scores(content: dict[str, Any], where: object) -> Scores:
     """One set of samples, from its object in the JSON. Raises FormatError."""
     network, known = str(content.get("extractor")), numbers().values()
     named = {number.name(by): number for by in (network, None) for number in known}
     values: dict[str, Value] = {}
     for name, value in content.items():
         if number := named.get(name):
-            values[number.key] = typed(Ends | None if number.role is Role.INTERVAL else float | None, value, name)
+            values[number.key] = convert(
+                value, Ends | None if number.role is Role.INTERVAL else float | None, f"{where}: {name}"
+            )
     again = {number.name(by, SD) for by in (network, None) for number in known}
     again |= {number.alias + suffix for suffix in ("", SD) for number in known}
     facts = {name: value for name, value in content.items() if name not in again | named.keys()}
     published = any(number.by_network and number.key in content for number in known)
-    return Scores(None if published else network, values, Facts.from_json(facts))
+    return Scores(None if published else network, values, Facts.of(facts, where))

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli.core.metrics import METRICS, Need, Value
@@ -103,7 +104,7 @@ def run(
     for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
         _save(mine, settings)
         last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch)
-        last = replace(last, facts=replace(last.facts, deviates=deviates or None))
+        last = replace(last, facts=structs.replace(last.facts, deviates=deviates or None))
         for other in result.repeats:
             digest, name = other.facts.samples_sha256, other.facts.samples
             if digest is not None and digest == last.facts.samples_sha256:

@@ -9,19 +9,18 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files import strict_json, tensor_files
+from elbocli.files import tensor_files
 from elbocli.files.atomic import told, writing
 from elbocli.files.opening import open_file
 from elbocli.files.reading import check_format
-from elbocli.files.schema import REST, Count, Record, Word
+from elbocli.files.records import Count, Record, parse_json, stored
 from elbocli.files.snapshots import SnapshotLayout
 
 FORMAT, VERSION = "elbo-ema", 1
@@ -30,28 +29,25 @@ DIGEST = "payload_sha256"
 CHUNK = 1 << 24
 
 
-@dataclass(frozen=True)
-class AverageFacts(
-    Record,
-    version=0,
-    file="`about` of an average (safetensors)",
-    reader="elbocli.files.average_file.read_about",
-):
+@stored("`about` of an average (safetensors)", version=0)
+class AverageFacts(Record, frozen=True):
     """Facts on how an average was made: of a run's snapshots up to a step, by their shares. trained: facts that tell that run from
     others. residual: how far the profile is off.
     """
 
-    spec: Word
+    REST: ClassVar[str] = "more"
+
+    spec: str
     std: float | None
     step: Count
     images: Count
-    run: Word | None
+    run: str | None
     trained: dict[str, Any]
     residual: float | None
     coefficients: dict[str, float] | None
-    elbo_version: Word | None
+    elbo_version: str | None
     command: str | None
-    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    more: dict[str, Any] = {}
 
 
 def writing_average(
@@ -100,7 +96,7 @@ def read_about(path: Path) -> tuple[AverageFacts, str]:
     meta = tensor_files.metadata(path)
     check_format(path, meta, FORMAT, VERSION, "; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"
-    return AverageFacts.of(strict_json.load(meta.get("about", ""), what), what), meta.get(DIGEST, "")
+    return AverageFacts.of(parse_json(meta.get("about", ""), what), what), meta.get(DIGEST, "")
 
 
 def check(path: Path) -> None:

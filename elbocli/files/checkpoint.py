@@ -7,21 +7,24 @@ checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), me
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files import sealed_folder, strict_yaml
+from elbocli.files import sealed_folder
 from elbocli.files.atomic import sweep, write_text
 from elbocli.files.recognise import instead
+from elbocli.files.records import stored
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.run_config import RunConfig
 from elbocli.files.sealed_folder import CONFIG, WEIGHTS, FolderMeta, SealedFolder
 from elbocli.files.tensor_files import load, load_tensors
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 FOLDER = "checkpoints"
 MOST_LOOKS = 100
@@ -30,13 +33,8 @@ GONE = ("cudnn_benchmark", "manual_gc", "nccl_timeout", "on_checkpoint", "tensor
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 
 
-@dataclass(frozen=True)
-class CheckpointMeta(
-    FolderMeta,
-    format="elbo-checkpoint",
-    file="meta.json of a checkpoint",
-    reader="elbocli.files.checkpoint.read_checkpoint",
-):
+@stored("meta.json of a checkpoint", "elbo-checkpoint")
+class CheckpointMeta(FolderMeta, frozen=True):
     """meta.json of a checkpoint, which has log_bytes."""
 
 
@@ -123,7 +121,7 @@ def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 def write_config(run: Path, config: RunConfig) -> None:
     """Write config.yaml."""
-    write_text(run / CONFIG, strict_yaml.dump(config.json()))
+    write_text(run / CONFIG, yaml_text(config.json()))
 
 
 def read_config(run: Path) -> RunConfig:
@@ -131,7 +129,7 @@ def read_config(run: Path) -> RunConfig:
     path = run / CONFIG
     if not run.is_dir() or not path.exists():
         raise FormatError(instead(run, "run"))
-    return checked_config(strict_yaml.read(path), path)
+    return checked_config(read_yaml(path), path)
 
 
 def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
@@ -144,4 +142,4 @@ def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
         settings["precision"] = "tf32"
     # Before the commands of all starts were kept, it was that of the last.
     commands = config.commands or [config.more["command"]] if "command" in config.more else config.commands
-    return replace(config, settings=settings, commands=commands)
+    return structs.replace(config, settings=settings, commands=commands)

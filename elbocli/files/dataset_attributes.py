@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from elbocli.files.schema import REST, Count, Digest, Record, Word
+from elbocli.files.records import Count, Record, stored
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetAttributes(
-    Record,
-    format="elbo-dataset",
-    file="attributes of a dataset (HDF5)",
-    reader="elbocli.files.dataset_file.DatasetFile",
-    remedy="; make one with 'elbo prep'",
-):
+@stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
+class DatasetAttributes(Record, frozen=True, kw_only=True):
     """All are optional but format and version, as other programs write datasets too.
 
     store: an encoding of images. digests: names of those that the file holds. changed: JSON of counts, images that were changed
@@ -23,23 +16,25 @@ class DatasetAttributes(
     latents, and what else prep was asked for.
     """
 
+    REST: ClassVar[str] = "more"
+
     count: Count | None = None
     num_classes: Count | None = None
     image_size: Count | None = None
     channels: Count | None = None
-    store: Word | None = None
-    crop: Word | None = None
-    filter: Word | None = None
-    digests: Word | None = None
-    payload_sha256: Digest | None = None
-    contents_sha256: Digest | None = None
-    source_sha256: Digest | None = None
+    store: str | None = None
+    crop: str | None = None
+    filter: str | None = None
+    digests: str | None = None
+    payload_sha256: str | None = None
+    contents_sha256: str | None = None
+    source_sha256: str | None = None
     skipped: Count | None = None
     changed: str | None = None
     samples: str | None = None
-    shard: Word | None = None
-    shard_of: Word | None = None
-    elbo_version: Word | None = None
-    pillow_version: Word | None = None
+    shard: str | None = None
+    shard_of: str | None = None
+    elbo_version: str | None = None
+    pillow_version: str | None = None
     command: str | None = None
-    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    more: dict[str, Any] = {}

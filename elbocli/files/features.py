@@ -16,10 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files import strict_json, tensor_files
+from elbocli.files import tensor_files
 from elbocli.files.atomic import writing
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.reading import check_format, refusing
+from elbocli.files.records import parse_json
 
 FORMAT, VERSION = "elbo-features", 1
 SUFFIX = ".safetensors"
@@ -64,7 +65,7 @@ def read_features(path: Path) -> SavedFeatures:
         meta = file.metadata
         check_format(path, meta, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
         held = {key: file.read(key) for key in file.layout}
-        about = FeatureFacts.of(strict_json.parse(meta["about"]), f"{path}: not usable as features: about")
+        about = FeatureFacts.of(parse_json(meta["about"], path), path)
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about, held.get("spatial"))
     _check(path, saved)
     return saved

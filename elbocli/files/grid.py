@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from elbocli.errors import UsageError
-from elbocli.files import strict_json
 from elbocli.files.atomic import writing
 from elbocli.files.lettering import Lettering, shown_name
 from elbocli.files.reading import refusing
-from elbocli.files.schema import Bounds, Count, Record
+from elbocli.files.records import Count, Record, parse_json, stored
 
 CELL = 96
 """Pixels: an image is enlarged as often as it fits into so many."""
@@ -34,7 +34,7 @@ MOST_CLASSES = 16
 """Classes that have rows of their own, unless each has as many images."""
 PLACES = "elbo-grid"
 """The PNG's text that says where each image is."""
-Side = Annotated[int, Bounds(1, LARGEST_PICTURE)]
+Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
 PAPER = 255
 """Grey of what no image covers."""
 
@@ -92,16 +92,16 @@ def _columns(groups: list[Group]) -> int:
     return min(cells, key=lambda each: cells[each])
 
 
-@dataclass(frozen=True)
-class GridText(Record, file="text `elbo-grid` of a PNG", reader="elbocli.files.grid.layout_of"):
+@stored("text `elbo-grid` of a PNG")
+class GridText(Record, frozen=True):
     """A Layout. groups: [name, places] of each."""
 
     height: Side
     width: Side
     scale: Side
     columns: Side
-    left: Annotated[int, Bounds(0, LARGEST_PICTURE)]
-    groups: list[Annotated[list[str | list[Count]], Bounds(least=2, most=2)]]
+    left: Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
+    groups: list[Annotated[list[str | list[Count]], Meta(min_length=2, max_length=2)]]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Read what `Layout.text` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
     what = f"{where}: what it says of its images is damaged"
     with refusing(what):
-        said = GridText.of(strict_json.parse(text), what)
+        said = GridText.of(parse_json(text, what), what)
         groups = [Group(shown_name(str(name)), [*images]) for name, images in said.groups]
         held = sorted(each for group in groups for each in group.images)
         if not held or held != list(range(len(held))):

@@ -8,60 +8,55 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import IO, Annotated, Any, ClassVar, cast
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from elbocli.core.logsnr import LIMIT
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.opening import open_stream
-from elbocli.files.reading import one_line, written_lines
+from elbocli.files.reading import written_lines
 from elbocli.files.recognise import instead, refuse_other
-from elbocli.files.schema import REST, Bounds, Count, Record, Word
+from elbocli.files.records import Count, Record, parse_json, stored
 
 MOST_BINS = 2000
 """Fitting takes matrices of bins by bins."""
 LARGEST = 1e100
 """Bound of a sum of errors, so that lines add up and a mean can be drawn on a logarithmic scale."""
-Level = Annotated[float, Bounds(-LIMIT, LIMIT)]
-Sum = Annotated[float, Bounds(0, LARGEST)]
-Bins = Bounds(least=1, most=MOST_BINS)
+Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
+Sum = Annotated[float, Meta(ge=0, le=LARGEST)]
+Bins = Meta(min_length=1, max_length=MOST_BINS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossLogHeader(
-    Record,
-    format="elbo-losslog",
-    file="losslog.jsonl, validation.jsonl: first line",
-    reader="elbocli.files.losslog.read_logs",
-):
+@stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")
+class LossLogHeader(Record, frozen=True, kw_only=True):
     """The first line: what the errors are of, and the edges of the λ bins, which rise. floor: of an adaptive schedule, the
     least density that it ever had, relative to a uniform one. about: the images of a validation.
     """
 
+    REST: ClassVar[str] = "about"
+
     dimensions: Count | None = None
-    weighting: Word | None = None
-    schedule: Word | None = None
-    prediction: Word | None = None
-    floor: Annotated[float, Bounds(0, 1)] | None = None
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
-    edges: Annotated[list[Level], Bounds(least=2, most=MOST_BINS + 1)]
+    weighting: str | None = None
+    schedule: str | None = None
+    prediction: str | None = None
+    floor: Annotated[float, Meta(ge=0, le=1)] | None = None
+    about: dict[str, Any] = {}
+    edges: Annotated[list[Level], Meta(min_length=2, max_length=MOST_BINS + 1)]
 
     def __post_init__(self) -> None:
         if any(low >= high for low, high in pairwise(self.edges)):
-            raise FormatError("edges must rise")
+            raise ValueError("edges must rise")
 
 
-@dataclass(frozen=True)
-class LossLogRow(
-    Record, version=0, file="losslog.jsonl, validation.jsonl: other lines", reader="elbocli.files.losslog.read_logs"
-):
+@stored("losslog.jsonl, validation.jsonl: other lines", version=0)
+class LossLogRow(Record, frozen=True):
     """One interval: for each bin how many errors fell on it since the line before, their sum, and that of their squares.
 
     weight: where the weighting is learned, w in the middle of each bin, as the interval was trained with it.
@@ -77,7 +72,7 @@ class LossLogRow(
 
 def header(edges: Tensor, **about: Any) -> str:
     """The first line."""
-    named = {each.name for each in fields(LossLogHeader)}
+    named = set(LossLogHeader.__struct_fields__)
     more = {key: value for key, value in about.items() if key not in named}
     known = {key: value for key, value in about.items() if key in named}
     return json.dumps(LossLogHeader(**known, about=more, edges=edges.tolist()).json()) + "\n"
@@ -155,12 +150,7 @@ class Reader:
 
     def _line(self, text: str | bytes, where: str, started: bool) -> bool:
         """Add one line; return whether it was a header."""
-        try:
-            row = strict_json.parse(text)
-        except ValueError as error:
-            raise FormatError(
-                f"{where}: not JSON ({one_line(error)}); is it a loss log ('losslog.jsonl' of a run)?"
-            ) from error
+        row = parse_json(text, where)
         if isinstance(row, dict) and "format" in row:
             self._begin(LossLogHeader.of(row, where), where)
             return True

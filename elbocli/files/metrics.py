@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from elbocli.files.schema import REST, Count, Record
+from elbocli.files.records import Count, Record, stored
 
 
-@dataclass(frozen=True)
-class MetricsRow(Record, file="metrics.jsonl", reader="elbocli.report.log_history.read_curves"):
+@stored("metrics.jsonl")
+class MetricsRow(Record, frozen=True):
     """Numbers by name at a step; None for one that is not finite."""
+
+    REST: ClassVar[str] = "values"
 
     step: Count
     images: Count
-    values: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    values: dict[str, Any] = {}
 
     def line(self) -> str:
         """It as a line of the file."""

@@ -6,38 +6,35 @@ Errors are those of a loss log, ‖ε−ε̂‖²/D, averaged over each bin of �
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import strict_json
 from elbocli.files.losslog import LARGEST, MOST_BINS, Bins, Level
 from elbocli.files.reading import naming
 from elbocli.files.recognise import instead, refuse_other
-from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
+from elbocli.files.records import Count, Record, read_json, stored
 
 CLOSE = 1e-9
 """Part of a bin by which ranges may differ and be the same."""
-Value = Annotated[float, Bounds(-LARGEST, LARGEST)]
-Error = Annotated[float, Bounds(0, LARGEST)]
-Positive = Annotated[int, Bounds(1, 10**15)]
+Value = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Error = Annotated[float, Meta(ge=0, le=LARGEST)]
+Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 
-@dataclass(frozen=True)
-class LeastCurve(Record):
+class LeastCurve(Record, frozen=True):
     """The least error in each bin of λ, [bins] each."""
 
     eps_mse: Annotated[list[Value], Bins]
     eps_mse_se: Annotated[list[Error], Bins]
 
 
-@dataclass(frozen=True)
-class SampleCheck(Record):
+class SampleCheck(Record, frozen=True):
     """The check of an optimum that a sample of images was asked for.
 
     images: of the sample. sources: those for which all images were asked, too. bias: how much too large the sample's
@@ -50,14 +47,8 @@ class SampleCheck(Record):
     bias_se: Annotated[list[Error], Bins]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimum(
-    Record,
-    format="elbo-optimum",
-    file="result of elbo optimum (JSON)",
-    reader="elbocli.files.optimum_file.read_optimum, elbocli.report.results.read_result",
-    remedy="; make one with 'elbo optimum'",
-):
+@stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
+class Optimum(Record, frozen=True, kw_only=True):
     """The least error of a denoiser that knows a set of images, and what it was found from.
 
     edges: of the bins of λ, which rise, [bins + 1]. eps_mse, eps_mse_se: [bins]. classes: of a denoiser that is told the
@@ -67,7 +58,9 @@ class Optimum(
     known.
     """
 
-    edges: Annotated[list[Level], Bounds(least=2, most=MOST_BINS + 1)]
+    REST: ClassVar[str] = "about"
+
+    edges: Annotated[list[Level], Meta(min_length=2, max_length=MOST_BINS + 1)]
     eps_mse: Annotated[list[Value], Bins]
     eps_mse_se: Annotated[list[Error], Bins]
     classes: Count
@@ -79,19 +72,19 @@ class Optimum(
     sources: Positive
     draws: Positive
     dimensions: Positive
-    label_dropout: Annotated[float, Bounds(0, 1)] = 0.0
+    label_dropout: Annotated[float, Meta(ge=0, le=1)] = 0.0
     without_class: LeastCurve | None = None
     sample: SampleCheck | None = None
-    dataset: Word | None = None
-    payload_sha256: Digest | None = None
+    dataset: str | None = None
+    payload_sha256: str | None = None
     n_dataset: Count | None = None
     seed: int | None = None
-    elbo_version: Word | None = None
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    elbo_version: str | None = None
+    about: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if any(low >= high for low, high in pairwise(self.edges)):
-            raise FormatError("edges must rise")
+            raise ValueError("edges must rise")
 
     def text(self) -> str:
         """The file's content."""
@@ -139,7 +132,7 @@ def read_optimum(path: Path) -> Optimum:
     if not path.exists():
         raise FormatError(instead(path, "optimum"))
     refuse_other(path, "optimum")
-    found = Optimum.of(strict_json.read(path), path)
+    found = Optimum.of(read_json(path), path)
     with naming(path, FormatError):
         found.check()
     return found

@@ -48,7 +48,6 @@ class Foreign:
     """
 
     name = ""
-
     args: tuple[Any, ...]
     state: Any
     items: dict[Any, Any]
@@ -110,7 +109,7 @@ class Unpickler(pickle._Unpickler):  # the one in C takes 64 GB of memory for a 
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None = None):
         super().__init__(file, encoding="latin-1")
-        self.strangers, self._storages, self._archive = set[str](), dict[str, Tensor](), archive
+        self.strangers, self._storages, self._archive = set[str](), dict[tuple[str, torch.dtype], Tensor](), archive
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name: one of ours, a type of numbers, or a class of Foreign."""
@@ -124,17 +123,15 @@ class Unpickler(pickle._Unpickler):  # the one in C takes 64 GB of memory for a 
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Return a storage in the archive as [n]. Raises FormatError where it isn't as large as the pickle says."""
-        _, dtype, key, _, count = pid
+        """Return a storage in the archive as [n]. Raises FormatError where it lies elsewhere."""
+        _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
             raise FormatError("it has a tensor outside the file")
-        if key not in self._storages:
+        if (key, dtype) not in self._storages:
             content = bytearray(_member(self._archive, f"data/{key}"))
-            self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        stored = self._storages[key]
-        if len(stored) != count or stored.dtype != dtype:
-            raise FormatError(f"it is damaged: tensor {key} has {len(stored)} values, and its pickle says {count}")
-        return stored
+            stored = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            self._storages[key, dtype] = stored
+        return self._storages[key, dtype]
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -111,6 +111,12 @@ def read_limited(path: Path, what: str, most: int = LARGEST_TEXT) -> bytes:
     return content
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. Raises FormatError when it can't be read, or is no file."""
+    with unreadable(path), open_file(path) as file:
+        return file.read()
+
+
 def read_text(path: Path, what: str) -> str:
     """A small text file. Raises FormatError when it can't be read, is no text, or too large for `what`."""
     try:

@@ -12,9 +12,9 @@ import stat
 from pathlib import Path
 
 from elbocli.errors import FormatError
-from elbocli.files import strict_json
 from elbocli.files.file_system import SPECIAL
 from elbocli.files.opening import open_file
+from elbocli.files.records import read_json
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -109,7 +109,7 @@ def _folder(path: Path) -> str:
 def _of_class(config: Path) -> str:
     """Return what a config of diffusers is of, by its class; '' where it says none."""
     with contextlib.suppress(FormatError, AttributeError):
-        name = str(strict_json.read(config).get("_class_name") or "")
+        name = str(read_json(config).get("_class_name") or "")
         if name:
             return AUTOENCODER if name == "AutoencoderKL" else "a model of diffusers"
     return ""

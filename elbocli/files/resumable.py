@@ -11,19 +11,17 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files import strict_json
 from elbocli.files.atomic import locked, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.file_system import claim_room
 from elbocli.files.hashing import DigestBehind, span_sha256
-from elbocli.files.schema import Count, Digest, Record
+from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.descriptors import write_all
 
 AT_ONCE = 1 << 20
@@ -32,10 +30,8 @@ Identity = str | dict[str, Any]
 """Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
 
 
-@dataclass(frozen=True)
-class Journal(
-    Record, file="OUT.partial.json: journal of a file in the making", reader="elbocli.files.resumable.holding"
-):
+@stored("OUT.partial.json: journal of a file in the making")
+class Journal(Record, frozen=True):
     """Rows that are safe, of the file whose identity is `source`; done: how far that was read. sha256: of rows, and of their
     ends. notes: what else must be known to go on.
     """
@@ -44,8 +40,8 @@ class Journal(
     rows: Count
     bytes: Count
     done: Count
-    sha256: list[Digest] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
+    sha256: list[str] = []
+    notes: dict[str, Any] = {}
 
 
 class Resumable:
@@ -114,7 +110,7 @@ class Resumable:
     def _read_journal(self) -> Journal:
         restart = f"delete {self.partial.name} and {self.journal.name} to start again"
         try:
-            state = Journal.of(strict_json.read(self.journal), self.journal)
+            state = Journal.of(read_json(self.journal), self.journal)
         except FormatError as error:
             raise DataError(f"{error}; not usable; {restart}") from error
         if state.source != self.source:

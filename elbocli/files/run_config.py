@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta
 
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
+from elbocli.files.records import Count, Record, stored
 
-Side = Annotated[int, Bounds(1, 1 << 20)]
+Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 Section = dict[str, Any]
 """Values by name, which whoever declares the names checks: TrainSettings, a NetworkConfig."""
 
 
-@dataclass(frozen=True)
-class RunData(Record):
+class RunData(Record, frozen=True):
     """Identity of the dataset that a run is trained on, which it must find again when it resumes.
 
     path: of the file, as typed. from_run: the same, as seen from the run's folder. crop, filter: how images were made of their originals. more: of latents, their space.
     """
 
-    path: Word | None = None
-    from_run: Word | None = None
+    REST: ClassVar[str] = "more"
+
+    path: str | None = None
+    from_run: str | None = None
     count: Count | None = None
     image_size: Side | None = None
     channels: Side | None = None
     num_classes: Count | None = None
-    payload_sha256: Digest | None = None
-    class_names: list[Word] | None = None
-    crop: Word | None = None
-    filter: Word | None = None
-    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    payload_sha256: str | None = None
+    class_names: list[str] | None = None
+    crop: str | None = None
+    filter: str | None = None
+    more: dict[str, Any] = {}
 
     @property
     def latents(self) -> bool:
@@ -38,15 +40,14 @@ class RunData(Record):
         return ATTRIBUTES["convention"] in self.more
 
 
-@dataclass(frozen=True)
-class SourceFacts(Record):
+class SourceFacts(Record, frozen=True):
     """The checkpoint of others that an imported run was made of."""
 
-    format: Word | None = None
-    file: Word | None = None
-    sha256: Digest | None = None
+    format: str | None = None
+    file: str | None = None
+    sha256: str | None = None
     licence: str = ""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
         """Facts for the record."""
@@ -54,19 +55,20 @@ class SourceFacts(Record):
         return {f"imported_{key}": value for key, value in known.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class InitFacts(Record):
+class InitFacts(Record, frozen=True):
     """The weights that a run began from: run as --init named it, at a step; or as they were imported, in `seen`.
 
     changed: sentences on what is not as in that run.
     """
 
-    run: Word
-    weights: Word
-    sha256: Digest
+    REST: ClassVar[str] = "seen"
+
+    run: str
+    weights: str
+    sha256: str
     step: Count | None = None
     images: Count | None = None
-    seen: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    seen: dict[str, Any] = {}
     changed: list[str] | None = None
 
     def about(self) -> dict[str, Any]:
@@ -78,39 +80,40 @@ class InitFacts(Record):
         return f"{self.run} ({age}, sha256 {self.sha256[:12]})"
 
 
-@dataclass(frozen=True)
-class PluginFile(Record):
+class PluginFile(Record, frozen=True):
     """A plug-in that was run. file: its name, without folders. sha256: of what it said."""
 
-    file: Word
-    sha256: Digest
+    file: str
+    sha256: str
 
     def __str__(self) -> str:
         return f"{self.file} ({self.sha256[:12]})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(Record, format="elbo-run", file="config.yaml of a run", reader="elbocli.files.checkpoint.read_config"):
+@stored("config.yaml of a run", "elbo-run")
+class RunConfig(Record, frozen=True, kw_only=True):
     """A run's identity, versions of its last start, the commands of all starts, and what was resolved.
 
     source: of an imported run. files: digests of the files that settings name, by path. plugins: those it needs.
     """
 
-    run_id: Digest | None = None
-    elbo_version: Word | None = None
-    torch_version: Word | None = None
-    python_version: Word | None = None
-    commands: list[str] = field(default_factory=list)
+    REST: ClassVar[str] = "more"
+
+    run_id: str | None = None
+    elbo_version: str | None = None
+    torch_version: str | None = None
+    python_version: str | None = None
+    commands: list[str] = []
     processes: Count | None = None
-    device_name: Word | None = None
+    device_name: str | None = None
     source: SourceFacts | None = None
     settings: Section
     network: Section
     data: RunData
-    files: dict[str, Digest]
+    files: dict[str, str]
     init: InitFacts | None = None
     plugins: list[PluginFile] | None = None
-    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    more: dict[str, Any] = {}
 
     def resolved(self) -> dict[str, Any]:
         """Sections of what was resolved."""

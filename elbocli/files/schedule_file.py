@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta
 
 from elbocli.core.foreign_loss import is_foreign_loss
 from elbocli.core.logsnr import LIMIT
@@ -20,39 +21,34 @@ from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import FormatError
-from elbocli.files import strict_yaml
 from elbocli.files.reading import naming
 from elbocli.files.recognise import instead, refuse_other
+from elbocli.files.records import Record, stored
 from elbocli.files.scheduler_config import read_config
-from elbocli.files.schema import REST, Bounds, Record
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 LARGEST_TABLE = 100_000
-Level = Annotated[float, Bounds(-LIMIT, LIMIT)]
+Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
 
 
-@dataclass(frozen=True)
-class Knot(Record):
+class Knot(Record, frozen=True):
     """The level at a time."""
 
-    t: Annotated[float, Bounds(0, 1)]
+    t: Annotated[float, Meta(ge=0, le=1)]
     logsnr: Level
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleFile(
-    Record,
-    format="elbo-schedule",
-    file="schedule.yaml",
-    reader="elbocli.files.schedule_file.read_table",
-    remedy="; make one with 'elbo adapt'",
-):
+@stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
+class ScheduleFile(Record, frozen=True, kw_only=True):
     """A fitted schedule. about: how it was made: weighting, criterion, …."""
+
+    REST: ClassVar[str] = "about"
 
     logsnr_min: Level | None
     logsnr_max: Level | None
-    about: dict[str, Any] = field(default_factory=dict, metadata=REST)
-    knots: Annotated[list[Knot], Bounds(least=2, most=LARGEST_TABLE)]
+    about: dict[str, Any] = {}
+    knots: Annotated[list[Knot], Meta(min_length=2, max_length=LARGEST_TABLE)]
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
@@ -65,13 +61,13 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
     ends = {"logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
     said = ScheduleFile(**ends, about=origin, knots=[]).json()
     del said["knots"]
-    return strict_yaml.dump(said) + "knots:\n" + rows
+    return yaml_text(said) + "knots:\n" + rows
 
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
     """The curve in a schedule file, and all that it says. Raises FormatError."""
     refuse_other(path, "schedule")
-    found = ScheduleFile.of(strict_yaml.read(path), path)
+    found = ScheduleFile.of(read_yaml(path), path)
     with naming(path, FormatError):
         return Table([(knot.t, knot.logsnr) for knot in found.knots]), found
 

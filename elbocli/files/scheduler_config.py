@@ -13,15 +13,15 @@ from typing import Any
 from elbocli.core.discrete_schedule import BETAS, MOST_TIMESTEPS, Moved, Steps, logsnr_of_betas
 from elbocli.core.schedule_curves import FmOt, ScheduleCurve
 from elbocli.errors import FormatError
-from elbocli.files import strict_json
 from elbocli.files.reading import naming
+from elbocli.files.records import read_json
 
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
 
 
 def load(path: Path) -> dict[str, Any]:
     """The JSON object in a scheduler's configuration. Raises FormatError."""
-    config = strict_json.read_object(path)
+    config = read_json(path)
     if not {"num_train_timesteps", "trained_betas"} & config.keys() and not _is_flow(config):
         raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
     return config

@@ -19,20 +19,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError, NewerVersion, Vanished
-from elbocli.files import strict_json, strict_yaml
 from elbocli.files.atomic import aside_of, told, writing_folder
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
 from elbocli.files.opening import open_file
 from elbocli.files.reading import one_line, read_limited, refusing
+from elbocli.files.records import Count, Record, parse_json
 from elbocli.files.retention import PREFIX, folder_name
 from elbocli.files.run_config import RunConfig
-from elbocli.files.schema import REST, Bounds, Count, Digest, Record, Word
+from elbocli.files.yaml_text import read_yaml
 
 META = "meta.json"
 CONFIG = "config.yaml"
@@ -52,34 +53,34 @@ def run_id(run: Path) -> str | None:
 @lru_cache
 def _run_id(run: Path, changed: int, size: int) -> str | None:
     with suppress(FormatError, NewerVersion):
-        return RunConfig.of(strict_yaml.read(run / CONFIG), CONFIG).run_id
+        return RunConfig.of(read_yaml(run / CONFIG), CONFIG).run_id
     return None
 
 
-@dataclass(frozen=True)
-class Seal(Record):
+class Seal(Record, frozen=True):
     """A file's size and digest."""
 
     bytes: Count
-    sha256: Digest
+    sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class FolderMeta(Record):
+class FolderMeta(Record, frozen=True, kw_only=True):
     """Optimizer updates done, images seen, and the seal of every other file by its name. run_id: of config.yaml.
 
     log_bytes: of a checkpoint, how long the logs were.
     """
 
+    REST: ClassVar[str] = "more"
+
     step: Count
-    run_id: Digest | None = None
+    run_id: str | None = None
     images: Count
     seed: int | None = None
     world_size: Count | None = None
-    parallel: Word | None = None
-    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    parallel: str | None = None
+    more: dict[str, Any] = {}
     log_bytes: dict[str, Count] | None = None
-    files: Annotated[dict[str, Seal], Bounds(most=10_000)]
+    files: Annotated[dict[str, Seal], Meta(max_length=10_000)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class SealedFolder:
         before, held, what = _identity(path), dict[str, io.BufferedReader](), f"{path}: not a whole {cls.WORD}"
         try:
             with refusing(what):
-                meta = cls.SCHEMA.of(strict_json.parse(read_limited(path / META, META)), what)
+                meta = cls.SCHEMA.of(parse_json(read_limited(path / META, META), what), what)
                 strange = [name for name in meta.files if Path(name).name != name]
                 for name in meta.files if verify and not strange else ():  # all are opened before the first is read
                     held[name] = open_file(path / name)

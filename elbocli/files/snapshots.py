@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from elbocli.errors import FormatError, Vanished
-from elbocli.files import sealed_folder, strict_json
+from elbocli.files import sealed_folder
 from elbocli.files.atomic import sweep
+from elbocli.files.records import read_json, stored
 from elbocli.files.retention import folder_name, numbered, step_of
 from elbocli.files.sealed_folder import META, WEIGHTS, FolderMeta, SealedFolder
 from elbocli.files.tensor_files import TensorFile
@@ -25,10 +26,8 @@ SnapshotLayout = dict[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor → its type as safetensors calls it (F32) and its shape."""
 
 
-@dataclass(frozen=True)
-class SnapshotMeta(
-    FolderMeta, format="elbo-snapshot", file="meta.json of a snapshot", reader="elbocli.files.snapshots.read"
-):
+@stored("meta.json of a snapshot", "elbo-snapshot")
+class SnapshotMeta(FolderMeta, frozen=True):
     """meta.json of a snapshot."""
 
 
@@ -40,17 +39,11 @@ class Snapshot(SealedFolder):
     WORD = "snapshot"
 
     def tensors(self, name: str) -> TensorFile:
-        """The file of an average: its tensors are read when asked for. Raises FormatError; Vanished when it is gone."""
-        path = self.path / f"{name}{WEIGHTS}"
-        try:
-            return TensorFile(path)
-        except FormatError as error:
-            if path.exists():
-                raise
-            raise Vanished(f"{path}: is gone since it was found") from error
+        """Open the file of an average, whose tensors are read when asked for. Raises FormatError."""
+        return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def layout(self, name: str) -> SnapshotLayout:
-        """Types and shapes of an average's tensors. Raises FormatError; Vanished when it is gone."""
+        """Types and shapes of an average's tensors. Raises FormatError."""
         return self.tensors(name).layout
 
 
@@ -72,8 +65,8 @@ def folders(run: Path) -> list[Path]:
 def is_snapshot(path: Path) -> bool:
     """Whether a folder says that it is one."""
     with contextlib.suppress(FormatError):
-        found = strict_json.read(path / META)
-        return isinstance(found, dict) and found.get("format") == SnapshotMeta.FORMAT
+        found = read_json(path / META)
+        return isinstance(found, dict) and found.get("format") == SnapshotMeta.head()["format"]
     return False
 
 

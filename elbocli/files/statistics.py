@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files import strict_json
 from elbocli.files.atomic import told, writing
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.opening import open_file
 from elbocli.files.reading import refusing
+from elbocli.files.records import parse_json
 
 SYMMETRIC = 1e-5
 """The distance that a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
@@ -72,7 +72,7 @@ def read_statistics(path: Path) -> Statistics:
         }
         whole = arrays["mu"], arrays["sigma"]
         spatial = (arrays["mu_s"], arrays["sigma_s"]) if {"mu_s", "sigma_s"} <= set(arrays) else None
-        said = strict_json.parse(str(arrays["about"])) if "about" in arrays else {}
+        said = parse_json(str(arrays["about"]), path) if "about" in arrays else {}
         about = FeatureFacts.of(said, f"{what}: about")
     of_spatial = None if spatial is None else Statistics(*_checked(path, "mu_s", "sigma_s", *spatial), about)
     return Statistics(*_checked(path, "mu", "sigma", *whole), about, of_spatial)

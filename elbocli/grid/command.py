@@ -61,7 +61,7 @@ GROUPS = {
     is_flag=True,
     help="Print levels, the error of each step and other grids' as one JSON object; write the schedule only to -o.",
 )
-@weights_options("ema", "")
+@weights_options
 @batch_option
 @device_options
 @overwrite_option

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from elbocli.files.schema import Record
+from elbocli.files.records import Record, stored
 
 
-@dataclass(frozen=True)
-class GridErrors(Record):
+class GridErrors(Record, frozen=True):
     """The errors of a sampler's steps on one grid, as they count for the data: their sum, the largest, and the error at the
     end of the whole walk, None where only its distribution could be wrong.
     """
@@ -18,8 +15,8 @@ class GridErrors(Record):
     final: float | None
 
 
-@dataclass(frozen=True)
-class GridReport(Record, file="result of elbo grid --report (JSON)"):
+@stored("result of elbo grid --report (JSON)")
+class GridReport(Record, frozen=True):
     """A grid, what each of its steps does wrong, and what steps on other grids do.
 
     levels: λ, rising. errors: of the step from each level, the last one's to clean data, in what `unit` says. spread:

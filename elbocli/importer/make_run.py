@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from elbocli.core.loss import check_output
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import sealed_folder
@@ -99,18 +100,14 @@ def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) ->
 
     Raises FormatError where it fails, or gives something else than images.
     """
-    shape = (BATCH, config.image_channels, config.image_size, config.image_size)
+    z = torch.zeros(BATCH, config.image_channels, config.image_size, config.image_size)
     labels = torch.zeros(BATCH, dtype=torch.long) if config.num_classes else None
-    wrong = f"{where}: its network fails for z {list(shape)}, logsnr [{BATCH}], labels {None if labels is None else [BATCH]}"
+    wrong = f"{where}: its network fails for z {list(z.shape)}, logsnr [{BATCH}], labels {None if labels is None else [BATCH]}"
     with refusing(wrong), torch.inference_mode():
         with torch.device("meta"):
             empty = build(config)
-        out = loaded(empty, weights).eval().outputs(torch.zeros(shape), torch.zeros(BATCH), labels)
-        found = list(out.shape)
-    twice = [BATCH, 2 * shape[1], *shape[2:]]
-    if isinstance(config, ModuleConfig) and found == twice:
-        return replace(config, variance=True)
-    wanted = twice if getattr(config, "variance", False) else list(shape)
-    if found != wanted:
-        raise FormatError(f"{where}: its network gives {found} for z {list(shape)}, expected {wanted}")
-    return config
+        out = loaded(empty, weights).eval().outputs(z, torch.zeros(BATCH), labels)
+    own = isinstance(config, ModuleConfig)
+    with naming(where, FormatError):
+        check_output(out, z, own or getattr(config, "variance", False))
+    return replace(config, variance=True) if own and out.shape != z.shape else config  # type: ignore[call-arg]

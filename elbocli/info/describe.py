@@ -9,6 +9,7 @@ from elbocli.errors import FormatError
 from elbocli.files.atomic import told
 from elbocli.files.opening import open_file
 from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors, instead, recognise
+from elbocli.files.yaml_text import read_yaml
 
 
 def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -167,10 +168,9 @@ def _optimum(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    from elbocli.files import strict_yaml
     from elbocli.files.checkpoint import checked_config
 
-    return {"is": "config of a run", **checked_config(strict_yaml.read(path), path).settings}
+    return {"is": "config of a run", **checked_config(read_yaml(path), path).settings}
 
 
 def _schedule(path: Path) -> dict[str, Any]:

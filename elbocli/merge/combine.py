@@ -92,7 +92,7 @@ def run(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str 
     """
     if out.suffix != ".h5":
         raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
-    parts, message = in_order(open_parts(paths, out))
+    parts, message = in_order(open_parts(paths))
     refuse_strangers(parts)
     total = sum(part.count for part in parts)
     yield Progress(0, total, "img", f"{message}: {total} images")

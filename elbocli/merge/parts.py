@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import strict_json
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import ENCODED, BlockLayout
 from elbocli.files.hashing import add_rows
-from elbocli.files.reading import naming
-from elbocli.files.schema import Count, typed
+from elbocli.files.records import Count, convert, parse_json
 from elbocli.images.samples import drawn
 
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
@@ -55,9 +53,8 @@ class Part:
     @property
     def changed(self) -> Counter[str]:
         """Number of images that were changed while decoding, by kind. Raises FormatError."""
-        with naming(f"{self.path}: its attribute changed is no JSON of counts", FormatError):
-            counts = strict_json.load(self.attributes.changed or "{}", "it")
-            return Counter(typed(dict[str, Count], counts, "it"))
+        where = f"{self.path}: its attribute changed is no JSON of counts"
+        return Counter(convert(parse_json(self.attributes.changed or "{}", where), dict[str, Count], where))
 
     def rows(self) -> Iterator[list[np.ndarray] | np.ndarray]:
         """Yield the rows, a few at a time. Raises DataError after the last when they are not what was written."""
@@ -81,13 +78,11 @@ def open_part(path: Path) -> Part:
     return Part(path, *block, data.attributes, how, arrays, names)
 
 
-def open_parts(paths: Sequence[Path], out: Path) -> list[Part]:
-    """Read all parts but for their blocks. Raises UsageError when one is named twice, or is the output itself."""
+def open_parts(paths: Sequence[Path]) -> list[Part]:
+    """Read all parts but for their blocks. Raises UsageError when one is named twice."""
     seen: dict[Path, Path] = {}
     for path in paths:
         real = path.resolve()
-        if real == out.resolve():
-            raise UsageError(f"{path}: is the output, and can't be a part of itself; name another output")
         if real in seen:
             raise UsageError(f"{path}: named twice (also as {seen[real]}); name each part once")
         seen[real] = path

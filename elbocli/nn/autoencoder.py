@@ -13,11 +13,11 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.rounding import to_levels
 from elbocli.errors import DataError, FormatError
-from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import quiet, refusing, utf8_path
+from elbocli.files.records import read_json
 from elbocli.files.tensor_files import TensorFile
 from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS, diffusers_class
 from elbocli.nn.networks import counted
@@ -92,7 +92,7 @@ def memory_of(folder: Path, pixel_size: int, images: int) -> tuple[int, int]:
     """
     _check_config(folder)
     weights = _weights(folder)
-    layout, config = TensorFile(weights).layout, strict_json.read(folder / CONFIG, LARGEST_CONFIG)
+    layout, config = TensorFile(weights).layout, read_json(folder / CONFIG)
     values = sum(math.prod(shape) for _, shape in layout.values())
     with refusing(f"{folder / CONFIG}: block_out_channels are not usable"):
         widths = config["block_out_channels"]
@@ -113,7 +113,7 @@ def _check_config(folder: Path) -> None:
     if not path.is_file():
         inside = f"; its autoencoder may be {folder / 'vae'}" if (folder / "vae" / CONFIG).is_file() else ""
         raise FormatError(f"{folder}: no {CONFIG} inside, expected a diffusers {CLASS}{inside}")
-    config = strict_json.read(path, LARGEST_CONFIG)
+    config = read_json(path)
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != CLASS:
         raise FormatError(f"{path}: _class_name is {found!r}, expected {CLASS!r}; other autoencoders are not read")

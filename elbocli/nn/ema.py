@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.averages import Average
+from elbocli.runtime.processes import to_local
 
 
 class Shadow:
@@ -17,18 +18,19 @@ class Shadow:
     def __init__(self, average: Average, live: dict[str, Tensor]):
         self.average, self.name, self.spec = average, average.name, average.spec
         self.tensors = {key: value.detach().clone() for key, value in live.items()}
-        self._shadow, self._live = list(self.tensors.values()), [value.detach() for value in live.values()]
+        self._shadow, self._live = list(self.tensors.values()), list(live.values())
 
     @torch.no_grad()
     def update(self, step: int, images: int, batch: int) -> None:
         """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
-        torch._foreach_lerp_(self._shadow, self._live, 1 - self.average.beta(step, images, batch))
+        shadow, live = ([to_local(value) for value in values] for values in (self._shadow, self._live))
+        torch._foreach_lerp_(shadow, live, 1 - self.average.beta(step, images, batch))
 
 
 class Averages(list[Shadow]):
     """Several averages over given live tensors, updated in place; nothing waits for the device.
 
-    averages: the first is "the" average. tensors: the live ones, of floats, whose storage must stay (under FSDP the local shards).
+    averages: the first is "the" average. tensors: the live ones, of floats; under FSDP DTensors.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):

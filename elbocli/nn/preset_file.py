@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from elbocli.files.schema import Bounds, Count, Record
-from elbocli.nn.presets import LATENTS
+from msgspec import Meta
 
-Least1 = Annotated[int, Bounds(1, 10**12)]
+from elbocli.files.records import Count, Record, stored
+
+Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
-@dataclass(frozen=True)
-class MadeFor(Record, strict=True):
+class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
     """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
 
     image_size: Least1
     channels: Least1
     classes: Least1
     images: Least1
-    kind: Annotated[str, Bounds(choices=(LATENTS,))] | None = None
+    kind: Literal["latents"] | None = None
 
     @property
     def latents(self) -> bool:
@@ -27,21 +26,20 @@ class MadeFor(Record, strict=True):
         return self.kind is not None
 
 
-@dataclass(frozen=True)
-class PresetAbout(Record):
+class PresetAbout(Record, frozen=True):
     """Data that a preset is chosen for by itself, as Suits; gpu: whether it is meant for one."""
 
-    pixels: Annotated[list[Least1], Bounds(least=2, most=2)] | None = None
+    pixels: Annotated[list[Least1], Meta(min_length=2, max_length=2)] | None = None
     images: Count | None = None
     gpu: bool = False
     kind: str | None = None
 
 
-@dataclass(frozen=True)
-class PresetFile(Record, strict=True, file="preset FILE.yaml", reader="elbocli.nn.presets.load_preset"):
+@stored("preset FILE.yaml")
+class PresetFile(Record, frozen=True, forbid_unknown_fields=True):
     """A preset's sections: network, as config_of takes it, and train, settings by name."""
 
     network: dict[str, Any]
     train: dict[str, Any]
-    about: PresetAbout = field(default_factory=PresetAbout)
+    about: PresetAbout = PresetAbout()
     data: MadeFor | None = None

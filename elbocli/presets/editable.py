@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import yaml_text
 from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
 from elbocli.nn.presets import LATENTS, Preset
 from elbocli.run.setting_type import Setting
@@ -82,7 +82,5 @@ def _said(key: str, help: str, value: Any, given: bool) -> Iterator[str]:
     """Yield the lines of one key."""
     for line in textwrap.wrap(help, WIDTH, break_on_hyphens=False):
         yield f"  # {line}"
-    text = (
-        strict_yaml.dump({key: value}).strip() if not isinstance(value, list) else f"{key}: {value}".replace("'", '"')
-    )
+    text = yaml_text({key: value}).strip() if not isinstance(value, list) else f"{key}: {value}".replace("'", '"')
     yield f"  {text}" if given else f"  #{text}"

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from elbocli.core.adaptive import bin_middles
 from elbocli.errors import FormatError
-from elbocli.files import strict_json
 from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
 from elbocli.files.metrics import MetricsRow
 from elbocli.files.opening import open_file
 from elbocli.files.reading import written_lines
+from elbocli.files.records import parse_json
 
 POINTS = 400
 """Points of a curve: neighbours are averaged until no more are left."""
@@ -67,7 +67,7 @@ def _points(name: str, at: array[int], values: array[float], size: int, count: i
 def _row(text: bytes, path: Path) -> dict[str, float]:
     """The finite numbers of a line; nothing when it is no line of metrics."""
     try:
-        row = MetricsRow.of(strict_json.load(text, path), path).facts()
+        row = MetricsRow.of(parse_json(text, path), path).facts()
     except FormatError:
         return {}
     return {key: float(value) for key, value in row.items() if type(value) in (int, float)}

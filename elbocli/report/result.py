@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from elbocli.files.schema import Record
+from elbocli.files.records import Record, stored
 from elbocli.report.terms import Term
 
 Curve = list[float | None]
 """Numbers, None where there is none that JSON has."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveReport(Record):
+class ObjectiveReport(Record, frozen=True, kw_only=True):
     """The objective, and whether it is an ELBO on `logsnr`, the range of levels.
 
     rising: where the weighting rises. over_time: of one that is learned, the same at several moments.
@@ -28,8 +26,7 @@ class ObjectiveReport(Record):
     terms: list[Term]
 
 
-@dataclass(frozen=True)
-class ErrorMap(Record):
+class ErrorMap(Record, frozen=True):
     """The errors of a loss log over time. edges: of the bins of λ. images: where each interval ends.
 
     eps_mse, density: [intervals][bins] the mean error, and the share of the draws over the bin's width.
@@ -41,24 +38,22 @@ class ErrorMap(Record):
     density: list[Curve]
 
 
-@dataclass(frozen=True)
-class ShownSamples(Record):
+class ShownSamples(Record, frozen=True):
     """The samples that the page shows: the file that they are from, and the names of their classes."""
 
     file: str
     classes: list[str]
 
 
-@dataclass(frozen=True)
-class CommandReport(Record):
+class CommandReport(Record, frozen=True):
     """A command line, and what it does."""
 
     does: str
     command: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunReport(Record, file="result of elbo report --json (JSON)"):
+@stored("result of elbo report --json (JSON)")
+class RunReport(Record, frozen=True, kw_only=True):
     """All facts on a run. status, settings, source, data, network, environment: by the names that the run's files have.
 
     status: empty where it isn't known. curves: metrics over time. scores, bound, theorem, likelihoods, classification:
@@ -89,8 +84,8 @@ class RunReport(Record, file="result of elbo report --json (JSON)"):
     missing: list[str]
 
 
-@dataclass(frozen=True)
-class ComparisonReport(Record, file="result of elbo report --json, of several runs (JSON)"):
+@stored("result of elbo report --json, of several runs (JSON)")
+class ComparisonReport(Record, frozen=True):
     """Several runs. differences: by name of a setting, its value in each run; None where a run has none."""
 
     runs: list[RunReport]

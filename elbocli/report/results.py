@@ -12,8 +12,8 @@ from elbocli.core.metrics import Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import KEYS, EvalResult
-from elbocli.files import strict_json
 from elbocli.files.optimum_file import Optimum
+from elbocli.files.records import parse_json
 from elbocli.images.image_refs import read_bytes
 
 T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Likelihoods, Classification, Optimum)
@@ -110,16 +110,15 @@ def drawn_by(result: EvalResult) -> list[str]:
 def read_result(path: Path) -> ResultFile[Any]:
     """A file that holds one result. Raises DataError when it can't be read, FormatError when it is none."""
     try:
-        content = strict_json.load(read_bytes(path), path)
+        content = parse_json(read_bytes(path), path)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except FormatError:
         content = None
     for keys, kind in KINDS.items():
         if isinstance(content, dict) and set(keys) <= set(content):
-            kind.check_head(content, path)
             try:
-                return ResultFile(path, content, kind.from_json(content))
+                return ResultFile(path, content, kind.of(content, path))
             except FormatError as error:
                 raise FormatError(f"{path}: a damaged result: {error}") from error
     raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum' (one JSON object)")

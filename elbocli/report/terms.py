@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.files.schema import Record
+from elbocli.files.records import Record
 from elbocli.run.objective import Objective
 from elbocli.run.train_settings import ADAPTIVE
 
 
-@dataclass(frozen=True)
-class Term(Record):
+class Term(Record, frozen=True):
     """One thing with a name: `what` it is, how it was named, its formula and source."""
 
     what: str

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
@@ -108,14 +108,14 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
     """
     before = store.read_config(out) if store.checkpoints(out) else None
     commands = before.commands if before else []
-    config = replace(
+    config = structs.replace(
         resolved.config(),
         run_id=(before and before.run_id) or _identity(resolved.config()),
         elbo_version=__version__,
         torch_version=str(torch.__version__),
         python_version=python_version(),
         commands=commands if commands[-1:] == [command] else [*commands, command],
-        data=replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path)))),
+        data=structs.replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path)))),
         **about,
     )
     with told(out):

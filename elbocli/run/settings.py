@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
+from msgspec import structs
 
 from elbocli.core.averages import canonical, parse_average
 from elbocli.core.logsnr import resolution_shift
@@ -22,9 +23,9 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.reading import naming
+from elbocli.files.records import convert
 from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.files.schema import from_keys, typed
 from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.dataset_place import dataset_of
@@ -177,7 +178,7 @@ def resolve(
     init = basis.init if basis else None
     if initial is None or (init and init.sha256 == initial.sha256):
         network = of_basis(own.network, given, dataset) if own else of_preset(preset, given, dataset)
-        init = replace(init, run=str(initial.path)) if init and initial else init  # where it is now
+        init = structs.replace(init, run=str(initial.path)) if init and initial else init  # where it is now
     else:
         network = of_initial(initial.network, given, dataset)
         if not unread:
@@ -185,7 +186,7 @@ def resolve(
         if inherited and not {"weighting", "schedule"} & set(asked):
             initial.check_files(files)
         changed = initial.changed(settings, network, data) if network.trainable else []
-        init = replace(initial.facts(), changed=changed)
+        init = structs.replace(initial.facts(), changed=changed)
         notes += [f"not as in {initial.path}: {each}" for each in changed]
     if not network.trainable:
         raise UsageError(
@@ -202,7 +203,9 @@ def _typed(written: dict[str, Any], where: object) -> dict[str, Any]:
     """Settings as a file writes them, those of TrainSettings by their types. Raises FormatError."""
     with naming(where, FormatError):
         averages = {"ema": canonical(written["ema"])} if "ema" in written else {}
-        return {key: typed(HINTS.get(key, Any), value, key) for key, value in {**written, **averages}.items()}
+    return {
+        key: convert(value, HINTS.get(key, Any), f"{where}: {key}") for key, value in {**written, **averages}.items()
+    }
 
 
 def _shift(preset: Any, given: dict[str, Any], image_size: int, notes: list[str]) -> float:
@@ -289,7 +292,8 @@ def run_settings(section: dict[str, Any], where: Path) -> TrainSettings:
     """The settings section of a run's config. Raises FormatError."""
     known = {"ema": list(TrainSettings.ema), **_typed(without_removed(section), where)}
     try:
-        made: TrainSettings = from_keys(TrainSettings, known, known=SETTINGS)
-        return made
+        for key in known.keys() - SETTINGS.keys():
+            raise UsageError(f"{key!r} is unknown; {nearest(key, SETTINGS)}")
+        return TrainSettings(**known)
     except ElboError as error:
         raise FormatError(f"{where}: section 'settings' is not a run's: {error}") from error

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Annotated
 
+from msgspec import Meta, structs
+
 from elbocli.errors import DataError, FormatError
-from elbocli.files import strict_json
 from elbocli.files.atomic import write_json
 from elbocli.files.file_system import try_lock
-from elbocli.files.schema import Bounds, Count, Record, Word
+from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.background import Background
 
 STATUS = "status.json"
@@ -24,8 +24,8 @@ EVERY_S = 3.0
 """Time from one note of the step to the next."""
 
 
-@dataclass(frozen=True)
-class RunStatus(Record, file="status.json of a run", reader="elbocli.run.status.read_status"):
+@stored("status.json of a run")
+class RunStatus(Record, frozen=True):
     """A run's state, what it has reached, and what is safe of that.
 
     state: running, done, stopped, interrupted or failed; read back, also dead: it says running, and no process holds the
@@ -33,11 +33,11 @@ class RunStatus(Record, file="status.json of a run", reader="elbocli.run.status.
     checkpoint. time: of writing, in seconds since 1970.
     """
 
-    state: Word
+    state: str
     step: Count
     steps: Count
     images: Count
-    time: Annotated[float, Bounds(0, 253402300799)]
+    time: Annotated[float, Meta(ge=0, le=253402300799)]
     message: str = ""
     saved: Count | None = None
 
@@ -50,11 +50,11 @@ class RunStatus(Record, file="status.json of a run", reader="elbocli.run.status.
 def read_status(run: Path) -> RunStatus:
     """Return how a run stands now. Raises FormatError when that isn't known."""
     path = run / STATUS
-    found = RunStatus.of(strict_json.read(path), f"{path}: the run's state is unknown")
+    found = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
     if found.state != RUNNING or _held(run):
         return found
     gone = "its process is gone without a word; the same command goes on from what is saved"
-    return replace(found, state=DEAD, message=gone)
+    return structs.replace(found, state=DEAD, message=gone)
 
 
 def _held(run: Path) -> bool:

@@ -153,9 +153,9 @@ class TrainSettings:
         None,
         SPEED,
         "torch.compile the network.",
-        more="The first step takes a minute or more. If the compiler lacks Triton or a C compiler, training warns and "
-        "continues without compilation. On CUDA, the kernels of networks of up to 100 million parameters are also replayed "
-        "as CUDA graphs, where one process sees a whole batch at once, without --activation-checkpointing.",
+        more="The start takes a minute or more longer. If compilation fails, training warns and continues without it. On "
+        "CUDA, the kernels of networks of up to 100 million parameters are also replayed as CUDA graphs, where one process "
+        "sees a whole batch at once, without --activation-checkpointing.",
         shown="on CUDA",
         free=True,
     )

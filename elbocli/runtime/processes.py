@@ -1,4 +1,7 @@
-"""The processes of a run: which one this is, and what all of them agree on. torchrun starts them; one needs nothing."""
+"""The processes of a run: which one this is, and what all of them agree on. torchrun starts them; one needs nothing.
+
+Another launcher does as well, if it sets WORLD_SIZE and VARIABLES for each process.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ from elbocli.runtime.device import choose_device, meant_by
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """Time that a process waits for the others on the host: rank 0 reads and checks a checkpoint meanwhile."""
+VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What each process must be told, beside WORLD_SIZE."""
 JOIN = timedelta(minutes=10)
 """Time that it waits for them to be there at all: imports over a network take long. On CUDA also for what they compute,
 until the first step: compiling takes long."""
@@ -120,24 +125,49 @@ class World:
 ALONE = World()
 
 
+def to_local(tensor: Any) -> Tensor:
+    """Return this process's shard of a DTensor, without copying it; another tensor as it is."""
+    with torch.no_grad():
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def full_tensor(tensor: Any) -> Tensor:
+    """Gather a DTensor in every process; return another tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
+    """Return a whole tensor, which every process has, sharded as `tensor` is."""
+    if not hasattr(tensor, "device_mesh"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """This process's World, from the environment that torchrun sets; alone without it.
+    """This process's World, from the environment that torchrun sets; alone without WORLD_SIZE.
 
     Each process takes the CUDA device of its local rank unless another device was asked for.
-    Raises UsageError when there are too few, PeerLost when the others can't be reached. One of several whose block fails
-    ends within ENDING_S whatever else it does, since torch may wait for ever to take a group apart.
+    Raises UsageError when there are too few, or a variable is missing; PeerLost when the others can't be reached. One of
+    several whose block fails ends within ENDING_S whatever else it does, since torch may wait for ever to take a group apart.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=choose_device(device))
         return
+    if missing := [name for name in VARIABLES if name not in os.environ]:
+        raise UsageError(
+            f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
+        )
     rank, chosen = int(os.environ["RANK"]), choose_device(_own(device))
     with telling_lost():
         how: dict[str, Any] = {"backend": "gloo"}
         if chosen.type == "cuda":
             how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}  # said, it is connected at once
-        dist.init_process_group(store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE, **how)
+        with _stdout_to_stderr():  # the gloo of torch 2.8 and 2.10 prints its connections
+            dist.init_process_group(store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE, **how)
         world = World(rank, size, chosen)
         if chosen.type == "cuda":
             _limit(chosen, JOIN)
@@ -150,6 +180,18 @@ def joined(device: str = "auto") -> Iterator[World]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what libraries write to descriptor 1 to stderr in the block."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _own(device: str) -> str:

@@ -78,7 +78,7 @@ GROUPS = {
     default="balanced",
     help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
 )
-@weights_options("ema", "")
+@weights_options
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
 @option(
     "--noise",

@@ -13,6 +13,7 @@ from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.other_words import nearest_setting
 from elbocli.cli.setting_options import setting_groups, setting_options
 from elbocli.cli.types import PATH, Duration
+from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.run.train_settings import KEPT, RUN
 
 TYPED = ("out", "overwrite", "on_checkpoint", "log_to")
@@ -32,10 +33,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None:
         return None
     from elbocli.errors import ElboError
-    from elbocli.files import strict_yaml
 
     try:
-        content = strict_yaml.read(path)
+        content = read_yaml(path)
         if content.get("format") == "elbo-run":
             from elbocli.files.checkpoint import checked_config
 
@@ -225,7 +225,6 @@ def _found(basis: Any, initial: Any) -> Path:
 def _plan(data: Path | None, options: dict[str, Any], basis: Any, initial: Any) -> None:
     """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
-    from elbocli.files import strict_yaml
     from elbocli.files.dataset import Dataset
     from elbocli.run import preset_data, settings
     from elbocli.train import plan
@@ -240,4 +239,4 @@ def _plan(data: Path | None, options: dict[str, Any], basis: Any, initial: Any) 
     resolved = settings.resolve(options, planned, basis, initial)
     for note in resolved.notes:
         say(note)
-    click.echo(strict_yaml.dump(plan.plan(resolved, len(planned), launched())), nl=False)
+    click.echo(yaml_text(plan.plan(resolved, len(planned), launched())), nl=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from elbocli.errors import DataError, UsageError
 from elbocli.nn.networks import NetworkConfig
-from elbocli.runtime.processes import World
+from elbocli.runtime.processes import World, to_local
 
 if TYPE_CHECKING:
     from elbocli.train.replicated import Replica
@@ -120,12 +120,10 @@ def part(
     network: nn.Module, config: NetworkConfig, count: int, device: torch.device, precision: torch.autocast
 ) -> None:
     """Do one part of a step with so many images in it."""
-    z = torch.zeros(count, config.image_channels, config.image_size, config.image_size, device=device)
+    z = torch.zeros(count, config.image_size, config.image_size, config.image_channels, device=device)
     labels = torch.zeros(count, dtype=torch.long, device=device) if config.num_classes else None
     with precision:
-        out: Tensor = network(
-            z.contiguous(memory_format=torch.channels_last), torch.zeros(count, device=device), labels
-        )
+        out: Tensor = network(z.permute(0, 3, 1, 2), torch.zeros(count, device=device), labels)
         loss = out.float().square().mean()
     loss.backward()
 
@@ -171,7 +169,7 @@ def micro_batch(
     gc.collect()
     gauge.reset()
     # The optimizer's moments come with the first update, and must find room. Stand-ins' weights lie there meanwhile.
-    moments = 2 * sum(piece.numel() * piece.element_size() for piece in spread.pieces)
+    moments = 2 * sum(to_local(weight).nbytes for weight in spread.network.parameters())
     found = largest(used, share, gauge.free() - moments)
     gc.collect()
     gauge.reset()

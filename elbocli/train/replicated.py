@@ -1,8 +1,6 @@
 """A network in training over the processes of a World: replicated (DDP) or sharded (FSDP2).
 
-The optimizer and the averages work on *pieces*: each parameter whole, or this process's part of it along the first
-dimension. Checkpoints hold whole tensors. So neither depends on which of the two it was, and a run may continue with
-the other.
+Sharded parameters are DTensors. Checkpoints hold whole tensors, so a run may continue with the other of the two.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elbocli.nn.networks import Network, count_parameters, place
@@ -41,8 +39,6 @@ class Replica:
 
     def __init__(self, network: Network, world: World):
         self.network, self.world = place(network, world.device), world
-        self.names = [name for name, _ in network.named_parameters()]
-        self.pieces: list[nn.Parameter] = list(network.parameters())
         self.forward: nn.Module = network
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
@@ -61,6 +57,10 @@ class Replica:
         self.network.compile(dynamic=False)
         return "compiled"
 
+    def to_try(self) -> nn.Module:
+        """Return a compiled network that needs no other process for a pass without exchange, to find out if it works."""
+        return self.forward
+
     def stand_ins(self) -> Callable[[], nn.Module]:
         """Return a maker of networks that take as much memory as this one while they work, and need no other process.
 
@@ -73,25 +73,8 @@ class Replica:
         several = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if several and not last else nullcontext()  # type: ignore[operator]
 
-    def gradients(self) -> list[Tensor]:
-        """Return the pieces' gradients, after the last part of a batch."""
-        return [piece.grad for piece in self.pieces if piece.grad is not None]
-
-    def clear(self) -> None:
-        """Forget the gradients."""
-        for piece in self.pieces:
-            piece.grad = None
-
     def changed(self) -> None:
-        """The pieces' values were changed by other hands than the optimizer's."""
-
-    def whole(self, index: int, piece: Tensor) -> Tensor | None:
-        """The whole tensor that is shaped like parameter `index`, in the first process; it may be None in others."""
-        return piece
-
-    def part(self, index: int, whole: Tensor) -> Tensor:
-        """This process's piece of it."""
-        return whole
+        """Call this when something other than the optimizer has changed the parameters."""
 
 
 def distribute(network: Network, world: World, parallel: str, precision: str) -> Replica | Sharded:

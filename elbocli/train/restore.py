@@ -1,4 +1,4 @@
-"""Where training begins: a checkpoint of the run, or the weights of another run."""
+"""Training begins from a checkpoint of the run, or from the weights of another run."""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,14 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import build
 from elbocli.run.settings import Resolved
-from elbocli.runtime.compiler import compiler_trouble, to_compile
 from elbocli.runtime.device import Precision, choose_device
-from elbocli.runtime.processes import World
+from elbocli.runtime.processes import World, full_tensor, sharded_like, to_local
 from elbocli.train.batches import Batches
-from elbocli.train.micro_batch import gauge_of, micro_batch, split
+from elbocli.train.micro_batch import gauge_of, micro_batch, part, split
 from elbocli.train.nonfinite import Findings, Guard, GuardState
 from elbocli.train.replicated import distribute
 
+K = TypeVar("K")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, which are shaped like the weights."""
 
@@ -53,7 +54,7 @@ class Interval(NamedTuple):
 
 
 class TrainState:
-    """This process's pieces of a network, its optimizer and its averages; the schedule, sums and counters beside them.
+    """A network, its optimizer and its averages, replicated or sharded; the schedule, sums and counters beside them.
 
     compiled: how the network was compiled, in words. warnings: of what could not be done.
     Raises UsageError when the batch can't be shared, DataError when not even one image fits into a device's memory.
@@ -70,8 +71,8 @@ class TrainState:
         buffers = kept_buffers(network)
         self.spread = distribute(network, world, settings.parallel, settings.precision)
         betas, eps, decay = (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
-        self.optimizer = torch.optim.AdamW(self.spread.pieces, settings.lr, betas, eps, decay, fused=True)
-        self.live = {name: piece.detach() for name, piece in zip(self.spread.names, self.spread.pieces)}
+        self.optimizer = torch.optim.AdamW(network.parameters(), settings.lr, betas, eps, decay, fused=True)
+        self.live: dict[str, Tensor] = dict(network.named_parameters())
         self.live |= {name: network.get_buffer(name) for name in buffers}  # nothing shards them
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(resolved.objective.averages, self.live)
@@ -81,8 +82,8 @@ class TrainState:
         most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, autocast, gauge)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
         self.compiled, self.warnings = "", list[str]()
-        if to_compile(settings.compile, self.device):
-            self._compile()
+        if settings.compile or (settings.compile is None and self.device.type == "cuda"):
+            self._compile(autocast)
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges = bin_edges(low, high)
         self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
@@ -96,12 +97,23 @@ class TrainState:
         self._adapt()
         self.steps_done = 0
 
-    def _compile(self) -> None:
-        """Compile the network, in all processes or in none: after the search for parts, which are tried as they are."""
-        troubles = self.world.all(compiler_trouble(self.device))
+    def _compile(self, autocast: torch.autocast) -> None:
+        """Compile the network and try a pass, after the search for parts. Where any process fails, none is compiled."""
+        trouble, parts = "", self.batches.parts
+        try:
+            self.compiled = self.spread.compile(len(parts))
+            with self.spread.accumulating(last=False):
+                part(self.spread.to_try(), self.resolved.network, len(parts[0]), self.device, autocast)
+        except Exception as error:
+            trouble = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        self.optimizer.zero_grad()
+        gc.collect()  # sharded networks are circles
+        troubles = self.world.all(trouble)
         if not any(troubles):
-            self.compiled = self.spread.compile(len(self.batches.parts))
             return
+        self.compiled = ""
+        for module in self.network.modules():
+            module._compiled_call_impl = None
         rank, why = next((rank, why) for rank, why in enumerate(troubles) if why)
         self.warnings.append(
             f"not compiled, which takes longer{f' (rank {rank})' if rank else ''}: {why}; --no-compile asks for no compiler"
@@ -169,18 +181,16 @@ class TrainState:
 
         All processes must ask. Waits for the device.
         """
-        found = {file: zip(tensors, self._whole(list(tensors.values()))) for file, tensors in files.items()}
-        return {file: {name: whole for name, whole in pairs if whole is not None} for file, pairs in found.items()}
+        return {file: self._copies(tensors) for file, tensors in files.items()}
 
-    def _whole(self, tensors: list[Tensor]) -> list[Tensor | None]:
-        """Whole copies on the CPU, in the first process; None in the others."""
-        copies: list[Tensor | None] = []
-        for index, tensor in enumerate(tensors):
-            whole = self.spread.whole(index, tensor) if index < len(self.spread.pieces) else tensor
-            if whole is None or not self.world.first:
-                copies.append(None)
-            else:
-                copies.append(torch.empty(whole.shape, dtype=whole.dtype).copy_(whole))
+    @torch.no_grad()
+    def _copies(self, tensors: dict[K, Tensor]) -> dict[K, Tensor]:
+        """Return whole copies on the CPU in the first process, nothing in the others. All processes must ask."""
+        copies = {}
+        for name, tensor in tensors.items():
+            whole = full_tensor(tensor)
+            if self.world.first:
+                copies[name] = torch.empty(whole.shape, dtype=whole.dtype).copy_(whole)
         return copies
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -188,10 +198,10 @@ class TrainState:
         weights = self.copies({"model": self.live, **self.ema.named})
         optimizer = self.optimizer.state_dict()
         updated = optimizer["state"]  # by index of the weight; empty before the first update
-        moments = {key: self._whole([one[key] for one in updated.values()]) for key in MOMENTS}
+        moments = {key: self._copies({index: one[key] for index, one in updated.items()}) for key in MOMENTS}
         optimizer["state"] = {
-            index: {"step": one["step"].cpu().clone(), **{key: moments[key][index] for key in MOMENTS}}
-            for index, one in updated.items()
+            index: {"step": updated[index]["step"].cpu().clone(), **{key: moments[key][index] for key in MOMENTS}}
+            for index in moments["exp_avg"]
         }
         return weights, {
             "optimizer": optimizer,
@@ -204,13 +214,17 @@ class TrainState:
     @torch.no_grad()
     def begin(self, weights: dict[str, Tensor]) -> None:
         """Take over whole weights by name, into the network and all averages; others stay as they were drawn."""
-        for index, (name, piece) in enumerate(self.live.items()):
+        for name, weight in self.live.items():
             if name in weights:
-                piece.copy_(self._piece(index, weights[name]))
+                weight.copy_(sharded_like(weights[name], weight))
                 for shadow in self.ema:
-                    shadow.tensors[name].copy_(piece)
-        self.network.constrain(self.live, torch.zeros((), dtype=torch.bool, device=self.device))
+                    shadow.tensors[name].copy_(weight)
+        self.constrain(torch.zeros((), dtype=torch.bool, device=self.device))
         self.spread.changed()
+
+    def constrain(self, left_out: Tensor) -> None:
+        """See Network.constrain."""
+        self.network.constrain({name: to_local(weight) for name, weight in self.live.items()}, left_out)
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
@@ -220,11 +234,11 @@ class TrainState:
             self._load(self.live, saved.weights("model"))
             for shadow in self.ema:
                 self._load(shadow.tensors, saved.weights(shadow.name))
-            optimizer, pieces = state["optimizer"], list(self.live.values())
+            optimizer, weights = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
                 for key in MOMENTS:
                     # Fused optimizers go through memory as it lies, so it must lie as the weights do.
-                    one[key] = torch.empty_like(pieces[index]).copy_(self.spread.part(index, one[key]))
+                    one[key] = torch.empty_like(weights[index]).copy_(sharded_like(one[key], weights[index]))
             self.optimizer.load_state_dict(optimizer)
             self.guard.state = GuardState(**{key: value.to(self.device) for key, value in state["guard"].items()})
             self._take(self.sums.values, state["sums"])
@@ -236,13 +250,9 @@ class TrainState:
             raise FormatError(f"{saved.path}: doesn't fit this run: {' '.join(str(error).split())[:200]}") from error
         self.steps_done = saved.step
 
-    def _load(self, pieces: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
-        for index, (name, piece) in enumerate(pieces.items()):
-            piece.copy_(self._piece(index, whole[name]))
-
-    def _piece(self, index: int, whole: Tensor) -> Tensor:
-        """This process's piece of what is at that place of `live`; a buffer is whole everywhere."""
-        return self.spread.part(index, whole) if index < len(self.spread.pieces) else whole
+    def _load(self, tensors: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensor.copy_(sharded_like(whole[name], tensor))
 
     def _take(self, mine: Tensor, by_rank: Tensor) -> None:
         """Give each process back what it had; the first takes all when there are more or fewer processes now."""

@@ -14,6 +14,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.runtime.device import Precision, seed_dropout, sent
+from elbocli.runtime.processes import to_local
 from elbocli.train.batches import Batches
 from elbocli.train.state import TrainState
 
@@ -60,8 +61,9 @@ def update(state: TrainState) -> None:
     for _, logsnr, eps_error in seen:
         state.sums.add(logsnr, eps_error)
     loss, logsnr, _ = (torch.cat(columns) for columns in zip(*seen))
+    gradients = [to_local(weight.grad) for weight in state.live.values() if weight.grad is not None]
     # Not finite? The whole batch's loss and its gradient's norm are known to the device alone.
-    squares = torch.stack(torch._foreach_norm(spread.gradients())).double().square().sum()
+    squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
     if not spread.sharded and not world.first:
         squares = torch.zeros_like(squares)  # replicas have the same gradients, shards have parts of them
     squares, total = world.added(torch.stack([squares, loss.double().sum()])).unbind()
@@ -73,13 +75,13 @@ def update(state: TrainState) -> None:
     clipped = scale * (norm / settings.clip).clamp(min=1) if settings.clip else scale
     optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
     optimizer.step()
-    spread.clear()
+    optimizer.zero_grad()
     state.totals += torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
 
     # Averages; then what the network itself wants of its weights.
     state.steps_done += 1
     state.ema.update(state.steps_done, state.images, settings.batch)
-    state.network.constrain(state.live, left_out)
+    state.constrain(left_out)
 
 
 def rehearse(state: TrainState) -> float:
@@ -100,7 +102,7 @@ def rehearse(state: TrainState) -> float:
         begun = time.monotonic()
         loss, _, _ = step_losses(state.spread.forward, state.batches, state.steps_done, 0, *arguments)
         loss.sum().backward()
-        state.spread.clear()
+        state.optimizer.zero_grad()
         seconds = time.monotonic() - begun
         if seconds > 1:
             break

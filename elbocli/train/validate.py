@@ -19,11 +19,13 @@ from elbocli.core.loss import Network, denoising_losses
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import ElboError, NonFiniteError
-from elbocli.files import losslog, strict_json
+from elbocli.files import losslog
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import LATENTS
+from elbocli.files.losslog import LossLogHeader
 from elbocli.files.opening import open_file
 from elbocli.files.reading import lines_of
+from elbocli.files.records import parse_json
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import Precision, sent
 from elbocli.train.batches import Posterior, normalised
@@ -187,8 +189,11 @@ class Validation:
             return True
         with told(log, "read"), open_file(log) as file:
             headers = [line for line in lines_of(file, log) if line.startswith(b'{"format"')]
-        before, now = (strict_json.parse(text) for text in (headers[-1] if headers else b"{}", self.header()))
-        return {**before, "dataset": now["dataset"]} != now  # the dataset may have moved
+        if not headers:
+            return True
+        texts = (headers[-1], self.header())  # whose dataset may have moved
+        before, now = ({**LossLogHeader.of(parse_json(text, log), log).json(), "dataset": ""} for text in texts)
+        return before != now
 
     def line(self, step: int, images: int, sums: Tensor) -> str:
         """Return a line of validation.jsonl. images: seen in training."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from compare import Row
+from compare import Row, seconds
 from made_data import packed
 from step_loops import step_of
 
@@ -18,39 +17,30 @@ from elbocli.train.saver import Saver
 from elbocli.train.state import TrainState
 
 ROUNDS = 15
+PRESETS = {"U-Net": "small64", "U-ViT": "small32-uvit"}
 
 
-def seconds(job: Callable[[], object]) -> float:
-    """Of one call."""
-    begun = time.perf_counter()
-    job()
-    return time.perf_counter() - begun
-
-
-def rows() -> Iterator[Row]:
-    """For small networks of both families."""
-    with tempfile.TemporaryDirectory() as temporary:
-        dataset = packed(Path(temporary), 32, 3)
-        for name, options in (
-            ("U-Net, small64", {"preset": "small64", "batch": 32}),
-            ("U-ViT, small32-uvit", {"preset": "small32-uvit", "batch": 32}),
-        ):
-            state, saver = TrainState(resolve({**options, "device": "cpu"}, dataset), dataset), Saver()
+def rows(small: bool) -> Iterator[Row]:
+    """Yield the snapshot and the writing, for small networks of both families."""
+    for family, preset in PRESETS.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            run = Path(temporary) / "run"
+            run.mkdir()
+            dataset = packed(Path(temporary), 8 if small else 32, 3)
+            options = {"preset": preset, "batch": 2 if small else 32, "device": "cpu"}
+            state, saver = TrainState(resolve(options, dataset), dataset), Saver()
             step = step_of(state)
 
-            def save(state: TrainState = state, saver: Saver = saver) -> None:
+            def save(state: TrainState = state, saver: Saver = saver, run: Path = run) -> None:
                 weights, rest = state.snapshot()
                 about, done = {"images": 0, "log_bytes": {}}, state.steps_done
-                saver.start(lambda: store.save(Path(temporary) / "run", done, weights, rest, about))
+                saver.start(lambda: store.save(run, done, weights, rest, about))
 
             stalls, steps, written = [], [], []
-            for _ in range(ROUNDS):
-                steps.append(median(seconds(step) for _ in range(3)))
+            for _ in range(2 if small else ROUNDS):
+                steps.append(median(seconds(step) for _ in range(1 if small else 3)))
                 stalls.append(seconds(save))
                 written.append(seconds(saver.finish))  # as between two checkpoints there is time enough
-            ratio = median(a / b for a, b in zip(stalls[1:], steps[1:]))
-            yield Row(f"checkpoint's stall, {name} / step", median(stalls), median(steps), ratio, None)
-            ratio = median(a / b for a, b in zip(written[1:], steps[1:]))
-            yield Row(
-                f"checkpoint's writing, in its thread, {name} / step", median(written), median(steps), ratio, None
-            )
+            for name, times in (("stall", stalls), ("writing, in its thread", written)):
+                ratio = median(a / b for a, b in zip(times[1:], steps[1:]))
+                yield Row(f"checkpoint's {name}, {family} / step", median(times), median(steps), ratio, None)

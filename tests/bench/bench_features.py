@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compare import Row, Skipped, compare
+from compare import Row, compare
 from inception import random_weights
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -26,8 +26,6 @@ from elbocli.runtime.processes import ALONE
 
 COUNT, SIZE, BATCH = 96, 256, 32
 BOUND_LOOP, BOUND_AHEAD = 1 / 1.2, 0.75
-VITS = 8
-"""Images for the large network."""
 
 
 class Waits(torch.nn.Module):
@@ -42,11 +40,11 @@ class Waits(torch.nn.Module):
         return images[:, :, :4, :4].float().flatten(1)
 
 
-def folder_of_images(folder: Path) -> Path:
+def folder_of_images(folder: Path, count: int) -> Path:
     """PNGs that take as long to decode as photographs do: smooth, with noise."""
     folder.mkdir()
     draw = np.random.default_rng(0)
-    for k in range(COUNT):
+    for k in range(count):
         coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
             (SIZE, SIZE), Image.Resampling.BICUBIC
         )
@@ -65,8 +63,9 @@ def seen(source: FeatureSource, extractor: Extractor) -> Seen:
             return end.value
 
 
-def loops(folder: Path, stack: contextlib.ExitStack) -> Iterator[Row]:
-    """Inception's loop against torch-fidelity's; and one whose network needs none of the processor, with and without decoding ahead."""
+def loops(folder: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:
+    """Yield Inception's loop against torch-fidelity's; and one whose network needs none of the processor, with and without
+    decoding ahead."""
     weights = random_weights(folder.parent / "weights.pth")
     ours, source = make_extractor("inception-v3-compat", weights, "cpu"), open_feature_source(folder, stack, ALONE)
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
@@ -80,12 +79,11 @@ def loops(folder: Path, stack: contextlib.ExitStack) -> Iterator[Row]:
     if (mine.values - other).norm() > 1e-4 * (other - other.mean(0)).norm():
         raise RuntimeError("the features are not torch-fidelity's")
     name = f"Inception, a PNG of {SIZE} pixels / torch-fidelity's loop"
-    yield compare(name, lambda: seen(source, ours), peer, BOUND_LOOP, rounds=3, warm_up=0, per=COUNT)
+    yield compare(name, lambda: seen(source, ours), peer, BOUND_LOOP, rounds=1 if small else 3, warm_up=0, per=source.n)
     waits, alone = Extractor("waits", Waits(_decoding(source)), ""), replace(source, ahead=False)
     name = "a device as slow as decoding / without decoding ahead"
-    yield compare(
-        name, lambda: seen(source, waits), lambda: seen(alone, waits), BOUND_AHEAD, rounds=5, warm_up=1, per=COUNT
-    )
+    ahead, after = (lambda source=source: seen(source, waits) for source in (source, alone))
+    yield compare(name, ahead, after, BOUND_AHEAD, rounds=1 if small else 5, warm_up=1, per=source.n)
 
 
 def _decoding(source: FeatureSource) -> float:
@@ -96,35 +94,8 @@ def _decoding(source: FeatureSource) -> float:
     return time.perf_counter() - start
 
 
-def dinov2(folder: Path, stack: contextlib.ExitStack) -> Row:
-    """DINOv2's ViT-L/14 against a plain loop: Pillow's resize of one image after another, then the network."""
-    try:
-        import timm
-    except ImportError as error:
-        raise Skipped("timm is not installed") from error
-    from elbocli.nn.extractors.vit import Vit, VitShape
-
-    torch.manual_seed(0)
-    network = timm.create_model("vit_large_patch14_dinov2", img_size=224).eval().requires_grad_(False)
-    shape = VitShape(width=1024, depth=24, heads=16, patch=14, trained=37)
-    ours = Extractor("dinov2-vitl14", Vit(network, shape), "0" * 64, channels=3)
-    source = replace(open_feature_source(folder, stack, ALONE), n=VITS)
-    files = sorted(folder.iterdir())[:VITS]
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (shape.mean, shape.std))
-
-    def peer() -> torch.Tensor:
-        small = [np.asarray(Image.open(file).resize((224, 224), Image.Resampling.BICUBIC)) for file in files]
-        x = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255
-        with torch.inference_mode():
-            return network((x - mean) / std)
-
-    name = f"DINOv2 ViT-L/14, a PNG of {SIZE} pixels / a plain loop"
-    return compare(name, lambda: seen(source, ours), peer, None, rounds=3, warm_up=1, per=VITS)
-
-
-def rows() -> Iterator[Row]:
-    """All of them."""
+def rows(small: bool) -> Iterator[Row]:
+    """Yield both."""
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        folder = folder_of_images(Path(temporary) / "images")
-        yield from loops(folder, stack)
-        yield dinov2(folder, stack)
+        folder = folder_of_images(Path(temporary) / "images", 2 if small else COUNT)
+        yield from loops(folder, stack, small)

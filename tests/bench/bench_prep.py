@@ -28,14 +28,14 @@ COUNT, WIDTH, HEIGHT, SIZE, ROUNDS = 2000, 500, 375, 64, 5
 BOUND_ALONE, BOUND_LOOP = 1 / 0.9, 1 / 2.5
 
 
-def write(folder: Path) -> list[Path]:
+def write(folder: Path, count: int) -> list[Path]:
     """Crops of two photographs at random places and scales, each as a JPEG like ImageNet's (quality 92)."""
     rng = np.random.default_rng(0)
     photographs = [
         Image.open(Path(sklearn.__file__).parent / "datasets" / "images" / name) for name in ("china.jpg", "flower.jpg")
     ]
     paths = []
-    for index in range(COUNT):
+    for index in range(count):
         photograph = photographs[index % 2]
         width = int(rng.integers(WIDTH, photograph.width))
         height = width * HEIGHT // WIDTH
@@ -63,11 +63,11 @@ def crop(path: Path) -> Image.Image:
     return image.crop((left, top, left + SIZE, top + SIZE))
 
 
-def rows() -> Iterator[Row]:
-    """Times per image."""
+def rows(small: bool) -> Iterator[Row]:
+    """Yield times per image."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        paths = write(folder / "src")
+        paths = write(folder / "src", 4 if small else COUNT)
         workers = os.cpu_count() or 1
 
         def ours(**settings: object) -> None:
@@ -87,7 +87,7 @@ def rows() -> Iterator[Row]:
                     crop(path).save(buffer, "png")
                     archive.writestr(f"img{index:08d}.png", buffer.getvalue())
 
-        many = {"rounds": ROUNDS, "warm_up": 1, "per": COUNT}
+        many = {"rounds": 1 if small else ROUNDS, "warm_up": 1, "per": len(paths)}
         yield compare("prep / decode and crop in threads, not written", ours, alone, BOUND_ALONE, **many)
         yield compare("prep / one process, Pillow to PNGs in a zip", ours, loop, BOUND_LOOP, **many)
         yield compare("prep --fast-decode / prep", lambda: ours(fast_decode=True), ours, None, **many)

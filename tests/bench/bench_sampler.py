@@ -1,22 +1,20 @@
 """What a sampler costs beside its network, batch 64 of 3x32x32, as `elbo sample` and its peers' own loops run it.
 
 First with a network that returns its input as v, per evaluation over walks of 20 steps: those that draw no noise against
-diffusers and k-diffusion, those that do against drawing as much noise and calling the network as often. Then with the
+diffusers, those that do against drawing as much noise and calling the network as often. Then with the
 network of a preset: the share of a walk's time that is not spent in it.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
+import diffusers
 import torch
-from compare import Row, Skipped, compare
+from compare import Row, compare
 
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
@@ -34,7 +32,6 @@ SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
     "heun": {"HeunDiscreteScheduler": {}},
     "dpmpp-2m": {"DPMSolverMultistepScheduler": {}},
 }
-FUNCTIONS = {"ddim": "sample_euler", "heun": "sample_heun", "dpmpp-2m": "sample_dpmpp_2m"}
 PREDICTION = Prediction("v")
 """One for all walks, as a run has."""
 NOISY = ("ddpm", "dpmpp-2m-sde", "heun:s_churn=40")
@@ -54,13 +51,13 @@ class Same(torch.nn.Module):
 class Noise:
     """The numbers that `elbo sample` draws, by this thread; and counts."""
 
-    def __init__(self) -> None:
-        self.draws = 0
+    def __init__(self, n: int):
+        self.n, self.draws = n, 0
 
     def __call__(self) -> torch.Tensor:
         self.draws += 1
-        n, channels, height, width = SHAPE
-        return Stream(0, f"sample-{self.draws}").normal(range(n), (height, width, channels)).permute(0, 3, 1, 2)
+        _, channels, height, width = SHAPE
+        return Stream(0, f"sample-{self.draws}").normal(range(self.n), (height, width, channels)).permute(0, 3, 1, 2)
 
 
 def ours(
@@ -76,8 +73,6 @@ def ours(
 
 def of_diffusers(name: str, options: dict[str, Any], z: torch.Tensor) -> Callable[[], int]:
     """A walk, which says its evaluations."""
-    import diffusers
-
     scheduler, network = getattr(diffusers, name)(prediction_type="v_prediction", **options), Same()
 
     def job(z: torch.Tensor = z) -> int:
@@ -89,57 +84,35 @@ def of_diffusers(name: str, options: dict[str, Any], z: torch.Tensor) -> Callabl
     return job
 
 
-def of_k_diffusion(name: str, z: torch.Tensor) -> Callable[[], int]:
-    """The same. Its package imports all it has, trackers too: only the two modules needed are loaded here."""
-    found = importlib.util.find_spec("k_diffusion")
-    assert found is not None
-    sys.modules["k_diffusion"] = importlib.util.module_from_spec(found)
-    external, sampling = (importlib.import_module(f"k_diffusion.{part}") for part in ("external", "sampling"))
-    sigmas, calls = sampling.get_sigmas_karras(STEPS, 0.002, 80.0), [0]
-
-    class Counted(external.VDenoiser):  # type: ignore[misc, name-defined, unused-ignore]
-        def forward(self, *given: Any, **named: Any) -> Any:
-            calls[0] += 1
-            return super().forward(*given, **named)
-
-    def job() -> int:
-        calls[0] = 0
-        getattr(sampling, name)(Counted(Same()), z * sigmas[0], sigmas, disable=True)
-        return calls[0]
-
-    return job
-
-
-def against_peers(name: str, z: torch.Tensor) -> Iterator[Row]:
+def against_peers(name: str, z: torch.Tensor, rounds: int) -> Iterator[Row]:
     """One that draws no noise: a row for each peer."""
     peers = {f"diffusers {peer}": of_diffusers(peer, options, z) for peer, options in SCHEDULERS[name].items()}
-    peers[f"k-diffusion {FUNCTIONS[name]}"] = of_k_diffusion(FUNCTIONS[name], z)
-    evaluations = ours(name, z, Same(), Noise())
+    evaluations = ours(name, z, Same(), Noise(len(z)))
     for peer, job in peers.items():
         if job() != evaluations:
             raise RuntimeError(f"{name} and {peer} don't evaluate the network equally often")
-        mine = lambda: ours(name, z, Same(), Noise())  # noqa: E731
-        yield compare(f"sampler, {name} / {peer}", mine, job, BOUND, rounds=60, per=evaluations)
+        mine = lambda: ours(name, z, Same(), Noise(len(z)))  # noqa: E731
+        yield compare(f"sampler, {name} / {peer}", mine, job, BOUND, rounds=rounds, per=evaluations)
 
 
-def against_noise(spec: str, z: torch.Tensor) -> Row:
+def against_noise(spec: str, z: torch.Tensor, rounds: int) -> Row:
     """One that draws noise, against nothing but the noise and the network."""
-    noise, network, level = Noise(), Same(), torch.zeros(len(z))
+    noise, network, level = Noise(len(z)), Same(), torch.zeros(len(z))
     evaluations = ours(spec, z, network, noise)
     draws = noise.draws
 
     def least() -> None:
-        noise = Noise()
+        noise = Noise(len(z))
         for _ in range(draws):
             noise()
         for _ in range(evaluations):
             network(z, level)
 
-    mine = lambda: ours(spec, z, network, Noise())  # noqa: E731
-    return compare(f"sampler, {spec} / noise", mine, least, NOISY_BOUND, rounds=20, per=evaluations)
+    mine = lambda: ours(spec, z, network, Noise(len(z)))  # noqa: E731
+    return compare(f"sampler, {spec} / noise", mine, least, NOISY_BOUND, rounds=rounds, per=evaluations)
 
 
-def share(spec: str, z: torch.Tensor, network: torch.nn.Module) -> Row:
+def share(spec: str, z: torch.Tensor, network: torch.nn.Module, small: bool) -> Row:
     """ours: seconds of a walk outside the network, with noise as `elbo sample` draws it; peer: all of it."""
     inside = 0.0
 
@@ -153,29 +126,26 @@ def share(spec: str, z: torch.Tensor, network: torch.nn.Module) -> Row:
     wrapped = Same()
     wrapped.forward = timed  # type: ignore[assignment, method-assign]
     pairs = []
-    for _ in range(3):
+    for _ in range(1 if small else 3):
         inside, start = 0.0, time.perf_counter()
         drawn = walk_noise(0, range(len(z)), (*SHAPE[2:], SHAPE[1]))
-        ours(spec, z, wrapped, lambda drawn=drawn: drawn().permute(0, 3, 1, 2), steps=STEPS)  # type: ignore[misc]
+        ours(spec, z, wrapped, lambda drawn=drawn: drawn().permute(0, 3, 1, 2), steps=2 if small else STEPS)  # type: ignore[misc]
         total = time.perf_counter() - start
         pairs.append((total - inside, total))
     mine, whole = (median(side) for side in zip(*pairs))
     return Row(f"sampler, {spec} / walk with {PRESET}", mine, whole, median(a / b for a, b in pairs), SHARE)
 
 
-def rows() -> Iterator[Row]:
-    """Every sampler, both ways."""
-    for package in ("diffusers", "k_diffusion", "torchsde"):
-        if importlib.util.find_spec(package) is None:
-            raise Skipped(f"{package} is not installed; 'make bench' installs the peers")
+def rows(small: bool) -> Iterator[Row]:
+    """Yield every sampler, both ways."""
     torch.empty(LARGE).fill_(0)
-    z = Noise()()
+    z = Noise(2 if small else SHAPE[0])()
     with torch.inference_mode():
         for name in SCHEDULERS:
-            yield from against_peers(name, z.contiguous())
+            yield from against_peers(name, z.contiguous(), 1 if small else 60)
         for spec in NOISY:
-            yield against_noise(spec, z)
+            yield against_noise(spec, z, 1 if small else 20)
         network = build(config_of({**load_preset(PRESET).network, **SIZES}, PRESET))
         network = place(network, torch.device("cpu")).eval()
         for spec in (*SCHEDULERS, *NOISY):
-            yield share(spec, z, network)
+            yield share(spec, z, network, small)

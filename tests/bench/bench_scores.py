@@ -36,10 +36,10 @@ def by_torch_fidelity(a: FeatureMoments, b: FeatureMoments) -> float:
     return float(fid_statistics_to_metric(*pair, verbose=False)["frechet_inception_distance"])
 
 
-def drawn(n: int, seed: int) -> FeatureMoments:
-    """Of n vectors whose spread falls by dimension."""
-    draws = np.random.default_rng(seed).standard_normal((n, FEATURES))
-    return FeatureMoments.of(draws * np.arange(1, FEATURES + 1) ** -0.5 + 0.01 * seed)
+def drawn(n: int, seed: int, width: int) -> FeatureMoments:
+    """Return moments of n vectors whose spread falls by dimension."""
+    draws = np.random.default_rng(seed).standard_normal((n, width))
+    return FeatureMoments.of(draws * np.arange(1, width + 1) ** -0.5 + 0.01 * seed)
 
 
 def inception(weights: Path, device: str = "cpu", batch: int = BATCH, rounds: int = 5) -> Row:
@@ -60,22 +60,24 @@ def inception(weights: Path, device: str = "cpu", batch: int = BATCH, rounds: in
         return compare(name, *jobs, BOUND_INCEPTION, rounds=rounds, warm_up=1, per=batch)
 
 
-def rows() -> Iterator[Row]:
-    """The network, and the distance for covariances of full rank and of fewer images than features."""
+def rows(small: bool) -> Iterator[Row]:
+    """Yield the network, and the distance for covariances of full rank and of fewer images than features."""
+    how = {"batch": 2, "rounds": 1} if small else {}
     with tempfile.TemporaryDirectory() as temporary:
-        yield inception(random_weights(Path(temporary) / "weights.pth"))
-    reference = drawn(10_000, 1)
-    for n, rank in ((10_000, "full rank"), (1000, "rank 999")):
-        samples = drawn(n, 0)
+        yield inception(random_weights(Path(temporary) / "weights.pth"), **how)
+    width = 16 if small else FEATURES
+    reference = drawn(5 * width, 1, width)
+    for n, rank in ((5 * width, "full rank"), (width // 2, f"rank {width // 2 - 1}")):
+        samples = drawn(n, 0, width)
         mine = frechet_distance(samples, reference)
         for peer, job, bound in (("scipy sqrtm", by_scipy, BOUND_FRECHET), ("torch-fidelity", by_torch_fidelity, None)):
             if abs(job(samples, reference) / mine - 1) > 1e-6:
                 raise RuntimeError(f"the distance is not that of {peer}")
             yield compare(
-                f"Frechet distance, {FEATURES}, {rank} / {peer}",
+                f"Frechet distance, {width}, {rank} / {peer}",
                 lambda samples=samples: frechet_distance(samples, reference),
                 lambda samples=samples, job=job: job(samples, reference),
                 bound,
-                rounds=3,
+                rounds=1 if small else 3,
                 warm_up=0,
             )

@@ -63,19 +63,19 @@ def write(path: Path, images: np.ndarray, store: str) -> Dataset:
     return Dataset(path)
 
 
-def of_raw(images: np.ndarray, dataset: Dataset) -> Iterator[Row]:
+def of_raw(images: np.ndarray, dataset: Dataset, rounds: int) -> Row:
     """Against a gather from the same array in memory."""
     size, some = images.shape[1], chooser(len(images))
-    yield compare(
+    return compare(
         f"read {BATCH}, raw at {size} / in memory",
         lambda: dataset.batch(some()),
         lambda: images[some()],
         RAW_BOUND,
-        rounds=ROUNDS,
+        rounds=rounds,
     )
 
 
-def of_encoded(images: np.ndarray, dataset: Dataset, pool: ThreadPoolExecutor) -> Iterator[Row]:
+def of_encoded(images: np.ndarray, dataset: Dataset, pool: ThreadPoolExecutor, rounds: int) -> Iterator[Row]:
     """Packing against copying the pixels, and reading against pure decode."""
     (count, size), some = images.shape[:2], chooser(len(images))
     encode, taken = ENCODINGS[dataset.store].encode, cycle(range(count))
@@ -97,14 +97,14 @@ def of_encoded(images: np.ndarray, dataset: Dataset, pool: ThreadPoolExecutor) -
         lambda: encode(images[next(taken)]),
         lambda: images[next(taken)].tobytes(),
         None,
-        rounds=ROUNDS,
+        rounds=rounds,
     )
     yield compare(
         f"read {BATCH}, {dataset.store} at {size} / pure decode",
         lambda: dataset.batch(some()),
         pure,
         BOUND,
-        rounds=ROUNDS,
+        rounds=rounds,
     )
 
 
@@ -114,14 +114,18 @@ def chooser(count: int) -> Callable[[], np.ndarray]:
     return lambda: rng.integers(0, count, BATCH)
 
 
-def rows() -> Iterator[Row]:
-    """Every store at both sizes; bytes per image go to stderr."""
+def rows(small: bool) -> Iterator[Row]:
+    """Yield every store at both sizes; bytes per image go to stderr."""
+    rounds = 1 if small else ROUNDS
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for size, count in COUNTS.items():
+        for size, count in ({16: 4} if small else COUNTS).items():
             images = crops(size, count)
             for store in STORES:
                 dataset = write(Path(temporary) / f"{store}{size}.h5", images, store)
                 each = dataset.block.nbytes / count
                 share = each / images[0].nbytes
                 print(f"{store} at {size}: {each:.0f} bytes per image, {share:.3f} of raw", file=sys.stderr)
-                yield from of_raw(images, dataset) if store == RAW else of_encoded(images, dataset, pool)
+                if store == RAW:
+                    yield of_raw(images, dataset, rounds)
+                else:
+                    yield from of_encoded(images, dataset, pool, rounds)

@@ -23,19 +23,20 @@ BOUND = 1.05
 SMALL32 = UNetConfig(32, 3, 10, channels=32, levels=(1, 2, 2), blocks=1, attention=(16,))
 
 
-def rows() -> Iterator[Row]:
-    """Small networks of both families, at 8 pixels and at 32."""
+def rows(small: bool) -> Iterator[Row]:
+    """Yield small networks of both families, at 8 pixels and at 32."""
     with tempfile.TemporaryDirectory() as temporary:
-        for name, size, channels, options, rounds in (
-            ("U-Net, digits", 8, 1, {"preset": "digits"}, 80),
-            ("U-ViT, digits-uvit", 8, 1, {"preset": "digits-uvit"}, 80),
-            ("U-Net, 32 pixels", 32, 3, {"preset": "cifar", "batch": 32}, 40),
-            ("U-ViT, small32-uvit", 32, 3, {"preset": "small32-uvit", "batch": 32}, 40),
+        for name, size, channels, preset, batch, rounds in (
+            ("U-Net, digits", 8, 1, "digits", 64, 80),
+            ("U-ViT, digits-uvit", 8, 1, "digits-uvit", 64, 80),
+            ("U-Net, 32 pixels", 32, 3, "cifar", 32, 40),
+            ("U-ViT, small32-uvit", 32, 3, "small32-uvit", 32, 40),
         ):
             dataset = packed(Path(temporary), size, channels)
-            resolved: Any = resolve({**options, "device": "cpu"}, dataset)
-            if options["preset"] == "cifar":
+            resolved: Any = resolve({"preset": preset, "batch": 2 if small else batch, "device": "cpu"}, dataset)
+            if preset == "cifar":
                 resolved = replace(resolved, network=SMALL32)
             state = TrainState(resolved, dataset)
-            bare = Bare(dataset, resolved.network, resolved.settings.batch)
-            yield compare(f"train step, {name} / bare loop", step_of(state), bare.step, BOUND, rounds=rounds, warm_up=8)
+            step, bare = step_of(state), Bare(dataset, resolved.network, resolved.settings.batch).step
+            rounds = 1 if small else rounds
+            yield compare(f"train step, {name} / bare loop", step, bare, BOUND, rounds=rounds, warm_up=8)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 Job = Callable[[], object]
-
-
-class Skipped(Exception):
-    """A benchmark can't run here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +30,37 @@ class Row:
 
 
 def compare(
-    name: str, ours: Job, peer: Job, bound: float | None, *, rounds: int, calls: int = 1, warm_up: int = 3, per: int = 1
+    name: str,
+    ours: Job,
+    peer: Job,
+    bound: float | None,
+    *,
+    rounds: int,
+    warm_up: int = 3,
+    per: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Row:
-    """Rounds of `calls` calls of each, the first to go alternating. per: units of work in a call, to divide by."""
-    for _ in range(warm_up):
+    """Time both in turns, the first to go alternating. rounds: 1 is only to see that it runs. per: units of work in a call."""
+    for _ in range(warm_up if rounds > 1 else 0):
         ours()
         peer()
     pairs = []
     for turn in range(rounds):
         first, second = (ours, peer) if turn % 2 == 0 else (peer, ours)
-        a, b = _seconds(first, calls), _seconds(second, calls)
+        a, b = seconds(first, clock), seconds(second, clock)
         pairs.append((a, b) if turn % 2 == 0 else (b, a))
-    mine, theirs = (median(side) / (calls * per) for side in zip(*pairs))
+    mine, theirs = (median(side) / per for side in zip(*pairs))
     return Row(name, mine, theirs, median(a / b for a, b in pairs), bound)
 
 
-def _seconds(job: Job, calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        job()
-    return time.perf_counter() - start
+def seconds(job: Job, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the seconds that a call takes."""
+    start = clock()
+    job()
+    return clock() - start
+
+
+def processor_time() -> float:
+    """Return the seconds of the processor that ended child processes took, which other work changes little."""
+    times = os.times()
+    return times.children_user + times.children_system

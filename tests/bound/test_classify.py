@@ -59,7 +59,7 @@ def test_what_is_told_of_it_is_so() -> None:
     assert sum(row.count for row in found.reliability) == 120 and 0 <= found.undecided < 0.5
     assert found.class_accuracy.keys() == {"0", "1"}
     assert np.mean([*found.class_accuracy.values()]) == pytest.approx(found.accuracy)
-    assert Classification.from_json(json.loads(json.dumps(found.json()))) == found
+    assert Classification.of(json.loads(json.dumps(found.json()))) == found
 
 
 def test_images_without_labels_are_no_examples() -> None:
@@ -75,7 +75,7 @@ def test_the_command_tells_one_object_and_a_table(
     out = tmp_path / "each.tsv"
     line = ["bound", str(trained), "--classify", "-n", "20", "--draws", "4", "--per-image", str(out)]
     assert run(line) == 0
-    found, table = Classification.from_json(json.loads(capsys.readouterr().out)), read_table(out)
+    found, table = Classification.of(json.loads(capsys.readouterr().out)), read_table(out)
     assert found.n_images == 20 and found.classes == 10 and found.per_image == str(out)
     assert (table.numbers["predicted"] == table.label).mean() == pytest.approx(found.accuracy)
     assert list(table.numbers) == ["predicted", "confidence", "probability"]
@@ -96,7 +96,7 @@ def test_digits_beside_a_plain_classifier(trained: Path, digits: Path, capsys: p
     assert (
         run(["bound", str(trained), str(digits), "--classify", "-n", "60", "--draws", "8", "--weights", "model"]) == 0
     )
-    found = Classification.from_json(json.loads(capsys.readouterr().out))
+    found = Classification.of(json.loads(capsys.readouterr().out))
     data = load_digits()
     plain = LogisticRegression(max_iter=200).fit(data.data[300:700], data.target[300:700])
     assert plain.score(data.data[:300], data.target[:300]) > found.accuracy > 0.2

@@ -96,32 +96,14 @@ def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkey
     assert abs(result.json["checks"][0]["difference_in_se"]) > 10
 
 
-def test_gradients_are_compared_and_the_best_schedule_written(
-    bound: Bound, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("elbocli.bound.gradients.PER_BIN", 4)
-    out = tmp_path / "g.yaml"
-    line = (trained, "--gradient-variance", "--batches", 16, "--weighting", "elbo", "-o", out)
-    result = bound(*line, "--schedule", "cosine", "--schedule", "fitted:gradient")
-    assert result.code == 0, result.err
-    rows = result.json["gradient_variance"]
-    assert result.json["weights"] == "model" and [r["schedule"] for r in rows] == ["cosine", "fitted:gradient"]
-    assert run(["weights", "show", "elbo", "--schedule", str(out)]) == 0
-    assert capsys.readouterr().out.startswith("logsnr\telbo\tt\tdensity\n")
-
-
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
         (["--draws", 3], 2, "even"),
         (["--check", "--curve", "x.tsv"], 2, "--curve goes with the plain bound"),
-        (["--batches", 16], 2, "--batches goes with --gradient-variance"),
-        (["--check", "--gradient-variance"], 2, "ask one at a time"),
-        (["--weighting", "elbo"], 2, "goes with --check or --gradient-variance"),
+        (["--weighting", "elbo"], 2, "goes with --check"),
         (["--check", "--weighting", "nope"], 2, "no weighting is called 'nope'"),
-        (["--schedule", "cosine", "--schedule", "edm"], 2, "one --schedule"),
         (["--schedule", "fitted:nope"], 2, "no criterion is called 'nope'"),
-        (["--schedule", "fitted:gradient"], 2, "--gradient-variance"),
         (["--schedule", "edm-sample"], 2, "needs -10 to 10"),
         (["--target-se", "nan"], 2, "nan"),
         (["-n", 1], 2, "1"),
@@ -129,12 +111,6 @@ def test_gradients_are_compared_and_the_best_schedule_written(
         (["--curve", "-"], 2, "standard output is for the JSON"),
         (["--check", "--weighting", "edm:mean=-200,std=0.1"], 2, "is zero, or not finite"),
         (["--plot", "x.bmp"], 2, "unknown picture format"),
-        (["--gradient-variance", "--batches", 20], 2, "multiple of 8"),
-        (
-            ["--gradient-variance", "--weighting", "elbo", "--weighting", "edm", "-o", "x.yaml"],
-            2,
-            "of one --weighting",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -67,7 +67,7 @@ def test_three_estimates_agree_with_the_exact_one_and_each_other(data: Any) -> N
     assert by_name["ode"].nats_se_noise < 0.2 * by_name["variational"].nats_se_noise
     assert len(found.result.differences) == 3 and all(abs(pair.in_se) < 4 for pair in found.result.differences)
     told = found.result.json()
-    assert Likelihoods.from_json(json.loads(json.dumps(told, allow_nan=False))) == found.result
+    assert Likelihoods.of(json.loads(json.dumps(told, allow_nan=False))) == found.result
     assert all(("bpd" in each) == (data is TOY) for each in told["estimates"])
 
 
@@ -114,9 +114,9 @@ def test_rounding_tightens_the_bound_of_a_network_that_doesnt_know_levels() -> N
 def test_the_draws_are_those_of_the_plain_bound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["bound", str(trained), "-q", "-n", "40", "--draws", "4"]
     assert run(line) == 0
-    plain = Bound.from_json(json.loads(capsys.readouterr().out))
+    plain = Bound.of(json.loads(capsys.readouterr().out))
     assert run([*line, "--estimator", "variational", "--estimator", "information"]) == 0
-    several = Likelihoods.from_json(json.loads(capsys.readouterr().out))
+    several = Likelihoods.of(json.loads(capsys.readouterr().out))
     first = several.estimates[0]
     assert first.bpd == pytest.approx(plain.bpd, rel=1e-6) and first.bpd_se == pytest.approx(plain.bpd_se, rel=1e-4)
     assert first.terms["diffusion"] == pytest.approx(plain.diffusion.nats, rel=1e-6)
@@ -225,7 +225,6 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_it_is_one_process(bound: Bound_, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, out, err = bound(trained, "-n", 4)
     assert code == 2 and "without torchrun" in err and out == ""

@@ -753,20 +753,18 @@ def test_the_same_command_goes_on_in_the_runs_precision(
     [
         ({}, "expandable_segments:True"),
         ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, None),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
     ],
 )
-def test_cudas_allocator_extends_its_segments_unless_the_user_has_said_how(
-    given: dict[str, str], kept: str | None
-) -> None:
+def test_cudas_allocator_extends_its_segments_unless_the_user_has_said_how(given: dict[str, str], kept: str) -> None:
     """Torch reads the variable when it is imported; a plug-in sees it."""
     own = {key: value for key, value in os.environ.items() if not key.startswith("PYTORCH")}
     code = (
         "import os, sys; from elbocli.main import main; sys.argv[1:] = ['--version']\n"
         "try:\n    main()\nexcept SystemExit:\n"
-        "    print(os.environ.get('PYTORCH_ALLOC_CONF'), 'torch' in sys.modules)"
+        "    print(*(os.environ[f'PYTORCH_{name}ALLOC_CONF'] for name in ('', 'CUDA_')), 'torch' in sys.modules)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], env={**own, **given}, capture_output=True, text=True, timeout=100, check=True
     )
-    assert result.stdout.splitlines()[-1] == f"{kept} False"
+    assert result.stdout.splitlines()[-1] == f"{kept} {kept} False"

@@ -22,7 +22,6 @@ COMMANDS = {
     "bound plot": ("bound {run} -n 8 --plot {out}", ".svg"),
     "bound images": ("bound {run} -n 8 --per-image {out}", ".tsv"),
     "bound log": ("bound {run} -n 8 --log {out}", ".jsonl"),
-    "bound schedule": ("bound {run} --gradient-variance -o {out}", ".yaml"),
     "eval card": ("eval {data} --ref {data} --card {out}", ".md"),
     "eval statistics": ("eval {data} --ref {data} --save-stats {out}", ".npz"),
     "eval features": ("eval {data} --ref {data} --save-features {out}", ".safetensors"),

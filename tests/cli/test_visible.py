@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.cli.visible import HIDDEN, lettered, visible, visible_lines
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 Elbo = Callable[..., Any]
 NASTY = "a\n\x1b[31mred\r\x07\u202eb\x9b$x_{$"
@@ -71,10 +71,10 @@ def odd_run(trained: Path, tmp_path: Path) -> Path:
     """A run of that name, whose classes are called so."""
     run = tmp_path / NASTY
     shutil.copytree(trained, run)
-    config = strict_yaml.read(run / "config.yaml")
+    config = read_yaml(run / "config.yaml")
     config["data"]["class_names"] = [f"{NASTY}{index}" for index in range(10)]
     config["commands"] = [f"elbo train '{NASTY}'"]
-    (run / "config.yaml").write_text(strict_yaml.dump(config))
+    (run / "config.yaml").write_text(yaml_text(config))
     return run
 
 

@@ -40,14 +40,14 @@ BASE: dict[str, Any] = {
 
 
 def result(values: dict[str, Any] | None = None, **facts: Any) -> EvalResult:
-    return EvalResult.from_json({**BASE, **(values or {}), **facts})
+    return EvalResult.of({**BASE, **(values or {}), **facts})
 
 
 def repeats(values: list[float], seeds: list[Any], **facts: Any) -> EvalResult:
     """Several sets of samples with these distances and seeds."""
     common = {key: value for key, value in BASE.items() if not key.startswith(("frechet", "precision", "made"))}
     each = [{FID: value, "made": {"sampler": "ddim", "seed": seed}} for value, seed in zip(values, seeds, strict=True)]
-    return EvalResult.from_json({**common, **facts, "repeats": each})
+    return EvalResult.of({**common, **facts, "repeats": each})
 
 
 def only(first: EvalResult, other: EvalResult, score: str = FID) -> Any:
@@ -127,7 +127,7 @@ def test_how_the_samples_were_drawn_is_told() -> None:
 
 
 def test_without_a_common_score_there_is_nothing_to_compare() -> None:
-    bare = EvalResult.from_json({key: value for key, value in BASE.items() if "[" not in key})
+    bare = EvalResult.of({key: value for key, value in BASE.items() if "[" not in key})
     with pytest.raises(DataError, match="b: has no score that a has, too"):
         compare_results([("a", result()), ("b", bare)])
 

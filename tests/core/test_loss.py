@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from identities import eps_hat, target
 
 from elbocli.core.logsnr import alpha, sigma
-from elbocli.core.loss import losses, step_coefficients
+from elbocli.core.loss import check_output, losses, step_coefficients
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
+from elbocli.errors import UsageError
 
 LOW, HIGH = -8.0, 10.0
 SCHEDULES = ("cosine", "edm", "fm-ot", "linear-beta", "uniform")
@@ -141,3 +142,15 @@ def test_the_logged_error_carries_no_gradient():
     loss, error = losses(out, x, x, c)
     assert loss.requires_grad
     assert not error.requires_grad
+
+
+@pytest.mark.parametrize(
+    "out", [torch.zeros(1), torch.zeros(4, 1, 1, 1), torch.zeros(4, 6, 8, 8), (torch.zeros(4, 3, 8, 8),)]
+)
+def test_an_output_that_would_broadcast_is_refused_with_both_shapes(out):
+    z = torch.zeros(4, 3, 8, 8)
+    with pytest.raises(UsageError, match=r"gives (tuple|\[.*\]) for z \[4, 3, 8, 8\]"):
+        check_output(out, z)
+    if isinstance(out, torch.Tensor) and out.shape == (4, 6, 8, 8):
+        assert check_output(out, z, variance=True) is out
+    assert check_output(z, z) is z

@@ -10,6 +10,7 @@ import markdown
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from elbocli.cli.visible import visible
 from elbocli.core.metrics import asked
@@ -131,7 +132,9 @@ def test_strings_of_strangers_mean_nothing(digits: Path, tmp_path: Path) -> None
     found = scored(digits, tmp_path)
     plain, (one,) = markdown.markdown(render(found)), found.repeats
     for text in NASTY:
-        facts = replace(one.facts, samples=text, extractor=text, command=text, made={**MADE, "run": text, text: text})
+        facts = structs.replace(
+            one.facts, samples=text, extractor=text, command=text, made={**MADE, "run": text, text: text}
+        )
         nasty = markdown.markdown(render(EvalResult([replace(one, network=text, facts=facts)])))
         assert nasty.count("<li>") == plain.count("<li>") + 1
         for tag in ("<script", "<b>", "<i>", "<a", "<em>a", "<img", "<h1>d"):

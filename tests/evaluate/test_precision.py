@@ -96,7 +96,7 @@ def test_protocols_refuse_it_before_and_after_extraction(name: str) -> None:
 def test_results_of_another_precision_do_not_compare(pair: list[Path]) -> None:
     strict, other = (score(*pair, ("fid",), precision=each) for each in ("fp32", "bf16"))
     old = {key: value for key, value in strict.items() if key != KEY}
-    strict_one, other_one, old_one = (EvalResult.from_json(each) for each in (strict, other, old))
+    strict_one, other_one, old_one = (EvalResult.of(each) for each in (strict, other, old))
     assert compare_results([("a", strict_one), ("b", old_one)])[0].scores[0].difference == 0
     for first in (strict_one, old_one):
         with pytest.raises(DataError, match=f"{KEY} is bf16, that of a fp32"):

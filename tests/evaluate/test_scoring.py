@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from msgspec import structs
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -60,7 +61,7 @@ def score(samples: Any, ref: Path | None, save: Path | None = None, **settings: 
     """The same, as JSON; which reads back as it was."""
     found = found_of(samples, ref, save, **settings)
     text = json.dumps(found.json(), allow_nan=False)
-    assert json.dumps(EvalResult.from_json(json.loads(text)).json()) == text
+    assert json.dumps(EvalResult.of(json.loads(text)).json()) == text
     return json.loads(text)  # type: ignore[no-any-return]
 
 
@@ -322,7 +323,7 @@ def test_features_of_another_network_or_size_are_refused(digits: Path, tmp_path:
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     read = read_features(saved)
-    write_features(saved, replace(read, about=replace(read.about, weights_sha256="0" * 64)))
+    write_features(saved, replace(read, about=structs.replace(read.about, weights_sha256="0" * 64)))
     with pytest.raises(DataError, match=r"f\.safetensors: weights_sha256 is 0+, that of .*--allow-mismatch"):
         score(digits, saved)
     with pytest.raises(UsageError, match=r"saved as \.safetensors"):
@@ -378,7 +379,7 @@ def test_images_beside_statistics_serve_what_needs_features(digits: Path, tmp_pa
     assert both[TINY] == pytest.approx(score(half, whole, **metrics)[TINY], rel=1e-9)
     assert (both["n_ref"], both["n_ref_images"]) == (None, 100)
     assert both["ref_preprocessing"] == {"image_size": 8, "channels": 3}
-    assert "images for KID, precision and recall: 100\n" in render(EvalResult.from_json(both))
+    assert "images for KID, precision and recall: 100\n" in render(EvalResult.of(both))
     for key in ("precision[elbo-tiny]", "recall[elbo-tiny]"):
         assert both[key] == score(half, part, **metrics)[key]
     with pytest.raises(UsageError, match="holds statistics only, and kid needs the reference's images"):
@@ -395,7 +396,9 @@ def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Pat
         "filter": "box, bicubic",
     }
     other = {**statistics.about.preprocessing, "crop": "none", "filter": "lanczos"}
-    write_statistics(tmp_path / "ref.npz", replace(statistics, about=replace(statistics.about, preprocessing=other)))
+    write_statistics(
+        tmp_path / "ref.npz", replace(statistics, about=structs.replace(statistics.about, preprocessing=other))
+    )
     with pytest.raises(DataError, match=r"crop is none, that of .* center; filter is lanczos, that of .* box, bicubic"):
         score(digits, tmp_path / "ref.npz")
     settings = EvalSettings(metrics=asked(("fid",)), extractor="elbo-tiny", allow_mismatch=True)
@@ -429,7 +432,7 @@ def test_merged_samples_know_how_all_of_them_were_drawn(
     assert elbo("merge", "-q", tmp_path / "s.h5", tmp_path / "4.h5", tmp_path / "2.h5").returncode == 0
     found = score(tmp_path / "s.h5", digits)
     assert (found["made"]["seed"], found["made"]["steps"], found["made"]["crop"]) == ([4, 2], 2, "center")
-    card = render(EvalResult.from_json(found))
+    card = render(EvalResult.of(found))
     assert "- seed: 4, 2\n" in card and "- samples: `elbo sample --seed 4`, `elbo sample --seed 2`\n" in card
     other = ("--size", 8, "--channels", 1, "--crop", "resize", "--limit", 20)
     assert elbo("prep", "-q", digits_folder, tmp_path / "ref.h5", *other).returncode == 0
@@ -458,11 +461,13 @@ def test_only_the_published_network_on_a_like_reference_has_the_published_names(
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     read = read_features(saved)
-    published = replace(read.about, extractor="inception-v3-compat", weights_sha256="6726825d" + "0" * 56)
+    published = structs.replace(read.about, extractor="inception-v3-compat", weights_sha256="6726825d" + "0" * 56)
     write_features(saved, replace(read, about=published))
     found = score(saved, saved, metrics=("fid", "prc"), extractor="")
     assert found["fid"] == found["frechet_inception_distance"] and found["fid_se"] >= 0 and found["precision"] == 1
-    write_features(tmp_path / "g.safetensors", replace(read, about=replace(published, preprocessing={"image_size": 9})))
+    write_features(
+        tmp_path / "g.safetensors", replace(read, about=structs.replace(published, preprocessing={"image_size": 9}))
+    )
     with pytest.raises(DataError, match="image_size is 9"):
         score(saved, tmp_path / "g.safetensors", extractor="")
     unlike = score(saved, tmp_path / "g.safetensors", metrics=("fid",), extractor="", allow_mismatch=True)
@@ -476,7 +481,7 @@ def test_what_features_do_not_say_is_not_known_and_what_they_say_wrongly_is_refu
     write_features(path, SavedFeatures(**held))
     found = score(path, digits, metrics=("fid", "is"), allow_mismatch=True)
     assert found["n_samples"] == 30 and found["made"] == {}
-    assert "not known" in render(EvalResult.from_json(found))
+    assert "not known" in render(EvalResult.of(found))
     for key, value in {"n": "many", "preprocessing": 3, "made": ["x"], "extractor": ["y"]}.items():
         save_file(held, path, {"format": "elbo-features", "version": "1", "about": json.dumps({key: value})})
         with pytest.raises(FormatError, match=rf"f\.safetensors: .*about: {key} is"):
@@ -622,7 +627,7 @@ def test_a_mismatch_of_any_repeat_stands_at_the_top(digits: Path, tmp_path: Path
     np.savez(paths[1], images[100:], np.arange(100) % 10, about=np.array(json.dumps({"crop": "none"})))
     found = score(paths, digits, allow_mismatch=True)
     assert found["mismatch"] == {"crop": ["none", "center"]} and found[TINY] > 0
-    card = render(EvalResult.from_json(found))
+    card = render(EvalResult.of(found))
     assert "compare with no others**: `crop` `none` against `center`" in card
     assert "- classes: 10, each with 10 to 10 images\n" in card, "of the repeat that knows"
     (tmp_path / "a.json").write_text(json.dumps(found))
@@ -633,7 +638,7 @@ def test_the_network_of_saved_features_has_to_be_named_where_it_is_a_file(digits
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     write_features(
-        saved, replace(read_features(saved), about=replace(read_features(saved).about, extractor="mine.pt2"))
+        saved, replace(read_features(saved), about=structs.replace(read_features(saved).about, extractor="mine.pt2"))
     )
     with pytest.raises(UsageError, match=r"f\.safetensors is of mine\.pt2: name it with --extractor"):
         score(digits, saved, extractor="")

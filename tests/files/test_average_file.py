@@ -31,7 +31,7 @@ LAYOUT = {
 
 
 def write(path, layout=LAYOUT, about=ABOUT, tensor=TENSORS.__getitem__):
-    return list(average_file.writing_average(path, layout, AverageFacts.from_json(about), tensor))
+    return list(average_file.writing_average(path, layout, AverageFacts.of(about), tensor))
 
 
 def test_what_is_written_is_what_safetensors_reads(tmp_path):
@@ -41,7 +41,7 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path):
         assert set(found) == set(TENSORS)
         for key, value in TENSORS.items():
             assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
-    assert average_file.read_about(path)[0] == AverageFacts.from_json(ABOUT)
+    assert average_file.read_about(path)[0] == AverageFacts.of(ABOUT)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -75,7 +75,7 @@ def test_one_tensor_at_a_time(tmp_path):
         asked.append(key)
         return TENSORS[key]
 
-    writer = average_file.writing_average(tmp_path / "a.safetensors", LAYOUT, AverageFacts.from_json(ABOUT), tensor)
+    writer = average_file.writing_average(tmp_path / "a.safetensors", LAYOUT, AverageFacts.of(ABOUT), tensor)
     for done in writer:
         assert len(asked) == done
     assert sorted(asked) == sorted(LAYOUT)
@@ -83,7 +83,7 @@ def test_one_tensor_at_a_time(tmp_path):
 
 def test_a_writer_that_is_left_leaves_nothing(tmp_path):
     writer = average_file.writing_average(
-        tmp_path / "a.safetensors", LAYOUT, AverageFacts.from_json(ABOUT), TENSORS.__getitem__
+        tmp_path / "a.safetensors", LAYOUT, AverageFacts.of(ABOUT), TENSORS.__getitem__
     )
     next(writer)
     del writer

@@ -10,8 +10,9 @@ import torch
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files import checkpoint as store
-from elbocli.files import strict_yaml
 from elbocli.files.run_config import RunConfig
+from elbocli.files.tensor_files import load_tensors
+from elbocli.files.yaml_text import yaml_text
 
 WEIGHTS = {
     "model": {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5], dtype=torch.float64)},
@@ -248,7 +249,7 @@ def test_code_in_the_state_is_refused_and_not_run(tmp_path, bomb, kind):
         found.state()
     assert not bomb.went_off
     with pytest.raises(FormatError, match="weights"):
-        store.load_tensors(io.BytesIO(buffer.getvalue()), "weights")
+        load_tensors(io.BytesIO(buffer.getvalue()), "weights")
     assert not bomb.went_off
 
 
@@ -303,7 +304,7 @@ CONFIG = {
 
 
 def test_a_config_reads_back(tmp_path):
-    config = RunConfig.from_json({"format": "elbo-run", "version": 1, **CONFIG})
+    config = RunConfig.of({"format": "elbo-run", "version": 1, **CONFIG})
     store.write_config(tmp_path, config)
     assert store.read_config(tmp_path) == config
     assert config.json() == {"format": "elbo-run", "version": 1, **CONFIG}
@@ -322,6 +323,6 @@ def test_what_is_no_run_is_named(tmp_path):
 )
 def test_a_config_of_another_kind_is_refused(tmp_path, change):
     content = {"format": "elbo-run", "version": 1, **CONFIG, **change}
-    (tmp_path / "config.yaml").write_text(strict_yaml.dump(content))
+    (tmp_path / "config.yaml").write_text(yaml_text(content))
     with pytest.raises(FormatError, match=r"config\.yaml"):
         store.read_config(tmp_path)

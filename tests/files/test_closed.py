@@ -11,7 +11,6 @@ import pytest
 
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset, find_dataset
-from elbocli.images.kinds.npz import open_npz
 from elbocli.images.samples import read_samples
 from elbocli.info import verify
 from elbocli.merge.parts import open_part
@@ -79,13 +78,3 @@ def test_one_that_was_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ElboError, match="could not read: No such file"):
         data.contents()
-
-
-def test_an_archive_of_arrays_is_closed_also_when_it_holds_no_images(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    np.savez(tmp_path / "good.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
-    np.savez(tmp_path / "bad.npz", other=np.zeros(3))
-    found = open_npz(tmp_path / "good.npz")
-    with pytest.raises(ElboError) as caught:
-        open_npz(tmp_path / "bad.npz")
-    assert len(os.listdir("/proc/self/fd")) == before and found and caught

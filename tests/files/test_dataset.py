@@ -24,7 +24,7 @@ def test_pixels_labels_and_names_read_back(pack, images):
     assert data.labels.dtype == np.int64
     assert data.class_names == ["ant", "bee", "cat"]
     assert (len(data), data.image_size, data.channels, data.num_classes) == (12, 8, 3, 3)
-    assert (data.attributes.count, data.attributes.crop, data.attributes.FORMAT) == (
+    assert (data.attributes.count, data.attributes.crop, data.attributes.head()["format"]) == (
         12,
         "center",
         "elbo-dataset",

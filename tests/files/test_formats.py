@@ -1,109 +1,81 @@
-"""Every format of elbo's own: what is written is read back, and what is mutated is read or refused; nothing else touches it."""
+"""Every format of elbo's own: a record that is written is read back; a mutated one is read or refused."""
 
-import ast
-import importlib
 import json
 import random
-from pathlib import Path
+from typing import Any
 
 import pytest
-from formats import PACKAGE, content_of, declared, mutated, outcome, renewed
+from formats import PACKAGE, content_of, declared, mutated, renewed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.errors import FormatError
-from elbocli.files import strict_json, strict_yaml
-from elbocli.files.schema import Declared
+from elbocli.errors import FormatError, NewerVersion
+from elbocli.files.records import Record, StoredFormat, parse_json
+from elbocli.files.yaml_text import parse_yaml, yaml_text
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
-FORMATS = [pytest.param(each, id=each.schema.__name__) for each in declared()]
-FOREIGN = {
-    "files/recognise.py": "a word on a file, of which nothing depends",
-    "files/scheduler_config.py": "diffusers",
-    "nn/autoencoder.py": "diffusers",
-    "nn/networks/diffusers_unet.py": "diffusers",
-    "nn/networks/own_module.py": "arguments that a user types",
-    "images/decode_apart.py": "its own child process",
-    "images/labels.py": "EDM's dataset.json",
-    "images/parquet.py": "Hugging Face's datasets",
-    "importer/formats/diffusers.py": "diffusers",
-    "train/command.py": "--config, options by their names",
-    "merge/parts.py": "counts, typed at once",
-    "files/checkpoint.py": "config.yaml, for checked_config",
-    "info/describe.py": "config.yaml, for checked_config",
-    "files/losslog.py": "its two kinds of lines are told apart first",
-    "files/statistics.py": "about, in the next line",
-    "files/snapshots.py": "whether a meta.json is a snapshot's",
-    "report/results.py": "kinds of results are told apart first",
-}
-"""Modules that take JSON or YAML without handing it to a schema at once, and why."""
-NAMES = ("parse", "load", "read", "read_object")
-PARSERS = {f"{module}.{name}" for module in ("strict_json", "strict_yaml") for name in NAMES}
-ATTRIBUTES = {"files/dataset_file.py", "files/dataset_writer.py"}
+FORMATS = [pytest.param(each, id=each.record.__name__) for each in declared()]
 
 
 @pytest.mark.parametrize("each", FORMATS)
 @given(rng=st.randoms(use_true_random=False))
 @settings(max_examples=25)
-def test_what_is_written_is_read_back(each: Declared, rng: random.Random) -> None:
-    found = each.schema.of(content_of(rng, each), "it")
-    text = json.dumps(found.json(), allow_nan=False)
-    again = each.schema.of(strict_json.load(text, "it"), "it")
-    assert again == found and json.dumps(again.json()) == text
-    assert each.schema.of(strict_yaml.load(strict_yaml.dump(found.json()), "it"), "it") == found
+def test_a_record_is_read_back_from_json_and_yaml(each: StoredFormat, rng: random.Random) -> None:
+    record = each.record.of(content_of(rng, each))
+    text = json.dumps(record.json(), allow_nan=False)
+    again = each.record.of(parse_json(text, "it"))
+    assert again == record and json.dumps(again.json()) == text
+    assert each.record.of(parse_yaml(yaml_text(record.json()), "it")) == record
 
 
 @pytest.mark.parametrize("each", FORMATS)
 @given(rng=st.randoms(use_true_random=False))
 @settings(max_examples=40)
-def test_what_is_mutated_is_read_or_refused(each: Declared, rng: random.Random) -> None:
-    assert outcome(each, mutated(rng, content_of(rng, each))[1]) in ("read", "refused")
+def test_a_mutated_record_is_read_or_refused(each: StoredFormat, rng: random.Random) -> None:
+    content = mutated(rng, content_of(rng, each))
+    try:
+        each.record.of(content, "the file")
+    except (FormatError, NewerVersion) as error:
+        assert str(error).startswith("the file")
 
 
 @pytest.mark.parametrize("each", FORMATS)
-@pytest.mark.parametrize("content", [None, 3, "text", [], [[]], {}])
-def test_what_is_no_object_of_a_format_is_refused(each: Declared, content: object) -> None:
-    if content != {}:
-        with pytest.raises(FormatError, match=r"it: it is .*(not an object|expected an object)"):
-            each.schema.of(content, "it")
-    elif each.schema.FORMAT:
-        with pytest.raises(FormatError, match="format is None"):
-            each.schema.of(content, "it")
+def test_a_later_version_is_not_taken_for_damage(each: StoredFormat) -> None:
+    if each.version:
+        with pytest.raises(NewerVersion):
+            each.record.of({**content_of(random.Random(0), each), "version": each.version + 1})
 
 
-@pytest.mark.parametrize("each", FORMATS)
-def test_a_format_names_the_functions_that_read_it(each: Declared) -> None:
-    for name in filter(None, each.reader.split(", ")):
-        module, _, function = name.rpartition(".")
-        assert callable(getattr(importlib.import_module(module), function))
+class Inner(Record, frozen=True):
+    """With a rest of its own."""
+
+    REST = "others"
+    level: float
+    others: dict[str, Any] = {}
 
 
-def parses(source: str) -> list[int]:
-    """Lines that parse JSON or YAML and don't hand it to a schema at once."""
-    tree = ast.parse(source)
-    handed = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "of"
-        for inner in node.args
-    }
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in PARSERS]
-    return [call.lineno for call in calls if id(call) not in handed]
+class Outer(Record, frozen=True, kw_only=True):
+    """With all that fields may be."""
+
+    REST = "others"
+    count: int
+    known: str | None
+    said: str | None = None
+    parts: list[Inner]
+    by_name: dict[str, Inner]
+    others: dict[str, Any] = {}
+    last: float | list[float] | None
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_but_a_schema_takes_a_file_apart(path: Path) -> None:
-    name, source = path.relative_to(PACKAGE).as_posix(), path.read_text()
-    found = parses(source)
-    assert bool(found) == (name in FOREIGN), found
-    attributes = [
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and node.attr == "attrs"
+def test_keys_without_a_field_are_kept_and_nullable_keys_may_be_missing() -> None:
+    content = {"count": 2, "parts": [{"level": 1, "a": [None]}], "by_name": {"x": {"level": 2.5}}, "b": {"c": 1}}
+    record = Outer.of(content)
+    assert record.others == {"b": {"c": 1}} and record.parts[0].others == {"a": [None]}
+    assert record.json() == {**content, "known": None, "last": None}
+    assert list(Outer(count=1, known="", said="s", parts=[], by_name={}, last=None).json())[:3] == [
+        "count",
+        "known",
+        "said",
     ]
-    assert bool(attributes) == (name in ATTRIBUTES)
-
-
-def test_a_parser_past_a_schema_is_noticed() -> None:
-    assert parses("found = strict_json.read(path)") == [1] and parses("x = Y.of(strict_yaml.read(path), path)") == []
 
 
 def test_the_page_lists_all_formats() -> None:

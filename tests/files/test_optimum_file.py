@@ -1,12 +1,12 @@
 """The file of an optimum."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError, UsageError
@@ -37,7 +37,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "o.json"
     path.write_text(FOUND.text())
     assert read_optimum(path) == FOUND
-    plain = replace(FOUND, without_class=None, sample=None)
+    plain = structs.replace(FOUND, without_class=None, sample=None)
     path.write_text(plain.text())
     assert read_optimum(path) == plain and "sample" not in json.loads(plain.text())
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from elbocli.core.schedule import NARROWEST, Table, make_schedule, parse_schedule
 from elbocli.errors import ElboError, FormatError, UsageError
-from elbocli.files import schedule_file, strict_yaml
+from elbocli.files import schedule_file
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 T = torch.linspace(0, 1, 101, dtype=torch.float64)
 ROWS = [(0.0, 9.5), (0.3, 2.0), (0.8, -1.25), (1.0, -7.0)]
@@ -132,9 +133,9 @@ def test_a_declared_weighting_resolves(text):
     ],
 )
 def test_a_file_that_is_no_schedule_is_refused_by_name(path, change, what):
-    content = strict_yaml.read(path)
+    content = read_yaml(path)
     content.update(change)
-    path.write_text(strict_yaml.dump(content))
+    path.write_text(yaml_text(content))
     with pytest.raises(FormatError, match=f"schedule.yaml: .*{what}"):
         schedule_file.read_table(path)
 

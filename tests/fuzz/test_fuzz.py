@@ -15,7 +15,6 @@ from targets import TARGETS
 
 CASES = kept()
 PLUGIN = """
-from elbocli.files import strict_json
 
 def parse(content, largest=0):
     import json

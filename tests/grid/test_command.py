@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elbocli.files.strict_yaml import read
 
 from elbocli.core.samplers.walk import time_grid
 from elbocli.files.schedule_file import resolve_schedule
-from elbocli.files.strict_yaml import read
 
 Elbo = Callable[..., Any]
 FEW = ("-n", 4, "--steps", 4)

@@ -17,7 +17,7 @@ from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 
 import elbocli
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 WHOLE = "diffusion_pytorch_model.safetensors"
@@ -159,7 +159,7 @@ def test_half_precision_becomes_whole(elbo: Elbo, flat: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_it_is_trained_from_the_start_too(elbo: Elbo, pipeline: Path, digits: Path, tmp_path: Path) -> None:
     assert elbo("import", pipeline, "run", cwd=tmp_path).returncode == 0
-    network = strict_yaml.read(tmp_path / "run" / "config.yaml")["network"]
+    network = read_yaml(tmp_path / "run" / "config.yaml")["network"]
     section = {key: network[key] for key in ("family", "model", "code", "dropout")}
     train = {
         "steps": 6,
@@ -170,7 +170,7 @@ def test_it_is_trained_from_the_start_too(elbo: Elbo, pipeline: Path, digits: Pa
         "save_every": 3,
         "preview_every": 0,
     }
-    (tmp_path / "p.yaml").write_text(strict_yaml.dump({"network": section, "train": {**train, "prediction": "eps"}}))
+    (tmp_path / "p.yaml").write_text(yaml_text({"network": section, "train": {**train, "prediction": "eps"}}))
     for steps in (3, 6):  # goes on
         words = ("train", digits, "-o", "new", "--preset", "p.yaml", "--activation-checkpointing", "--steps", steps)
         result = elbo(*words, cwd=tmp_path)

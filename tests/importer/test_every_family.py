@@ -12,7 +12,7 @@ import torch
 from import_chain import works
 from peers import adm_unet, dit, edm2, edm_files, edm_unet
 
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import FORMATS
 
 Elbo = Callable[..., CompletedProcess[bytes]]
@@ -65,10 +65,10 @@ def test_a_small_one_works_on_every_command_and_is_trained_further(
     said = FAMILIES[name](tmp_path / "w.pkl")
     result = elbo("import", "w.pkl", "run", *said, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
-    assert strict_yaml.read(tmp_path / "run" / "config.yaml")["source"]["format"] == name
+    assert read_yaml(tmp_path / "run" / "config.yaml")["source"]["format"] == name
     assert works(elbo, tmp_path / "run", digits)["bpd"] > 0
     more = ("--weighting", "sigmoid", "--steps", 20, "--batch", 8, "--log-every", 1)
     result = elbo("train", digits, "--init", "run", "-o", "finer", *more, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert strict_yaml.read(tmp_path / "finer" / "config.yaml")["init"]["weights"]
+    assert read_yaml(tmp_path / "finer" / "config.yaml")["init"]["weights"]
     assert elbo("sample", "finer", "-n", 2, "--steps", 2, "-o", "x.png", cwd=tmp_path).returncode == 0

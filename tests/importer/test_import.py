@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 PLUGIN = """
@@ -41,7 +41,7 @@ def mine(source, options):
 def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a plug-in that declares the format of `trained`'s weights, and these as a state dict, w.pt."""
     made = tmp_path_factory.mktemp("imports")
-    network = strict_yaml.read(trained / "config.yaml")["network"]
+    network = read_yaml(trained / "config.yaml")["network"]
     (made / "mine.py").write_text(PLUGIN.format(network=network))
     torch.save(weights_of(trained), made / "w.pt")
     return made
@@ -255,7 +255,7 @@ def test_an_imported_run_is_trained_further(
     assert done.returncode == 0, done.stderr
     assert b"new run from run, weights ema-imported" in done.stderr or b"weights model" in done.stderr
     assert b"not as in run: weighting edm" in done.stderr
-    init = strict_yaml.read(tmp_path / "new" / "config.yaml")["init"]
+    init = read_yaml(tmp_path / "new" / "config.yaml")["init"]
     assert init["imported_format"] == "mine" and "step" not in init
     ours = load_file(tmp_path / "new" / "checkpoints" / "step-00000001" / "model.safetensors")
     assert all(torch.equal(ours[name], weight) for name, weight in weights_of(trained).items())

@@ -116,7 +116,7 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder:
     draw = ("-n", 2, "--steps", 2, "--guidance", 2)
     drawn = [elbo("sample", run, *draw, *plugin, cwd=folder).stdout for run in ("run", "trained")]
     assert drawn[0] == drawn[1] and len(drawn[0]) > 128
-    result = elbo("sample", "run", "-o", "s.npz", cwd=folder)
+    result = elbo("sample", "run", "-o", "unnamed.npz", cwd=folder)
     assert result.returncode == 2 and b"was trained with the plug-in small.py" in result.stderr, result.stderr
 
 
@@ -177,10 +177,7 @@ def test_wrong_ones_are_told(
 def test_a_network_that_gives_another_shape_is_told_at_once(elbo: Elbo, folder: Path) -> None:
     save_file({"layer.weight": torch.ones(3, 64), "layer.bias": torch.zeros(3)}, folder / "w.safetensors")
     result = elbo("import", "w.safetensors", "run", "--network", "mine.py:Flat", *SAID, cwd=folder)
-    assert (
-        result.returncode == 1
-        and b"w.safetensors: its network gives [2, 3] for z [2, 1, 8, 8], expected [2, 1, 8, 8]" in result.stderr
-    )
+    assert result.returncode == 1 and b"w.safetensors: the network gives [2, 3] for z [2, 1, 8, 8]" in result.stderr
     result = elbo(
         "import", "w.safetensors", "run", "--network", "mine.py:Flat", *SAID[:2], *SAID[4:], "--size", 9, cwd=folder
     )

@@ -89,7 +89,7 @@ def test_whole_timesteps_any_size_and_variances(elbo: Elbo, steps: Path, tmp_pat
     assert elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", *TRUST, cwd=tmp_path).returncode == 0
     held = load_file(tmp_path / "run/checkpoints/step-00000000/model.safetensors")
     once = [held[name] for name in ("program.layer.weight", "program.tied.weight") if name in held]
-    assert len(once) == (1 if torch.__version__.startswith("2.6.") else 2) and torch.equal(once[0], once[-1])
+    assert len(once) == 2 and torch.equal(once[0], once[-1])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from elbocli.files import strict_yaml
 from elbocli.files.dataset import Dataset
+from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 from elbocli.presets.editable import editable
 from elbocli.run.preset_data import PresetData, preset_data
@@ -94,7 +94,7 @@ def test_a_file_is_written_and_trains_as_its_preset(elbo: Elbo, digits: Path, tm
     assert elbo("presets", "write", "digits", "mine.yaml", cwd=tmp_path).returncode == 0
     assert elbo("presets", "write", "digits", cwd=tmp_path).stdout == (tmp_path / "mine.yaml").read_bytes()
     plans = [
-        strict_yaml.load(elbo("train", digits, "--dry-run", "--preset", each, cwd=tmp_path).stdout.decode(), each)
+        parse_yaml(elbo("train", digits, "--dry-run", "--preset", each, cwd=tmp_path).stdout.decode(), each)
         for each in ("digits", "mine.yaml")
     ]
     assert [plan.pop("preset") for plan in plans] == ["digits", "mine.yaml"]

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from elbocli import api
-from elbocli.bound import estimate, gradients, theorem
+from elbocli.bound import estimate, theorem
 from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
 from elbocli.core.metrics import asked
 from elbocli.core.weighting import parse_weighting
@@ -71,19 +71,6 @@ def test_the_theorem(run: Path) -> None:
     for side in ("left", "right"):
         assert getattr(cuda, side).nats == pytest.approx(getattr(cpu, side).nats, rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == 2 * TIMES
-
-
-def test_the_variance_of_gradients(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "BINS", 2)
-    monkeypatch.setattr(gradients, "PER_BIN", 2)
-
-    def ask(asked: Measurement) -> Any:
-        return last(gradients.run(asked, [parse_weighting("elbo")], ["fitted:gradient"], 16))[0]
-
-    cuda, cpu, device = pretended(ask, run)
-    ours, theirs = (found.gradient_variance[0] for found in (cuda, cpu))
-    assert (ours.ratio, ours.ratio_se) == pytest.approx((theirs.ratio, theirs.ratio_se), rel=1e-4)
-    assert device.waits.within("step_losses", "Gradients.at") == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from forks import quick
 
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 CHROMIUM = shutil.which("chromium")
 ALERT = "<script>alert(1)</script>"
@@ -46,10 +46,10 @@ def run(elbo: Callable[..., Any], trained: Path, digits: Path, tmp_path_factory:
     """A run with validation, samples, scores and a bound beside it, a class named by a stranger, and very long words."""
     folder = tmp_path_factory.mktemp("report")
     copy = Path(shutil.copytree(trained, folder / "run"))
-    config = strict_yaml.read(copy / "config.yaml")
+    config = read_yaml(copy / "config.yaml")
     config["data"]["class_names"][3] = ALERT
     config |= {"device_name": "x" * 300, "commands": ["elbo train " + "x" * 300]}
-    (copy / "config.yaml").write_text(strict_yaml.dump(config))
+    (copy / "config.yaml").write_text(yaml_text(config))
     (copy / "validation.jsonl").write_bytes((copy / "losslog.jsonl").read_bytes())
     line = {
         "step": 40,
@@ -125,7 +125,7 @@ def test_the_command_that_is_shown_trains_the_same_again(elbo: Callable[..., Any
     again = next(each["command"] for each in facts["commands"] if "--config" in each["command"])
     words = again.split()[1:]
     assert elbo(*words[:-1], tmp_path / "again", "--steps", 5, cwd=tmp_path).returncode == 0
-    assert strict_yaml.read(tmp_path / "again" / "config.yaml")["settings"] == {**facts["settings"], "steps": 5}
+    assert read_yaml(tmp_path / "again" / "config.yaml")["settings"] == {**facts["settings"], "steps": 5}
 
 
 def test_what_is_missing_is_said_on_request(elbo: Callable[..., Any], trained: Path) -> None:

@@ -19,8 +19,9 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError
-from elbocli.files import losslog, strict_yaml
+from elbocli.files import losslog
 from elbocli.files.grid import CELL
+from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.info.describe import describe
 from elbocli.report.drawing import INKS
 from elbocli.report.facts import RunFacts
@@ -97,11 +98,11 @@ def test_strings_of_strangers_are_shown_as_text(copy: Path, tmp_path: Path) -> N
     (copy / "status.json").write_text(
         json.dumps({"state": HOSTILE, "step": 1, "steps": 2, "images": 3, "message": HOSTILE, "time": 0})
     )
-    config = strict_yaml.read(copy / "config.yaml")
+    config = read_yaml(copy / "config.yaml")
     config |= {"commands": [HOSTILE], "device_name": HOSTILE, "torch_version": HOSTILE}
     config["data"] |= {"class_names": names, "path": HOSTILE, "payload_sha256": HOSTILE}
     config["settings"] |= {"weighting": HOSTILE, "val": HOSTILE}
-    (copy / "config.yaml").write_text(strict_yaml.dump(config))
+    (copy / "config.yaml").write_text(yaml_text(config))
     scores = {
         f"frechet_distance[{HOSTILE}]": 1.0,
         HOSTILE: HOSTILE,
@@ -289,7 +290,7 @@ def test_a_schedule_that_adapts_is_drawn_over_time(copy: Path) -> None:
 def test_a_weighting_of_less_than_the_range_does_not_rise_where_it_begins(copy: Path, tmp_path: Path) -> None:
     knots = [{"t": t, "logsnr": level} for t, level in ((0.0, 5.0), (0.5, 0.0), (1.0, -5.0))]
     table = {"format": "elbo-schedule", "version": 1, "logsnr_min": -5.0, "logsnr_max": 5.0, "knots": knots}
-    (tmp_path / "s.yaml").write_text(strict_yaml.dump(table))
+    (tmp_path / "s.yaml").write_text(yaml_text(table))
     change(copy, "settings", weighting=f"v-mse@{tmp_path / 's.yaml'}")
     facts = gather(copy)
     assert facts.objective is not None and not facts.objective.rising
@@ -297,7 +298,7 @@ def test_a_weighting_of_less_than_the_range_does_not_rise_where_it_begins(copy: 
 
 
 def test_images_held_out_are_not_trained_on(copy: Path) -> None:
-    whole = strict_yaml.read(copy / "config.yaml")["data"]["count"]
+    whole = read_yaml(copy / "config.yaml")["data"]["count"]
     change(copy, "settings", val_split=50)
     assert f"trained on {number(whole - 50)} images" in Reader(render(gather(copy))).text
 

@@ -48,7 +48,7 @@ def repeated(network: str | None, *values: dict[str, Any]) -> EvalResult:
     """Repeats with those numbers, each drawn by a command of its own."""
     facts = {"n_samples": 9, "extractor": network or "x"}
     made = [{"sampler": "ddim", "command": f"elbo sample --seed {k}"} for k in range(len(values))]
-    return EvalResult([Scores(network, v, Facts.from_json({**facts, "made": m})) for v, m in zip(values, made)])
+    return EvalResult([Scores(network, v, Facts.of({**facts, "made": m})) for v, m in zip(values, made)])
 
 
 def test_each_kind_is_known_by_its_content_and_read_whole(tmp_path: Path) -> None:

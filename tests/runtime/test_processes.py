@@ -25,7 +25,7 @@ if (host := os.fork()) == 0:  # a process of its own: who forks must have no thr
     os.write(said, str(store.port).encode())
     signal.pause()
 os.environ |= {
-    "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_RANK": "0", "WORLD_SIZE": "3",
+    "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "3",
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.read(port, 9).decode(),
 }
 
@@ -61,7 +61,8 @@ def test_who_is_started_anew_does_not_wait_for_the_dead(late: int) -> None:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third process on the second of two machines with CUDA."""
-    worker = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "6", "LOCAL_RANK": "2"}
+    worker = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "6", "LOCAL_RANK": "2"}
+    worker |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for key, value in worker.items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("ELBO_DEVICE")
@@ -107,6 +108,14 @@ def test_one_device_for_all_processes_is_refused_whoever_names_it(monkeypatch: p
         pass
 
 
+@pytest.mark.parametrize("lacking", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+@pytest.mark.usefixtures("launched")
+def test_a_process_of_several_that_lacks_a_variable_is_refused(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(lacking)
+    with pytest.raises(UsageError, match=f"WORLD_SIZE is 8, without {lacking};"), joined("cpu"):
+        pass
+
+
 LIMITED = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
@@ -137,7 +146,6 @@ print(forked(2, work))
 """
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="this torch's gloo keeps its first limit")
 def test_a_limit_ends_a_wait_for_who_hangs_and_is_not_the_hosts() -> None:
     """By gloo, whose limit is set as NCCL's is."""
     line = [quick(), "-c", LIMITED, str(Path(__file__).parents[1])]

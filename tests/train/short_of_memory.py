@@ -25,7 +25,7 @@ import group
 from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import Network
 from elbocli.run.settings import resolve
-from elbocli.runtime.processes import World
+from elbocli.runtime.processes import World, to_local
 from elbocli.train.micro_batch import micro_batch
 from elbocli.train.state import TrainState
 from elbocli.train.step import step_losses
@@ -90,8 +90,8 @@ def gradients(state: TrainState, step: int) -> list[Tensor]:
         state.spread.forward, state.batches, step, 0, state.weighting, state.schedule, state.prediction
     )
     loss.sum().backward()
-    found = [gradient.clone() for gradient in state.spread.gradients()]
-    state.spread.clear()
+    found = [to_local(weight.grad).clone() for weight in state.network.parameters()]
+    state.optimizer.zero_grad()
     return found
 
 
@@ -104,9 +104,8 @@ def searched(world: World, data: Path, preset: Path, parallel: str, case: str) -
     dataset = Dataset(data)
     resolved = resolve({"preset": str(preset), "parallel": parallel, "batch": 2 * SHARE}, dataset)
     state, clean = (TrainState(resolved, dataset, world) for _ in range(2))
-    own: list[Any] = list(state.spread.stand_ins()().parameters())
-    own = [weight.to_local() if state.spread.sharded else weight for weight in own]
-    assert [part.shape for part in own] == [piece.shape for piece in state.spread.pieces]
+    weights = [list(network.parameters()) for network in (state.network, state.spread.stand_ins()())]
+    assert [to_local(weight).shape for weight in weights[0]] == [to_local(weight).shape for weight in weights[1]]
     gauge.watch()
     fp32 = torch.autocast("cpu", enabled=False)
     found = micro_batch(state.spread, resolved.network, world, SHARE, fp32, gauge)
@@ -116,7 +115,7 @@ def searched(world: World, data: Path, preset: Path, parallel: str, case: str) -
     gauge.unit = -1
     for step in range(2):
         mine, expected = gradients(state, step), gradients(clean, step)
-        assert len(mine) == len(expected) == len(state.spread.pieces), (len(mine), len(expected))
+        assert len(mine) == len(expected) == len(weights[0]), (len(mine), len(expected))
         assert all(map(torch.equal, mine, expected)), f"gradients of step {step} differ"
 
 

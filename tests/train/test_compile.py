@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from forks import quick
-from sharding import SHARDS
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from elbocli.files.checkpoint import read_checkpoint
@@ -19,7 +20,6 @@ from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.run.settings import resolve
-from elbocli.runtime.compiler import compiler_trouble, to_compile
 from elbocli.runtime.processes import World
 from elbocli.train import loop, replicated
 from elbocli.train.held_out import open_held_out
@@ -114,11 +114,10 @@ def test_a_run_has_three_graphs_without_a_break(
     how = {"preset": str(written(tmp_path, NETWORKS[network])), "compile": True, **options}
     state, found = graphs_of_a_run(Dataset(digits), World(), how)
     assert state.compiled == "compiled" and not state.warnings
-    assert found == [3, 0, 0]
+    assert found == [2, 0, 0], "beside the one of the first pass, which training goes on with"
 
 
 @pytest.mark.slow
-@SHARDS
 def test_so_it_has_in_several_processes_for_each_unit_where_it_is_sharded(digits: Path, tmp_path: Path) -> None:
     preset = str(written(tmp_path, NETWORKS["uvit"]))
     code = f"""
@@ -139,7 +138,9 @@ def work(world):
         units = len(state.network.units()) if state.spread.sharded else 1
         if world.first:
             print(units, first / units, second, breaks, flush=True)
-    states.compiler_trouble = lambda device: "Triton is gone" if world.rank else ""
+    def gone(*_):
+        raise RuntimeError("Triton is gone")
+    states.part = gone if world.rank else states.part
     state, found = graphs_of_a_run(data, world, options)
     if world.first:
         print(found, repr(state.compiled), state.warnings, flush=True)
@@ -167,12 +168,6 @@ def test_a_compiled_run_is_the_same_run_says_so_and_goes_on_uncompiled(digits: P
         read_checkpoint(tmp_path / name / "checkpoints" / "step-00000006") for name in ("plain", "compiled")
     )
     assert all(torch.equal(value, parts.weights("model")[name]) for name, value in whole.weights("model").items())
-
-
-def test_cuda_compiles_unless_it_is_told_not_to() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda:1")
-    assert [to_compile(said, cpu) for said in (None, True, False)] == [False, True, False]
-    assert [to_compile(said, cuda) for said in (None, True, False)] == [True, True, False]
 
 
 def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_graphs(
@@ -208,6 +203,18 @@ def test_without_a_compiler_it_says_once_what_is_missing_and_trains(
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
 
 
-@pytest.mark.usefixtures("eager")
-def test_where_the_compiler_works_there_is_no_trouble() -> None:
-    assert compiler_trouble(torch.device("cpu")) == ""
+def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    broken = aot_autograd(fw_compiler=make_boxed_func, bw_compiler=fail)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    torch.compiler.reset()
+    preset, data = str(written(tmp_path, NETWORKS["uvit"])), Dataset(digits)
+    states = [TrainState(resolve({"preset": preset, "compile": how}, data), data) for how in (True, False)]
+    for state in states:
+        update(state)
+    assert not states[0].compiled and "no such kernel" in states[0].warnings[0]
+    assert all(torch.equal(value, states[1].live[name]) for name, value in states[0].live.items())

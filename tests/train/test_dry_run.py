@@ -48,11 +48,13 @@ def test_under_torchrun_the_first_process_plans_for_all(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = [*PLAN, "--preset", "digits-uvit"]
-    for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1"}.items():
+    for key, value in {"WORLD_SIZE": "4", "RANK": "1"}.items():
         monkeypatch.setenv(key, value)
     assert run(line) == 0 and capsys.readouterr() == ("", "")
     monkeypatch.setenv("RANK", "0")
     assert run(line) == 0 and yaml.safe_load(capsys.readouterr().out)["devices"] == 4
+    monkeypatch.setenv("WORLD_SIZE", "four")
+    assert run(line) == 2
 
 
 def test_auto_is_planned_as_it_will_be_on_the_device(

@@ -20,16 +20,13 @@ from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train.micro_batch import split
-from elbocli.train.sharded import ON_CPU
 from elbocli.train.state import TrainState
 
 GROUP = Path(__file__).parents[1] / "group.py"
 STEPS = 12
 ALONE = (1, "ddp")
-SHARED = "fsdp" if ON_CPU else "ddp"
-"""The other way of sharing, where torch has it on the CPU."""
-FEW = tuple(dict.fromkeys([(2, "ddp"), (2, SHARED)]))
-ALL = tuple(dict.fromkeys([*FEW, (4, "ddp"), (4, SHARED)]))
+FEW = ((2, "ddp"), (2, "fsdp"))
+ALL = (*FEW, (4, "ddp"), (4, "fsdp"))
 PRESETS = {
     "unet": "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
     "uvit": "network: {family: uvit, patching: dwt-1, channels: 8, levels: [1, 2], blocks: 1, depth: 2, heads: 2, "
@@ -109,6 +106,7 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(
         assert sum(map(sum, counts[0])) == STEPS * 14
         whole, other = (load_file(checkpoints(path)[-1] / "ema-0.9.safetensors") for path in (alone, run))
         assert list(whole) == list(other)
+        assert any(len(value) % size for value in whole.values()), "shards are uneven"
         for name, value in whole.items():
             if not name.endswith("to_k.bias"):  # which has no gradient but rounding, of which Adam makes whole steps
                 torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
@@ -139,7 +137,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
 ) -> None:
     plain = {"preset": str(preset), "dropout": 0.0, "schedule": "adaptive", "log_every": 4, "save_every": 4, "keep": 99}
     job = {"data": str(digits), "out": "mixed"}
-    plan = [(2, "ddp", 3), (1, "ddp", 6), (2, SHARED, 9), (4, SHARED, 11), (2, "ddp", None)]
+    plan = [(2, "ddp", 3), (1, "ddp", 6), (2, "fsdp", 9), (4, "fsdp", 11), (2, "ddp", None)]
     options = {**plain, "steps": 14}
     mixed = [{**job, "size": n, "options": {**options, "parallel": way}, "told": told} for n, way, told in plan]
     codes, said = grouped(tmp_path, [*mixed, {**job, "size": 1, "out": "alone", "options": options}])
@@ -156,7 +154,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_shar
 
 
 @pytest.mark.parametrize(
-    ("size", "parallel"), [(2, SHARED), *(pytest.param(size, "ddp", marks=pytest.mark.slow) for size in (2, 4))]
+    ("size", "parallel"), [(2, "fsdp"), *(pytest.param(size, "ddp", marks=pytest.mark.slow) for size in (2, 4))]
 )
 def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, digits: Path, preset: Path, tmp_path: Path
@@ -181,7 +179,7 @@ def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_f
     assert (tmp_path / "whole" / log).read_bytes() == (tmp_path / "pieces" / log).read_bytes()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param(SHARED, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(
     parallel: str, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
@@ -236,7 +234,7 @@ PATCHES = {
     ),
     "validation, sharded": (
         "Validation._read = reading",
-        {"val_split": 100, "parallel": SHARED},
+        {"val_split": 100, "parallel": "fsdp"},
         2,
         "[1, 1]",
         "rank 1: gone",
@@ -315,14 +313,6 @@ print(group.forked(2, work))
     result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "[1, 9]\n", result.stderr
     assert "another process of this run has ended" in result.stderr
-
-
-def test_where_torch_cannot_shard_on_the_cpu_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from elbocli.train import sharded
-
-    monkeypatch.setattr(sharded, "ON_CPU", False)
-    with pytest.raises(UsageError, match=r"--parallel fsdp: torch \S+ can't do it on the CPU; take ddp, or torch 2\.7"):
-        sharded.Sharded(None, World(0, 2), "fp32")
 
 
 def test_a_batch_is_shared_evenly_in_as_many_parts_everywhere() -> None:

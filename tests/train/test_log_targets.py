@@ -158,7 +158,7 @@ def test_only_the_first_process_logs_elsewhere(digits: Path, preset: Path, tmp_p
 @pytest.mark.parametrize("word", ["comet", "metrics.json", "", "tensor"])
 def test_a_word_that_is_no_target_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match=f"^--log-to {word}: expected tensorboard, wandb or the path"):
-        check([word])
+        check([word], Path("run"))
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
@@ -169,7 +169,7 @@ def test_a_package_that_is_lacking_is_named_with_its_extra_before_a_run_begins(
     with pytest.raises(
         UsageError, match=rf"^--log-to {package}: .*pip install 'elbocli\[{package}\]', or leave it out"
     ):
-        check(["a.jsonl", package])
+        check(["a.jsonl", package], Path("run"))
 
 
 def test_a_target_is_taken_from_the_command_line_and_the_environment_and_from_no_file(

@@ -16,7 +16,6 @@ import yaml
 from forks import quick
 from identities import eps_hat
 from safetensors.torch import load_file
-from sharding import SHARDS
 
 from elbocli.core.lr_decay import LR_DECAYS, learning_rate
 from elbocli.core.streams import Stream
@@ -56,7 +55,7 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
 
 SLOW = [
     *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "ddp", 20), (2, "ddp", 8))),
-    pytest.param(2, "fsdp", 3, marks=[pytest.mark.slow, SHARDS]),
+    pytest.param(2, "fsdp", 3, marks=pytest.mark.slow),
 ]
 
 

@@ -10,7 +10,6 @@ import torch
 from forks import quick
 from hypothesis import given
 from hypothesis import strategies as st
-from sharding import SHARDS
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
@@ -124,7 +123,7 @@ class Allocator:
 def searched(state: TrainState, gauge: Allocator, share: int = 64) -> int:
     """What the search finds where passes take what `gauge` says."""
     state.network.register_forward_pre_hook(lambda _, inputs: gauge.run(len(inputs[0])))
-    gauge.room += 2 * sum(piece.numel() * piece.element_size() for piece in state.spread.pieces)  # for the moments
+    gauge.room += 2 * sum(weight.nbytes for weight in state.network.parameters())  # for the moments
     return micro_batch.micro_batch(state.spread, state.resolved.network, ALONE, share, FP32, gauge)
 
 
@@ -138,7 +137,7 @@ def test_workspaces_are_counted_once_and_trials_of_kernels_not_at_all(state: Tra
     gauge = Allocator(1000)
     assert searched(state, gauge) == 12
     assert gauge.tried == [1, 1, 1, 1, 2, 2, 12, 12]
-    assert not state.spread.gradients()
+    assert all(weight.grad is None for weight in state.network.parameters())
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_gradients_of_a_part_lie_beside_the_next(state: TrainState) -> None:
     counted = lambda network, _: there.append(sum(p.grad is not None for p in network.parameters()))  # noqa: E731
     state.network.register_forward_pre_hook(counted)
     searched(state, Allocator(10**6), share=1)
-    assert there == [0, len(state.spread.pieces)] * 3
+    assert there == [0, len(list(state.network.parameters()))] * 3
 
 
 # --- stand-ins ---
@@ -214,7 +213,7 @@ def test_a_stand_in_shares_no_memory_with_the_network_and_has_its_buffers(state:
     assert all(parameter.is_meta for parameter in empty_copy(network, torch.device("meta")).parameters())
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=[pytest.mark.slow, SHARDS])])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_out_of_memory_leaves_nothing_behind_in_any_process(parallel: str, digits: Path, preset: Path) -> None:
     """In forward or backward, in one process or both, in the same unit or others. The passes are real, the memory is not."""
     line = [quick(), SCRIPT, digits, preset, parallel, *FAILURES[parallel]]
@@ -222,7 +221,7 @@ def test_out_of_memory_leaves_nothing_behind_in_any_process(parallel: str, digit
     assert result.stdout.splitlines() == [f"{case} [0, 0]" for case in FAILURES[parallel]], result.stderr
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=SHARDS)])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_all_processes_say_so_when_one_has_no_room_for_an_image(parallel: str, digits: Path, preset: Path) -> None:
     line = [quick(), SCRIPT, digits, preset, parallel, "-,backward:2:0"]
     result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from sharding import SHARDS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -308,7 +307,6 @@ def test_a_preset_is_planned_in_a_minute_and_4_gb(name, tmp_path):
 # --- two processes ---
 
 
-@SHARDS
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_is_gathered_for_sharded_weights_is_planned_for(precision, tmp_path):

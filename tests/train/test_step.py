@@ -7,6 +7,7 @@ import torch
 
 from elbocli.core.loss import denoising_losses
 from elbocli.core.schedule import Schedule
+from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.train.state import TrainState
@@ -19,7 +20,7 @@ def fresh(digits: Path, preset: Path, **options: object) -> TrainState:
     state = TrainState(resolve({"preset": str(preset), "dropout": 0.0, "clip": 0.0, **options}, data), data)
     torch.manual_seed(1)
     for piece in state.live.values():
-        piece.normal_(0, 0.1)
+        torch.nn.init.normal_(piece, 0, 0.1)
     return state
 
 
@@ -40,10 +41,17 @@ def test_the_loss_of_a_step_is_the_paper_s(digits: Path, preset: Path) -> None:
     assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
 
 
+def test_a_network_of_another_shape_does_not_train(digits: Path, preset: Path) -> None:
+    state = fresh(digits, preset)
+    how = state.weighting, state.schedule, state.prediction
+    with pytest.raises(UsageError, match="the network gives"):
+        step_losses(lambda z, *_: torch.cat([z, z], 1), state.batches, 0, 0, *how)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("micro_batch", [0, 5])
 def test_an_update_follows_the_gradient_of_the_mean_loss(micro_batch: int, digits: Path, preset: Path) -> None:
     whole, state = fresh(digits, preset), fresh(digits, preset, micro_batch=micro_batch)
-    wanted = torch.autograd.grad(losses(whole, 0).mean(), whole.spread.pieces)
+    wanted = torch.autograd.grad(losses(whole, 0).mean(), list(whole.network.parameters()))
     update(state)
     moments = [one["exp_avg"] for one in state.optimizer.state_dict()["state"].values()]
     for gradient, moment in zip(wanted, moments, strict=True):

@@ -134,13 +134,3 @@ def test_a_writer_that_fails_ends_no_training_and_hides_nothing_of_the_next_star
     TensorBoard(tmp_path, 21).write(22, {"loss": 0.0})
     shown = [step for step, _ in steps(tmp_path)]
     assert shown[0] == 1 and shown[-1] == 22
-
-
-def test_a_run_that_is_moved_is_shown_from_there_on_in_its_new_folder(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    board = TensorBoard(tmp_path / "run", 0)
-    board.write(1, {"loss": 1.0})
-    (tmp_path / "run").rename(tmp_path / "other")
-    board.move(tmp_path / "other")
-    board.write(2, {"loss": 2.0})
-    assert steps(tmp_path / "other") == [(1, 1.0), (2, 2.0)] and not (tmp_path / "run").exists()

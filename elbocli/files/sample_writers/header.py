@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.schema import REST, Record
+from elbocli.files.records import Record, stored
 
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
 """Keys of `about` that may change before a killed writer's file is gone on with."""
 
 
-@dataclass(frozen=True)
-class SamplesAbout(
-    Record,
-    file="`about` of samples (npz), attribute `samples` of a dataset",
-    reader="elbocli.images.samples.read_about, elbocli.images.samples.drawn",
-):
+@stored("`about` of samples (npz), attribute `samples` of a dataset")
+class SamplesAbout(Record, frozen=True):
     """Facts on how samples were drawn: run, weights, sampler, seed, …. Of samples that were merged, a value may be a list of theirs."""
 
-    more: dict[str, Any] = field(default_factory=dict, metadata=REST)
+    REST: ClassVar[str] = "more"
+
+    more: dict[str, Any] = {}
     command: str | list[str] | None = None
 
     @property

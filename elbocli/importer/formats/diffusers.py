@@ -10,7 +10,8 @@ from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import scheduler_config, strict_json, tensor_files
+from elbocli.files import scheduler_config, tensor_files
+from elbocli.files.records import read_json
 from elbocli.importer.formats import Imported, ImportOptions, Source, fitted, renamed, source_format
 from elbocli.importer.levels import range_settings
 from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS
@@ -47,7 +48,7 @@ def _recognised(source: Source) -> bool:
 def diffusers(source: Source, options: ImportOptions) -> Imported:
     """Take the network as diffusers computes it, and prediction and levels from the scheduler beside it."""
     folder = _folder(source.path)
-    found = strict_json.read_object(folder / CONFIG)
+    found = read_json(folder / CONFIG)
     kind = found.get("_class_name")
     if kind != CLASS:
         raise FormatError(

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.checkpoint import checkpoint
 
-from elbocli.core.registry import Declaration, Registry
+from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import naming
-from elbocli.files.schema import from_keys, plain
+from elbocli.files.records import convert, plain
 
 LARGEST_SIDE = 8192
 """Pixels, and channels, of an image."""
@@ -213,10 +213,9 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     family = values.pop("family", "unet")
     with naming(where, FormatError):
         config = NETWORKS.find(str(family)).traits
-    try:
-        made: NetworkConfig = from_keys(config, values, "network ", _stored(config))
-    except FormatError as error:
-        raise FormatError(f"{where}: {error} (family {family})") from error
+    for key in values.keys() - set(_stored(config)):
+        raise FormatError(f"{where}: network {key} is unknown to {family}; {nearest(key, _stored(config))}")
+    made: NetworkConfig = convert(values, config, f"{where}: network {family}")
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from elbocli.core.level_codes import parse_level_code
 from elbocli.core.registry import nearest
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import strict_json
 from elbocli.files.reading import quiet, refusing
+from elbocli.files.records import parse_json
 from elbocli.nn.diffusers_extra import diffusers_class
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 
@@ -57,7 +57,7 @@ def checked_settings(text: str, where: object) -> dict[str, Any]:
     def refuse(key: str, value: Any, expected: str) -> None:
         raise FormatError(f"{where}: {key} is {str(value)[:60]!r}, expected {expected}")
 
-    settings = strict_json.load(text, where)
+    settings = parse_json(text, where)
     if not isinstance(settings, dict):
         raise FormatError(f"{where}: expected the JSON object of a {CLASS}, found {type(settings).__name__}")
     for key, value in settings.items():

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import strict_yaml
 from elbocli.files.plugin_modules import defined
 from elbocli.files.reading import one_line
+from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 
 SIZES = ("image_size", "image_channels", "num_classes")
@@ -27,7 +27,7 @@ KEY = re.compile(r"(^|,)\s*(\w+)=")
 
 def read_arguments(text: str) -> dict[str, Any]:
     """The arguments in `width=64,levels=[1,2],mode=plain`: numbers, text, true, false, and lists. Raises FormatError."""
-    return strict_yaml.load("{" + KEY.sub(r"\1 \2: ", text) + "}", f"arguments {text[:60]!r}")
+    return parse_yaml("{" + KEY.sub(r"\1 \2: ", text) + "}", f"arguments {text[:60]!r}")
 
 
 @dataclass(frozen=True)

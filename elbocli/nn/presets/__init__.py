@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import nearest
 from elbocli.errors import UsageError
+from elbocli.files.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from elbocli.nn.preset_file import MadeFor
@@ -64,10 +65,9 @@ def load_preset(name: str) -> Preset:
 
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
-    from elbocli.files import strict_yaml
     from elbocli.nn.preset_file import PresetFile
 
-    found = PresetFile.of(strict_yaml.read(preset_file(name)), name)
+    found = PresetFile.of(read_yaml(preset_file(name)), name)
     about, suits = found.about, None
     if name in NAMES and about.pixels is not None:
         suits = Suits((about.pixels[0], about.pixels[1]), about.images, about.kind is not None)

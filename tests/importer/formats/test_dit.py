@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from peers import dit as peer
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import strict_yaml
+from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import ImportOptions
 from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser
@@ -105,7 +105,7 @@ def test_repas_velocity_leads_away_from_them(labels: Tensor | None, rows: Tensor
     """Its time is 0 for images and 1 for noise, x_t = (1 − t) x + t e, and its velocity e − x."""
     tensors = peer.made(outputs=4, projectors=2, seed=2)
     trained = imported(saved(tensors))
-    about = strict_yaml.read(trained.path / "config.yaml")["source"]
+    about = read_yaml(trained.path / "config.yaml")["source"]
     assert about["format"] == "repa" and about["notes"][0].startswith("12 tensors of its projectors are left out")
     denoise = denoiser(trained, labels)
     for logsnr in LEVELS:
@@ -155,7 +155,7 @@ def test_what_is_known_of_their_training_is_in_the_run(saved: Callable[[Any], Pa
         and dit.weighting == f"eps-mse@{dit.schedule}"
         and dit.schedule.startswith("t-linear:count=1000,")
     )
-    data = strict_yaml.read(path.parent / "run" / "config.yaml")["data"]
+    data = read_yaml(path.parent / "run" / "config.yaml")["data"]
     assert data["latent_scale"] == [0.18215] * 4 and data["pixel_size"] == 64 and data["image_size"] == 8
     import_run(path, path.parent / "sit", ImportOptions(), "sit")
     sit = open_run(path.parent / "sit", CPU, print).settings
@@ -293,7 +293,7 @@ def test_any_autoencoder_will_do_that_scales_as_the_published_ones(
 ) -> None:
     """Its weights are told by no digest."""
     trained = imported(saved(peer.made(depth=1)))
-    data, config = replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config
+    data, config = structs.replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config
     decoder = open_decoder(data, config, CPU, make_autoencoder())
     assert decoder.pixels(noised()).shape == (4, 16, 16, 3)
     with pytest.raises(

@@ -22,9 +22,9 @@ from elbocli.core.logsnr import alpha_sigma
 from elbocli.core.prediction import Prediction
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import strict_yaml
 from elbocli.files.latents import EDM2_MEAN, EDM2_STD
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source
 from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser
@@ -359,7 +359,7 @@ def test_an_imported_network_is_sampled_guided_bounded_and_read(elbo: Elbo, digi
     result = elbo("bound", "main", digits, "-n", 8, "--draws", 2, cwd=tmp_path)
     assert result.returncode == 0 and json.loads(result.stdout)["bpd"] > 0, result.stderr
     assert elbo("bound", "main", digits, "-n", 8, "--draws", 4, "--check", cwd=tmp_path).returncode == 0
-    config = strict_yaml.read(tmp_path / "main" / "config.yaml")
+    config = read_yaml(tmp_path / "main" / "config.yaml")
     assert config["source"]["format"] == "edm2" and config["network"]["family"] == "edm2"
     held = load_file(tmp_path / "main" / "checkpoints" / "step-00000000" / "ema-imported.safetensors")
     assert "conditioning.frequencies" in held and not any("logvar" in name for name in held)

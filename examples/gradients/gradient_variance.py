@@ -1,21 +1,31 @@
-"""The variance of the training gradient under a schedule: tr Cov / ‖mean‖², the thing a schedule is for."""
+"""How much the training gradient of a run varies, for each weighting under each schedule: tr Cov / ‖mean‖², as JSON.
+
+python gradient_variance.py RUN [DATA.h5] [--weighting SPEC]... [--schedule SPEC]... [--batches N] [-o least.yaml]
+
+SPEC of a schedule may be fitted:CRITERION, fitted to the run's own log, or fitted:gradient, fitted to gradients measured
+here, which -o writes. docs/theory.md says what it found.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import MEASURED, Measurement
-from elbocli.bound.result import GradientVariance, ScheduleVariance
+from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
+from elbocli.cli.progress_bar import say, show
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
-from elbocli.errors import UsageError
+from elbocli.errors import ElboError, UsageError
 from elbocli.files.run_config import RunData
 from elbocli.files.schedule_file import to_text
 from elbocli.run.settings import Resolved
@@ -23,9 +33,25 @@ from elbocli.runtime.progress import Progress
 from elbocli.train.batches import Batches
 from elbocli.train.step import step_losses
 
+MEASURED = "fitted:gradient"
 GROUPS = 8
 BINS, PER_BIN = 40, 32
 DEFAULT = ("cosine", "edm", "uniform", "fitted:loss", "fitted:second-moment", "fitted:std", MEASURED)
+
+
+@dataclass(frozen=True)
+class ScheduleVariance:
+    """The variance of the gradient under a schedule.
+
+    ratio: tr Cov for an image over ‖mean‖². relative: tr Cov over that of the best schedule.
+    """
+
+    weighting: str
+    schedule: str
+    ratio: float
+    ratio_se: float
+    relative: float
+    relative_se: float
 
 
 @dataclass(frozen=True)
@@ -116,10 +142,10 @@ def _squared_norm(singles: Gradients, asked: Measurement, cell: int, edges: Tens
 
 def run(
     asked: Measurement, weightings: list[Weighting], specs: list[str], batches: int
-) -> Generator[Progress, None, tuple[GradientVariance, str]]:
+) -> Generator[Progress, None, tuple[dict[str, Any], str]]:
     """Measure every weighting under every schedule on the same images and noise.
 
-    Returns (the result, the text of the measured schedule of the last weighting, or ''). Raises ElboError.
+    Returns (the result as JSON, the text of the measured schedule of the last weighting, or ''). Raises ElboError.
     """
     if batches < 2 * GROUPS or batches % GROUPS:
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
@@ -147,7 +173,8 @@ def run(
         for schedule, ratios in zip(schedules, compare(sums, size)):
             rows.append(ScheduleVariance(weighting.spec, schedule.base, *ratios))
             yield Progress(message=_sentence(rows[-1]))
-    return GradientVariance(rows, size, batches, settings.t_sampling, asked.about()), text
+    how = {"batch": size, "batches": batches, "t_sampling": settings.t_sampling}
+    return {"gradient_variance": [asdict(row) for row in rows], **how, **asked.about()}, text
 
 
 def _least(edges: Tensor, norms: list[float], weighting: Weighting, floor: float) -> Schedule:
@@ -164,3 +191,33 @@ def _sentence(row: ScheduleVariance) -> str:
         f"{row.weighting} under {row.schedule}: {row.relative:.3f} ± {row.relative_se:.3f} of the best; "
         f"tr Cov / |mean|^2 {row.ratio:.4g} ± {row.ratio_se:.2g} per image"
     )
+
+
+def main() -> None:
+    """Measure as the command line says."""
+    parser = argparse.ArgumentParser(description="The variance of a run's training gradient under schedules.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path, nargs="?", help="a dataset; the run's own unless given")
+    parser.add_argument("--weighting", action="append", default=[], help="the run's own unless given")
+    parser.add_argument("--schedule", action="append", help=f"by default {', '.join(DEFAULT)}")
+    parser.add_argument("--batches", type=int, default=64, help="batches of gradients for each schedule")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("-o", "--out", type=Path, help="the schedule of least variance, measured here")
+    given = parser.parse_args()
+    specs = given.schedule or list(DEFAULT)
+    if given.out and (len(given.weighting) > 1 or MEASURED not in specs):
+        parser.error(f"-o writes the schedule {MEASURED} of one --weighting")
+    try:
+        settings = MeasureSettings(seed=given.seed, device=given.device, weights="model")
+        asked = open_measurement(given.run, given.data, settings, lambda text: say(text, "warning"))
+        found, text = show(run(asked, asked.weightings(tuple(given.weighting)), specs, given.batches))
+    except ElboError as error:
+        parser.exit(error.exit_code, f"gradient_variance.py: error: {error}\n")
+    print(json.dumps(found, indent=1))
+    if given.out:
+        given.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""A Markdown table from what `elbo bound --gradient-variance` printed: gradient_table.py TITLE=FILE…"""
+"""A Markdown table from what gradient_variance.py printed: table.py TITLE=FILE…"""
 
 import json
 import sys

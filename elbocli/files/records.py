@@ -1,0 +1,185 @@
+"""Records: what elbo's own files and results hold, as frozen msgspec structs with a field for each key.
+
+`of` makes a record of what JSON, YAML or HDF5 gave, or raises FormatError with the key's path; `json` gives the object
+back, in the order of the fields. Bounds are declared in the type: Annotated[int, Meta(ge=1)].
+
+A field with the default None is left out while it is None; a field that may be None and has no default is written as
+null, and may be missing when it is read. The field that REST names takes all keys that no other field has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import NODEFAULT, Meta
+from msgspec.structs import fields
+
+from elbocli.errors import FormatError
+from elbocli.files.reading import check_format, one_line, read_bytes
+
+Count = Annotated[int, Meta(ge=0, le=10**15)]
+"""Steps, images, bytes."""
+R = TypeVar("R", bound="type[Record]")
+
+
+class StoredFormat(NamedTuple):
+    """A format of elbo's own: the record that it holds, what its files are, the name and version that they say."""
+
+    record: type[Record]
+    file: str
+    name: str
+    version: int
+    remedy: str
+
+
+FORMATS: dict[type[Record], StoredFormat] = {}
+"""The formats of all modules that have been imported."""
+
+
+def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
+    """Declare a record as a format of its own.
+
+    file: what holds it, for docs/formats.md. name: what the file's key `format` says; "" where there is no such key.
+    version: raised when an earlier elbo would misread the file; 0 for a record without it. remedy: the end of the
+    message about a file of another format.
+    """
+
+    def declare(record: R) -> R:
+        FORMATS[record] = StoredFormat(record, file, name, version, remedy)
+        return record
+
+    return declare
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Base of all records. REST: the name of the field that takes keys without a field of their own."""
+
+    REST: ClassVar[str] = ""
+
+    def json(self) -> dict[str, Any]:
+        """The object to write, with its format and version first."""
+        return {**self.head(), **self.facts()}
+
+    @classmethod
+    def head(cls) -> dict[str, Any]:
+        """The keys `format` and `version`, where this is a format that has them."""
+        known = FORMATS.get(cls)
+        head = {} if known is None else {"format": known.name, "version": known.version}
+        return {key: value for key, value in head.items() if value}
+
+    def facts(self) -> dict[str, Any]:
+        """The fields as JSON holds them, without format and version."""
+        facts: dict[str, Any] = {}
+        for key in _layout(type(self)):
+            value = getattr(self, key)
+            if value is not None or not _layout(type(self))[key].optional:
+                facts[key] = plain(value)
+        return {**facts, **plain(getattr(self, self.REST))} if self.REST else facts
+
+    @classmethod
+    def of(cls, content: Any, where: object = "it") -> Self:
+        """Read the object that `json` wrote. where: the file, for messages. Raises FormatError, NewerVersion."""
+        cls.check_head(content, where)
+        return convert(content, cls, where)
+
+    @classmethod
+    def check_head(cls, content: Any, where: object) -> None:
+        """Raise FormatError for an object of another format, NewerVersion for one of a later version."""
+        known = FORMATS.get(cls)
+        if known and known.version and isinstance(content, dict):
+            check_format(where, content, known.name, known.version, known.remedy)
+
+
+class _Key(NamedTuple):
+    """A key of a record: its type; whether it may be left out while it is None, and whether it may be missing."""
+
+    hint: Any
+    optional: bool
+    nullable: bool
+
+
+@cache
+def _layout(record: type[Record]) -> dict[str, _Key]:
+    """The keys of a record, without its rest, in their order."""
+    hints = get_type_hints(record, include_extras=True)
+    return {
+        each.name: _Key(
+            hints[each.name],
+            each.default is None,
+            each.default is NODEFAULT and each.default_factory is NODEFAULT and _nullable(hints[each.name]),
+        )
+        for each in fields(record)
+        if each.name != record.REST
+    }
+
+
+def _nullable(hint: Any) -> bool:
+    return hint is Any or NoneType in get_args(hint)
+
+
+@cache
+def _holds_records(hint: Any) -> bool:
+    return (isinstance(hint, type) and issubclass(hint, Record)) or any(map(_holds_records, get_args(hint)))
+
+
+def _arranged(hint: Any, value: Any) -> Any:
+    """The value with the rest of each record in the field that takes it, and null for nullable keys that are missing."""
+    if not _holds_records(hint):
+        return value
+    parts = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _arranged(parts[0], value)
+    if get_origin(hint) in (Union, UnionType):
+        return _arranged(next(filter(_holds_records, parts)), value)
+    if isinstance(value, list):
+        return [_arranged(parts[0], each) for each in value] if parts else value
+    if not isinstance(value, Mapping):
+        return value
+    if get_origin(hint) is dict:
+        return {key: _arranged(parts[1], each) for key, each in value.items()}
+    layout = _layout(hint)
+    content = {key: _arranged(layout[key].hint, each) for key, each in value.items() if key in layout}
+    content |= {key: None for key, each in layout.items() if each.nullable and key not in content}
+    others = {key: each for key, each in value.items() if key not in layout and key not in ("format", "version")}
+    return {**content, hint.REST: others} if hint.REST else {**content, **others}
+
+
+def convert(content: Any, hint: Any, where: object) -> Any:
+    """A value of that type, made of what a file holds. Raises FormatError with the key's path."""
+    try:
+        return msgspec.convert(_arranged(hint, content), hint)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{where}: {one_line(error)}") from error
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: records as objects, tuples as lists."""
+    if isinstance(value, Record):
+        return value.json()
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def parse_json(text: bytes | str, where: object) -> Any:
+    """The value of a JSON text. where: the file, for messages. Raises FormatError."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise FormatError(f"{where}: not usable JSON: {one_line(error)}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises FormatError, DataError."""
+    return parse_json(read_bytes(path), path)
+
+
+def json_text(value: Any) -> str:
+    """A value as the indented JSON of a file. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,82 @@
+"""examples/gradients: the variance of training gradients, with errors that hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exact import finish
+from example_scripts import load
+
+from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
+from elbocli.core.weighting import parse_weighting
+from elbocli.files.schedule_file import resolve_schedule
+
+FOLDER = Path(__file__).parent.parent / "examples" / "gradients"
+gradients: Any = load(FOLDER / "gradient_variance.py")
+
+
+def probe(run: Path) -> Measurement:
+    return open_measurement(run, None, MeasureSettings(weights="model"), lambda text: None)
+
+
+def test_the_jackknife_knows_the_spread_of_independent_gradients() -> None:
+    """Batch gradients N(μ, S): tr Cov / ‖μ‖² is known, and the stated errors are those of repetition."""
+    random = np.random.default_rng(0)
+    mean, scale = np.array([1.0, 0, -2.0, 0.5]), np.array([1.0, 2.0, 0.5, 1.5])
+    truth = float((scale**2).sum() / (mean**2).sum())
+
+    def measured() -> Any:
+        found = torch.from_numpy(mean + scale * random.normal(size=(64, 4)))
+        groups = torch.stack([found[k :: gradients.GROUPS].sum(0) for k in range(gradients.GROUPS)])
+        squares = torch.stack([found[k :: gradients.GROUPS].square().sum() for k in range(gradients.GROUPS)])
+        return gradients.compare([gradients.GroupSums(groups @ groups.T, squares, 8)], 1)[0][:2]
+
+    values = np.array([measured() for _ in range(400)])
+    assert values[:, 0].mean() == pytest.approx(truth, rel=0.02)
+    assert values[:, 1].mean() == pytest.approx(values[:, 0].std(), rel=0.15)
+
+
+def test_gradients_are_those_of_training(trained: Path) -> None:
+    """Their mean over independent batches doesn't depend on the schedule."""
+    asked = probe(trained)
+    steps = gradients.Gradients(asked)
+    w = parse_weighting("sigmoid:bias=2")
+    means = []
+    for spec in ("cosine", "fitted:loss"):
+        schedule = asked.schedule(spec, w)
+        means.append(torch.stack([steps.at(step, w, schedule) for step in range(160)]))
+    one, other = (m.mean(0) for m in means)
+    noise = sum(float(m.var(0).sum()) / len(m) for m in means) ** 0.5
+    assert float((one - other).norm()) < 1.5 * noise
+    assert float(one.norm()) > 3 * noise
+
+
+def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "PER_BIN", 6)
+    specs = ["cosine", "uniform", "fitted:loss", "fitted:gradient"]
+    found, text = finish(gradients.run(probe(trained), [parse_weighting("elbo")], specs, gradients.GROUPS * 3))
+    rows = {row["schedule"]: row for row in found["gradient_variance"]}
+    assert list(rows) == specs
+    assert min(row["relative"] for row in rows.values()) == 1
+    assert rows["cosine"]["relative"] > 2
+    assert "criterion: gradient" in text and text.count("logsnr:") == 41
+
+
+def test_the_script_writes_a_schedule_and_the_table_shows_it(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "g.yaml"
+    line = [str(trained), "--batches", "16", "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", str(out)]
+    done = subprocess.run([sys.executable, FOLDER / "gradient_variance.py", *line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert resolve_schedule(str(out)).logsnr_min == -10 and json.loads(done.stdout)["weights"] == "model"
+    (tmp_path / "a.json").write_text(done.stdout)
+    table = subprocess.run([sys.executable, FOLDER / "table.py", f"a={tmp_path / 'a.json'}"], capture_output=True)
+    assert b"`fitted:gradient`" in table.stdout
+    refused = subprocess.run([sys.executable, FOLDER / "gradient_variance.py", trained, "--batches", "20"])
+    assert refused.returncode == 2

@@ -21,7 +21,7 @@ from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, s
 from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
 from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
 from elbocli.evaluate.reference import open_reference
-from elbocli.evaluate.result import EvalResult, Facts, Scores
+from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.evaluate.suitable import (
     check_features,
@@ -39,9 +39,6 @@ from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, 
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import Progress
 from elbocli.version import __version__
-
-ENOUGH = 10_000
-"""Images below which a score is said to be of few."""
 
 
 def run(

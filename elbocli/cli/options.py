@@ -28,7 +28,7 @@ def common(function: F) -> F:
 
 def _run_plugins(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
     if files:
-        from elbocli.run.plugin_files import run_plugin
+        from elbocli.files.plugins import run_plugin
 
         for file in files:
             try:

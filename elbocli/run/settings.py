@@ -22,6 +22,7 @@ from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import naming
 from elbocli.files.records import convert
 from elbocli.files.run_config import InitFacts, RunConfig, RunData
@@ -30,7 +31,6 @@ from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of,
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.objective import Objective
-from elbocli.run.plugin_files import check_plugins, plugins_run
 from elbocli.run.setting_type import AUTO
 from elbocli.run.suited_network import Data, fits_card, of_basis, of_initial, of_preset
 from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings

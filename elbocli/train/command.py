@@ -215,7 +215,6 @@ def train(
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.dataset import Dataset
-    from elbocli.files.yaml_text import yaml_text
     from elbocli.run import folder, settings
     from elbocli.run.initial import Initial, initial_of
     from elbocli.runtime.processes import joined
@@ -277,6 +276,7 @@ def _plan(data: Path | None, options: dict[str, Any], basis: Any, initial: Any) 
     """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
     from elbocli.files.dataset import Dataset
+    from elbocli.files.yaml_text import yaml_text
     from elbocli.run import preset_data, settings
     from elbocli.train import plan
 

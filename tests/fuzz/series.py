@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inputs import Drawer
 
 from elbocli import main
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.command import Command
 from elbocli.runtime.descriptors import make_streams_whole
 
 OUT, ERR = 1, 2

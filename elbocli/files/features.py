@@ -65,7 +65,7 @@ def read_features(path: Path) -> SavedFeatures:
         meta = file.metadata
         check_format(path, meta, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
         held = {key: file.read(key) for key in file.layout}
-        about = FeatureFacts.of(parse_json(meta["about"], path), path)
+        about = FeatureFacts.of(parse_json(meta["about"], f"{path}: about"), f"{path}: about")
         saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about, held.get("spatial"))
     _check(path, saved)
     return saved

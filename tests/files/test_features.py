@@ -31,8 +31,8 @@ def test_what_is_written_is_read(tmp_path, more):
     [
         ({"features": FEATURES}, {"format": "pt"}, "format is 'pt'"),
         ({"features": FEATURES}, {**META, "version": "0"}, "version 0, expected 'elbo-features' version 1"),
-        ({"features": FEATURES}, {**META, "about": "[1]"}, "about: it is .*, not an object"),
-        ({"features": FEATURES}, {**META, "about": "{"}, "not usable as features"),
+        ({"features": FEATURES}, {**META, "about": "[1]"}, "about: "),
+        ({"features": FEATURES}, {**META, "about": "{"}, "about: "),
         ({"logits": FEATURES}, META, "not usable as features"),
         ({"features": FEATURES.double()}, META, "expected float32 features"),
         ({"features": FEATURES[0]}, META, "expected float32 features"),

@@ -83,10 +83,6 @@ def adapt(
 
     if options["shift"] == "auto":
         raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
-    if plot is not None:
-        from elbocli.cli.figure import check_suffix
-
-        check_suffix(plot)
     if data_only is not None:
         _refuse_beside_data(click.get_current_context(), sources)
         _fit_data(data_only, out, plot, report, options)

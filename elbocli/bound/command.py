@@ -115,7 +115,11 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     help="Also the error above the least one of 'elbo optimum --like RUN', and whether the network copies.",
     more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
 )
-@option("--per-image", type=Output("a table"), help="Also each image's number and error: a table (.tsv).")
+@option(
+    "--per-image",
+    type=Output("a table", suffixes=(".tsv", ".txt")),
+    help="Also each image's number and error: a table (.tsv).",
+)
 @option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the same.")
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
@@ -147,10 +151,9 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
     from elbocli.bound import classify, estimate, excess, likelihood, theorem
     from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
     from elbocli.bound.plot import plot_curve
-    from elbocli.cli.figure import check_suffix
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.atomic import write_text
-    from elbocli.files.likelihood_file import check_ending, write_table
+    from elbocli.files.likelihood_file import write_table
 
     ctx = click.get_current_context()
     mode = _mode(ctx)
@@ -163,8 +166,6 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
         **{key: options[key] for key in keys},
     )
     estimators = likelihood.parse_estimators(options["estimators"] or [likelihood.DEFAULT])
-    if per_image:
-        check_ending(per_image)
     _check_outputs(ctx, estimators, options)
     probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))
     schedule = options["schedule"]
@@ -176,8 +177,6 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
         click.echo(json.dumps(classified.json(), indent=1))
         return
     if mode == "":
-        if plot:
-            check_suffix(plot)
         optimum = options["optimum"]
         own = optimum and excess.open_own(probe, optimum, settings, lambda text: say(text, "warning"))
         plain = not per_image and [each.name for each in estimators] == [likelihood.DEFAULT]

@@ -16,10 +16,8 @@ from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import plain
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import UsageError
 from elbocli.files.atomic import writing
 
-SUFFIXES = (".svg", ".png", ".pdf")
 # Okabe & Ito's colours without the yellow, which is too faint for a line, and with a brown; every line has a dash of
 # its own as well, so that it can be told without colour.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -44,12 +42,6 @@ POINTS = 1201
 FITTED = "fitted"
 ERROR = r"$\mathrm{E}\Vert\epsilon-\hat\epsilon\Vert^2/D$"
 LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \longrightarrow$  data"
-
-
-def check_suffix(out: Path) -> None:
-    """Raise UsageError for a picture format that isn't ours."""
-    if out.suffix not in SUFFIXES:
-        raise UsageError(f"{out}: unknown picture format {out.suffix!r}; use {', '.join(SUFFIXES)}")
 
 
 def brief(spec: str) -> str:

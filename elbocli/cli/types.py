@@ -166,18 +166,22 @@ STREAM = Path("-")
 class Output(RunPath):
     """The path of a file that the command writes, of one of some kinds as `check_outputs` takes them.
 
-    stdout: whether it may be - instead. streams: whether it may be a pipe or a device.
+    suffixes: its name ends in one of them; () is any. stdout: whether it may be - instead. streams: whether it may be a pipe
+    or a device.
     """
 
-    def __init__(self, *kinds: str, stdout: bool = False, streams: bool = False):
+    def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
         super().__init__(path_type=Path)
-        self.kinds, self.stdout, self.streams = kinds, stdout, streams
+        self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(str(super().convert(value, param, ctx)))
         if path == STREAM and not self.stdout:
             self.fail("standard output is for other results; name a file", param, ctx)
+        if path != STREAM and self.suffixes and path.suffix not in self.suffixes:
+            raise click.UsageError(f"{path}: name a file that ends in {', '.join(self.suffixes)}", ctx)
         return path
 
 
-FIGURE = Output("a figure", "images")
+DATASET = Output("a dataset", suffixes=(".h5",))
+FIGURE = Output("a figure", "images", suffixes=(".svg", ".png", ".pdf"))

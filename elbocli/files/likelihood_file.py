@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import FormatError
 from elbocli.files.atomic import writing
 from elbocli.files.reading import read_text, refusing
 
@@ -36,15 +36,8 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
-def check_ending(path: Path) -> None:
-    """Raise UsageError for a name that says something else."""
-    if not is_table(path):
-        raise UsageError(f"{path}: likelihoods are written as {', '.join(ENDINGS)}; choose a name that ends so")
-
-
 def write_table(path: Path, table: ImageTable) -> None:
-    """Write it. Raises UsageError for another ending, DataError when it can't be written."""
-    check_ending(path)
+    """Write it. Raises DataError when it can't be written."""
     with writing(path) as out:
         out.write(table.tsv().encode())
 

@@ -20,7 +20,7 @@ from elbocli.cli.types import PATH, STREAM, Output
 @option("--verify", is_flag=True, help="Read the whole file and compare it with its digests; exit 1 if it is damaged.")
 @option(
     "--grid",
-    type=Output("images", stdout=True),
+    type=Output("images", suffixes=(".png",), stdout=True),
     metavar="FILE.png",
     help="Show images of a dataset or of samples as a picture, by class; - is standard output.",
     more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
@@ -69,12 +69,9 @@ def _draw(file: Path, out: Path, scale: int) -> None:
     from elbocli.files.grid import save_grid, write_grid
     from elbocli.info.picture import images_of
 
-    context = click.get_current_context()
-    if out == STREAM:
-        if sys.stdout.isatty():
-            raise click.UsageError("standard output is a terminal; name a file, --grid FILE.png", context)
-    elif out.suffix != ".png":
-        raise click.UsageError(f"{out}: a grid is a PNG; name it FILE.png", context)
+    if out == STREAM and sys.stdout.isatty():
+        context = click.get_current_context()
+        raise click.UsageError("standard output is a terminal; name a file, --grid FILE.png", context)
     images, layout = images_of(file, scale)
     if out == STREAM:
         save_grid(sys.stdout.buffer, images, layout)

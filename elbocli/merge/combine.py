@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import Arrays, Names
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
@@ -90,8 +90,6 @@ def run(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str 
     Raises UsageError: `out` exists, a part twice; DataError: parts that don't belong together, a shard missing, a damaged
     part, a full disk; FormatError: no dataset.
     """
-    if out.suffix != ".h5":
-        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the first argument")
     parts, message = in_order(open_parts(paths))
     refuse_strangers(parts)
     total = sum(part.count for part in parts)

@@ -8,11 +8,11 @@ import click
 
 from elbocli.cli.command import Command
 from elbocli.cli.options import command_line, common, overwrite_option
-from elbocli.cli.types import PATH, Output
+from elbocli.cli.types import DATASET, PATH
 
 
 @click.command(cls=Command)
-@click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
+@click.argument("out", type=DATASET, metavar="OUT.h5")
 @click.argument("parts", type=PATH, nargs=-1, required=True, metavar="PART...")
 @overwrite_option
 @common

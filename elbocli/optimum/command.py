@@ -65,10 +65,6 @@ def optimum(data: Path | None, like: Path | None, device: str, out: Path, plot: 
     from elbocli.optimum import find
     from elbocli.optimum.open import Asked, open_search
 
-    if plot is not None:
-        from elbocli.cli.figure import check_suffix
-
-        check_suffix(plot)
     low, high = options.pop("logsnr_min"), options.pop("logsnr_max")
     asked = Asked(**options, device=device, low=low, high=high)
     found = show(find.run(*open_search(data, like, asked, lambda text: say(text, "warning"))))

@@ -10,7 +10,7 @@ import click
 
 from elbocli.cli.command import Command, option
 from elbocli.cli.options import command_line, common, device_options, overwrite_option, plugin_option
-from elbocli.cli.types import PATH, Count, Number, Output
+from elbocli.cli.types import DATASET, PATH, Count, Number
 from elbocli.files.latents import CONVENTIONS
 
 CROP_HELP = (
@@ -29,7 +29,7 @@ def shard(value: str) -> tuple[int, int]:
 
 @click.command(cls=Command)
 @click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
-@click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
+@click.argument("out", type=DATASET, metavar="OUT.h5")
 @option(
     "--size",
     type=Count(1, 8192),

@@ -133,8 +133,6 @@ def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[P
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
     UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
     """
-    if out.suffix != ".h5":
-        raise UsageError(f"{out}: is not the name of a dataset; name one that ends in .h5 as the last argument")
     replace(settings.decode_options, channels=settings.channels or 3).colour  # noqa: B018 refuse a bad colour before any work
     sources = [sources] if isinstance(sources, Path) else sources
     if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:

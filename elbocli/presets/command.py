@@ -93,7 +93,9 @@ def show(name: str) -> None:
 
 @presets.command(cls=Command)
 @click.argument("name", type=PRESET)
-@click.argument("out", type=Output("a preset", stdout=True), metavar="OUT.yaml", default="-")
+@click.argument(
+    "out", type=Output("a preset", suffixes=(".yaml", ".yml"), stdout=True), metavar="OUT.yaml", default="-"
+)
 @overwrite_option
 @common
 def write(name: str, out: Path) -> None:
@@ -101,7 +103,6 @@ def write(name: str, out: Path) -> None:
 
     Without OUT.yaml it goes to standard output.
     """
-    from elbocli.errors import UsageError
     from elbocli.files.atomic import write_text
     from elbocli.nn.presets import load_preset
     from elbocli.presets.editable import editable
@@ -110,6 +111,4 @@ def write(name: str, out: Path) -> None:
     if str(out) == "-":
         click.echo(text, nl=False)
         return
-    if out.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"{out}: a preset's file ends in .yaml, by which --preset tells it from a name")
     write_text(out, text)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.cli.figure import POINTS, brief, check_suffix, draw_densities, finish, line_style, new_figure
+from elbocli.cli.figure import POINTS, brief, draw_densities, finish, line_style, new_figure
 from elbocli.cli.messages import lettered, visible
 from elbocli.core.monotone import likeness
 from elbocli.core.schedule import Schedule
@@ -90,7 +90,6 @@ def plot_weights(
 
     specs: as the user knows the weightings, where they don't say it themselves. Raises UsageError for an unknown suffix.
     """
-    check_suffix(out)
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, labels(specs or [weighting.spec for weighting in weightings]), at)
     columns = [[line for line in lines if line.rises == rises] for rises in (False, True)]

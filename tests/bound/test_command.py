@@ -110,7 +110,7 @@ def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkey
         (["--logsnr-min", 5, "--logsnr-max", 2], 2, "must rise"),
         (["--curve", "-"], 2, "standard output is for the JSON"),
         (["--check", "--weighting", "edm:mean=-200,std=0.1"], 2, "is zero, or not finite"),
-        (["--plot", "x.bmp"], 2, "unknown picture format"),
+        (["--plot", "x.bmp"], 2, "name a file that ends in .svg"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

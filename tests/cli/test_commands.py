@@ -672,7 +672,7 @@ def test_pictures_are_the_same_bytes_every_time(suffix: str, elbo: Callable[...,
             0,
         )
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
-    check(elbo("weights", "plot", "sigmoid", "-o", "c.jpg", cwd=tmp_path), 2, "unknown picture format")
+    check(elbo("weights", "plot", "sigmoid", "-o", "c.jpg", cwd=tmp_path), 2, "name a file that ends in .svg")
 
 
 def test_weights_plot_without_a_file_is_text(elbo: Callable[..., Any]) -> None:

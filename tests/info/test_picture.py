@@ -107,7 +107,7 @@ def test_the_picture_goes_to_a_pipe_but_never_onto_a_terminal(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--grid", "g.jpg"], "g.jpg: a grid is a PNG"),
+        (["--grid", "g.jpg"], "g.jpg: name a file that ends in .png"),
         (["--grid", "taken.png"], "taken.png: already exists"),
         (["--scale", "2"], "--scale enlarges a grid; add --grid FILE.png"),
         (["--grid", "-", "--json"], "standard output is the picture's"),

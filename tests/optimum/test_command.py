@@ -138,7 +138,7 @@ def test_report_says_why_it_can_not_compare(call: Call, trained: Path, validated
         ("optimum {data} --like {data}", 1, "not a run"),
         ("optimum {other} --like {run}", 1, "holds other images than"),
         ("optimum {data} --plot -", 2, "standard output is for the JSON"),
-        ("optimum {data} --plot x.gif", 2, "unknown picture format"),
+        ("optimum {data} --plot x.gif", 2, "name a file that ends in .svg"),
         ("optimum {latents}", 1, "holds latents, pixels are needed"),
         ("adapt {run} --criterion excess", 2, "go together"),
         ("adapt {run} --optimum {found}", 2, "go together"),

@@ -197,7 +197,7 @@ def test_what_does_not_go_with_latents_is_left_out(tmp_path: Path, autoencoder: 
 def test_what_is_typed_wrong_is_typed_as_said(elbo: Elbo, tmp_path: Path) -> None:
     class_folders(tmp_path / "in")
     steps = [
-        (["in", "out"], r"name one that ends in \.h5 as the last argument"),
+        (["in", "out"], r"name a file that ends in \.h5"),
         (["in", "no/out.h5"], r"there is no folder no; make it first"),
         (["in", "no/out.h5"], ""),
         (["in", "no/out.h5"], r"already exists; choose another name or add --overwrite"),

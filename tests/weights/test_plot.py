@@ -9,7 +9,6 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import UsageError
 from elbocli.weights.plot import labels, plot_weights, text_plot
 
 
@@ -65,8 +64,3 @@ def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
     plot_weights([w], [], -15, 15, tmp_path / "a.png")
     plot_weights([w], [], 20, 30, tmp_path / "b.png")
     assert len(text_plot([w], -15, 15, 60, " .#")) == 2
-
-
-def test_another_format_is_refused(everything, tmp_path):
-    with pytest.raises(UsageError, match="unknown picture format"):
-        everything(tmp_path / "a.jpg")

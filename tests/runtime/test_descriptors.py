@@ -114,5 +114,5 @@ def test_nobody_else_writes_to_a_descriptor() -> None:
                 found.add(path.relative_to(PACKAGE).as_posix())
     # The logs of a run count what was taken, because the rest is kept for later; a pipe for samples is opened so, and
     # written to by `write_all`; what a process that decodes has not taken is sent again until time is up.
-    others = {"train/recorder.py", "files/sample_writers/__init__.py", "images/decode_apart.py"}
+    others = {"train/recorder.py", "files/sample_writers/__init__.py"}
     assert found == {"runtime/descriptors.py", *others}

@@ -21,6 +21,8 @@ SD = "_sd"
 Pair = Annotated[list[Any], Meta(min_length=2, max_length=2)]
 """A fact that is another than it should be, and what it should be."""
 Ends = Annotated[list[float], Meta(min_length=2, max_length=2)]
+ENOUGH = 10_000
+"""Images below which a score is said to be of few."""
 KEYS = ("n_samples", "extractor")
 """Keys by which a result is told from other JSON."""
 NONE = (

@@ -21,7 +21,7 @@ from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, s
 from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
 from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
 from elbocli.evaluate.reference import open_reference
-from elbocli.evaluate.result import EvalResult, Facts, Scores
+from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.evaluate.suitable import (
     check_features,
@@ -40,9 +40,6 @@ from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import Progress
 from elbocli.version import __version__
 
-ENOUGH = 10_000
-"""Images below which a score is said to be of few."""
-
 
 def run(
     sources: Sequence[Path | IO[bytes]],
@@ -54,8 +51,7 @@ def run(
 
     Several sources are repeats of one experiment. Images are never held: memory is a batch, each source's moments, and
     4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first has all
-    features.
-    Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
+    features. Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
     seen: list[Seen] = []
     theirs: Seen | None = None

@@ -105,6 +105,11 @@ class RunFacts:
         count = self.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
+    def trains_on(self, result: ResultFile[Any]) -> bool:
+        """Tell whether a result is of the dataset that the run was trained on."""
+        known = self.data.get("payload_sha256")
+        return known is not None and result.content.get("payload_sha256") == known
+
     @property
     def subject(self) -> str:
         """The kind of images that it was trained to denoise."""

@@ -17,13 +17,17 @@ TWICE = "2 standard errors"
 
 
 class Figure(NamedTuple):
-    """A number: what it is and its unit, or the network that it is by; with its spread, if it has one, and what that is."""
+    """A number: what it is and its unit, or the network that it is by; with its spread, if it has one, and what that is.
+
+    note: on the images that it is of.
+    """
 
     what: str
     unit: str
     value: float
     spread: float | None
     spread_is: str
+    note: str = ""
 
 
 def headline(facts: RunFacts) -> list[Figure]:
@@ -35,8 +39,10 @@ def headline(facts: RunFacts) -> list[Figure]:
             found.append(Figure(what, unit, value, None if se is None else 2 * se, TWICE))
     for bound in facts.bounds[-1:]:
         value, se = bound.found.terms["bound"].per_dimension
-        found.append(Figure("variational bound", bound.found.UNIT, value, 2 * se, TWICE))
+        note = "on training images" if facts.trains_on(bound) else ""
+        found.append(Figure("variational bound", bound.found.UNIT, value, 2 * se, TWICE, note))
     for result in facts.scores[-1:]:
         for row in score_rows(result.found)[:2]:
-            found.append(Figure(row.name, row.network or result.path.name, row.value, row.spread, row.spread_is))
+            unit = row.network or result.path.name
+            found.append(Figure(row.name, unit, row.value, row.spread, row.spread_is, row.note))
     return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
-from elbocli.core.metrics import Role
+from elbocli.core.metrics import METRICS, Number, Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.protocols import PROTOCOLS
-from elbocli.evaluate.result import KEYS, EvalResult
+from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
 from elbocli.files.optimum_file import Optimum
 from elbocli.files.records import parse_json
 from elbocli.images.image_refs import read_bytes
@@ -58,6 +59,7 @@ class ResultFile(Generic[T]):
 class ScoreRow(NamedTuple):
     """A number for people. spread_is: what its spread is; network: whose features it is of, unless its name says so.
     interval: that holds the number of infinitely many such samples 95 times in 100; None where its error isn't known.
+    note: the number of images where they are few, and the bias that this gives.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ScoreRow(NamedTuple):
     spread_is: str
     network: str
     interval: tuple[float, float] | None = None
+    note: str = ""
 
 
 def score_rows(result: EvalResult) -> list[ScoreRow]:
@@ -84,8 +87,19 @@ def score_rows(result: EvalResult) -> list[ScoreRow]:
             interval = result.estimate(score).interval if isinstance(score.value, float) else None
             if own is not None and isinstance(own.value, list):  # which need not be symmetric
                 interval = own.value[0], own.value[1]
-            rows.append(ScoreRow(name, score.value, spread, spread_is, network, interval))
+            note = _few_images(result, score.number) if score.number.role is Role.NUMBER else ""
+            rows.append(ScoreRow(name, score.value, spread, spread_is, network, interval, note))
     return rows
+
+
+def _few_images(result: EvalResult, number: Number) -> str:
+    """Say `n = 60, biased upwards` of a number of few images; '' where there are enough."""
+    n = result.repeats[0].facts.n_samples
+    if n is None or n >= ENOUGH:
+        return ""
+    few = "; ".join(metric.traits.few for metric in METRICS.values() if number in metric.traits.numbers)
+    bias = re.search(r"biased \w+", few)
+    return f"n = {n}" + (f", {bias[0]}" if bias else "")
 
 
 def protocol_of(result: EvalResult) -> str:

@@ -324,6 +324,16 @@ def test_what_stands_after_a_plus_or_minus_is_said(copy: Path) -> None:
     assert "bits per dimension, ± 0.1 (2 standard errors)" in text and "a, ± 0.25 (standard error)" in text
 
 
+def test_few_samples_and_a_bound_on_training_images_are_said_beside_their_numbers(copy: Path) -> None:
+    """At the top of the page and in its tables."""
+    scores = {"frechet_distance[a]": 1.5, "n_samples": 60, "extractor": "a"}
+    (copy / "fid.json").write_text(json.dumps(scores))
+    for digest, times in ((read_yaml(copy / "config.yaml")["data"]["payload_sha256"], 2), ("0" * 64, 0)):
+        (copy / "bound.json").write_text(json.dumps({**BOUND, "payload_sha256": digest}))
+        text = Reader(render(gather(copy))).text
+        assert text.count("on training images") == times and text.count("n = 60, biased upwards") == 2
+
+
 def test_validation_is_drawn_beside_training(copy: Path) -> None:
     (copy / "validation.jsonl").write_bytes((copy / "losslog.jsonl").read_bytes())
     line = {

@@ -62,11 +62,13 @@ def test_each_kind_is_known_by_its_content_and_read_whole(tmp_path: Path) -> Non
 def test_scores_are_told_from_what_is_said_about_them(tmp_path: Path) -> None:
     result = read_result(written(tmp_path / "a.json", SCORES))
     assert score_rows(result.found) == [
-        ("frechet distance", 1.5, None, "", "a.pt2", None),
-        ("inception score", 8.0, 0.2, "sd of parts", "a.pt2", None),
-        ("accuracy", 1.0, None, "", "", None),
+        ("frechet distance", 1.5, None, "", "a.pt2", None, "n = 900, biased upwards"),
+        ("inception score", 8.0, 0.2, "sd of parts", "a.pt2", None, "n = 900, biased downwards"),
+        ("accuracy", 1.0, None, "", "", None, "n = 900"),
     ]
     assert result.about == {"n_samples": 900, "extractor": "a.pt2", "guidance": 1.5}
+    enough = read_result(written(tmp_path / "b.json", {**SCORES, "n_samples": 10_000}))
+    assert {row.note for row in score_rows(enough.found)} == {""}
 
 
 def test_the_protocol_and_what_deviates_are_a_sentence(tmp_path: Path) -> None:
@@ -98,12 +100,13 @@ def test_the_spread_of_repeats_comes_before_others(tmp_path: Path) -> None:
         rows = score_rows(result.found)
         by = network or ""
         assert rows == [
-            (name, 2.0, sd, "sd of repeats", by, within),
-            (f"{name} infinity", 2.0, sd, "sd of repeats", by, within),
-            ("inception score", 2.0, sd, "sd of repeats", by, within),
+            (name, 2.0, sd, "sd of repeats", by, within, "n = 9, biased upwards"),
+            (f"{name} infinity", 2.0, sd, "sd of repeats", by, within, ""),
+            ("inception score", 2.0, sd, "sd of repeats", by, within, "n = 9, biased downwards"),
         ]
         (alone, *_) = score_rows(read_result(written(tmp_path / "a.json", repeated(network, each[0]).json())).found)
-        assert alone == (name, 1.0, 0.1, "standard error", by, pytest.approx(stats.norm(1.0, 0.1).interval(0.95)))
+        assert alone[:5] == (name, 1.0, 0.1, "standard error", by)
+        assert alone.interval == pytest.approx(stats.norm(1.0, 0.1).interval(0.95))
 
 
 def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:

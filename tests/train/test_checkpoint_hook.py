@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from elbocli.runtime.processes import joined
-from elbocli.train import checkpoint_hook as hooks
 from elbocli.train.checkpoint_hook import CheckpointHook
 
 
@@ -125,37 +124,20 @@ def test_one_at_a_time_and_the_newest_that_waits_replaces_the_waiting(
     hook.finish()
     assert (tmp_path / "log").read_text().split() == ["1", "4"]
     assert len(told) == 2
-    assert "step-00000002 is left out" in told[0] and "step-00000003 came" in told[0]
+    assert "step-00000002 is left out" in told[0]
     assert "step-00000003 is left out" in told[1]
 
 
-@pytest.mark.parametrize(
-    ("command", "said"),
-    [("exit 3", "exit code 3"), ("nowhere-to-be-found", "exit code 127"), ("kill -9 $$", "signal 9")],
-)
+@pytest.mark.parametrize(("command", "code"), [("exit 3", "3"), ("nowhere-to-be-found", "127"), ("kill -9 $$", "-9")])
 def test_failure_is_a_warning_and_the_next_checkpoint_has_its_turn(
-    command: str, said: str, make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
+    command: str, code: str, make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
 ) -> None:
     hook = make(f"echo x >> {tmp_path}/log; {command}")
     for number in (1, 2):
         hook.start(step(tmp_path, number))
         hook.finish()
     assert len(told) == 2 and (tmp_path / "log").read_text() == "x\nx\n"
-    assert f"step-00000002 ended with {said}: " in told[1] and command in told[1]
-
-
-def test_a_shell_that_is_not_there_is_a_warning(
-    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(12, "Cannot allocate memory")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    hook = make("true")
-    hook.start(step(tmp_path, 1))
-    hook.finish()
-    assert told == ["--on-checkpoint: could not start the command for step-00000001: [Errno 12] Cannot allocate memory"]
-    assert not hook.held()
+    assert all(word in told[1] for word in ("step-00000002", code, command))
 
 
 def test_the_end_of_training_waits_unless_it_is_in_a_hurry(
@@ -170,45 +152,6 @@ def test_the_end_of_training_waits_unless_it_is_in_a_hurry(
     slow.start(step(tmp_path, 3))
     slow.finish(hurry=lambda: time.monotonic() - before > 0.2)
     assert slow.held() and time.monotonic() - before < 5
-
-
-def test_leaving_early_ends_the_command_and_what_it_started(
-    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
-) -> None:
-    hook = make(f"sleep 60 & echo $! > {tmp_path}/pids; echo $$ >> {tmp_path}/pids; wait")
-    hook.start(step(tmp_path, 1))
-    hook.start(step(tmp_path, 2))
-    until(lambda: (tmp_path / "pids").exists() and len((tmp_path / "pids").read_text().split()) == 2)
-    before = time.monotonic()
-    hook.stop()
-    assert time.monotonic() - before < hooks.GRACE_S
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    until(lambda: not any(map(alive, pids)))
-    assert len(pids) == 2  # step 2 was never begun
-    assert told[-1].endswith("the command for step-00000001 was ended, as training has ended before it")
-    assert not any("exit" in text for text in told)
-    hook.start(step(tmp_path, 3))
-    assert not hook.held()
-
-
-def test_it_may_clean_up_before_it_ends_and_is_killed_when_it_will_not(
-    make: Callable[[str], CheckpointHook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    polite = make(
-        f"trap 'sleep .2; touch {tmp_path}/cleaned; exit' TERM; touch {tmp_path}/on; while :; do sleep .01; done"
-    )
-    polite.start(step(tmp_path, 1))
-    until((tmp_path / "on").exists)
-    polite.stop()
-    assert (tmp_path / "cleaned").exists()
-    monkeypatch.setattr(hooks, "GRACE_S", 0.3)
-    deaf = make(f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep .01; done")
-    deaf.start(step(tmp_path, 2))
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    before = time.monotonic()
-    deaf.stop()
-    assert 0.3 <= time.monotonic() - before < 3
-    until(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
 TORCHRUN = {
@@ -247,31 +190,6 @@ def test_under_torchrun_the_command_is_no_worker(
         monkeypatch.setenv(name, value)
     with joined("cpu") as world:  # what elbo train itself would see in there
         assert world.size == 1
-
-
-def test_torchrun_itself_sets_nothing_else(tmp_path: Path) -> None:
-    """A worker that torchrun has started, compared with the launcher's own environment."""
-    script = tmp_path / "show.py"
-    script.write_text(
-        "import os, sys\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
-        "from elbocli.train.checkpoint_hook import environment\n"
-        "print(*environment(Path('run'), Path('run/checkpoints/step-00000001')), 'were', *os.environ)"
-    )
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
-    root = str(Path(hooks.__file__).parents[2])
-    result = subprocess.run([*line, root], capture_output=True, text=True, timeout=120, check=True)
-    given, _, were = (part.split() for part in result.stdout.partition(" were "))
-    assert {"RANK", "WORLD_SIZE", "MASTER_PORT"} <= set(were)
-    harmless = {
-        "OMP_NUM_THREADS",
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
-        "LC_CTYPE",
-        "KMP_DUPLICATE_LIB_OK",
-        "KMP_INIT_AT_FORK",
-        "COLUMNS",
-        "LINES",
-    }
-    assert set(given) - set(os.environ) <= harmless | {"ELBO_CHECKPOINT", "ELBO_RUN", "ELBO_STEP"}
 
 
 PARENT = """

@@ -105,7 +105,7 @@ class TrainState:
             with self.spread.accumulating(last=False):
                 part(self.spread.to_try(), self.resolved.network, len(parts[0]), self.device, autocast)
         except Exception as error:
-            trouble = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            trouble = " ".join(str(error).split())[:200] or type(error).__name__
         self.optimizer.zero_grad()
         gc.collect()  # sharded networks are circles
         troubles = self.world.all(trouble)

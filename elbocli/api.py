@@ -339,8 +339,8 @@ def open_run(
     `elbo ema`. plugins: files to run first, as `--plugin` does, after those that ELBO_PLUGIN names. Warns of a damaged
     checkpoint that is passed over, and of a plug-in that has changed. Raises FormatError, DataError, UsageError.
     """
+    from elbocli.files.plugins import run_plugin
     from elbocli.run.open import open_run as opened
-    from elbocli.run.plugin_files import run_plugin
 
     for file in [*filter(None, os.environ.get("ELBO_PLUGIN", "").split(os.pathsep)), *plugins]:
         run_plugin(Path(file))

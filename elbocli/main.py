@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import faulthandler
 import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from elbocli.cli.grouped_help import CLOSED, COMPLETE, CONTEXT, STDOUT, Command, option
-from elbocli.cli.other_words import Group, NoCommand
-from elbocli.cli.stderr import STDERR, heard, tell
+from elbocli.cli.command import COMPLETE, CONTEXT, Command, Group, NoCommand, option
+from elbocli.cli.messages import tell, visible, visible_lines
+from elbocli.cli.options import common
 from elbocli.cli.types import imported
-from elbocli.cli.visible import visible, visible_lines
 from elbocli.errors import ElboError
-from elbocli.runtime.descriptors import let_nobody_have, make_streams_whole, write_all
 from elbocli.version import __version__
 
 if TYPE_CHECKING:
@@ -35,7 +30,7 @@ COMMANDS = {
         "elbocli.compare.command.compare",
         "Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.",
     ),
-    "completion": ("elbocli.cli.completion.completion", "Print what makes SHELL complete command lines of elbo."),
+    "completion": ("elbocli.main.completion", "Print what makes SHELL complete command lines of elbo."),
     "ema": ("elbocli.ema.command.ema", "Make an average of RUN's weights after training."),
     "eval": ("elbocli.evaluate.command.evaluate", "Score SAMPLES against a reference; one JSON object."),
     "grid": (
@@ -131,22 +126,33 @@ def elbo() -> None:
 
 
 ALLOCATE = ("can't allocate memory", "std::bad_alloc")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-MAY = "; see who may read it, write it and search its folders: ls -ld"
-MOST_OPEN = "; close some, or allow more by 'ulimit -n'"
-REFUSED = {
-    errno.ENAMETOOLONG: (": a name has at most 255 bytes, and a path 4095; choose a shorter one", 2),
-    errno.EACCES: (MAY, 1),
-    errno.EPERM: (MAY, 1),
-    errno.EROFS: ("; choose another folder", 1),
-    errno.EMFILE: (MOST_OPEN, 1),
-    errno.ENFILE: (MOST_OPEN, 1),
-}
-"""Ways in which the system refuses a file that no command looked out for: what to do, and the exit code."""
 LATER_S = 10.0
+"""Time that ranks other than 0 wait after an error, so that rank 0 prints its own first: a launcher ends all when one ends."""
 SIGNALLED = 128
 """Exit codes from here on say by which signal a command ended, as shells do."""
 LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command(cls=Command)
+@click.argument("shell", type=click.Choice(SHELLS))
+@common
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete command lines of elbo.
+
+    SHELL is bash, zsh or fish. Completed are commands and options, names of weightings, schedules, predictions, presets
+    and samplers, and runs.
+
+    \b
+    bash, in ~/.bashrc:               eval "$(elbo completion bash)"
+    zsh, in ~/.zshrc after compinit:  eval "$(elbo completion zsh)"
+    fish:                             elbo completion fish > ~/.config/fish/completions/elbo.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    root, kind = click.get_current_context().find_root(), get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(root.command, {}, "elbo", COMPLETE).source())
 
 
 def share_cores() -> None:
@@ -171,32 +177,20 @@ def extend_segments() -> None:
 
 
 def fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Say on stderr what went wrong, or by which signal it ended, which is no error.
+    """Print on stderr what went wrong, or by which signal the command ended, which is no error; return the exit code.
 
-    alone: no other process can say it, so that silent ones do too, with their rank.
-
-    A silent one ends after the first, which has the word: a launcher ends all others when one ends.
+    alone: no other process can say it, so ranks other than 0 print it too. Else they wait for rank 0.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
         tell(f"{where}: {'error: ' if code < SIGNALLED else ''}{rank}{message}")
     elif code < SIGNALLED:
-        with suppress(KeyboardInterrupt):
-            time.sleep(LATER_S)
+        time.sleep(LATER_S)
     return code
 
 
-def say_ended(signum: int) -> None:
-    """Say that a signal ends the command, if one has begun. Python's own streams may be in the middle of something."""
-    if Command.path != "elbo" and not Command.silent:
-        how = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
-        bar = "\r\x1b[K" if os.isatty(STDERR) else ""
-        with heard():
-            write_all(STDERR, f"{bar}{Command.path}: {how}\n".encode())
-
-
 def _invoke(args: list[str]) -> int:
-    """Run a command line to its end, and what it prints to where it goes; the exit code."""
+    """Run a command line to its end, and flush what it prints; return the exit code."""
     try:
         if COMPLETE in os.environ:
             from click.shell_completion import shell_complete
@@ -213,14 +207,14 @@ def _invoke(args: list[str]) -> int:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run a command line; the exit code."""
+    """Run a command line; return the exit code."""
     try:
         return _invoke(sys.argv[1:] if args is None else args)
+    except NoCommand as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "elbo"
-        if isinstance(error, NoCommand):
-            click.echo(error.format_message(), err=True)
-            return 2
         return fail(path, f"{error.format_message()} (see '{path} --help')", 2)
     except click.ClickException as error:
         return fail("elbo", error.format_message(), 1)
@@ -228,40 +222,30 @@ def run(args: list[str] | None = None) -> int:
         if Command.verbose:
             import traceback
 
-            with heard():
-                click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
+            click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
         return fail(Command.path, str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return fail(Command.path, "interrupted", SIGNALLED + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
+        return SIGNALLED + signal.SIGPIPE
+    except OSError as error:
+        where = "standard output" if error.filename is None else os.fsdecode(error.filename)
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return fail(Command.path, f"{where}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
-        # As torch and numpy say it, who need not be imported here; anything else is our bug.
+        # As torch and numpy say it, which need not be imported here; anything else is our bug.
         named = type(error).__name__ in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError")
         if not named and not any(words in str(error) for words in ALLOCATE):
             raise
         what = " ".join(str(error).split())[:200] or "nothing more was said"
         return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
-    except (click.Abort, KeyboardInterrupt):
-        code = SIGNALLED + signal.SIGINT
-        return fail(Command.path, "interrupted", code) if Command.path != "elbo" else code  # no command has begun
-    except BrokenPipeError:
-        let_nobody_have(STDOUT)  # what waits to be written there, because it can't be
-        return SIGNALLED + signal.SIGPIPE
-    except OSError as error:
-        if error.errno in REFUSED and (error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE)):
-            then, code = REFUSED[error.errno]
-            where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-            return fail(Command.path, f"{where}{error.strerror}{then}", code)
-        if error.errno not in (*FULL, errno.EBADF) or error.filename is not None:
-            raise
-        let_nobody_have(STDOUT)
-        closed = error.errno == errno.EBADF
-        return fail(Command.path, CLOSED if closed else f"standard output: could not write: {error.strerror}", 1)
 
 
 def main() -> None:
     """The console script."""
-    make_streams_whole()
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
-        # The last word of a process that ends by SIGBUS: when a file is cut short just while its mapped rows are copied.
-        faulthandler.enable()
     sys.exit(run())

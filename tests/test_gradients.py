@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from elbocli.files.schedule_file import resolve_schedule
 
 FOLDER = Path(__file__).parent.parent / "examples" / "gradients"
 gradients: Any = load(FOLDER / "gradient_variance.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def probe(run: Path) -> Measurement:

@@ -7,16 +7,15 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, option, without_file
-from elbocli.cli.options import WEIGHTING, common, overwrite_option, plugin_option, stdin_or_fail
-from elbocli.cli.outputs import hand_out
+from elbocli.cli.command import Command, option
+from elbocli.cli.options import WEIGHTING, common, hand_out, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import FIGURE, PATH, STREAM, Count, Number, Output, Shift
 from elbocli.core.criteria import CRITERIA
 
 DEFAULT = click.core.ParameterSource.DEFAULT
 
 
-@click.command(cls=Command, prints=without_file)
+@click.command(cls=Command)
 @click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
 @option(
     "--weighting",

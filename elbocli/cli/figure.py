@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.cli.visible import lettered
+from elbocli.cli.messages import lettered
 from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import plain

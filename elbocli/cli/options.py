@@ -1,18 +1,22 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the ways in which commands print results."""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from elbocli.cli.grouped_help import option
-from elbocli.cli.types import PATH, Count, Named
+from elbocli.cli.command import option
+from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import AUTO, PRECISIONS
+
+if TYPE_CHECKING:
+    from elbocli.core.guidance import Guidance
 
 F = TypeVar("F", bound=Callable[..., Any])
 WEIGHTING = Named("elbocli.core.weighting_curves.WEIGHTINGS")
@@ -28,7 +32,7 @@ def common(function: F) -> F:
 
 def _run_plugins(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
     if files:
-        from elbocli.run.plugin_files import run_plugin
+        from elbocli.files.plugins import run_plugin
 
         for file in files:
             try:
@@ -128,3 +132,85 @@ def stdin_or_fail(what: str) -> Any:
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(f"name {what}, or pipe one in", click.get_current_context())
     return sys.stdin.buffer
+
+
+GUIDANCE = ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_average")
+"""Their Python names, in the order of the help."""
+
+
+def guidance_options(function: F) -> F:
+    """Add --guidance, --guidance-interval, --guidance-channels, --guide and --guide-ema."""
+    option(
+        "--guide-ema",
+        "guide_average",
+        metavar="NAME|FILE",
+        default="",
+        help="Like --ema, for --guide; without --guide, another average of RUN.",
+    )(function)
+    option(
+        "--guide",
+        type=PATH,
+        metavar="RUN",
+        help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
+        more="It is of the same images, and of the same classes or none.",
+    )(function)
+    option(
+        "--guidance-channels",
+        type=Count(1, 10_000),
+        metavar="N",
+        help="Guide only the first N channels of pixels or latents.  [default: all]",
+        more="DiT's own sampling guides 3 of its latents' 4 channels, and its published figures are of that. A learned variance is "
+        "never guided: it is the one that the network gives with the class.",
+    )(function)
+    option(
+        "--guidance-interval",
+        type=Number(-50, 50),
+        nargs=2,
+        metavar="LO HI",
+        help="Guide only where LO <= logsnr <= HI.",
+    )(function)
+    option(
+        "--guidance",
+        type=Number(-1e3, 1e3),
+        default=1.0,
+        help="Scale of guidance; 1 is none.",
+        more="Guides away from the network without classes (classifier-free) or from --guide; 0 uses only that network.",
+    )(function)
+    return function
+
+
+def guidance_of(options: dict[str, Any]) -> Guidance:
+    """The guidance that was asked for; takes its scale, interval and channels out of the options. Raises UsageError."""
+    from elbocli.core.guidance import Guidance
+
+    low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
+    return Guidance(options.pop("guidance"), low, high, options.pop("guidance_channels") or 0)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns that are as wide as their longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+
+
+def print_json(value: Any) -> None:
+    """Print a result as indented JSON. Raises ValueError for NaN."""
+    import json  # a millisecond, which help does without
+
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
+    """Write a file's text to `out`, where - is standard output.
+
+    report: an object that standard output gets instead, as JSON; then the text goes to a file alone. Raises DataError.
+    """
+    from elbocli.files.atomic import write_text
+
+    if report is not None:
+        print_json(report)
+    elif out == STREAM:
+        click.echo(text, nl=False)
+    if out != STREAM:
+        write_text(out, text)

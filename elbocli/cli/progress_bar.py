@@ -10,9 +10,8 @@ from contextlib import suppress
 from threading import Timer
 from typing import Any
 
-from elbocli.cli.grouped_help import Command
-from elbocli.cli.stderr import heard, tell
-from elbocli.cli.visible import visible
+from elbocli.cli.command import Command
+from elbocli.cli.messages import tell, visible
 from elbocli.runtime.progress import Progress, duration
 
 LINE_EVERY_S = 10.0
@@ -148,12 +147,11 @@ def show(loop: Iterator[Progress] | Callable[[Callable[[Progress], None]], Itera
 
     def tell(report: Progress) -> None:
         first.heed(report, bar=isinstance(shown, _Bar))
-        with heard():
-            if report.message:
-                shown.close()
-                say(report.message, report.level)
-            if report.done is not None:
-                shown.update(report)
+        if report.message:
+            shown.close()
+            say(report.message, report.level)
+        if report.done is not None:
+            shown.update(report)
 
     reports = loop(tell) if callable(loop) else loop
     try:
@@ -163,6 +161,5 @@ def show(loop: Iterator[Progress] | Callable[[Callable[[Progress], None]], Itera
         return end.value
     finally:
         first.cancel()
-        with heard():
-            shown.close()
+        shown.close()
         reports.close()  # type: ignore[attr-defined]

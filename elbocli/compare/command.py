@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elbocli.cli.grouped_help import Command, option
-from elbocli.cli.options import command_line, common, plugin_option, stdin_or_fail
-from elbocli.cli.outputs import print_json, print_table
+from elbocli.cli.command import Command, option
+from elbocli.cli.messages import visible
+from elbocli.cli.options import command_line, common, plugin_option, print_json, print_table, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM
-from elbocli.cli.visible import visible
 
 if TYPE_CHECKING:
     from elbocli.compare.result import Comparison

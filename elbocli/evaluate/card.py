@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from elbocli.cli.visible import visible
+from elbocli.cli.messages import visible
 from elbocli.core.metrics import Role
 from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import EvalResult, Score

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, Joined, option
-from elbocli.cli.options import command_line, common, device_option, overwrite_option, plugin_option, stdin_or_fail
-from elbocli.cli.outputs import print_json
+from elbocli.cli.command import Command, Joined, option
+from elbocli.cli.options import (
+    command_line,
+    common,
+    device_option,
+    overwrite_option,
+    plugin_option,
+    print_json,
+    stdin_or_fail,
+)
 from elbocli.cli.types import PATH, STREAM, Count, Output
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import UsageError

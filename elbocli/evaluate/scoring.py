@@ -51,8 +51,7 @@ def run(
 
     Several sources are repeats of one experiment. Images are never held: memory is a batch, each source's moments, and
     4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first has all
-    features.
-    Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
+    features. Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
     seen: list[Seen] = []
     theirs: Seen | None = None

@@ -21,7 +21,6 @@ from typing import IO, Any
 
 from elbocli.errors import DataError
 from elbocli.files.file_system import exchange, flush_folder, special, try_lock
-from elbocli.runtime.undoing import undoing
 
 LONGEST_NAME = 220
 """Bytes of a name that leave room, of the 255 that file systems have, for what is added to it."""
@@ -102,7 +101,7 @@ def replace(aside: Path, path: Path) -> None:
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
     aside = aside_of(path)
-    with told(path), undoing(lambda: aside.unlink(missing_ok=True)):
+    with told(path):
         _swept(path)
         try:
             encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")  # a path may be no text
@@ -130,7 +129,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             old.rename(path) if old.exists() and not os.path.lexists(path) else _remove(old)
 
-    with told(path), undoing(clear):
+    with told(path):
         _swept(path)
         try:
             aside.mkdir()

@@ -31,6 +31,8 @@ MOST_LOOKS = 100
 """Times that somebody may delete what was found, while it is opened, before one gives up."""
 GONE = ("cudnn_benchmark", "manual_gc", "nccl_timeout", "on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
+UNUSED = {"multiscale": False}
+"""Such settings that changed the training unless they had this value: with another, the run is refused."""
 
 
 @stored("meta.json of a checkpoint", "elbo-checkpoint")
@@ -135,7 +137,9 @@ def read_config(run: Path) -> RunConfig:
 def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
     """The content of a config.yaml, if it is a run's. Raises FormatError."""
     config = RunConfig.of(content, path)
-    settings = {key: value for key, value in config.settings.items() if key not in GONE}
+    settings = {
+        key: value for key, value in config.settings.items() if key not in GONE and (key, value) not in UNUSED.items()
+    }
     # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
     faster = config.settings.get("tf32", False) and not str(config.device_name).startswith("cpu")
     if faster and settings.get("precision") == "fp32":

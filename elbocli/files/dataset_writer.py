@@ -20,10 +20,9 @@ from elbocli.files.atomic import told
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.dataset_file import DIGESTS, NAMES_AT_ONCE, Arrays, Names, contents_digest
-from elbocli.files.file_system import claim_room
+from elbocli.files.file_system import claim_room, write_all
 from elbocli.files.reading import encodable, one_line
 from elbocli.files.resumable import Identity, Resumable, holding
-from elbocli.runtime.descriptors import write_all
 
 LIBVER = ("earliest", "v108")
 

@@ -9,6 +9,7 @@ import fcntl
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 LACKING = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
 """Answers of a file system that has no such service."""
@@ -89,3 +90,12 @@ def streams(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return stat.S_IFMT(path.stat().st_mode) in STREAMS
     return False
+
+
+def write_all(handle: int, data: Any, at: int | None = None) -> None:
+    """Write all of a buffer to an open file, at an offset or (None) where it stands. Raises OSError."""
+    left = memoryview(data)
+    left = left.cast("B") if left.nbytes else left[:0]
+    while left:
+        count = os.write(handle, left) if at is None else os.pwrite(handle, left, at)
+        left, at = left[count:], None if at is None else at + count

@@ -45,10 +45,10 @@ def _check(path: Path, kinds: Collection[str], inputs: Collection[Path], overwri
         raise UsageError(f"{path}: is {what}, and only files are replaced; choose another name")
     if run := _run_of(path, inputs):
         raise UsageError(f"{path}: belongs to the run {run}; choose another name")
-    if any(_same(path, source) for source in inputs):
+    if path.exists() and any(_same(path, source) for source in inputs):
         raise UsageError(f"{path}: is read by this command; choose another name")
     if not os.path.lexists(path):
-        if not folder and not path.parent.is_dir():
+        if not folder and not path.parent.is_dir() and path.parent not in inputs:
             raise DataError(f"{path}: there is no folder {path.parent}; make it first")
     elif not overwrite:
         from elbocli.files.resumable import clear_left

@@ -19,10 +19,9 @@ import numpy as np
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.atomic import locked, replace, sweep, told, write_json
 from elbocli.files.dataset_block import BlockLayout
-from elbocli.files.file_system import claim_room
+from elbocli.files.file_system import claim_room, write_all
 from elbocli.files.hashing import DigestBehind, span_sha256
 from elbocli.files.records import Count, Record, read_json, stored
-from elbocli.runtime.descriptors import write_all
 
 AT_ONCE = 1 << 20
 """Bytes of rows that are written at once."""

@@ -7,10 +7,19 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, option, without_file
-from elbocli.cli.guidance_options import GUIDANCE, guidance_of, guidance_options
-from elbocli.cli.options import batch_option, common, device_options, overwrite_option, plugin_option, weights_options
-from elbocli.cli.outputs import hand_out
+from elbocli.cli.command import Command, option
+from elbocli.cli.options import (
+    GUIDANCE,
+    batch_option,
+    common,
+    device_options,
+    guidance_of,
+    guidance_options,
+    hand_out,
+    overwrite_option,
+    plugin_option,
+    weights_options,
+)
 from elbocli.cli.types import PATH, Count, Named, Number, Output
 from elbocli.core.grids import GRIDS
 
@@ -24,7 +33,7 @@ GROUPS = {
 }
 
 
-@click.command(cls=Command, groups=GROUPS, prints=without_file)
+@click.command(cls=Command, groups=GROUPS)
 @click.argument("run", type=PATH)
 @option(
     "--kind",

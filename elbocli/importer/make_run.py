@@ -16,6 +16,7 @@ from elbocli.files import checkpoint as store
 from elbocli.files import sealed_folder
 from elbocli.files.atomic import writing_folder
 from elbocli.files.checkpoint import FOLDER, Checkpoint
+from elbocli.files.plugins import plugins_run
 from elbocli.files.reading import naming, refusing
 from elbocli.files.run_config import RunConfig, RunData, SourceFacts
 from elbocli.files.sealed_folder import CONFIG
@@ -24,7 +25,6 @@ from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
 from elbocli.nn.networks.own_module import ModuleConfig
 from elbocli.run.imported import AVERAGE
 from elbocli.run.objective import Objective
-from elbocli.run.plugin_files import plugins_run
 from elbocli.run.settings import run_settings
 from elbocli.version import __version__
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command, option
+from elbocli.cli.command import Command, option
+from elbocli.cli.messages import visible
 from elbocli.cli.options import common, overwrite_option, scale_option
 from elbocli.cli.types import PATH, STREAM, Output
-from elbocli.cli.visible import visible
 
 
 @click.command(cls=Command)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command, never
+from elbocli.cli.command import Command
 from elbocli.cli.options import command_line, common, overwrite_option
 from elbocli.cli.types import PATH, Output
 
 
-@click.command(cls=Command, prints=never)
+@click.command(cls=Command)
 @click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
 @click.argument("parts", type=PATH, nargs=-1, required=True, metavar="PART...")
 @overwrite_option

@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, option, without_file
-from elbocli.cli.options import common, device_option, overwrite_option, plugin_option
-from elbocli.cli.outputs import hand_out
+from elbocli.cli.command import Command, option
+from elbocli.cli.options import common, device_option, hand_out, overwrite_option, plugin_option
 from elbocli.cli.types import FIGURE, PATH, Count, Number, Output
 
 
-@click.command(cls=Command, prints=without_file)
+@click.command(cls=Command)
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
 @option(
     "--like",

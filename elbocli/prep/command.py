@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, never, option
+from elbocli.cli.command import Command, option
 from elbocli.cli.options import command_line, common, device_options, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, Count, Number, Output
 from elbocli.files.latents import CONVENTIONS
@@ -27,7 +27,7 @@ def shard(value: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-@click.command(cls=Command, prints=never)
+@click.command(cls=Command)
 @click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
 @click.argument("out", type=Output("a dataset"), metavar="OUT.h5")
 @option(

@@ -9,12 +9,10 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
-from elbocli.cli.options import common, overwrite_option
-from elbocli.cli.other_words import Group
-from elbocli.cli.outputs import print_table
+from elbocli.cli.command import CONTEXT, Command, Group, option
+from elbocli.cli.messages import visible_lines
+from elbocli.cli.options import common, overwrite_option, print_table
 from elbocli.cli.types import Named, Output
-from elbocli.cli.visible import visible_lines
 
 PRESET = Named("elbocli.nn.presets.NAMES")
 
@@ -93,7 +91,7 @@ def show(name: str) -> None:
     click.echo(visible_lines(text) if sys.stdout.isatty() else text, nl=False)
 
 
-@presets.command(cls=Command, prints=without_file)
+@presets.command(cls=Command)
 @click.argument("name", type=PRESET)
 @click.argument("out", type=Output("a preset", stdout=True), metavar="OUT.yaml", default="-")
 @overwrite_option

@@ -37,7 +37,7 @@ def editable(preset: Preset) -> str:
         "# The data that it is made for.",
     ]
     if preset.data is not None:
-        told = {**vars(preset.data), "kind": LATENTS}
+        told = {**preset.data.json(), "kind": LATENTS}
         given = {key for key in DATA if key != "kind" or preset.data.latents}
         lines += ["data:", *(line for key in DATA for line in _said(key, DATA[key], told[key], key in given))]
     lines += ["", "network:", *_network(preset), "", "train:", *_train(preset)]

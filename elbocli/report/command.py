@@ -7,13 +7,12 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.grouped_help import Command, option, without_file
-from elbocli.cli.options import common, overwrite_option, plugin_option
-from elbocli.cli.outputs import print_json
+from elbocli.cli.command import Command, option
+from elbocli.cli.options import common, overwrite_option, plugin_option, print_json
 from elbocli.cli.types import PATH, STREAM, Output
 
 
-@click.command(cls=Command, prints=without_file)
+@click.command(cls=Command)
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @option(
     "-o",

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from elbocli.cli.visible import visible_lines
+from elbocli.cli.messages import visible_lines
 from elbocli.report.comparison import Comparison
 from elbocli.report.drawing import swatch
 from elbocli.report.facts import RunFacts

@@ -15,7 +15,6 @@ from msgspec import structs
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, told
-from elbocli.files.retention import step_of
 from elbocli.files.run_config import RunConfig
 from elbocli.files.sealed_folder import CONFIG
 from elbocli.run.dataset_place import seen_from
@@ -52,10 +51,6 @@ def _check(out: Path, resolved: Resolved, anew: bool) -> None:
     if changed := difference(before, resolved.config()):
         raise UsageError(
             f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  " + "\n  ".join(changed)
-        )
-    if resolved.settings.steps < (done := step_of(saved[-1])):
-        raise UsageError(
-            f"--steps {resolved.settings.steps}: {out} has done {done} steps already; give {done} or more, or choose another -o"
         )
 
 

@@ -21,12 +21,12 @@ from elbocli.files.average_file import load, read_about
 from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
+from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import naming
 from elbocli.files.run_config import RunConfig, RunData
 from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
-from elbocli.run.plugin_files import check_plugins
 from elbocli.run.settings import run_settings, trained_as
 from elbocli.run.train_settings import TrainSettings
 

@@ -22,6 +22,7 @@ from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import naming
 from elbocli.files.records import convert
 from elbocli.files.run_config import InitFacts, RunConfig, RunData
@@ -30,7 +31,6 @@ from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of,
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.objective import Objective
-from elbocli.run.plugin_files import check_plugins, plugins_run
 from elbocli.run.setting_type import AUTO
 from elbocli.run.suited_network import Data, fits_card, of_basis, of_initial, of_preset
 from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings
@@ -46,8 +46,6 @@ STORED = ("power:std=0.05", "power:std=0.1")
 HINTS: dict[str, Any] = get_type_hints(TrainSettings)
 FLOAT32 = {"fp32", "tf32"}
 """Precisions that a run may change between when it goes on: which devices have the second is theirs to say."""
-REMOVED = {"multiscale": False}
-"""Settings that runs of earlier versions have, with the value that changes nothing."""
 SNAPSHOTS = 20
 """Snapshots in a whole run, when --snapshot-every isn't given."""
 
@@ -255,7 +253,7 @@ def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
         free.append("precision")
     may_change = {"settings": free, "data": PLACES}
     for section in ("settings", "network", "data", "files"):
-        had, has = without_removed({**did.get(section, {}), **before[section]}), now[section]
+        had, has = {**did.get(section, {}), **before[section]}, now[section]
         if section == "network":  # which earlier versions had with fewer keys, and later ones may have with more
             had, has = filled(had), filled(has)
         for key in sorted({*had, *has}):
@@ -283,14 +281,9 @@ def trained_as(config: RunConfig) -> dict[str, Any]:
     return {**{key: config.settings.get(key) for key in IDENTITY}, **digests}
 
 
-def without_removed(section: dict[str, Any]) -> dict[str, Any]:
-    """The section without settings of earlier versions that change nothing."""
-    return {key: value for key, value in section.items() if key not in REMOVED or value != REMOVED[key]}
-
-
 def run_settings(section: dict[str, Any], where: Path) -> TrainSettings:
     """The settings section of a run's config. Raises FormatError."""
-    known = {"ema": list(TrainSettings.ema), **_typed(without_removed(section), where)}
+    known = {"ema": list(TrainSettings.ema), **_typed(section, where)}
     try:
         for key in known.keys() - SETTINGS.keys():
             raise UsageError(f"{key!r} is unknown; {nearest(key, SETTINGS)}")

@@ -8,14 +8,16 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import Command, Joined, option, without_file
-from elbocli.cli.guidance_options import GUIDANCE, guidance_of, guidance_options
+from elbocli.cli.command import Command, Joined, option
 from elbocli.cli.options import (
+    GUIDANCE,
     SCHEDULE,
     batch_option,
     command_line,
     common,
     device_options,
+    guidance_of,
+    guidance_options,
     overwrite_option,
     plugin_option,
     scale_option,
@@ -32,7 +34,7 @@ GROUPS = {
 }
 
 
-@click.command(cls=Joined, groups=GROUPS, prints=without_file)
+@click.command(cls=Joined, groups=GROUPS)
 @click.argument("run", type=PATH)
 @option("-n", "--n", "n", type=Count(1, 10**9), default=64, help="Number of images.")
 @option(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from elbocli.cli.grouped_help import Command, Joined, launched, option
+from elbocli.cli.command import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
-from elbocli.cli.other_words import nearest_setting
-from elbocli.cli.setting_options import setting_groups, setting_options
-from elbocli.cli.types import PATH, Duration
-from elbocli.files.yaml_text import read_yaml, yaml_text
-from elbocli.run.train_settings import KEPT, RUN
+from elbocli.cli.types import PATH, Count, Duration, Named, Number, Shift
+from elbocli.core.registry import nearest
+from elbocli.run.setting_type import Setting
+from elbocli.run.train_settings import KEPT, KIND, RUN, SETTINGS, TrainSettings
 
+F = TypeVar("F", bound=Callable[..., Any])
 TYPED = ("out", "overwrite", "on_checkpoint", "log_to")
 """Options that no file may say: where to write, and what to run. Anyone may have written the file."""
 
@@ -33,6 +35,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None:
         return None
     from elbocli.errors import ElboError
+    from elbocli.files.yaml_text import read_yaml
 
     try:
         content = read_yaml(path)
@@ -58,7 +61,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if key in TYPED:
             raise _not_typed(ctx, path, key)
         if key not in known:
-            raise click.UsageError(f"{path}: unknown setting {key!r}; {nearest_setting(key, known)}", ctx)
+            raise click.UsageError(f"{path}: unknown setting {key!r}; {nearest(key, known, 100)}", ctx)
         if key in values:
             raise click.UsageError(f"{path}: {key!r} is given twice", ctx)
         several = isinstance(option := known[key], click.Option) and option.multiple
@@ -82,6 +85,53 @@ def _not_typed(ctx: click.Context, path: Path, key: str) -> click.UsageError:
         f"leave it out there, and give --{key.replace('_', '-')}",
         ctx,
     )
+
+
+def _type(setting: Setting, kind: str) -> Any:
+    """The click type that refuses what the setting refuses."""
+    if setting.choices:
+        return click.Choice(setting.choices)
+    if setting.names:
+        return Named(setting.names, *setting.words)
+    if setting.metavar == "DURATION":
+        return Duration()
+    if kind == "int":
+        return Count(int(setting.low), int(setting.high))
+    return {"float": Number(setting.low, setting.high, above=setting.above), "float | str": Shift()}.get(kind, str)
+
+
+def _option(name: str, setting: Setting, kind: str, default: Any) -> Callable[[F], F]:
+    """An option that is None where it isn't given."""
+    word = name.replace("_", "-")
+    flags = setting.flags or (f"--{word}/--no-{word}" if kind == "bool" else f"--{word}")
+    shown = setting.shown
+    if shown is None and default not in (None, "", False):
+        shown = "on" if default is True else str(default)
+    return option(
+        flags,
+        name,
+        type=None if kind == "bool" else _type(setting, kind),
+        default=None,
+        multiple=kind.startswith("tuple"),
+        metavar=setting.metavar or "|".join(setting.choices) or None,
+        help=setting.help + (f"  [default: {shown}]" if shown else ""),
+        more=setting.more,
+    )
+
+
+def setting_options(function: F) -> F:
+    """An option per setting of training, by its name; None (or empty) where it isn't given."""
+    for field in reversed(fields(TrainSettings)):
+        _option(field.name, SETTINGS[field.name], KIND[field.name], field.default)(function)
+    return function
+
+
+def setting_groups() -> dict[str, list[str]]:
+    """Heading → settings under it, in the order of declaration."""
+    groups: dict[str, list[str]] = {}
+    for name, setting in SETTINGS.items():
+        groups.setdefault(setting.group, []).append(name)
+    return groups
 
 
 GROUPS = setting_groups()
@@ -226,6 +276,7 @@ def _plan(data: Path | None, options: dict[str, Any], basis: Any, initial: Any) 
     """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
     from elbocli.files.dataset import Dataset
+    from elbocli.files.yaml_text import yaml_text
     from elbocli.run import preset_data, settings
     from elbocli.train import plan
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.errors import DataError, ElboError, Interrupted
+from elbocli.errors import DataError, ElboError, Interrupted, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
 from elbocli.files.dataset import Dataset
@@ -74,10 +74,13 @@ def run(
             if world.first:
                 warnings.append(claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, anew))
                 saved = store.latest(out, warnings.append)
+                if saved is not None and saved.step > steps:
+                    done = f"{out} has done {saved.step} steps already"
+                    raise UsageError(f"--steps {steps}: {done}; give {saved.step} or more, or choose another -o")
         yield from (Progress(message=text, level="warning") for text in warnings if text)
         saved = world.of_first(saved)
         status = Status(out, steps) if world.first else None
-        if saved is not None and saved.step >= steps:
+        if saved is not None and saved.step == steps:
             if status is not None and status.state != DONE:  # a process was killed after its last checkpoint
                 status.step, status.images, status.saved = saved.step, saved.images, saved.step
                 status.write(DONE)

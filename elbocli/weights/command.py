@@ -12,12 +12,10 @@ from typing import Any
 
 import click
 
-from elbocli.cli.grouped_help import CONTEXT, Command, option, without_file
-from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option
-from elbocli.cli.other_words import Group
-from elbocli.cli.outputs import print_table
+from elbocli.cli.command import CONTEXT, Command, Group, option
+from elbocli.cli.messages import visible
+from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option, print_table
 from elbocli.cli.types import FIGURE, Count, Number, imported
-from elbocli.cli.visible import visible
 
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
@@ -232,7 +230,7 @@ def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) ->
     return comparison, f"{one.spec} and {other.spec} {end}"
 
 
-@weights.command(cls=Command, prints=without_file)
+@weights.command(cls=Command)
 @click.argument("specs", type=WEIGHTING, nargs=-1, metavar="[SPEC]...")
 @option(
     "--schedule",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elbocli.cli.figure import POINTS, brief, check_suffix, draw_densities, finish, line_style, new_figure
-from elbocli.cli.visible import lettered, visible
+from elbocli.cli.messages import lettered, visible
 from elbocli.core.monotone import likeness
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting

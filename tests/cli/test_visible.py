@@ -17,7 +17,7 @@ from forks import quick
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.cli.visible import HIDDEN, lettered, visible, visible_lines
+from elbocli.cli.messages import HIDDEN, lettered, visible, visible_lines
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
 Elbo = Callable[..., Any]

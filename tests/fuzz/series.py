@@ -17,11 +17,11 @@ import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from elbocli.runtime.descriptors import make_streams_whole
 from inputs import Drawer
 
 from elbocli import main
-from elbocli.cli.grouped_help import Command
-from elbocli.runtime.descriptors import make_streams_whole
+from elbocli.cli.command import Command
 
 OUT, ERR = 1, 2
 

@@ -71,7 +71,7 @@ import sys
 from pathlib import Path
 import torch
 import elbocli
-from elbocli.run.plugin_files import run_plugin
+from elbocli.files.plugins import run_plugin
 
 run_plugin(Path(sys.argv[1]) / "mine.py")
 network = elbocli.open_run(Path(sys.argv[1]) / "run", "cpu").network

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import elbocli
+from elbocli.files.plugins import run_plugin
 from elbocli.importer.levels import range_of
-from elbocli.run.plugin_files import run_plugin
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 SAID = ("--prediction", "v", "--levels", "logsnr", "--logsnr-min", -10, "--logsnr-max", 10)

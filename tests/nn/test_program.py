@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import elbocli
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.plugin_modules import trust
+from elbocli.files.plugins import trust
 from elbocli.nn.networks import Network, build, config_of, place, section_of
 from elbocli.nn.networks.program import Program, ProgramConfig, open_program
 from elbocli.nn.networks.unet import UNetConfig

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from elbocli.cli import progress_bar
-from elbocli.cli.grouped_help import Command
+from elbocli.cli.command import Command
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.files.encodings import ENCODINGS, RAW
@@ -48,7 +48,7 @@ def test_help_names_each_crop() -> None:
         (["digits", "more"], 2, "more: is not the name of a dataset"),
         (["nowhere", "a.h5"], 1, "nowhere: no such folder or file"),
         (["digits", "no/where/a.h5"], 1, "no/where/a.h5: there is no folder no/where; make it first"),
-        (["text.txt", "a.h5"], 1, "text.txt: is a file, but no tar, zip"),
+        (["text.txt", "a.h5"], 1, "text.txt: is a file, but none of"),
         (["old.h5", "old.h5"], 2, "old.h5: is read by this command; choose another name"),
         (["digits", "a.h5", "--shard", "3/2"], 2, "'3/2' is not I/N"),
         (["digits", "a.h5", "--subset", "val", "0"], 2, "0 is not above 0"),

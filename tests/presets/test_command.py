@@ -106,7 +106,8 @@ def test_nothing_is_replaced_unasked_and_the_name_must_be_one_that_is_read(elbo:
     result = elbo("presets", "write", "digits", "mine.yaml", cwd=tmp_path)
     assert result.returncode == 2 and b"--overwrite" in result.stderr
     assert (tmp_path / "mine.yaml").read_text() == "mine"
-    assert elbo("presets", "write", "digits", "mine.yaml", "--overwrite", cwd=tmp_path).returncode == 0
+    assert elbo("presets", "write", "digits", "mine.yaml", "--overwrite", cwd=tmp_path).returncode == 2
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
     result = elbo("presets", "write", "digits", "mine.txt", cwd=tmp_path)
     assert result.returncode == 2 and b"ends in .yaml" in result.stderr
 

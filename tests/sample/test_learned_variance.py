@@ -19,10 +19,10 @@ from typed_settings import typed
 from elbocli.core.guidance import Guidance
 from elbocli.core.samplers.walk import time_grid
 from elbocli.errors import UsageError
+from elbocli.files import plugins
+from elbocli.files.plugins import run_plugin
 from elbocli.nn.networks import NETWORKS
-from elbocli.run import plugin_files
 from elbocli.run.open import open_run
-from elbocli.run.plugin_files import run_plugin
 from elbocli.runtime.cuda_graph import WARM_UPS, CudaGraphs
 from elbocli.runtime.device import Precision
 from elbocli.sample import draw as sample
@@ -75,7 +75,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run_plugin(file)
     yield file
     NETWORKS.pop("learned-of-a-test", None)
-    plugin_files._RUN.pop(file.resolve())
+    plugins._RUN.pop(file.resolve())
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import Ending, Signals, catching_signals
+from elbocli.runtime.signals import ORPHAN, Ending, Signals, catching_signals
 from elbocli.train import loop
 from elbocli.train.batches import Batches
 from elbocli.train.recorder import LogFiles
@@ -515,7 +515,7 @@ def test_a_launcher_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp
     ending = Ending(Signals(), 0, True)
     assert ending.reason() == 0
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert ending.reason() == 1003
+    assert ending.reason() == ORPHAN
     assert Ending(Signals(), 0, False).reason() == 0
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from elbocli.files.atomic import told
 from elbocli.files.dataset_block import plain
+from elbocli.files.file_system import write_all
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
-from elbocli.runtime.descriptors import write_all
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:

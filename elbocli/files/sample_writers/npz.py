@@ -14,10 +14,10 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.dataset_block import IMAGES, SCAN_BYTES, BlockLayout
+from elbocli.files.file_system import write_all
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
 from elbocli.files.sample_writers.npy import npy_header
-from elbocli.runtime.descriptors import write_all
 
 
 class _Around(io.RawIOBase):

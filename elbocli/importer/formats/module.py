@@ -8,12 +8,11 @@ from typing import Any
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import UsageError
-from elbocli.files.plugin_modules import defined
+from elbocli.files.plugins import defined, run_plugin
 from elbocli.importer.formats import NAMED, Imported, ImportOptions, Source, fitted, source_format, state_dict
 from elbocli.importer.levels import range_settings
 from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
 from elbocli.nn.networks.own_module import SIZES, ModuleConfig, class_named, read_arguments
-from elbocli.run.plugin_files import run_plugin
 
 
 @source_format(

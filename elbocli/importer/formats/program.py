@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.plugin_modules import trust
+from elbocli.files.plugins import trust
 from elbocli.importer.formats import Imported, ImportOptions, Source, source_format
 from elbocli.importer.levels import range_settings
 from elbocli.nn.networks.program import ProgramConfig, Signature, open_program

@@ -30,7 +30,8 @@ class Extractor(NamedTuple):
     """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
     channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared. spatial: the part of
-    the module whose output [B,C,H,W] has the spatial features; None where it has none. precision: of PRECISIONS, in which features are to be extracted; the caller sets torch's switches.
+    the module whose output [B,C,H,W] has the spatial features; None where it has none. precision: of PRECISIONS, in which
+    features are to be extracted; the caller sets torch's switches.
     """
 
     name: str

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.plugin_modules import defined
+from elbocli.files.plugins import defined
 from elbocli.files.reading import one_line
 from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network

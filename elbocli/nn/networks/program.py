@@ -18,7 +18,7 @@ from elbocli.core.level_codes import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
-from elbocli.files.plugin_modules import check_trusted
+from elbocli.files.plugins import check_trusted
 from elbocli.files.programs import read_program, user_inputs
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.blocks import as_it_comes

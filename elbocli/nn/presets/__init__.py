@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import nearest
 from elbocli.errors import UsageError
-from elbocli.files.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from elbocli.nn.preset_file import MadeFor
@@ -65,6 +64,7 @@ def load_preset(name: str) -> Preset:
 
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
+    from elbocli.files.yaml_text import read_yaml
     from elbocli.nn.preset_file import PresetFile
 
     found = PresetFile.of(read_yaml(preset_file(name)), name)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 
-from elbocli.cli.other_words import renamed_option
 from elbocli.cli.types import STREAM, Output
-from elbocli.errors import DataError, UsageError
-from elbocli.runtime.descriptors import writable
+from elbocli.errors import UsageError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 COMPLETE = "_ELBO_COMPLETE"
@@ -34,30 +32,12 @@ class Option(click.Option):
 
 option = partial(click.option, cls=Option)
 """Decorator that adds an Option, as click.option does its own."""
-STDOUT = 1
-CLOSED = "standard output: is closed, or not open for writing, and the result goes there; redirect it: > FILE"
-
-
-def always(params: Mapping[str, Any]) -> bool:
-    """True for every command line."""
-    return True
-
-
-def never(params: Mapping[str, Any]) -> bool:
-    """False for every command line."""
-    return False
-
-
-def without_file(params: Mapping[str, Any]) -> bool:
-    """True unless -o names a file and nothing else is asked for."""
-    return str(params["out"]) in ("-", "None") or bool(params.get("as_json") or params.get("report"))
 
 
 class Command(click.Command):
     """Remembers which command runs, for messages, and the options that all commands share; checks the files to write.
 
-    groups: heading → the Python names of the options under it. prints: whether its result goes to standard output, by
-    its parameters.
+    groups: heading → the Python names of the options under it.
     """
 
     path: ClassVar[str] = "elbo"
@@ -71,17 +51,10 @@ class Command(click.Command):
         self,
         *args: Any,
         groups: Mapping[str, Collection[str]] | None = None,
-        prints: Callable[[Mapping[str, Any]], bool] = always,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.groups, self.prints = groups or {}, prints
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            raise renamed_option(error, ctx) from error
+        self.groups = groups or {}
 
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
         """Headings, in order, and the options under each. Those in no group come last."""
@@ -102,8 +75,6 @@ class Command(click.Command):
         Command.path = ctx.command_path
         Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
         Command.overwrite = ctx.params.pop("overwrite", False)
-        if self.prints(ctx.params) and not Command.silent and not writable(STDOUT):
-            raise DataError(CLOSED)  # now, and not after the work
         self._check_outputs(ctx.params)
         return super().invoke(ctx)
 
@@ -136,3 +107,28 @@ def launched() -> int:
     if not size.isdecimal():
         raise UsageError(f"WORLD_SIZE is {size!r}, which is no number of processes; unset it, or start with torchrun")
     return int(size)
+
+
+class NoCommand(click.UsageError):
+    """A group without a command; its message is the group's help."""
+
+
+class Group(click.Group):
+    """A group of commands that suggests the nearest one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command as click does. Raises UsageError with the nearest commands."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            from elbocli.core.registry import nearest
+
+            raise click.UsageError(f"No such command {name!r}; {nearest(name, self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does. Raises NoCommand."""
+        if not args and not ctx.resilient_parsing:
+            raise NoCommand(ctx.get_help(), ctx)
+        return super().parse_args(ctx, args)

@@ -1,11 +1,10 @@
-"""Text as it is shown: with everything escaped that moves a terminal's cursor, colours it, turns its letters or looks like nothing.
-
-Names of files and classes, and what strangers' files say, may hold such things.
-"""
+"""Messages for people on standard error. Nothing that a file or a name says can move a terminal's cursor or colour it."""
 
 from __future__ import annotations
 
 import re
+
+import click
 
 OWN_OR_ANY = re.compile(r"\n  |.", re.DOTALL)
 """A line that a message goes on with, which is indented, or any character."""
@@ -42,3 +41,8 @@ def visible_lines(text: str) -> str:
 def lettered(name: str) -> str:
     """Show a name on a figure, whose letters between two $ would be mathematics."""
     return visible(name).replace("$", r"\$")
+
+
+def tell(text: str) -> None:
+    """Print a message on standard error."""
+    click.echo(visible(text), err=True)

@@ -11,14 +11,42 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.plugin_modules import module_name, trust
 from elbocli.files.run_config import PluginFile
 
+PREFIX = "elbo_plugin_"
+_TRUSTED: set[str] = set()
+"""Digests of the programs that the user has named."""
 _RUN: dict[Path, PluginFile] = {}
 """Plug-ins that were run."""
+
+
+def module_name(file: Path | str) -> str:
+    """The module that a plug-in becomes, by its file's name."""
+    return PREFIX + Path(file).stem
+
+
+def defined(file: str, name: str) -> Any:
+    """A thing that a plug-in which was run defines itself; None where it defines none, or wasn't run."""
+    module = sys.modules.get(module_name(file))
+    found = getattr(module, name, None)
+    return found if module is not None and getattr(found, "__module__", "") == module.__name__ else None
+
+
+def trust(path: Path) -> None:
+    """Allow a program of torch.export that the user names to be loaded, also from a run that has a copy of it."""
+    _TRUSTED.add(file_sha256(path))
+
+
+def check_trusted(digest: str, path: Path) -> None:
+    """Raise UsageError for a program that no user has named: a run may come from a stranger."""
+    if digest not in _TRUSTED:
+        raise UsageError(
+            f"{path}: is a program, which could do anything; if you trust it, add --plugin {path}, in Python plugins=[…]"
+        )
 
 
 def run_plugin(path: Path) -> None:

@@ -116,7 +116,6 @@ class _FirstWord:
     """
 
     def __init__(self) -> None:
-        self._counting = False
         self._timer = self._later("getting ready")
 
     def _later(self, text: str) -> Timer:
@@ -132,9 +131,6 @@ class _FirstWord:
         self._timer.cancel()
         if report.then and not bar:
             self._timer = self._later(f"{report.unit} {report.done} of {report.total} is done; {report.then}")
-        elif not self._counting and not bar and report.total is not None and report.done < report.total:
-            self._timer = self._later(f"{report.unit} {report.done + 1} of {report.total} is being computed")
-        self._counting = True
 
     def cancel(self) -> None:
         """Say nothing any more."""

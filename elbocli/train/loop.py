@@ -16,6 +16,7 @@ from elbocli.files import checkpoint as store
 from elbocli.files import snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.files.retention import due, kept, step_of
+from elbocli.nn.networks import count_parameters
 from elbocli.run.folder import claim, record_start
 from elbocli.run.settings import Resolved
 from elbocli.run.status import DONE, RUNNING, Status
@@ -31,7 +32,6 @@ from elbocli.runtime.signals import (
     interrupted,
 )
 from elbocli.train.checkpoint_hook import CheckpointHook
-from elbocli.train.introduction import introduction
 from elbocli.train.memory_check import check_memory
 from elbocli.train.pace import Pace
 from elbocli.train.recorder import Recorder
@@ -148,7 +148,7 @@ class _Training:
     def reports(self) -> Iterator[Progress]:
         """Train, and yield progress."""
         yield from self._messages()
-        yield Progress(message=introduction(self.state, self.out))
+        yield Progress(message=_introduction(self.state, self.out))
         if self.status is not None:
             self.status.saved = self.state.steps_done or None
         self._tell_status(RUNNING)
@@ -277,3 +277,24 @@ class _Training:
         if self.status is not None:
             self.status.step, self.status.images = self.state.steps_done, self.state.images
             self.status.write(state, message)
+
+
+def _introduction(state: TrainState, out: Path) -> str:
+    """Return a sentence on a run in the folder `out`: where it stands, its network, device and objective."""
+    settings, start, size = state.settings, state.steps_done, state.world.size
+    kind = "learned" if state.weighting.learned else "monotone"
+    if state.weighting.rising(settings.logsnr_min, settings.logsnr_max):
+        kind = "learned, not monotone" if state.weighting.learned else "not monotone"
+    parts, most = len(state.batches.parts), max(map(len, state.batches.parts))
+    shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
+    shared += f", each {settings.batch // size} images a step in {parts} parts of {most}" if parts > 1 else ""
+    init = state.resolved.init
+    age = "" if init is None or init.step is None else f" of step {init.step}"
+    new = f"new run from {init.run}, weights {init.weights}{age}" if init else "new run"
+    return (
+        f"{out}: {f'going on after step {start}' if start else new}; "
+        f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
+        f"{Precision(settings.precision, state.device)}{state.compiled and f', {state.compiled}'}; "
+        f"weighting {settings.weighting} ({kind}), schedule {settings.schedule}, "
+        f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
+    )

@@ -20,12 +20,8 @@ from elbocli.runtime.progress import duration
 from elbocli.train.preview import PREVIEW
 from elbocli.train.validate import DRAWS, STEP_COST, Validation
 
-MEASURED_S = 3.0
-"""Time of steps that is measured before anything is said."""
-MEASURED_STEPS = 8
-"""Steps that are measured at least: of two or three, one that another program holds up is too much."""
-LONG_S = 10.0
-"""Time that is enough for fewer steps. A first step that takes so long is measured too: its warm-up is little of it."""
+MEASURED_S = 10.0
+"""Time of steps that is measured before anything is said of them."""
 OFF = 0.25
 """Share of the whole time by which it must turn out otherwise to be said again."""
 FIRST_PREVIEW_S, DRAWING_S = 60.0, 40.0
@@ -91,12 +87,10 @@ class Pace:
             return ""
         now = time.monotonic()
         if self._from is None:
-            long = self._waits and now - self._begun > LONG_S
-            self._from = (self._begun, self.work(self._done)) if long else (now, self.work(step))
+            self._from = now, self.work(step)
         since, before = self._from
         done = self.work(step) - before
-        enough = MEASURED_S if done >= MEASURED_STEPS else LONG_S
-        if not done or now - since < enough or now < self._look:
+        if not done or now - since < MEASURED_S or now < self._look:
             return ""
         each = (now - since) / done
         end = now + each * (self.work(self._settings.steps) - self.work(step))

@@ -96,9 +96,8 @@ def rehearse(state: TrainState) -> float:
     with state.world.together():
         state.batches.ready(state.steps_done)
     arguments, seconds = (state.weighting, state.schedule, state.prediction), 0.0
-    for _ in range(
-        2 if timed and state.world.size == 1 else 1
-    ):  # the first takes longer: memory and kernels are made ready
+    passes = 2 if timed and state.world.size == 1 else 1  # the first takes longer: it makes memory and kernels ready
+    for _ in range(passes):
         begun = time.monotonic()
         loss, _, _ = step_losses(state.spread.forward, state.batches, state.steps_done, 0, *arguments)
         loss.sum().backward()

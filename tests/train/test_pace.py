@@ -64,8 +64,8 @@ def test_steady_steps_are_said_once_after_the_first_seconds_and_rightly(
     begun = clock.now
     one = Pace(asked(digits, preset, steps=5000), None, 0, waits=True)
     ((when, text),) = walked(one, clock, 5000, [6.0, 0.1])  # the first step compiles
-    assert when - begun == pytest.approx(6 + 3, abs=0.3)
-    assert text.startswith("0.1 s a step: 4969 steps left take about 8 min, until ")
+    assert when - begun == pytest.approx(6 + 10, abs=0.3)
+    assert text.startswith("0.1 s a step: 4899 steps left take about 8 min, until ")
     assert clock.now - when == pytest.approx(said_seconds(text), rel=0.1)
 
 
@@ -91,29 +91,10 @@ def test_the_last_step_brings_a_preview_also_between_two(digits: Path, preset: P
 
 def test_another_pace_is_said_again_and_that_is_better(clock: Clock, digits: Path, preset: Path) -> None:
     one = Pace(asked(digits, preset, steps=3000), None, 0, waits=True)
-    told = walked(one, clock, 3000, [0.05] * 100 + [0.4])
+    told = walked(one, clock, 3000, [0.05] * 250 + [0.4])
     assert 2 <= len(told) <= 6 and told[0][1].startswith("0.05 s") and told[1][1].startswith("now 0.")
     off = [abs(said_seconds(text) - (clock.now - when)) / (clock.now - 1000) for when, text in told]
     assert off[0] > 0.5 and off[-1] < 0.25 and off == sorted(off, reverse=True)
-
-
-def test_a_first_step_of_a_minute_is_enough(clock: Clock, digits: Path, preset: Path) -> None:
-    one = Pace(asked(digits, preset, steps=1000), None, 0, waits=True)
-    clock.now += 60
-    assert one.after(1, asked=False).startswith("60 s a step: 999 steps left take about 16 h 39 min, until ")
-
-
-@pytest.mark.parametrize(("step_s", "first"), [(0.1, 31), (1.0, 9), (2.0, 6), (6.0, 3)])
-def test_slow_steps_are_measured_for_longer_so_that_one_held_up_says_little(
-    step_s: float, first: int, clock: Clock, digits: Path, preset: Path
-) -> None:
-    one = Pace(asked(digits, preset, steps=1000), None, 0, waits=True)
-    begun = clock.now
-    for step in range(1, first + 1):
-        clock.now += step_s
-        said = one.after(step, asked=False)
-        assert bool(said) == (step == first), step
-    assert 3 <= clock.now - begun - step_s <= 12.1
 
 
 def test_where_the_device_is_not_waited_for_only_numbers_asked_for_count(
@@ -126,7 +107,6 @@ def test_where_the_device_is_not_waited_for_only_numbers_asked_for_count(
 
 def test_a_run_says_it(digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MEASURED_S", 0.0)
-    monkeypatch.setattr(pace, "MEASURED_STEPS", 1)
     monkeypatch.setattr(pace, "OFF", 0.0)
     told, run = [], tmp_path / "run"
     for steps in (30, 60):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elbocli.cli.command import COMPLETE, CONTEXT, Command, Group, NoCommand, option
+from elbocli.cli.commands import COMPLETE, CONTEXT, Command, Group, NoCommand, option
 from elbocli.cli.messages import tell, visible, visible_lines
 from elbocli.cli.options import common
 from elbocli.cli.types import imported

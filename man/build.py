@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.command import Command, Option
+from elbocli.cli.commands import Command, Option
 from elbocli.cli.types import Named, imported
 from elbocli.core.samplers import SamplerTraits
 from elbocli.main import elbo

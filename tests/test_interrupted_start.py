@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from elbocli import main
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 
 ENDING = "import os, time\nos.kill(os.getpid(), {})\ntime.sleep(60)\n"
 

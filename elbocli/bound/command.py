@@ -9,7 +9,7 @@ from typing import Any
 import click
 from msgspec import structs
 
-from elbocli.cli.command import Command, launched, option
+from elbocli.cli.commands import Command, launched, option
 from elbocli.cli.options import (
     SCHEDULE,
     WEIGHTING,

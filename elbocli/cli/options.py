@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from elbocli.cli.command import option
+from elbocli.cli.commands import option
 from elbocli.cli.types import PATH, STREAM, Count, Named, Number
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import AUTO, PRECISIONS

@@ -10,7 +10,7 @@ from contextlib import suppress
 from threading import Timer
 from typing import Any
 
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 from elbocli.cli.messages import tell, visible
 from elbocli.runtime.progress import Progress, duration
 

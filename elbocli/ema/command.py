@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.command import Command, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import command_line, common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, Count, Number, Output
 from elbocli.core.averages import MAX_STD

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elbocli.cli.command import Command, Joined, option
+from elbocli.cli.commands import Command, Joined, option
 from elbocli.cli.options import (
     command_line,
     common,

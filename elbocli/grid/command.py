@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.command import Command, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import (
     GUIDANCE,
     batch_option,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.command import Command, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, command_line, common, plugin_option
 from elbocli.cli.types import PATH, Count, Named, Number, Output
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 from elbocli.cli.options import command_line, common, overwrite_option
 from elbocli.cli.types import DATASET, PATH
 

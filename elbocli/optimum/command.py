@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.command import Command, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import common, device_option, hand_out, overwrite_option, plugin_option
 from elbocli.cli.types import FIGURE, PATH, Count, Number, Output
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.command import Command, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import command_line, common, device_options, overwrite_option, plugin_option
 from elbocli.cli.types import DATASET, PATH, Count, Number
 from elbocli.files.latents import CONVENTIONS

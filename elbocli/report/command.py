@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.command import Command, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import common, overwrite_option, plugin_option, print_json
 from elbocli.cli.types import PATH, STREAM, Output
 

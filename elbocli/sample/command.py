@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.command import Command, Joined, option
+from elbocli.cli.commands import Command, Joined, option
 from elbocli.cli.options import (
     GUIDANCE,
     SCHEDULE,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from elbocli.cli.command import Command, Joined, launched, option
+from elbocli.cli.commands import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.types import PATH, Count, Duration, Named, Number, Shift
 from elbocli.core.registry import nearest

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 from forks import quick
 
-from elbocli.cli.completion import SHELLS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.samplers import SAMPLERS
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.main import COMMANDS
+from elbocli.main import COMMANDS, SHELLS
 from elbocli.nn.presets import NAMES
 
 HEAVY = ("torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 from elbocli.errors import UsageError
 from elbocli.main import COMMANDS
 from elbocli.main import elbo as group

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 import pytest
 
 from elbocli.cli import progress_bar
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 from elbocli.runtime.progress import Progress
 
 LOOP = """
 import time
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 from elbocli.cli.progress_bar import show
 from elbocli.runtime.progress import Progress
 Command.path = "elbo train"

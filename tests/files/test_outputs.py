@@ -11,7 +11,7 @@ import click
 import pytest
 from forks import Result
 
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 from elbocli.cli.types import Output
 from elbocli.errors import DataError, UsageError
 from elbocli.files.outputs import FOLDER, check_outputs

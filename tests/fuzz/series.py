@@ -17,11 +17,10 @@ import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from elbocli.runtime.descriptors import make_streams_whole
 from inputs import Drawer
 
 from elbocli import main
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 
 OUT, ERR = 1, 2
 
@@ -59,7 +58,6 @@ def begin(good: Path, folder: Path, seed: str, numbers: list[int]) -> None:
     """Run those inputs, and tell of each."""
     results = os.fdopen(os.dup(OUT), "w")
     drawer = Drawer(good, folder)
-    make_streams_whole()
     for number in numbers:
         print(json.dumps(number), file=results, flush=True)
         case, there = drawer.drawn(seed, number)

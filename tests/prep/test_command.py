@@ -11,7 +11,7 @@ import click
 import pytest
 
 from elbocli.cli import progress_bar
-from elbocli.cli.command import Command
+from elbocli.cli.commands import Command
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.files.encodings import ENCODINGS, RAW

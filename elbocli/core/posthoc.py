@@ -1,7 +1,7 @@
 """One average from snapshots of others, after training: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
 
 A power average at step T is ∫ p(t) θ(t) dt with p(t) = (γ+1) t^γ / T^(γ+1) on [0, T] and θ(t) constant between
-updates; this is exact (core/averages.py), so a combination of stored averages is off from the wished one by
+updates; this is exact (core/training.py), so a combination of stored averages is off from the wished one by
 ∫ (Σ x_i p_i − p)(t) θ(t) dt, whatever θ did. Least squares makes Σ x_i p_i − p small; Σ x_i = 1 makes its integral 0,
 so that what doesn't change along training comes out exactly.
 """

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from elbocli.core.feature_moments import FeatureMoments
-from elbocli.core.frechet import frechet_distance
-from elbocli.core.frechet_error import PARTS, estimate_of, extrapolate, influence, standard_error
+from elbocli.core.estimate import FeatureMoments
+from elbocli.core.frechet import PARTS, estimate_of, extrapolate, frechet_distance, influence, standard_error
 
 
 class World:

@@ -1,17 +1,22 @@
-"""Averages of the weights along training, declared once each: v ← β v + (1 − β) θ after every update.
+"""Choices of a training run, declared once each: averages of its weights, decays of its learning rate, and criteria of
+adaptive schedules.
 
-Every β depends only on the counters, so an average that continues from a checkpoint is bit-identical.
+An average is v ← β v + (1 − β) θ after every update. Every β depends only on the counters, so an average that continues
+from a checkpoint is bit-identical.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.core.plain_number import ascii_digits, plain_float
-from elbocli.core.registry import Declaration, Registry, number, plain
+from elbocli.core.registry import Declaration, Registry, ascii_digits, number, plain, plain_float
 from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 AVERAGES: Registry[None] = Registry("average")
 BARE, STORED = "decay", "power"
@@ -159,3 +164,102 @@ def canonical(value: Any) -> tuple[str, ...]:
     if not averages:
         raise UsageError("ema: name at least one average, such as 0.9999")
     return tuple(average.spec for average in averages)
+
+
+LR_DECAYS: Registry[None] = Registry("learning-rate decay")
+"""Functions of (updates done, updates in all) that say by what share of lr the next update is made."""
+
+
+@LR_DECAYS.declare("constant", formula="1")
+def constant(done: int, steps: int) -> float:
+    """No decay."""
+    return 1.0
+
+
+@LR_DECAYS.declare(
+    "cosine",
+    formula="final + (1 - final) (1 + cos(pi n/steps))/2 after n updates",
+    source="Loshchilov & Hutter 2016, arXiv:1608.03983",
+    within={"final": (0, 1)},
+)
+def cosine(done: int, steps: int, final: float = 0.0) -> float:
+    """Half a cosine, from 1 to `final` at the end of training."""
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
+
+
+@LR_DECAYS.declare(
+    "linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)}
+)
+def linear(done: int, steps: int, final: float = 0.0) -> float:
+    """A straight line from 1 to `final` at the end of training."""
+    return 1 - (1 - final) * min(done / steps, 1)
+
+
+@LR_DECAYS.declare(
+    "rsqrt",
+    formula="1/sqrt(max(n/ref, 1)) after n updates",
+    source="Karras et al. 2023 (EDM2), arXiv:2312.02696",
+    positive=["ref"],
+)
+def rsqrt(done: int, steps: int, ref: float = 70_000.0) -> float:
+    """1 for `ref` updates, then the inverse square root. It doesn't depend on when training ends."""
+    return 1 / math.sqrt(max(done / ref, 1))
+
+
+def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration[None]) -> float:
+    """Return the rate of the update after `done` others: lr, times a rise over `warmup` updates, times the decay.
+
+    It depends on these numbers alone, so that a run goes on with the rates that it would have had.
+    """
+    return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))
+
+
+class CriterionTraits(NamedTuple):
+    """optimum: whether it needs the least error, besides the first two moments of the error."""
+
+    optimum: bool = False
+
+
+CRITERIA: Registry[CriterionTraits] = Registry("criterion")
+"""(E e, E e², e* or zero) → what the density is proportional to."""
+
+
+@CRITERIA.declare(
+    "loss",
+    formula="w E|e|^2",
+    source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss",
+    traits=CriterionTraits(),
+)
+def loss(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+    return mean
+
+
+@CRITERIA.declare(
+    "second-moment",
+    formula="w sqrt(E|e|^4)",
+    source="least variance of the loss with independent t",
+    traits=CriterionTraits(),
+)
+def second_moment(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+    return second.sqrt()
+
+
+@CRITERIA.declare(
+    "std", formula="w sd(|e|^2)", source="least variance of the loss with low-discrepancy t", traits=CriterionTraits()
+)
+def std(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+    return (second - mean.square()).clamp(min=0).sqrt()
+
+
+@CRITERIA.declare(
+    "excess",
+    formula="w (E|e|^2 - least)",
+    source="arXiv:2506.13763: what training can still gain; needs --optimum",
+    traits=CriterionTraits(optimum=True),
+)
+def excess(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+    return (mean - least).clamp(min=0)
+
+
+OF_ERRORS = tuple(name for name, declared in CRITERIA.items() if not declared.traits.optimum)
+"""Criteria that need no more than the log."""

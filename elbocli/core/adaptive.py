@@ -210,8 +210,9 @@ class ErrorMoments:
         return spread.sqrt().where(self.count > 1, torch.nan)
 
     def smoothed(self) -> ErrorMoments:
-        """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours. See
-        core/adaptive.py. Computed once, as it takes longer than all else that is done with them.
+        """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours.
+
+        Computed once, as it takes longer than all else that is done with them.
 
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
         Raises DataError when no bin was seen twice.
@@ -400,12 +401,6 @@ def refuse_adaptive(weighting: Weighting) -> None:
             f"{LEARNED} needs a schedule that stays, because every schedule is the adaptive one of this weighting; name one, "
             "for example edm:mean=-0.4,std=1"
         )
-
-
-def uniform_for(weighting: Weighting) -> str:
-    """The schedule that an adaptive one begins from. Raises UsageError as `refuse_adaptive` does."""
-    refuse_adaptive(weighting)
-    return "uniform"
 
 
 def learned_weighting(

@@ -105,8 +105,8 @@ class Augmented:
     Source: Kingma & Gao 2023, theorem 1 and eq. 12.
     """
 
-    def __init__(self, weighting: Weighting, low: float, high: float, cells: int = GRID):
-        self.levels = torch.linspace(low, high, cells + 1, dtype=torch.float64)
+    def __init__(self, weighting: Weighting, low: float, high: float):
+        self.levels = torch.linspace(low, high, GRID + 1, dtype=torch.float64)
         values = weighting(self.levels)
         self.first, self.last = float(values[0]), float(values[-1])
         self.largest = float(values.max())
@@ -133,7 +133,6 @@ def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWith
     """A denoiser that also tells its trace: the mean of n·(∂x̂/∂z)n over probes n like z, or the exact one for None,
     which takes a backward pass for every dimension.
     """
-    import torch
 
     def both(z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -141,22 +140,14 @@ def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWith
             x_hat = denoise(seen, logsnr)
         trace = torch.zeros(len(z), dtype=torch.float64, device=z.device)
         size = z[0].numel()
-        chosen = _units(z) if probes is None else probes
-        for index in range(size if probes is None else len(chosen)):
-            probe = chosen[index].to(z).expand_as(z)
+        chosen = torch.eye(size).view(size, 1, *z.shape[1:]) if probes is None else probes
+        for each in chosen:
+            probe = each.to(z).expand_as(z)
             (slope,) = torch.autograd.grad(x_hat, seen, probe.to(x_hat), retain_graph=True)
             trace += (slope * probe).double().flatten(1).sum(1)
         return x_hat.detach(), trace if probes is None else trace / len(probes)
 
     return both
-
-
-def _units(z: Tensor) -> Tensor:
-    """One unit vector for each dimension of z [B, …], as [D, 1, …]."""
-    import torch
-
-    size = z[0].numel()
-    return torch.eye(size, device=z.device, dtype=z.dtype).view(size, 1, *z.shape[1:])
 
 
 def log_density(
@@ -166,8 +157,6 @@ def log_density(
 
     steps: even ones in λ. sampler: one that draws no noise.
     """
-    import torch
-
     shape, size = z.shape, z[0].numel()
 
     def beside(state: Tensor, logsnr: float) -> Tensor:

@@ -250,15 +250,15 @@ class Reliability:
     accuracy: float
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Reliability]:
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[Reliability]:
     """The table of all bins that hold images. confidence: [N] in [0, 1]; right: [N] of bool."""
-    cell = np.minimum((confidence * bins).astype(int), bins - 1)
+    cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
     for k in np.unique(cell):
         own = cell == k
         rows.append(
             Reliability(
-                k / bins, (k + 1) / bins, int(own.sum()), float(confidence[own].mean()), float(right[own].mean())
+                k / BINS, (k + 1) / BINS, int(own.sum()), float(confidence[own].mean()), float(right[own].mean())
             )
         )
     return rows

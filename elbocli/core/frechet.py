@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from scipy.linalg.lapack import dpstrf
 
-from elbocli.core.estimate import NORMAL_95, Estimate, FeatureMoments
+from elbocli.core.estimate import NORMAL_95, FeatureMoments
 
 
 class Gaussian(Protocol):
@@ -91,26 +91,6 @@ def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> 
     Source: Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))
-
-
-def estimate_of(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """The distance of two sets of vectors [N, D] and [M, D], of two or more each, with the standard error of the first's.
-
-    Where they are few, centred vectors serve as roots of the covariances, and nothing of size D × D is made: so there is
-    time for a thousand classes. With their products C Rᵀ = U S Vᵀ, √(N−1) U S Uᵀ has the vectors' cᵀTc on its diagonal.
-    """
-    if len(first) + len(second) > 2 * first.shape[1]:
-        own, reference = FeatureMoments.of(first), FeatureMoments.of(second)
-        return Estimate(frechet_distance(own, reference), standard_error(first, own, reference))
-    sides = [each.astype(np.float64) for each in (first, second)]
-    apart = sides[0].mean(0) - sides[1].mean(0)
-    c, r = ((each - each.mean(0)) for each in sides)
-    freedom = [len(each) - 1 for each in sides]
-    vectors, shared, _ = np.linalg.svd(c @ r.T / np.sqrt(freedom[1]), full_matrices=False)
-    traces = np.square(c).sum() / freedom[0] + np.square(r).sum() / freedom[1]
-    moved = 2 * c @ apart + np.square(c).sum(1) - np.sqrt(freedom[0]) * np.square(vectors) @ shared
-    value = float(apart @ apart + traces - 2 * shared.sum() / np.sqrt(freedom[0]))
-    return Estimate(value, float(np.sqrt(moved.var(ddof=1) / len(c))))
 
 
 @dataclass(frozen=True)

@@ -190,13 +190,13 @@ class EqualErrors:
     rounds: int
 
 
-def equal_errors(step_errors: StepErrors, start: list[float], high: float, rounds: int = ROUNDS) -> EqualErrors:
+def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
     """Move the levels of a grid until its steps err alike. start: rising λ; its first level stays.
 
     The last level, from which a step leads to clean data, moves too, up to `high`. Returns the best grid seen.
     """
     grid, best = start, None
-    for count in range(1, rounds + 1):
+    for count in range(1, ROUNDS + 1):
         errors = [max(error, LEAST) for error in step_errors(grid)]
         # At `high` a last step that errs more than others is as good as it can be.
         free = errors[:-1] if grid[-1] >= high and errors[-1] > max(errors[:-1]) else errors

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
@@ -250,59 +250,40 @@ NOISES: Registry[None] = Registry("noise")
 EDM_SEEDS = 1 << 32
 
 
-class Noise(Protocol):
-    """Random numbers of a drawing. about: for the record, whatever they depend on beside the seed. every_step: as in walk."""
-
-    every_step: ClassVar[bool]
-
-    @property
-    def about(self) -> dict[str, Any]: ...
-
-    def seeds(self, n: int) -> np.ndarray:
-        """A number for each image that tells it from the others, int64 [n]."""
-        ...
-
-    def classes(self, n: int) -> np.ndarray:
-        """A random class for each image, int64 [n]."""
-        ...
-
-    def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
-        """The noise of a walk, [len(indices), H, W, C] float32 of any device: called for the k-th time, the k-th of it."""
-        ...
-
-
+@NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
-class _Of:
+class Noise:
+    """Random numbers of a drawing: streams of (seed, purpose, index), or those of others, whose classes follow.
+
+    about: for the record, whatever they depend on beside the seed. every_step: as in walk.
+    """
+
+    name: ClassVar[str] = "elbo"
     every_step: ClassVar[bool] = False
     seed: int
     shape: tuple[int, int, int]
     num_classes: int
     device: torch.device
 
-
-@NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
-class ElboNoise(_Of):
-    """Streams of (seed, purpose, index)."""
-
     @property
     def about(self) -> dict[str, Any]:
-        """See Noise."""
-        return {"noise": "elbo"}
+        """Facts of a drawing."""
+        return {"noise": self.name}
 
     def seeds(self, n: int) -> np.ndarray:
-        """The images' own numbers."""
+        """A number for each image that tells it from the others, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
 
     def classes(self, n: int) -> np.ndarray:
-        """See Noise."""
+        """A random class for each image, int64 [n]."""
         from elbocli.core.streams import random_classes
 
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
-        """See Noise."""
+        """The noise of a walk, [len(indices), H, W, C] float32 of any device: called for the k-th time, the k-th of it."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -313,7 +294,7 @@ class ElboNoise(_Of):
     formula="torch's generator of seed + i, on the device: z, a class, then float64 noise in every step",
     source="Karras et al. 2022: EDM's generate.py",
 )
-class EdmNoise(_Of):
+class EdmNoise(Noise):
     """A generator for each image, asked in EDM's order: float32 noise, a class, and float64 noise in every step."""
 
     name: ClassVar[str] = "edm"
@@ -322,13 +303,11 @@ class EdmNoise(_Of):
     @property
     def about(self) -> dict[str, Any]:
         """See Noise: torch's generators differ by kind of device."""
-        return {"noise": self.name, "noise_device": self.device.type}
+        return {**super().about, "noise_device": self.device.type}
 
     def seeds(self, n: int) -> np.ndarray:
         """Those that EDM calls --seeds."""
-        import numpy as np
-
-        return (self.seed % EDM_SEEDS + np.arange(n, dtype=np.int64)) % EDM_SEEDS
+        return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n: int) -> np.ndarray:
         """See Noise. Every image's first noise is drawn and dropped, because its class comes after it."""

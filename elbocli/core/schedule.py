@@ -265,17 +265,13 @@ def _curve(schedule: str, params: tuple[float, ...], device: torch.device) -> St
     return curve.on(device)
 
 
-def _declare_timesteps(name: str) -> None:
-    """Enter the code of a schedule of timesteps under its name, with its parameters."""
-    declared = SCHEDULES[name]
-    params: Any = declared.params
-    formula = f"number of one of the {declared.formula}"
-    enter = level_code(name, formula=formula, source=declared.source, within=declared.within, **params)
-    enter(partial(_timestep, name))
-
-
 for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
-    _declare_timesteps(_name)
+    _declared = SCHEDULES[_name]
+    _params: Any = _declared.params
+    _formula = f"number of one of the {_declared.formula}"
+    level_code(_name, formula=_formula, source=_declared.source, within=_declared.within, **_params)(
+        partial(_timestep, _name)
+    )
 
 
 def parse_level_code(text: str) -> Declaration[None]:

@@ -30,29 +30,25 @@ BETAS: Registry[None] = Registry("beta schedule")
 """β_i: functions of the first and last β and the number of timesteps, float64 [T]."""
 
 
-def _evenly(start: float, end: float, count: int) -> Tensor:
+@BETAS.declare("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
+def linear(start: float, end: float, count: int) -> Tensor:
     import torch
 
     return torch.linspace(start, end, count, dtype=torch.float64)
-
-
-@BETAS.declare("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
-def linear(start: float, end: float, count: int) -> Tensor:
-    return _evenly(start, end, count)
 
 
 @BETAS.declare(
     "scaled_linear", formula="square of even from sqrt(beta_start) to sqrt(beta_end)", source="Rombach et al. 2022"
 )
 def scaled_linear(start: float, end: float, count: int) -> Tensor:
-    return _evenly(math.sqrt(start), math.sqrt(end), count).square()
+    return linear(math.sqrt(start), math.sqrt(end), count).square()
 
 
 @BETAS.declare(
     "sigmoid", formula="beta_start + (beta_end-beta_start) sigmoid(even from -6 to 6)", source="Xu et al. 2022: GeoDiff"
 )
 def sigmoid(start: float, end: float, count: int) -> Tensor:
-    return start + (end - start) * _evenly(-6, 6, count).sigmoid()
+    return start + (end - start) * linear(-6, 6, count).sigmoid()
 
 
 @BETAS.declare(
@@ -61,7 +57,7 @@ def sigmoid(start: float, end: float, count: int) -> Tensor:
     source="Nichol & Dhariwal 2021",
 )
 def squaredcos(start: float, end: float, count: int) -> Tensor:
-    abar = (((_evenly(0, 1, count + 1) + 0.008) / 1.008) * (math.pi / 2)).cos().square()
+    abar = (((linear(0, 1, count + 1) + 0.008) / 1.008) * (math.pi / 2)).cos().square()
     return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
 
 

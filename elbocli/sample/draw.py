@@ -16,7 +16,7 @@ from torch import Tensor
 from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, parse_sampler, time_grid, too_few, walk
-from elbocli.core.sampling import ELBO, UNIT, Clip, ElboNoise, Guidance, Noise, purpose_of, usual_spacing
+from elbocli.core.sampling import ELBO, UNIT, Clip, Guidance, Noise, purpose_of, usual_spacing
 from elbocli.core.streams import choose_labels
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
@@ -94,7 +94,7 @@ def draw(
     each estimate, to raise something when there is a reason to leave: a batch may take minutes. source: of the
     noise, elbo's own unless given.
     """
-    source = source or ElboNoise(settings.seed, shape, 0, device)
+    source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
 
     def noise() -> Tensor:

@@ -101,7 +101,7 @@ REGISTRIES = [
     ("elbocli.core.weighting", "FACTORS", 5),
     ("elbocli.core.samplers", "SAMPLERS", 6),
     ("elbocli.core.sampling", "SPACINGS", 3),
-    ("elbocli.core.sampling", "NOISES", 2),
+    ("elbocli.core.sampling", "NOISES", 3),
     ("elbocli.core.sampling", "STARTS", 2),
     ("elbocli.core.sampling", "CLIPS", 3),
     ("elbocli.core.sampling", "ROUNDINGS", 3),

@@ -20,17 +20,13 @@ from torch import Tensor
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.estimate import estimate_bound
 from elbocli.bound.result import Bound
-from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_floor
-from elbocli.core.clipping import parse_clip
-from elbocli.core.guidance import Guidance
+from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_floor, followed, refuse_adaptive
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, walk
+from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
+from elbocli.core.sampling import SPACINGS, STARTS, Guidance, parse_clip
 from elbocli.core.schedule import Schedule
-from elbocli.core.spacing import SPACINGS
-from elbocli.core.start import STARTS
 from elbocli.core.streams import T_SAMPLINGS, Stream, times, walk_noise
-from elbocli.core.uncertainty import followed, uniform_for
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
@@ -107,7 +103,8 @@ class DiffusionLoss:
         if not 0 <= rank < ranks:
             raise UsageError(f"rank {rank} of {ranks} ranks; it must be at least 0 and below their number")
         if adapts := schedule == "adaptive":
-            schedule = uniform_for(self.weighting)
+            refuse_adaptive(self.weighting)
+            schedule = "uniform"
         self.schedule = _on_range(schedule, logsnr_min, logsnr_max)
         self.logsnr_min, self.logsnr_max, self.floor = self.schedule.logsnr_min, self.schedule.logsnr_max, floor
         self.edges = bin_edges(self.logsnr_min, self.logsnr_max)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from elbocli.core.samplers.walk import Sampler
+from elbocli.core.samplers import Sampler
 
 GAMMA = 0.2
 

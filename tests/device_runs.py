@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import MeasureSettings, open_measurement
-from elbocli.core.samplers.walk import parse_sampler
+from elbocli.core.samplers import parse_sampler
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import NetworkConfig, build

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.estimate import FeatureMoments
 from elbocli.core.metrics import METRICS, Features, asked
 
 

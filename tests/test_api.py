@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import elbocli
-from elbocli.core.rounding import to_levels
+from elbocli.core.sampling import to_levels
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_logs
 from elbocli.nn.networks import build

@@ -2,12 +2,8 @@
 
 from typing import Any
 
-from elbocli.core.clipping import parse_clip
-from elbocli.core.noise import NOISES
-from elbocli.core.rounding import ROUNDINGS
-from elbocli.core.samplers.walk import parse_sampler
-from elbocli.core.spacing import SPACINGS
-from elbocli.core.start import STARTS
+from elbocli.core.samplers import parse_sampler
+from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, parse_clip
 from elbocli.sample.draw import SampleSettings
 
 PARSE = {

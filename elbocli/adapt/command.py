@@ -10,7 +10,7 @@ import click
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import WEIGHTING, common, hand_out, overwrite_option, plugin_option, stdin_or_fail
 from elbocli.cli.types import FIGURE, PATH, STREAM, Count, Number, Output, Shift
-from elbocli.core.criteria import CRITERIA
+from elbocli.core.training import CRITERIA
 
 DEFAULT = click.core.ParameterSource.DEFAULT
 

@@ -13,10 +13,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import ErrorMoments, fit_schedule, floored, loss_variance
-from elbocli.core.criteria import CRITERIA, OF_ERRORS
+from elbocli.core.adaptive import ErrorMoments, fit_schedule, floored, loss_variance, refuse_adaptive
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
-from elbocli.core.uncertainty import refuse_adaptive
+from elbocli.core.training import CRITERIA, OF_ERRORS
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.losslog import LossLog, read_logs

@@ -17,8 +17,7 @@ from torch import Tensor
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Classification, ReliabilityRow
-from elbocli.core.calibration import calibration_error, reliability
-from elbocli.core.estimate import error_of_share
+from elbocli.core.estimate import calibration_error, error_of_share, reliability
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError

@@ -17,7 +17,7 @@ from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound, LatentBound, LatentTerm, Term
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import bits_per_dimension, by_cell, prior, reconstruction, reconstruction_of_numbers
-from elbocli.core.paired import PairedEstimate, PairedMoments
+from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError

@@ -14,7 +14,7 @@ from elbocli.bound import estimate
 from elbocli.bound.estimate import BoundCurve, BoundEstimate
 from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.excess import Excess, copying, excess, excess_by_bin
+from elbocli.core.optimum import Excess, copying, excess, excess_by_bin
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.optimum_file import Optimum, read_optimum

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from elbocli.bound.draws import Images
 from elbocli.bound.question import Parts, Question, decoder, slopes
-from elbocli.core.flow import log_density, with_trace
-from elbocli.core.logsnr import alpha_sigma
+from elbocli.core.elbo import log_density, with_trace
+from elbocli.core.prediction import alpha_sigma
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.runtime.device import sent

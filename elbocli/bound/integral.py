@@ -11,8 +11,7 @@ from torch import Tensor
 from elbocli.bound.draws import Draws, Sight
 from elbocli.bound.question import Parts, Question, Seen, decoder, slopes
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.elbo import LEVELS, prior
-from elbocli.core.gaussian import GaussianModel
+from elbocli.core.elbo import LEVELS, GaussianModel, prior
 from elbocli.core.schedule import Schedule, cell_of
 
 CELLS = 20

@@ -20,9 +20,8 @@ from elbocli.bound.integral import SeenSums, errors_besides
 from elbocli.bound.measure import Measurement
 from elbocli.bound.question import Parts, Question
 from elbocli.bound.result import Difference, Estimate, Likelihoods
-from elbocli.core.elbo import bits_per_dimension
-from elbocli.core.gaussian import GaussianModel, fit_gaussian, rows_to_fit
-from elbocli.core.paired import PairedMoments, image_errors
+from elbocli.core.elbo import GaussianModel, bits_per_dimension, fit_gaussian, rows_to_fit
+from elbocli.core.estimate import PairedMoments, image_errors
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream

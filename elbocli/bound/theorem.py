@@ -18,7 +18,7 @@ from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Check, NoiseShares, Side, SignedMass, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented, prior
-from elbocli.core.paired import PairedEstimate, PairedMoments
+from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from elbocli.cli.messages import lettered
-from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import plain
 from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.atomic import writing
 

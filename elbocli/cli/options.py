@@ -16,7 +16,7 @@ from elbocli.errors import UsageError
 from elbocli.run.setting_type import AUTO, PRECISIONS
 
 if TYPE_CHECKING:
-    from elbocli.core.guidance import Guidance
+    from elbocli.core.sampling import Guidance
 
 F = TypeVar("F", bound=Callable[..., Any])
 WEIGHTING = Named("elbocli.core.weighting_curves.WEIGHTINGS")
@@ -181,7 +181,7 @@ def guidance_options(function: F) -> F:
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
     """The guidance that was asked for; takes its scale, interval and channels out of the options. Raises UsageError."""
-    from elbocli.core.guidance import Guidance
+    from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
     return Guidance(options.pop("guidance"), low, high, options.pop("guidance_channels") or 0)

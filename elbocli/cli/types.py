@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from elbocli.core.plain_number import plain_float, plain_int
+from elbocli.core.registry import plain_float, plain_int
 from elbocli.run.setting_type import LARGEST, LARGEST_COUNT, LARGEST_DURATION_S
 
 if TYPE_CHECKING:

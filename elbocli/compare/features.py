@@ -13,11 +13,9 @@ from torch import equal
 
 from elbocli.compare.result import Compared, Difference
 from elbocli.compare.results import drawn_differently, refuse_unlike
-from elbocli.core.estimate import Estimate
-from elbocli.core.feature_moments import FeatureMoments
-from elbocli.core.frechet import Gaussian, frechet_distance
-from elbocli.core.frechet_error import influence
-from elbocli.core.metrics.fid import DISTANCE
+from elbocli.core.estimate import Estimate, FeatureMoments
+from elbocli.core.frechet import Gaussian, frechet_distance, influence
+from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.reference import fingerprint, mismatches
 from elbocli.evaluate.result import numbers
@@ -58,7 +56,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     network = (
         None if is_published(facts.extractor, facts.weights_sha256, facts.feature_precision) else str(facts.extractor)
     )
-    title = numbers()[DISTANCE].name(network)
+    title = numbers()[FID].name(network)
     alike = {
         "n_samples": len(read[0].features),
         "n_ref": about.n,

@@ -3,6 +3,23 @@
 The statistics are of the unweighted per-dimension error ‖ε−ε̂‖²/D in equal bins of λ, so that one log
 serves every weighting. Source: arXiv:2303.00848 sec. 4 for the `loss` criterion; the others minimise the
 variance of the loss estimate under independent t (`second-moment`) and low-discrepancy t (`std`).
+
+`smooth` draws a positive curve through noisy means, some of which rest on few observations or on none.
+
+The error of a denoiser is smooth in λ, so neighbouring bins inform each other. The fewer observations a bin has, the
+more its neighbours count. The data determine how smooth the curve is. The model is a generalised additive one: gamma
+likelihood, log link, a penalty on the curve's roughness whose scale has the largest marginal likelihood (Wood 2011, by
+Laplace).
+
+The weighting `uncertainty`, learned while a run trains: EDM2's u(σ) in effect, from the statistics of its errors.
+
+Under its loss every t counts alike. So the density that samples it best, ∝ w e, is the schedule itself: each schedule is the
+adaptive one of this weighting, and the two can't be learned at once. It rises wherever p rises faster than e, hence left
+of the peak of p in general, and is no ELBO then.
+
+`uncertainty:monotone` is one: the least non-increasing w that is nowhere smaller, as the modifier makes of any weighting
+(core/monotone.py). A running minimum from the noisy end would be next to zero everywhere, because p is there; least
+squares, by pooling neighbours, would depend on the measure of λ in which squares are added, and would lower the peak.
 """
 
 from __future__ import annotations
@@ -15,11 +32,86 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from elbocli.core.criteria import CRITERIA
+from elbocli.core.prediction import Prediction
+from elbocli.core.registry import LEARNED
 from elbocli.core.schedule import Schedule, schedule_of_shares
-from elbocli.core.smooth import smooth
+from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
+
+# f″ may wander by BEND in a unit of λ (variance; from nearly straight in log to a jump between bins), f by TILT.
+BENDS = tuple(0.005 * 8**k for k in range(5))
+TILT = 1.0
+ROUNDS = 50
+CLOSE = 1e-6
+
+
+def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """A curve through the values at rising knots: cubics, whose slope at a knot is that between its neighbours.
+
+    Any shape of `at` gives the same; beyond the knots the outer cubics go on. Straight lines would bend at every knot, and
+    a product with a smooth function could rise and fall again within each cell.
+    """
+    (slope,) = torch.gradient(values, spacing=(knots,))
+    right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
+    left = right - 1
+    width, rise = knots[right] - knots[left], values[right] - values[left]
+    part, first, last = (at - knots[left]) / width, width * slope[left], width * slope[right]
+    return values[left] + part * (first + part * (3 * rise - 2 * first - last + part * (first + last - 2 * rise)))
+
+
+def roughness(at: Tensor, bend: float) -> Tensor:
+    """[B, B] K with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ for f given at these λ, however dense they are. at: [B] float64.
+
+    The second term keeps what no observation tells level, far from any that does.
+    """
+    step = at.diff()
+    slope = torch.eye(len(at), dtype=torch.float64).diff(dim=0) / step[:, None]
+    turn = slope.diff(dim=0)
+    between = 0.5 * (step[1:] + step[:-1])
+    return turn.T @ (turn / between[:, None]) / bend + slope.T @ (slope * step[:, None]) / TILT
+
+
+def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """e^f for the f that maximises Σ precision·(−mean e^{−f} − f) − ½ fᵀKf, with the likeliest bend: [B], positive.
+
+    at: [B] rising. mean: [B], not negative. precision: [B], 1 over the relative variance of that mean, 0 where there
+    is none; a positive mean with a positive precision somewhere. All float64. The gamma likelihood weighs relative
+    errors, and is free of the bias that logarithms of noisy means have.
+    """
+    found = []
+    for bend in BENDS:
+        penalty = roughness(at, bend)
+        f = _maximum(mean, precision, penalty)
+        found.append((_evidence(f, mean, precision, penalty), f))
+    return max(found, key=lambda pair: pair[0])[1].exp()
+
+
+def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
+    """The f of `smooth` for one penalty: from the normal approximation by Newton's method, with a curvature never
+    below the expected one, so that no step goes too far."""
+    told = precision * (mean > 0)
+    f = torch.linalg.solve(penalty + told.diag(), told * mean.where(mean > 0, 1).log())
+    for _ in range(ROUNDS):
+        ratio = mean * (-f).exp()
+        slope = precision * (ratio - 1) - penalty @ f
+        factor = torch.linalg.cholesky(penalty + (precision * ratio.clamp(min=1)).diag())
+        step = torch.cholesky_solve(slope[:, None], factor)[:, 0]
+        f = f + step
+        if float(step.abs().max()) < CLOSE:
+            break
+    return f
+
+
+def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> float:
+    """Log marginal likelihood of the penalty, up to a constant. f: where the penalised likelihood is largest.
+
+    The penalty ignores the curve's level: 1/B fills that one direction, alike for every penalty.
+    """
+    fitted = (precision * (-mean * (-f).exp() - f)).sum() - 0.5 * f @ penalty @ f
+    volume = torch.logdet(penalty + 1 / len(f)) - torch.logdet(penalty + precision.diag())
+    return float(fitted + 0.5 * volume)
+
 
 BINS = 100
 POINTS = 16  # λ inside a bin at which w and p are looked at
@@ -118,8 +210,9 @@ class ErrorMoments:
         return spread.sqrt().where(self.count > 1, torch.nan)
 
     def smoothed(self) -> ErrorMoments:
-        """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours. See
-        core/smooth.py. Computed once, as it takes longer than all else that is done with them.
+        """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours.
+
+        Computed once, as it takes longer than all else that is done with them.
 
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
         Raises DataError when no bin was seen twice.
@@ -299,3 +392,40 @@ class AdaptiveSchedule:
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
         return fit_schedule(known, weighting, "loss", floor, "adaptive")
+
+
+def refuse_adaptive(weighting: Weighting) -> None:
+    """Raise UsageError for the learned weighting, which needs a schedule that stays."""
+    if weighting.learned:
+        raise UsageError(
+            f"{LEARNED} needs a schedule that stays, because every schedule is the adaptive one of this weighting; name one, "
+            "for example edm:mean=-0.4,std=1"
+        )
+
+
+def learned_weighting(
+    weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule
+) -> Weighting:
+    """The weighting to train with now: the density of the schedule over the errors that are remembered, smoothed in λ.
+
+    Until two errors have been seen somewhere, the error is that of a network which says nothing but zeros where its target
+    has variance 1. The loss is then half the plain squared error of its output, with which EDM2 begins, too.
+    """
+    known = online.moments()
+    if bool(known.seen.any()):
+        return weighting.knowing(schedule, known.middle, known.smoothed().mean)
+    return weighting.knowing(schedule, known.middle, prediction.coefficients(known.middle).eps_factor)
+
+
+def followed(
+    online: AdaptiveSchedule | None, weighting: Weighting, schedule: Schedule, prediction: Prediction, floor: float
+) -> tuple[Weighting, Schedule]:
+    """Weighting and schedule to train with now: the one follows the errors where it is learned, else the other does.
+
+    online: the errors; None where both stay. schedule: the one until now. floor: of one that adapts.
+    """
+    if online is None:
+        return weighting, schedule
+    if weighting.learned:
+        return learned_weighting(weighting, schedule, prediction, online), schedule
+    return weighting, online.schedule(weighting, floor)

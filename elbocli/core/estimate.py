@@ -1,12 +1,16 @@
-"""A number with its standard error, and the difference of two."""
+"""Numbers with standard errors, the moments of features that they come from, and the calibration of probabilities."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORMAL_95 = 1.959963984540054
 """Standard errors on each side that hold a normal number 95 times in 100."""
@@ -58,3 +62,209 @@ class Estimate:
         shares = [part**2 / freedom for part, freedom in ((mine, self.freedom), (theirs, other.freedom)) if part]
         doubt = sum(shares)  # 0 where both are exact: x / inf
         return Estimate(value, math.sqrt(mine + theirs), (mine + theirs) ** 2 / doubt if doubt else math.inf)
+
+
+@dataclass(frozen=True)
+class FeatureMoments:
+    """Moments of n vectors: their mean [D] and the sum of outer products about it [D, D], float64.
+
+    Those of two sets add up to those of both, and a part can be taken out again.
+    """
+
+    n: int
+    mu: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> FeatureMoments:
+        """features: [N, D], N > 0."""
+        features = features.astype(np.float64)
+        mu = features.mean(0)
+        features -= mu
+        return cls(len(features), mu, features.T @ features)
+
+    @property
+    def sigma(self) -> np.ndarray:
+        """The covariance over n − 1 [D, D]. Needs two vectors."""
+        return self.scatter / (self.n - 1)
+
+    def __add__(self, other: FeatureMoments) -> FeatureMoments:
+        n, apart = self.n + other.n, other.mu - self.mu
+        between = np.outer(apart, apart * (self.n * other.n / n))
+        return FeatureMoments(n, self.mu + apart * (other.n / n), self.scatter + other.scatter + between)
+
+    def __sub__(self, part: FeatureMoments) -> FeatureMoments:
+        n = self.n - part.n
+        mu = self.mu + (self.mu - part.mu) * (part.n / n)
+        apart = part.mu - mu
+        between = np.outer(apart, apart * (n * part.n / self.n))
+        return FeatureMoments(n, mu, self.scatter - part.scatter - between)
+
+
+class StreamingFeatureMoments:
+    """Sums of features and their outer products about the first batch's mean, float64.
+
+    About that mean, not zero, so that nothing cancels when features are far from the origin. Outer products are added
+    up ROWS vectors at a time: one for each batch would take longer than a fast device takes for the batch.
+    """
+
+    ROWS = 1024
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, features: np.ndarray) -> None:
+        """features: [B, D]."""
+        features = features.astype(np.float64)
+        if self.n == 0:
+            self._origin = features.mean(0)
+            self._sum = np.zeros(features.shape[1])
+            self._outer = np.zeros((features.shape[1],) * 2)
+        self.n += len(features)
+        self._waiting.append(features - self._origin)
+        if sum(map(len, self._waiting)) >= self.ROWS:
+            self._take()
+
+    def _take(self) -> None:
+        centred = np.concatenate(self._waiting)
+        self._sum += centred.sum(0)
+        self._outer += centred.T @ centred
+        self._waiting = []
+
+    def moments(self) -> FeatureMoments:
+        """Moments of all vectors so far. Needs one."""
+        if self._waiting:
+            self._take()
+        mean = self._sum / self.n
+        return FeatureMoments(self.n, self._origin + mean, self._outer - self.n * np.outer(mean, mean))
+
+
+class PairedMoments:
+    """Sums over images of two independent estimates of the same vector.
+
+    Half their difference gives an unbiased estimate of the noise's variance, even if the draws within one estimate
+    depend on each other. The rest of their mean's variance is the variance between images.
+    """
+
+    def __init__(self) -> None:
+        self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
+
+    def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
+        """pairs: [images, 2, C] float64. squares: alike, the mean square of each estimate where theory knows it and a
+        sample may miss it: the noise is taken to be no less.
+        """
+        values = pairs.numpy()
+        self._means.add(values.mean(1))
+        half = 0.5 * (values[:, 0] - values[:, 1])
+        self._noise = self._noise + half.T @ half
+        if squares is not None:
+            self._least = self._least + 0.25 * squares.numpy().sum((0, 1))
+
+    @property
+    def n(self) -> int:
+        """Images so far."""
+        return self._means.n
+
+    def estimate(self) -> PairedEstimate:
+        """Estimate from the images so far, two at least."""
+        means = self._means.moments()
+        noise = np.asarray(self._noise) / self.n
+        lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
+        return PairedEstimate(self.n, means.mu, means.sigma - noise, noise + np.diag(lacking))
+
+
+@dataclass(frozen=True)
+class PairedEstimate:
+    """mean [C] over n images; between, noise: [C, C] covariance of one image's true value, and of its estimate."""
+
+    n: int
+    mean: np.ndarray
+    between: np.ndarray
+    noise: np.ndarray
+
+    @staticmethod
+    def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
+        """Several rounds of draws on the same images."""
+        mean, between, noise = (
+            np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise")
+        )
+        return PairedEstimate(rounds[0].n, mean, between, noise / len(rounds))
+
+    def value(self, of: np.ndarray) -> float:
+        """The mean of a linear combination of the components. of: [C]."""
+        return float(self.mean @ of)
+
+    def noise_se(self, of: np.ndarray) -> float:
+        """Standard error from the noise alone: how far another seed lies, on the same images."""
+        return float(np.sqrt(of @ self.noise @ of / self.n))
+
+    def se(self, of: np.ndarray, population: float) -> float:
+        """Standard error of the mean over a population of that many images (inf: of their distribution).
+
+        Images are drawn without replacement: when all were, their choice adds nothing. Source: Cochran 1977,
+        Sampling Techniques, eq. 2.20.
+        """
+        chosen = max(0.0, float(of @ self.between @ of)) * (1 - self.n / population)
+        return float(np.sqrt((chosen + of @ self.noise @ of) / self.n))
+
+
+LARGEST_FREEDOM = 1e6
+
+
+def image_errors(halves: np.ndarray) -> np.ndarray:
+    """Standard errors [N] of the mean of each image's two independent estimates. halves: [N, 2].
+
+    Half the difference of two numbers says little of their spread. So it is taken together with what all images say:
+    the variances are thought of as drawn from an inverse χ² distribution, which is fitted to them, and each becomes its
+    mean given the image's own difference. Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
+    """
+    from scipy.optimize import brentq  # only what estimates image by image needs it
+    from scipy.special import digamma, polygamma
+
+    own = 0.25 * np.square(halves[:, 0] - halves[:, 1])
+    known = np.log(own[own > 0])
+    if len(known) < 3:
+        return np.sqrt(np.full(len(own), own.mean() if len(own) else 0.0))
+    spread = float(known.var(ddof=1) - polygamma(1, 0.5))
+    if spread <= polygamma(1, LARGEST_FREEDOM / 2):
+        return np.sqrt(np.full(len(own), own.mean()))
+    freedom = 2 * brentq(lambda half: polygamma(1, half) - spread, 1e-6, LARGEST_FREEDOM / 2)
+    usual = np.exp(known.mean() - digamma(0.5) + digamma(freedom / 2) + np.log(1 / freedom))
+    return np.sqrt((freedom * usual + own) / (freedom + 1))
+
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Images of which the likeliest class has a probability from low to high: how many, its mean, and the share that it is right
+    of.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[Reliability]:
+    """The table of all bins that hold images. confidence: [N] in [0, 1]; right: [N] of bool."""
+    cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows = []
+    for k in np.unique(cell):
+        own = cell == k
+        rows.append(
+            Reliability(
+                k / BINS, (k + 1) / BINS, int(own.sum()), float(confidence[own].mean()), float(right[own].mean())
+            )
+        )
+    return rows
+
+
+def calibration_error(table: list[Reliability]) -> float:
+    """ECE: the mean of |accuracy − confidence| over images. Source: Naeini et al. 2015; Guo et al. 2017."""
+    count = sum(row.count for row in table)
+    return sum(row.count * abs(row.accuracy - row.confidence) for row in table) / count

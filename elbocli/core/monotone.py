@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.core.logsnr import LIMIT
+from elbocli.core.prediction import LIMIT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,8 @@
-"""Predictions: what the network outputs. Each is linear in data and noise, so two numbers declare it.
+"""The log signal-to-noise ratio λ = log(α²/σ²), and what a network may predict of z = αx + σε.
+
+Variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ).
+
+Predictions: what the network outputs. Each is linear in data and noise, so two numbers declare it.
 
 target = a·x + b·ε, with z = αx + σε. With d = αb − σa:
   x̂ = (b·z − σ·out)/d,   ε̂ = (α·out − a·z)/d,   ‖ε−ε̂‖² = (α/d)² ‖target−out‖².
@@ -7,14 +11,51 @@ Source: Kingma & Gao 2023, appendix on parameterizations; Karras et al. 2022, ta
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.core import logsnr as level
 from elbocli.core.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LIMIT = 50.0
+"""No run goes further than |λ| = 50: every formula of ours stays within float64 there."""
+
+
+def alpha(logsnr: Tensor) -> Tensor:
+    """Scale of the data in z = αx + σε."""
+    return logsnr.sigmoid().sqrt()
+
+
+def sigma(logsnr: Tensor) -> Tensor:
+    """Scale of the noise. From sigmoid(−λ): 1 − sigmoid(λ) loses all digits at λ ≈ 17 in float32."""
+    return (-logsnr).sigmoid().sqrt()
+
+
+def logsnr_of(sigma_edm: float) -> float:
+    """λ = −2 ln σ_edm; σ_edm = σ/α is the noise level of EDM (Karras et al. 2022)."""
+    return -2.0 * math.log(sigma_edm)
+
+
+def alpha_sigma(logsnr: float) -> tuple[float, float]:
+    """(α, σ) of one λ as Python floats; λ = inf is clean data."""
+    if logsnr >= 0:
+        odds = math.exp(-logsnr)
+        return math.sqrt(1 / (1 + odds)), math.sqrt(odds / (1 + odds))
+    odds = math.exp(logsnr)
+    return math.sqrt(odds / (1 + odds)), math.sqrt(1 / (1 + odds))
+
+
+def resolution_shift(image_size: int) -> float:
+    """2 log(64/d): the shift of λ that keeps coarse detail as noisy at d pixels as at 64.
+
+    Source: Hoogeboom et al. 2023 (simple diffusion), eq. 4, in natural log of SNR.
+    """
+    return 2.0 * math.log(64.0 / image_size)
+
 
 PREDICTIONS: Registry[None] = Registry("prediction")
 """(α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
@@ -106,10 +147,10 @@ class Prediction:
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
         """Coefficients at each λ, float64 of any shape. eps_factor = (α/d)² turns the target's squared error into that of ε."""
-        alpha, sigma = level.alpha(logsnr), level.sigma(logsnr)
-        a, b, c_in = self.declared(alpha, sigma)
-        d = alpha * b - sigma * a
-        return Coefficients(alpha, sigma, a, b, c_in, b / d, -sigma / d, (alpha / d).square())
+        signal, noise = alpha(logsnr), sigma(logsnr)
+        a, b, c_in = self.declared(signal, noise)
+        d = signal * b - noise * a
+        return Coefficients(signal, noise, a, b, c_in, b / d, -noise / d, (signal / d).square())
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a run has one prediction
     def scalars(self, logsnr: float) -> tuple[float, float, float]:

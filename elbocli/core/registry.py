@@ -9,7 +9,6 @@ from functools import cache
 from inspect import signature
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from elbocli.core.plain_number import plain_float
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
@@ -256,3 +255,20 @@ def number(text: str | float, what: str = "value", largest: float = LARGEST) -> 
     if not math.isfinite(value) or abs(value) > largest:
         raise UsageError(f"{what}: {text} is not a number between -{largest:g} and {largest:g}")
     return value
+
+
+def ascii_digits(text: str) -> str:
+    """Return the text of a number as it is. Raises ValueError when it has digits that are not 0 to 9, or a _."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is not a number; write it with the digits 0 to 9 alone")
+    return text
+
+
+def plain_float(value: str | float) -> float:
+    """Read a number from a text, or take one that is. Raises ValueError."""
+    return float(ascii_digits(value) if isinstance(value, str) else value)
+
+
+def plain_int(value: str | float) -> int:
+    """Read a whole number from a text, or take one that is. Raises ValueError."""
+    return int(ascii_digits(value) if isinstance(value, str) else value)

@@ -10,7 +10,7 @@ import click
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import command_line, common, overwrite_option, plugin_option
 from elbocli.cli.types import PATH, Count, Number, Output
-from elbocli.core.averages import MAX_STD
+from elbocli.core.training import MAX_STD
 
 
 @click.command(cls=Command)

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.averages import Average, gamma_of, parse_average
-from elbocli.core.posthoc import Profile, solve
 from elbocli.core.registry import plain
+from elbocli.core.training import Average, Profile, gamma_of, parse_average, solve
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import snapshots
 from elbocli.files.average_file import AverageFacts, read_about, writing_average

@@ -14,7 +14,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.core.feature_moments import FeatureMoments, StreamingFeatureMoments
+from elbocli.core.estimate import FeatureMoments, StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.core.class_labels import choose_labels
 from elbocli.core.metrics import Need
+from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource, described
 from elbocli.evaluate.protocols import PROTOCOLS, ProtocolTraits, unlike

@@ -15,7 +15,7 @@ from msgspec import structs
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli.core.metrics import METRICS, Need, Value
-from elbocli.core.metrics.fid import WITHIN
+from elbocli.core.metrics.distances import FID_WITHIN
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
 from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
@@ -223,7 +223,7 @@ def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
             notes.append(f"{name} and {ref} were made differently ({keys}): this compares with no others")
         if one.facts.deviates:
             notes.append(f"{name}: deviates from {one.facts.protocol} ({', '.join(one.facts.deviates)})")
-        if WITHIN in one.values and one.values[WITHIN] is None:
+        if FID_WITHIN in one.values and one.values[FID_WITHIN] is None:
             notes.append(f"{name}: no interval for FID: it takes twice as many images as features")
     if differ := result.unlike():
         notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")

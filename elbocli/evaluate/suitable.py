@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.class_labels import choose_labels
 from elbocli.core.metrics import METRICS, Need
+from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource, described
 from elbocli.evaluate.reference import Reference, fingerprint, mismatches

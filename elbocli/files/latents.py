@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry
-from elbocli.core.rounding import ROUNDINGS
+from elbocli.core.sampling import ROUNDINGS
 from elbocli.errors import FormatError, UsageError
 
 

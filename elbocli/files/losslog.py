@@ -17,7 +17,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from elbocli.core.logsnr import LIMIT
+from elbocli.core.prediction import LIMIT
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.opening import open_stream

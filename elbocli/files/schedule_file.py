@@ -14,12 +14,11 @@ from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 
-from elbocli.core.foreign_loss import is_foreign_loss
-from elbocli.core.logsnr import LIMIT
+from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
-from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import naming
 from elbocli.files.recognise import instead, refuse_other

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from elbocli.core.discrete_schedule import BETAS, MOST_TIMESTEPS, Moved, Steps, logsnr_of_betas
-from elbocli.core.schedule_curves import FmOt, ScheduleCurve
+from elbocli.core.schedule_curves import BETAS, MOST_TIMESTEPS, FmOt, Moved, ScheduleCurve, Steps, logsnr_of_betas
 from elbocli.errors import FormatError
 from elbocli.files.reading import naming
 from elbocli.files.records import read_json

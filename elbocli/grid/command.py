@@ -21,7 +21,7 @@ from elbocli.cli.options import (
     weights_options,
 )
 from elbocli.cli.types import PATH, Count, Named, Number, Output
-from elbocli.core.grids import GRIDS
+from elbocli.core.sampling import GRIDS
 
 GROUPS = {
     "Grid": ("kind", "sampler", "steps", "classes"),
@@ -85,7 +85,7 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     do wrong, and what the same sampler does on other grids.
     """
     from elbocli.cli.progress_bar import say, show
-    from elbocli.core.samplers.walk import parse_sampler
+    from elbocli.core.samplers import parse_sampler
     from elbocli.grid import make
 
     kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))

@@ -12,15 +12,21 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.class_labels import choose_labels
-from elbocli.core.equal_error import EqualErrors, equal_errors, measured_order
-from elbocli.core.grids import GRIDS, GridTask, purpose_of
-from elbocli.core.guidance import Guidance
-from elbocli.core.local_error import AncestralErrors, EquationErrors, FineSolution, StepErrors, refuse_noise
+from elbocli.core.local_error import (
+    AncestralErrors,
+    EqualErrors,
+    EquationErrors,
+    FineSolution,
+    StepErrors,
+    equal_errors,
+    measured_order,
+    refuse_noise,
+)
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers.walk import Sampler, time_grid
+from elbocli.core.samplers import Sampler, time_grid
+from elbocli.core.sampling import GRIDS, GridTask, Guidance, purpose_of
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.streams import Stream
+from elbocli.core.streams import Stream, choose_labels
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import to_text

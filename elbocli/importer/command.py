@@ -57,7 +57,7 @@ GROUPS = {
 )
 @option(
     "--levels",
-    type=Named("elbocli.core.level_codes.LEVEL_CODES"),
+    type=Named("elbocli.core.schedule.LEVEL_CODES"),
     default="",
     help="The number that the network gets for logsnr: logsnr:factor=F, sigma, flow, t:linear, …",
 )

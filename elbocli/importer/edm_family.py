@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from elbocli.core.logsnr import logsnr_of
+from elbocli.core.prediction import logsnr_of
 from elbocli.core.registry import plain
 from elbocli.files.pickles import attributes
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.registry import Declaration
-from elbocli.core.rounding import to_levels
+from elbocli.core.sampling import to_levels
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elbocli.core.clipping import Clip, parse_clip
-from elbocli.core.guidance import Guidance
 from elbocli.core.loss import Network, check_output
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers import Denoise, DenoiseWithVariance
-from elbocli.core.samplers.walk import Sampler
+from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler
+from elbocli.core.sampling import Clip, Guidance, parse_clip
 from elbocli.errors import UsageError
 
 UNCLIPPED = parse_clip("none")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from elbocli.core.averages import Average
+from elbocli.core.training import Average
 from elbocli.runtime.processes import to_local
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 
 
 @torch.library.custom_op("elbo::level_number", mutates_args=())

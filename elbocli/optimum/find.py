@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import bin_edges
+from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.optimum import LeastErrors
-from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.excess import Copying, Excess, copying, excess
+from elbocli.core.optimum import Copying, Excess, copying, excess
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.optimum_file import Optimum

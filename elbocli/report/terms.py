@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from elbocli.core.criteria import CRITERIA
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
+from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.files.records import Record
 from elbocli.run.objective import Objective

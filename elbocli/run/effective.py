@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
+from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, learned_weighting
 from elbocli.core.monotone import in_words
-from elbocli.core.uncertainty import learned_weighting
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, FormatError

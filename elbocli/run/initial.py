@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
+from elbocli.core.training import parse_average
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import tensor_files

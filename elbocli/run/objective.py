@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from elbocli.core.averages import Average, parse_average
+from elbocli.core.adaptive import refuse_adaptive
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
-from elbocli.core.uncertainty import refuse_adaptive
+from elbocli.core.training import Average, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import AdaptiveSchedule, bin_edges
-from elbocli.core.averages import parse_average
+from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, learned_weighting
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
-from elbocli.core.uncertainty import learned_weighting
+from elbocli.core.training import parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.average_file import load, read_about

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import torch
 from msgspec import structs
 
-from elbocli.core.averages import canonical, parse_average
-from elbocli.core.logsnr import resolution_shift
-from elbocli.core.lr_decay import LR_DECAYS
+from elbocli.core.prediction import resolution_shift
 from elbocli.core.registry import nearest, number
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.training import LR_DECAYS, canonical, parse_average
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS

@@ -123,7 +123,7 @@ class TrainSettings:
         "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
         "curve of the new number from there.",
         shown="",
-        names="elbocli.core.lr_decay.LR_DECAYS",
+        names="elbocli.core.training.LR_DECAYS",
     )
     weight_decay: float = setting(0.0, OPTIMIZER, "Weight decay of AdamW.", shown="0", low=0, high=1e3)
     beta2: float = setting(0.999, OPTIMIZER, "beta2 of AdamW; beta1 is 0.9.", low=0, high=0.9999999)
@@ -178,7 +178,7 @@ class TrainSettings:
         "Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
         more="Previews, validation, sample and bound use the first.",
         shown="",
-        names="elbocli.core.averages.AVERAGES",
+        names="elbocli.core.training.AVERAGES",
     )
     snapshot_every: int = count(
         0,

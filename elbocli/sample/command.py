@@ -53,7 +53,7 @@ GROUPS = {
 )
 @option(
     "--spacing",
-    type=Named("elbocli.core.spacing.SPACINGS"),
+    type=Named("elbocli.core.sampling.SPACINGS"),
     help="Levels of the schedule that are visited: even, or of timesteps a subset (timesteps) or every k-th (stride).  "
     "[default: timesteps with t-linear and its like]",
     more="timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. A diffusers "
@@ -61,7 +61,7 @@ GROUPS = {
 )
 @option(
     "--start",
-    type=Named("elbocli.core.start.STARTS"),
+    type=Named("elbocli.core.sampling.STARTS"),
     default="unit",
     help="Noise to start from: of variance 1 (unit), or sigma_max (edm) as EDM does.",
     more="EDM starts from y = z/alpha = sigma_max eps, which leaves out the trace of an image of variance 1 that z has at the "
@@ -70,7 +70,7 @@ GROUPS = {
 @guidance_options
 @option(
     "--clip",
-    type=Named("elbocli.core.clipping.CLIPS"),
+    type=Named("elbocli.core.sampling.CLIPS"),
     default="none",
     help="Keep each estimate of the image within the range of pixels, after guidance: static, or dynamic:percentile=P.",
 )
@@ -84,7 +84,7 @@ GROUPS = {
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
 @option(
     "--noise",
-    type=Named("elbocli.core.noise.NOISES"),
+    type=Named("elbocli.core.sampling.NOISES"),
     default="elbo",
     help="Random numbers: elbo's, the same on any device, or those of EDM's (edm) or EDM2's (edm2) seed SEED + i.",
     more="With edm, image i has the noise, and with --classes random the class, that EDM's generate.py draws for seed "
@@ -111,7 +111,7 @@ GROUPS = {
 )
 @option(
     "--rounding",
-    type=Named("elbocli.core.rounding.ROUNDINGS"),
+    type=Named("elbocli.core.sampling.ROUNDINGS"),
     help="From a pixel to a level: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; of "
     "latents, their convention's]",
     more="half-up differs from nearest only in halves; truncate is half a level darker on average, which a FID sees. Latents "
@@ -137,12 +137,8 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     the same in every case.
     """
     from elbocli.cli.progress_bar import show
-    from elbocli.core.clipping import parse_clip
-    from elbocli.core.noise import NOISES
-    from elbocli.core.rounding import ROUNDINGS
-    from elbocli.core.samplers.walk import parse_sampler
-    from elbocli.core.spacing import SPACINGS
-    from elbocli.core.start import STARTS
+    from elbocli.core.samplers import parse_sampler
+    from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, parse_clip
     from elbocli.files.sample_writers import open_stream
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined

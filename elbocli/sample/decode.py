@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.registry import Declaration
-from elbocli.core.rounding import NEAREST, to_levels
+from elbocli.core.sampling import NEAREST, to_levels
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
 from elbocli.files.run_config import RunData

@@ -13,16 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.class_labels import choose_labels
-from elbocli.core.clipping import Clip
-from elbocli.core.grids import purpose_of
-from elbocli.core.guidance import Guidance
-from elbocli.core.logsnr import LIMIT
-from elbocli.core.noise import ELBO, ElboNoise, Noise
+from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers.walk import Sampler, parse_sampler, time_grid, too_few, walk
-from elbocli.core.spacing import usual_spacing
-from elbocli.core.start import UNIT
+from elbocli.core.samplers import Sampler, parse_sampler, time_grid, too_few, walk
+from elbocli.core.sampling import ELBO, UNIT, Clip, Guidance, Noise, purpose_of, usual_spacing
+from elbocli.core.streams import choose_labels
 from elbocli.files.latents import LatentSpace
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
@@ -99,7 +94,7 @@ def draw(
     each estimate, to raise something when there is a reason to leave: a batch may take minutes. source: of the
     noise, elbo's own unless given.
     """
-    source = source or ElboNoise(settings.seed, shape, 0, device)
+    source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
 
     def noise() -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.clipping import Clip
-from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import Sampler, walk
+from elbocli.core.samplers import Sampler, walk
+from elbocli.core.sampling import Clip, Guidance
 from elbocli.errors import UsageError
 from elbocli.nn.cast_once import cast_weights
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser

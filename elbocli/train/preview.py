@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.samplers.walk import parse_sampler, time_grid
+from elbocli.core.samplers import parse_sampler, time_grid
 from elbocli.errors import ElboError
 from elbocli.files.grid import Layout, lay_out, rows_of_classes
 from elbocli.files.schedule_file import resolve_schedule

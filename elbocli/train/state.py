@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges
-from elbocli.core.lr_decay import LR_DECAYS
+from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, followed
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
-from elbocli.core.uncertainty import followed
+from elbocli.core.training import LR_DECAYS
 from elbocli.errors import FormatError, NonFiniteError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset

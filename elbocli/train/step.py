@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.core.loss import denoising_losses
-from elbocli.core.lr_decay import learning_rate
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
+from elbocli.core.training import learning_rate
 from elbocli.core.weighting import Weighting
 from elbocli.runtime.device import Precision, seed_dropout, sent
 from elbocli.runtime.processes import to_local

@@ -10,8 +10,8 @@ import torch
 
 from elbocli.adapt import fit_log
 from elbocli.core.adaptive import bin_edges, floored, loss_variance
-from elbocli.core.criteria import OF_ERRORS
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
+from elbocli.core.training import OF_ERRORS
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
 from elbocli.files.schedule_file import resolve_schedule

@@ -17,7 +17,7 @@ import torch
 from compare import Row, compare
 
 from elbocli.core.prediction import Prediction
-from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.samplers import parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream, walk_noise
 from elbocli.nn.denoiser import Denoiser

@@ -17,7 +17,7 @@ from scipy.linalg import sqrtm
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.estimate import FeatureMoments
 from elbocli.core.frechet import frechet_distance
 from elbocli.nn.extractors import make_extractor
 

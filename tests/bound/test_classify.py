@@ -16,7 +16,7 @@ from elbocli.bound.classify import ClassScores, class_scores, judged
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.measure import MeasureSettings, open_measurement
 from elbocli.bound.result import Classification
-from elbocli.core.paired import image_errors
+from elbocli.core.estimate import image_errors
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError

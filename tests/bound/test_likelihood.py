@@ -16,8 +16,8 @@ from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.estimators import ESTIMATORS
 from elbocli.bound.likelihood import Found, estimate_likelihoods, parse_estimators, sentence
 from elbocli.bound.result import Bound, Likelihoods
-from elbocli.core.gaussian import fit_gaussian
-from elbocli.core.paired import image_errors
+from elbocli.core.elbo import fit_gaussian
+from elbocli.core.estimate import image_errors
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError

@@ -15,8 +15,8 @@ from elbocli.core.adaptive import (
     fit_schedule,
     loss_variance,
 )
-from elbocli.core.criteria import CRITERIA, OF_ERRORS
 from elbocli.core.schedule import Table, parse_schedule
+from elbocli.core.training import CRITERIA, OF_ERRORS
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, UsageError
 

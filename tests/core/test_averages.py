@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 from short_ids import short
 
-from elbocli.core.averages import AVERAGES, MAX_STD, Average, canonical, gamma_of, parse_average, std_of
+from elbocli.core.training import AVERAGES, MAX_STD, Average, canonical, gamma_of, parse_average, std_of
 from elbocli.errors import UsageError
 
 NAMES = sorted(AVERAGES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elbocli.core.calibration import calibration_error, reliability
+from elbocli.core.estimate import calibration_error, reliability
 
 
 def test_a_calibrated_classifier_has_next_to_no_error_and_a_boaster_his_boast() -> None:

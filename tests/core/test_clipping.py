@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.clipping import CLIPS, parse_clip
+from elbocli.core.sampling import CLIPS, parse_clip
 from elbocli.errors import UsageError
 
 

@@ -8,14 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.core.discrete_schedule import BETAS, Moved, Steps, logsnr_of_betas
-from elbocli.core.foreign_loss import ForeignLoss
-from elbocli.core.logsnr import LIMIT
 from elbocli.core.monotone import slope
-from elbocli.core.prediction import Prediction
+from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.schedule import make_schedule
-from elbocli.core.schedule_curves import FmOt
-from elbocli.core.weighting import ScheduleDensity, Weighting
+from elbocli.core.schedule_curves import BETAS, FmOt, Moved, Steps, logsnr_of_betas
+from elbocli.core.weighting import ForeignLoss, ScheduleDensity, Weighting
 from elbocli.errors import UsageError
 
 COUNT = 1000

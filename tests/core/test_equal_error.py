@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.core.equal_error import ALIKE, equal_errors, measured_order
+from elbocli.core.local_error import ALIKE, equal_errors, measured_order
 
 LOW, HIGH = -10.0, 10.0
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges
-from elbocli.core.excess import BEGUN, COPIES, Copying, Excess, copying, excess, excess_by_bin
+from elbocli.core.optimum import BEGUN, COPIES, Copying, Excess, copying, excess, excess_by_bin
 from elbocli.core.weighting import parse_weighting
 
 EDGES = bin_edges(-6, 6, 24)

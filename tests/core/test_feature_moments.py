@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.feature_moments import FeatureMoments, StreamingFeatureMoments
+from elbocli.core.estimate import FeatureMoments, StreamingFeatureMoments
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 6), st.integers(0, 99))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from exact import Mixture
 
-from elbocli.core.flow import log_density, with_trace
+from elbocli.core.elbo import log_density, with_trace
 from elbocli.core.streams import Stream
 
 LOW, HIGH = -14.0, 6.0

@@ -10,10 +10,9 @@ import pytest
 import torch
 from scipy import optimize, special
 
-from elbocli.core.foreign_loss import FACTORS, is_foreign_loss
 from elbocli.core.monotone import likeness
 from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting import FACTORS, is_foreign_loss, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 

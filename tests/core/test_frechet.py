@@ -6,7 +6,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.estimate import FeatureMoments
 from elbocli.core.frechet import frechet_distance, root
 
 

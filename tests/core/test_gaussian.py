@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from elbocli.core.gaussian import GaussianModel, fit_gaussian, rows_to_fit
+from elbocli.core.elbo import GaussianModel, fit_gaussian, rows_to_fit
 
 
 def correlated(count: int, dimensions: int, seed: int = 0) -> torch.Tensor:

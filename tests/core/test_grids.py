@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
-from elbocli.core.grids import GRIDS, GridTask, schedule_of_levels
-from elbocli.core.samplers.walk import time_grid
+from elbocli.core.samplers import time_grid
+from elbocli.core.sampling import GRIDS, GridTask, schedule_of_levels
 from elbocli.core.weighting import parse_weighting
 from elbocli.files.schedule_file import resolve_schedule, to_text
 

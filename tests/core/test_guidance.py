@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identities import diffuse, eps_hat
 
-from elbocli.core.guidance import Guidance
 from elbocli.core.prediction import PREDICTIONS, Prediction
+from elbocli.core.sampling import Guidance
 from elbocli.errors import UsageError
 
 SCALES = st.floats(0, 20)

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.cluster import KMeans
 
-from elbocli.core.kmeans import kmeans, nearest_centre
+from elbocli.core.neighbours import kmeans, nearest_centre
 from elbocli.core.streams import Stream
 
 

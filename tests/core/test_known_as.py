@@ -7,23 +7,16 @@ import pytest
 import torch
 from short_ids import short
 
-from elbocli.core.averages import AVERAGES, parse_average
-from elbocli.core.clipping import CLIPS
-from elbocli.core.criteria import CRITERIA
-from elbocli.core.foreign_loss import FACTORS, parse_factor
 from elbocli.core.metrics import METRICS
 from elbocli.core.monotone import likeness
-from elbocli.core.noise import NOISES
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, plain
-from elbocli.core.rounding import ROUNDINGS
-from elbocli.core.samplers import SAMPLERS, Move
-from elbocli.core.samplers.walk import parse_sampler
+from elbocli.core.samplers import SAMPLERS, Move, parse_sampler
+from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.spacing import SPACINGS
-from elbocli.core.start import STARTS
-from elbocli.core.weighting import parse_weighting
+from elbocli.core.training import AVERAGES, CRITERIA, parse_average
+from elbocli.core.weighting import FACTORS, parse_factor, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.discrete_schedule import BETAS, logsnr_of_betas
-from elbocli.core.level_codes import LEVEL_CODES, parse_level_code
+from elbocli.core.schedule import LEVEL_CODES, parse_level_code
+from elbocli.core.schedule_curves import BETAS, logsnr_of_betas
 from elbocli.errors import UsageError
 
 BETA_ENDS = {"t-linear": ("linear", 1e-4, 0.02), "t-scaled-linear": ("scaled_linear", 0.00085, 0.012)}

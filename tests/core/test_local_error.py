@@ -8,10 +8,18 @@ import pytest
 import torch
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges
-from elbocli.core.equal_error import equal_errors, measured_order
-from elbocli.core.local_error import AncestralErrors, EquationErrors, FineSolution, deviations, refuse_noise, rms
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.samplers.walk import parse_sampler, time_grid
+from elbocli.core.local_error import (
+    AncestralErrors,
+    EquationErrors,
+    FineSolution,
+    deviations,
+    equal_errors,
+    measured_order,
+    refuse_noise,
+    rms,
+)
+from elbocli.core.prediction import alpha_sigma
+from elbocli.core.samplers import parse_sampler, time_grid
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import DataError, UsageError
 

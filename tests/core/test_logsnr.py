@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core import logsnr as level
+from elbocli.core import prediction as level
 
 LEVELS = st.floats(-level.LIMIT, level.LIMIT)
 

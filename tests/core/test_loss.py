@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identities import eps_hat, target
 
-from elbocli.core.logsnr import alpha, sigma
 from elbocli.core.loss import check_output, losses, step_coefficients
-from elbocli.core.prediction import PREDICTIONS, Prediction
+from elbocli.core.prediction import PREDICTIONS, Prediction, alpha, sigma
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError

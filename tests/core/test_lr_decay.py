@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from elbocli.core.lr_decay import LR_DECAYS, learning_rate
+from elbocli.core.training import LR_DECAYS, learning_rate
 from elbocli.errors import UsageError
 
 STEPS = 1000

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.class_labels import choose_labels
-from elbocli.core.noise import NOISES
-from elbocli.core.streams import walk_noise
+from elbocli.core.sampling import NOISES
+from elbocli.core.streams import choose_labels, walk_noise
 
 CPU = torch.device("cpu")
 SEEDS = [0, 7, 2**32 - 2, 2**40 + 5, 2**63 - 1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.paired import PairedEstimate, PairedMoments
+from elbocli.core.estimate import PairedEstimate, PairedMoments
 
 BETWEEN = np.array([[1.0, 0.3], [0.3, 0.5]])
 NOISE = np.array([[0.4, -0.2], [-0.2, 0.9]])

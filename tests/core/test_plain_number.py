@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.plain_number import plain_float, plain_int
+from elbocli.core.registry import plain_float, plain_int
 from elbocli.files.yaml_text import parse_yaml
 
 ODD = ("1_0", "١٢", "1_0.5", "1e1_0")

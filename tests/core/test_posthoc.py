@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from elbocli.core.averages import gamma_of
-from elbocli.core.posthoc import Profile, products, solve
+from elbocli.core.training import Profile, gamma_of, products, solve
 
 STEPS, COUNT = 1000, 20
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identities import diffuse, eps_hat, target, x_hat
 
-from elbocli.core import logsnr as level
+from elbocli.core import prediction as level
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.errors import UsageError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.rounding import ROUNDINGS, SIGNED, to_levels
+from elbocli.core.sampling import ROUNDINGS, SIGNED, to_levels
 
 UNSIGNED = (255.0, 0.0)
 PEERS = {

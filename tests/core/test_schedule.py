@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
-from elbocli.core.logsnr import LIMIT
+from elbocli.core.prediction import LIMIT
 from elbocli.core.schedule import Schedule, Table, check_range, make_schedule, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, Laplace
 from elbocli.errors import UsageError

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.smooth import BENDS, roughness, smooth
+from elbocli.core.adaptive import BENDS, roughness, smooth
 
 AT = torch.linspace(-9.9, 9.9, 100, dtype=torch.float64)
 CURVE = (AT / 2).sigmoid()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.samplers.walk import time_grid
+from elbocli.core.samplers import time_grid
+from elbocli.core.sampling import SPACINGS, usual_spacing
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.spacing import SPACINGS, usual_spacing
 from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule
 

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.api import DiffusionLoss
-from elbocli.core.adaptive import AdaptiveSchedule, BinSums, ErrorMoments, bin_edges, bin_middles, fit_schedule
+from elbocli.core.adaptive import (
+    AdaptiveSchedule,
+    BinSums,
+    ErrorMoments,
+    bin_edges,
+    bin_middles,
+    fit_schedule,
+    learned_weighting,
+    through,
+)
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.smooth import through
-from elbocli.core.uncertainty import learned_weighting
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
 

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from elbocli.core import monotone
-from elbocli.core.foreign_loss import ForeignLoss
-from elbocli.core.logsnr import resolution_shift
 from elbocli.core.monotone import likeness
+from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.weighting import DeclaredCurve, ScheduleDensity, Weighting, parse_weighting
+from elbocli.core.weighting import DeclaredCurve, ForeignLoss, ScheduleDensity, Weighting, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 

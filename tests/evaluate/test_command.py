@@ -13,7 +13,7 @@ import pytest
 from forks import quick
 
 from elbocli.core.metrics import METRICS
-from elbocli.core.metrics.precision_recall import PRC_PROTOCOLS
+from elbocli.core.metrics.coverage import PRC_PROTOCOLS
 from elbocli.files.dataset import Dataset
 
 Elbo = Callable[..., Any]

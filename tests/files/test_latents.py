@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elbocli.core.rounding import ROUNDINGS
+from elbocli.core.sampling import ROUNDINGS
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace, read_space

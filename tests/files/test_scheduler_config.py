@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.discrete_schedule import Steps
-from elbocli.core.foreign_loss import FACTORS
 from elbocli.core.monotone import likeness
-from elbocli.core.weighting import parse_weighting
+from elbocli.core.schedule_curves import Steps
+from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.errors import ElboError, FormatError
 from elbocli.files.reading import LARGEST_TEXT
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting

@@ -13,10 +13,8 @@ import torch
 from record import Row
 from worker import Session
 
-from elbocli.core.clipping import parse_clip
-from elbocli.core.guidance import Guidance
-from elbocli.core.rounding import to_levels
-from elbocli.core.samplers.walk import parse_sampler, time_grid
+from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.sampling import Guidance, parse_clip, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.run.open import open_run
 from elbocli.run.setting_type import PRECISIONS

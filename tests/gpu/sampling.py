@@ -12,7 +12,7 @@ from record import Row
 from throughput import IMAGENET64, Way, data_of, released, settings_of
 from worker import Session
 
-from elbocli.core.samplers.walk import parse_sampler
+from elbocli.core.samplers import parse_sampler
 from elbocli.sample import draw
 
 STEPS, BATCH, BATCHES = 32, 32, 4

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from elbocli.files.strict_yaml import read
 
-from elbocli.core.samplers.walk import time_grid
+from elbocli.core.samplers import time_grid
 from elbocli.files.schedule_file import resolve_schedule
 
 Elbo = Callable[..., Any]

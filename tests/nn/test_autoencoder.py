@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from elbocli.core.rounding import ROUNDINGS
+from elbocli.core.sampling import ROUNDINGS
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS
 from elbocli.nn.autoencoder import Autoencoder

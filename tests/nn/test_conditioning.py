@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from elbocli.core.level_codes import LEVEL_CODES
+from elbocli.core.schedule import LEVEL_CODES
 from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LinearCode
 from elbocli.runtime.device import PRECISIONS, Precision
 

@@ -5,9 +5,8 @@ import torch
 from identities import diffuse, target
 from torch import Tensor, nn
 
-from elbocli.core.clipping import parse_clip
-from elbocli.core.guidance import Guidance
 from elbocli.core.prediction import PREDICTIONS, Prediction
+from elbocli.core.sampling import Guidance, parse_clip
 from elbocli.nn.denoiser import Denoiser
 
 

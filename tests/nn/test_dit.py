@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.networks import build, config_of, count_parameters, section_of
 from elbocli.nn.networks.dit import DiT, DiTBlock, DiTConfig, positions

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.averages import parse_average
+from elbocli.core.training import parse_average
 from elbocli.nn.ema import Averages, swap
 
 SPECS = ["0.95", "halflife:images=100,ramp=0.1", "power:std=0.05", "power:std=0.2"]

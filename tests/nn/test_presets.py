@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import elbocli.nn.presets as home
-from elbocli.core.averages import parse_average
 from elbocli.core.prediction import Prediction
+from elbocli.core.training import parse_average
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of, count_parameters

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from elbocli.core.level_codes import LEVEL_CODES
+from elbocli.core.schedule import LEVEL_CODES
 from elbocli.errors import UsageError
 from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build, config_of, count_parameters, section_of

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.excess import excess_by_bin
+from elbocli.core.optimum import excess_by_bin
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.losslog import read_logs

@@ -15,8 +15,8 @@ from typed_settings import typed
 
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.bound.measure import open_measurement
-from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import walk
+from elbocli.core.samplers import walk
+from elbocli.core.sampling import Guidance
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.scoring import run as evaluate
 from elbocli.evaluate.settings import EvalSettings

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from typed_settings import typed
 
-from elbocli.core.guidance import Guidance
 from elbocli.core.samplers import SAMPLERS
+from elbocli.core.sampling import Guidance
 from elbocli.sample import draw
 from pretend import plain_attention, pretending
 from pretend.runs import NETWORKS, train

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from elbocli.core.logsnr import resolution_shift
+from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.core.streams import T_SAMPLINGS
 from elbocli.errors import FormatError, UsageError

@@ -26,7 +26,7 @@ import group
 from typed_settings import typed
 
 from elbocli.core import streams
-from elbocli.core.guidance import Guidance
+from elbocli.core.sampling import Guidance
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError
 from elbocli.files.checkpoint import read_config

@@ -15,9 +15,9 @@ from PIL import Image
 from torch._dynamo.utils import counters
 from typed_settings import typed
 
-from elbocli.core.class_labels import choose_labels
-from elbocli.core.guidance import Guidance
 from elbocli.core.samplers import SAMPLERS
+from elbocli.core.sampling import Guidance
+from elbocli.core.streams import choose_labels
 from elbocli.errors import Interrupted, PeerLost, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, cut_up, layout_of

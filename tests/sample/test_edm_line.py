@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.logsnr import alpha_sigma
+from elbocli.core.prediction import alpha_sigma
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import open_run
 

@@ -14,8 +14,8 @@ from short_ids import short
 from typed_settings import typed
 
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import time_grid
+from elbocli.core.samplers import time_grid
+from elbocli.core.sampling import Guidance
 from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset

@@ -16,8 +16,8 @@ import torch
 from torch._dynamo.utils import counters
 from typed_settings import typed
 
-from elbocli.core.guidance import Guidance
-from elbocli.core.samplers.walk import time_grid
+from elbocli.core.samplers import time_grid
+from elbocli.core.sampling import Guidance
 from elbocli.errors import UsageError
 from elbocli.files import plugins
 from elbocli.files.plugins import run_plugin

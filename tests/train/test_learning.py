@@ -10,9 +10,9 @@ from scipy import linalg
 from sklearn.datasets import load_digits, load_sample_image
 from typed_settings import typed
 
-from elbocli.core.class_labels import choose_labels
-from elbocli.core.samplers.walk import time_grid
+from elbocli.core.samplers import time_grid
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.streams import choose_labels
 from elbocli.files.dataset import Dataset
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors.elbo_tiny import Tiny

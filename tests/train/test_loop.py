@@ -17,8 +17,8 @@ from forks import quick
 from identities import eps_hat
 from safetensors.torch import load_file
 
-from elbocli.core.lr_decay import LR_DECAYS, learning_rate
 from elbocli.core.streams import Stream
+from elbocli.core.training import LR_DECAYS, learning_rate
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset

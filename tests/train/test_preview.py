@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elbocli.core.class_labels import choose_labels
+from elbocli.core.streams import choose_labels
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.run import settings

@@ -1,4 +1,4 @@
-"""Metrics: each is a function of images' features, declared by name. A module here declares one each.
+"""Metrics: each is a function of images' features, declared by name. distances.py and coverage.py declare them.
 
 The command line, the checks, the score card and the page follow from the declaration. torch, numpy and torch-fidelity
 are imported only where a metric computes.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from elbocli.core.registry import Registry
@@ -194,5 +193,7 @@ def asked(names: Iterable[str], seed: int = 0, **options: Any) -> dict[str, Metr
     return found
 
 
-for module in iter_modules(__path__):
-    import_module(f"{__name__}.{module.name}")
+for module in ("coverage", "distances"):
+    import_module(f"{__name__}.{module}")
+for name in sorted(METRICS):
+    METRICS[name] = METRICS.pop(name)

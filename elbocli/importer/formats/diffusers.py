@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import scheduler_config, tensor_files
 from elbocli.files.records import read_json

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.level_codes import parse_level_code
 from elbocli.core.registry import nearest
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN, LatentSpace
 from elbocli.files.reading import naming

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import naming
 from elbocli.importer.attention import AttentionOrder

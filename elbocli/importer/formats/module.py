@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.files.plugins import defined, run_plugin
 from elbocli.importer.formats import NAMED, Imported, ImportOptions, Source, fitted, source_format, state_dict

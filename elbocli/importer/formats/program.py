@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.plugins import trust
 from elbocli.importer.formats import Imported, ImportOptions, Source, source_format

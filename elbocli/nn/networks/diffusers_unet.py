@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elbocli.core.level_codes import parse_level_code
 from elbocli.core.registry import nearest
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import quiet, refusing
 from elbocli.files.records import parse_json

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.blocks import Conditioning, Fourier, zeroed

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.level_number import level_number
 from elbocli.nn.networks import Network, explained, network

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256

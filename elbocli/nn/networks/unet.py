@@ -12,7 +12,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from elbocli.core.level_codes import parse_level_code
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.networks import Network, explained, network
 from elbocli.nn.networks.blocks import (

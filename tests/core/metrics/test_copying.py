@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from elbocli.core.kmeans import kmeans
-from elbocli.core.metrics.copying import COMPONENTS, normal_score
+from elbocli.core.metrics.coverage import COMPONENTS, normal_score
+from elbocli.core.neighbours import kmeans
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError
 

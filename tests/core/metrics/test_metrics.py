@@ -12,9 +12,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from elbocli.core.feature_moments import FeatureMoments
+from elbocli.core.estimate import FeatureMoments
 from elbocli.core.metrics import METRICS, Features, MetricOptions, Number, Option, Role, asked, metric
-from elbocli.core.metrics.precision_recall import PRC_PROTOCOLS, PrcProtocol
+from elbocli.core.metrics.coverage import PRC_PROTOCOLS, PrcProtocol
 
 SMALL = {"splits": 3, "kid_subset_size": 40}
 

@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.clipping import parse_clip
-from elbocli.core.guidance import Guidance
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.prediction import Prediction
-from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.prediction import Prediction, alpha_sigma
+from elbocli.core.samplers import parse_sampler, time_grid, walk
+from elbocli.core.sampling import Guidance, parse_clip
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser

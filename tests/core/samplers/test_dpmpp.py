@@ -9,9 +9,8 @@ from denoisers import wanted_by
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.samplers import SAMPLERS, Move
-from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.prediction import alpha_sigma
+from elbocli.core.samplers import SAMPLERS, Move, parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 
 GRID = time_grid(parse_schedule("edm-sample"), 12)

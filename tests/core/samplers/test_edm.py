@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.prediction import alpha_sigma
+from elbocli.core.samplers import parse_sampler, time_grid, walk
+from elbocli.core.sampling import STARTS
 from elbocli.core.schedule import parse_schedule
-from elbocli.core.start import STARTS
 
 
 def draws(seed=0, size=64):

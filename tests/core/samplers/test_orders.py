@@ -9,8 +9,7 @@ import pytest
 import torch
 from denoisers import wanted_by
 
-from elbocli.core.samplers import SAMPLERS
-from elbocli.core.samplers.walk import parse_sampler, time_grid, walk
+from elbocli.core.samplers import SAMPLERS, parse_sampler, time_grid, walk
 from elbocli.core.schedule import parse_schedule
 
 MEAN, VAR = 0.23, 0.8806

@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import elbocli.core.samplers as home
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.samplers import SAMPLERS, Move
-from elbocli.core.samplers.walk import parse_sampler, time_grid, too_few
-from elbocli.core.samplers.walk import walk as walk_itself
+from elbocli.core.prediction import alpha_sigma
+from elbocli.core.samplers import SAMPLERS, Move, parse_sampler, time_grid, too_few
+from elbocli.core.samplers import walk as walk_itself
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 
@@ -329,11 +327,6 @@ def test_a_presets_parameters_are_its_samplers(sampler, preset):
 def test_a_preset_that_is_not_there_is_refused(text):
     with pytest.raises(UsageError):
         parse_sampler(text)
-
-
-def test_a_module_declares_one_sampler_of_its_name():
-    modules = {path.stem for path in Path(home.__file__).parent.glob("*.py")} - {"__init__", "walk"}
-    assert [name.replace("_", "-") for name in sorted(modules)] == list(SAMPLERS)
 
 
 def test_a_sampler_may_be_declared_by_anyone_later():

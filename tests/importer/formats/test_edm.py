@@ -17,8 +17,7 @@ from peers import edm_files, edm_unet
 from peers.edm_unet import Tensors
 from safetensors.torch import save_file
 
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.prediction import Prediction
+from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError
 from elbocli.files.pickles import Found

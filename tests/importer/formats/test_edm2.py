@@ -18,8 +18,7 @@ from peers import edm_files, edm_unet
 from peers.edm2 import Tensors
 from safetensors.torch import load_file, save_file
 
-from elbocli.core.logsnr import alpha_sigma
-from elbocli.core.prediction import Prediction
+from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import EDM2_MEAN, EDM2_STD

@@ -14,7 +14,7 @@ import torch
 from peers import adm_unet
 from peers.edm_unet import Tensors
 
-from elbocli.core.discrete_schedule import BETAS, logsnr_of_betas
+from elbocli.core.schedule_curves import BETAS, logsnr_of_betas
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files.pickles import Found
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting

@@ -1,0 +1,268 @@
+"""Metrics of neighbours: precision and recall, density and coverage, authenticity, and the copying test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, Value, metric
+from elbocli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class PrcProtocol(NamedTuple):
+    """A way to take precision and recall.
+
+    k: neighbours. network: the only one it is defined for. most: images of the reference.
+    """
+
+    formula: str
+    k: int = 3
+    network: str | None = None
+    most: int | None = None
+
+
+PRC_PROTOCOLS = {
+    "torch-fidelity": PrcProtocol("3 neighbours, all images of the reference"),
+    "adm": PrcProtocol(
+        "3 neighbours, Inception's features, 10000 images of the reference (evenly spaced when it has more), as in ADM's "
+        "reference batches",
+        network="inception-v3-compat",
+        most=10_000,
+    ),
+}
+
+
+PROTOCOL_HELP = (
+    "Protocol of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + "."
+)
+
+
+class PrcOptions(MetricOptions):
+    """prc_protocol: one of PRC_PROTOCOLS."""
+
+    prc_protocol = Option("torch-fidelity", PROTOCOL_HELP, choices=PRC_PROTOCOLS)
+
+    @property
+    def protocol(self) -> PrcProtocol:
+        """The protocol of that name."""
+        return PRC_PROTOCOLS[self.prc_protocol]
+
+    def check(self, network: str | None) -> None:
+        """Raise UsageError when the protocol is defined for another network's features."""
+        if self.protocol.network not in (None, network):
+            raise UsageError(f"--prc-protocol {self.prc_protocol} is defined for --extractor {self.protocol.network}")
+
+
+@metric(
+    "prc",
+    formula="precision and recall: images within reach of the other side's neighbours",
+    source="Kynkäänniemi et al. 2019",
+    numbers=[
+        Number("precision", title="precision"),
+        Number("recall", title="recall"),
+        Number("f_score", title="F-score of precision and recall"),
+    ],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    least=lambda options: (options.protocol.k + 1,) * 2,
+    options=PrcOptions,
+    few="precision and recall depend on n and on the reference's, so compare them at the same only",
+)
+def precision_recall(samples: Features, reference: Features, options: PrcOptions) -> dict[str, float]:
+    """Compare all pairs in blocks. An image reaches as far as its k-th neighbour on its own side, that distance included.
+
+    precision: the share of samples that an image of the reference reaches. recall: the same with the sides exchanged.
+    """
+    from torch import bool as torch_bool
+    from torch import zeros
+
+    from elbocli.core.neighbours import within
+
+    own, theirs, k = samples.values, reference.values, options.protocol.k
+    assert own is not None and theirs is not None
+    most = options.protocol.most or len(theirs)
+    if len(theirs) > most:
+        theirs = theirs[[each * len(theirs) // most for each in range(most)]]
+        reference = replace(reference, values=theirs)
+    reach, their_reach = samples.radii(k), reference.radii(k)
+    reached, theirs_reached = (zeros(len(side), dtype=torch_bool) for side in (own, theirs))
+    for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
+        reached[mine[apart <= their_reach[others]]] = True
+        theirs_reached[others[apart <= reach[mine]]] = True
+    precision, recall = (float(side.double().mean()) for side in (reached, theirs_reached))
+    return {"precision": precision, "recall": recall, "f_score": 2 * precision * recall / max(1e-5, precision + recall)}
+
+
+class CoverageOptions(MetricOptions):
+    """coverage_neighbours: the reference's neighbour that the reach of each of its images ends at."""
+
+    coverage_neighbours = Option(5, "Neighbours for density and coverage.", most=1000)
+
+
+@metric(
+    "density-coverage",
+    formula="images of the reference within whose reach a sample lies, and share of them that reach one",
+    source="Naeem et al. 2020",
+    numbers=[Number("density", title="density"), Number("coverage", title="coverage")],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    least=lambda options: (1, options.coverage_neighbours + 1),
+    options=CoverageOptions,
+    few="density and coverage depend on n and on the reference's, so compare them at the same only",
+)
+def density_coverage(samples: Features, reference: Features, options: CoverageOptions) -> dict[str, float]:
+    """Count by pairs, in blocks. An image reaches as far as its k-th neighbour in the reference, that distance excluded.
+
+    density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
+    coverage: the share of images that reach any sample.
+    """
+    from torch import bool as torch_bool
+    from torch import zeros
+
+    from elbocli.core.neighbours import within
+
+    own, theirs, k = samples.values, reference.values, options.coverage_neighbours
+    assert own is not None and theirs is not None
+    reach, inside = reference.radii(k), 0
+    reaches = zeros(len(theirs), dtype=torch_bool)
+    for _, images, apart in within(own, theirs, reach, device=samples.device):
+        reached = apart < reach[images]
+        inside += int(reached.sum())
+        reaches[images[reached]] = True
+    return {"density": inside / (k * len(own)), "coverage": float(reaches.double().mean())}
+
+
+PERCENT = "authenticity_percent"
+
+
+@metric(
+    "authenticity",
+    formula="AuthPct: samples farther from the closest image of --ref, the training images, than that is from its own",
+    source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
+    numbers=[
+        Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent"),
+        Number(f"{PERCENT}_se", role=Role.ERROR, of=PERCENT),
+        Number(f"{PERCENT}_interval", role=Role.INTERVAL, of=PERCENT),
+    ],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    least=lambda options: (2, 2),
+    few="authenticity depends on the reference's n, so compare it at the same only",
+)
+def authenticity(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Value]:
+    """Find the training image closest to each sample, and its distance from the one closest to that.
+
+    Its errors are those of a share of independent samples.
+    """
+    from elbocli.core.estimate import error_of_share
+    from elbocli.core.neighbours import nearest
+
+    own, theirs = samples.values, reference.values
+    assert own is not None and theirs is not None
+    apart, which = nearest(own, theirs, 1, samples.device)
+    share = float((apart[:, 0] > reference.radii(1)[which[:, 0]]).double().mean())
+    error, within = error_of_share(share, len(own))
+    return {PERCENT: 100 * share, f"{PERCENT}_se": 100 * error, f"{PERCENT}_interval": [100 * end for end in within]}
+
+
+FEW = 20
+"""A cell counts when it has more samples than that."""
+COMPONENTS = 64
+"""Principal components of the training images' features that distances are taken in."""
+TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
+
+
+class CopyingOptions(MetricOptions):
+    """copying_cells: into how many cells k-means divides the space; dgm-eval's are 3."""
+
+    copying_cells = Option(3, "Cells of the copying test, by k-means of the training images.", most=1000)
+
+    @property
+    def draws(self) -> bool:
+        """Whether k-means begins at random."""
+        return self.copying_cells > 1
+
+
+@metric(
+    "copying",
+    formula="C_T: below 0 when samples are nearer to --ref, the training images, than those of --held-out are",
+    source="Meehan et al. 2020; cells and components as dgm-eval has them (Stein et al. 2023)",
+    numbers=[
+        Number(TEST, title="copying, C_T (below 0: samples nearer to training images than held-out ones are)"),
+        Number(TEST_INTERVAL, role=Role.INTERVAL, of=TEST),
+    ],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES, Need.HELD_OUT},
+    least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
+    options=CopyingOptions,
+    fewer="fewer with a smaller --copying-cells",
+)
+def copying(samples: Features, reference: Features, options: CopyingOptions) -> dict[str, Value]:
+    """Test cell by cell whether samples and held-out images are equally far from the nearest training image of the cell.
+
+    C_T is the mean of the cells' normal scores, weighted by their held-out images. A cell without any, or with too few
+    samples, doesn't count. The interval excludes 0 when C_T would be so far from it once in 20 times for samples like
+    the held-out images: its half width is 1.96 standard deviations of C_T for those.
+    Raises DataError when no cell counts.
+    """
+    import numpy as np
+
+    from elbocli.core.estimate import NORMAL_95
+    from elbocli.core.neighbours import kmeans, nearest, nearest_centre
+    from elbocli.core.streams import Stream
+
+    held = reference.held_out
+    assert samples.values is not None and reference.values is not None and held is not None and held.values is not None
+    own, training, others = samples.values, reference.values, held.values
+    if training.shape[1] > COMPONENTS:
+        axes, mean = _components(training.numpy())
+        own, training, others = (_projected(each.numpy(), mean, axes) for each in (own, training, others))
+    centres = kmeans(training.numpy().astype(np.float64), options.copying_cells, Stream(options.seed, "copying-cells"))
+    cells = [nearest_centre(each.numpy().astype(np.float64), centres)[0] for each in (own, training, others)]
+    scores, weights = [], []
+    for cell in range(options.copying_cells):
+        mine, theirs, apart = (each[at == cell] for each, at in zip((own, training, others), cells, strict=True))
+        if len(mine) > FEW and len(theirs) and len(apart):
+            far = [nearest(each, theirs, 1, samples.device)[0][:, 0].numpy() for each in (mine, apart)]
+            scores.append(normal_score(*far))
+            weights.append(len(apart))
+    if not scores:
+        raise DataError("copying: no cell has samples and held-out images; take fewer --copying-cells")
+    share = np.array(weights) / sum(weights)
+    found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
+    return {TEST: found, TEST_INTERVAL: [found - half, found + half]}
+
+
+def normal_score(first: np.ndarray, second: np.ndarray) -> float:
+    """Mann and Whitney's U of two sets of numbers as a standard normal: below 0 when the first are smaller.
+
+    U is the number of pairs in which the first is larger, ties counting half, with a correction for its being whole.
+    """
+    import numpy as np
+
+    n, m, ordered = len(first), len(second), np.sort(second)
+    u = (np.searchsorted(ordered, first, "left") + np.searchsorted(ordered, first, "right")).sum() / 2
+    return float((u - (n * m / 2 - 0.5)) / np.sqrt(n * m * (n + m + 1) / 12))
+
+
+def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Axes [D, COMPONENTS] along which the features [N, D] vary most, and their mean [D]."""
+    import numpy as np
+
+    from elbocli.core.estimate import StreamingFeatureMoments
+
+    sums = StreamingFeatureMoments()
+    for start in range(0, len(values), sums.ROWS):
+        sums.add(values[start : start + sums.ROWS])
+    moments = sums.moments()
+    return np.linalg.eigh(moments.scatter)[1][:, -COMPONENTS:], moments.mu
+
+
+def _projected(values: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> Tensor:
+    """Coordinates of the features [N, D] along the axes, float32 [N, COMPONENTS]."""
+    import numpy as np
+    from torch import from_numpy
+
+    rows = 4096
+    parts = [(values[start : start + rows] - mean) @ axes for start in range(0, len(values), rows)]
+    return from_numpy(np.concatenate(parts).astype(np.float32))

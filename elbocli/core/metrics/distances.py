@@ -1,0 +1,248 @@
+"""Distances of the samples' distribution from the reference's, and scores of the samples' logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, Value, metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+FID = "frechet_inception_distance"
+FID_INTERVAL = "infinity_interval"
+FID_SE, FID_BEYOND, FID_WITHIN = (f"{FID}_{part}" for part in ("se", "infinity", FID_INTERVAL))
+
+
+class FidOptions(MetricOptions):
+    """fid_infinity: extrapolate, too; the seed deals the images into parts."""
+
+    fid_infinity = Option(
+        False, "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100."
+    )
+
+    @property
+    def draws(self) -> bool:
+        """Whether images are dealt into parts."""
+        return self.fid_infinity
+
+
+@metric(
+    "fid",
+    formula="Fréchet distance of the features, with its standard error",
+    source="Heusel et al. 2017",
+    numbers=[
+        Number(FID, "frechet_distance", "FID", "Fréchet distance", "fid"),
+        Number(FID_SE, "frechet_distance_se", alias="fid_se", role=Role.ERROR, of=FID),
+        Number(FID_BEYOND, "frechet_distance_infinity", alias="fid_infinity", role=Role.LIMIT, of=FID),
+        Number(
+            FID_WITHIN,
+            f"frechet_distance_{FID_INTERVAL}",
+            alias=f"fid_{FID_INTERVAL}",
+            role=Role.INTERVAL,
+            of=FID_BEYOND,
+        ),
+    ],
+    needs={Need.REFERENCE},
+    least=lambda options: (20 if options.fid_infinity else 2, 2),
+    options=FidOptions,
+    few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
+)
+def fid(samples: Features, reference: Features, options: FidOptions) -> dict[str, Value]:
+    """Compare the moments of both sides; of infinitely many images there is an interval when the samples are twice as
+    many as the features.
+    """
+    from elbocli.core.estimate import FeatureMoments
+    from elbocli.core.frechet import PARTS, extrapolate, frechet_distance, standard_error
+    from elbocli.core.streams import Stream
+
+    assert samples.values is not None
+    values, theirs = samples.values.numpy(), reference.moments
+    n, width = values.shape
+    error = standard_error(values, samples.moments, theirs)
+    found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), FID_SE: error}
+    if options.fid_infinity:
+        order = Stream(options.seed, "fid-infinity").permutation(0, n)
+        beyond = extrapolate([FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)], theirs)
+        found[FID_BEYOND] = beyond.value
+        found[FID_WITHIN] = list(beyond.interval(error)) if n >= 2 * width else None
+    return found
+
+
+SFID = "spatial_frechet_inception_distance"
+
+
+@metric(
+    "sfid",
+    formula="Fréchet distance of spatial features: the first 7 channels of Inception's mixed_6/conv, as ADM; with its standard error",
+    source="Nash et al. 2021; Dhariwal & Nichol 2021",
+    numbers=[
+        Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid"),
+        Number(f"{SFID}_se", "spatial_frechet_distance_se", alias="sfid_se", role=Role.ERROR, of=SFID),
+    ],
+    needs={Need.REFERENCE, Need.SPATIAL},
+    least=lambda options: (2, 2),
+    few="sFID is biased upwards",
+)
+def sfid(samples: Features, reference: Features, options: MetricOptions) -> dict[str, float]:
+    """Compare the moments of both sides' spatial features."""
+    from elbocli.core.frechet import frechet_distance, standard_error
+
+    own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
+    assert own is not None and theirs is not None and values is not None
+    return {SFID: frechet_distance(own, theirs), f"{SFID}_se": standard_error(values.numpy(), own, theirs)}
+
+
+KID_MEAN, KID_STD, KID_SE = (f"kernel_inception_distance_{part}" for part in ("mean", "std", "se"))
+SUBSETS = 100
+
+
+class KidOptions(MetricOptions):
+    """kid_subset_size: images in each subset."""
+
+    kid_subset_size = Option(1000, "Images in each subset of KID.", least=2)
+
+
+@metric(
+    "kid",
+    formula="kernel distance (MMD²) of the features, unbiased, mean and spread over 100 subsets",
+    source="Bińkowski et al. 2018",
+    numbers=[
+        Number(KID_MEAN, "kernel_distance_mean", "KID", "kernel distance"),
+        Number(KID_STD, "kernel_distance_std", role=Role.PARTS, of=KID_MEAN, told="over subsets of {kid_subset_size}"),
+        Number(KID_SE, "kernel_distance_se", role=Role.ERROR, of=KID_MEAN),
+    ],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    least=lambda options: (options.kid_subset_size,) * 2,
+    options=KidOptions,
+    fewer="fewer with a smaller --kid-subset-size",
+)
+def kid(samples: Features, reference: Features, options: KidOptions) -> dict[str, Value]:
+    """Compare the features of both sides.
+
+    The standard error follows from the spread of the subsets, m of n images each: what they share makes it √(1 − m/n) of
+    what it would be of independent ones, and that of all images is √(m/n) of this. So many subsets add their own. Near
+    the reference it is too large, as it counts the reference's images, too; with m = n there is none.
+    """
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    size = options.kid_subset_size
+    assert samples.values is not None and reference.values is not None
+    pair, n = (samples.values, reference.values), min(len(samples.values), len(reference.values))
+    found = dict(kid_features_to_metric(*pair, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
+    return {**found, KID_SE: found[KID_STD] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None}
+
+
+WIDTH = 10.0
+"""Standard deviation σ of the kernel exp(−|x−y|²/2σ²)."""
+SCALE = 1000.0
+
+
+@metric(
+    "cmmd",
+    formula="1000 MMD² of the features scaled to length 1, Gaussian kernel of width 10; published for CLIP's",
+    source="Jayasumana et al. 2024",
+    numbers=[Number("gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD")],
+    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    least=lambda options: (1, 1),
+    few="CMMD, as it was published, is biased upwards",
+)
+def cmmd(samples: Features, reference: Features, options: MetricOptions) -> dict[str, float]:
+    """Estimate it as its authors do: the biased one of smallest variance, each image paired with itself, too.
+
+    E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
+    """
+    from elbocli.core.neighbours import squares
+
+    first, second = samples.values, reference.values
+    assert first is not None and second is not None
+
+    def total(some: Tensor, others: Tensor) -> float:
+        same, found = some is others, 0.0
+        for row, column, apart in squares(some, others, samples.device, unit=True, upper=same):
+            part = float(apart.mul_(-0.5 / WIDTH**2).exp_().sum())
+            found += 2 * part if same and column > row else part
+        return found
+
+    among = sum(total(each, each) / len(each) ** 2 for each in (first, second))
+    return {"gaussian_mmd": SCALE * (among - 2 * total(first, second) / (len(first) * len(second)))}
+
+
+IS_MEAN, IS_SE = "inception_score_mean", "inception_score_se"
+ROWS = 4096
+ORDERS = {
+    "shuffled": "as torch-fidelity deals them",
+    "given": "each part as the samples follow each other, as ADM's program",
+}
+ORDER_HELP = "Order of the images in --splits.  " + "; ".join(f"{name}: {how}" for name, how in ORDERS.items()) + "."
+
+
+class InceptionScoreOptions(MetricOptions):
+    """splits: into how many parts the images are dealt. is_order: how: one of ORDERS."""
+
+    splits = Option(10, "Of the Inception score.")
+    is_order = Option("shuffled", ORDER_HELP, choices=ORDERS)
+
+
+@metric(
+    "is",
+    formula="Inception score, mean and spread over --splits",
+    source="Salimans et al. 2016",
+    numbers=[
+        Number(IS_MEAN, title="Inception score"),
+        Number("inception_score_std", role=Role.PARTS, of=IS_MEAN, told="over {splits} splits in the order {is_order}"),
+        Number(IS_SE, role=Role.ERROR, of=IS_MEAN),
+    ],
+    needs={Need.LOGITS},
+    least=lambda options: (options.splits, 0),
+    options=InceptionScoreOptions,
+    fewer="fewer with a smaller --splits",
+    few="the Inception score is biased downwards",
+)
+def inception_score(samples: Features, reference: Features | None, options: InceptionScoreOptions) -> dict[str, float]:
+    """Score the samples' logits."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    assert samples.logits is not None
+    found = dict(isc_features_to_metric(samples.logits, options.splits, shuffle=options.is_order == "shuffled"))
+    return {**found, IS_SE: found[IS_MEAN] * _relative_error(samples.logits)}
+
+
+def _relative_error(logits: Tensor) -> float:
+    """The standard error of the score's logarithm, by the infinitesimal jackknife, as FID's.
+
+    An image moves the mean of KL(p‖mean p) by its own KL alone: what it adds to the mean p cancels, as that sums to 1.
+    """
+    import torch
+
+    parts = [(part.double().log_softmax(1)) for part in logits.split(ROWS)]
+    marginal = torch.stack([part.exp().sum(0) for part in parts]).sum(0) / len(logits)
+    apart = torch.cat([(part.exp() * (part - marginal.log())).nan_to_num(0).sum(1) for part in parts])
+    return float(apart.std(correction=1)) / len(logits) ** 0.5 if len(logits) > 1 else 0.0
+
+
+ACCURACY = "accuracy"
+ACCURACY_SE, ACCURACY_INTERVAL = f"{ACCURACY}_se", f"{ACCURACY}_interval"
+
+
+@metric(
+    "accuracy",
+    formula="share of images whose class the logits tell",
+    numbers=[
+        Number(ACCURACY, title="accuracy", by_network=False),
+        Number(ACCURACY_SE, by_network=False, role=Role.ERROR, of=ACCURACY),
+        Number(ACCURACY_INTERVAL, by_network=False, role=Role.INTERVAL, of=ACCURACY),
+    ],
+    needs={Need.LOGITS, Need.LABELS},
+)
+def accuracy(samples: Features, reference: Features | None, options: MetricOptions) -> dict[str, Value]:
+    """Compare the largest logit with the label of class-conditional samples. The errors are those of independent ones."""
+    from torch import as_tensor
+
+    from elbocli.core.estimate import error_of_share
+
+    assert samples.logits is not None and samples.labels is not None
+    share = float((samples.logits.argmax(1) == as_tensor(samples.labels)).double().mean())
+    error, within = error_of_share(share, len(samples.labels))
+    return {ACCURACY: share, ACCURACY_SE: error, ACCURACY_INTERVAL: within}

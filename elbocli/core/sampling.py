@@ -1,0 +1,427 @@
+"""Choices of a drawing, declared once each: spacings, starts, clips, roundings, noises and grids; and guidance.
+
+Roundings: what becomes of a pixel between two of the 256 levels, declared once each.
+
+A range of pixels is (divisor, offset): level p lies at p / divisor + offset. Each rounding is written as its authors
+write it, because another order of the same operations moves numbers that lie within rounding error of a boundary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, repeat
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from elbocli.core.prediction import alpha_sigma
+from elbocli.core.registry import Declaration, Registry
+from elbocli.core.schedule_curves import Steps
+from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from elbocli.core.adaptive import ErrorMoments
+    from elbocli.core.samplers import Sampler
+    from elbocli.core.schedule import Schedule
+
+
+SPACINGS: Registry[None] = Registry("spacing")
+"""(schedule, steps) → the λ of each step, rising: [steps]."""
+spacing = SPACINGS.declare
+
+
+@spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
+def even(schedule: Schedule, steps: int) -> list[float]:
+    """Both ends included; a single step is at t = 1."""
+    import torch
+
+    t = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
+    found: list[float] = schedule.logsnr(t).tolist()
+    return found
+
+
+@spacing(
+    "timesteps",
+    formula="timesteps i (T-1)/(steps-1) of T, rounded, the first and the last included",
+    source="Nichol & Dhariwal 2021; ADM, DiT",
+    known_as=["adm", "dit", "respaced"],
+)
+def timesteps(schedule: Schedule, steps: int) -> list[float]:
+    """A sum of equal parts, rounded, as ADM has it: i (T−1)/(steps−1) in one product would round some halves otherwise."""
+    levels = _levels(schedule, "timesteps")
+    if steps > len(levels):
+        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, and {steps} steps were asked for")
+    if steps == 1:
+        return levels[-1:]
+    part = (len(levels) - 1) / (steps - 1)
+    return [levels[round(at)] for at in accumulate(repeat(part, steps - 1), initial=0.0)][::-1]
+
+
+@spacing(
+    "stride",
+    formula="timesteps 0, k, 2k, ... of T, with the least k that gives so many",
+    source="Song et al. 2021; ADM's ddimN",
+    known_as=["ddim"],
+)
+def stride(schedule: Schedule, steps: int) -> list[float]:
+    """The noisiest of them is not the last timestep, as a rule."""
+    levels = _levels(schedule, "stride")
+    counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
+    if steps not in counts:
+        near = sorted(counts, key=lambda count: abs(count - steps))[:2]
+        raise UsageError(
+            f"no stride takes exactly {steps} of the {len(levels)} timesteps of {schedule.base}; "
+            f"{' or '.join(map(str, sorted(near)))} steps have one"
+        )
+    return levels[:: counts[steps]][::-1]
+
+
+def _levels(schedule: Schedule, name: str) -> list[float]:
+    """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
+    if not isinstance(schedule.curve, Steps):
+        raise UsageError(
+            f"spacing {name} needs a schedule of timesteps, such as t-linear or a scheduler_config.json; {schedule.base} is none"
+        )
+    low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
+    return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
+
+
+def usual_spacing(schedule: Schedule) -> Declaration[None]:
+    """The one where no other is asked for: declared schedules of timesteps are walked as their authors did."""
+    discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
+    return SPACINGS["timesteps" if discrete else "even"]
+
+
+STARTS: Registry[None] = Registry("start")
+"""λ of the noisiest level → s, where z = s ε there."""
+start = STARTS.declare
+
+
+@start("unit", formula="z = eps", source="the prior of the bound, and of ADM, DiT and SiT")
+def unit(logsnr: float) -> float:
+    return 1.0
+
+
+@start("edm", formula="z = sigma eps, so z/alpha = sigma_edm eps", source="Karras et al. 2022, algorithm 2")
+def edm(logsnr: float) -> float:
+    return alpha_sigma(logsnr)[1]
+
+
+UNIT: Declaration[None] = STARTS["unit"]
+
+
+CLIPS: Registry[None] = Registry("clip")
+Function = Callable[["Tensor"], "Tensor"]
+
+
+@CLIPS.declare("none", formula="x_hat")
+def none() -> Function:
+    """x̂ as it is."""
+    return lambda x_hat: x_hat
+
+
+@CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
+def static() -> Function:
+    """x̂ cut to [−1, 1]."""
+    return lambda x_hat: x_hat.clamp(-1, 1)
+
+
+@CLIPS.declare(
+    "dynamic",
+    formula="x_hat cut to [-s, s] and divided by s = max(1, percentile of |x_hat| in the image)",
+    source="Saharia et al. 2022: Imagen",
+    positive=["percentile"],
+    within={"percentile": (0, 100)},
+)
+def dynamic(percentile: float = 99.5) -> Function:
+    """x̂ [B, …] cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
+
+    def cut(x_hat: Tensor) -> Tensor:
+        size = x_hat.abs().flatten(1)
+        rank = math.ceil(percentile * size.shape[1] / 100)
+        limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
+        return x_hat.maximum(-limit).minimum(limit).div_(limit)
+
+    return cut
+
+
+class Clip(NamedTuple):
+    """A function x̂ [B, …] → x̂ within its range. spec: how it is written, with every parameter."""
+
+    spec: str
+    function: Function
+
+    @property
+    def cuts(self) -> bool:
+        """Tell whether it does anything."""
+        return self.spec != "none"
+
+
+def parse_clip(text: str) -> Clip:
+    """`none`, `static`, `dynamic:percentile=99`. Raises UsageError."""
+    declared = CLIPS.parse(text)
+    return Clip(declared.spec, declared())
+
+
+ROUNDINGS: Registry[None] = Registry("rounding")
+"""(x, divisor, offset) → numbers that become levels when they are cut to 0 to 255 and what follows the point is dropped."""
+rounding = ROUNDINGS.declare
+SIGNED = (127.5, -1.0)
+"""The range [−1, 1]."""
+
+
+@rounding("nearest", formula="level nearest to 127.5 (x+1); of a half, the even one", source="diffusers, this program")
+def nearest(x: Tensor, divisor: float, offset: float) -> Tensor:
+    return (x - offset).mul_(divisor).round_()
+
+
+@rounding(
+    "half-up",
+    formula="127.5 x + 128, cut to a whole number",
+    source="EDM, DiT and SiT",
+    known_as=["edm", "dit", "sit"],
+)
+def half_up(x: Tensor, divisor: float, offset: float) -> Tensor:
+    return (x * divisor).add_(0.5 - offset * divisor)
+
+
+@rounding(
+    "truncate",
+    formula="127.5 (x+1), cut to a whole number: half a level darker on average",
+    source="ADM for pixels, EDM2 for latents",
+    known_as=["adm", "edm2"],
+)
+def truncate(x: Tensor, divisor: float, offset: float) -> Tensor:
+    return (x - offset).mul_(divisor)
+
+
+NEAREST: Declaration[None] = ROUNDINGS["nearest"]
+
+
+def to_levels(x: Tensor, rounded: Declaration[None] = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
+    """Pixels [B,C,H,W] of a range → uint8 [B,H,W,C]. span: (divisor, offset) of the range."""
+    import torch
+
+    levels = rounded(x.float(), *span).clamp_(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """out = weak + scale · (strong − weak), where low ≤ λ ≤ high; strong elsewhere.
+
+    Weak is the same network without the class (classifier-free), or a worse network (autoguidance). Scale 1 is no
+    guidance, 0 the weak one alone. channels: so many from the first are guided, 0 is all. Every prediction is linear in ε̂ at fixed z, so this is the same for all of them.
+    Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
+    Raises UsageError when the interval is empty.
+    """
+
+    scale: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
+    channels: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise UsageError(
+                f"the guidance interval {self.low:g} to {self.high:g} is empty; give the lower logsnr first"
+            )
+
+    def active(self, logsnr: float) -> bool:
+        """Tell whether the weak output is needed at this λ."""
+        return self.scale != 1.0 and self.low <= logsnr <= self.high
+
+    def combine(self, strong: Tensor, weak: Tensor) -> Tensor:
+        """Both outputs [B, C, …] at the same z and λ → the guided one."""
+        if not self.channels:
+            return weak.lerp(strong, self.scale)
+        guided = strong.clone()
+        some = slice(None), slice(self.channels)
+        guided[some] = weak[some].lerp(strong[some], self.scale)
+        return guided
+
+
+NOISES: Registry[None] = Registry("noise")
+"""(seed, (H, W, C), number of classes, device) → Noise."""
+EDM_SEEDS = 1 << 32
+
+
+@NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers of a drawing: streams of (seed, purpose, index), or those of others, whose classes follow.
+
+    about: for the record, whatever they depend on beside the seed. every_step: as in walk.
+    """
+
+    name: ClassVar[str] = "elbo"
+    every_step: ClassVar[bool] = False
+    seed: int
+    shape: tuple[int, int, int]
+    num_classes: int
+    device: torch.device
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Facts of a drawing."""
+        return {"noise": self.name}
+
+    def seeds(self, n: int) -> np.ndarray:
+        """A number for each image that tells it from the others, int64 [n]."""
+        import numpy as np
+
+        return np.arange(n, dtype=np.int64)
+
+    def classes(self, n: int) -> np.ndarray:
+        """A random class for each image, int64 [n]."""
+        from elbocli.core.streams import random_classes
+
+        return random_classes(n, self.num_classes, self.seed)
+
+    def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
+        """The noise of a walk, [len(indices), H, W, C] float32 of any device: called for the k-th time, the k-th of it."""
+        from elbocli.core.streams import walk_noise
+
+        return walk_noise(self.seed, indices, self.shape)
+
+
+@NOISES.declare(
+    "edm",
+    formula="torch's generator of seed + i, on the device: z, a class, then float64 noise in every step",
+    source="Karras et al. 2022: EDM's generate.py",
+)
+class EdmNoise(Noise):
+    """A generator for each image, asked in EDM's order: float32 noise, a class, and float64 noise in every step."""
+
+    name: ClassVar[str] = "edm"
+    every_step: ClassVar[bool] = True
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See Noise: torch's generators differ by kind of device."""
+        return {**super().about, "noise_device": self.device.type}
+
+    def seeds(self, n: int) -> np.ndarray:
+        """Those that EDM calls --seeds."""
+        return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
+
+    def classes(self, n: int) -> np.ndarray:
+        """See Noise. Every image's first noise is drawn and dropped, because its class comes after it."""
+        import torch
+
+        return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
+
+    def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
+        """See Noise."""
+        import torch
+
+        begun = [self._begun(index) for index in indices]
+        first = [torch.stack([z for z, _, _ in begun])]
+
+        def more(z: Tensor, generator: torch.Generator) -> Tensor:
+            dtype = torch.float64 if self.every_step else torch.float32
+            return torch.randn(z.shape, generator=generator, dtype=dtype, device=z.device).float()
+
+        def noise() -> Tensor:
+            drawn = first.pop() if first else torch.stack([more(z, generator) for z, _, generator in begun])
+            return drawn.permute(0, 2, 3, 1).contiguous()
+
+        return noise
+
+    def _begun(self, index: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """z [C,H,W] of an image, its class, and its generator after both. Without classes, none is drawn."""
+        import torch
+
+        height, width, channels = self.shape
+        generator = torch.Generator(self.device).manual_seed((self.seed + index) % EDM_SEEDS)
+        z = torch.randn((channels, height, width), generator=generator, device=self.device)
+        if not self.num_classes:
+            return z, torch.zeros((), dtype=torch.int64), generator
+        return z, torch.randint(self.num_classes, (), generator=generator, device=self.device), generator
+
+
+@NOISES.declare(
+    "edm2",
+    formula="as edm, but float32 noise, and only in steps that add some",
+    source="Karras et al. 2024: EDM2's generate_images.py",
+)
+class Edm2Noise(EdmNoise):
+    """The same generators in EDM2's order: its sampler draws float32, and only where churn acts."""
+
+    name: ClassVar[str] = "edm2"
+    every_step: ClassVar[bool] = False
+
+
+ELBO: Declaration[None] = NOISES["elbo"]
+
+
+GRIDS: Registry[None] = Registry("grid")
+"""GridTask → Schedule, whose levels at even t are the grid."""
+
+
+@dataclass(frozen=True)
+class GridTask:
+    """Knowledge that a grid is made of. moments: of the errors at each level, as the run's log has them. floor: least density, relative
+    to a uniform one. equal: → the levels at which all steps of the sampler err alike, measured.
+    """
+
+    moments: Callable[[], ErrorMoments]
+    floor: float
+    equal: Callable[[], list[float]]
+
+
+def _adaptive(task: GridTask, weighting: str) -> Schedule:
+    from elbocli.core.adaptive import fit_schedule
+    from elbocli.core.weighting import parse_weighting
+
+    return fit_schedule(task.moments(), parse_weighting(weighting), "loss", task.floor)
+
+
+@GRIDS.declare(
+    "entropic",
+    formula="density e(logsnr): equal steps of the entropy of x given z",
+    source="Stancevic et al. 2025; the adaptive schedule of elbo",
+)
+def entropic(task: GridTask) -> Schedule:
+    """dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
+    return _adaptive(task, "elbo")
+
+
+@GRIDS.declare(
+    "rescaled",
+    formula="density e^(-logsnr/2) e(logsnr)",
+    source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
+)
+def rescaled(task: GridTask) -> Schedule:
+    """The entropy's steps times σ/α: what they change of the data's values."""
+    return _adaptive(task, "fm-ot")
+
+
+@GRIDS.declare(
+    "solver",
+    formula="equal error of every step, measured",
+    source="along the run's own trajectories; of ddpm by its log",
+)
+def solver(task: GridTask) -> Schedule:
+    """The levels themselves: a table of so many knots at even t."""
+    return schedule_of_levels(task.equal(), "solver")
+
+
+def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
+    """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
+    guided = guidance != 1 and not sampler.declared.traits.ancestral
+    return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")
+
+
+def schedule_of_levels(levels: list[float], name: str) -> Schedule:
+    """The schedule whose levels at as many even t, both ends included, are these to the last bit. levels: rising, ≥ 2."""
+    import torch
+
+    from elbocli.core.schedule import Table, make_schedule
+
+    times = torch.linspace(1, 0, len(levels), dtype=torch.float64).flip(0).tolist()
+    return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), name, None, None)

@@ -150,7 +150,6 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
     """
     from elbocli.bound import classify, estimate, excess, likelihood, theorem
     from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
-    from elbocli.bound.plot import plot_curve
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.atomic import write_text
     from elbocli.files.likelihood_file import write_table
@@ -195,7 +194,7 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
         if log:
             write_text(log, estimate.log_text(probe, found))
         if plot:
-            plot_curve(found.curve, plot)
+            found.curve.plot(plot)
         return
     result = show(theorem.run(probe, probe.weightings(options["weightings"])))
     click.echo(json.dumps(result.json(), indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,21 @@ class BoundCurve:
         lines = ["logsnr_low logsnr_high draws eps_mse eps_mse_se bound bound_se".replace(" ", "\t")]
         lines += ["\t".join(f"{v:.10g}" for v in row) for row in torch.stack(columns, 1).tolist()]
         return "\n".join(lines) + "\n"
+
+    def plot(self, out: Path) -> None:
+        """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors."""
+        from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
+
+        moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1
+        sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
+        draw_band(axes["error"], moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
+        draw_band(axes["bound"], edges[1:], self.bound, self.bound_se)
+        axes["error"].set_yscale("log")
+        axes["error"].set_ylabel(ERROR)
+        axes["error"].set_title("error, and bound on data as noisy as λ, ± 2 standard errors")
+        axes["bound"].set_ylabel(r"$L(\lambda; x)$ in nats")
+        axes["bound"].set_ylim(bottom=0)
+        finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from torch import Tensor
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.estimate import BoundEstimate, Terms
 from elbocli.bound.estimators import ESTIMATORS, EstimatorTraits
-from elbocli.bound.integral import SeenSums, errors_besides
 from elbocli.bound.measure import Measurement
-from elbocli.bound.question import Parts, Question
+from elbocli.bound.methods import Parts, Question, SeenSums, errors_besides
 from elbocli.bound.result import Difference, Estimate, Likelihoods
 from elbocli.core.elbo import bits_per_dimension
 from elbocli.core.gaussian import GaussianModel, fit_gaussian, rows_to_fit

@@ -23,14 +23,55 @@ from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.losslog import read_logs
+from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import to_text
-from elbocli.grid.result import GridErrors, GridReport
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import Progress
 from elbocli.sample.guided import GuidedRun
 from elbocli.version import __version__
+
+
+class GridErrors(Record, frozen=True):
+    """The errors of a sampler's steps on one grid, as they count for the data: their sum, the largest, and the error at the
+    end of the whole walk, None where only its distribution could be wrong.
+    """
+
+    summed: float
+    largest: float
+    final: float | None
+
+
+@stored("result of elbo grid --report (JSON)")
+class GridReport(Record, frozen=True):
+    """A grid, what each of its steps does wrong, and what steps on other grids do.
+
+    levels: λ, rising. errors: of the step from each level, the last one's to clean data, in what `unit` says. spread:
+    the largest over the least. order: p, where a step's error goes like its width to the power p + 1. rounds: in which
+    the steps were made alike; None for a grid that follows from the log. evaluations: of networks for each
+    trajectory, in all that was measured. grids: this one and others of as many steps, by name.
+    """
+
+    run: str
+    checkpoint: str
+    kind: str
+    sampler: str
+    steps: int
+    logsnr_min: float
+    logsnr_max: float
+    unit: str
+    levels: list[float]
+    errors: list[float]
+    spread: float
+    order: float
+    rounds: int | None
+    images: int | None
+    evaluations: int
+    grids: dict[str, GridErrors]
+    seed: int
+    elbo_version: str
+
 
 CELLS = 64
 """Cells of the fine solution, or four times the steps if those are more."""

@@ -1,24 +1,34 @@
-"""Find the least error on the images of a dataset, by all of them or by a sample."""
+"""Find the least error on the images of a dataset, by all of them or by a sample; `open_search` says which images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import bin_edges
+from elbocli.core.adaptive import bin_edges, bin_middles
 from elbocli.core.optimum import LeastErrors
 from elbocli.core.paired import PairedEstimate, PairedMoments
+from elbocli.core.schedule import check_range
 from elbocli.core.streams import Stream
-from elbocli.errors import UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.optimum_file import LeastCurve, Optimum, SampleCheck
+from elbocli.files.run_config import RunData
+from elbocli.nn.networks import config_of
+from elbocli.run.dataset_place import dataset_of
+from elbocli.run.open import read_run_config
+from elbocli.run.settings import run_settings
+from elbocli.run.train_settings import TrainSettings
+from elbocli.runtime.device import choose_device
 from elbocli.runtime.progress import Progress
+from elbocli.train.held_out import training_rows
 from elbocli.version import __version__
 
 NOISES = 2
@@ -48,8 +58,8 @@ class OptimumSettings:
 
     low: float
     high: float
-    bins: int
-    device: torch.device
+    bins: int = 100
+    device: torch.device = torch.device("cpu")
     rows: np.ndarray | None = None
     sources: int = 1000
     sample: int | None = None
@@ -251,3 +261,75 @@ def _log_images(images: ImageSet, conditional: bool, copies: int) -> float:
     counts = torch.bincount(images.labels).double()
     counts = counts[counts > 0]
     return float((counts / counts.sum() * (copies * counts).log()).sum())
+
+
+def open_search(
+    data: Path | None,
+    like: Path | None,
+    warn: Callable[[str], None],
+    *,
+    device: str = "auto",
+    low: float | None = None,
+    high: float | None = None,
+    conditional: bool | None = None,
+    flip: bool | None = None,
+    **options: Any,
+) -> tuple[Dataset, OptimumSettings]:
+    """The dataset and the settings of a search. like: a run whose images, range, classes and mirror images it has, where
+    they are None. options: other fields of OptimumSettings.
+
+    Raises UsageError, DataError and FormatError.
+    """
+    usual, rows, classes = TrainSettings(), None, False
+    if like is None:
+        if data is None:
+            raise UsageError("name a dataset, or a run with --like")
+        if (data / "config.yaml").is_file():
+            raise UsageError(f"{data}: a run, not a dataset; --like {data} takes the images that it was trained on")
+        dataset = Dataset(data)
+    else:
+        config = read_run_config(like, warn)
+        usual = run_settings(config.settings, like / "config.yaml")
+        classes = config_of(config.network, like / "config.yaml").num_classes > 0
+        dataset = _dataset_of(like, config.data, data)
+        rows = training_rows(usual, dataset)
+    low = usual.logsnr_min if low is None else low
+    high = usual.logsnr_max if high is None else high
+    check_range(low, high)
+    told = classes if conditional is None else conditional
+    if told and dataset.num_classes < 2:
+        raise UsageError(f"{dataset.path}: has no classes to tell; leave out --classes")
+    if like is not None:
+        options["label_dropout"] = usual.label_dropout if told else 0.0
+        flip = usual.flip if flip is None else flip
+    where = choose_device(device)
+    return dataset, OptimumSettings(low, high, device=where, rows=rows, conditional=told, flip=bool(flip), **options)
+
+
+def _dataset_of(run: Path, known: RunData, data: Path | None) -> Dataset:
+    """The dataset that a run was trained on, also where it has been moved to. Raises ElboError when it is another."""
+    if data is None and known.path is None:
+        raise UsageError(f"{run}: has no dataset of its own; name one, DATA.h5")
+    path = data or dataset_of(known, run)
+    dataset = Dataset(path)
+    digest = known.payload_sha256
+    if digest is not None and dataset.attributes.payload_sha256 != digest:
+        raise DataError(
+            f"{path}: holds other images than {run} was trained on; leave out --like, or name its own dataset"
+        )
+    return dataset
+
+
+def plot_optimum(found: Optimum, out: Path) -> None:
+    """Draw the least ε error per dimension, ± 2 standard errors."""
+    from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
+
+    edges, value, se = (
+        torch.tensor(each, dtype=torch.float64) for each in (found.edges, found.eps_mse, found.eps_mse_se)
+    )
+    sheet, axes = new_figure([["error"]], 6.0, 3.2)
+    draw_band(axes["error"], bin_middles(edges), value, se)
+    axes["error"].set_ylabel(ERROR)
+    axes["error"].set_ylim(bottom=0)
+    axes["error"].set_title(f"the least error of a denoiser of {found.images} images, ± 2 standard errors")
+    finish(sheet, axes, ["error"], float(edges[0]), float(edges[-1]), out)

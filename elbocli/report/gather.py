@@ -11,7 +11,12 @@ from typing import Any, TypeVar
 
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.errors import DataError, ElboError
+from elbocli.core.criteria import CRITERIA
+from elbocli.core.excess import copying, excess
+from elbocli.core.registry import Declaration
+from elbocli.core.schedule import Schedule
+from elbocli.core.weighting import Weighting
+from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
@@ -20,21 +25,29 @@ from elbocli.files.optimum_file import Optimum
 from elbocli.files.run_config import RunConfig, RunData
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
-from elbocli.report.excess import RunExcess, run_excess
-from elbocli.report.extremes import Extremes, read_extremes, table_of
-from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
-from elbocli.report.lines import LATE
-from elbocli.report.log_history import Numbers, curve, read_curves, read_log_history
+from elbocli.report.facts import Command, ObjectiveFacts, RunExcess, RunFacts
+from elbocli.report.log_history import LATE, Numbers, curve, read_curves, read_log_history
+from elbocli.report.result import Term
 from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
-from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
-from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
+from elbocli.report.thumbnails import (
+    ROW,
+    Extremes,
+    Thumbnails,
+    chosen_times,
+    read_by_class,
+    read_extremes,
+    read_sheet,
+    strips,
+    table_of,
+    thumbnails_of,
+)
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.effective import effective_weightings
 from elbocli.run.objective import Objective
 from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.status import read_status
-from elbocli.run.train_settings import TrainSettings
+from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 T = TypeVar("T")
 
@@ -248,3 +261,68 @@ def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list
         *(Command("Train, as typed", line) for line in config.commands),
         Command("Train again with the same settings, whatever the environment says by then", again),
     ]
+
+
+def run_excess(
+    optimum: Optimum, known: str | None, own: ErrorMoments, new: ErrorMoments | None, weighting: Weighting
+) -> RunExcess:
+    """Compare errors of a run with the least ones on its images. known: the digest of these images. own, new: of
+    training, and of images held out.
+
+    Raises UsageError when the optimum is of other images or levels, DataError when the log has too little.
+    """
+    digest = optimum.payload_sha256
+    if digest != known:
+        raise UsageError(
+            f"the optimum is of {optimum.dataset} ({str(digest)[:12]}), not of the images that the run was "
+            f"trained on ({str(known)[:12]}); find it by 'elbo optimum --like RUN'"
+        )
+    least, se = optimum.least(own.edges, training=True)
+    gain = excess(own, least, se, weighting)
+    if new is None:
+        return RunExcess(optimum, least, se, own, None, gain, None, None)
+    new_gain = excess(new, *optimum.least(new.edges), weighting)
+    return RunExcess(optimum, least, se, own, new, gain, new_gain, copying(gain, new_gain))
+
+
+def weighting_terms(weighting: Weighting) -> list[Term]:
+    """A weighting; for one that is written as a loss, its parts."""
+    spec, loss = weighting.spec, weighting.foreign_loss
+    if weighting.declared:
+        return [_term("weighting", spec, weighting.declared)]
+    if weighting.learned:
+        return [Term("weighting", spec, "p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect")]
+    assert weighting.schedule is not None
+    schedule = _schedule_term("its schedule", weighting.schedule)
+    if loss is None:
+        return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), schedule]
+    return [
+        Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
+        _term("target", loss.prediction.spec, loss.prediction.declared),
+        *([_term("factor F", loss.factor.spec, loss.factor)] if loss.factor else []),
+        schedule,
+    ]
+
+
+def schedule_term(schedule: Schedule | None) -> Term:
+    """The schedule that draws the noise levels. schedule: None when it adapts."""
+    if schedule is None:
+        loss = CRITERIA["loss"]
+        return Term("schedule", ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
+    return _schedule_term("schedule", schedule)
+
+
+def prediction_term(objective: Objective) -> Term:
+    """The term for what the network outputs. Raises UsageError."""
+    return _term("prediction", objective.settings.prediction, objective.prediction.declared)
+
+
+def _schedule_term(what: str, schedule: Schedule) -> Term:
+    """A declared schedule, or a file."""
+    if schedule.declared:
+        return _term(what, schedule.base, schedule.declared)
+    return Term(what, schedule.base, "a table of t and logsnr", "a file")
+
+
+def _term(what: str, spec: str, declared: Declaration[Any]) -> Term:
+    return Term(what, spec, declared.formula, declared.source)

@@ -28,6 +28,8 @@ MOST_COLUMNS = 200
 """Names of numbers in a log."""
 CELLS = 48
 """Cells of time on a map: neighbours are added up from twice as many on."""
+LATE = 0.2
+"""Share of a run that stands for its end."""
 Numbers = list[float | None]
 
 

@@ -25,12 +25,11 @@ from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.info.describe import describe
 from elbocli.report.drawing import INKS
 from elbocli.report.facts import RunFacts
-from elbocli.report.gather import gather
+from elbocli.report.gather import gather, weighting_terms
 from elbocli.report.log_history import CELLS, POINTS
 from elbocli.report.page import LARGEST, error, number, render
 from elbocli.report.plots import pictures
 from elbocli.report.result import RunReport
-from elbocli.report.terms import weighting_terms
 
 
 @pytest.fixture

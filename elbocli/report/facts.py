@@ -9,14 +9,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.excess import Copying, Excess
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.evaluate.result import EvalResult
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.optimum_file import Optimum
 from elbocli.report.log_history import LogHistory, Numbers, curve
 from elbocli.report.result import (
     CommandReport,
@@ -45,9 +42,7 @@ class RunExcess:
     in nats for each dimension. copies: None without images held out.
     """
 
-    optimum: Optimum
     least: Tensor
-    least_se: Tensor
     own: ErrorMoments
     new: ErrorMoments | None
     own_excess: Excess
@@ -98,13 +93,6 @@ class ObjectiveFacts:
         )
 
 
-class Command(NamedTuple):
-    """A command line and what it does."""
-
-    does: str
-    line: str
-
-
 @dataclass(frozen=True)
 class RunFacts:
     """A run as its folder shows it. None, or empty, is what isn't there; `missing` says so in sentences.
@@ -131,14 +119,14 @@ class RunFacts:
     previews: list[Thumbnails]
     drawn: list[Thumbnails]
     drawn_from: str
-    scores: list[ResultFile[EvalResult]]
-    bounds: list[ResultFile[Bound | LatentBound]]
-    theorems: list[ResultFile[Theorem]]
+    scores: list[ResultFile]
+    bounds: list[ResultFile]
+    theorems: list[ResultFile]
     excess: RunExcess | None
-    likelihoods: list[ResultFile[Likelihoods]]
+    likelihoods: list[ResultFile]
     extremes: list[Extremes]
-    classifications: list[ResultFile[Classification]]
-    commands: list[Command]
+    classifications: list[ResultFile]
+    commands: list[CommandReport]
     missing: list[str]
 
     @property
@@ -147,7 +135,7 @@ class RunFacts:
         count = self.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
-    def trains_on(self, result: ResultFile[Any]) -> bool:
+    def trains_on(self, result: ResultFile) -> bool:
         """Tell whether a result is of the dataset that the run was trained on."""
         known = self.data.get("payload_sha256")
         return known is not None and result.content.get("payload_sha256") == known
@@ -169,7 +157,7 @@ class RunFacts:
         """All of it but the pictures; numbers that JSON doesn't have are None."""
         return RunReport(
             run=self.run,
-            status=finite(_standing(self.status)),
+            status=finite({} if self.status is None else {**self.status.facts(), "time": self.status.when}),
             objective=None if self.objective is None else self.objective.report(),
             settings=finite(self.known),
             source=finite(self.source) or None,
@@ -188,17 +176,12 @@ class RunFacts:
             likelihoods=_contents(self.likelihoods),
             per_image=[str(each.path) for each in self.extremes],
             classification=_contents(self.classifications),
-            commands=[CommandReport(each.does, each.line) for each in self.commands],
-            missing=[*self.missing],
+            commands=self.commands,
+            missing=self.missing,
         )
 
 
-def _standing(status: RunStatus | None) -> dict[str, Any]:
-    """Say it as status.json does, the time in words, without the process."""
-    return {} if status is None else {**status.facts(), "time": status.when}
-
-
-def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:
+def _contents(results: Sequence[ResultFile]) -> list[dict[str, Any]]:
     return [{"file": str(result.path), **finite(result.content)} for result in results]
 
 

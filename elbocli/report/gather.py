@@ -16,7 +16,7 @@ from elbocli.core.excess import copying, excess
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import DataError, ElboError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
@@ -25,9 +25,9 @@ from elbocli.files.optimum_file import Optimum
 from elbocli.files.run_config import RunConfig, RunData
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
-from elbocli.report.facts import Command, ObjectiveFacts, RunExcess, RunFacts
+from elbocli.report.facts import ObjectiveFacts, RunExcess, RunFacts
 from elbocli.report.log_history import LATE, Numbers, curve, read_curves, read_log_history
-from elbocli.report.result import Term
+from elbocli.report.result import CommandReport, Term
 from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
 from elbocli.report.thumbnails import (
     ROW,
@@ -78,8 +78,11 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     given = [read_result(path) for path in dict.fromkeys(results) if path not in tables]
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
-    scores = [each for each in found if isinstance(each.found, EvalResult)]
-    bounds = [each for each in found if isinstance(each.found, Bound | LatentBound)]
+
+    def results_of(*kinds: type) -> list[ResultFile]:
+        return [each for each in found if isinstance(each.found, kinds)]
+
+    scores, bounds = results_of(EvalResult), results_of(Bound, LatentBound)
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
     source = config.source.json() if config.source else {}
@@ -105,7 +108,10 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         known=known,
         source=source,
         data=config.data.json(),
-        network=config.network | missing.asked(_parameters, config, run, otherwise={}),
+        network=config.network
+        | missing.asked(
+            lambda: {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}, otherwise={}
+        ),
         environment=_environment(run, config, settings, curves, missing),
         objective=missing.asked(_objective, run, settings, missing)
         if {"weighting", "schedule"} <= set(known)
@@ -118,37 +124,47 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         drawn_from=drawn_from,
         scores=scores,
         bounds=bounds,
-        theorems=[each for each in found if isinstance(each.found, Theorem)],
+        theorems=results_of(Theorem),
         excess=None,
-        likelihoods=[each for each in found if isinstance(each.found, Likelihoods)],
+        likelihoods=results_of(Likelihoods),
         extremes=[
             *(read_extremes(path, dataset_of(config.data, run), None) for path in tables),
             *filter(None, (missing.asked(_extremes, each, config, run) for each in found)),
         ],
-        classifications=[each for each in found if isinstance(each.found, Classification)],
+        classifications=results_of(Classification),
         commands=_commands(run, name, config, samples, scores, missing),
         missing=missing,
     )
-    optima = [each for each in found if isinstance(each.found, Optimum)]
-    return replace(facts, excess=_excess(facts, optima[-1], missing)) if optima else facts
+    for each in results_of(Optimum)[-1:]:
+        facts = replace(facts, excess=_excess(facts, each.path, each.found, missing))
+    return facts
 
 
-def _excess(facts: RunFacts, known: ResultFile[Optimum], missing: Missing) -> RunExcess | None:
+def _excess(facts: RunFacts, path: Path, optimum: Optimum, missing: Missing) -> RunExcess | None:
     """The run's errors over the least ones; None, and said to `missing`, where they can't be compared."""
-    if facts.course is None or facts.objective is None:
-        missing.append(f"{known.path}: the run has no errors to compare with the least ones")
+    course, held, objective = facts.course, facts.held_out, facts.objective
+    if course is None or objective is None:
+        missing.append(f"{path}: the run has no errors to compare with the least ones")
         return None
-    own = ErrorMoments.of_sums(facts.course.edges, facts.course.late(LATE))
-    held = facts.held_out
+    if optimum.payload_sha256 != facts.data.get("payload_sha256"):
+        missing.append(
+            f"{path}: the optimum is of {optimum.dataset}, not of the images that the run was trained on; find it by "
+            "'elbo optimum --like RUN'"
+        )
+        return None
+    own = ErrorMoments.of_sums(course.edges, course.late(LATE))
     new = None if held is None else ErrorMoments.of_sums(held.edges, held.sums[-1])
     try:
-        return run_excess(known.found, facts.data.get("payload_sha256"), own, new, facts.objective.weighting)
+        least, se = optimum.least(own.edges, training=True)
+        gain = excess(own, least, se, objective.weighting)
+        new_gain = None if new is None else excess(new, *optimum.least(new.edges), objective.weighting)
     except ElboError as error:
-        missing.append(f"{known.path}: {error}")
+        missing.append(f"{path}: {error}")
         return None
+    return RunExcess(least, own, new, gain, new_gain, None if new_gain is None else copying(gain, new_gain))
 
 
-def _extremes(result: ResultFile[Any], config: RunConfig, run: Path) -> Extremes | None:
+def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
     """The pictures of a result that names a file of each image's likelihood. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or isinstance(result.found, Classification):
@@ -176,10 +192,6 @@ def _objective(run: Path, settings: TrainSettings, missing: Missing) -> Objectiv
         terms,
         effective,
     )
-
-
-def _parameters(config: RunConfig, run: Path) -> dict[str, int]:
-    return {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}
 
 
 def _environment(
@@ -238,51 +250,29 @@ def _packed(data: RunData, run: Path) -> str:
 
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[Any], missing: Missing
-) -> list[Command]:
+) -> list[CommandReport]:
     """Command lines as they were typed, where they were written down."""
     if config.source:
-        found = [Command("Import, as typed", line) for line in config.commands]
+        found = [CommandReport("Import, as typed", line) for line in config.commands]
     else:
         found = _training(run, name, config, missing)
     if samples is not None:
         with read_samples(samples) as reader:
-            found += [Command("Draw these samples", line) for line in reader.made.commands]
+            found += [CommandReport("Draw these samples", line) for line in reader.made.commands]
     for each in scores:
-        found += [Command(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
-        found.append(Command(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
-    return [each for each in found if each.line]
+        found += [CommandReport(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
+        found.append(CommandReport(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
+    return [each for each in found if each.command]
 
 
-def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list[Command]:
+def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list[CommandReport]:
     data = str(dataset_of(config.data, run))
     again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
     return [
-        Command("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
-        *(Command("Train, as typed", line) for line in config.commands),
-        Command("Train again with the same settings, whatever the environment says by then", again),
+        CommandReport("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
+        *(CommandReport("Train, as typed", line) for line in config.commands),
+        CommandReport("Train again with the same settings, whatever the environment says by then", again),
     ]
-
-
-def run_excess(
-    optimum: Optimum, known: str | None, own: ErrorMoments, new: ErrorMoments | None, weighting: Weighting
-) -> RunExcess:
-    """Compare errors of a run with the least ones on its images. known: the digest of these images. own, new: of
-    training, and of images held out.
-
-    Raises UsageError when the optimum is of other images or levels, DataError when the log has too little.
-    """
-    digest = optimum.payload_sha256
-    if digest != known:
-        raise UsageError(
-            f"the optimum is of {optimum.dataset} ({str(digest)[:12]}), not of the images that the run was "
-            f"trained on ({str(known)[:12]}); find it by 'elbo optimum --like RUN'"
-        )
-    least, se = optimum.least(own.edges, training=True)
-    gain = excess(own, least, se, weighting)
-    if new is None:
-        return RunExcess(optimum, least, se, own, None, gain, None, None)
-    new_gain = excess(new, *optimum.least(new.edges), weighting)
-    return RunExcess(optimum, least, se, own, new, gain, new_gain, copying(gain, new_gain))
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:

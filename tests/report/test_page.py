@@ -306,7 +306,7 @@ def test_a_run_named_by_where_one_stands_has_its_name(copy: Path, monkeypatch: p
     for folder, path in ((copy, "."), (copy / "checkpoints", "..")):
         monkeypatch.chdir(folder)
         facts = gather(Path(path))
-        assert facts.run == "run" and any(each.line.endswith(" -o run-again") for each in facts.commands)
+        assert facts.run == "run" and any(each.command.endswith(" -o run-again") for each in facts.commands)
 
 
 def test_a_result_in_the_run_that_is_named_too_is_shown_once(copy: Path) -> None:

@@ -188,7 +188,7 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
                 write_table(per_image, several.table(probe.dataset.labels))
             told, found = several.told(str(per_image) if per_image else None), several.bound
         beyond = optimum and show(excess.run(probe, own, optimum, found, schedule))
-        click.echo(json.dumps({**told, "excess": beyond.report.json()} if beyond else told, indent=1))
+        click.echo(json.dumps({**told, "excess": beyond.report} if beyond else told, indent=1))
         if curve:
             write_text(curve, beyond.tsv(found.curve) if beyond else found.curve.tsv())
         if log:

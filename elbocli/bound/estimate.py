@@ -13,11 +13,11 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.bound.draws import Draws, Images, MeasuredNetwork
+from elbocli.bound.draws import Draws, Images, MeasuredNetwork, decoder
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound, LatentBound, LatentTerm, Term
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
-from elbocli.core.elbo import bits_per_dimension, by_cell, prior, reconstruction, reconstruction_of_numbers
+from elbocli.core.elbo import bits_per_dimension, by_cell, prior
 from elbocli.core.paired import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
@@ -78,23 +78,16 @@ class Terms:
     """
 
     def __init__(self, low: float, high: float, schedule: Schedule, population: float):
-        self.low, self.schedule, self.population = low, schedule, population
+        self.low, self.high, self.schedule, self.population = low, high, schedule, population
         self.edges = bin_edges(low, high)
-        self.decoder = reconstruction(high)
         self.sums = BinSums(low, high)
         self.rounds = [PairedMoments()]
-        self.of_number = reconstruction_of_numbers(high)
         self.dimensions, self.latent = 0, False
 
     def add(self, drawn: Draws) -> None:
         """Take in some images: all pixels, or all latents."""
-        self.dimensions, levels = drawn.content[0].numel(), drawn.levels
-        self.latent = levels is None
-        if levels is None:
-            read = torch.full((len(drawn.content),), self.dimensions * self.of_number, dtype=torch.float64)
-        else:
-            read = self.decoder[levels].flatten(1).sum(1)
-        fixed = torch.stack([prior(drawn.x, self.low), read], 1)  # [B, 2]
+        self.dimensions, self.latent = drawn.content[0].numel(), drawn.levels is None
+        fixed = torch.stack([prior(drawn.x, self.low), decoder(drawn.content, self.high)], 1)  # [B, 2]
         integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
         self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
         self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elbocli.bound.draws import Draws, Images, MeasuredNetwork, Sight
+from elbocli.bound.draws import Draws, Images, MeasuredNetwork, Sight, decoder
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.elbo import LEVELS, prior, reconstruction, reconstruction_of_numbers
+from elbocli.core.elbo import LEVELS, prior
 from elbocli.core.flow import log_density, with_trace
 from elbocli.core.gaussian import GaussianModel
 from elbocli.core.logsnr import alpha_sigma
@@ -74,14 +74,6 @@ class Question:
     seen: Seen | None = None
 
 
-def decoder(content: Tensor, logsnr_max: float) -> Tensor:
-    """E[−log p(x|z₀)] of each image, [B] nats. content: as Images has it."""
-    if content.is_floating_point():
-        each = reconstruction_of_numbers(logsnr_max) * content[0].numel()
-        return torch.full((len(content),), each, dtype=torch.float64)
-    return reconstruction(logsnr_max)[content.long()].flatten(1).sum(1)
-
-
 def slopes(value: Tensor, known: Tensor) -> Tensor:
     """Multiples of `known`, whose mean is zero, to take away from each image's value, by least squares over the differences of halves
     of other images: the odd ones tell of the even ones. [N, 2], [N, 2] → [N].
@@ -103,7 +95,8 @@ ENOUGH = 16
 
 def variational(asked: Question) -> Parts:
     """The bound as `elbo bound` has always had it."""
-    seen = _drawn(asked)
+    seen = asked.seen
+    assert seen is not None, "declared to need the draws"
     fixed = [part[:, None].expand(-1, 2) for part in (seen.prior, seen.read)]
     names = ("prior", "reconstruction", "diffusion")
     return Parts(names, torch.stack([*fixed, seen.integral(seen.error)], 2), seen.logsnr[0].numel())
@@ -119,7 +112,8 @@ def information(asked: Question) -> Parts:
     closed one (γ from other images). Both are by least squares; where the data are Gaussian, both are 1 and nothing is
     left to chance.
     """
-    seen = _drawn(asked)
+    seen = asked.seen
+    assert seen is not None, "declared to need the draws"
     edges = bin_edges(seen.schedule.logsnr_min, seen.schedule.logsnr_max, CELLS)
     cell, noise = cell_of(seen.logsnr, edges), seen.gaussian - seen.expected
     error = seen.error.clone()
@@ -142,11 +136,6 @@ def information(asked: Question) -> Parts:
     fixed = [part[:, None].expand(-1, 2) for part in (seen.below[:, 0], above)]
     names = ("prior", "reconstruction", "diffusion")
     return Parts(names, torch.stack([*fixed, inside], 2), seen.logsnr[0].numel())
-
-
-def _drawn(asked: Question) -> Seen:
-    assert asked.seen is not None, "declared to need the draws"
-    return asked.seen
 
 
 def errors_besides(gaussian: GaussianModel, latent: bool) -> Callable[[Sight], Tensor]:

@@ -19,7 +19,7 @@ from elbocli.core.guidance import Guidance
 from elbocli.core.local_error import AncestralErrors, EquationErrors, FineSolution, StepErrors, refuse_noise
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers.walk import Sampler, time_grid
-from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.losslog import read_logs
@@ -104,15 +104,6 @@ class GridSettings:
     precision: str = "fp32"
 
 
-@dataclass(frozen=True)
-class MadeGrid:
-    """A grid as a schedule, its file's text, and what is known of it."""
-
-    schedule: Schedule
-    text: str
-    report: GridReport
-
-
 class _Measured:
     """A sampler on a run's network: what its steps do wrong, measured when it is first asked for."""
 
@@ -182,8 +173,8 @@ class _Measured:
 
 
 @torch.inference_mode()
-def run(path: Path, settings: GridSettings) -> Generator[Progress, None, MadeGrid]:
-    """Make a grid for the run or checkpoint at `path`.
+def run(path: Path, settings: GridSettings) -> Generator[Progress, None, tuple[str, GridReport]]:
+    """Make a grid for the run or checkpoint at `path`: the text of its file, and what is known of it.
 
     Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for one that has no log
     and needs one, or whose estimates are not finite.
@@ -241,4 +232,4 @@ def run(path: Path, settings: GridSettings) -> Generator[Progress, None, MadeGri
     )
     purpose = {"made_for": purpose_of(settings.sampler, steps, settings.guidance.scale)} if equal else {}
     origin = {"grid": name, **purpose, "run": str(trained.path), "checkpoint": report.checkpoint}
-    return MadeGrid(schedule, to_text(schedule, **origin), report)
+    return to_text(schedule, **origin), report

@@ -21,9 +21,13 @@ class PerDimension(Record, frozen=True):
         key = "bpd" if getattr(self, "bpd", None) is not None else "nats_per_latent_dimension"
         return getattr(self, key), getattr(self, f"{key}_se")
 
+
+class AnyBound(PerDimension, frozen=True):
+    """The bound of pixels or of latents."""
+
     @property
     def terms(self) -> dict[str, Any]:
-        """The parts of a bound by name, then their sum."""
+        """The parts by name, then their sum."""
         bound: Any = self
         parts = {"prior": bound.prior, "reconstruction": bound.reconstruction, "diffusion": bound.diffusion}
         return {**parts, "bound": type(bound.prior)(bound.nats, bound.nats_se, *bound.per_dimension)}
@@ -48,7 +52,7 @@ class LatentTerm(PerDimension, frozen=True):
 
 
 @stored("result of elbo bound (JSON)")
-class Bound(PerDimension, frozen=True):
+class Bound(AnyBound, frozen=True):
     """The variational bound on −log p of images.
 
     bpd_se, nats_se: of the dataset's mean; bpd_se_noise: of the noise alone; bpd_se_population: of the mean over the
@@ -77,7 +81,7 @@ class Bound(PerDimension, frozen=True):
 
 
 @stored("result of elbo bound, of latents (JSON)")
-class LatentBound(PerDimension, frozen=True):
+class LatentBound(AnyBound, frozen=True):
     """The variational bound on −log of the density of latents, as the network sees them. It is none for their images.
 
     Numbers are those of Bound, but for the unit. A density may exceed 1, so they may be negative.

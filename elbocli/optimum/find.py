@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,14 +70,6 @@ class OptimumSettings:
     flip: bool = False
 
 
-class Block(NamedTuple):
-    """Some images: their levels [J, D] float64, their places in the set [J], −1 for mirror images, and labels [J]."""
-
-    levels: Tensor
-    places: Tensor
-    labels: Tensor
-
-
 class ImageSet:
     """The images that a network may know, as vectors of levels, a block at a time, on the device."""
 
@@ -96,14 +88,16 @@ class ImageSet:
         stored = torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device)
         return (stored.flip(2) if mirrored else stored).flatten(1).double()
 
-    def blocks(self, places: np.ndarray) -> Iterator[Block]:
-        """The images at those places and, where they count, their mirror images."""
+    def blocks(self, places: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images at those places and, where they count, their mirror images: levels [J, D] float64, places in the set [J],
+        −1 for mirror images, and labels [J].
+        """
         for start in range(0, len(places), self.batch):
             some = places[start : start + self.batch]
             where, labels = torch.from_numpy(some).to(self.device), self.labels[some].to(self.device)
-            yield Block(self.levels(some), where, labels)
+            yield self.levels(some), where, labels
             if self.flip:
-                yield Block(self.levels(some, mirrored=True), torch.full_like(where, -1), labels)
+                yield self.levels(some, mirrored=True), torch.full_like(where, -1), labels
 
 
 def run(dataset: Dataset, settings: OptimumSettings) -> Generator[Progress, None, Optimum]:
@@ -179,8 +173,8 @@ class _Search:
         labels = images.labels[places] if self.settings.conditional else None
         sums = LeastErrors(source, eps, logsnr.to(device), None if labels is None else labels.to(device), UNIT)
         own = torch.from_numpy(places).to(device)[:, None]
-        for block in images.blocks(among):
-            sums.add(block.levels, own == block.places, block.labels)
+        for block, where, classes in images.blocks(among):
+            sums.add(block, own == where, classes)
             yield Progress()
         others = self.total.expand(len(places)).to(device)
         found = sums.values(others, None if labels is None else self.of_class[labels].to(device))

@@ -32,6 +32,15 @@ from elbocli.run.train_settings import TrainSettings
 
 DIGITS = 6
 """Significant ones, of numbers on a map."""
+DIGEST = 12
+"""Digits of a digest that are shown: enough to tell two apart."""
+NATS, BITS = "nats per dimension", "bits per dimension"
+CURVES = {
+    "loss": ("training loss", NATS),
+    "val_loss": ("validation loss", NATS),
+    "val_bpd": ("validation bound", BITS),
+}
+TWICE = "2 standard errors"
 
 
 @dataclass(frozen=True)
@@ -202,15 +211,6 @@ def _map(course: LogHistory | None) -> ErrorMap | None:
     return ErrorMap(course.edges.tolist(), course.images, **finite(rounded))
 
 
-NATS, BITS = "nats per dimension", "bits per dimension"
-CURVES = {
-    "loss": ("training loss", NATS),
-    "val_loss": ("validation loss", NATS),
-    "val_bpd": ("validation bound", BITS),
-}
-TWICE = "2 standard errors"
-
-
 class Figure(NamedTuple):
     """A number: what it is and its unit, or the network that it is by; with its spread, if it has one, and what that is.
 
@@ -241,10 +241,6 @@ def headline(facts: RunFacts) -> list[Figure]:
             unit = row.network or result.path.name
             found.append(Figure(row.name, unit, row.value, row.spread, row.spread_is, row.note))
     return found
-
-
-DIGEST = 12
-"""Digits of a digest that are shown: enough to tell two apart."""
 
 
 class Row(NamedTuple):

@@ -21,9 +21,6 @@ from elbocli.report.plots import pictures, pictures_of_several
 from elbocli.report.results import protocol_of, score_rows
 from elbocli.report.thumbnails import Thumbnails
 
-LARGEST = 8 << 20
-"""Bytes, which no page exceeds: pictures are counted and of bounded size, curves have bounded numbers of points."""
-
 
 def render(facts: RunFacts) -> str:
     """The page of a run. Same facts, same text."""

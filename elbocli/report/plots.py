@@ -27,6 +27,18 @@ from elbocli.report.drawing import (
 from elbocli.report.facts import Comparison, ObjectiveFacts, RunExcess, RunFacts
 from elbocli.report.log_history import LATE, LogHistory, curve
 
+ERROR = "‖ε − ε̂‖² / D"
+POINTS = 241
+HELD_OUT = (
+    " Validation uses the averaged weights, which lag behind early in training. If it stays above training later, the "
+    "network is overfitting."
+)
+EARLY = 0.1
+"""Share of the run that stands for its beginning."""
+NO_MATCH = (
+    " Their weightings differ, so their losses can't be compared; errors by noise level and bits per dimension can."
+)
+BARS = "With ± 2 standard errors over the images."
 BAND = {"alpha": 0.25, "linewidth": 0}
 Style = Mapping[str, Any]
 """Arguments of a line: colour, dash, and the label that it has in a legend."""
@@ -69,16 +81,6 @@ def draw_profile(axis: Any, edges: Tensor, sums: Tensor, style: Style, band: boo
         low = (mean - spread).maximum(0.5 * mean)
         axis.fill_between(moments.middle[several], low, mean + spread, color=style["color"], **BAND)
     return True
-
-
-ERROR = "‖ε − ε̂‖² / D"
-POINTS = 241
-HELD_OUT = (
-    " Validation uses the averaged weights, which lag behind early in training. If it stays above training later, the "
-    "network is overfitting."
-)
-EARLY = 0.1
-"""Share of the run that stands for its beginning."""
 
 
 def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
@@ -265,12 +267,6 @@ def _bits(facts: RunFacts) -> Picture | None:
         words = f" Now {known[0]:.4g} ± {known[1]:.2g}." if known else ""
         caption = f"Bits per dimension, ± 2 standard errors over the images.{words}"
         return Picture("Bound on held-out images", caption, svg())
-
-
-NO_MATCH = (
-    " Their weightings differ, so their losses can't be compared; errors by noise level and bits per dimension can."
-)
-BARS = "With ± 2 standard errors over the images."
 
 
 def pictures_of_several(found: Comparison) -> dict[str, list[Picture]]:

@@ -20,7 +20,6 @@ from elbocli.core.streams import Stream
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.optimum_file import LeastCurve, Optimum, SampleCheck
-from elbocli.files.run_config import RunData
 from elbocli.nn.networks import config_of
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import read_run_config
@@ -285,7 +284,14 @@ def open_search(
         config = read_run_config(like, warn)
         usual = run_settings(config.settings, like / "config.yaml")
         classes = config_of(config.network, like / "config.yaml").num_classes > 0
-        dataset = _dataset_of(like, config.data, data)
+        known = config.data
+        if data is None and known.path is None:
+            raise UsageError(f"{like}: has no dataset of its own; name one, DATA.h5")
+        dataset = Dataset(data or dataset_of(known, like))
+        if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
+            raise DataError(
+                f"{dataset.path}: holds other images than {like} was trained on; leave out --like, or name its own dataset"
+            )
         rows = training_rows(usual, dataset)
     low = usual.logsnr_min if low is None else low
     high = usual.logsnr_max if high is None else high
@@ -298,20 +304,6 @@ def open_search(
         flip = usual.flip if flip is None else flip
     where = choose_device(device)
     return dataset, OptimumSettings(low, high, device=where, rows=rows, conditional=told, flip=bool(flip), **options)
-
-
-def _dataset_of(run: Path, known: RunData, data: Path | None) -> Dataset:
-    """The dataset that a run was trained on, also where it has been moved to. Raises ElboError when it is another."""
-    if data is None and known.path is None:
-        raise UsageError(f"{run}: has no dataset of its own; name one, DATA.h5")
-    path = data or dataset_of(known, run)
-    dataset = Dataset(path)
-    digest = known.payload_sha256
-    if digest is not None and dataset.attributes.payload_sha256 != digest:
-        raise DataError(
-            f"{path}: holds other images than {run} was trained on; leave out --like, or name its own dataset"
-        )
-    return dataset
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:

@@ -180,7 +180,8 @@ def _objective(run: Path, settings: TrainSettings, missing: Missing) -> Objectiv
     schedule, effective = objective.schedule, effective_weightings(run, settings, missing.append)
     weighting = effective[-1].weighting
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
-    terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
+    network = _term("prediction", settings.prediction, objective.prediction.declared)
+    terms = [*weighting_terms(weighting), schedule_term(schedule), network]
     rising = weighting.rising(low, high)
     return ObjectiveFacts(
         weighting,
@@ -255,7 +256,13 @@ def _commands(
     if config.source:
         found = [CommandReport("Import, as typed", line) for line in config.commands]
     else:
-        found = _training(run, name, config, missing)
+        data = str(dataset_of(config.data, run))
+        again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
+        found = [
+            CommandReport("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
+            *(CommandReport("Train, as typed", line) for line in config.commands),
+            CommandReport("Train again with the same settings, whatever the environment says by then", again),
+        ]
     if samples is not None:
         with read_samples(samples) as reader:
             found += [CommandReport("Draw these samples", line) for line in reader.made.commands]
@@ -263,16 +270,6 @@ def _commands(
         found += [CommandReport(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
         found.append(CommandReport(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
     return [each for each in found if each.command]
-
-
-def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list[CommandReport]:
-    data = str(dataset_of(config.data, run))
-    again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
-    return [
-        CommandReport("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
-        *(CommandReport("Train, as typed", line) for line in config.commands),
-        CommandReport("Train again with the same settings, whatever the environment says by then", again),
-    ]
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
@@ -300,11 +297,6 @@ def schedule_term(schedule: Schedule | None) -> Term:
         loss = CRITERIA["loss"]
         return Term("schedule", ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
     return _schedule_term("schedule", schedule)
-
-
-def prediction_term(objective: Objective) -> Term:
-    """The term for what the network outputs. Raises UsageError."""
-    return _term("prediction", objective.settings.prediction, objective.prediction.declared)
 
 
 def _schedule_term(what: str, schedule: Schedule) -> Term:

@@ -92,7 +92,11 @@ def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
         "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],
         "excess": [_excess(facts.excess)] if facts.excess else [],
     }
-    return {section: [each for each in drawn if each is not None] for section, drawn in found.items()}
+    return _present(found)
+
+
+def _present(drawn: dict[str, list[Picture | None]]) -> dict[str, list[Picture]]:
+    return {section: [each for each in pictures if each is not None] for section, pictures in drawn.items()}
 
 
 def _weighting(objective: ObjectiveFacts) -> Picture:
@@ -273,7 +277,7 @@ def pictures_of_several(found: Comparison) -> dict[str, list[Picture]]:
     """The drawings by the section of the page that they belong to; those that there is nothing for are left out."""
     warning = "" if found.same_loss else NO_MATCH
     nats, bits = "loss, nats per dimension", "bits per dimension"
-    drawn = {
+    drawn: dict[str, list[Picture | None]] = {
         "objective": [_weightings(found)],
         "training": [
             _curves(found, "loss", "Weighted loss of training", nats, f"The loss that training minimises.{warning}"),
@@ -285,7 +289,7 @@ def pictures_of_several(found: Comparison) -> dict[str, list[Picture]]:
             _profiles_of_several(found, "held_out", "validation, last"),
         ],
     }
-    return {section: [each for each in pictures if each is not None] for section, pictures in drawn.items()}
+    return _present(drawn)
 
 
 def _weightings(found: Comparison) -> Picture | None:

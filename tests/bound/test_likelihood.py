@@ -14,7 +14,7 @@ from exact import Levels, Mixture, finish
 
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.estimators import ESTIMATORS
-from elbocli.bound.likelihood import Found, estimate_likelihoods, parse_estimators, sentence
+from elbocli.bound.likelihood import Found, estimate_likelihoods, flat, parse_estimators, sentence
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.gaussian import fit_gaussian
 from elbocli.core.paired import image_errors
@@ -45,6 +45,8 @@ def estimated(network: Any, content: torch.Tensor, specs: Any = ALL, high: float
     measured = MeasuredNetwork(network, Prediction("eps"), LOW, high, batch=4096)
     images = [Images(content, None, range(len(content)))]
     settings = {"population": len(content), **options}
+    if "information" in specs and len(content) > 1:
+        settings.setdefault("gaussian", fit_gaussian(flat(content)))
     schedule = parse_schedule("uniform", LOW, high)
     return finish(estimate_likelihoods(measured, images, schedule, parse_estimators(specs), **settings))
 

@@ -213,7 +213,7 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
         (["--per-image", "-"], "standard output is for the JSON"),
         (["--per-image", "x.csv"], "choose a name that ends so"),
         (["--check", "--estimator", "ode"], "--estimator goes with the plain bound"),
-        (["--check", "--per-image", "x.tsv"], "--per-image goes with the plain bound or --classify"),
+        (["--check", "--per-image", "x.tsv"], "--per-image goes with the plain bound"),
         (["--classify", "--curve", "x.tsv"], "--curve goes with the plain bound"),
         (["--classify", "--check"], "ask one at a time"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,7 +109,7 @@ class RunFacts:
     known of that. known: the settings that are.
 
     data, network: as config.yaml has them, and the network's parameters. environment: what config.yaml says of its last start, its speed, and the newest checkpoint. course,
-    held_out: errors of training and validation. drawn: samples by class, which come from the file `drawn_from`.
+    held_out: errors of training and validation. results: by the names of RESULTS. drawn: samples by class, which come from the file `drawn_from`.
     """
 
     run: str
@@ -128,13 +127,9 @@ class RunFacts:
     previews: list[Thumbnails]
     drawn: list[Thumbnails]
     drawn_from: str
-    scores: list[ResultFile]
-    bounds: list[ResultFile]
-    theorems: list[ResultFile]
+    results: dict[str, list[ResultFile]]
     excess: RunExcess | None
-    likelihoods: list[ResultFile]
     extremes: list[Extremes]
-    classifications: list[ResultFile]
     commands: list[CommandReport]
     missing: list[str]
 
@@ -178,20 +173,15 @@ class RunFacts:
             validation_errors=_map(self.held_out),
             previews=[row.name for row in self.previews],
             samples=ShownSamples(self.drawn_from, [row.name for row in self.drawn]),
-            scores=_contents(self.scores),
-            bound=_contents(self.bounds),
-            theorem=_contents(self.theorems),
             excess=finite(self.excess and self.excess.json()),
-            likelihoods=_contents(self.likelihoods),
             per_image=[str(each.path) for each in self.extremes],
-            classification=_contents(self.classifications),
             commands=self.commands,
             missing=self.missing,
+            **{
+                name: [{"file": str(each.path), **finite(each.content)} for each in results]
+                for name, results in self.results.items()
+            },
         )
-
-
-def _contents(results: Sequence[ResultFile]) -> list[dict[str, Any]]:
-    return [{"file": str(result.path), **finite(result.content)} for result in results]
 
 
 def finite(value: Any) -> Any:
@@ -232,11 +222,11 @@ def headline(facts: RunFacts) -> list[Figure]:
         value, se = facts.last(name), facts.last(f"{name}_se")
         if value is not None:
             found.append(Figure(what, unit, value, None if se is None else 2 * se, TWICE))
-    for bound in facts.bounds[-1:]:
+    for bound in facts.results["bound"][-1:]:
         value, se = bound.found.terms["bound"].per_dimension
         note = "on training images" if facts.trains_on(bound) else ""
         found.append(Figure("variational bound", bound.found.UNIT, value, 2 * se, TWICE, note))
-    for result in facts.scores[-1:]:
+    for result in facts.results["scores"][-1:]:
         for row in score_rows(result.found)[:2]:
             unit = row.network or result.path.name
             found.append(Figure(row.name, unit, row.value, row.spread, row.spread_is, row.note))

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
+from elbocli.bound.result import Classification
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.criteria import CRITERIA
 from elbocli.core.excess import copying, excess
@@ -17,7 +17,6 @@ from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, ElboError
-from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.likelihood_file import is_table
@@ -28,7 +27,7 @@ from elbocli.nn.networks import count_parameters
 from elbocli.report.facts import ObjectiveFacts, RunExcess, RunFacts
 from elbocli.report.log_history import LATE, Numbers, curve, read_curves, read_log_history
 from elbocli.report.result import CommandReport, Term
-from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
+from elbocli.report.results import RESULTS, ResultFile, drawn_by, read_result, results_in
 from elbocli.report.thumbnails import (
     ROW,
     Extremes,
@@ -79,10 +78,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
 
-    def results_of(*kinds: type) -> list[ResultFile]:
-        return [each for each in found if isinstance(each.found, kinds)]
-
-    scores, bounds = results_of(EvalResult), results_of(Bound, LatentBound)
+    shown = {name: [each for each in found if isinstance(each.found, kinds)] for name, kinds in RESULTS.items()}
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
     source = config.source.json() if config.source else {}
@@ -91,8 +87,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     validates = (run / "validation.jsonl").exists()
     if not validates and not source:
         missing.append(f"{run}: no validation; 'elbo train --val' or '--val-split' adds it")
-    for of_kind, how in ((scores, "elbo eval"), (bounds, "elbo bound")):
-        if not of_kind:
+    for kind, how in (("scores", "elbo eval"), ("bound", "elbo bound")):
+        if not shown[kind]:
             missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
     log = run / "metrics.jsonl"
     curves = {} if source else missing.asked(read_curves, log, missing.append, otherwise={})
@@ -122,20 +118,16 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         previews=[] if source else _previews(run, sheets, missing),
         drawn=drawn,
         drawn_from=drawn_from,
-        scores=scores,
-        bounds=bounds,
-        theorems=results_of(Theorem),
+        results=shown,
         excess=None,
-        likelihoods=results_of(Likelihoods),
         extremes=[
             *(read_extremes(path, dataset_of(config.data, run), None) for path in tables),
             *filter(None, (missing.asked(_extremes, each, config, run) for each in found)),
         ],
-        classifications=results_of(Classification),
-        commands=_commands(run, name, config, samples, scores, missing),
+        commands=_commands(run, name, config, samples, shown["scores"], missing),
         missing=missing,
     )
-    for each in results_of(Optimum)[-1:]:
+    for each in [each for each in found if isinstance(each.found, Optimum)][-1:]:
         facts = replace(facts, excess=_excess(facts, each.path, each.found, missing))
     return facts
 
@@ -219,7 +211,7 @@ def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnail
         missing.append(f"{run}: no previews yet")
 
     def strip(sheet: Path) -> Thumbnails:
-        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet).images[:ROW]))
+        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet)[0][:ROW]))
 
     strips = [missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))]
     return [each for each in strips if each is not None]
@@ -234,8 +226,8 @@ def _drawn(
         return read_by_class(samples, names), str(samples)
 
     def last(path: Path) -> tuple[list[Thumbnails], str]:
-        sheet = read_sheet(path)
-        return strips(lambda index: sheet.images[index], sheet.groups), str(path)
+        images, groups = read_sheet(path)
+        return strips(lambda index: images[index], groups), str(path)
 
     return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -136,8 +137,9 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
     reader = Reader(seen=seen, damaged=faults.append)
     try:
         with told(path, "read"), open_file(path) as file:
-            if lines := list(written_lines(file, path)):
-                reader.read(lines, str(path))
+            lines = written_lines(file, path)
+            for first in lines:  # none in a file that is empty
+                reader.read(chain([first], lines), str(path))
     except FormatError as error:
         faults.append(error)
     if faults:

@@ -27,6 +27,14 @@ KINDS: dict[tuple[str, str], type[Any]] = {
     ("accuracy", "reliability"): Classification,
 }
 """Kinds of results, by keys that they have."""
+RESULTS: dict[str, tuple[type, ...]] = {
+    "scores": (EvalResult,),
+    "bound": (Bound, LatentBound),
+    "theorem": (Theorem,),
+    "likelihoods": (Likelihoods,),
+    "classification": (Classification,),
+}
+"""Kinds of results that the page shows, by their names in its JSON."""
 
 
 @dataclass(frozen=True)

@@ -50,16 +50,8 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
     return Thumbnails(name, buffer.getvalue(), len(images))
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and the class of each."""
-
-    images: np.ndarray
-    groups: list[Group]
-
-
-def read_sheet(path: Path) -> Sheet:
-    """Read a preview; one that doesn't say where its images are has them in rows of 8. Raises DataError."""
+def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
+    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and their classes. One that doesn't say where its images are has them in rows of 8. Raises DataError."""
     with naming(path):
         content = read_bytes(path)
         picture, _ = decode(content, 3)
@@ -73,7 +65,7 @@ def read_sheet(path: Path) -> Sheet:
         raise DataError(f"{path}: {width} x {height} pixels are no sheet of {side} x {side} pictures")
     else:
         layout = lay_out(height // side, width // side, by_class(PREVIEW_COUNT, None), 1)
-    return Sheet(cut_up(np.asarray(picture), layout), layout.groups)
+    return cut_up(np.asarray(picture), layout), layout.groups
 
 
 def chosen_times(count: int) -> list[int]:

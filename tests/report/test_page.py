@@ -315,7 +315,7 @@ def test_a_run_named_by_where_one_stands_has_its_name(copy: Path, monkeypatch: p
 def test_a_result_in_the_run_that_is_named_too_is_shown_once(copy: Path) -> None:
     (copy / "bound.json").write_text(json.dumps(BOUND))
     for given in ([], [copy / "bound.json"], [copy / "bound.json"] * 2, [copy / "checkpoints" / ".." / "bound.json"]):
-        assert len(gather(copy, results=given).bounds) == 1
+        assert len(gather(copy, results=given).results["bound"]) == 1
 
 
 def test_what_stands_after_a_plus_or_minus_is_said(copy: Path) -> None:

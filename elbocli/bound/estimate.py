@@ -195,8 +195,7 @@ def run(
 
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
-    plain = parse_weighting("elbo")
-    chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
+    chosen = asked.schedule(schedule, parse_weighting("elbo"))
     draws, seed, total, n = asked.settings.draws, asked.settings.seed, len(asked.rows), len(asked.dataset)
     rounds = estimate_bound(
         asked.denoiser, asked, chosen, draws=draws, seed=seed, population=n, target_se=target_se, total=total

@@ -172,8 +172,7 @@ def run(
 
     The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.
     """
-    plain, rows = parse_weighting("elbo"), asked.rows
-    chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
+    chosen, rows = asked.schedule(schedule, parse_weighting("elbo")), asked.rows
     names, n = ", ".join(each.spec for each in estimators), len(asked.dataset)
     about = f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {len(rows)} of {n} images; {names}"
     yield Progress(0, len(rows), "img", f"{about}; {asked.device}, {asked.precision}")

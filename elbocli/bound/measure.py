@@ -134,7 +134,9 @@ class Measurement:
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def schedule(self, spec: str, weighting: Weighting) -> Schedule:
-        """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log. Raises ElboError."""
+        """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log; '' is `fitted()`. Raises ElboError."""
+        if not spec:
+            return self.fitted(weighting)
         name, _, criterion = spec.partition(":")
         if name == FITTED:
             return self.fitted(weighting, criterion or "loss", floor=self.trained.settings.floor)

@@ -210,7 +210,7 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
         (["--estimator", "ode", "--curve", "c.tsv"], "--curve is of drawn noise levels"),
         (["--estimator", "ode", "--target-se", "0.1"], "--target-se goes with --estimator variational alone"),
         (["--per-image", "x.tsv", "--target-se", "0.1"], "not with --per-image"),
-        (["--per-image", "-"], "standard output is for the JSON"),
+        (["--per-image", "-"], "standard output is for other results"),
         (["--per-image", "x.csv"], "choose a name that ends so"),
         (["--check", "--estimator", "ode"], "--estimator goes with the plain bound"),
         (["--check", "--per-image", "x.tsv"], "--per-image goes with the plain bound"),

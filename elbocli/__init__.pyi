@@ -10,7 +10,7 @@ from elbocli.api import weighting as weighting
 from elbocli.core.adaptive import AdaptiveSchedule as AdaptiveSchedule
 from elbocli.core.loss import LossTerms as LossTerms
 from elbocli.core.prediction import Prediction as Prediction
-from elbocli.core.samplers.walk import Sampler as Sampler
+from elbocli.core.samplers import Sampler as Sampler
 from elbocli.core.schedule import Schedule as Schedule
 from elbocli.core.weighting import Weighting as Weighting
 from elbocli.errors import ElboError as ElboError

@@ -117,8 +117,7 @@ def run(asked: Measurement, schedule: str = "") -> Generator[Progress, None, tup
         raise UsageError(
             f"{asked.trained.path}: was trained without classes, and tells none apart; name a conditional run"
         )
-    plain, draws = parse_weighting("elbo"), asked.settings.draws
-    chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
+    chosen, draws = asked.schedule(schedule, parse_weighting("elbo")), asked.settings.draws
     what = f"{total} images under each of {classes} classes, {draws} draws each; {asked.device}, {asked.precision}"
     yield Progress(0, total, "img", f"{asked.trained.path}: {what}")
     scores = yield from class_scores(

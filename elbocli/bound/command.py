@@ -23,22 +23,10 @@ from elbocli.cli.types import FIGURE, PATH, Count, Named, Number, Output
 
 EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
 MODES = {
-    "": {
-        "images",
-        "draws",
-        "batch",
-        "target_se",
-        "schedule",
-        "curve",
-        "plot",
-        "log",
-        "estimators",
-        "per_image",
-        "optimum",
-    },
     "--check": {"check", "images", "draws", "batch", "weightings"},
     "--classify": {"classify", "images", "draws", "batch", "schedule", "per_image"},
 }
+"""Options beside EVERY of the questions that are not the plain bound."""
 GROUPS = {
     "Questions": ("estimators", "check", "classify", "optimum", "weightings", "schedule"),
     "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
@@ -49,18 +37,18 @@ GROUPS = {
 
 
 def _mode(ctx: click.Context) -> str:
-    """The one of the questions that is asked. Raises UsageError for an option of another one."""
+    """The question that is asked; "" is the plain bound. Raises UsageError for an option of another one."""
     default = click.core.ParameterSource.DEFAULT
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is not default} - EVERY
-    asked = [mode for mode in MODES if mode and mode[2:].replace("-", "_") in given]
+    asked = [mode for mode in MODES if mode[2:] in given]
     if len(asked) > 1:
         raise click.UsageError(f"{' and '.join(asked)} are two questions; ask one at a time", ctx)
-    mode = asked[0] if asked else ""
+    wrong = given - MODES[asked[0]] if asked else given & {"weightings"}
     for parameter in ctx.command.params:
-        if parameter.name in given - MODES[mode]:
-            owners = " or ".join(other or "the plain bound" for other, own in MODES.items() if parameter.name in own)
-            raise click.UsageError(f"{parameter.opts[-1]} goes with {owners}", ctx)
-    return mode
+        if parameter.name in wrong:
+            owner = "--check" if parameter.name == "weightings" else "the plain bound"
+            raise click.UsageError(f"{parameter.opts[-1]} goes with {owner}", ctx)
+    return asked[0] if asked else ""
 
 
 def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str, Any]) -> None:
@@ -150,7 +138,6 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
     """
     from elbocli.bound import classify, estimate, excess, likelihood, theorem
     from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
-    from elbocli.bound.plot import plot_curve
     from elbocli.cli.progress_bar import say, show
     from elbocli.files.atomic import write_text
     from elbocli.files.likelihood_file import write_table
@@ -189,13 +176,13 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
                 write_table(per_image, several.table(probe.dataset.labels))
             told, found = several.told(str(per_image) if per_image else None), several.bound
         beyond = optimum and show(excess.run(probe, own, optimum, found, schedule))
-        click.echo(json.dumps({**told, "excess": beyond.report.json()} if beyond else told, indent=1))
+        click.echo(json.dumps({**told, "excess": beyond.report} if beyond else told, indent=1))
         if curve:
             write_text(curve, beyond.tsv(found.curve) if beyond else found.curve.tsv())
         if log:
             write_text(log, estimate.log_text(probe, found))
         if plot:
-            plot_curve(found.curve, plot)
+            found.curve.plot(plot)
         return
     result = show(theorem.run(probe, probe.weightings(options["weightings"])))
     click.echo(json.dumps(result.json(), indent=1))

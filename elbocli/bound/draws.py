@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from elbocli.core.elbo import reconstruction, reconstruction_of_numbers
 from elbocli.core.loss import Network, check_output, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
@@ -58,6 +59,17 @@ class Draws(NamedTuple):
     def shares(self, schedule: Schedule) -> Tensor:
         """The share of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
+
+
+_table = cache(reconstruction)
+
+
+def decoder(content: Tensor, logsnr_max: float) -> Tensor:
+    """E[−log p(x|z₀)] of each image, [B] nats. content: as Images has it."""
+    if content.is_floating_point():
+        each = reconstruction_of_numbers(logsnr_max) * content[0].numel()
+        return torch.full((len(content),), each, dtype=torch.float64)
+    return _table(logsnr_max)[content.long()].flatten(1).sum(1)
 
 
 class Sight(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.bound.draws import Draws, Images, MeasuredNetwork
+from elbocli.bound.draws import Draws, Images, MeasuredNetwork, decoder
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Bound, LatentBound, LatentTerm, Term
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
-from elbocli.core.elbo import bits_per_dimension, by_cell, prior, reconstruction, reconstruction_of_numbers
+from elbocli.core.elbo import bits_per_dimension, by_cell, prior
 from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import parse_weighting
@@ -45,6 +46,21 @@ class BoundCurve:
         lines += ["\t".join(f"{v:.10g}" for v in row) for row in torch.stack(columns, 1).tolist()]
         return "\n".join(lines) + "\n"
 
+    def plot(self, out: Path) -> None:
+        """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors."""
+        from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
+
+        moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1
+        sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
+        draw_band(axes["error"], moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
+        draw_band(axes["bound"], edges[1:], self.bound, self.bound_se)
+        axes["error"].set_yscale("log")
+        axes["error"].set_ylabel(ERROR)
+        axes["error"].set_title("error, and bound on data as noisy as λ, ± 2 standard errors")
+        axes["bound"].set_ylabel(r"$L(\lambda; x)$ in nats")
+        axes["bound"].set_ylim(bottom=0)
+        finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
+
 
 @dataclass(frozen=True)
 class BoundEstimate:
@@ -62,23 +78,16 @@ class Terms:
     """
 
     def __init__(self, low: float, high: float, schedule: Schedule, population: float):
-        self.low, self.schedule, self.population = low, schedule, population
+        self.low, self.high, self.schedule, self.population = low, high, schedule, population
         self.edges = bin_edges(low, high)
-        self.decoder = reconstruction(high)
         self.sums = BinSums(low, high)
         self.rounds = [PairedMoments()]
-        self.of_number = reconstruction_of_numbers(high)
         self.dimensions, self.latent = 0, False
 
     def add(self, drawn: Draws) -> None:
         """Take in some images: all pixels, or all latents."""
-        self.dimensions, levels = drawn.content[0].numel(), drawn.levels
-        self.latent = levels is None
-        if levels is None:
-            read = torch.full((len(drawn.content),), self.dimensions * self.of_number, dtype=torch.float64)
-        else:
-            read = self.decoder[levels].flatten(1).sum(1)
-        fixed = torch.stack([prior(drawn.x, self.low), read], 1)  # [B, 2]
+        self.dimensions, self.latent = drawn.content[0].numel(), drawn.levels is None
+        fixed = torch.stack([prior(drawn.x, self.low), decoder(drawn.content, self.high)], 1)  # [B, 2]
         integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
         self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
         self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)
@@ -186,8 +195,7 @@ def run(
 
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
-    plain = parse_weighting("elbo")
-    chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
+    chosen = asked.schedule(schedule, parse_weighting("elbo"))
     draws, seed, total, n = asked.settings.draws, asked.settings.seed, len(asked.rows), len(asked.dataset)
     rounds = estimate_bound(
         asked.denoiser, asked, chosen, draws=draws, seed=seed, population=n, target_se=target_se, total=total

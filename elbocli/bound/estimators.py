@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from elbocli.core.registry import Registry
 
 if TYPE_CHECKING:
-    from elbocli.bound.question import Parts, Question
+    from elbocli.bound.methods import Parts, Question
     from elbocli.runtime.progress import Progress
 
     Answer = Generator[Progress, None, Parts]
@@ -42,7 +42,7 @@ ESTIMATORS: Registry[EstimatorTraits] = Registry("estimator")
 )
 def variational(asked: Question) -> Answer:
     """The bound as `elbo bound` always has it."""
-    from elbocli.bound.integral import variational
+    from elbocli.bound.methods import variational
 
     yield from ()
     return variational(asked)
@@ -56,8 +56,8 @@ def variational(asked: Question) -> Answer:
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Answer:
-    """See elbocli.bound.integral."""
-    from elbocli.bound.integral import information
+    """See elbocli.bound.methods."""
+    from elbocli.bound.methods import information
 
     yield from ()
     return information(asked)
@@ -72,7 +72,7 @@ def information(asked: Question) -> Answer:
     within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
 )
 def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Answer:
-    """See elbocli.bound.flow."""
-    from elbocli.bound.flow import ode
+    """See elbocli.bound.methods."""
+    from elbocli.bound.methods import ode
 
     return (yield from ode(asked, steps, draws, probes, exact))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,51 +13,24 @@ from torch import Tensor
 from elbocli.bound import estimate
 from elbocli.bound.estimate import BoundCurve, BoundEstimate
 from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
-from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.optimum import Excess, copying, excess, excess_by_bin
+from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
-from elbocli.files.optimum_file import Optimum, read_optimum
+from elbocli.files.optimum_file import read_optimum
 from elbocli.files.reading import naming
-from elbocli.files.records import Record
 from elbocli.runtime.progress import Progress
 from elbocli.train.held_out import training_rows
 
 
-class Gain(Record, frozen=True):
-    """The excess of the loss with the run's weighting, in nats for each dimension: training can still gain it."""
-
-    nats_per_dimension: float
-    se: float
-
-
-class Copies(Record, frozen=True):
-    """Whether a network copies: share is 0 where it is as good on new images as on its own, 1 where it can't be better on
-    its own.
-    """
-
-    share: float
-    se: float
-    verdict: str
-
-
-class ExcessReport(Record, frozen=True):
-    """Errors above the least ones on the training images. own: on these; new: on other images, None where none were asked."""
-
-    REST: ClassVar[str] = "about"
-
-    weighting: str
-    own: Gain
-    new: Gain | None = None
-    copying: Copies | None = None
-    about: dict[str, Any] = {}
-
-
 @dataclass(frozen=True)
 class MeasuredExcess:
-    """The report; the excess in each bin with its standard error, [bins], on the images that were asked about."""
+    """Errors above the least ones.
 
-    report: ExcessReport
+    report: for JSON, with the excess of the loss with the run's weighting in nats per dimension, which training can still
+    gain: own on the training images, new on others. excess, se: in each bin, on the images that were asked about.
+    """
+
+    report: dict[str, Any]
     excess: Tensor
     se: Tensor
 
@@ -102,24 +75,14 @@ def run(
     same = own.dataset.path == asked.dataset.path and set(own.rows) == set(asked.rows)
     there = here if same else (yield from estimate.run(own, schedule)).curve.moments
     weighting = asked.weightings(())[0]
-    gain, new = (excess(each, *_least(least, each), weighting) for each in (there, here))
-    copies = None if same else copying(gain, new)
-    report = ExcessReport(
-        weighting.spec,
-        _gain(gain),
-        None if same else _gain(new),
-        copies and Copies(copies.share, copies.se, copies.verdict),
-        {"optimum": str(optimum), "n_own": len(own.rows)},
-    )
-    if copies is not None:
-        sure = f"{copies.share:.2f} ± {2 * copies.se:.2g} of 1"
-        yield Progress(message=f"the network {copies.verdict}: {sure}")
-    return MeasuredExcess(report, *excess_by_bin(here, *_least(least, here)))
-
-
-def _least(optimum: Optimum, moments: ErrorMoments) -> tuple[Tensor, Tensor]:
-    return optimum.least(moments.edges)
-
-
-def _gain(each: Excess) -> Gain:
-    return Gain(each.value, each.se)
+    gain, new = (excess(each, *least.least(each.edges), weighting) for each in (there, here))
+    own_gain, new_gain = ({"nats_per_dimension": each.value, "se": each.se} for each in (gain, new))
+    report: dict[str, Any] = {"weighting": weighting.spec, "own": own_gain}
+    if not same:
+        report["new"] = new_gain
+        copies = copying(gain, new)
+        if copies is not None:
+            report["copying"] = {"share": copies.share, "se": copies.se, "verdict": copies.verdict}
+            yield Progress(message=f"the network {copies.verdict}: {copies.share:.2f} ± {2 * copies.se:.2g} of 1")
+    report |= {"optimum": str(optimum), "n_own": len(own.rows)}
+    return MeasuredExcess(report, *excess_by_bin(here, *least.least(here.edges)))

@@ -16,9 +16,8 @@ from torch import Tensor
 from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.estimate import BoundEstimate, Terms
 from elbocli.bound.estimators import ESTIMATORS, EstimatorTraits
-from elbocli.bound.integral import SeenSums, errors_besides
 from elbocli.bound.measure import Measurement
-from elbocli.bound.question import Parts, Question
+from elbocli.bound.methods import Parts, Question, SeenSums, errors_besides
 from elbocli.bound.result import Difference, Estimate, Likelihoods
 from elbocli.core.elbo import GaussianModel, bits_per_dimension, fit_gaussian, rows_to_fit
 from elbocli.core.estimate import PairedMoments, image_errors
@@ -96,20 +95,17 @@ def estimate_likelihoods(
     """Estimate −log p of any images under any denoiser; the last value is Found.
 
     images: gone through once by the draws, which all that need them share, and again by others. gaussian: of data like
-    these; None is fitted to them. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
+    these, where an estimator needs it. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
     """
-    size, latent = _of_first(images)
-    rows = np.array([row for some in images for row in some.rows])
+    known = [(some.rows, some.content[0].numel(), some.content.is_floating_point()) for some in images]
+    rows = np.array([row for each in known for row in each[0]])
     if len(rows) < 2:
         raise UsageError("a standard error needs at least two images")
-    needs = [each.traits for each in estimators]
+    _, size, latent = known[0]
     sums, terms = None, None
-    if any(need.drawn for need in needs):
-        if any(need.gaussian for need in needs) and gaussian is None:
-            gaussian = fit_gaussian(_contents(images, rows_to_fit(len(rows), size)))
-        of = gaussian if any(need.gaussian for need in needs) else None
-        sums, terms = SeenSums(of, schedule), Terms(denoiser.low, denoiser.high, schedule, population)
-        more = None if of is None else errors_besides(of, latent)
+    if any(each.traits.drawn for each in estimators):
+        sums, terms = SeenSums(gaussian, schedule), Terms(denoiser.low, denoiser.high, schedule, population)
+        more = None if gaussian is None else errors_besides(gaussian, latent)
         plain = parse_weighting("elbo")
         for drawn in denoiser.draws(images, plain, schedule, draws, seed, "bound-0", more):
             sums.add(drawn)
@@ -125,24 +121,6 @@ def estimate_likelihoods(
     pairs = [_difference(a, b, parts) for a, b in itertools.combinations(said, 2)]
     result = Likelihoods(said, pairs, len(rows), draws if terms else 0, schedule.base if terms else "")
     return Found(result, parts, rows, terms.result(draws) if terms else None)
-
-
-def _of_first(images: Iterable[Images]) -> tuple[int, bool]:
-    """(numbers in an image, whether they are latents)."""
-    for some in images:
-        return some.content[0].numel(), some.content.is_floating_point()
-    raise UsageError("a standard error needs at least two images")
-
-
-def _contents(images: Iterable[Images], count: int) -> Tensor:
-    """The first so many images as the network sees them, [N, D] float32."""
-    parts, found = list[Tensor](), 0
-    for some in images:
-        parts.append(flat(some.content))
-        found += len(parts[-1])
-        if found >= count:
-            break
-    return torch.cat(parts)[:count]
 
 
 def flat(content: Tensor) -> Tensor:
@@ -193,8 +171,7 @@ def run(
 
     The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.
     """
-    plain, rows = parse_weighting("elbo"), asked.rows
-    chosen = asked.schedule(schedule, plain) if schedule else asked.fitted(plain)
+    chosen, rows = asked.schedule(schedule, parse_weighting("elbo")), asked.rows
     names, n = ", ".join(each.spec for each in estimators), len(asked.dataset)
     about = f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {len(rows)} of {n} images; {names}"
     yield Progress(0, len(rows), "img", f"{about}; {asked.device}, {asked.precision}")

@@ -19,7 +19,6 @@ from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import LATENTS
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.cast_once import cast_weights
@@ -135,7 +134,9 @@ class Measurement:
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def schedule(self, spec: str, weighting: Weighting) -> Schedule:
-        """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log. Raises ElboError."""
+        """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log; '' is `fitted()`. Raises ElboError."""
+        if not spec:
+            return self.fitted(weighting)
         name, _, criterion = spec.partition(":")
         if name == FITTED:
             return self.fitted(weighting, criterion or "loss", floor=self.trained.settings.floor)
@@ -199,14 +200,12 @@ def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     if data is None and dataset.identity().payload_sha256 != known.payload_sha256:
         raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")
     config = trained.network.config
-    side = "latents a side" if dataset.kind == LATENTS else "pixels"
-    pairs = {side: (dataset.image_size, config.image_size), "channels": (dataset.channels, config.image_channels)}
-    for what, (found, expected) in pairs.items():
-        if found != expected:
-            raise UsageError(f"{path}: images have {found} {what}, the run's have {expected}")
+    shape, expected = (dataset.image_size, dataset.channels), (config.image_size, config.image_channels)
+    if shape != expected:
+        raise UsageError(f"{path}: images have (side, channels) = {shape}, the run's have {expected}")
     if config.num_classes and dataset.num_classes > config.num_classes:
-        found, known_classes = dataset.num_classes, config.num_classes
         raise UsageError(
-            f"{path}: has {found} classes, the run knows {known_classes}; 'elbo prep --classes FILE' packs chosen ones"
+            f"{path}: has {dataset.num_classes} classes, the run knows {config.num_classes}; 'elbo prep --classes FILE' "
+            "packs chosen ones"
         )
     return dataset

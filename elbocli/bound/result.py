@@ -12,7 +12,28 @@ from typing import Any, ClassVar
 from elbocli.files.records import Record, stored
 
 
-class Term(Record, frozen=True):
+class PerDimension(Record, frozen=True):
+    """A record with a value per dimension: in bits of pixels (bpd), in nats of latents (nats_per_latent_dimension)."""
+
+    @property
+    def per_dimension(self) -> tuple[float, float]:
+        """Value and standard error, in the unit that it has."""
+        key = "bpd" if getattr(self, "bpd", None) is not None else "nats_per_latent_dimension"
+        return getattr(self, key), getattr(self, f"{key}_se")
+
+
+class AnyBound(PerDimension, frozen=True):
+    """The bound of pixels or of latents."""
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """The parts by name, then their sum."""
+        bound: Any = self
+        parts = {"prior": bound.prior, "reconstruction": bound.reconstruction, "diffusion": bound.diffusion}
+        return {**parts, "bound": type(bound.prior)(bound.nats, bound.nats_se, *bound.per_dimension)}
+
+
+class Term(PerDimension, frozen=True):
     """One part of the bound. The errors are of the dataset's mean."""
 
     nats: float
@@ -20,13 +41,8 @@ class Term(Record, frozen=True):
     bpd: float
     bpd_se: float
 
-    @property
-    def per_dimension(self) -> tuple[float, float]:
-        """Value and standard error, in the unit of its bound."""
-        return self.bpd, self.bpd_se
 
-
-class LatentTerm(Record, frozen=True):
+class LatentTerm(PerDimension, frozen=True):
     """One part of the bound of latents. The errors are of the dataset's mean."""
 
     nats: float
@@ -34,14 +50,9 @@ class LatentTerm(Record, frozen=True):
     nats_per_latent_dimension: float
     nats_per_latent_dimension_se: float
 
-    @property
-    def per_dimension(self) -> tuple[float, float]:
-        """Value and standard error, in the unit of its bound."""
-        return self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
-
 
 @stored("result of elbo bound (JSON)")
-class Bound(Record, frozen=True):
+class Bound(AnyBound, frozen=True):
     """The variational bound on −log p of images.
 
     bpd_se, nats_se: of the dataset's mean; bpd_se_noise: of the noise alone; bpd_se_population: of the mean over the
@@ -68,15 +79,9 @@ class Bound(Record, frozen=True):
     def __repr__(self) -> str:
         return f"Bound(bpd={self.bpd:.6g}, bpd_se={self.bpd_se:.2g}, n_images={self.n_images})"
 
-    @property
-    def terms(self) -> dict[str, Term]:
-        """The parts by name, then their sum."""
-        parts = {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion}
-        return {**parts, "bound": Term(self.nats, self.nats_se, self.bpd, self.bpd_se)}
-
 
 @stored("result of elbo bound, of latents (JSON)")
-class LatentBound(Record, frozen=True):
+class LatentBound(AnyBound, frozen=True):
     """The variational bound on −log of the density of latents, as the network sees them. It is none for their images.
 
     Numbers are those of Bound, but for the unit. A density may exceed 1, so they may be negative.
@@ -99,15 +104,8 @@ class LatentBound(Record, frozen=True):
     schedule: str
     about: dict[str, Any] = {}
 
-    @property
-    def terms(self) -> dict[str, LatentTerm]:
-        """The parts by name, then their sum."""
-        parts = {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion}
-        each = self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
-        return {**parts, "bound": LatentTerm(self.nats, self.nats_se, *each)}
 
-
-class Estimate(Record, frozen=True):
+class Estimate(PerDimension, frozen=True):
     """One estimate of −log p, the mean over images, with the parts that add up to it.
 
     bounds: what it is an upper bound of. nats_se, bpd_se: of the dataset's mean; _noise: of the noise alone;
@@ -129,14 +127,6 @@ class Estimate(Record, frozen=True):
     nats_per_latent_dimension: float | None = None
     nats_per_latent_dimension_se: float | None = None
     solver_nats: float | None = None
-
-    @property
-    def per_dimension(self) -> tuple[float, float]:
-        """Value and standard error, in bits of pixels, in nats of latents."""
-        if self.bpd is not None and self.bpd_se is not None:
-            return self.bpd, self.bpd_se
-        assert self.nats_per_latent_dimension is not None and self.nats_per_latent_dimension_se is not None
-        return self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
 
 
 class Difference(Record, frozen=True):

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.draws import Draws
 from elbocli.bound.measure import Measurement
 from elbocli.bound.result import Check, NoiseShares, Side, SignedMass, Theorem
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.elbo import Augmented, prior
 from elbocli.core.estimate import PairedEstimate, PairedMoments
-from elbocli.core.schedule import Schedule, schedule_of_shares
+from elbocli.core.schedule import schedule_of_shares
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import UsageError
 from elbocli.runtime.progress import Progress
@@ -41,10 +40,16 @@ def run(asked: Measurement, weightings: list[Weighting]) -> Generator[Progress, 
     total, done = count * (len(weightings) + 1), 0
     where = f"{asked.device}, {asked.precision}"
     yield Progress(0, total, "img", f"{asked.trained.path}: {count} images, {draws} draws a side; {where}")
-    shared = _mixture([asked.fitted(weighting) for weighting in [plain, *weightings]])
+    # The average of the densities: no level that any weighting needs is rare.
+    edges, schedules = bin_edges(low, high), [asked.fitted(weighting) for weighting in [plain, *weightings]]
+    share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
+    shared = schedule_of_shares(edges, share, "mixture")
     bounds = PairedMoments()
     for drawn in asked.draws(plain, shared, "right"):
-        bounds.add(_bounds(drawn, shared, measures, low))
+        # The error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x).
+        part = drawn.shares(shared)
+        columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
+        bounds.add(torch.stack([*columns, prior(drawn.x, low)[:, None].expand(-1, 2)], 2))
         done += len(drawn.logsnr)
         yield Progress(done, total, "img")
     checks = []
@@ -58,21 +63,6 @@ def run(asked: Measurement, weightings: list[Weighting]) -> Generator[Progress, 
         checks.append(_check(weighting, measure, left, bounds.estimate(), index, bin_edges(low, high, SHARES)))
         yield Progress(message=_sentence(checks[-1]))
     return Theorem(all(check.agree for check in checks), checks, count, draws, asked.about())
-
-
-def _mixture(schedules: list[Schedule]) -> Schedule:
-    """The average of several densities, as a table: no level that any of them needs is rare."""
-    low, high = schedules[0].logsnr_min, schedules[0].logsnr_max
-    edges = bin_edges(low, high)
-    share = torch.stack([s.t(edges[:-1]) - s.t(edges[1:]) for s in schedules]).mean(0)
-    return schedule_of_shares(edges, share, "mixture")
-
-
-def _bounds(drawn: Draws, schedule: Schedule, measures: list[Augmented], low: float) -> Tensor:
-    """[B, 2, measures + 1]: the error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x)."""
-    part = drawn.shares(schedule)
-    columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
-    return torch.stack([*columns, prior(drawn.x, low)[:, None].expand(-1, 2)], 2)
 
 
 def _check(

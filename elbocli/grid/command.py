@@ -92,8 +92,7 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     settings = make.GridSettings(
         kind=kind, sampler=sampler, steps=options.pop("steps") or 0, guidance=guidance_of(options), **options
     )
-    made = show(make.run(run, settings))
-    told = made.report
+    text, told = show(make.run(run, settings))
     say(f"{told.kind}: {told.steps} levels, logsnr {told.logsnr_min:.4g} to {told.logsnr_max:.4g}")
     say(
         f"errors are of the {told.unit}; each step's is of order {told.order:.2f}, the largest / the least {told.spread:.3g}"
@@ -105,4 +104,4 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     for name, found in told.grids.items():
         final = "" if found.final is None else f"{found.final:10.4g}"
         say(f"{name:>12}  {found.summed:10.4g}  {found.largest:10.4g}  {final:>10}")
-    hand_out(made.text, out, told.json() if report else None)
+    hand_out(text, out, told.json() if report else None)

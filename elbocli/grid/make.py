@@ -25,18 +25,59 @@ from elbocli.core.local_error import (
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, time_grid
 from elbocli.core.sampling import GRIDS, GridTask, Guidance, purpose_of
-from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream, choose_labels
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.losslog import read_logs
+from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import to_text
-from elbocli.grid.result import GridErrors, GridReport
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import Progress
 from elbocli.sample.guided import GuidedRun
 from elbocli.version import __version__
+
+
+class GridErrors(Record, frozen=True):
+    """The errors of a sampler's steps on one grid, as they count for the data: their sum, the largest, and the error at the
+    end of the whole walk, None where only its distribution could be wrong.
+    """
+
+    summed: float
+    largest: float
+    final: float | None
+
+
+@stored("result of elbo grid --report (JSON)")
+class GridReport(Record, frozen=True):
+    """A grid, what each of its steps does wrong, and what steps on other grids do.
+
+    levels: λ, rising. errors: of the step from each level, the last one's to clean data, in what `unit` says. spread:
+    the largest over the least. order: p, where a step's error goes like its width to the power p + 1. rounds: in which
+    the steps were made alike; None for a grid that follows from the log. evaluations: of networks for each
+    trajectory, in all that was measured. grids: this one and others of as many steps, by name.
+    """
+
+    run: str
+    checkpoint: str
+    kind: str
+    sampler: str
+    steps: int
+    logsnr_min: float
+    logsnr_max: float
+    unit: str
+    levels: list[float]
+    errors: list[float]
+    spread: float
+    order: float
+    rounds: int | None
+    images: int | None
+    evaluations: int
+    grids: dict[str, GridErrors]
+    seed: int
+    elbo_version: str
+
 
 CELLS = 64
 """Cells of the fine solution, or four times the steps if those are more."""
@@ -67,15 +108,6 @@ class GridSettings:
     batch: int = 64
     device: str = "auto"
     precision: str = "fp32"
-
-
-@dataclass(frozen=True)
-class MadeGrid:
-    """A grid as a schedule, its file's text, and what is known of it."""
-
-    schedule: Schedule
-    text: str
-    report: GridReport
 
 
 class _Measured:
@@ -147,8 +179,8 @@ class _Measured:
 
 
 @torch.inference_mode()
-def run(path: Path, settings: GridSettings) -> Generator[Progress, None, MadeGrid]:
-    """Make a grid for the run or checkpoint at `path`.
+def run(path: Path, settings: GridSettings) -> Generator[Progress, None, tuple[str, GridReport]]:
+    """Make a grid for the run or checkpoint at `path`: the text of its file, and what is known of it.
 
     Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for one that has no log
     and needs one, or whose estimates are not finite.
@@ -206,4 +238,4 @@ def run(path: Path, settings: GridSettings) -> Generator[Progress, None, MadeGri
     )
     purpose = {"made_for": purpose_of(settings.sampler, steps, settings.guidance.scale)} if equal else {}
     origin = {"grid": name, **purpose, "run": str(trained.path), "checkpoint": report.checkpoint}
-    return MadeGrid(schedule, to_text(schedule, **origin), report)
+    return to_text(schedule, **origin), report

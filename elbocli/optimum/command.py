@@ -63,11 +63,9 @@ def optimum(data: Path | None, like: Path | None, device: str, out: Path, plot: 
     """
     from elbocli.cli.progress_bar import say, show
     from elbocli.optimum import find
-    from elbocli.optimum.open import Asked, open_search
 
-    low, high = options.pop("logsnr_min"), options.pop("logsnr_max")
-    asked = Asked(**options, device=device, low=low, high=high)
-    found = show(find.run(*open_search(data, like, asked, lambda text: say(text, "warning"))))
+    options["low"], options["high"] = options.pop("logsnr_min"), options.pop("logsnr_max")
+    found = show(find.run(*find.open_search(data, like, lambda text: say(text, "warning"), device=device, **options)))
     say(
         f"half the integral of the least error is {found.nats:.4g} ± {found.nats_se:.2g} nats; telling {found.images} "
         f"images apart takes {found.log_images:.4g}"
@@ -76,7 +74,5 @@ def optimum(data: Path | None, like: Path | None, device: str, out: Path, plot: 
         worst = max(zip(map(abs, found.sample.bias), found.sample.bias), default=(0.0, 0.0))[1]
         say(f"the sample's own error, taken off, is at most {worst:+.2g} in a bin")
     if plot is not None:
-        from elbocli.optimum.plot import plot_optimum
-
-        plot_optimum(found, plot)
+        find.plot_optimum(found, plot)
     hand_out(found.text(), out)

@@ -1,24 +1,33 @@
-"""Find the least error on the images of a dataset, by all of them or by a sample."""
+"""Find the least error on the images of a dataset, by all of them or by a sample; `open_search` says which images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import bin_edges
+from elbocli.core.adaptive import bin_edges, bin_middles
 from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.optimum import LeastErrors
+from elbocli.core.schedule import check_range
 from elbocli.core.streams import Stream
-from elbocli.errors import UsageError
+from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.optimum_file import LeastCurve, Optimum, SampleCheck
+from elbocli.nn.networks import config_of
+from elbocli.run.dataset_place import dataset_of
+from elbocli.run.open import read_run_config
+from elbocli.run.settings import run_settings
+from elbocli.run.train_settings import TrainSettings
+from elbocli.runtime.device import choose_device
 from elbocli.runtime.progress import Progress
+from elbocli.train.held_out import training_rows
 from elbocli.version import __version__
 
 NOISES = 2
@@ -48,8 +57,8 @@ class OptimumSettings:
 
     low: float
     high: float
-    bins: int
-    device: torch.device
+    bins: int = 100
+    device: torch.device = torch.device("cpu")
     rows: np.ndarray | None = None
     sources: int = 1000
     sample: int | None = None
@@ -58,14 +67,6 @@ class OptimumSettings:
     conditional: bool = False
     label_dropout: float = 0.0
     flip: bool = False
-
-
-class Block(NamedTuple):
-    """Some images: their levels [J, D] float64, their places in the set [J], −1 for mirror images, and labels [J]."""
-
-    levels: Tensor
-    places: Tensor
-    labels: Tensor
 
 
 class ImageSet:
@@ -86,14 +87,16 @@ class ImageSet:
         stored = torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device)
         return (stored.flip(2) if mirrored else stored).flatten(1).double()
 
-    def blocks(self, places: np.ndarray) -> Iterator[Block]:
-        """The images at those places and, where they count, their mirror images."""
+    def blocks(self, places: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images at those places and, where they count, their mirror images: levels [J, D] float64, places in the set [J],
+        −1 for mirror images, and labels [J].
+        """
         for start in range(0, len(places), self.batch):
             some = places[start : start + self.batch]
             where, labels = torch.from_numpy(some).to(self.device), self.labels[some].to(self.device)
-            yield Block(self.levels(some), where, labels)
+            yield self.levels(some), where, labels
             if self.flip:
-                yield Block(self.levels(some, mirrored=True), torch.full_like(where, -1), labels)
+                yield self.levels(some, mirrored=True), torch.full_like(where, -1), labels
 
 
 def run(dataset: Dataset, settings: OptimumSettings) -> Generator[Progress, None, Optimum]:
@@ -169,8 +172,8 @@ class _Search:
         labels = images.labels[places] if self.settings.conditional else None
         sums = LeastErrors(source, eps, logsnr.to(device), None if labels is None else labels.to(device), UNIT)
         own = torch.from_numpy(places).to(device)[:, None]
-        for block in images.blocks(among):
-            sums.add(block.levels, own == block.places, block.labels)
+        for block, where, classes in images.blocks(among):
+            sums.add(block, own == where, classes)
             yield Progress()
         others = self.total.expand(len(places)).to(device)
         found = sums.values(others, None if labels is None else self.of_class[labels].to(device))
@@ -251,3 +254,68 @@ def _log_images(images: ImageSet, conditional: bool, copies: int) -> float:
     counts = torch.bincount(images.labels).double()
     counts = counts[counts > 0]
     return float((counts / counts.sum() * (copies * counts).log()).sum())
+
+
+def open_search(
+    data: Path | None,
+    like: Path | None,
+    warn: Callable[[str], None],
+    *,
+    device: str = "auto",
+    low: float | None = None,
+    high: float | None = None,
+    conditional: bool | None = None,
+    flip: bool | None = None,
+    **options: Any,
+) -> tuple[Dataset, OptimumSettings]:
+    """The dataset and the settings of a search. like: a run whose images, range, classes and mirror images it has, where
+    they are None. options: other fields of OptimumSettings.
+
+    Raises UsageError, DataError and FormatError.
+    """
+    usual, rows, classes = TrainSettings(), None, False
+    if like is None:
+        if data is None:
+            raise UsageError("name a dataset, or a run with --like")
+        if (data / "config.yaml").is_file():
+            raise UsageError(f"{data}: a run, not a dataset; --like {data} takes the images that it was trained on")
+        dataset = Dataset(data)
+    else:
+        config = read_run_config(like, warn)
+        usual = run_settings(config.settings, like / "config.yaml")
+        classes = config_of(config.network, like / "config.yaml").num_classes > 0
+        known = config.data
+        if data is None and known.path is None:
+            raise UsageError(f"{like}: has no dataset of its own; name one, DATA.h5")
+        dataset = Dataset(data or dataset_of(known, like))
+        if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
+            raise DataError(
+                f"{dataset.path}: holds other images than {like} was trained on; leave out --like, or name its own dataset"
+            )
+        rows = training_rows(usual, dataset)
+    low = usual.logsnr_min if low is None else low
+    high = usual.logsnr_max if high is None else high
+    check_range(low, high)
+    told = classes if conditional is None else conditional
+    if told and dataset.num_classes < 2:
+        raise UsageError(f"{dataset.path}: has no classes to tell; leave out --classes")
+    if like is not None:
+        options["label_dropout"] = usual.label_dropout if told else 0.0
+        flip = usual.flip if flip is None else flip
+    where = choose_device(device)
+    return dataset, OptimumSettings(low, high, device=where, rows=rows, conditional=told, flip=bool(flip), **options)
+
+
+def plot_optimum(found: Optimum, out: Path) -> None:
+    """Draw the least ε error per dimension, ± 2 standard errors."""
+    from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
+
+    edges, value, se = (
+        torch.tensor(each, dtype=torch.float64) for each in (found.edges, found.eps_mse, found.eps_mse_se)
+    )
+    sheet, axes = new_figure([["error"]], 6.0, 3.2)
+    draw_band(axes["error"], bin_middles(edges), value, se)
+    axes["error"].set_ylabel(ERROR)
+    axes["error"].set_ylim(bottom=0)
+    axes["error"].set_title(f"the least error of a denoiser of {found.images} images, ± 2 standard errors")
+    finish(sheet, axes, ["error"], float(edges[0]), float(edges[-1]), out)

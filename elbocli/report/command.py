@@ -60,7 +60,7 @@ def report(
     from elbocli.cli.progress_bar import say
     from elbocli.files.atomic import writing
     from elbocli.report import gather as loop
-    from elbocli.report.comparison import Comparison
+    from elbocli.report.facts import Comparison
 
     context = click.get_current_context()
     if samples and len(samples) != len(runs):

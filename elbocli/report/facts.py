@@ -1,30 +1,75 @@
-"""Facts on a run, for a page or as JSON."""
+"""Facts on a run, the figures by which it is judged, and several runs side by side: for a page or as JSON."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
+from torch import Tensor
+
+from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.optimum import Copying, Excess
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
-from elbocli.evaluate.result import EvalResult
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.report.excess import RunExcess
-from elbocli.report.extremes import Extremes
 from elbocli.report.log_history import LogHistory, Numbers, curve
-from elbocli.report.result import CommandReport, ErrorMap, ObjectiveReport, RunReport, ShownSamples
-from elbocli.report.results import ResultFile
-from elbocli.report.terms import Term
-from elbocli.report.thumbnails import Thumbnails
+from elbocli.report.result import (
+    CommandReport,
+    ComparisonReport,
+    ErrorMap,
+    ObjectiveReport,
+    RunReport,
+    ShownSamples,
+    Term,
+)
+from elbocli.report.results import ResultFile, score_rows
+from elbocli.report.thumbnails import Extremes, Thumbnails
 from elbocli.run.effective import EffectiveWeighting
 from elbocli.run.status import RunStatus
 from elbocli.run.train_settings import TrainSettings
 
 DIGITS = 6
 """Significant ones, of numbers on a map."""
+DIGEST = 12
+"""Digits of a digest that are shown: enough to tell two apart."""
+NATS, BITS = "nats per dimension", "bits per dimension"
+CURVES = {
+    "loss": ("training loss", NATS),
+    "val_loss": ("validation loss", NATS),
+    "val_bpd": ("validation bound", BITS),
+}
+TWICE = "2 standard errors"
+
+
+@dataclass(frozen=True)
+class RunExcess:
+    """Errors over the least ones, in the bins of the run's log.
+
+    own: of training, its last fifth; new: of images held out. own_excess, new_excess: their excess of the run's own loss,
+    in nats for each dimension. copies: None without images held out.
+    """
+
+    least: Tensor
+    own: ErrorMoments
+    new: ErrorMoments | None
+    own_excess: Excess
+    new_excess: Excess | None
+    copies: Copying | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the network copies, in a sentence."""
+        if self.copies is None:
+            return "Whether it copies can't be said without images held out (elbo train --val)."
+        return f"The network {self.copies.verdict}: {self.copies.share:.2f} ± {2 * self.copies.se:.2g} of 1."
+
+    def json(self) -> dict[str, Any]:
+        """Its numbers, and the curves by bin."""
+        shown = {"training": self.own_excess, "held_out": self.new_excess}
+        sums = {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in shown.items() if each}
+        copies = self.copies and {"share": self.copies.share, "se": self.copies.se, "verdict": self.copies.verdict}
+        return {"excess": sums, "copying": copies, "edges": self.own.edges.tolist(), "least": self.least.tolist()}
 
 
 @dataclass(frozen=True)
@@ -56,13 +101,6 @@ class ObjectiveFacts:
         )
 
 
-class Command(NamedTuple):
-    """A command line and what it does."""
-
-    does: str
-    line: str
-
-
 @dataclass(frozen=True)
 class RunFacts:
     """A run as its folder shows it. None, or empty, is what isn't there; `missing` says so in sentences.
@@ -71,7 +109,7 @@ class RunFacts:
     known of that. known: the settings that are.
 
     data, network: as config.yaml has them, and the network's parameters. environment: what config.yaml says of its last start, its speed, and the newest checkpoint. course,
-    held_out: errors of training and validation. drawn: samples by class, which come from the file `drawn_from`.
+    held_out: errors of training and validation. results: by the names of RESULTS. drawn: samples by class, which come from the file `drawn_from`.
     """
 
     run: str
@@ -89,14 +127,10 @@ class RunFacts:
     previews: list[Thumbnails]
     drawn: list[Thumbnails]
     drawn_from: str
-    scores: list[ResultFile[EvalResult]]
-    bounds: list[ResultFile[Bound | LatentBound]]
-    theorems: list[ResultFile[Theorem]]
+    results: dict[str, list[ResultFile]]
     excess: RunExcess | None
-    likelihoods: list[ResultFile[Likelihoods]]
     extremes: list[Extremes]
-    classifications: list[ResultFile[Classification]]
-    commands: list[Command]
+    commands: list[CommandReport]
     missing: list[str]
 
     @property
@@ -105,7 +139,7 @@ class RunFacts:
         count = self.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
-    def trains_on(self, result: ResultFile[Any]) -> bool:
+    def trains_on(self, result: ResultFile) -> bool:
         """Tell whether a result is of the dataset that the run was trained on."""
         known = self.data.get("payload_sha256")
         return known is not None and result.content.get("payload_sha256") == known
@@ -127,7 +161,7 @@ class RunFacts:
         """All of it but the pictures; numbers that JSON doesn't have are None."""
         return RunReport(
             run=self.run,
-            status=finite(_standing(self.status)),
+            status=finite({} if self.status is None else {**self.status.facts(), "time": self.status.when}),
             objective=None if self.objective is None else self.objective.report(),
             settings=finite(self.known),
             source=finite(self.source) or None,
@@ -139,25 +173,15 @@ class RunFacts:
             validation_errors=_map(self.held_out),
             previews=[row.name for row in self.previews],
             samples=ShownSamples(self.drawn_from, [row.name for row in self.drawn]),
-            scores=_contents(self.scores),
-            bound=_contents(self.bounds),
-            theorem=_contents(self.theorems),
             excess=finite(self.excess and self.excess.json()),
-            likelihoods=_contents(self.likelihoods),
             per_image=[str(each.path) for each in self.extremes],
-            classification=_contents(self.classifications),
-            commands=[CommandReport(each.does, each.line) for each in self.commands],
-            missing=[*self.missing],
+            commands=self.commands,
+            missing=self.missing,
+            **{
+                name: [{"file": str(each.path), **finite(each.content)} for each in results]
+                for name, results in self.results.items()
+            },
         )
-
-
-def _standing(status: RunStatus | None) -> dict[str, Any]:
-    """Say it as status.json does, the time in words, without the process."""
-    return {} if status is None else {**status.facts(), "time": status.when}
-
-
-def _contents(results: Sequence[ResultFile[Any]]) -> list[dict[str, Any]]:
-    return [{"file": str(result.path), **finite(result.content)} for result in results]
 
 
 def finite(value: Any) -> Any:
@@ -175,3 +199,91 @@ def _map(course: LogHistory | None) -> ErrorMap | None:
     maps = {"eps_mse": course.error.tolist(), "density": course.density.tolist()}
     rounded = {key: [[float(f"{v:.{DIGITS}g}") for v in row] for row in rows] for key, rows in maps.items()}
     return ErrorMap(course.edges.tolist(), course.images, **finite(rounded))
+
+
+class Figure(NamedTuple):
+    """A number: what it is and its unit, or the network that it is by; with its spread, if it has one, and what that is.
+
+    note: on the images that it is of.
+    """
+
+    what: str
+    unit: str
+    value: float
+    spread: float | None
+    spread_is: str
+    note: str = ""
+
+
+def headline(facts: RunFacts) -> list[Figure]:
+    """The last losses and bounds, and the first scores of the last result."""
+    found = []
+    for name, (what, unit) in CURVES.items():
+        value, se = facts.last(name), facts.last(f"{name}_se")
+        if value is not None:
+            found.append(Figure(what, unit, value, None if se is None else 2 * se, TWICE))
+    for bound in facts.results["bound"][-1:]:
+        value, se = bound.found.terms["bound"].per_dimension
+        note = "on training images" if facts.trains_on(bound) else ""
+        found.append(Figure("variational bound", bound.found.UNIT, value, 2 * se, TWICE, note))
+    for result in facts.results["scores"][-1:]:
+        for row in score_rows(result.found)[:2]:
+            unit = row.network or result.path.name
+            found.append(Figure(row.name, unit, row.value, row.spread, row.spread_is, row.note))
+    return found
+
+
+class Row(NamedTuple):
+    """A line of a table: its name, what stands beside that, and a value for each run; None where a run has none."""
+
+    name: str
+    detail: str
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs to be compared, in the order in which they were named."""
+
+    runs: list[RunFacts]
+
+    @property
+    def differences(self) -> list[Row]:
+        """Settings, data and networks in which not all are alike."""
+        told = [_told(facts) for facts in self.runs]
+        return [row for row in self._rows(told) if any(value != row.values[0] for value in row.values)]
+
+    @property
+    def figures(self) -> list[Row]:
+        """The numbers by which each is judged, a Figure for each run."""
+        rows = self._rows([{(each.what, each.unit): each for each in headline(facts)} for facts in self.runs])
+        return [row._replace(detail=_with_spreads(row)) for row in rows]
+
+    @property
+    def same_loss(self) -> bool:
+        """Whether their losses are of one weighting, so that they can be compared."""
+        return len({facts.settings.weighting for facts in self.runs}) == 1
+
+    def report(self) -> ComparisonReport:
+        """All facts of each, and the differences by name."""
+        runs = [facts.report() for facts in self.runs]
+        return ComparisonReport(runs, {row.name: finite(row.values) for row in self.differences})
+
+    def _rows(self, columns: list[dict[tuple[str, str], Any]]) -> list[Row]:
+        """A line for each name that any has, in the order in which they come."""
+        names = dict.fromkeys(name for column in columns for name in column)
+        return [Row(*name, [column.get(name) for column in columns]) for name in names]
+
+
+def _with_spreads(row: Row) -> str:
+    """The unit of a row of figures, and what stands after their ±."""
+    spreads = sorted({each.spread_is for each in row.values if each is not None and each.spread is not None})
+    return f"{row.detail}, ± {' or '.join(spreads)}" if spreads else row.detail
+
+
+def _told(facts: RunFacts) -> dict[tuple[str, str], Any]:
+    """The settings by name, with the data and the network that they are of."""
+    digest = str(facts.data.get("payload_sha256"))[:DIGEST]
+    data = {"data": facts.data.get("path"), "images": facts.trained_on, "data sha256": digest}
+    network = {f"network {key}": value for key, value in facts.network.items()}
+    return {(key, ""): value for key, value in {**facts.known, **data, **network}.items()}

@@ -9,10 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
+from elbocli.bound.result import Classification
 from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.optimum import copying, excess
+from elbocli.core.registry import Declaration
+from elbocli.core.schedule import Schedule
+from elbocli.core.training import CRITERIA
+from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, ElboError
-from elbocli.evaluate.result import EvalResult
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.likelihood_file import is_table
@@ -20,21 +24,29 @@ from elbocli.files.optimum_file import Optimum
 from elbocli.files.run_config import RunConfig, RunData
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
-from elbocli.report.excess import RunExcess, run_excess
-from elbocli.report.extremes import Extremes, read_extremes, table_of
-from elbocli.report.facts import Command, ObjectiveFacts, RunFacts
-from elbocli.report.lines import LATE
-from elbocli.report.log_history import Numbers, curve, read_curves, read_log_history
-from elbocli.report.results import ResultFile, drawn_by, read_result, results_in
-from elbocli.report.terms import prediction_term, schedule_term, weighting_terms
-from elbocli.report.thumbnails import ROW, Thumbnails, chosen_times, read_by_class, read_sheet, strips, thumbnails_of
+from elbocli.report.facts import ObjectiveFacts, RunExcess, RunFacts
+from elbocli.report.log_history import LATE, Numbers, curve, read_curves, read_log_history
+from elbocli.report.result import CommandReport, Term
+from elbocli.report.results import RESULTS, ResultFile, drawn_by, read_result, results_in
+from elbocli.report.thumbnails import (
+    ROW,
+    Extremes,
+    Thumbnails,
+    chosen_times,
+    read_by_class,
+    read_extremes,
+    read_sheet,
+    strips,
+    table_of,
+    thumbnails_of,
+)
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.effective import effective_weightings
 from elbocli.run.objective import Objective
 from elbocli.run.open import began_from, empty_network, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.status import read_status
-from elbocli.run.train_settings import TrainSettings
+from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 T = TypeVar("T")
 
@@ -65,8 +77,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     given = [read_result(path) for path in dict.fromkeys(results) if path not in tables]
     named = {path.resolve() for path in results}
     found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
-    scores = [each for each in found if isinstance(each.found, EvalResult)]
-    bounds = [each for each in found if isinstance(each.found, Bound | LatentBound)]
+
+    shown = {name: [each for each in found if isinstance(each.found, kinds)] for name, kinds in RESULTS.items()}
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
     source = config.source.json() if config.source else {}
@@ -75,8 +87,8 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     validates = (run / "validation.jsonl").exists()
     if not validates and not source:
         missing.append(f"{run}: no validation; 'elbo train --val' or '--val-split' adds it")
-    for of_kind, how in ((scores, "elbo eval"), (bounds, "elbo bound")):
-        if not of_kind:
+    for kind, how in (("scores", "elbo eval"), ("bound", "elbo bound")):
+        if not shown[kind]:
             missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
     log = run / "metrics.jsonl"
     curves = {} if source else missing.asked(read_curves, log, missing.append, otherwise={})
@@ -92,7 +104,10 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         known=known,
         source=source,
         data=config.data.json(),
-        network=config.network | missing.asked(_parameters, config, run, otherwise={}),
+        network=config.network
+        | missing.asked(
+            lambda: {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}, otherwise={}
+        ),
         environment=_environment(run, config, settings, curves, missing),
         objective=missing.asked(_objective, run, settings, missing)
         if {"weighting", "schedule"} <= set(known)
@@ -103,39 +118,45 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         previews=[] if source else _previews(run, sheets, missing),
         drawn=drawn,
         drawn_from=drawn_from,
-        scores=scores,
-        bounds=bounds,
-        theorems=[each for each in found if isinstance(each.found, Theorem)],
+        results=shown,
         excess=None,
-        likelihoods=[each for each in found if isinstance(each.found, Likelihoods)],
         extremes=[
             *(read_extremes(path, dataset_of(config.data, run), None) for path in tables),
             *filter(None, (missing.asked(_extremes, each, config, run) for each in found)),
         ],
-        classifications=[each for each in found if isinstance(each.found, Classification)],
-        commands=_commands(run, name, config, samples, scores, missing),
+        commands=_commands(run, name, config, samples, shown["scores"], missing),
         missing=missing,
     )
-    optima = [each for each in found if isinstance(each.found, Optimum)]
-    return replace(facts, excess=_excess(facts, optima[-1], missing)) if optima else facts
+    for each in [each for each in found if isinstance(each.found, Optimum)][-1:]:
+        facts = replace(facts, excess=_excess(facts, each.path, each.found, missing))
+    return facts
 
 
-def _excess(facts: RunFacts, known: ResultFile[Optimum], missing: Missing) -> RunExcess | None:
+def _excess(facts: RunFacts, path: Path, optimum: Optimum, missing: Missing) -> RunExcess | None:
     """The run's errors over the least ones; None, and said to `missing`, where they can't be compared."""
-    if facts.course is None or facts.objective is None:
-        missing.append(f"{known.path}: the run has no errors to compare with the least ones")
+    course, held, objective = facts.course, facts.held_out, facts.objective
+    if course is None or objective is None:
+        missing.append(f"{path}: the run has no errors to compare with the least ones")
         return None
-    own = ErrorMoments.of_sums(facts.course.edges, facts.course.late(LATE))
-    held = facts.held_out
+    if optimum.payload_sha256 != facts.data.get("payload_sha256"):
+        missing.append(
+            f"{path}: the optimum is of {optimum.dataset}, not of the images that the run was trained on; find it by "
+            "'elbo optimum --like RUN'"
+        )
+        return None
+    own = ErrorMoments.of_sums(course.edges, course.late(LATE))
     new = None if held is None else ErrorMoments.of_sums(held.edges, held.sums[-1])
     try:
-        return run_excess(known.found, facts.data.get("payload_sha256"), own, new, facts.objective.weighting)
+        least, se = optimum.least(own.edges, training=True)
+        gain = excess(own, least, se, objective.weighting)
+        new_gain = None if new is None else excess(new, *optimum.least(new.edges), objective.weighting)
     except ElboError as error:
-        missing.append(f"{known.path}: {error}")
+        missing.append(f"{path}: {error}")
         return None
+    return RunExcess(least, own, new, gain, new_gain, None if new_gain is None else copying(gain, new_gain))
 
 
-def _extremes(result: ResultFile[Any], config: RunConfig, run: Path) -> Extremes | None:
+def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
     """The pictures of a result that names a file of each image's likelihood. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or isinstance(result.found, Classification):
@@ -151,7 +172,8 @@ def _objective(run: Path, settings: TrainSettings, missing: Missing) -> Objectiv
     schedule, effective = objective.schedule, effective_weightings(run, settings, missing.append)
     weighting = effective[-1].weighting
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
-    terms = [*weighting_terms(weighting), schedule_term(schedule), prediction_term(objective)]
+    network = _term("prediction", settings.prediction, objective.prediction.declared)
+    terms = [*weighting_terms(weighting), schedule_term(schedule), network]
     rising = weighting.rising(low, high)
     return ObjectiveFacts(
         weighting,
@@ -163,10 +185,6 @@ def _objective(run: Path, settings: TrainSettings, missing: Missing) -> Objectiv
         terms,
         effective,
     )
-
-
-def _parameters(config: RunConfig, run: Path) -> dict[str, int]:
-    return {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}
 
 
 def _environment(
@@ -193,7 +211,7 @@ def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnail
         missing.append(f"{run}: no previews yet")
 
     def strip(sheet: Path) -> Thumbnails:
-        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet).images[:ROW]))
+        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet)[0][:ROW]))
 
     strips = [missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))]
     return [each for each in strips if each is not None]
@@ -208,8 +226,8 @@ def _drawn(
         return read_by_class(samples, names), str(samples)
 
     def last(path: Path) -> tuple[list[Thumbnails], str]:
-        sheet = read_sheet(path)
-        return strips(lambda index: sheet.images[index], sheet.groups), str(path)
+        images, groups = read_sheet(path)
+        return strips(lambda index: images[index], groups), str(path)
 
     return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
 
@@ -225,26 +243,60 @@ def _packed(data: RunData, run: Path) -> str:
 
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[Any], missing: Missing
-) -> list[Command]:
+) -> list[CommandReport]:
     """Command lines as they were typed, where they were written down."""
     if config.source:
-        found = [Command("Import, as typed", line) for line in config.commands]
+        found = [CommandReport("Import, as typed", line) for line in config.commands]
     else:
-        found = _training(run, name, config, missing)
+        data = str(dataset_of(config.data, run))
+        again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
+        found = [
+            CommandReport("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
+            *(CommandReport("Train, as typed", line) for line in config.commands),
+            CommandReport("Train again with the same settings, whatever the environment says by then", again),
+        ]
     if samples is not None:
         with read_samples(samples) as reader:
-            found += [Command("Draw these samples", line) for line in reader.made.commands]
+            found += [CommandReport("Draw these samples", line) for line in reader.made.commands]
     for each in scores:
-        found += [Command(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
-        found.append(Command(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
-    return [each for each in found if each.line]
+        found += [CommandReport(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
+        found.append(CommandReport(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
+    return [each for each in found if each.command]
 
 
-def _training(run: Path, name: str, config: RunConfig, missing: Missing) -> list[Command]:
-    data = str(dataset_of(config.data, run))
-    again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
+def weighting_terms(weighting: Weighting) -> list[Term]:
+    """A weighting; for one that is written as a loss, its parts."""
+    spec, loss = weighting.spec, weighting.foreign_loss
+    if weighting.declared:
+        return [_term("weighting", spec, weighting.declared)]
+    if weighting.learned:
+        return [Term("weighting", spec, "p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect")]
+    assert weighting.schedule is not None
+    schedule = _schedule_term("its schedule", weighting.schedule)
+    if loss is None:
+        return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), schedule]
     return [
-        Command("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
-        *(Command("Train, as typed", line) for line in config.commands),
-        Command("Train again with the same settings, whatever the environment says by then", again),
+        Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
+        _term("target", loss.prediction.spec, loss.prediction.declared),
+        *([_term("factor F", loss.factor.spec, loss.factor)] if loss.factor else []),
+        schedule,
     ]
+
+
+def schedule_term(schedule: Schedule | None) -> Term:
+    """The schedule that draws the noise levels. schedule: None when it adapts."""
+    if schedule is None:
+        loss = CRITERIA["loss"]
+        return Term("schedule", ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
+    return _schedule_term("schedule", schedule)
+
+
+def _schedule_term(what: str, schedule: Schedule) -> Term:
+    """A declared schedule, or a file."""
+    if schedule.declared:
+        return _term(what, schedule.base, schedule.declared)
+    return Term(what, schedule.base, "a table of t and logsnr", "a file")
+
+
+def _term(what: str, spec: str, declared: Declaration[Any]) -> Term:
+    return Term(what, spec, declared.formula, declared.source)

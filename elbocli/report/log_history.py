@@ -3,11 +3,9 @@ reported."""
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,10 +22,10 @@ from elbocli.files.records import parse_json
 
 POINTS = 400
 """Points of a curve: neighbours are averaged until no more are left."""
-MOST_COLUMNS = 200
-"""Names of numbers in a log."""
 CELLS = 48
 """Cells of time on a map: neighbours are added up from twice as many on."""
+LATE = 0.2
+"""Share of a run that stands for its end."""
 Numbers = list[float | None]
 
 
@@ -36,32 +34,22 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
 
     Missing and damaged lines are reported to `missing`.
     """
-    rows, bad = 0, 0
-    columns: dict[str, tuple[array[int], array[float]]] = {}  # for each name the rows that have it, and their numbers
+    rows, bad = list[dict[str, float]](), 0
     if path.exists():
         with told(path, "read"), open_file(path) as file:
-            for text in written_lines(file, path):
-                row = _row(text, path)
-                if not row or len(columns.keys() | row.keys()) > MOST_COLUMNS:
-                    bad += 1
-                    continue
-                for name, value in row.items():
-                    at, values = columns.setdefault(name, (array("q"), array("d")))
-                    at.append(rows)
-                    values.append(value)
-                rows += 1
+            found = [_row(text, path) for text in written_lines(file, path)]
+        rows = [row for row in found if row]
+        bad = len(found) - len(rows)
     if bad:
         missing(f"{path}: {bad} damaged {'line' if bad == 1 else 'lines'}, left out")
     if not rows:
         missing(f"{path}: no numbers yet")
-    size = -(-rows // POINTS) or 1
-    return {name: _points(name, *columns[name], size, -(-rows // size)) for name in sorted(columns)}
-
-
-def _points(name: str, at: array[int], values: array[float], size: int, count: int) -> Numbers:
-    """A column as `count` points, each of `size` rows that follow each other. at: the rows that have values."""
-    ends = [bisect_left(at, size * number) for number in range(count + 1)]
-    return [_pooled(name, values[start:stop]) for start, stop in pairwise(ends)]
+    size = -(-len(rows) // POINTS) or 1
+    points = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return {
+        name: [_pooled(name, [row[name] for row in point if name in row]) for point in points]
+        for name in sorted(set[str]().union(*rows))
+    }
 
 
 def _row(text: bytes, path: Path) -> dict[str, float]:
@@ -139,30 +127,25 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
     if not path.exists():
         missing(f"{path}: no errors by noise level yet")
         return None
-    damaged, first = 0, ""
-    found = LogHistory(torch.empty(0))
-
-    def note(error: FormatError) -> None:
-        nonlocal damaged, first
-        damaged, first = damaged + 1, first or str(error)  # a file may be of nothing but damaged lines
+    faults, found = list[FormatError](), LogHistory(torch.empty(0))
 
     def seen(interval: Interval) -> None:
         assert reader.log is not None
         found.edges = reader.log.edges
         found.add(interval.images, interval.sums)
 
-    reader = Reader(seen=seen, damaged=note)
+    reader = Reader(seen=seen, damaged=faults.append)
     try:
         with told(path, "read"), open_file(path) as file:
             lines = written_lines(file, path)
-            begun = next(lines, None)
-            if begun is not None:
-                reader.read(chain([begun], lines), str(path))
+            for first in lines:  # none in a file that is empty
+                reader.read(chain([first], lines), str(path))
     except FormatError as error:
-        note(error)
-    if damaged:
-        missing(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'}, left out ({first})")
-    if not found.images:
-        missing(f"{path}: no errors by noise level yet")
-        return None
-    return found
+        faults.append(error)
+    if faults:
+        many = "line" if len(faults) == 1 else "lines"
+        missing(f"{path}: {len(faults)} damaged {many}, left out ({faults[0]})")
+    if found.images:
+        return found
+    missing(f"{path}: no errors by noise level yet")
+    return None

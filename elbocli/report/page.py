@@ -15,17 +15,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from elbocli.cli.messages import visible_lines
-from elbocli.report.comparison import Comparison
 from elbocli.report.drawing import swatch
-from elbocli.report.facts import RunFacts
-from elbocli.report.headline import headline
-from elbocli.report.plots import pictures
-from elbocli.report.plots_of_several import pictures_of_several
+from elbocli.report.facts import Comparison, RunFacts, headline
+from elbocli.report.plots import pictures, pictures_of_several
 from elbocli.report.results import protocol_of, score_rows
 from elbocli.report.thumbnails import Thumbnails
-
-LARGEST = 8 << 20
-"""Bytes, which no page exceeds: pictures are counted and of bounded size, curves have bounded numbers of points."""
 
 
 def render(facts: RunFacts) -> str:

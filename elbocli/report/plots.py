@@ -1,11 +1,15 @@
-"""The pictures of a run's page, each with a caption that says what to see. Same facts, same bytes."""
+"""The pictures of a page of one run or several, each with a caption that says what to see. Same facts, same bytes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from elbocli.cli.figure import brief
+from elbocli.core.adaptive import ErrorMoments
 from elbocli.report.drawing import (
     MUTED,
     ONE,
@@ -15,14 +19,13 @@ from elbocli.report.drawing import (
     drawing,
     line_of,
     logarithmic,
+    numbered_line,
     over_images,
     over_levels,
     plain,
 )
-from elbocli.report.excess import RunExcess
-from elbocli.report.facts import ObjectiveFacts, RunFacts
-from elbocli.report.lines import LATE, draw_banded, draw_curve, draw_profile
-from elbocli.report.log_history import LogHistory, curve
+from elbocli.report.facts import Comparison, ObjectiveFacts, RunExcess, RunFacts
+from elbocli.report.log_history import LATE, LogHistory, curve
 
 ERROR = "‖ε − ε̂‖² / D"
 POINTS = 241
@@ -32,6 +35,52 @@ HELD_OUT = (
 )
 EARLY = 0.1
 """Share of the run that stands for its beginning."""
+NO_MATCH = (
+    " Their weightings differ, so their losses can't be compared; errors by noise level and bits per dimension can."
+)
+BARS = "With ± 2 standard errors over the images."
+BAND = {"alpha": 0.25, "linewidth": 0}
+Style = Mapping[str, Any]
+"""Arguments of a line: colour, dash, and the label that it has in a legend."""
+
+
+def draw_curve(axis: Any, facts: RunFacts, name: str, style: Style) -> float | None:
+    """Draw a curve of metrics.jsonl over the images trained on. Returns its last value; None where it has none."""
+    at, values = curve(facts.curves, name)
+    if not values:
+        return None
+    axis.plot(at, values, marker="" if len(at) > 1 else "o", **style)
+    return values[-1]
+
+
+def draw_banded(axis: Any, facts: RunFacts, name: str, style: Style) -> tuple[float, float] | None:
+    """Draw a curve with ± 2 standard errors. Returns its last value with them; None where it has no such."""
+    at, values = curve(facts.curves, name)
+    _, errors = curve(facts.curves, f"{name}_se")
+    if not values or len(errors) != len(values):
+        return None
+    low, high = ([v + sign * 2 * e for v, e in zip(values, errors)] for sign in (-1, 1))
+    axis.fill_between(at, low, high, color=style["color"], **BAND)
+    draw_curve(axis, facts, name, style)
+    return values[-1], 2 * errors[-1]
+
+
+def draw_profile(axis: Any, edges: Tensor, sums: Tensor, style: Style, band: bool = True) -> bool:
+    """Draw the error at each noise level, of sums [3, bins], with ± 2 standard errors where there are two. Returns whether
+    there is any to draw.
+    """
+    moments = ErrorMoments.of_sums(edges, sums)
+    seen = (moments.count > 0) & (moments.mean > 0)
+    if not bool(seen.any()):
+        return False
+    alone = int(seen.sum()) == 1
+    axis.plot(moments.middle[seen], moments.mean[seen], marker="o" if alone else "", **style)
+    if band:
+        several = seen & (moments.count > 1)
+        mean, spread = moments.mean[several], 2 * moments.mean_se[several]
+        low = (mean - spread).maximum(0.5 * mean)
+        axis.fill_between(moments.middle[several], low, mean + spread, color=style["color"], **BAND)
+    return True
 
 
 def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
@@ -43,7 +92,11 @@ def pictures(facts: RunFacts) -> dict[str, list[Picture]]:
         "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],
         "excess": [_excess(facts.excess)] if facts.excess else [],
     }
-    return {section: [each for each in drawn if each is not None] for section, drawn in found.items()}
+    return _present(found)
+
+
+def _present(drawn: dict[str, list[Picture | None]]) -> dict[str, list[Picture]]:
+    return {section: [each for each in pictures if each is not None] for section, pictures in drawn.items()}
 
 
 def _weighting(objective: ObjectiveFacts) -> Picture:
@@ -218,3 +271,69 @@ def _bits(facts: RunFacts) -> Picture | None:
         words = f" Now {known[0]:.4g} ± {known[1]:.2g}." if known else ""
         caption = f"Bits per dimension, ± 2 standard errors over the images.{words}"
         return Picture("Bound on held-out images", caption, svg())
+
+
+def pictures_of_several(found: Comparison) -> dict[str, list[Picture]]:
+    """The drawings by the section of the page that they belong to; those that there is nothing for are left out."""
+    warning = "" if found.same_loss else NO_MATCH
+    nats, bits = "loss, nats per dimension", "bits per dimension"
+    drawn: dict[str, list[Picture | None]] = {
+        "objective": [_weightings(found)],
+        "training": [
+            _curves(found, "loss", "Weighted loss of training", nats, f"The loss that training minimises.{warning}"),
+            _curves(found, "val_loss", "Weighted loss of held-out images", nats, BARS + warning),
+            _curves(found, "val_bpd", "Bound on held-out images", bits, BARS),
+        ],
+        "errors": [
+            _profiles_of_several(found, "course", "training, last fifth"),
+            _profiles_of_several(found, "held_out", "validation, last"),
+        ],
+    }
+    return _present(drawn)
+
+
+def _weightings(found: Comparison) -> Picture | None:
+    """w(λ) of each run, over the largest."""
+    known = [(index, facts.objective) for index, facts in enumerate(found.runs) if facts.objective]
+    if not known:
+        return None
+    with drawing("weightings") as (_, (axis,), svg):
+        for index, objective in known:
+            at = torch.linspace(objective.low, objective.high, POINTS, dtype=torch.float64)
+            value = objective.weighting(at)
+            axis.plot(at, value / (float(value.max()) or 1.0), **numbered_line(index))
+        axis.set_ylabel("w(λ) / max w")
+        over_levels(axis, min(each.low for _, each in known), max(each.high for _, each in known))
+        return Picture("Weightings", "How much each noise level counts in the loss.", svg())
+
+
+def _curves(found: Comparison, name: str, title: str, label: str, caption: str) -> Picture | None:
+    """A curve of each run that has it."""
+    values = [value for facts in found.runs for value in curve(facts.curves, name)[1]]
+    if not values:
+        return None
+    draw: Callable[[Any, RunFacts, str, Style], object] = draw_curve if name == "loss" else draw_banded
+    with drawing(name) as (_, (axis,), svg):
+        for index, facts in enumerate(found.runs):
+            draw(axis, facts, name, numbered_line(index))
+        logarithmic(axis, values)
+        axis.set_ylabel(label)
+        over_images(axis)
+        return Picture(title, caption, svg())
+
+
+def _profiles_of_several(found: Comparison, log: str, when: str) -> Picture | None:
+    """The error at each noise level, at last, of each run that has such a log."""
+    logs = [(index, getattr(facts, log)) for index, facts in enumerate(found.runs)]
+    known = [(index, each) for index, each in logs if each is not None]
+    with drawing(log) as (_, (axis,), svg):
+        drawn = [
+            draw_profile(axis, each.edges, each.late(LATE) if log == "course" else each.sums[-1], numbered_line(index))
+            for index, each in known
+        ]
+        if not any(drawn):
+            return None
+        axis.set_yscale("log")
+        axis.set_ylabel(ERROR)
+        over_levels(axis, min(float(e.edges[0]) for _, e in known), max(float(e.edges[-1]) for _, e in known))
+        return Picture(f"Error by noise level: {when}", "With ± 2 standard errors.", svg())

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from elbocli.files.records import Record, stored
-from elbocli.report.terms import Term
 
 Curve = list[float | None]
 """Numbers, None where there is none that JSON has."""
+
+
+class Term(Record, frozen=True):
+    """One thing with a name: `what` it is, how it was named, its formula and source."""
+
+    what: str
+    name: str
+    formula: str
+    source: str
 
 
 class ObjectiveReport(Record, frozen=True, kw_only=True):

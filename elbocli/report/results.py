@@ -6,18 +6,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.metrics import METRICS, Number, Role
 from elbocli.errors import DataError, FormatError
-from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
+from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.optimum_file import Optimum
 from elbocli.files.records import parse_json
 from elbocli.images.image_refs import read_bytes
 
-T = TypeVar("T", EvalResult, Bound | LatentBound, Theorem, Likelihoods, Classification, Optimum)
 KINDS: dict[tuple[str, str], type[Any]] = {
     KEYS: EvalResult,
     ("bpd", "diffusion"): Bound,
@@ -28,15 +27,23 @@ KINDS: dict[tuple[str, str], type[Any]] = {
     ("accuracy", "reliability"): Classification,
 }
 """Kinds of results, by keys that they have."""
+RESULTS: dict[str, tuple[type, ...]] = {
+    "scores": (EvalResult,),
+    "bound": (Bound, LatentBound),
+    "theorem": (Theorem,),
+    "likelihoods": (Likelihoods,),
+    "classification": (Classification,),
+}
+"""Kinds of results that the page shows, by their names in its JSON."""
 
 
 @dataclass(frozen=True)
-class ResultFile(Generic[T]):
+class ResultFile:
     """A file of one result. content: its JSON, with keys of other versions, too."""
 
     path: Path
     content: dict[str, Any]
-    found: T
+    found: Any
 
     @property
     def about(self) -> dict[str, Any]:
@@ -121,7 +128,7 @@ def drawn_by(result: EvalResult) -> list[str]:
     return list(dict.fromkeys(map(str, lines)))
 
 
-def read_result(path: Path) -> ResultFile[Any]:
+def read_result(path: Path) -> ResultFile:
     """A file that holds one result. Raises DataError when it can't be read, FormatError when it is none."""
     try:
         content = parse_json(read_bytes(path), path)
@@ -138,7 +145,7 @@ def read_result(path: Path) -> ResultFile[Any]:
     raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum' (one JSON object)")
 
 
-def results_in(run: Path, warn: Callable[[str], None]) -> list[ResultFile[Any]]:
+def results_in(run: Path, warn: Callable[[str], None]) -> list[ResultFile]:
     """All results among the JSON files of a folder; what can't be read is told to `warn`."""
     found = []
     for path in sorted(run.glob("*.json")):

@@ -1,4 +1,4 @@
-"""Rows of pictures for a page: what a run drew as it was trained, and its samples by class. PNG, of bounded size."""
+"""Rows of pictures for a page: previews, samples by class, the likeliest and the least likely images. PNG, of bounded size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from elbocli.errors import DataError
+from elbocli.errors import DataError, FormatError
+from elbocli.files.dataset import Dataset
+from elbocli.files.dataset_block import LATENTS
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, lay_out, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
+from elbocli.files.likelihood_file import NATS, ImageTable, read_table
 from elbocli.files.reading import naming
 from elbocli.images.decode import decode, open_image
 from elbocli.images.image_refs import read_bytes
@@ -47,16 +50,8 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
     return Thumbnails(name, buffer.getvalue(), len(images))
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and the class of each."""
-
-    images: np.ndarray
-    groups: list[Group]
-
-
-def read_sheet(path: Path) -> Sheet:
-    """Read a preview; one that doesn't say where its images are has them in rows of 8. Raises DataError."""
+def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
+    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and their classes. One that doesn't say where its images are has them in rows of 8. Raises DataError."""
     with naming(path):
         content = read_bytes(path)
         picture, _ = decode(content, 3)
@@ -70,7 +65,7 @@ def read_sheet(path: Path) -> Sheet:
         raise DataError(f"{path}: {width} x {height} pixels are no sheet of {side} x {side} pictures")
     else:
         layout = lay_out(height // side, width // side, by_class(PREVIEW_COUNT, None), 1)
-    return Sheet(cut_up(np.asarray(picture), layout), layout.groups)
+    return cut_up(np.asarray(picture), layout), layout.groups
 
 
 def chosen_times(count: int) -> list[int]:
@@ -96,3 +91,60 @@ def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(lambda index: reader.at(index, 1)[0], groups)
+
+
+ROWS = 2
+"""Rows of pictures at either end."""
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Rows of pictures of both ends, sorted by the column `by`; count: images in the file."""
+
+    path: Path
+    by: str
+    count: int
+    likeliest: list[Thumbnails]
+    least: list[Thumbnails]
+
+
+def table_of(path: Path, named: str) -> Path:
+    """The file of all images that a result at `path` names: beside it, or where it was written. Raises DataError."""
+    for place in (path.parent / Path(named).name, Path(named)):
+        if place.is_file():
+            return place
+    raise DataError(f"{path}: its file of likelihoods, {named}, is gone; keep it beside the result")
+
+
+def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
+    """Pictures of both ends. dataset: the file that was measured; digest: of its images, where that is known.
+
+    Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
+    """
+    table = read_table(path)
+    by = next((name for name in table.numbers if name.startswith(NATS)), None)
+    if by is None:
+        raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
+    data = Dataset(dataset, latents=True)
+    if data.kind == LATENTS:
+        raise DataError(f"{path}: is of the latents in {dataset}, which have no pictures; the page shows pixels alone")
+    _check(data, table, digest, path)
+    order = np.argsort(table.numbers[by], kind="stable")
+    some = min(ROWS * ROW, len(order) // 2) or 1
+    return Extremes(
+        path, by, len(order), _rows(data, table, by, order[:some]), _rows(data, table, by, order[-some:][::-1])
+    )
+
+
+def _check(data: Dataset, table: ImageTable, digest: str | None, path: Path) -> None:
+    """Raise DataError where the dataset isn't the one that the table is of."""
+    within = int(table.index.min()) >= 0 and int(table.index.max()) < len(data)
+    same = within and bool((data.labels[table.index] == table.label).all())
+    if not same or digest not in (None, data.attributes.payload_sha256):
+        raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
+
+
+def _rows(data: Dataset, table: ImageTable, by: str, places: np.ndarray) -> list[Thumbnails]:
+    images, values = data.batch(table.index[places]), table.numbers[by][places]
+    rows = [slice(start, start + ROW) for start in range(0, len(places), ROW)]
+    return [thumbnails_of(f"{values[row][0]:.4g} to {values[row][-1]:.4g} nats", list(images[row])) for row in rows]

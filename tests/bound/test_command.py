@@ -108,7 +108,7 @@ def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkey
         (["--target-se", "nan"], 2, "nan"),
         (["-n", 1], 2, "1"),
         (["--logsnr-min", 5, "--logsnr-max", 2], 2, "must rise"),
-        (["--curve", "-"], 2, "standard output is for the JSON"),
+        (["--curve", "-"], 2, "standard output is for other results"),
         (["--check", "--weighting", "edm:mean=-200,std=0.1"], 2, "is zero, or not finite"),
         (["--plot", "x.bmp"], 2, "name a file that ends in .svg"),
     ],

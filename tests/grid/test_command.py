@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elbocli.files.strict_yaml import read
 
 from elbocli.core.samplers import time_grid
 from elbocli.files.schedule_file import resolve_schedule
+from elbocli.files.yaml_text import read_yaml
 
 Elbo = Callable[..., Any]
 FEW = ("-n", 4, "--steps", 4)
@@ -52,7 +52,7 @@ def test_sample_visits_the_levels_that_were_found(sampler: str, elbo: Elbo, trai
     )
     assert drawn.returncode == 0, drawn.stderr
     assert elbo("info", "x.h5", cwd=tmp_path).stdout.count(b"logsnr_m") == 2
-    said = read(tmp_path / "g.yaml")
+    said = read_yaml(tmp_path / "g.yaml")
     assert said["grid"] == "solver" and said["made_for"].startswith(sampler) and said["made_for"].endswith("4 steps")
 
 

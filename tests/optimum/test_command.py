@@ -137,7 +137,7 @@ def test_report_says_why_it_can_not_compare(call: Call, trained: Path, validated
         ("optimum {run}", 2, "a run, not a dataset; --like"),
         ("optimum {data} --like {data}", 1, "not a run"),
         ("optimum {other} --like {run}", 1, "holds other images than"),
-        ("optimum {data} --plot -", 2, "standard output is for the JSON"),
+        ("optimum {data} --plot -", 2, "standard output is for other results"),
         ("optimum {data} --plot x.gif", 2, "name a file that ends in .svg"),
         ("optimum {latents}", 1, "holds latents, pixels are needed"),
         ("adapt {run} --criterion excess", 2, "go together"),

@@ -18,12 +18,10 @@ from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.losslog import read_logs
 from elbocli.files.optimum_file import Optimum
 from elbocli.optimum import find
-from elbocli.optimum.find import OptimumSettings
-from elbocli.optimum.open import Asked, open_search
+from elbocli.optimum.find import OptimumSettings, open_search
 
 CPU = torch.device("cpu")
 SETTINGS = OptimumSettings(-8, 8, 16, CPU, sources=300, sample=0)
-ASKED = Asked(300, 0, None, 0, "cpu", None, None, 100, None, None)
 
 
 def searched(dataset: Any, settings: OptimumSettings) -> Optimum:
@@ -158,7 +156,7 @@ def test_no_network_is_better_than_the_optimum(
     run = tmp_path / "run"
     done = elbo("train", digits, "-o", run, "--preset", preset, "--steps", 150, "--batch", 32, *options)
     assert done.returncode == 0, done.stderr
-    dataset, settings = open_search(None, run, ASKED, lambda text: None)
+    dataset, settings = open_search(None, run, lambda text: None, device="cpu", sources=300, sample=0)
     found = searched(dataset, settings)
     assert found.images == (400 if "--flip" in options else 300) and found.classes == 10
     log = read_logs([run])

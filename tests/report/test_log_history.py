@@ -121,7 +121,7 @@ def test_densities_integrate_to_one_and_errors_are_carried_on() -> None:
 def test_an_interval_that_goes_back_is_refused() -> None:
     course = LogHistory(EDGES)
     course.add(10, torch.zeros(3, 4))
-    with pytest.raises(FormatError, match="not after"):
+    with pytest.raises(FormatError):
         course.add(10, torch.zeros(3, 4))
 
 

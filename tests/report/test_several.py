@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from run_pages import BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
-from elbocli.report.comparison import Comparison
 from elbocli.report.drawing import INKS, LINES, swatch
+from elbocli.report.facts import Comparison
 from elbocli.report.gather import gather
 from elbocli.report.page import render_several
-from elbocli.report.plots_of_several import pictures_of_several
+from elbocli.report.plots import pictures_of_several
 
 
 @pytest.fixture

@@ -39,8 +39,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     itself: of twenty equal pairs, one looks different. Standard error has a sentence on each.
     """
     from elbocli.cli.progress_bar import say
-    from elbocli.compare.result import Comparison
-    from elbocli.compare.results import compare_results, found_in
+    from elbocli.compare.result import Comparison, compare_results, found_in
     from elbocli.evaluate.result import result_of
     from elbocli.files.reading import LARGEST_TEXT
     from elbocli.version import __version__

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from torch import equal
 
-from elbocli.compare.result import Compared, Difference
-from elbocli.compare.results import drawn_differently, refuse_unlike
+from elbocli.compare.result import Compared, Difference, drawn_differently, refuse_unlike
 from elbocli.core.estimate import Estimate
 from elbocli.core.feature_moments import FeatureMoments
 from elbocli.core.frechet import Gaussian, frechet_distance
 from elbocli.core.frechet_error import influence
 from elbocli.core.metrics.fid import DISTANCE
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.reference import fingerprint, mismatches
+from elbocli.evaluate.extract import fingerprint, mismatches
 from elbocli.evaluate.result import numbers
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features

@@ -7,8 +7,8 @@ from typing import Any
 
 from elbocli.cli.messages import visible
 from elbocli.core.metrics import Role
-from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import EvalResult, Score
+from elbocli.evaluate.settings import PROTOCOLS
 
 UNKNOWN = "*not known*"
 DRAWN = {

@@ -22,7 +22,7 @@ from elbocli.cli.options import (
 from elbocli.cli.types import PATH, STREAM, Count, Output
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import UsageError
-from elbocli.evaluate.protocols import PROTOCOLS, settings_of
+from elbocli.evaluate.settings import PROTOCOLS, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
 from elbocli.core.metrics import METRICS, Number, Role
 from elbocli.errors import DataError, FormatError
-from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
+from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.optimum_file import Optimum
 from elbocli.files.records import parse_json
 from elbocli.images.image_refs import read_bytes

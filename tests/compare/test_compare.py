@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from elbocli.compare.features import compare_features
-from elbocli.compare.results import compare_results, found_in
+from elbocli.compare.result import compare_results, found_in
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.result import EvalResult
 from elbocli.files.feature_facts import FeatureFacts

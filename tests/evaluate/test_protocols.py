@@ -16,11 +16,9 @@ import torch
 from elbocli.core.frechet import frechet_distance
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource
-from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
-from elbocli.evaluate.protocols import PROTOCOLS, settings_of
-from elbocli.evaluate.reference import Reference
-from elbocli.evaluate.settings import EvalSettings
+from elbocli.evaluate.checks import check_settings, check_source, with_classes
+from elbocli.evaluate.extract import FeatureSource, Reference
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.files.dataset import Dataset
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, read_features, write_features

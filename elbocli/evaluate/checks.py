@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import torch
 from torch import Tensor
 
 from elbocli.core.class_labels import choose_labels
-from elbocli.core.metrics import METRICS, Need
+from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, Reference, described, fingerprint, mismatches
-from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, ProtocolTraits, unlike
+from elbocli.evaluate.extract import FeatureSource, Reference, described, differing, fingerprint, mismatches
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings
 from elbocli.files.features import SUFFIX
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, is_published
+
+Deviations = dict[str, list[Any]]
+"""Facts that are others than they should be, each with what it should be."""
+UNKNOWN = "not known"
 
 
 def possible(
@@ -57,8 +62,7 @@ def possible(
         _check_count(source, settings, 0)
         if source.n != sources[0].n:
             raise DataError(
-                f"{source.name}: {source.n} images, but {sources[0].name} has {sources[0].n}; scores of different n have "
-                "no common mean"
+                f"{source.name}: {source.n} images, but {sources[0].name} has {sources[0].n}; score as many of each"
             )
         if settings.save_stats is not None and source.n < 2:
             raise DataError(f"{source.name}: one image is no distribution; statistics need at least 2")
@@ -67,76 +71,81 @@ def possible(
                 f"{source.name}: accuracy needs labels: samples of several classes in .h5 or .npz, or --classes as given "
                 "to 'elbo sample'"
             )
+    if settings.neighbours is not None:
+        _check_images(sources, reference)
     return settings
 
 
 def _check_count(source: FeatureSource, settings: EvalSettings, side: int) -> None:
-    """Raise DataError when a metric needs more images of it. side: 0 of samples, 1 of the reference."""
-    for name in settings.metrics:
-        needed, fewer = settings.least(name)[side], METRICS[name].traits.fewer
+    """Raise DataError when a metric needs more images of it. side: 0 of samples, 1 of the reference, 2 held out."""
+    for name, options in settings.metrics.items():
+        traits = METRICS[name].traits
+        needed = [*traits.least(options), 0][side]
         if source.n < needed:
-            hint = f", or {fewer}" if fewer else ""
+            hint = f", or {traits.fewer}" if traits.fewer else ""
             raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}{hint}")
 
 
+def _check_images(sources: Sequence[FeatureSource], reference: Reference | None) -> None:
+    """Raise UsageError unless images of one set of samples and of the reference, of one size, can be read twice."""
+    if len(sources) > 1:
+        raise UsageError("--neighbours shows one set of samples; name one at a time")
+    if reference is None or reference.source is None:
+        raise UsageError("--neighbours needs --ref with images: a dataset, .npz, .npy or a folder")
+    pair = sources[0], reference.source
+    for source in pair:
+        if source.saved is not None:
+            raise UsageError(f"{source.name}: saved features have no images, which --neighbours shows; name the images")
+    if sources[0].alone or Path(sources[0].name).is_fifo():
+        raise UsageError("--neighbours reads the samples twice, which a stream can't be; name a file")
+    if len({source.reader.shape[1:3] for source in pair if source.reader is not None}) > 1:
+        raise UsageError(f"--neighbours: {pair[0].name} and {pair[1].name} have images of different sizes")
+
+
 def check_made_alike(
-    source: FeatureSource, reference: Reference | None, extractor: Extractor | None, settings: EvalSettings
-) -> dict[str, list[Any]]:
-    """Facts in which samples and reference were made differently, with both values.
+    sources: Sequence[FeatureSource],
+    reference: Reference | None,
+    held_out: FeatureSource | None,
+    extractor: Extractor | None,
+    settings: EvalSettings,
+) -> list[Deviations]:
+    """Facts in which each of the samples and the reference were made differently, with both values.
 
     Raises DataError unless that is allowed, UsageError when a metric isn't defined for the network.
     """
-    mine = fingerprint(described(source, extractor))
-    for options in settings.metrics.values():
-        options.check(mine.get("extractor"))
-    if reference is None:
-        return {}
-    found = mismatches(mine, reference.fingerprint(extractor))
-    if found and not settings.allow_mismatch:
-        said = "; ".join(f"{key} is {theirs}, that of {source.name} {own}" for key, (own, theirs) in found.items())
-        raise DataError(
-            f"{reference.path}: {said}: such scores compare with no others; use a reference made alike, or --allow-mismatch"
-        )
-    return found
-
-
-def check_held_out_alike(
-    held_out: FeatureSource, source: FeatureSource, extractor: Extractor | None, settings: EvalSettings
-) -> None:
-    """Raise DataError unless the held-out images were made as the samples were, or another way is allowed."""
-    pair = (fingerprint(described(each, extractor)) for each in (source, held_out))
-    if (found := mismatches(*pair)) and not settings.allow_mismatch:
-        said = "; ".join(f"{key} is {theirs}, that of {source.name} {own}" for key, (own, theirs) in found.items())
-        raise DataError(f"{held_out.name}: {said}; use held-out images made alike, or --allow-mismatch")
+    made = {source.name: fingerprint(described(source, extractor)) for source in sources}
+    theirs = {} if reference is None else reference.fingerprint(extractor)
+    others = {} if reference is None else {str(reference.path): theirs}
+    if held_out is not None:
+        others[held_out.name] = fingerprint(described(held_out, extractor))
+    first, *_ = made.values()
+    for name, own in made.items():
+        for options in settings.metrics.values():
+            options.check(own.get("extractor"))
+        if found := mismatches(first, own):
+            raise DataError(f"{name}: {differing(found, sources[0].name)}; such scores have no common mean")
+        for other, facts in () if settings.allow_mismatch else others.items():
+            if found := mismatches(own, facts):
+                raise DataError(
+                    f"{other}: {differing(found, name)}: such scores compare with no others; use images made alike, or "
+                    "--allow-mismatch"
+                )
+    return [mismatches(made[source.name], theirs) for source in sources]
 
 
 def check_spatial(
     sources: Sequence[FeatureSource], reference: Reference | None, extractor: Extractor | None, name: str
 ) -> None:
-    """Raise UsageError unless both sides have spatial features, which the metric of that name needs."""
-    for source in sources:
-        if source.saved is not None and source.saved.spatial is None:
-            raise UsageError(
-                f"{source.name}: saved without spatial features, which {name} needs; save it with --metrics {name}"
-            )
+    """Raise UsageError unless all sides have spatial features, which the metric of that name needs."""
+    lacking = [source.name for source in sources if source.saved is not None and source.saved.spatial is None]
     if reference is not None and reference.has_spatial is False:
-        raise UsageError(
-            f"{reference.path}: holds no spatial features, which {name} needs; save it with --metrics {name}"
-        )
+        lacking.append(str(reference.path))
     if extractor is not None and extractor.spatial is None:
+        lacking.append(extractor.name)
+    if lacking:
         raise UsageError(
-            f"{extractor.name} has no spatial features, and {name} needs them; it is defined for {DEFAULT}"
+            f"{lacking[0]}: no spatial features, which {name} needs; score images by {DEFAULT}, or save with --metrics {name}"
         )
-
-
-def check_repeats_alike(sources: Sequence[FeatureSource], extractor: Extractor | None) -> None:
-    """Raise DataError unless all were made in one way: other numbers have no common mean."""
-    first = fingerprint(described(sources[0], extractor))
-    for source in sources[1:]:
-        for key, (own, others) in mismatches(fingerprint(described(source, extractor)), first).items():
-            raise DataError(
-                f"{source.name}: {key} is {own}, that of {sources[0].name} {others}; such scores have no common mean"
-            )
 
 
 def check_features(
@@ -174,9 +183,9 @@ def labelled(
         black = torch.zeros(min(settings.batch, source.n), channels, height, width, dtype=torch.uint8, device=device)
         with torch.inference_mode():
             logits = extractor(black)[1]
-    classes, labels = 0 if logits is None else logits.shape[1], source.labels
-    if classes == 0:  # the first features will say that there are no logits
+    if logits is None:  # the first features will say so
         return source
+    classes, labels = logits.shape[1], source.labels
     if labels is None:
         names = [] if reference is None else reference.class_names
         labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
@@ -189,23 +198,32 @@ def labelled(
     return replace(source, labels=labels)
 
 
-UNKNOWN = "not known"
-REMEDY = "leave that to the protocol, or add --allow-mismatch, and the result says what deviates"
+def check_settings(settings: EvalSettings) -> Deviations:
+    """Settings that deviate from the protocol. Raises UsageError unless that is allowed.
 
-
-def check_settings(settings: EvalSettings) -> dict[str, list[Any]]:
-    """Settings that deviate from the protocol, with the protocol's. Raises UsageError unless that is allowed."""
+    Some of the protocol's metrics are no deviation, nor are flags, which add numbers and change none.
+    """
     if not settings.protocol:
         return {}
-    declared = PROTOCOLS.find(settings.protocol)
-    found = unlike(declared, settings.metrics)
+    protocol, found = PROTOCOLS[settings.protocol], Deviations()
+    if others := [name for name in settings.metrics if name not in protocol.metrics]:
+        found["metrics"] = [", ".join(others), ", ".join(protocol.metrics)]
+    usual = asked(protocol.metrics, **protocol.options)
+    for name, options in settings.metrics.items():
+        for each in options.own() if name in usual else []:
+            mine, theirs = getattr(options, each.name), getattr(usual[name], each.name)
+            if mine != theirs and not isinstance(mine, bool):
+                found[each.name] = [mine, theirs]
     named = EXTRACTORS.named(settings.extractor)
-    if named is None or named.name != declared.traits.extractor:
-        found["extractor"] = [settings.extractor, declared.traits.extractor]
+    if named is None or named.name != protocol.extractor:
+        found["extractor"] = [settings.extractor, protocol.extractor]
     if settings.precision != STRICT:
         found["feature_precision"] = [settings.precision, STRICT]
     if found and not settings.allow_mismatch:
-        raise UsageError(f"--protocol {declared.name}: {_said(found)}; {REMEDY}")
+        raise UsageError(
+            f"--protocol {settings.protocol}: {_said(found)}; leave that to the protocol, or add --allow-mismatch, and the "
+            "result says what deviates"
+        )
     return found
 
 
@@ -214,7 +232,7 @@ def with_classes(source: FeatureSource, settings: EvalSettings) -> FeatureSource
 
     Raises UsageError for classes that aren't there.
     """
-    classes = PROTOCOLS.find(settings.protocol).traits.classes if settings.protocol else 0
+    classes = PROTOCOLS[settings.protocol].classes if settings.protocol else 0
     if not classes or source.labels is not None or not settings.classes:
         return source
     return replace(source, labels=choose_labels(settings.classes, source.n, classes, settings.seed))
@@ -222,58 +240,41 @@ def with_classes(source: FeatureSource, settings: EvalSettings) -> FeatureSource
 
 def check_source(
     source: FeatureSource, reference: Reference | None, extractor: Extractor | None, settings: EvalSettings
-) -> dict[str, list[Any]]:
-    """Facts on samples and reference that deviate from the protocol, and what they are by it; with what `check_settings`
-    finds. Raises DataError unless that is allowed.
+) -> Deviations:
+    """Facts on samples and reference that deviate from the protocol, with what `check_settings` finds.
+
+    Raises DataError unless that is allowed.
     """
     if not settings.protocol:
         return {}
-    traits, about = PROTOCOLS.find(settings.protocol).traits, described(source, extractor)
-    asked = check_settings(settings)
-    found: dict[str, list[Any]] = {}
-    if source.n != traits.n:
-        found["n"] = [source.n, traits.n]
-    if about.extractor != traits.extractor:
-        found["extractor"] = [about.extractor or UNKNOWN, traits.extractor]
-    elif traits.extractor == DEFAULT and not is_published(DEFAULT, about.weights_sha256):
+    protocol, about, found = PROTOCOLS[settings.protocol], described(source, extractor), Deviations()
+    if source.n != protocol.n:
+        found["n"] = [source.n, protocol.n]
+    if about.extractor != protocol.extractor:
+        found["extractor"] = [about.extractor or UNKNOWN, protocol.extractor]
+    elif protocol.extractor == DEFAULT and not is_published(DEFAULT, about.weights_sha256):
         found["extractor_weights"] = [f"sha256 {about.weights_sha256 or UNKNOWN}", f"sha256 {PUBLISHED_INCEPTION}…"]
     if about.feature_precision not in (None, STRICT):
         found["feature_precision"] = [about.feature_precision, STRICT]
-    found |= _classes(source.labels, traits) | _reference(reference, traits, settings)
+    if protocol.classes:
+        counts = [] if source.labels is None else np.unique(source.labels, return_counts=True)[1].tolist()
+        if counts != [protocol.per_class] * protocol.classes:
+            spread = f"{len(counts)} with {min(counts)} to {max(counts)} samples each" if counts else ""
+            given = spread or f"{UNKNOWN}: samples in .h5 or .npz say them, or --classes"
+            found["classes"] = [given, f"{protocol.classes} with {protocol.per_class} samples each"]
+    if protocol.ref_images and reference is not None:
+        wanted, images = "statistics with {} images beside them", 0 if reference.source is None else reference.source.n
+        if reference.statistics is None:
+            found["reference"] = ["images or features without statistics", wanted.format(protocol.ref_images)]
+        elif settings.needing(Need.REFERENCE_FEATURES) and images != protocol.ref_images:
+            found["reference"] = [wanted.format(images), wanted.format(protocol.ref_images)]
     if found and not settings.allow_mismatch:
         raise DataError(
             f"{source.name}: not by --protocol {settings.protocol}: {_said(found)}; score what the protocol takes, or add "
             "--allow-mismatch, and the result says what deviates"
         )
-    return {**asked, **found}
+    return {**check_settings(settings), **found}
 
 
-def _classes(labels: np.ndarray | None, traits: ProtocolTraits) -> dict[str, list[Any]]:
-    if not traits.classes:
-        return {}
-    wanted = _spread(traits.classes, traits.per_class, traits.per_class)
-    if labels is None:
-        return {"classes": [f"{UNKNOWN}: samples in .h5 or .npz say them, or --classes", wanted]}
-    counts = np.unique(labels, return_counts=True)[1]
-    told = _spread(len(counts), int(counts.min()), int(counts.max()))
-    return {} if told == wanted else {"classes": [told, wanted]}
-
-
-def _spread(classes: int, fewest: int, most: int) -> str:
-    return f"{classes} with {fewest if fewest == most else f'{fewest} to {most}'} samples each"
-
-
-def _reference(reference: Reference | None, traits: ProtocolTraits, settings: EvalSettings) -> dict[str, list[Any]]:
-    if not traits.ref_images or reference is None:
-        return {}
-    wanted = f"statistics with {traits.ref_images} images beside them"
-    if reference.statistics is None:
-        return {"reference": ["images or features without statistics", wanted]}
-    images = 0 if reference.source is None else reference.source.n
-    if settings.needing(Need.REFERENCE_FEATURES) and images != traits.ref_images:
-        return {"reference": [f"statistics with {images} images beside them", wanted]}
-    return {}
-
-
-def _said(found: dict[str, list[Any]]) -> str:
+def _said(found: Deviations) -> str:
     return "; ".join(f"{key} is {mine}, and by the protocol {theirs}" for key, (mine, theirs) in found.items())

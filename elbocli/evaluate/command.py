@@ -91,7 +91,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
     help="Score as published tables do; sets metrics, their options, extractor, n and classes, and refuses others.  "
-    + "; ".join(f"{p.name}: {p.formula} ({p.traits.tables})" for p in PROTOCOLS.values())
+    + "; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items())
     + ".",
 )
 @option(

@@ -301,3 +301,8 @@ def fingerprint(about: FeatureFacts) -> dict[str, Any]:
 def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
     """Keys of fingerprints that both know and that differ, with both values."""
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
+
+
+def differing(found: dict[str, list[Any]], name: object) -> str:
+    """Mismatches in words. name: of the file that the first value of each pair is of."""
+    return "; ".join(f"{key} is {theirs}, that of {name} {mine}" for key, (mine, theirs) in found.items())

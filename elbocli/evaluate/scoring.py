@@ -11,7 +11,6 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli.core.metrics import METRICS, Features, Need, Value
@@ -20,9 +19,7 @@ from elbocli.core.neighbours import nearest
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.checks import (
     check_features,
-    check_held_out_alike,
     check_made_alike,
-    check_repeats_alike,
     check_settings,
     check_source,
     check_spatial,
@@ -30,7 +27,7 @@ from elbocli.evaluate.checks import (
     possible,
     with_classes,
 )
-from elbocli.evaluate.extract import FeatureSource, Reference, Seen, open_feature_source, open_reference, see
+from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, open_reference, see
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.feature_facts import FeatureFacts
@@ -66,18 +63,13 @@ def run(
         held_out = None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
         spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
         settings = possible(settings, opened, reference, held_out)
-        if settings.neighbours is not None:
-            check_images(opened, reference)
         seeing = reference is not None and reference.sees_images(settings.needs_reference_features)
         others = [reference.source if reference is not None and seeing else None, held_out]
         extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world)
         if extractor is not None:
             yield Progress(message=f"features of {extractor.name}; {world.device}, {settings.precision}")
-        differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
+        differ = check_made_alike(opened, reference, held_out, extractor, settings)
         deviating = [check_source(source, reference, extractor, settings) for source in opened]
-        check_repeats_alike(opened, extractor)
-        if held_out is not None:
-            check_held_out_alike(held_out, opened[0], extractor, settings)
         if spatial:
             check_spatial(opened, reference, extractor, spatial[0])
         with world.together():
@@ -102,8 +94,7 @@ def run(
     result = EvalResult([])
     for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
         _save(mine, settings)
-        last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch)
-        last = replace(last, facts=structs.replace(last.facts, deviates=deviates or None))
+        last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch, deviates)
         for other in result.repeats:
             digest, name = other.facts.samples_sha256, other.facts.samples
             if digest is not None and digest == last.facts.samples_sha256:
@@ -141,22 +132,20 @@ def scored(
     mismatched: bool,
     ref: Path | None,
     mismatch: dict[str, list[Any]],
+    deviates: dict[str, list[Any]],
 ) -> Scores:
     """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
 
     Raises DataError when features don't go together.
     """
     assert seen.features is not None
-    reference, width = None if theirs is None else theirs.features, len(seen.features.moments.mu)
-    if reference is not None and (other_width := len(reference.moments.mu)) != width:
-        raise DataError(
-            f"{seen.name}: {width} features an image, and the reference has {other_width}; use one made alike"
-        )
-    apart = None if held_out is None else held_out.features
-    if held_out is not None and apart is not None and (other_width := len(apart.moments.mu)) != width:
-        raise DataError(
-            f"{held_out.name}: {other_width} features an image, and {seen.name} has {width}; use one made alike"
-        )
+    width = len(seen.features.moments.mu)
+    reference, apart = (None if side is None else side.features for side in (theirs, held_out))
+    for side in (reference, apart):
+        if side is not None and (other_width := len(side.moments.mu)) != width:
+            raise DataError(
+                f"{seen.name}: {width} features an image, and the reference has {other_width}; use one made alike"
+            )
     if reference is not None and apart is not None:
         reference = replace(reference, held_out=apart)
     values: dict[str, Value] = {}
@@ -168,6 +157,7 @@ def scored(
     labels = seen.features.labels
     counts = [] if labels is None else np.unique(labels, return_counts=True)[1].tolist()
     asked = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
+    draws = settings.classes == "random" or any(options.draws for options in settings.metrics.values())
     facts = Facts(
         n_samples=about.n,
         n_ref=other.n,
@@ -190,9 +180,10 @@ def scored(
         torch_version=str(torch.__version__),
         ref=None if ref is None else str(ref),
         command=settings.command,
-        seed=settings.seed if settings.draws else None,
+        seed=settings.seed if draws else None,
         protocol=settings.protocol or None,
         mismatch=mismatch or None,
+        deviates=deviates or None,
         held_out=None if held_out is None else held_out.name,
         held_out_sha256=None if held_out is None else held_out.about.images_sha256,
         n_held_out=None if held_out is None else held_out.about.n,
@@ -235,24 +226,6 @@ def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
 
 SAMPLES, BESIDE = 12, 5
 """Rows of the picture, and images beside the sample of each."""
-
-
-def check_images(sources: Sequence[FeatureSource], reference: Reference | None) -> None:
-    """Raise UsageError unless images of one set of samples and of the reference can be read a second time, and have one
-    size.
-    """
-    if len(sources) > 1:
-        raise UsageError("--neighbours shows one set of samples; name one at a time")
-    if reference is None or reference.source is None:
-        raise UsageError("--neighbours needs --ref with images: a dataset, .npz, .npy or a folder")
-    for each in (sources[0], reference.source):
-        if each.reader is None and each.saved is not None:
-            raise UsageError(f"{each.name}: saved features have no images, which --neighbours shows; name the images")
-    if sources[0].alone or Path(sources[0].name).is_fifo():
-        raise UsageError("--neighbours reads the samples twice, which a stream can't be; name a file")
-    readers = [each.reader for each in (sources[0], reference.source) if each.reader is not None]
-    if len({reader.shape[1:3] for reader in readers}) > 1:
-        raise UsageError(f"--neighbours: {readers[0].name} and {readers[1].name} have images of different sizes")
 
 
 def write_sheet(out: Path, samples: Path, own: Features, ref: Path, theirs: Features) -> None:

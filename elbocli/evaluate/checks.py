@@ -14,7 +14,8 @@ from torch import Tensor
 from elbocli.core.class_labels import choose_labels
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, Reference, described, differing, fingerprint, mismatches
+from elbocli.evaluate.extract import FeatureSource, Reference, described, fingerprint
+from elbocli.evaluate.result import differing, mismatches
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings
 from elbocli.files.features import SUFFIX
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION, STRICT, Extractor, is_published

@@ -296,13 +296,3 @@ def fingerprint(about: FeatureFacts) -> dict[str, Any]:
     precision = about.feature_precision or (STRICT if about.extractor else None)
     found = {**(about.preprocessing or {}), **network, "feature_precision": precision}
     return {key: value for key, value in found.items() if value is not None}
-
-
-def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
-    """Keys of fingerprints that both know and that differ, with both values."""
-    return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
-
-
-def differing(found: dict[str, list[Any]], name: object) -> str:
-    """Mismatches in words. name: of the file that the first value of each pair is of."""
-    return "; ".join(f"{key} is {theirs}, that of {name} {mine}" for key, (mine, theirs) in found.items())

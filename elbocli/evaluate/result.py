@@ -221,6 +221,16 @@ class EvalResult(Record, frozen=True):
         return sorted(key for key in keys if any(one.get(key) != made[0].get(key) for one in made))
 
 
+def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
+    """Keys that both sets of facts have and that differ, with both values."""
+    return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
+
+
+def differing(found: dict[str, list[Any]], name: object) -> str:
+    """Mismatches in words. name: of the file that the first value of each pair is of."""
+    return "; ".join(f"{key} is {theirs}, that of {name} {mine}" for key, (mine, theirs) in found.items())
+
+
 def numbers() -> dict[str, Number]:
     """All numbers that metrics find, by key."""
     return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from elbocli.core.class_labels import choose_labels
@@ -157,6 +156,7 @@ def check_features(
         raise UsageError(
             f"{source.name}: its features come without logits, and {needing[0]} needs them; choose other --metrics"
         )
+    labels_of(source, reference, found.get("logits"), settings)
     width = None if reference is None else reference.width
     if width not in (None, found["values"].shape[1]):
         raise DataError(
@@ -165,30 +165,20 @@ def check_features(
         )
 
 
-def labelled(
-    source: FeatureSource,
-    reference: Reference | None,
-    extractor: Extractor | None,
-    settings: EvalSettings,
-    device: torch.device,
-) -> FeatureSource:
-    """The source with the labels that a stream was drawn with, if it says none. Before any features are extracted.
+def labels_of(
+    source: FeatureSource, reference: Reference | None, logits: Tensor | None, settings: EvalSettings
+) -> np.ndarray | None:
+    """The labels of the source [n], or those that a stream was drawn with, where a metric needs them.
 
     Raises UsageError for a class that isn't there, DataError for one that the network doesn't tell.
     """
-    if source.saved is not None or extractor is None:
-        logits = None if source.saved is None else source.saved.logits
-    else:
-        assert source.reader is not None
-        _, height, width, channels = source.reader.shape
-        black = torch.zeros(min(settings.batch, source.n), channels, height, width, dtype=torch.uint8, device=device)
-        with torch.inference_mode():
-            logits = extractor(black)[1]
-    if logits is None:  # the first features will say so
-        return source
-    classes, labels = logits.shape[1], source.labels
+    labels = source.labels
+    if logits is None or not settings.needing(Need.LABELS):
+        return labels
+    classes = logits.shape[1]
     if labels is None:
-        names = [] if reference is None else reference.class_names
+        reader = None if reference is None or reference.source is None else reference.source.reader
+        names = [] if reader is None else list(reader.class_names)
         labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
         assert labels is not None
     if labels.min() < 0 or labels.max() >= classes:
@@ -196,7 +186,7 @@ def labelled(
             f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
             "accuracy needs a network of the same classes"
         )
-    return replace(source, labels=labels)
+    return labels
 
 
 def check_settings(settings: EvalSettings) -> Deviations:

@@ -21,7 +21,6 @@ from elbocli.cli.options import (
 )
 from elbocli.cli.types import PATH, STREAM, Count, Output
 from elbocli.core.metrics import METRICS, Need, asked
-from elbocli.errors import UsageError
 from elbocli.evaluate.settings import PROTOCOLS, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
@@ -55,24 +54,6 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A comma-separated list of metrics."""
-
-    name = "list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        chosen = tuple(dict.fromkeys(word.strip() for word in str(value).split(",") if word.strip()))
-        if not chosen:
-            self.fail(f"name at least one of {', '.join(METRICS)}", param, ctx)
-        try:
-            asked(chosen)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-        return chosen
-
-
 @click.command("eval", cls=Joined, groups=GROUPS)
 @click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
 @option(
@@ -96,7 +77,7 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 )
 @option(
     "--metrics",
-    type=Metrics(),
+    metavar="LIST",
     default="fid,is",
     help="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
@@ -207,6 +188,7 @@ def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
 
     decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     protocol, seed = options.pop("protocol"), options["seed"]
+    decided["metrics"] = [word.strip() for word in decided["metrics"].split(",")]
     if protocol is None:
         metrics = asked(decided["metrics"], seed, **decided)
         chosen: dict[str, Any] = {"metrics": metrics, "extractor": decided["extractor"] or ""}

@@ -227,11 +227,6 @@ class Reference:
     sha256: str | None
 
     @property
-    def class_names(self) -> list[str]:
-        """Names of the classes of a dataset that has several."""
-        return [] if self.source is None or self.source.reader is None else list(self.source.reader.class_names)
-
-    @property
     def width(self) -> int | None:
         """Number of features of an image, where that is known beforehand."""
         if self.statistics is not None:

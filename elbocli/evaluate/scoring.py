@@ -23,7 +23,7 @@ from elbocli.evaluate.checks import (
     check_settings,
     check_source,
     check_spatial,
-    labelled,
+    labels_of,
     possible,
     with_classes,
 )
@@ -72,17 +72,16 @@ def run(
         deviating = [check_source(source, reference, extractor, settings) for source in opened]
         if spatial:
             check_spatial(opened, reference, extractor, spatial[0])
-        with world.together():
-            if world.first and settings.needing(Need.LABELS):
-                opened = [labelled(source, reference, extractor, settings, world.device) for source in opened]
         values = settings.needing(Need.REFERENCE) or settings.needs_reference_features
         wanted = {"values": values, "logits": settings.needing(Need.LOGITS)}
         keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
         keep |= {"spatial_values"} if settings.needing(Need.SPATIAL) or (spatial and settings.save_features) else set()
         for source in opened:
             check = partial(check_features, source=source, reference=reference, settings=settings)
-            job = see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
-            seen.append((yield from job))
+            found = yield from see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
+            if found.features is not None:
+                found.features.labels = labels_of(source, reference, found.features.logits, settings)
+            seen.append(found)
             if reference is not None and theirs is None:
                 features = settings.needs_reference_features
                 theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))

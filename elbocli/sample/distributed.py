@@ -79,7 +79,8 @@ class Rounds:
                 if first - behind >= start:
                     self._collect(first - behind)
                     yield min(first - behind + together, self.n)
-            self._agreed(self._finish)
+            for _ in range(2):  # write the last round, then wait for it
+                self._agreed(self._put)
         finally:
             if self.sink is not None and self.sink.partial is not None:
                 self._settle()
@@ -102,24 +103,17 @@ class Rounds:
 
     def _put(self) -> None:
         """Write the round that is ready, once the one before is written."""
-        self._written()
-        if self.sink is not None and self._ready is not None:
-            self._writing = self._background.start(partial(self.sink.put, self._ready.numpy()))
-        self._ready = None
-
-    def _written(self) -> None:
         if self._writing is not None:
             awaited(self._writing, self.watch.look)
             self._writing = None
+        if self.sink is not None and self._ready is not None:
+            self._writing = self._background.start(partial(self.sink.put, self._ready.numpy()))
+        self._ready = None
 
     def _settle(self) -> None:
         """Wait for what is being written, whatever comes of it."""
         if self._writing is not None:
             wait([self._writing])
-
-    def _finish(self) -> None:
-        self._put()
-        self._written()
 
     def _agreed(self, work: Callable[[], None]) -> None:
         """Do it in all processes, and end all of them if one can't or shall not go on."""

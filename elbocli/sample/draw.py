@@ -122,16 +122,13 @@ def draw(
 
 def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
     """The run. All processes open the checkpoint that the first has found: training may be going on."""
-    trained = None
-    with world.together():
-        if world.first:
-            trained = open_run(path, world.device, warn, weights, average)
-    found = world.of_first(path if trained is None else trained.checkpoint.path.resolve())
-    with world.together():
-        if trained is None:
-            trained = open_run(found, world.device, warn, weights, average)
-    assert trained is not None
-    return trained
+    trained: list[TrainedRun] = []
+    for turn in (world.first, not world.first):
+        with world.together():
+            if turn:
+                trained.append(open_run(path, world.device, warn, weights, average))
+        path = world.of_first(trained[0].checkpoint.path.resolve() if trained else path)
+    return trained[0]
 
 
 def run(
@@ -297,20 +294,13 @@ class _Work:
                 while self.warnings:
                     yield Progress(message=self.warnings.pop(), level="warning")
             # The others need not wait for this: PNGs of many images may take an hour.
-            yield from self._finished(sink)
+            for encoded in () if sink is None else sink.finish():
+                yield Progress(encoded, n, "png")
+                if sink is not None and sink.partial is not None and (reason := self.ending.reason()):
+                    raise interrupted(
+                        reason, f"all images are safe in {sink.partial.name}; the same command writes them as files"
+                    )
         yield Progress(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")
-
-    def _finished(self, sink: Sink | None) -> Iterator[Progress]:
-        if sink is None:
-            return
-        for encoded in sink.finish():
-            yield Progress(encoded, self.settings.n, "png")
-            reason = self.ending.reason()
-            if reason:
-                assert sink.partial is not None
-                raise interrupted(
-                    reason, f"all images are safe in {sink.partial.name}; the same command writes them as files"
-                )
 
     def _introduction(self, start: int) -> str:
         trained, grid = self.drawer.trained, self.grid

@@ -39,7 +39,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     itself: of twenty equal pairs, one looks different.
     """
     from elbocli.compare.result import Comparison, compare_results
-    from elbocli.evaluate.result import result_of
+    from elbocli.evaluate.result import result_of, shared
     from elbocli.files.reading import LARGEST_TEXT, naming
     from elbocli.images.image_refs import read_bytes
     from elbocli.version import __version__
@@ -64,8 +64,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
                 with naming(path):
                     content = read_bytes(path)
             found.append((str(path), result_of(content, str(path))))
-        others, (first, *more) = compare_results(found), [result.alike() for _, result in found]
-        alike = {key: value for key, value in first.items() if all(each.get(key) == value for each in more)}
+        others, alike = compare_results(found), shared([result.alike() for _, result in found])
     comparison = Comparison(
         first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()
     )

@@ -34,7 +34,7 @@ from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
-from elbocli.sample.distributed import Rounds, Watch
+from elbocli.sample.distributed import Rounds
 from elbocli.sample.guided import GuidedRun, giving_variance
 from elbocli.version import __version__
 
@@ -203,7 +203,6 @@ class _Work:
         about = self._about(latent_space(trained.data, config, where))
         seeds = self.noise.seeds(settings.n)
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
-        self.watch = Watch(ending)
         self.batch = min(settings.batch, -(-settings.n // world.size))
 
     def _misused(self) -> list[str]:
@@ -262,7 +261,7 @@ class _Work:
         first, together = indices.start, min(self.batch * self.world.size, self.settings.n - indices.start)
 
         def look() -> None:
-            self.watch.look()
+            self.rounds.look()
             self.tell(self._progress(first, together * denoiser.evaluations))
 
         how = (self.grid, self.settings, place, self.output, look, self.noise)
@@ -288,8 +287,8 @@ class _Work:
             start = world.of_first(0 if sink is None else sink.done)
             yield replace(self._progress(start), message=self._introduction(start))
             depth = 1 if world.device.type == "cuda" else 0
-            rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
-            for done in rounds.run(start, self.draw):
+            self.rounds = Rounds(world, self.ending, sink, self.output.shape, n, self.batch, depth)
+            for done in self.rounds.run(start, self.draw):
                 yield self._progress(done)
                 while self.warnings:
                     yield Progress(message=self.warnings.pop(), level="warning")

@@ -167,8 +167,9 @@ class EvalResult(Record, frozen=True):
         facts = [one.facts.json() for one in self.repeats]
         found = shared(facts)
         for name in ("mismatch", "deviates"):
-            if differing := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
-                found[name] = differing
+            found.pop(name, None)  # they stand last, whether all repeats have them or one
+            if pairs := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
+                found[name] = pairs
         found["made"] = shared([each["made"] for each in facts])
         return found
 

@@ -144,17 +144,11 @@ def test_shares_and_spreads_have_intervals_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", ".*not a result of 'elbo eval'"),
-        ("[]", ".*not a result of 'elbo eval'"),
-        ('{"bpd": 3}', ".*not a result of 'elbo eval'"),
-        (json.dumps({**BASE, FID: "low"}), ".*is 'low'.*: not a result of"),
-        (json.dumps({**BASE, "deviates": {"n": [3]}}), "deviates.n is .*expected a list of 2"),
-    ],
+    "text",
+    ["{", "[]", '{"bpd": 3}', json.dumps({**BASE, FID: "low"}), json.dumps({**BASE, "deviates": {"n": [3]}})],
 )
-def test_what_is_no_result_is_refused(text: str, words: str) -> None:
-    with pytest.raises(FormatError, match=rf"a\.json: {words}"):
+def test_what_is_no_result_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match=r"^a\.json: .*not a result of 'elbo eval'"):
         result_of(text.encode(), "a.json")
 
 

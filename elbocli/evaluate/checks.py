@@ -98,8 +98,8 @@ def _check_images(sources: Sequence[FeatureSource], reference: Reference | None)
             raise UsageError(f"{source.name}: saved features have no images, which --neighbours shows; name the images")
     if sources[0].alone or Path(sources[0].name).is_fifo():
         raise UsageError("--neighbours reads the samples twice, which a stream can't be; name a file")
-    if len({source.reader.shape[1:3] for source in pair if source.reader is not None}) > 1:
-        raise UsageError(f"--neighbours: {pair[0].name} and {pair[1].name} have images of different sizes")
+    if len({source.reader.shape[1:] for source in pair if source.reader is not None}) > 1:
+        raise UsageError(f"--neighbours: {pair[0].name} and {pair[1].name} have images of different sizes or channels")
 
 
 def check_made_alike(
@@ -138,7 +138,7 @@ def check_spatial(
 ) -> None:
     """Raise UsageError unless all sides have spatial features, which the metric of that name needs."""
     lacking = [source.name for source in sources if source.saved is not None and source.saved.spatial is None]
-    if reference is not None and reference.has_spatial is False:
+    if reference is not None and reference.layout is not None and not reference.layout[1]:
         lacking.append(str(reference.path))
     if extractor is not None and extractor.spatial is None:
         lacking.append(extractor.name)
@@ -157,11 +157,10 @@ def check_features(
             f"{source.name}: its features come without logits, and {needing[0]} needs them; choose other --metrics"
         )
     labels_of(source, reference, found.get("logits"), settings)
-    width = None if reference is None else reference.width
-    if width not in (None, found["values"].shape[1]):
+    layout, width = None if reference is None else reference.layout, found["values"].shape[1]
+    if layout is not None and layout[0] != width:
         raise DataError(
-            f"{source.name}: {found['values'].shape[1]} features an image, and the reference has {width}; use one made "
-            "alike"
+            f"{source.name}: {width} features an image, and the reference has {layout[0]}; use one made alike"
         )
 
 

@@ -227,18 +227,12 @@ class Reference:
     sha256: str | None
 
     @property
-    def width(self) -> int | None:
-        """Number of features of an image, where that is known beforehand."""
+    def layout(self) -> tuple[int, bool] | None:
+        """(Features of an image, whether there are spatial ones), where that is known before its images are seen."""
         if self.statistics is not None:
-            return len(self.statistics.mu)
-        return None if self.source is None or self.source.saved is None else self.source.saved.features.shape[1]
-
-    @property
-    def has_spatial(self) -> bool | None:
-        """Whether it has spatial features; None where that is for the network to say, which has yet to see its images."""
-        if self.statistics is not None:
-            return self.statistics.spatial is not None
-        return None if self.source is None or self.source.saved is None else self.source.saved.spatial is not None
+            return len(self.statistics.mu), self.statistics.spatial is not None
+        saved = None if self.source is None else self.source.saved
+        return None if saved is None else (saved.features.shape[1], saved.spatial is not None)
 
     def fingerprint(self, extractor: Extractor | None) -> dict[str, Any]:
         """Facts on how it was made, or will be, as far as they are known."""

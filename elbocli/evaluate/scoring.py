@@ -236,9 +236,7 @@ def write_sheet(out: Path, samples: Path, own: Features, ref: Path, theirs: Feat
     beside = min(BESIDE, len(theirs.values))
     far, which = nearest(own.values, theirs.values, beside, own.device)
     rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
-    shown = picked(samples, rows), picked(ref, which[rows].flatten().tolist())
-    most = max(each.shape[3] for each in shown)
-    one, others = (np.broadcast_to(each, (*each.shape[:3], most)) for each in shown)
+    one, others = picked(samples, rows), picked(ref, which[rows].flatten().tolist())
     images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *others.shape[1:])], 1)
     columns = 1 + beside
     groups = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,11 +21,8 @@ from elbocli.cli.options import (
 )
 from elbocli.cli.types import PATH, STREAM, Count, Output
 from elbocli.core.metrics import METRICS, Need, asked
-from elbocli.evaluate.settings import PROTOCOLS, settings_of
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
-
-if TYPE_CHECKING:
-    from elbocli.evaluate.settings import EvalSettings
 
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
 """The metric that each option belongs to, by the option's Python name."""
@@ -184,8 +181,6 @@ def evaluate(
 
 def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
     """The settings: what was given, then what the protocol sets, then defaults. Raises UsageError."""
-    from elbocli.evaluate.settings import EvalSettings
-
     decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     protocol, seed = options.pop("protocol"), options["seed"]
     decided["metrics"] = [word.strip() for word in decided["metrics"].split(",")]

@@ -82,9 +82,9 @@ def run(
             if found.features is not None:
                 found.features.labels = labels_of(source, reference, found.features.logits, settings)
             seen.append(found)
-            if reference is not None and theirs is None:
-                features = settings.needs_reference_features
-                theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
+        if reference is not None:
+            features = settings.needs_reference_features
+            theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
         if held_out is not None:
             kept = frozenset(["values"])
             apart = yield from see(held_out, extractor, settings.batch, world, kept, "held-out images")

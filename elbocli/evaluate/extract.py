@@ -103,7 +103,7 @@ def see(
     spatial: bool = False,
 ) -> Generator[Progress, None, Seen]:
     """Features of a source. keep: `values`, `logits`, `spatial_values`, of every image, where there are any. what: for the
-    progress bar. check: raises an ElboError for a batch's values and logits that won't do, before all others are extracted.
+    progress bar. check: raises an ElboError for a first batch's values and logits that won't do, before others are extracted.
     spatial: moments of spatial features, too.
 
     Every process takes whole batches, so that the numbers don't depend on how many there are. Raises DataError.
@@ -148,7 +148,8 @@ def see(
         with world.together():
             if (images := get(step)) is not None:
                 found = _extracted(images, extractor, world.device, source.name, begin, spatial)
-                check(found)
+                if not own.n:
+                    check(found)
                 own.add(found["values"].numpy())
                 if spatial:
                     of_spatial.add(found["spatial_values"].numpy())

@@ -52,9 +52,9 @@ DOORS = {
     ("optimum", "train.held_out"): "the images of a run are those that training did not hold out",
     ("bound", "train.batches"): "images are normalised as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
-    ("report", "evaluate.protocols"): "the page says what a protocol is",
+    ("report", "evaluate.settings"): "the page says what a protocol is",
     ("compare", "evaluate.result"): "it compares what `elbo eval` found",
-    ("compare", "evaluate.reference"): "features and their reference must be made alike, as for `elbo eval`",
+    ("compare", "evaluate.extract"): "features and their reference must be made alike, as for `elbo eval`",
     ("report", "bound.result"): "the page reads what `elbo bound` found",
 }
 """Which module of another subcommand a subcommand's package may import, and why."""

@@ -29,58 +29,55 @@ if TYPE_CHECKING:
 def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.
 
-    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream), or folders of runs that hold one. If both have several
-    repeats of the same seeds, these are paired; otherwise each side's own standard error counts. They may also be
-    features that 'elbo eval --save-features' saved: then Fréchet distances to --ref are compared, image by image where both were drawn
-    with one seed and the same classes, which often tells apart what two separate results can't.
+    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). If both have several repeats of the same seeds, these
+    are paired; otherwise each side's own standard error counts. They may also be features that 'elbo eval --save-features'
+    saved: then Fréchet distances to --ref are compared, image by image where both were drawn with one seed and the same
+    classes, which often tells apart what two separate results can't.
 
     Results that were made differently are refused, and the message names the key: another extractor, reference, number of
     images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
-    itself: of twenty equal pairs, one looks different. Standard error has a sentence on each.
+    itself: of twenty equal pairs, one looks different.
     """
-    from elbocli.cli.progress_bar import say
-    from elbocli.compare.result import Comparison
-    from elbocli.compare.results import compare_results, found_in
-    from elbocli.evaluate.result import result_of
-    from elbocli.files.reading import LARGEST_TEXT
+    from elbocli.compare.result import Comparison, compare_results
+    from elbocli.evaluate.result import result_of, shared
+    from elbocli.files.reading import LARGEST_TEXT, naming
+    from elbocli.images.image_refs import read_bytes
     from elbocli.version import __version__
 
     context, features = click.get_current_context(), [path.suffix == ".safetensors" for path in files]
+    if len(files) < 2:
+        raise click.UsageError("name two files at least", context)
     if any(features) and not all(features):
         raise click.UsageError("features and results don't compare; name files of one kind", context)
     if any(features) != (ref is not None):
-        needed = "features need --ref" if ref is None else "--ref goes with features; results name their own"
-        raise click.UsageError(needed, context)
-    if len(files) < 2:
-        raise click.UsageError("name two files at least", context)
+        raise click.UsageError("features need --ref; results name their own", context)
     if ref is not None:
         from elbocli.compare.features import compare_features
 
         others, alike = compare_features(files, ref)
-        first = str(files[0])
     else:
         found = []
         for path in files:
-            piped = path == STREAM
-            read = ("-", result_of(stdin_or_fail("results").read(LARGEST_TEXT), "-")) if piped else found_in(path)
-            found.append(read)
-        others, first = compare_results(found), found[0][0]
-        known = [result.alike() for _, result in found]
-        alike = {key: value for key, value in known[0].items() if all(each.get(key) == value for each in known)}
-    told = Comparison(first=first, others=others, alike=alike, elbo_version=__version__, command=command_line())
-    for other in others:
-        for score in other.scores:
-            say(score.says)
+            if path == STREAM:
+                content = stdin_or_fail("results").read(LARGEST_TEXT)
+            else:
+                with naming(path):
+                    content = read_bytes(path)
+            found.append((str(path), result_of(content, str(path))))
+        others, alike = compare_results(found), shared([result.alike() for _, result in found])
+    comparison = Comparison(
+        first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()
+    )
     if table:
-        _print_table(told)
+        _print_table(comparison)
     else:
-        print_json(told.json())
+        print_json(comparison.json())
 
 
-def _print_table(told: Comparison) -> None:
+def _print_table(comparison: Comparison) -> None:
     """A line for each difference."""
     rows = [("SCORE", "OF", "VALUE", "FIRST", "DIFFERENCE", "95 % INTERVAL", "APART", "ERROR")]
-    for other in told.others:
+    for other in comparison.others:
         for each in other.scores:
             interval = "-" if each.interval is None else f"{each.interval[0]:+.4g} to {each.interval[1]:+.4g}"
             apart = {None: "-", True: "yes", False: "no"}[each.apart]

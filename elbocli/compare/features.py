@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import equal
 
-from elbocli.compare.result import Compared, Difference
-from elbocli.compare.results import drawn_differently, refuse_unlike
+from elbocli.compare.result import Compared, Difference, refuse_unlike
 from elbocli.core.estimate import Estimate, FeatureMoments
 from elbocli.core.frechet import Gaussian, frechet_distance, influence
 from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.reference import fingerprint, mismatches
+from elbocli.evaluate.extract import fingerprint
 from elbocli.evaluate.result import numbers
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features
@@ -26,19 +24,12 @@ from elbocli.files.statistics import is_statistics, read_statistics
 from elbocli.nn.extractors import is_published
 
 
-@dataclass(frozen=True)
-class Distance:
-    """A file's distance, and the amount by which each image moves it, times n: [n]."""
+class Distance(NamedTuple):
+    """The distance of saved features, and the amount by which each image moves it, times n: [n]."""
 
-    name: str
     saved: SavedFeatures
     value: float
     influence: np.ndarray
-
-    @property
-    def estimate(self) -> Estimate:
-        """The distance with its standard error, by the infinitesimal jackknife."""
-        return _mean(self.value, self.influence)
 
 
 def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
@@ -47,41 +38,39 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     Raises DataError for files that can't be compared, UsageError for a reference of images.
     """
     reference, about, digest = _reference(ref)
-    read = [read_features(path) for path in paths]
-    for path, saved in zip(paths, read, strict=True):
-        _check(path, saved, ref, about, len(reference.mu))
-        refuse_unlike((str(paths[0]), _facts(read[0])), (str(path), _facts(saved)))
-    found = [_distance(str(path), saved, reference) for path, saved in zip(paths, read, strict=True)]
-    facts = read[0].about
-    network = (
-        None if is_published(facts.extractor, facts.weights_sha256, facts.feature_precision) else str(facts.extractor)
-    )
-    title = numbers()[FID].name(network)
-    alike = {
+    read = [_several(path) for path in paths]
+    known = [{"n_samples": len(saved.features), **fingerprint(saved.about)} for saved in read]
+    for path, saved, facts in zip(paths, read, known, strict=True):
+        if (width := saved.features.shape[1]) != len(reference.mu):
+            raise DataError(f"{path}: {width} features an image, and {ref} has {len(reference.mu)}; use one made alike")
+        refuse_unlike((str(ref), fingerprint(about)), (str(path), facts))
+        refuse_unlike((str(paths[0]), known[0]), (str(path), facts))
+    first, *others = (_distance(saved, reference) for saved in read)
+    made = first.saved.about
+    published = is_published(made.extractor, made.weights_sha256, made.feature_precision)
+    title = numbers()[FID].name(None if published else str(made.extractor))
+    compared = []
+    for path, other in zip(paths[1:], others, strict=True):
+        if paired := _paired(first.saved, other.saved):
+            difference = _mean(other.value - first.value, other.influence - first.influence)
+        else:
+            difference = _mean(other.value, other.influence).minus(_mean(first.value, first.influence))
+        how = "paired by image" if paired else "unpaired"
+        score = Difference.found(title, first.value, other.value, difference, how)
+        compared.append(Compared(file=str(path), scores=[score]))
+    return compared, {
         "n_samples": len(read[0].features),
         "n_ref": about.n,
         "ref": str(ref),
         "ref_sha256": digest,
-        "extractor": facts.extractor,
-        "extractor_sha256": facts.weights_sha256,
-        "feature_precision": facts.feature_precision,
+        "extractor": made.extractor,
+        "extractor_sha256": made.weights_sha256,
+        "feature_precision": made.feature_precision,
     }
-    return [_compared(title, found[0], each) for each in found[1:]], alike
-
-
-def _compared(title: str, first: Distance, other: Distance) -> Compared:
-    made, theirs = (each.saved.about.made or {} for each in (first, other))
-    values, names = (first.value, other.value), (first.name, other.name)
-    if _paired(first.saved, other.saved):
-        difference, how = _mean(other.value - first.value, other.influence - first.influence), "paired by image"
-    else:
-        difference, how = other.estimate.minus(first.estimate), "unpaired"
-    score = Difference.told(title, names, values, difference, how)
-    return Compared(file=other.name, differ=drawn_differently(made, theirs), scores=[score])
 
 
 def _mean(value: float, each: np.ndarray) -> Estimate:
-    """A value whose error is that of the mean of what each image adds."""
+    """A value whose error is that of the mean of what each image adds: by the infinitesimal jackknife."""
     return Estimate(value, float(each.std(ddof=1)) / math.sqrt(len(each)))
 
 
@@ -93,24 +82,24 @@ def _paired(first: SavedFeatures, other: SavedFeatures) -> bool:
     return first.labels is None or other.labels is None or equal(first.labels, other.labels)
 
 
-def _distance(name: str, saved: SavedFeatures, reference: Gaussian) -> Distance:
+def _distance(saved: SavedFeatures, reference: Gaussian) -> Distance:
     features = saved.features.numpy()
     own = FeatureMoments.of(features)
-    value = frechet_distance(own, reference)
-    return Distance(name, saved, value, influence(features, own, reference))
+    return Distance(saved, frechet_distance(own, reference), influence(features, own, reference))
 
 
-def _facts(saved: SavedFeatures) -> dict[str, Any]:
-    """Everything that must be the same for distances to be comparable."""
-    return {"n_samples": len(saved.features), **fingerprint(saved.about)}
+def _several(path: Path) -> SavedFeatures:
+    """Saved features of two images at least."""
+    saved = read_features(path)
+    if len(saved.features) < 2:
+        raise DataError(f"{path}: one image is no distribution; name a file of more")
+    return saved
 
 
 def _reference(path: Path) -> tuple[Gaussian, FeatureFacts, str | None]:
     """Moments of the reference, how they were made, and a digest."""
     if path.suffix == SUFFIX:
-        saved = read_features(path)
-        if len(saved.features) < 2:
-            raise DataError(f"{path}: one image is no distribution; name a reference of more")
+        saved = _several(path)
         return FeatureMoments.of(saved.features.numpy()), saved.about, saved.about.images_sha256
     if path.suffix == ".npz" or is_statistics(path):
         statistics = read_statistics(path)
@@ -118,17 +107,3 @@ def _reference(path: Path) -> tuple[Gaussian, FeatureFacts, str | None]:
     raise UsageError(
         f"{path}: neither statistics (.npz) nor features ({SUFFIX}); make them: elbo eval {path} --save-features ref{SUFFIX}"
     )
-
-
-def _check(path: Path, saved: SavedFeatures, ref: Path, about: FeatureFacts, width: int) -> None:
-    """Raise DataError when features and reference don't go together."""
-    if len(saved.features) < 2:
-        raise DataError(f"{path}: one image is no distribution; score at least 2")
-    if saved.features.shape[1] != width:
-        raise DataError(
-            f"{path}: {saved.features.shape[1]} features an image, and {ref} has {width}; use one made alike"
-        )
-    differ = mismatches(fingerprint(saved.about), fingerprint(about))
-    if differ:
-        said = "; ".join(f"{key} is {own}, that of {ref} {theirs}" for key, (own, theirs) in differ.items())
-        raise DataError(f"{path}: {said}: such distances compare with no others; use a reference made alike")

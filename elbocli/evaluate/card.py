@@ -7,8 +7,8 @@ from typing import Any
 
 from elbocli.cli.messages import visible
 from elbocli.core.metrics import Role
-from elbocli.evaluate.protocols import PROTOCOLS
 from elbocli.evaluate.result import EvalResult, Score
+from elbocli.evaluate.settings import PROTOCOLS
 
 UNKNOWN = "*not known*"
 DRAWN = {
@@ -50,26 +50,26 @@ DRAWN = {
     "noise_device": "device of the noise",
 }
 """Facts on how samples were drawn, in the order of the card."""
-LATER = {"spacing", "start", "rounding", "noise", "noise_device"}
-GUIDED = {"guidance_low", "guidance_high", "guidance_channels", "guide"}
-IMPORTED = {"imported_format", "imported_file", "imported_sha256"}
-BEGUN = {key for key in DRAWN if key.startswith("init_")}
-OPTIONAL = LATER | GUIDED | IMPORTED | BEGUN
-"""Unsaid when there is none, or in samples of an elbo that did not say it."""
-REFERENCE = {"ref": "reference", "ref_sha256": "sha256", "n_ref": "images", "ref_preprocessing": "preprocessing"}
-NETWORK = {
-    "extractor": "extractor",
-    "extractor_sha256": "sha256 of its weights",
-    "feature_precision": "precision of its features",
-}
-OF_SOME_METRICS = {
+OPTIONAL = {key for key in DRAWN if key.startswith(("init_", "imported_", "guidance_", "noise"))}
+OPTIONAL |= {"guide", "spacing", "start", "rounding"}
+"""Left out when there is none, or in samples of an elbo that did not say it."""
+REFERENCE = {
+    "ref": "reference",
+    "ref_sha256": "sha256",
+    "n_ref": "images",
+    "ref_preprocessing": "preprocessing",
     "n_ref_images": "images for KID, precision and recall",
     "prc_protocol": "protocol of precision and recall",
     "held_out": "held-out images",
     "held_out_sha256": "sha256 of these",
     "n_held_out": "how many these are",
 }
-
+"""The first four are always said."""
+NETWORK = {
+    "extractor": "extractor",
+    "extractor_sha256": "sha256 of its weights",
+    "feature_precision": "precision of its features",
+}
 DIFFERING = {
     "mismatch": "Made differently from the reference, so these compare with no others",
     "deviates": "Deviates from the protocol, so that part compares with none of its tables",
@@ -101,16 +101,15 @@ def said(value: Any) -> str:
 def render(result: EvalResult) -> str:
     """The Markdown of a result."""
     facts, made = result.common(), [one.facts.made for one in result.repeats]
-    versions = {f"{name}_version": name for name in ("elbo", "torch", "torch_fidelity")}
-    optional = {key: name for key, name in OF_SOME_METRICS.items() if key in facts}
+    reference = {key: name for k, (key, name) in enumerate(REFERENCE.items()) if k < 4 or key in facts}
     commands = dict.fromkeys(said(each.get("command")) for each in made)
     sections = {
         "Score card": _numbers(result, facts),
         "Samples": _samples(result, facts),
         "How they were drawn": _drawn(made),
-        "Reference": _lines({**REFERENCE, **optional}, facts),
+        "Reference": _lines(reference, facts),
         "Network": _lines(NETWORK, facts),
-        "Versions": _lines(versions, facts),
+        "Versions": _lines({f"{name}_version": name for name in ("elbo", "torch", "torch_fidelity")}, facts),
         "Commands": [f"- samples: {line}" for line in commands]
         + [f"- scores: {said(result.repeats[0].facts.command)}"],
     }
@@ -124,29 +123,28 @@ def _lines(names: dict[str, str], facts: dict[str, Any]) -> list[str]:
 
 def _numbers(result: EvalResult, facts: dict[str, Any]) -> list[str]:
     """A line for each number, with its spread and what that is of; and what was made differently."""
-    found = []
+    lines = []
     for score in result.scores:
         if score.number.role == Role.NUMBER:
             by = f" by {code(result.network)}" if score.number.by_network and result.network is not None else ""
-            beyond = result.about(score, Role.LIMIT)
-            limit = "" if beyond is None else _beyond(beyond, result.about(beyond, Role.INTERVAL))
-            heading = score.number.heading(result.network)
-            found.append(
-                f"- {heading}{by}: **{said(score.value)}**{_spread(result, score, facts)}{_interval(result, score)}{limit}"
+            interval = _interval(result.about(score, Role.INTERVAL))
+            line = (
+                f"- {score.number.heading(result.network)}{by}: **{said(score.value)}**{_spread(result, score, facts)}"
             )
-    if facts.get("protocol"):
-        found.append(f"- protocol: {code(facts['protocol'])}{_meaning(facts['protocol'])}")
+            if limit := result.about(score, Role.LIMIT):
+                ends = _interval(result.about(limit, Role.INTERVAL)) or ", no interval for lack of images"
+                spread = ends if limit.sd is None else f" ± {said(limit.sd)}"
+                interval += f"; of infinitely many images **{said(limit.value)}**{spread}"
+            lines.append(line + interval)
+    if protocol := facts.get("protocol"):
+        known = PROTOCOLS.get(protocol)
+        meaning = "" if known is None else f", {known.formula} ({known.source})"
+        lines.append(f"- protocol: {code(protocol)}{meaning}")
     for key, told in DIFFERING.items():
         differ = facts.get(key, {}).items()
         pairs = "; ".join(f"{code(name)} {said(mine)} against {said(theirs)}" for name, (mine, theirs) in differ)
-        found += [f"- **{told}**: {pairs}"] if differ else []
-    return found
-
-
-def _meaning(protocol: str) -> str:
-    """A protocol in words, where it is known here."""
-    known = PROTOCOLS.get(protocol)
-    return "" if known is None else f", {known.formula} ({known.source})"
+        lines += [f"- **{told}**: {pairs}"] if differ else []
+    return lines
 
 
 def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
@@ -163,25 +161,9 @@ def _spread(result: EvalResult, score: Score, facts: dict[str, Any]) -> str:
     return f" ± {said(spread.value)} ({why}{also}, {n})"
 
 
-def _interval(result: EvalResult, score: Score) -> str:
-    """The interval of a number, where it has one of its own."""
-    held = result.about(score, Role.INTERVAL)
-    return (
-        f", 95 % interval {said(held.value[0])} to {said(held.value[1])}"
-        if held and isinstance(held.value, list)
-        else ""
-    )
-
-
-def _beyond(limit: Score, interval: Score | None) -> str:
-    """The number of infinitely many images, with its interval or the spread of repeats."""
-    if limit.sd is not None:
-        spread = f" ± {said(limit.sd)}"
-    elif interval is not None and isinstance(interval.value, list):
-        spread = f", 95 % interval {said(interval.value[0])} to {said(interval.value[1])}"
-    else:
-        spread = ", no interval for lack of images"
-    return f"; of infinitely many images **{said(limit.value)}**{spread}"
+def _interval(score: Score | None) -> str:
+    ends = None if score is None else score.value
+    return f", 95 % interval {said(ends[0])} to {said(ends[1])}" if isinstance(ends, list) else ""
 
 
 def _samples(result: EvalResult, facts: dict[str, Any]) -> list[str]:

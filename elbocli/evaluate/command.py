@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,12 +21,8 @@ from elbocli.cli.options import (
 )
 from elbocli.cli.types import PATH, STREAM, Count, Output
 from elbocli.core.metrics import METRICS, Need, asked
-from elbocli.errors import UsageError
-from elbocli.evaluate.protocols import PROTOCOLS, settings_of
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
-
-if TYPE_CHECKING:
-    from elbocli.evaluate.settings import EvalSettings
 
 OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
 """The metric that each option belongs to, by the option's Python name."""
@@ -55,24 +51,6 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A comma-separated list of metrics."""
-
-    name = "list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        chosen = tuple(dict.fromkeys(word.strip() for word in str(value).split(",") if word.strip()))
-        if not chosen:
-            self.fail(f"name at least one of {', '.join(METRICS)}", param, ctx)
-        try:
-            asked(chosen)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-        return chosen
-
-
 @click.command("eval", cls=Joined, groups=GROUPS)
 @click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
 @option(
@@ -91,12 +69,12 @@ class Metrics(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
     help="Score as published tables do; sets metrics, their options, extractor, n and classes, and refuses others.  "
-    + "; ".join(f"{p.name}: {p.formula} ({p.traits.tables})" for p in PROTOCOLS.values())
+    + "; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items())
     + ".",
 )
 @option(
     "--metrics",
-    type=Metrics(),
+    metavar="LIST",
     default="fid,is",
     help="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
@@ -203,10 +181,9 @@ def evaluate(
 
 def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
     """The settings: what was given, then what the protocol sets, then defaults. Raises UsageError."""
-    from elbocli.evaluate.settings import EvalSettings
-
     decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     protocol, seed = options.pop("protocol"), options["seed"]
+    decided["metrics"] = [word.strip() for word in decided["metrics"].split(",")]
     if protocol is None:
         metrics = asked(decided["metrics"], seed, **decided)
         chosen: dict[str, Any] = {"metrics": metrics, "extractor": decided["extractor"] or ""}

@@ -1,11 +1,11 @@
-"""Images and references as they are opened to be scored, and their features, extracted by all processes together."""
+"""Samples and references: how they are opened and compared, and their features, extracted by all processes together."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from elbocli.core.estimate import FeatureMoments, StreamingFeatureMoments
 from elbocli.core.metrics import Features
-from elbocli.errors import DataError
+from elbocli.errors import DataError, FormatError
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.features import SUFFIX, SavedFeatures, read_features
-from elbocli.files.hashing import add_digests
-from elbocli.images.samples import SampleReader, read_samples
-from elbocli.nn.extractors import Extractor
+from elbocli.files.hashing import add_digests, file_sha256
+from elbocli.files.statistics import Statistics, is_pickle, is_statistics, read_statistics
+from elbocli.images.samples import SampleReader, has_images, read_samples
+from elbocli.nn.extractors import STRICT, Extractor
 from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import World
@@ -102,7 +103,7 @@ def see(
     spatial: bool = False,
 ) -> Generator[Progress, None, Seen]:
     """Features of a source. keep: `values`, `logits`, `spatial_values`, of every image, where there are any. what: for the
-    progress bar. check: raises an ElboError for a batch's values and logits that won't do, before all others are extracted.
+    progress bar. check: raises an ElboError for a first batch's values and logits that won't do, before others are extracted.
     spatial: moments of spatial features, too.
 
     Every process takes whole batches, so that the numbers don't depend on how many there are. Raises DataError.
@@ -147,7 +148,8 @@ def see(
         with world.together():
             if (images := get(step)) is not None:
                 found = _extracted(images, extractor, world.device, source.name, begin, spatial)
-                check(found)
+                if not own.n:
+                    check(found)
                 own.add(found["values"].numpy())
                 if spatial:
                     of_spatial.add(found["spatial_values"].numpy())
@@ -211,3 +213,76 @@ def _digest(index: int, image: np.ndarray) -> str:
     digest = hashlib.sha256(f"{index} {image.shape} ".encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images or features, statistics, or (as in ADM's files) statistics of all images beside some of the images.
+
+    sha256: of a file of statistics.
+    """
+
+    path: Path
+    source: FeatureSource | None
+    statistics: Statistics | None
+    sha256: str | None
+
+    @property
+    def layout(self) -> tuple[int, bool] | None:
+        """(Features of an image, whether there are spatial ones), where that is known before its images are seen."""
+        if self.statistics is not None:
+            return len(self.statistics.mu), self.statistics.spatial is not None
+        saved = None if self.source is None else self.source.saved
+        return None if saved is None else (saved.features.shape[1], saved.spatial is not None)
+
+    def fingerprint(self, extractor: Extractor | None) -> dict[str, Any]:
+        """Facts on how it was made, or will be, as far as they are known."""
+        images = {} if self.source is None else fingerprint(described(self.source, extractor))
+        return {**images, **({} if self.statistics is None else fingerprint(self.statistics.about))}
+
+    def sees_images(self, features: bool) -> bool:
+        """Whether a network must see its images. features: whether theirs are needed."""
+        return self.source is not None and (self.statistics is None or features)
+
+    def see(
+        self, extractor: Extractor | None, batch: int, world: World, features: bool, spatial: bool
+    ) -> Generator[Progress, None, Seen]:
+        """Its statistics, those of spatial features if asked for; its features too, where they are needed."""
+        if self.source is None or not self.sees_images(features):
+            assert self.statistics is not None
+            held = Features(self.statistics, spatial=self.statistics.spatial)
+            return Seen(str(self.path), held, structs.replace(self.statistics.about, sha256=self.sha256))
+        keep = frozenset(["values"] if features else [])
+        images_say = spatial and self.statistics is None
+        seen = yield from see(self.source, extractor, batch, world, keep, "reference", spatial=images_say)
+        if self.statistics is None or seen.features is None:
+            return seen
+        about = self.statistics.about
+        how = seen.about.preprocessing if about.preprocessing is None else about.preprocessing
+        about = structs.replace(about, preprocessing=how, sha256=self.sha256, images=self.source.n)
+        return Seen(
+            str(self.path), replace(seen.features, moments=self.statistics, spatial=self.statistics.spatial), about
+        )
+
+
+def open_reference(path: Path, stack: contextlib.ExitStack, world: World) -> Reference:
+    """A dataset or other images, saved features, or statistics. Raises FormatError."""
+    if path.is_file() and is_pickle(path):
+        raise FormatError(
+            f"{path}: a pickle, which is never opened, because that can run code; make an .npz of its mu and sigma "
+            "(numpy.savez(path, mu=mu, sigma=sigma)), or name the images themselves"
+        )
+    if not is_statistics(path):
+        return Reference(path, open_feature_source(path, stack, world), None, None)
+    images = open_feature_source(path, stack, world) if has_images(path) else None
+    return Reference(path, images, read_statistics(path), file_sha256(path))
+
+
+def fingerprint(about: FeatureFacts) -> dict[str, Any]:
+    """The part of a file's `about` that must be the same on both sides: size, channels, crop, filter, network, weights and
+    precision, which is STRICT in files of an elbo that had no other.
+    """
+    network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
+    precision = about.feature_precision or (STRICT if about.extractor else None)
+    found = {**(about.preprocessing or {}), **network, "feature_precision": precision}
+    return {key: value for key, value in found.items() if value is not None}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -106,10 +105,6 @@ class Score:
     value: Value
     sd: float | None = None
 
-    def named(self, name: Callable[[str], str]) -> dict[str, Value]:
-        """The number and its sd by their names. name: makes one, given what is added for the sd."""
-        return {name(""): self.value, **({} if self.sd is None else {name(SD): self.sd})}
-
 
 @stored("result of elbo eval (JSON)")
 class EvalResult(Record, frozen=True):
@@ -157,22 +152,25 @@ class EvalResult(Record, frozen=True):
 
     def named(self) -> dict[str, Value]:
         """All numbers by their names in the JSON."""
-        found: dict[str, Value] = {}
+        ends: list[tuple[Number, str, Value]] = []
         for score in self.scores:
-            found |= score.named(partial(score.number.name, self.network))
-        for score in self.scores if self.network is None else []:
-            found |= score.named(score.number.alias.__add__) if score.number.alias else {}
+            ends.append((score.number, "", score.value))
+            if score.sd is not None:
+                ends.append((score.number, SD, score.sd))
+        found = {number.name(self.network, end): value for number, end, value in ends}
+        if self.network is None:
+            found |= {number.alias + end: value for number, end, value in ends if number.alias}
         return found
 
     def common(self) -> dict[str, Any]:
         """The facts that all repeats have in common, as the JSON names them, with every mismatch and deviation of any."""
         facts = [one.facts.json() for one in self.repeats]
-        found = {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
+        found = shared(facts)
         for name in ("mismatch", "deviates"):
-            if differing := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
-                found[name] = differing
-        made = [each["made"] for each in facts]
-        found["made"] = {key: value for key, value in made[0].items() if all(m.get(key) == value for m in made)}
+            found.pop(name, None)  # they stand last, whether all repeats have them or one
+            if pairs := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
+                found[name] = pairs
+        found["made"] = shared([each["made"] for each in facts])
         return found
 
     def alike(self) -> dict[str, Any]:
@@ -217,8 +215,22 @@ class EvalResult(Record, frozen=True):
     def unlike(self) -> list[str]:
         """Facts that differ between repeats, and should not."""
         made = [one.facts.made for one in self.repeats]
-        keys = {key for one in made for key in one} - EXPECTED_TO_DIFFER
-        return sorted(key for key in keys if any(one.get(key) != made[0].get(key) for one in made))
+        return sorted({key for one in made for key in one} - shared(made).keys() - EXPECTED_TO_DIFFER)
+
+
+def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The facts that all of several have in common."""
+    return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
+
+
+def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
+    """Keys that both sets of facts have and that differ, with both values."""
+    return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
+
+
+def differing(found: dict[str, list[Any]], name: object) -> str:
+    """Mismatches in words. name: of the file that the first value of each pair is of."""
+    return "; ".join(f"{key} is {theirs}, that of {name} {mine}" for key, (mine, theirs) in found.items())
 
 
 def numbers() -> dict[str, Number]:

@@ -11,30 +11,30 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch_fidelity.version import __version__ as fidelity_version
 
-from elbocli.core.metrics import METRICS, Need, Value
+from elbocli.core.metrics import METRICS, Features, Need, Value
 from elbocli.core.metrics.distances import FID_WITHIN
+from elbocli.core.neighbours import nearest
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
-from elbocli.evaluate.neighbour_sheet import check_images, write_sheet
-from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
-from elbocli.evaluate.reference import open_reference
+from elbocli.evaluate.checks import (
+    check_features,
+    check_made_alike,
+    check_settings,
+    check_source,
+    check_spatial,
+    labels_of,
+    possible,
+    with_classes,
+)
+from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, open_reference, see
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
-from elbocli.evaluate.suitable import (
-    check_features,
-    check_held_out_alike,
-    check_made_alike,
-    check_repeats_alike,
-    check_spatial,
-    labelled,
-    possible,
-)
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
+from elbocli.files.grid import Group, lay_out, write_grid
 from elbocli.files.statistics import Statistics, write_statistics
+from elbocli.images.samples import read_samples
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import Progress
@@ -63,34 +63,28 @@ def run(
         held_out = None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
         spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
         settings = possible(settings, opened, reference, held_out)
-        if settings.neighbours is not None:
-            check_images(opened, reference)
         seeing = reference is not None and reference.sees_images(settings.needs_reference_features)
         others = [reference.source if reference is not None and seeing else None, held_out]
         extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world)
         if extractor is not None:
             yield Progress(message=f"features of {extractor.name}; {world.device}, {settings.precision}")
-        differ = [check_made_alike(source, reference, extractor, settings) for source in opened]
+        differ = check_made_alike(opened, reference, held_out, extractor, settings)
         deviating = [check_source(source, reference, extractor, settings) for source in opened]
-        check_repeats_alike(opened, extractor)
-        if held_out is not None:
-            check_held_out_alike(held_out, opened[0], extractor, settings)
         if spatial:
             check_spatial(opened, reference, extractor, spatial[0])
-        with world.together():
-            if world.first and settings.needing(Need.LABELS):
-                opened = [labelled(source, reference, extractor, settings, world.device) for source in opened]
         values = settings.needing(Need.REFERENCE) or settings.needs_reference_features
         wanted = {"values": values, "logits": settings.needing(Need.LOGITS)}
         keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
         keep |= {"spatial_values"} if settings.needing(Need.SPATIAL) or (spatial and settings.save_features) else set()
         for source in opened:
             check = partial(check_features, source=source, reference=reference, settings=settings)
-            job = see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
-            seen.append((yield from job))
-            if reference is not None and theirs is None:
-                features = settings.needs_reference_features
-                theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
+            found = yield from see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
+            if found.features is not None:
+                found.features.labels = labels_of(source, reference, found.features.logits, settings)
+            seen.append(found)
+        if reference is not None:
+            features = settings.needs_reference_features
+            theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
         if held_out is not None:
             kept = frozenset(["values"])
             apart = yield from see(held_out, extractor, settings.batch, world, kept, "held-out images")
@@ -99,8 +93,7 @@ def run(
     result = EvalResult([])
     for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
         _save(mine, settings)
-        last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch)
-        last = replace(last, facts=structs.replace(last.facts, deviates=deviates or None))
+        last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch, deviates)
         for other in result.repeats:
             digest, name = other.facts.samples_sha256, other.facts.samples
             if digest is not None and digest == last.facts.samples_sha256:
@@ -138,22 +131,20 @@ def scored(
     mismatched: bool,
     ref: Path | None,
     mismatch: dict[str, list[Any]],
+    deviates: dict[str, list[Any]],
 ) -> Scores:
     """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
 
     Raises DataError when features don't go together.
     """
     assert seen.features is not None
-    reference, width = None if theirs is None else theirs.features, len(seen.features.moments.mu)
-    if reference is not None and (other_width := len(reference.moments.mu)) != width:
-        raise DataError(
-            f"{seen.name}: {width} features an image, and the reference has {other_width}; use one made alike"
-        )
-    apart = None if held_out is None else held_out.features
-    if held_out is not None and apart is not None and (other_width := len(apart.moments.mu)) != width:
-        raise DataError(
-            f"{held_out.name}: {other_width} features an image, and {seen.name} has {width}; use one made alike"
-        )
+    width = len(seen.features.moments.mu)
+    reference, apart = (None if side is None else side.features for side in (theirs, held_out))
+    for side in (reference, apart):
+        if side is not None and (other_width := len(side.moments.mu)) != width:
+            raise DataError(
+                f"{seen.name}: {width} features an image, and the reference has {other_width}; use one made alike"
+            )
     if reference is not None and apart is not None:
         reference = replace(reference, held_out=apart)
     values: dict[str, Value] = {}
@@ -165,6 +156,7 @@ def scored(
     labels = seen.features.labels
     counts = [] if labels is None else np.unique(labels, return_counts=True)[1].tolist()
     asked = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
+    draws = settings.classes == "random" or any(options.draws for options in settings.metrics.values())
     facts = Facts(
         n_samples=about.n,
         n_ref=other.n,
@@ -187,9 +179,10 @@ def scored(
         torch_version=str(torch.__version__),
         ref=None if ref is None else str(ref),
         command=settings.command,
-        seed=settings.seed if settings.draws else None,
+        seed=settings.seed if draws else None,
         protocol=settings.protocol or None,
         mismatch=mismatch or None,
+        deviates=deviates or None,
         held_out=None if held_out is None else held_out.name,
         held_out_sha256=None if held_out is None else held_out.about.images_sha256,
         n_held_out=None if held_out is None else held_out.about.n,
@@ -228,3 +221,34 @@ def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
     if differ := result.unlike():
         notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")
     return notes
+
+
+SAMPLES, BESIDE = 12, 5
+"""Rows of the picture, and images beside the sample of each."""
+
+
+def write_sheet(out: Path, samples: Path, own: Features, ref: Path, theirs: Features) -> None:
+    """Draw the samples that are closest to an image of the reference, the closest first, each beside the closest to it.
+
+    Each row has the sample's index and its distance, in features. Raises DataError.
+    """
+    assert own.values is not None and theirs.values is not None
+    beside = min(BESIDE, len(theirs.values))
+    far, which = nearest(own.values, theirs.values, beside, own.device)
+    rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
+    one, others = picked(samples, rows), picked(ref, which[rows].flatten().tolist())
+    images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *others.shape[1:])], 1)
+    columns = 1 + beside
+    groups = [
+        Group(f"{index}: {far[index, 0]:.3g}", range(row * columns, (row + 1) * columns))
+        for row, index in enumerate(rows)
+    ]
+    layout = replace(lay_out(images.shape[2], images.shape[3], groups), columns=columns)
+    write_grid(out, images.reshape(-1, *images.shape[2:]), layout)
+
+
+def picked(path: Path, indices: Sequence[int]) -> np.ndarray:
+    """Images of a file at these places, in this order: uint8 [len(indices), H, W, C]. Read from the first on."""
+    with read_samples(path) as reader:
+        found = {index: reader.at(index, 1)[0].copy() for index in sorted(set(indices))}
+    return np.stack([found[index] for index in indices])

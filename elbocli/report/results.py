@@ -116,7 +116,7 @@ def protocol_of(result: EvalResult) -> str:
     if not name:
         return ""
     known = PROTOCOLS.get(name)
-    meaning = "" if known is None else f": {known.formula} ({known.source}), as in tables of {known.traits.tables}"
+    meaning = "" if known is None else f": {known.formula} ({known.source}), as in tables of {known.tables}"
     deviates = [f"{key}: {mine} instead of {theirs}" for key, (mine, theirs) in facts.get("deviates", {}).items()]
     return f"Protocol {name}{meaning}." + (f" Deviates from it: {'; '.join(deviates)}." if deviates else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,17 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         target = open_stream(out) or out
     if target != out:
         refuse_terminal(target)
+    parsers: dict[str, Callable[[str], Any]] = {
+        "sampler": parse_sampler,
+        "clip": parse_clip,
+        "start": STARTS.parse,
+        "noise": NOISES.parse,
+        "spacing": SPACINGS.parse,
+        "rounding": ROUNDINGS.parse,
+    }
+    for name, parse in parsers.items():
+        options[name] = parse(options[name]) if options[name] else None
     settings = loop.SampleSettings(
-        sampler=parse_sampler(options.pop("sampler")),
-        clip=parse_clip(options.pop("clip")),
-        start=STARTS.parse(options.pop("start")),
-        noise=NOISES.parse(options.pop("noise")),
-        spacing=SPACINGS.parse(spacing) if (spacing := options.pop("spacing")) else None,
-        rounding=ROUNDINGS.parse(rounding) if (rounding := options.pop("rounding")) else None,
         guidance=guidance_of(options),
         schedule=options.pop("schedule") or "",
         steps=options.pop("steps") or 0,

@@ -20,18 +20,8 @@ from elbocli.runtime.signals import Ending, interrupted
 class Leave(Exception):
     """There is a reason to end, and no reason to finish what is being done."""
 
-
-class Watch:
-    """Remembers the first reason to end."""
-
-    def __init__(self, ending: Ending):
-        self._ending, self.reason = ending, 0
-
-    def look(self) -> None:
-        """Raise Leave when there is one."""
-        self.reason = self.reason or self._ending.reason()
-        if self.reason:
-            raise Leave
+    def __init__(self, reason: int):
+        self.reason = reason
 
 
 def fetched(images: Tensor) -> Callable[[], Tensor]:
@@ -57,9 +47,16 @@ class Rounds:
     """
 
     def __init__(
-        self, world: World, watch: Watch, sink: Sink | None, shape: tuple[int, int, int], n: int, batch: int, depth: int
+        self,
+        world: World,
+        ending: Ending,
+        sink: Sink | None,
+        shape: tuple[int, int, int],
+        n: int,
+        batch: int,
+        depth: int,
     ):
-        self.world, self.watch, self.sink, self.shape = world, watch, sink, shape
+        self.world, self.ending, self.sink, self.shape = world, ending, sink, shape
         self.n, self.batch, self.depth = n, batch, depth
         self._begun: deque[Callable[[], Tensor]] = deque()
         self._ready: Tensor | None = None
@@ -79,10 +76,16 @@ class Rounds:
                 if first - behind >= start:
                     self._collect(first - behind)
                     yield min(first - behind + together, self.n)
-            self._agreed(self._finish)
+            for _ in range(2):  # write the last round, then wait for it
+                self._agreed(self._put)
         finally:
             if self.sink is not None and self.sink.partial is not None:
                 self._settle()
+
+    def look(self) -> None:
+        """Raise Leave when there is a reason to end."""
+        if reason := self.ending.reason():
+            raise Leave(reason)
 
     def _work(self, first: int, draw: Callable[[range], Tensor]) -> None:
         """This process's part of the round whose images begin at `first`."""
@@ -102,38 +105,31 @@ class Rounds:
 
     def _put(self) -> None:
         """Write the round that is ready, once the one before is written."""
-        self._written()
+        if self._writing is not None:
+            awaited(self._writing, self.look)
+            self._writing = None
         if self.sink is not None and self._ready is not None:
             self._writing = self._background.start(partial(self.sink.put, self._ready.numpy()))
         self._ready = None
-
-    def _written(self) -> None:
-        if self._writing is not None:
-            awaited(self._writing, self.watch.look)
-            self._writing = None
 
     def _settle(self) -> None:
         """Wait for what is being written, whatever comes of it."""
         if self._writing is not None:
             wait([self._writing])
 
-    def _finish(self) -> None:
-        self._put()
-        self._written()
-
     def _agreed(self, work: Callable[[], None]) -> None:
         """Do it in all processes, and end all of them if one can't or shall not go on."""
-        error: ElboError | None = None
+        reason, error = 0, None
         gone: BrokenPipeError | None = None
         try:
             work()
-        except Leave:
-            pass
+        except Leave as leave:
+            reason = leave.reason
         except ElboError as caught:
             error = caught
         except BrokenPipeError as caught_gone:
             gone, error = caught_gone, ReaderGone()
-        reason, failed = self.world.most([self.watch.reason, int(error is not None)])
+        reason, failed = self.world.most([reason, int(error is not None)])
         if failed:
             try:
                 self.world.raise_first(error)

@@ -29,7 +29,7 @@ from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
 from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
-from elbocli.sample.distributed import Rounds, Watch
+from elbocli.sample.distributed import Rounds
 from elbocli.sample.guided import GuidedRun, giving_variance
 from elbocli.version import __version__
 
@@ -117,16 +117,13 @@ def draw(
 
 def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
     """The run. All processes open the checkpoint that the first has found: training may be going on."""
-    trained = None
-    with world.together():
-        if world.first:
-            trained = open_run(path, world.device, warn, weights, average)
-    found = world.of_first(path if trained is None else trained.checkpoint.path.resolve())
-    with world.together():
-        if trained is None:
-            trained = open_run(found, world.device, warn, weights, average)
-    assert trained is not None
-    return trained
+    trained: list[TrainedRun] = []
+    for turn in (world.first, not world.first):
+        with world.together():
+            if turn:
+                trained.append(open_run(path, world.device, warn, weights, average))
+        path = world.of_first(trained[0].checkpoint.path.resolve() if trained else path)
+    return trained[0]
 
 
 def run(
@@ -201,7 +198,6 @@ class _Work:
         about = self._about(latent_space(trained.data, config, where))
         seeds = self.noise.seeds(settings.n)
         self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
-        self.watch = Watch(ending)
         self.batch = min(settings.batch, -(-settings.n // world.size))
 
     def _misused(self) -> list[str]:
@@ -260,7 +256,7 @@ class _Work:
         first, together = indices.start, min(self.batch * self.world.size, self.settings.n - indices.start)
 
         def look() -> None:
-            self.watch.look()
+            self.rounds.look()
             self.tell(self._progress(first, together * denoiser.evaluations))
 
         how = (self.grid, self.settings, place, self.output, look, self.noise)
@@ -286,26 +282,19 @@ class _Work:
             start = world.of_first(0 if sink is None else sink.done)
             yield replace(self._progress(start), message=self._introduction(start))
             depth = 1 if world.device.type == "cuda" else 0
-            rounds = Rounds(world, self.watch, sink, self.output.shape, n, self.batch, depth)
-            for done in rounds.run(start, self.draw):
+            self.rounds = Rounds(world, self.ending, sink, self.output.shape, n, self.batch, depth)
+            for done in self.rounds.run(start, self.draw):
                 yield self._progress(done)
                 while self.warnings:
                     yield Progress(message=self.warnings.pop(), level="warning")
             # The others need not wait for this: PNGs of many images may take an hour.
-            yield from self._finished(sink)
+            for encoded in () if sink is None else sink.finish():
+                yield Progress(encoded, n, "png")
+                if sink is not None and sink.partial is not None and (reason := self.ending.reason()):
+                    raise interrupted(
+                        reason, f"all images are safe in {sink.partial.name}; the same command writes them as files"
+                    )
         yield Progress(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")
-
-    def _finished(self, sink: Sink | None) -> Iterator[Progress]:
-        if sink is None:
-            return
-        for encoded in sink.finish():
-            yield Progress(encoded, self.settings.n, "png")
-            reason = self.ending.reason()
-            if reason:
-                assert sink.partial is not None
-                raise interrupted(
-                    reason, f"all images are safe in {sink.partial.name}; the same command writes them as files"
-                )
 
     def _introduction(self, start: int) -> str:
         trained, grid = self.drawer.trained, self.grid

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elbocli.core.samplers import Sampler, walk
 from elbocli.core.sampling import Clip, Guidance
@@ -21,28 +23,16 @@ from elbocli.runtime.device import Precision
 from elbocli.sample.decode import latent_space
 
 
-class Idle(nn.Module):
-    """A network that costs nothing, and gives variances, in place of another."""
+class Wrapped(Network):
+    """A network that is called through a function of its inputs."""
 
-    def __init__(self, network: Network):
-        super().__init__()
-        self.config = network.config
-
-    def forward(self, z: Tensor, *_: Any) -> Tensor:
-        """Its input twice."""
-        return torch.cat([z, z], 1)
-
-
-class Whole(Network):
-    """A network whose output is all of its outputs."""
-
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, call: Callable[..., Tensor]):
         super().__init__(network.config)
-        self.network = network
+        self.network, self.call = network, call
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See networks."""
-        return self.network.outputs(z, logsnr, labels)
+        return self.call(z, logsnr, labels)
 
 
 def giving_variance(run: TrainedRun) -> TrainedRun:
@@ -52,19 +42,7 @@ def giving_variance(run: TrainedRun) -> TrainedRun:
             f"{run.path}: its network has learned no variance; use --sampler ddpm:gamma=G, from 0 (the smallest) to 1 (the "
             "largest)"
         )
-    return replace(run, network=Whole(run.network))
-
-
-class Replayed(Network):
-    """A network whose calls become CUDA graphs."""
-
-    def __init__(self, network: Network, graphs: CudaGraphs):
-        super().__init__(network.config)
-        self.network, self.graphs = network, graphs
-
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See networks."""
-        return self.graphs.call(self.network, z, logsnr, labels)
+    return replace(run, network=Wrapped(run.network, run.network.outputs))
 
 
 @dataclass(frozen=True)
@@ -99,7 +77,9 @@ class GuidedRun:
             cast_weights(run.network, precision)
             if compile:
                 run.network.compile(dynamic=False)
-            return run if graphs is None else replace(run, network=Replayed(run.network, graphs))
+            return (
+                run if graphs is None else replace(run, network=Wrapped(run.network, partial(graphs.call, run.network)))
+            )
 
         return replace(self, trained=ready(self.trained), guide=None if self.guide is None else ready(self.guide))
 
@@ -107,8 +87,7 @@ class GuidedRun:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
 
         def idle(run: TrainedRun) -> TrainedRun:
-            network: Any = Idle(run.network)
-            return replace(run, network=network)
+            return replace(run, network=Wrapped(run.network, lambda z, *_: torch.cat([z, z], 1)))
 
         rehearsal = replace(self, trained=idle(self.trained), guide=None if self.guide is None else idle(self.guide))
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None

@@ -13,9 +13,9 @@ import torch
 from scipy import stats
 
 from elbocli.compare.features import compare_features
-from elbocli.compare.results import compare_results, found_in
+from elbocli.compare.result import compare_results
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.result import EvalResult
+from elbocli.evaluate.result import EvalResult, result_of
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.files.statistics import Statistics, write_statistics
@@ -66,7 +66,7 @@ def test_repeats_of_the_same_seeds_are_paired_whatever_their_order() -> None:
     assert found.how == "paired by 3 seeds" and found.apart == (wanted[0] > 0)
     alone = only(repeats(A, [0, 1, 2]), repeats(B, [3, 4, 5]))
     assert alone.interval == pytest.approx([*stats.ttest_ind(B, A, equal_var=False).confidence_interval()])
-    assert alone.how == "unpaired" and alone.apart is False and "a and b can't be told apart: +0.2" in alone.says
+    assert alone.how == "unpaired" and alone.apart is False
 
 
 @pytest.mark.parametrize("seeds", [[None, None, None], [0, 0, 1]])
@@ -78,7 +78,7 @@ def test_single_results_differ_by_their_standard_errors() -> None:
     other = {FID: 1.0, "frechet_distance_se[a.pt2]": 0.1}
     found = only(result(), result(other))
     assert found.se == pytest.approx(0.1 * 2**0.5) and found.apart
-    assert found.says == f"{FID}: b is lower than a by 0.5 (95 % interval 0.2228 to 0.7772)"
+    assert found.interval == pytest.approx([-0.7772, -0.2228], abs=1e-4)
     found = only(result(), result({FID: 1.4}))
     assert found.apart is False and found.interval[0] < 0 < found.interval[1]
 
@@ -86,7 +86,7 @@ def test_single_results_differ_by_their_standard_errors() -> None:
 def test_a_number_without_an_error_is_never_told_apart() -> None:
     found = only(result(), result({"precision[a.pt2]": 0.9}), "precision[a.pt2]")
     assert (found.se, found.interval, found.apart) == (None, None, None)
-    assert "no standard error" in found.says and "several seeds" in found.how
+    assert "no standard error" in found.how
 
 
 def test_the_limit_has_the_error_of_its_interval() -> None:
@@ -121,27 +121,10 @@ def test_of_preprocessing_each_key_that_both_know_counts() -> None:
     compare_results([("a", result()), ("b", result(preprocessing={"image_size": 8}, protocol=None))])
 
 
-def test_how_the_samples_were_drawn_is_told() -> None:
-    (compared,) = compare_results([("a", result()), ("b", result(made={"sampler": "heun", "seed": 1, "steps": 4}))])
-    assert compared.differ == {"sampler": ["ddim", "heun"], "steps": [None, 4]}
-
-
 def test_without_a_common_score_there_is_nothing_to_compare() -> None:
     bare = EvalResult.of({key: value for key, value in BASE.items() if "[" not in key})
     with pytest.raises(DataError, match="b: has no score that a has, too"):
         compare_results([("a", result()), ("b", bare)])
-
-
-def test_a_folder_stands_for_the_one_result_in_it(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"no result of 'elbo eval' in it"):
-        found_in(tmp_path)
-    (tmp_path / "status.json").write_text("{}")
-    (tmp_path / "fid.json").write_text(json.dumps(BASE))
-    name, found = found_in(tmp_path)
-    assert name == str(tmp_path / "fid.json") and found.alike()["protocol"] == "adm"
-    (tmp_path / "g.json").write_text(json.dumps(BASE))
-    with pytest.raises(UsageError, match=r"several results of 'elbo eval': .*fid\.json, .*g\.json; name one"):
-        found_in(tmp_path)
 
 
 def test_shares_and_spreads_have_intervals_too() -> None:
@@ -161,19 +144,12 @@ def test_shares_and_spreads_have_intervals_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", ".*not a result of 'elbo eval'"),
-        ("[]", ".*not a result of 'elbo eval'"),
-        ('{"bpd": 3}', ".*not a result of 'elbo eval'"),
-        (json.dumps({**BASE, FID: "low"}), ".*is 'low'.*: not a result of"),
-        (json.dumps({**BASE, "deviates": {"n": [3]}}), "deviates.n is .*expected a list of 2"),
-    ],
+    "text",
+    ["{", "[]", '{"bpd": 3}', json.dumps({**BASE, FID: "low"}), json.dumps({**BASE, "deviates": {"n": [3]}})],
 )
-def test_what_is_no_result_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(FormatError, match=rf"a\.json: {words}"):
-        found_in(tmp_path / "a.json")
+def test_what_is_no_result_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match=r"^a\.json: .*not a result of 'elbo eval'"):
+        result_of(text.encode(), "a.json")
 
 
 # Features
@@ -259,7 +235,7 @@ def test_features_that_do_not_compare_are_refused(ref: Path, tmp_path: Path) -> 
 # The command
 
 
-def test_the_command_prints_json_or_a_table_and_says_sentences(elbo: Elbo, tmp_path: Path) -> None:
+def test_the_command_prints_json_or_a_table(elbo: Elbo, tmp_path: Path) -> None:
     for name, value in (("a", 1.5), ("b", 1.4), ("c", 0.5)):
         (tmp_path / f"{name}.json").write_text(json.dumps({**BASE, FID: value}))
     done = elbo("compare", "a.json", "b.json", "c.json", cwd=tmp_path)
@@ -268,8 +244,6 @@ def test_the_command_prints_json_or_a_table_and_says_sentences(elbo: Elbo, tmp_p
     assert found["first"] == "a.json" and [each["file"] for each in found["others"]] == ["b.json", "c.json"]
     assert found["n_samples"] == 900 and found["protocol"] == "adm" and found["elbo_version"]
     assert [each["scores"][0]["apart"] for each in found["others"]] == [False, True]
-    said = done.stderr.decode()
-    assert "can't be told apart" in said and "c.json is lower than a.json by 1" in said
     table = elbo("compare", "-q", "a.json", "c.json", "--table", cwd=tmp_path).stdout.decode().splitlines()
     assert len(table) == 3 and table[0].startswith("SCORE") and " yes " in table[1] and "0.5" in table[1]
 
@@ -281,7 +255,7 @@ def test_the_command_prints_json_or_a_table_and_says_sentences(elbo: Elbo, tmp_p
         ("a.safetensors --ref r.npz", 2, "name two files at least"),
         ("a.json b.safetensors", 2, "features and results don't compare"),
         ("a.safetensors b.safetensors", 2, "features need --ref"),
-        ("a.json a.json --ref r.npz", 2, "--ref goes with features"),
+        ("a.json a.json --ref r.npz", 2, "features need --ref"),
         ("a.json nowhere.json", 1, "nowhere.json: "),
         ("a.safetensors b.safetensors --ref r.npz", 1, "r.npz"),
     ],

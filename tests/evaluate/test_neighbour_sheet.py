@@ -46,14 +46,14 @@ def test_the_closest_pairs_stand_there_closest_first(digits, tmp_path):
 
 
 @pytest.mark.parametrize(("n", "ref"), [(1, 30), (30, 2), (2, 3)])
-def test_few_images_make_a_small_sheet_and_grey_stands_beside_colour(n, ref, digits, tmp_path):
+def test_few_images_make_a_small_sheet(n, ref, digits, tmp_path):
     images = Dataset(digits).batch(np.arange(n + ref))
     np.save(tmp_path / "s.npy", images[:n])
-    np.save(tmp_path / "t.npy", np.repeat(images[n:], 3, 3))
-    job = {"neighbours": tmp_path / "n.png", "allow_mismatch": True}
+    np.save(tmp_path / "t.npy", images[n:])
+    job = {"neighbours": tmp_path / "n.png"}
     score(tmp_path / "s.npy", tmp_path / "t.npy", ("accuracy",), classes="1", **job)
     rows, _ = shown(tmp_path / "n.png")
-    assert rows.shape == (min(n, 12), 1 + min(ref, 5), 8, 8, 3) and (rows[0, 0] == images[:n]).all((1, 2, 3)).any()
+    assert rows.shape == (min(n, 12), 1 + min(ref, 5), 8, 8, 1) and (rows[0, 0] == images[:n]).all((1, 2, 3)).any()
 
 
 def test_what_has_no_images_is_refused_before_the_work(digits, tmp_path):

@@ -12,13 +12,12 @@ import pytest
 import torch
 from scored import score
 
-from elbocli.compare.results import compare_results
+from elbocli.compare.result import compare_results
 from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.checks import check_settings, check_source
 from elbocli.evaluate.extract import FeatureSource
-from elbocli.evaluate.protocol_check import check_settings, check_source
-from elbocli.evaluate.protocols import PROTOCOLS, settings_of
 from elbocli.evaluate.result import EvalResult
-from elbocli.evaluate.settings import EvalSettings
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, read_features, write_features
 from elbocli.files.statistics import read_statistics

@@ -16,11 +16,9 @@ import torch
 from elbocli.core.frechet import frechet_distance
 from elbocli.core.metrics import METRICS, asked
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource
-from elbocli.evaluate.protocol_check import check_settings, check_source, with_classes
-from elbocli.evaluate.protocols import PROTOCOLS, settings_of
-from elbocli.evaluate.reference import Reference
-from elbocli.evaluate.settings import EvalSettings
+from elbocli.evaluate.checks import check_settings, check_source, with_classes
+from elbocli.evaluate.extract import FeatureSource, Reference
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.files.dataset import Dataset
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, read_features, write_features
@@ -58,7 +56,7 @@ SOUND: dict[str, dict[str, Any]] = {name: {} for name in PROTOCOLS} | {
 
 
 def fitting(name: str, **more: Any) -> FeatureSource:
-    return source(**{"extractor": PROTOCOLS[name].traits.extractor, **SOUND[name], **more})
+    return source(**{"extractor": PROTOCOLS[name].extractor, **SOUND[name], **more})
 
 
 # What each names and sets
@@ -67,17 +65,17 @@ def fitting(name: str, **more: Any) -> FeatureSource:
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_all_that_a_protocol_names_is_declared(name: str) -> None:
     declared = PROTOCOLS[name]
-    assert declared.traits.extractor in EXTRACTORS
-    for metric, chosen in declared().items():
+    assert declared.extractor in EXTRACTORS
+    for metric, chosen in declared.metrics.items():
         options = asked([metric], **chosen)[metric]
         own = {each.name: each for each in options.own()}
         for key, value in chosen.items():
             about = own[key]
             assert getattr(options, key) == value
             assert value in about.choices if about.choices else about.least <= value <= about.most
-        options.check(declared.traits.extractor)
-    assert declared.formula and declared.source and declared.traits.tables and declared.traits.reference
-    assert declared.traits.n == declared.traits.classes * declared.traits.per_class or not declared.traits.classes
+        options.check(declared.extractor)
+    assert declared.formula and declared.source and declared.tables
+    assert declared.n == declared.classes * declared.per_class or not declared.classes
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -85,13 +83,13 @@ def test_the_page_says_what_it_sets(name: str) -> None:
     page = (ROOT / "docs" / "scores.md").read_text()
     (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.M)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    traits, of = PROTOCOLS[name].traits, {"as `adm`": "adm"}
-    assert cells[1].strip("`") == traits.extractor or PROTOCOLS[of[cells[1]]].traits.extractor == traits.extractor
-    metrics = PROTOCOLS[of[cells[2]]]() if cells[2] in of else PROTOCOLS[name]()
-    assert metrics == PROTOCOLS[name]()
+    protocol, of = PROTOCOLS[name], {"as `adm`": "adm"}
+    assert cells[1].strip("`") == protocol.extractor or PROTOCOLS[of[cells[1]]].extractor == protocol.extractor
+    metrics = PROTOCOLS[of[cells[2]]].metrics if cells[2] in of else protocol.metrics
+    assert metrics == protocol.metrics
     for metric in metrics if cells[2] not in of else ():
         assert f"`{metric}`" in cells[2]
-    assert f"{traits.n:,}" in cells[3] or f"{traits.per_class} of each of" in cells[3]
+    assert f"{protocol.n:,}" in cells[3] or f"{protocol.per_class} of each of" in cells[3]
 
 
 def test_adm_sets_what_its_program_does() -> None:
@@ -101,13 +99,13 @@ def test_adm_sets_what_its_program_does() -> None:
     score, prc = found.metrics["is"], found.metrics["prc"]
     assert (score.splits, score.is_order) == (10, "given")  # type: ignore[attr-defined]
     assert prc.protocol.k == 3 and prc.protocol.most == 10_000  # type: ignore[attr-defined]
-    assert PROTOCOLS["adm"].traits.n == N
+    assert PROTOCOLS["adm"].n == N
 
 
 def test_rae_is_adm_but_for_the_classes() -> None:
     rae, adm = PROTOCOLS["rae-50-a-class"], PROTOCOLS["adm"]
-    assert rae() == adm() and (rae.traits.extractor, rae.traits.n) == (adm.traits.extractor, adm.traits.n)
-    assert (rae.traits.classes, rae.traits.per_class) == (1000, 50)
+    assert rae.metrics == adm.metrics and (rae.extractor, rae.n) == (adm.extractor, adm.n)
+    assert (rae.classes, rae.per_class) == (1000, 50)
 
 
 def test_parts_of_the_inception_score_follow_each_other() -> None:
@@ -138,10 +136,7 @@ def test_fewer_of_its_metrics_and_more_numbers_are_no_deviation(name: str) -> No
 
 WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     *((name, {"n": N - 1}, "n", [N - 1, N]) for name in PROTOCOLS),
-    *(
-        (name, {"extractor": "elbo-tiny"}, "extractor", ["elbo-tiny", PROTOCOLS[name].traits.extractor])
-        for name in PROTOCOLS
-    ),
+    *((name, {"extractor": "elbo-tiny"}, "extractor", ["elbo-tiny", PROTOCOLS[name].extractor]) for name in PROTOCOLS),
     ("edm", {"weights_sha256": "ab" * 32}, "extractor_weights", [f"sha256 {'ab' * 32}", "sha256 6726825d…"]),
     (
         "rae-50-a-class",
@@ -209,7 +204,7 @@ def test_adm_compares_with_its_own_references(given: Reference, metrics: Any, wo
         ({"splits": 5}, "splits", [5, 10]),
         ({"is_order": "shuffled"}, "is_order", ["shuffled", "given"]),
         ({"prc_protocol": "torch-fidelity"}, "prc_protocol", ["torch-fidelity", "adm"]),
-        ({"metrics": ("fid", "kid")}, "metrics", ["kid", ", ".join(PROTOCOLS["adm"]())]),
+        ({"metrics": ("fid", "kid")}, "metrics", ["kid", ", ".join(PROTOCOLS["adm"].metrics)]),
         ({"extractor": "elbo-tiny"}, "extractor", ["elbo-tiny", DEFAULT]),
     ],
 )
@@ -281,7 +276,7 @@ def test_what_deviates_stands_in_result_card_and_report(
     found = json.loads(done.stdout)
     assert found["protocol"] == "adm" and set(found["deviates"]) == {"n", "extractor_weights", "reference"}
     assert (found["splits"], found["is_order"], found["prc_protocol"]) == (10, "given", "adm")
-    for name in PROTOCOLS["adm"]():
+    for name in PROTOCOLS["adm"].metrics:
         first = METRICS[name].traits.numbers[0]
         assert first.name(DEFAULT) in found, name
     card = (tmp_path / "a.md").read_text()

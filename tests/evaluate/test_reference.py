@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elbocli.errors import FormatError
-from elbocli.evaluate.reference import open_reference
+from elbocli.evaluate.extract import open_reference
 from elbocli.runtime.processes import World
 
 

@@ -109,16 +109,16 @@ def test_references_of_adms_layout_are_read(digits, images, tmp_path):
     found = score(images, tmp_path / "adm.npz", ("fid", "sfid", "prc"))
     assert found[TINY] == pytest.approx(score(images, digits, ("sfid",))[TINY], rel=1e-6)
     np.savez(tmp_path / "edm.npz", mu=arrays["mu"], sigma=arrays["sigma"])
-    with pytest.raises(UsageError, match=r"edm\.npz: holds no spatial features, which sfid needs"):
+    with pytest.raises(UsageError, match=r"edm\.npz: no spatial features, which sfid needs"):
         score(images, tmp_path / "edm.npz", ("sfid",))
 
 
 def test_what_has_no_spatial_features_is_refused(digits, images, tmp_path):
     score(images, None, ("fid",), save_features=tmp_path / "own.safetensors")
     assert read_features(tmp_path / "own.safetensors").spatial is None
-    with pytest.raises(UsageError, match=r"own\.safetensors: saved without spatial features, which sfid needs"):
+    with pytest.raises(UsageError, match=r"own\.safetensors: no spatial features, which sfid needs"):
         score(tmp_path / "own.safetensors", digits, ("sfid",))
-    with pytest.raises(UsageError, match=r"ref\.safetensors: holds no spatial features"):
+    with pytest.raises(UsageError, match=r"ref\.safetensors: no spatial features"):
         (tmp_path / "own.safetensors").rename(tmp_path / "ref.safetensors")
         score(images, tmp_path / "ref.safetensors", ("sfid",))
 

@@ -15,7 +15,7 @@ import torch
 from elbocli.errors import DataError, Interrupted, PeerLost
 from elbocli.runtime.processes import ALONE
 from elbocli.runtime.signals import ORPHAN, Ending, Signals
-from elbocli.sample.distributed import Rounds, Watch
+from elbocli.sample.distributed import Rounds
 
 SHAPE = (1, 1, 1)
 
@@ -38,8 +38,8 @@ class Kept:
         return iter(())
 
 
-def watch() -> Watch:
-    return Watch(Ending(Signals(), 0, False))
+def never() -> Ending:
+    return Ending(Signals(), 0, False)
 
 
 def images(indices: range) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_all_images_come_once_and_in_order(start: int, n: int, batch: int, depth
         asked.extend(indices)
         return images(indices)
 
-    done = list(Rounds(ALONE, watch(), sink, SHAPE, n, batch, depth).run(start, draw))
+    done = list(Rounds(ALONE, never(), sink, SHAPE, n, batch, depth).run(start, draw))
     assert sink.rows == asked == list(range(start, n))
     assert done == [min(stop, n) for stop in range(start + batch, n + batch, batch)]
 
@@ -67,7 +67,7 @@ def test_a_round_is_drawn_while_the_one_before_is_written_and_no_more_are_held()
         begun.append((indices.start, sink.done))
         return images(indices)
 
-    list(Rounds(ALONE, watch(), sink, SHAPE, 50, 10, 0).run(0, draw))
+    list(Rounds(ALONE, never(), sink, SHAPE, 50, 10, 0).run(0, draw))
     assert all(start - written in (0, 10, 20) for start, written in begun)
     assert any(start - written >= 10 for start, written in begun), "it waited for each"
 
@@ -76,18 +76,18 @@ def test_a_round_is_drawn_while_the_one_before_is_written_and_no_more_are_held()
 @pytest.mark.parametrize("reason", [signal.SIGTERM, ORPHAN])
 def test_a_reason_to_end_leaves_a_batch_half_drawn(partial: Path | None, reason: int) -> None:
     signals, sink = Signals(), Kept(partial, 0.05)
-    looking = Watch(Ending(signals, 0, False))
+    rounds = Rounds(ALONE, Ending(signals, 0, False), sink, SHAPE, 50, 10, 0)
 
     def draw(indices: range) -> torch.Tensor:
         if indices.start == 20:
             signals.received = reason
-            looking.look()
+            rounds.look()
         return images(indices)
 
     expected = PeerLost if reason == ORPHAN else Interrupted
     kept = r"20 of 50 images are safe in x\.h5\.partial; the same command" if partial else "of 50 images were written"
     with pytest.raises(expected, match=kept):
-        list(Rounds(ALONE, looking, sink, SHAPE, 50, 10, 0).run(0, draw))
+        list(rounds.run(0, draw))
     if partial:
         assert sink.rows == list(range(20))
 
@@ -98,9 +98,9 @@ def test_what_fails_aside_is_raised_here() -> None:
             raise DataError("no room")
 
     with pytest.raises(DataError, match="no room"):
-        list(Rounds(ALONE, watch(), Full(), SHAPE, 50, 10, 0).run(0, images))
+        list(Rounds(ALONE, never(), Full(), SHAPE, 50, 10, 0).run(0, images))
     with pytest.raises(DataError, match="no room"):
-        list(Rounds(ALONE, watch(), Full(), SHAPE, 5, 10, 0).run(0, images))
+        list(Rounds(ALONE, never(), Full(), SHAPE, 5, 10, 0).run(0, images))
 
 
 def test_a_write_that_never_ends_can_be_left() -> None:
@@ -113,5 +113,5 @@ def test_a_write_that_never_ends_can_be_left() -> None:
             gate.wait()
 
     with pytest.raises(Interrupted):
-        list(Rounds(ALONE, Watch(Ending(signals, 0, False)), Stuck(), SHAPE, 50, 10, 0).run(0, images))
+        list(Rounds(ALONE, Ending(signals, 0, False), Stuck(), SHAPE, 50, 10, 0).run(0, images))
     gate.set()

@@ -1,26 +1,46 @@
 """The console script, and `python -m elbocli` for launchers that take a module. Imports nothing that takes long."""
 
+import os
 import signal
 import sys
 from types import FrameType
 
+STDERR = 2
+USUAL = {
+    signal.SIGINT: signal.default_int_handler,
+    **dict.fromkeys((signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)), signal.SIG_DFL),
+}
+"""Signals that end a command, and how Python handles them where the parent does not ignore them."""
+
 
 def end(signum: int, frame: FrameType | None) -> None:
-    """End the process with the exit code by which shells tell the signal. Blocks that write files clean up."""
-    sys.exit(128 + signum)
+    """End the process at once with the exit code by which shells tell the signal; the next command removes what is half written.
+
+    An exception could come in the middle of an import or of a finalizer, which would turn it into a traceback.
+    """
+    try:
+        commands = sys.modules.get("elbocli.cli.commands")
+        command = commands.Command if commands is not None else None
+        if command is not None and command.path != "elbo" and not command.silent:
+            how = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+            bar = "\r\x1b[K" if os.isatty(STDERR) else ""
+            os.write(STDERR, f"{bar}{command.path}: {how}\n".encode())
+    finally:
+        os._exit(128 + signum)
 
 
 def main() -> None:
     """Run the command line. Commands that save their work take the signals themselves."""
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) is signal.SIG_DFL:
+    if os.name != "posix":
+        sys.exit(
+            "elbo: error: this system lacks fcntl and fork, which elbo needs; run it on Linux, or on Windows within WSL"
+        )
+    for signum, usual in USUAL.items():
+        if signal.getsignal(signum) is usual:
             signal.signal(signum, end)
-    try:
-        from elbocli.main import main as run
+    from elbocli.main import main as run
 
-        run()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    run()
 
 
 if __name__ == "__main__":

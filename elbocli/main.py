@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -248,4 +249,5 @@ def main() -> None:
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
+        faulthandler.enable()  # says where a process ends by SIGBUS, when a file is cut short while its mapped rows are copied
     sys.exit(run())

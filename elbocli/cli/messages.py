@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -43,6 +46,16 @@ def lettered(name: str) -> str:
     return visible(name).replace("$", r"\$")
 
 
+@contextmanager
+def on_stderr() -> Iterator[None]:
+    """Write to standard error in the block; when its terminal is closed or its disk full, send it to nobody from then on."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def tell(text: str) -> None:
     """Print a message on standard error."""
-    click.echo(visible(text), err=True)
+    with on_stderr():
+        click.echo(visible(text), err=True)

@@ -11,7 +11,7 @@ from threading import Timer
 from typing import Any
 
 from elbocli.cli.commands import Command
-from elbocli.cli.messages import tell, visible
+from elbocli.cli.messages import on_stderr, tell, visible
 from elbocli.runtime.progress import Progress, duration
 
 LINE_EVERY_S = 10.0
@@ -147,11 +147,12 @@ def show(loop: Iterator[Progress] | Callable[[Callable[[Progress], None]], Itera
 
     def tell(report: Progress) -> None:
         first.heed(report, bar=isinstance(shown, _Bar))
-        if report.message:
-            shown.close()
-            say(report.message, report.level)
-        if report.done is not None:
-            shown.update(report)
+        with on_stderr():
+            if report.message:
+                shown.close()
+                say(report.message, report.level)
+            if report.done is not None:
+                shown.update(report)
 
     reports = loop(tell) if callable(loop) else loop
     try:
@@ -161,5 +162,6 @@ def show(loop: Iterator[Progress] | Callable[[Callable[[Progress], None]], Itera
         return end.value
     finally:
         first.cancel()
-        shown.close()
+        with on_stderr():
+            shown.close()
         reports.close()  # type: ignore[attr-defined]

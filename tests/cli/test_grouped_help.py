@@ -96,6 +96,7 @@ def test_every_setting_is_an_option_of_its_name_and_every_option_a_setting() -> 
         "plugin",
         "log_to",
         "on_checkpoint",
+        "overwrite",
         "dry_run",
         "quiet",
         "verbose",

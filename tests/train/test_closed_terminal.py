@@ -93,7 +93,7 @@ def test_a_hangup_that_is_ignored_or_not_heard_ends_no_training(
 
 def test_messages_that_nobody_reads_end_no_training(digits: Path, preset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    line = [quick(), *map(str, trained(digits, preset, run, 120)[1:])]
+    line = [*map(str, trained(digits, preset, run, 120))]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None and process.stderr.readline()
     process.stderr.close()

@@ -25,10 +25,6 @@ def test_it_reads_back_to_the_bit(tmp_path: Path, ending: str) -> None:
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
-def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ends so"):
-        write_table(tmp_path / "a.csv", TABLE)
-
 
 @pytest.mark.parametrize(
     "text",

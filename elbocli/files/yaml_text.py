@@ -44,7 +44,9 @@ class _Dumper(yaml.SafeDumper):
 
 for _class in (_Loader, _Dumper):
     for _kind, _form in (("float", FLOAT), ("int", INT)):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_form.pattern})$"), list("-+.0123456789"))
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_form.pattern})$"), list("-+.0123456789")
+        )
 
 
 def parse_yaml(text: str, name: object) -> dict[str, Any]:

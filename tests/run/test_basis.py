@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 import torch
+from msgspec.structs import replace
 from short_ids import short
 from torch import nn
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 import torch
+from msgspec.structs import replace
 
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import msgspec
 import pytest
 import torch
 import yaml
+from msgspec.structs import replace
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.checkpoint import latest, read_config
@@ -340,7 +339,7 @@ def test_a_config_of_such_a_run_begins_from_the_same_weights(
     found = resolve({}, Dataset("d.h5"), basis, initial).config()
     there = read_config(Path("new"))
     assert all(getattr(found, key) == getattr(there, key) for key in ("settings", "network", "init"))
-    assert found.data == msgspec.structs.replace(there.data, from_run=None)
+    assert found.data == replace(there.data, from_run=None)
 
 
 @pytest.mark.parametrize(

@@ -207,8 +207,8 @@ class EvalResult(Record, frozen=True):
         cls.check_head(content, where)
         common = convert(content, dict[str, Any], where)
         read = []
-        for own in convert(common.pop("repeats", [{}]), list[dict[str, Any]], where):
-            made = [convert(each.get("made", {}), dict[str, Any], where) for each in (common, own)]
+        for own in convert(common.pop("repeats", [{}]), list[dict[str, Any]], f"{where}: repeats"):
+            made = [convert(each.get("made", {}), dict[str, Any], f"{where}: made") for each in (common, own)]
             read.append(_scores({**common, **own, "made": {**made[0], **made[1]}}, where))
         return cls(read)
 

@@ -151,7 +151,7 @@ class Reader:
     def _line(self, text: str | bytes, where: str, started: bool) -> bool:
         """Add one line; return whether it was a header."""
         row = parse_json(text, where)
-        if isinstance(row, dict) and "format" in row:
+        if "format" in row:
             self._begin(LossLogHeader.of(row, where), where)
             return True
         if not started:

@@ -21,7 +21,7 @@ from msgspec import NODEFAULT, Meta
 from msgspec.structs import fields
 
 from elbocli.errors import FormatError
-from elbocli.files.reading import check_format, one_line, read_bytes
+from elbocli.files.reading import check_format, encodable, one_line, read_bytes
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]
 """Steps, images, bytes."""
@@ -159,24 +159,26 @@ def convert(content: Any, hint: Any, where: object) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: records as objects, tuples as lists."""
+    """A value as JSON has it: records as objects, tuples as lists, text that UTF-8 can hold."""
     if isinstance(value, Record):
         return value.json()
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {plain(key): plain(each) for key, each in value.items()}
+    if isinstance(value, str):
+        return encodable(value)
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def parse_json(text: bytes | str, where: object) -> Any:
-    """The value of a JSON text. where: the file, for messages. Raises FormatError."""
+def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
+    """The object of a JSON text. where: the file, for messages. Raises FormatError."""
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise FormatError(f"{where}: not usable JSON: {one_line(error)}") from error
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises FormatError, DataError."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FormatError, DataError."""
     return parse_json(read_bytes(path), path)
 
 

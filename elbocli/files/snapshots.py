@@ -65,8 +65,7 @@ def folders(run: Path) -> list[Path]:
 def is_snapshot(path: Path) -> bool:
     """Whether a folder says that it is one."""
     with contextlib.suppress(FormatError):
-        found = read_json(path / META)
-        return isinstance(found, dict) and found.get("format") == SnapshotMeta.head()["format"]
+        return read_json(path / META).get("format") == SnapshotMeta.head()["format"]
     return False
 
 

@@ -12,7 +12,8 @@ from elbocli.errors import FormatError
 from elbocli.files.reading import one_line, read_text
 
 FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
-KINDS = ("null", "bool", "int")
+INT = re.compile(r"[-+]?[0-9]+")
+KINDS = ("null", "bool")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -42,7 +43,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT.pattern})$"), list("-+0123456789."))
+    for _kind, _form in (("float", FLOAT), ("int", INT)):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_form.pattern})$"), list("-+.0123456789")
+        )
 
 
 def parse_yaml(text: str, name: object) -> dict[str, Any]:

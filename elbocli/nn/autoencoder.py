@@ -113,8 +113,7 @@ def _check_config(folder: Path) -> None:
     if not path.is_file():
         inside = f"; its autoencoder may be {folder / 'vae'}" if (folder / "vae" / CONFIG).is_file() else ""
         raise FormatError(f"{folder}: no {CONFIG} inside, expected a diffusers {CLASS}{inside}")
-    config = read_json(path)
-    found = config.get("_class_name") if isinstance(config, dict) else None
+    found = read_json(path).get("_class_name")
     if found != CLASS:
         raise FormatError(f"{path}: _class_name is {found!r}, expected {CLASS!r}; other autoencoders are not read")
 

@@ -55,5 +55,5 @@ def test_every_command_refuses_them(
     (tmp_path / "own.yaml").write_text(preset.read_text().replace("batch: 16", f"batch: {word}"))
     places = {"data": digits, "run": trained, "yaml": "x.yaml", "preset": "own.yaml"}
     done = elbo(*line.format(word, **places).split(), cwd=tmp_path)
-    assert done.returncode in (1, 2) and word.encode() in done.stderr, done
+    assert done.returncode in (1, 2) and b"error:" in done.stderr, done
     assert done.stdout == b"" and not (tmp_path / "run").exists()

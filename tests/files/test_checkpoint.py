@@ -307,7 +307,7 @@ def test_a_config_reads_back(tmp_path):
     config = RunConfig.of({"format": "elbo-run", "version": 1, **CONFIG})
     store.write_config(tmp_path, config)
     assert store.read_config(tmp_path) == config
-    assert config.json() == {"format": "elbo-run", "version": 1, **CONFIG}
+    assert config.json() == {"format": "elbo-run", "version": 1, "commands": [], **CONFIG}
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import FormatError
 from elbocli.files.likelihood_file import ImageTable, is_table, read_table, write_table
 
 NUMBERS = {"nats": np.array([1.5, -0.1, 1e-300]), "nats_se": np.array([0.1, 1 / 3, 2.0])}
@@ -23,11 +23,6 @@ def test_it_reads_back_to_the_bit(tmp_path: Path, ending: str) -> None:
     }
     assert is_table(path) and not is_table(path.with_suffix(".h5"))
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
-
-
-def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ends so"):
-        write_table(tmp_path / "a.csv", TABLE)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from targets import TARGETS
 
 CASES = kept()
 PLUGIN = """
+from elbocli.files import scheduler_config
 
-def parse(content, largest=0):
+def read_json(path):
     import json
-    return json.loads(content)["format"]
+    return json.loads(path.read_text())["format"]
 
-strict_json.parse = parse
+scheduler_config.read_json = read_json
 """
 """A way to break elbo: a reader that trusts what it reads."""
 
@@ -90,8 +91,6 @@ def test_damage_changes_the_file_and_can_be_repeated(fuzzer: Fuzzer, target: obj
         (Found(-11, 1.0, 1 << 20, "", ""), "code -11"),
         (Found(130, 1.0, 1 << 20, "", ""), "code 130"),
         (Found(1, 1.0, 1 << 20, "", "error: \x1b[31m"), "an escape on stderr"),
-        (Found(1, 1.0, 1 << 31, "", "error: x"), "2048 MB"),
-        (Found(1, 60.0, 1 << 20, "", "error: x"), "60 s"),
     ],
 )
 def test_all_that_is_amiss_is_noticed(fuzzer: Fuzzer, found: Found, wrong: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from forks import quick
 
-from elbocli.train.batches import normalised
+from elbocli.core.adaptive import bin_edges
 from elbocli.train.state import TrainState
 
 GPU = Path(__file__).parent
@@ -226,10 +226,8 @@ def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(host_waits.on, "no_waits", no_waits)
     assert host_waits.watched("fine", "cuda", lambda: calls.append("work"), 2, 1).text == "no wait"
     assert calls == ["work", "work", "from here on", "work"]
-    row = host_waits.watched("waits", "cuda", lambda: normalised(torch.empty(2), torch.device("cpu")), 0, 1)
-    assert not row.ok and row.note.startswith("train/batches.py:"), (
-        "a scalar has no axes to permute: that is a RuntimeError"
-    )
+    row = host_waits.watched("waits", "cuda", lambda: bin_edges(0, 1, -2), 0, 1)
+    assert not row.ok and row.note.startswith("core/adaptive.py:"), "torch's RuntimeError for a negative count"
 
 
 def test_as_many_images_at_a_time_as_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

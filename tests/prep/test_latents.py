@@ -211,7 +211,7 @@ def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     moved = Path(shutil.copytree(autoencoder, tmp_path / "moved"))
     assert any(
-        "going on after step 12" in line
+        "done, 12 steps" in line
         for line in drain(pack_latents(moved), copy, small(pack_latents(moved), preset, steps=12, preview_every=6))
     )
     other = pack_latents(autoencoder, convention="edm2")

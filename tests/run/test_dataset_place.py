@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
+from msgspec.structs import replace
 
 from elbocli.files.dataset import Dataset
 from elbocli.files.run_config import RunData

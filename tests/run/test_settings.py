@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
@@ -250,7 +250,7 @@ def test_a_preset_for_latents_is_refused_on_pixels(digits, preset):
 def test_a_network_that_is_none_names_the_preset(resolved):
     with pytest.raises(FormatError, match=r"preset\.yaml: no network family is called 'gan'.*unet, uvit"):
         resolved("", "network: {family: gan}\n")
-    with pytest.raises(FormatError, match=r"preset\.yaml: network 'attention' is unknown"):
+    with pytest.raises(FormatError, match=r"preset\.yaml: .*attention"):
         resolved("", "network: {family: uvit, attention: [8]}\n")
 
 
@@ -286,7 +286,7 @@ def test_every_preset_for_a_gpu_trains_in_bf16_there_and_no_other(name):
 
 
 def test_a_preset_says_truly_or_not_that_it_is_for_a_gpu(resolved):
-    with pytest.raises(FormatError, match=r"preset\.yaml: about.gpu is 'maybe'; expected true or false"):
+    with pytest.raises(FormatError, match=r"preset\.yaml: .*gpu"):
         resolved("", f"about: {{gpu: maybe}}\n{NETWORK}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from msgspec.structs import replace
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.checkpoint import latest, read_config

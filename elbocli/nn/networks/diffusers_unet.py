@@ -58,8 +58,6 @@ def checked_settings(text: str, where: object) -> dict[str, Any]:
         raise FormatError(f"{where}: {key} is {str(value)[:60]!r}, expected {expected}")
 
     settings = parse_json(text, where)
-    if not isinstance(settings, dict):
-        raise FormatError(f"{where}: expected the JSON object of a {CLASS}, found {type(settings).__name__}")
     for key, value in settings.items():
         if key not in SETTINGS:
             raise FormatError(f"{where}: a {CLASS} has no {key[:60]!r}; {nearest(key, SETTINGS)}")

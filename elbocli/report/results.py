@@ -138,10 +138,7 @@ def read_result(path: Path) -> ResultFile:
         content = None
     for keys, kind in KINDS.items():
         if isinstance(content, dict) and set(keys) <= set(content):
-            try:
-                return ResultFile(path, content, kind.of(content, path))
-            except FormatError as error:
-                raise FormatError(f"{path}: a damaged result: {error}") from error
+            return ResultFile(path, content, kind.of(content, f"{path}: a damaged result"))
     raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum' (one JSON object)")
 
 

@@ -215,10 +215,10 @@ STATES: dict[Callable[[Path], None], list[str]] = {
     ],
     gone: ["nowhere.h5", "nowhere.yaml: no such schedule"],
     nested: ["status.json: not usable JSON"],
-    no_classes: ["network num_classes is 'ten'"],
+    no_classes: ["$.num_classes"],
     too_large: ["config.yaml: network: torch can't make it"],
     beyond_numbers: ["losslog.jsonl: 2 damaged lines"],
-    unpaired: [],
+    unpaired: ["status.json: not usable JSON"],
     other_images: ["holds other images now", "network: channels 7"],
 }
 

@@ -3,10 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -132,7 +132,7 @@ def test_a_difference_is_said_with_all_that_it_may_be_wrong_by() -> None:
     solver = found.result.estimates[2].solver_nats
     assert solver is not None and flow.in_se == pytest.approx(flow.nats / np.hypot(flow.se, solver))
     assert f"± {abs(solver):.2g} of the solver's steps" in sentence(flow)
-    assert "solver" not in sentence(replace(flow, in_se=flow.nats / flow.se))
+    assert "solver" not in sentence(msgspec.structs.replace(flow, in_se=flow.nats / flow.se))
 
 
 def test_errors_of_images_are_honest() -> None:
@@ -211,7 +211,7 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
         (["--estimator", "ode", "--target-se", "0.1"], "--target-se goes with --estimator variational alone"),
         (["--per-image", "x.tsv", "--target-se", "0.1"], "not with --per-image"),
         (["--per-image", "-"], "standard output is for other results"),
-        (["--per-image", "x.csv"], "choose a name that ends so"),
+        (["--per-image", "x.csv"], "name a file that ends in .tsv"),
         (["--check", "--estimator", "ode"], "--estimator goes with the plain bound"),
         (["--check", "--per-image", "x.tsv"], "--per-image goes with the plain bound"),
         (["--classify", "--curve", "x.tsv"], "--curve goes with the plain bound"),

@@ -103,7 +103,7 @@ def work(world: World, job: dict[str, Any]) -> None:
         for report in sample.run(Path(job["run"]), target, typed(**options), world):
             if world.first and report.message:
                 print(report.message, file=sys.stderr)
-            if world.rank == world.size - 1 and report.done is not None and report.done >= after:
+            if world.rank == world.size - 1 and report.done is not None and report.done >= after * options["steps"]:
                 os.kill(os.getpid(), signal.Signals[number])
 
 

@@ -114,7 +114,7 @@ def test_weights_in_parts_are_refused(copied: Path) -> None:
     [
         ({"_class_name": "AutoencoderTiny"}, "_class_name is 'AutoencoderTiny', expected 'AutoencoderKL'"),
         ({}, "_class_name is None"),
-        ([], "_class_name is None"),
+        ([], "config.json"),
         ("{", "not usable JSON"),
         (None, r"no config\.json inside"),
     ],

@@ -138,7 +138,7 @@ def test_without_a_terminal_a_line_now_and_then_says_it(trained: Path, tmp_path:
     ]
     result = subprocess.run(line, capture_output=True, timeout=100, check=False)
     assert result.returncode == 0
-    assert re.search(rb"elbo sample: \d+/2000 evaluation, [\d.]+ evaluation/s, \d+ s left\n", result.stderr), (
+    assert re.search(rb"elbo sample: \d+/2000 evaluation, [\d.e+]+ evaluation/s, \d+ s left\n", result.stderr), (
         result.stderr
     )
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import FormatError
+from elbocli.files.losslog import LARGEST
 from elbocli.files.records import Record, convert, parse_json, stored
 from elbocli.nn.extractors import STRICT
 
@@ -19,7 +20,9 @@ SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
 Pair = Annotated[list[Any], Meta(min_length=2, max_length=2)]
 """A fact that is another than it should be, and what it should be."""
-Ends = Annotated[list[float], Meta(min_length=2, max_length=2)]
+"""A number whose square a float holds."""
+Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Ends = Annotated[list[Bounded], Meta(min_length=2, max_length=2)]
 ENOUGH = 10_000
 """Images below which a score is said to be of few."""
 KEYS = ("n_samples", "extractor")
@@ -257,7 +260,7 @@ def _scores(content: dict[str, Any], where: object) -> Scores:
     for name, value in content.items():
         if number := named.get(name):
             values[number.key] = convert(
-                value, Ends | None if number.role is Role.INTERVAL else float | None, f"{where}: {name}"
+                value, Ends | None if number.role is Role.INTERVAL else Bounded | None, f"{where}: {name}"
             )
     again = {number.name(by, SD) for by in (network, None) for number in known}
     again |= {number.alias + suffix for suffix in ("", SD) for number in known}

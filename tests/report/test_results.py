@@ -130,6 +130,7 @@ def test_the_commands_of_all_repeats_are_known(tmp_path: Path) -> None:
         ({**THEOREM, "checks": [{}]}, "weighting"),
         ({**THEOREM, "checks": 7}, "checks"),
         ({**SCORES, "accuracy": "all"}, "accuracy"),
+        ({**SCORES, "accuracy": 1e308}, "accuracy"),
         ({**SCORES, "repeats": 3}, "repeats"),
         ({**SCORES, "repeats": [None]}, "repeats"),
         ({**SCORES, "made": 3}, "made"),

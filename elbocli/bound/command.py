@@ -92,7 +92,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
     "--schedule",
     type=SCHEDULE,
     default="",
-    help="Draw λ by it: NAME:key=value,…, FILE or fitted:CRITERION.",
+    help="Schedule of the draws: NAME:key=value,…, FILE or fitted:CRITERION.",
     more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. fitted:CRITERION is fitted to the run's "
     "own log.",
 )

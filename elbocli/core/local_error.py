@@ -6,7 +6,7 @@ once, much more finely. An ancestral step has an exact mean; its error is the va
 
 The grid of levels on which every step errs alike.
 
-Of all grids of so many steps it has the least sum of local errors: with h the width of steps and C h^{p+1} their error,
+This grid has the least sum of local errors of all grids with as many steps: with h the width of steps and C h^{p+1} their error,
 ∫ C h^p dλ is least at a given ∫ dλ/h where C h^{p+1} is the same everywhere, whatever the order p.
 """
 

@@ -149,7 +149,7 @@ class Copying(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Words on what the network does, to follow 'it'."""
+        """Return a verb phrase that says what the network does; its subject is 'it'."""
         if self.share - SURE * self.se > COPIES:
             return "copies its training images"
         if self.share - SURE * self.se > BEGUN:

@@ -127,7 +127,7 @@ def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
 
 
 def _number(word: str, num_classes: int, names: list[str]) -> int:
-    """The class that a word means, by name or by number. Raises UsageError when there is none or more than one."""
+    """Return the class that a name or a number means. Raises UsageError when there is none or more than one."""
     found = {k for k, name in enumerate(names) if name == word}
     if word.isascii() and word.isdecimal() and len(word) < LONGEST and int(word) < num_classes:
         found.add(int(word))

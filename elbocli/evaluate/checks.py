@@ -231,7 +231,7 @@ def with_classes(source: FeatureSource, settings: EvalSettings) -> FeatureSource
 def check_source(
     source: FeatureSource, reference: Reference | None, extractor: Extractor | None, settings: EvalSettings
 ) -> Deviations:
-    """Facts on samples and reference that deviate from the protocol, with what `check_settings` finds.
+    """Return the facts about samples and reference that deviate from the protocol, with what `check_settings` finds.
 
     Raises DataError unless that is allowed.
     """

@@ -236,7 +236,7 @@ class Reference:
         return None if saved is None else (saved.features.shape[1], saved.spatial is not None)
 
     def fingerprint(self, extractor: Extractor | None) -> dict[str, Any]:
-        """Facts on how it was made, or will be, as far as they are known."""
+        """Return the known facts about how the features were made."""
         images = {} if self.source is None else fingerprint(described(self.source, extractor))
         return {**images, **({} if self.statistics is None else fingerprint(self.statistics.about))}
 

@@ -260,7 +260,7 @@ class _SetFile(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it lies on disk as it is, and not in an archive."""
+        """Tell whether the file lies on disk and not in an archive."""
         return isinstance(self.ref, Span) and self.ref.size < 0
 
     @property

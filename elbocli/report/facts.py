@@ -1,4 +1,4 @@
-"""Facts on a run, the figures by which it is judged, and several runs side by side: for a page or as JSON."""
+"""Gather the facts and figures of a run, and compare several runs, for a page or as JSON."""
 
 from __future__ import annotations
 

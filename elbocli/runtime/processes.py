@@ -27,7 +27,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """Time that a process waits for the others on the host: rank 0 reads and checks a checkpoint meanwhile."""
 VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What each process must be told, beside WORLD_SIZE."""
+"""Variables that a launcher must set for each process, beside WORLD_SIZE."""
 JOIN = timedelta(minutes=10)
 """Time that it waits for them to be there at all: imports over a network take long. On CUDA also for what they compute,
 until the first step: compiling takes long."""

@@ -1,4 +1,4 @@
-"""What is half written when a signal or a kill ends a command: the next start removes it."""
+"""The next start removes the files that a signal or a kill left half written."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ WRITERS: dict[str, Callable[[Any, Path], None]] = {
 }
 
 MIXED = {name: write for name, write in WRITERS.items() if name != "legacy"}
-"""Of these elbo reads files that hold more than tensors, too."""
+"""Formats of which elbo also reads files that hold more than tensors."""
 
 
 def same(a: Any, b: Any) -> bool:

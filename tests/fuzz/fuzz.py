@@ -120,7 +120,7 @@ class Fuzzer(Drawer):
         return found
 
     def verdict(self, case: Case, found: Found) -> str:
-        """What is amiss: a traceback, an unknown exit code, no sentence, an escape."""
+        """List the faults: a traceback, an unknown exit code, no sentence, an escape."""
         expected = {0, 1, 2, 4} | ({ENDS[signal.Signals(case.ended[0])], -case.ended[0]} if case.ended else set())
         if "Traceback" in found.said and not {"-v", "--verbose"} & {*case.line}:
             return "a traceback"

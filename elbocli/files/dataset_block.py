@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,7 +76,7 @@ def refuse_changed(file: Path | int, before: State, path: Path) -> None:
         raise DataError(f"{path}: has changed while it was read ({sizes}); put it right, or pack it again")
 
 
-class Block:
+class Block(ABC):
     """An array on disk, read row by row or run by run. Every read checks that nobody has changed the file."""
 
     shape: tuple[int, ...]
@@ -84,13 +85,13 @@ class Block:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @abstractmethod
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Copy the rows at those indices, [len(indices), …]. Raises DataError when the file has changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:
         """Copy elements start to stop. Raises DataError when the file has changed."""
-        raise NotImplementedError
 
     def scan(self) -> Iterator[np.ndarray]:
         """Yield the whole block in order, some megabytes at a time."""

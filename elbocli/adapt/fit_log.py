@@ -20,7 +20,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, UsageError
 from elbocli.files.losslog import LossLog, read_logs
 from elbocli.files.optimum_file import Optimum, read_optimum
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import finite, resolve_schedule, resolve_weighting, to_text
 from elbocli.run.train_settings import ADAPTIVE
@@ -167,7 +167,7 @@ def _least(optimum: Optimum, log: LossLog, edges: Tensor, path: Path) -> Tensor:
             f"{path}: is of images of {optimum.dimensions} numbers, and the log of such of {dimensions}; find the optimum of "
             "the images that the run was trained on, by 'elbo optimum --like RUN'"
         )
-    with naming(path, UsageError):
+    with reading(path, kind=UsageError):
         return optimum.least(edges, training=True)[0]
 
 

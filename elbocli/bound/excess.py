@@ -17,7 +17,7 @@ from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files.optimum_file import read_optimum
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.runtime.progress import Progress
 from elbocli.train.held_out import training_rows
 
@@ -53,7 +53,7 @@ def open_own(asked: Measurement, optimum: Path, settings: MeasureSettings, warn:
             f"{optimum}: is of {found.dataset}, not of the images that {trained.path} was trained on; find it by "
             f"'elbo optimum --like {trained.path}'"
         )
-    with naming(optimum, UsageError):
+    with reading(optimum, kind=UsageError):
         found.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     same = asked.dataset.attributes.payload_sha256 == known
     own = asked if same else open_measurement(trained.path, None, settings, warn)

@@ -76,7 +76,10 @@ class Command(click.Command):
         Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
         Command.overwrite = ctx.params.pop("overwrite", False)
         self._check_outputs(ctx.params)
-        return super().invoke(ctx)
+        from elbocli.cli.progress_bar import shown_on_stderr
+
+        with shown_on_stderr():
+            return super().invoke(ctx)
 
     def _check_outputs(self, params: Mapping[str, Any]) -> None:
         """Check what the command is to write against what lies there, and against all that it was given to read."""

@@ -16,7 +16,7 @@ from elbocli.core.registry import plain
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 
 # Okabe & Ito's colours without the yellow, which is too faint for a line, and with a brown; every line has a dash of
 # its own as well, so that it can be told without colour.
@@ -89,7 +89,7 @@ def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high:
     for name in last:
         axes[name].set_xlabel(LAMBDA)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(out.suffix)
-    with writing(out) as file:
+    with new_file(out) as file:
         figure.savefig(file, format=out.suffix[1:], metadata=metadata)
     pyplot.close(figure)
 

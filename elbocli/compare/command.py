@@ -11,6 +11,7 @@ from elbocli.cli.commands import Command, option
 from elbocli.cli.messages import visible
 from elbocli.cli.options import command_line, common, plugin_option, print_json, print_table, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM
+from elbocli.errors import DataError
 
 if TYPE_CHECKING:
     from elbocli.compare.result import Comparison
@@ -40,7 +41,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """
     from elbocli.compare.result import Comparison, compare_results
     from elbocli.evaluate.result import result_of, shared
-    from elbocli.files.reading import LARGEST_TEXT, naming
+    from elbocli.files.reading import LARGEST_TEXT, reading
     from elbocli.images.image_refs import read_bytes
     from elbocli.version import __version__
 
@@ -61,7 +62,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
             if path == STREAM:
                 content = stdin_or_fail("results").read(LARGEST_TEXT)
             else:
-                with naming(path):
+                with reading(path, kind=DataError):
                     content = read_bytes(path)
             found.append((str(path), result_of(content, str(path))))
         others, alike = compare_results(found), shared([result.alike() for _, result in found])

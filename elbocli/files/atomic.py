@@ -75,8 +75,8 @@ def _swept(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(path: Path, what: str = "write") -> Iterator[None]:
-    """Turn an OSError into a DataError that names the file and the cause (full disk, missing folder, …)."""
+def writing(path: Path, what: str = "write") -> Iterator[None]:
+    """Turn an OSError in the block into a DataError that names the file and the cause, such as a full disk."""
     try:
         yield
     except BrokenPipeError:
@@ -90,7 +90,7 @@ def told(path: Path, what: str = "write") -> Iterator[None]:
 
 def replace(aside: Path, path: Path) -> None:
     """Give what was written its name, for good. Raises DataError where a device, a pipe or a socket has it."""
-    with told(path):
+    with writing(path):
         if what := special(path):
             raise DataError(f"{path}: could not write: is {what}, and only files are replaced")
         os.replace(aside, path)
@@ -98,10 +98,10 @@ def replace(aside: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
     aside = aside_of(path)
-    with told(path):
+    with writing(path):
         _swept(path)
         try:
             encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")  # a path may be no text
@@ -116,7 +116,7 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside `path` that takes its name when the block ends well, replacing what was there.
 
     Its parent must be there: nothing is made again that somebody has moved away meanwhile.
@@ -129,7 +129,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             old.rename(path) if old.exists() and not os.path.lexists(path) else _remove(old)
 
-    with told(path):
+    with writing(path):
         _swept(path)
         try:
             aside.mkdir()
@@ -168,7 +168,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file."""
-    with writing(path, "w") as file:
+    with new_file(path, "w") as file:
         file.write(text)
 
 
@@ -203,7 +203,7 @@ def locked(path: Path, what: str, wait: float = 0) -> Iterator[str]:
     """
     until = time.monotonic() + wait
     while True:
-        with told(path, "lock"), contextlib.suppress(BlockingIOError):
+        with writing(path, "lock"), contextlib.suppress(BlockingIOError):
             handle, known = _open_locked(path)
             break
         if time.monotonic() >= until:

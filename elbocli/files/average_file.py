@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from elbocli.errors import FormatError
+from elbocli.errors import DataError, FormatError
 from elbocli.files import tensor_files
-from elbocli.files.atomic import told, writing
+from elbocli.files.atomic import new_file
 from elbocli.files.opening import open_file
-from elbocli.files.reading import check_format
+from elbocli.files.reading import check_format, reading
 from elbocli.files.records import Count, Record, parse_json, stored
 from elbocli.files.snapshots import SnapshotLayout
 
@@ -80,7 +80,7 @@ def writing_average(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     payload = hashlib.sha256()
-    with writing(path) as file:
+    with new_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for done, name in enumerate(names, 1):
             content = tensor(name).detach().cpu().reshape(-1).view(torch.uint8).numpy().data
@@ -102,7 +102,7 @@ def read_about(path: Path) -> tuple[AverageFacts, str]:
 def check(path: Path) -> None:
     """Compare the tensors with the file's digest. Raises FormatError when it differs."""
     payload = hashlib.sha256()
-    with told(path, "read"), open_file(path) as file:
+    with reading(path, kind=DataError), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         while content := file.read(CHUNK):
             payload.update(content)

@@ -18,7 +18,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.opening import NO_WAITING
-from elbocli.files.reading import unreadable
+from elbocli.files.reading import reading
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
 BLOCKS = {IMAGES, ENCODED, LATENTS}
@@ -69,7 +69,7 @@ def state_of(file: Path | int) -> State:
 
 def refuse_changed(file: Path | int, before: State, path: Path) -> None:
     """Raise DataError when a file, by its path or descriptor, has changed since. path: what to call it."""
-    with unreadable(path, DataError):
+    with reading(path, kind=DataError):
         now = state_of(file)
     if now != before:
         sizes = f"{now[0]} bytes, {before[0]} at first"

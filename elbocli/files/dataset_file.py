@@ -19,7 +19,7 @@ from elbocli.errors import FormatError
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BLOCKS, refuse_changed, state_of
 from elbocli.files.opening import check_file
-from elbocli.files.reading import one_line, refusing
+from elbocli.files.reading import one_line, reading
 from elbocli.files.recognise import instead, recognise
 
 NAMES_AT_ONCE = 1 << 14
@@ -54,7 +54,7 @@ class DatasetFile:
 
     def damage(self) -> contextlib.AbstractContextManager[None]:
         """Turn errors of HDF5 on a damaged file into a FormatError."""
-        return refusing(f"{self.path}: damaged", "; pack it again", on=DAMAGE)
+        return reading(f"{self.path}: damaged", "; pack it again", on=DAMAGE)
 
     @contextlib.contextmanager
     def parsing(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.atomic import told
+from elbocli.files.atomic import writing
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.dataset_file import DIGESTS, NAMES_AT_ONCE, Arrays, Names, contents_digest
@@ -53,7 +53,7 @@ class DatasetWriter(Resumable):
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity, preallocate: bool):
         self._head = out.with_name(out.name + ".partial.head")
-        with told(out):
+        with writing(out):
             offset = _skeleton(self._head, layout, (1,) * (1 + len(layout.row)))
             self._head.unlink()
         super().__init__(out, layout, offset, limit, source, preallocate)
@@ -62,7 +62,7 @@ class DatasetWriter(Resumable):
         """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
         rows, size = self.rows, self.state.bytes
         attributes = {"count": rows, "payload_sha256": self.state.sha256[0], **attributes}
-        with told(self.out):
+        with writing(self.out):
             if self._run_handle >= 0:
                 ends = np.frombuffer(os.pread(self._run_handle, 8 * rows, 0), "<i8")
                 arrays = {**arrays, "offsets": np.concatenate([[0], ends]).astype(np.int64)}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from elbocli.errors import DataError
 from elbocli.files.grid import picture
-from elbocli.files.reading import refusing
+from elbocli.files.reading import reading
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Encoding:
     def decode(self, content: Any, out: np.ndarray) -> None:
         """Decode into `out`, uint8 [H, W, C]. Raises DataError when the content is another image, or none."""
         height, width, channels = out.shape
-        refused = refusing("an image does not decode", kind=DataError)
+        refused = reading("an image does not decode", kind=DataError)
         with refused, Image.open(io.BytesIO(content), formats=[self.name]) as image:
             if image.size != (width, height):
                 raise DataError("an image of {} x {} pixels, expected {} x {}".format(*image.size, width, height))

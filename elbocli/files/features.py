@@ -17,9 +17,9 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files import tensor_files
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
-from elbocli.files.reading import check_format, refusing
+from elbocli.files.reading import check_format, reading
 from elbocli.files.records import parse_json
 
 FORMAT, VERSION = "elbo-features", 1
@@ -47,7 +47,7 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
     }
     held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
     meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(saved.about.json(), allow_nan=False)}
-    with writing(path) as file:
+    with new_file(path) as file:
         file.write(save(held, meta))
 
 
@@ -60,7 +60,7 @@ def is_features(path: Path) -> bool:
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
-    with refusing(f"{path}: not usable as features"):
+    with reading(f"{path}: not usable as features"):
         file = tensor_files.TensorFile(path, "features")
         meta = file.metadata
         check_format(path, meta, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")

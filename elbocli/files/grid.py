@@ -15,9 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from elbocli.errors import UsageError
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 from elbocli.files.lettering import Lettering, shown_name
-from elbocli.files.reading import refusing
+from elbocli.files.reading import reading
 from elbocli.files.records import Count, Record, parse_json, stored
 
 CELL = 96
@@ -171,7 +171,7 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     """Read what `Layout.text` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
     what = f"{where}: what it says of its images is damaged"
-    with refusing(what):
+    with reading(what):
         said = GridText.of(parse_json(text, what), what)
         groups = [Group(shown_name(str(name)), [*images]) for name, images in said.groups]
         held = sorted(each for group in groups for each in group.images)
@@ -217,5 +217,5 @@ def save_grid(file: IO[bytes], images: np.ndarray, layout: Layout) -> None:
 
 def write_grid(path: Path, images: np.ndarray, layout: Layout) -> None:
     """Write a grid as a PNG of that name. Raises DataError when the disk is full."""
-    with writing(path) as file:
+    with new_file(path) as file:
         save_grid(file, images, layout)

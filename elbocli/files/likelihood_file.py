@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files.atomic import writing
-from elbocli.files.reading import read_text, refusing
+from elbocli.files.atomic import new_file
+from elbocli.files.reading import read_text, reading
 
 ENDINGS = (".tsv", ".txt")
 INDEX, LABEL, NATS = "index", "label", "nats"
@@ -38,7 +38,7 @@ def is_table(path: Path) -> bool:
 
 def write_table(path: Path, table: ImageTable) -> None:
     """Write it. Raises DataError when it can't be written."""
-    with writing(path) as out:
+    with new_file(path) as out:
         out.write(table.tsv().encode())
 
 
@@ -59,7 +59,7 @@ def _tsv(path: Path) -> dict[str, np.ndarray]:
     names, rows = head.split("\t"), [line.split("\t") for line in lines]
     if any(len(row) != len(names) for row in rows):
         raise FormatError(f"{path}: not usable as likelihoods: not all lines have {len(names)} columns")
-    with refusing(f"{path}: not usable as likelihoods"):
+    with reading(f"{path}: not usable as likelihoods"):
         read = [[float(word) for word in row] for row in rows]
     columns = dict(zip(names, np.array(read, np.float64).reshape(-1, len(names)).T, strict=True))
     if any(not math.isfinite(value) for row in read for value in row):

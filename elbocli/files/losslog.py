@@ -18,10 +18,10 @@ from msgspec import Meta
 from torch import Tensor
 
 from elbocli.core.prediction import LIMIT
-from elbocli.errors import FormatError, UsageError
-from elbocli.files.atomic import told
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.atomic import writing
 from elbocli.files.opening import open_stream
-from elbocli.files.reading import written_lines
+from elbocli.files.reading import reading, written_lines
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.records import Count, Record, parse_json, stored
 
@@ -195,7 +195,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
         if not path.exists():
             raise FormatError(instead(source, "loss log"))
         refuse_other(path, "loss log")
-        with told(path, "read"), open_stream(path) as file:
+        with reading(path, kind=DataError), open_stream(path) as file:
             reader.read(file, str(path))
     if reader.log is None:
         raise UsageError("name a run, a loss log, or - for standard input")
@@ -233,5 +233,5 @@ class LossLogWriter:
         self._append(line(step, images, sums))
 
     def _append(self, text: str) -> None:
-        with told(self.path), open(self.path, "ab") as file:
+        with writing(self.path), open(self.path, "ab") as file:
             file.write(text.encode())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.losslog import LARGEST, MOST_BINS, Bins, Level
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.records import Count, Record, read_json, stored
 
@@ -133,6 +133,6 @@ def read_optimum(path: Path) -> Optimum:
         raise FormatError(instead(path, "optimum"))
     refuse_other(path, "optimum")
     found = Optimum.of(read_json(path), path)
-    with naming(path, FormatError):
+    with reading(path):
         found.check()
     return found

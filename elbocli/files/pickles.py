@@ -17,10 +17,9 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from elbocli.errors import FormatError
-from elbocli.files.atomic import told
+from elbocli.errors import DataError, FormatError
 from elbocli.files.opening import open_file
-from elbocli.files.reading import naming, refusing
+from elbocli.files.reading import reading
 from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import load, load_tensors
 
@@ -151,8 +150,8 @@ def read_torch_file(path: Path) -> Found:
 
     Raises FormatError when it is none, or damaged; runs nothing.
     """
-    where = naming(f"{path}: not usable as a checkpoint", FormatError)
-    with told(path, "read"), open_file(path) as file, where, refusing("it is damaged"):
+    where = reading(f"{path}: not usable as a checkpoint")
+    with reading(path, kind=DataError), open_file(path) as file, where, reading("it is damaged"):
         if begins_like_tensors(path):
             return Found(load(path), [])
         head, size = file.read(32), file.seek(0, io.SEEK_END)

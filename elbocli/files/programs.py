@@ -8,7 +8,7 @@ import torch
 
 from elbocli.errors import FormatError
 from elbocli.files.opening import open_file
-from elbocli.files.reading import quiet, refusing
+from elbocli.files.reading import quiet, reading
 
 
 def load_program(path: Path) -> torch.nn.Module:
@@ -23,7 +23,7 @@ def read_program(path: Path, export: str) -> torch.export.ExportedProgram:
     takes batches of one size alone.
     """
     wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"
-    with refusing(wrong, f"; export it with this torch, by {export}"), open_file(path) as file, quiet():
+    with reading(wrong, f"; export it with this torch, by {export}"), open_file(path) as file, quiet():
         program = torch.export.load(file)
     # torch.export makes a program for batches of one size unless told otherwise.
     shape = next((value.shape for value in user_inputs(program)), None)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli.errors import DataError, ElboError, FormatError, NewerVersion
+from elbocli.errors import DataError, ElboError, FormatError, NewerVersion, UsageError
 from elbocli.files.opening import NO_WAITING, check_file, open_file
 from elbocli.version import __version__
 
@@ -46,19 +46,26 @@ def utf8_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def refusing(
-    what: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
+def reading(
+    where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Turn errors of a library into one of elbo's: `what`, what the library says, `then`. Errors of elbo's pass.
+    """Turn errors in the block, while a file is read or understood, into one of elbo's that begins with the file's name.
 
-    Libraries raise everything for damaged files, so keep nothing but their calls in the block. on: the errors meant.
+    where: the file's path, perhaps with ": " and what is wrong with it. then: what to do. kind: the error to raise; a file
+    that this user may not read is always a DataError. on: the errors of libraries that are meant. An error of elbo's that
+    begins with the same path passes; another gets the path in front. Raises `kind`, or the error's own class.
     """
     try:
         yield
+    except (UsageError, DataError, FormatError) as error:
+        if str(error).startswith(str(where).partition(": ")[0]):
+            raise
+        raise (kind if isinstance(error, UsageError) else type(error))(f"{where}: {error}") from error
     except ElboError:
         raise
     except on as error:
-        raise kind(f"{what}: {one_line(error)}{then}") from error
+        said = f"could not read: {error.strerror}" if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise (DataError if isinstance(error, PermissionError) else kind)(f"{where}: {said}{then}") from error
 
 
 @contextlib.contextmanager
@@ -72,15 +79,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextlib.contextmanager
-def naming(where: object, kind: type[ElboError] = DataError) -> Iterator[None]:
-    """Put the name of a file in front of what an error of elbo's says, and make it one of that kind."""
-    try:
-        yield
-    except ElboError as error:
-        raise kind(f"{where}: {error}") from error
 
 
 def check_format(where: object, found: Mapping[str, Any], name: str, known: int = 1, then: str = "") -> None:
@@ -104,7 +102,7 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
 
 def read_limited(path: Path, what: str, most: int = LARGEST_TEXT) -> bytes:
     """The bytes of a small file. Raises FormatError when it can't be read, is no file, or too large for `what`."""
-    with unreadable(path), open_file(path) as file:
+    with reading(path), open_file(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise FormatError(f"{path}: {max(len(content), path.stat().st_size)} bytes is too large for {what}")
@@ -113,7 +111,7 @@ def read_limited(path: Path, what: str, most: int = LARGEST_TEXT) -> bytes:
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file. Raises FormatError when it can't be read, or is no file."""
-    with unreadable(path), open_file(path) as file:
+    with reading(path), open_file(path) as file:
         return file.read()
 
 
@@ -123,17 +121,6 @@ def read_text(path: Path, what: str) -> str:
         return read_limited(path, what).decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not a text file") from error
-
-
-@contextlib.contextmanager
-def unreadable(path: Path, kind: type[ElboError] = FormatError) -> Iterator[None]:
-    """Turn an OSError into an error that names the file and the cause: a DataError where this user may not read it."""
-    try:
-        yield
-    except PermissionError as error:  # what is kept from a user is no damage, and nothing else may be taken instead
-        raise DataError(f"{path}: could not read: {error.strerror}; see who may: ls -ld") from error
-    except OSError as error:
-        raise kind(f"{path}: could not read: {error.strerror or error}") from error
 
 
 def lines_of(file: IO[Any], where: object) -> Iterator[Any]:

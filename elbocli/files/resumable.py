@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.atomic import locked, replace, sweep, told, write_json
+from elbocli.files.atomic import locked, replace, sweep, write_json, writing
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.file_system import claim_room, write_all
 from elbocli.files.hashing import DigestBehind, span_sha256
+from elbocli.files.reading import reading
 from elbocli.files.records import Count, Record, read_json, stored
 
 AT_ONCE = 1 << 20
@@ -67,7 +68,7 @@ class Resumable:
 
     def start(self, afresh: bool) -> None:
         """Open or make the file and reserve the disk space. afresh: discard an unfinished file of another source."""
-        with told(self.out):
+        with writing(self.out):
             for made in (self.journal, self.out):
                 sweep(made.parent, made.name)
             if not self.partial.exists():
@@ -83,7 +84,7 @@ class Resumable:
                 raise
             self.journal.unlink()
         try:
-            with told(self.out, f"claim {self.limit * self.layout.claim} bytes"):
+            with writing(self.out, f"claim {self.limit * self.layout.claim} bytes"):
                 if self.preallocate:
                     claim_room(self._handle, 0, self.offset + self.limit * self.layout.claim)
                 if self._run_handle >= 0:
@@ -125,7 +126,7 @@ class Resumable:
         reserved."""
         rows, size = state.rows, state.bytes
         spans = (self._handle, self.offset, size), (self._run_handle, 0, 0 if self.layout.row else 8 * rows)
-        with told(self.partial, "read"):
+        with reading(self.partial, kind=DataError):
             found = span_sha256(*spans[0]), span_sha256(*spans[1])
         if [each.hexdigest() for each in found] == state.sha256:
             self.state, self._count, self._size = state, rows, size
@@ -159,7 +160,7 @@ class Resumable:
         if not len(rows):
             return
         begin = self._size
-        with told(self.out):
+        with writing(self.out):
             for block in _blocks(rows):
                 self._digests[0].update(block)
                 write_all(self._handle, block, self.offset + self._size)
@@ -176,7 +177,7 @@ class Resumable:
     ) -> None:
         """Write rows and make all safe. done: how far the source was read; notes: kept beside it."""
         self.write(rows)
-        with told(self.out):
+        with writing(self.out):
             for handle in (self._handle, self._run_handle):
                 if handle >= 0:
                     os.fdatasync(handle)

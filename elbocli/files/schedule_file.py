@@ -20,7 +20,7 @@ from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.records import Record, stored
 from elbocli.files.scheduler_config import read_config
@@ -67,7 +67,7 @@ def read_table(path: Path) -> tuple[Table, ScheduleFile]:
     """The curve in a schedule file, and all that it says. Raises FormatError."""
     refuse_other(path, "schedule")
     found = ScheduleFile.of(read_yaml(path), path)
-    with naming(path, FormatError):
+    with reading(path):
         return Table([(knot.t, knot.logsnr) for knot in found.knots]), found
 
 

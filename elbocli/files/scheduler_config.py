@@ -12,7 +12,7 @@ from typing import Any
 
 from elbocli.core.schedule_curves import BETAS, MOST_TIMESTEPS, FmOt, Moved, ScheduleCurve, Steps, logsnr_of_betas
 from elbocli.errors import FormatError
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.files.records import read_json
 
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
@@ -37,7 +37,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     beta = _betas(path, config)
     scale = _number(path, config.get("snr_shift_scale", 1.0), "snr_shift_scale", above=0)
     logsnr = logsnr_of_betas(beta, snr_scale=scale, zero_terminal=config.get("rescale_betas_zero_snr") is True)
-    with naming(path, FormatError):
+    with reading(path):
         return TARGETS[kind], Steps(logsnr)
 
 
@@ -70,7 +70,7 @@ def _betas(path: Path, config: dict[str, Any]) -> Any:
         if type(count) is not int or not 2 <= count <= MOST_TIMESTEPS:
             wanted = f"a whole number from 2 to {MOST_TIMESTEPS}"
             raise FormatError(f"{path}: num_train_timesteps is {count!r}, not {wanted}")
-        with naming(f"{path}: beta_schedule", FormatError):
+        with reading(f"{path}: beta_schedule"):
             declared = BETAS.find(str(config.get("beta_schedule")))
         ends = [_number(path, config.get(key), key, above=0) for key in ("beta_start", "beta_end")]
         beta = declared.make(*ends, count)

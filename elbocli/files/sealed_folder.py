@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError, NewerVersion, Vanished
-from elbocli.files.atomic import aside_of, told, writing_folder
+from elbocli.files.atomic import aside_of, new_folder, writing
 from elbocli.files.file_system import flush_folder
 from elbocli.files.hashing import file_sha256
 from elbocli.files.opening import open_file
-from elbocli.files.reading import one_line, read_limited, refusing
+from elbocli.files.reading import one_line, read_limited, reading
 from elbocli.files.records import Count, Record, parse_json
 from elbocli.files.retention import PREFIX, folder_name
 from elbocli.files.run_config import RunConfig
@@ -129,7 +129,7 @@ class SealedFolder:
         """
         before, held, what = _identity(path), dict[str, io.BufferedReader](), f"{path}: not a whole {cls.WORD}"
         try:
-            with refusing(what):
+            with reading(what):
                 meta = cls.SCHEMA.of(parse_json(read_limited(path / META, META), what), what)
                 strange = [name for name in meta.files if Path(name).name != name]
                 for name in meta.files if verify and not strange else ():  # all are opened before the first is read
@@ -170,10 +170,10 @@ class SealedFolder:
         `parent` lies in is gone.
         """
         path = parent / folder_name(step)
-        with told(parent):
+        with writing(parent):
             parent.mkdir(exist_ok=True)
         try:
-            with writing_folder(path) as aside:
+            with new_folder(path) as aside:
                 yield aside
                 held = sorted(aside.iterdir())
                 files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in held}
@@ -232,7 +232,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def remove(paths: Iterable[Path]) -> None:
     """Delete folders so that no half of one keeps its name. Raises DataError."""
     for path in paths:
-        with told(path, "delete"):
+        with writing(path, "delete"):
             trash = aside_of(path, "trash")
             path.rename(trash)
             shutil.rmtree(trash)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from elbocli.errors import FormatError
-from elbocli.files.atomic import told, writing
+from elbocli.errors import DataError, FormatError
+from elbocli.files.atomic import new_file
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
 from elbocli.files.opening import open_file
-from elbocli.files.reading import refusing
+from elbocli.files.reading import reading
 from elbocli.files.records import parse_json
 
 SYMMETRIC = 1e-5
@@ -38,7 +38,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     """Save as npz, without pickle: `about` is JSON text."""
     mu, sigma, spatial = statistics.mu, statistics.sigma, statistics.spatial
     about = np.array(json.dumps(statistics.about.json()))
-    with writing(path) as file:
+    with new_file(path) as file:
         if spatial is None:
             np.savez(file, mu=mu, sigma=sigma, about=about)
         else:
@@ -57,7 +57,7 @@ def is_pickle(path: Path) -> bool:
 
     A safetensors file begins with the length of its header, which may be the same two bytes; zeros follow, no opcode.
     """
-    with told(path, "read"), open_file(path) as file:
+    with reading(path, kind=DataError), open_file(path) as file:
         head = file.read(8)
     begun = head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") and head[3:] != bytes(5)
     return path.suffix in (".pkl", ".pickle") or begun
@@ -66,7 +66,7 @@ def is_pickle(path: Path) -> bool:
 def read_statistics(path: Path) -> Statistics:
     """Load without unpickling. Raises FormatError for anything but finite, matching means and covariances."""
     what, expected = f"{path}: not usable as reference statistics", "; expected an npz with mu and sigma"
-    with refusing(what, expected), open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+    with reading(what, expected), open_file(path) as file, np.load(file, allow_pickle=False) as archive:
         arrays = {
             key: np.asarray(archive[key]) for key in ("mu", "sigma", "mu_s", "sigma_s", "about") if key in archive
         }

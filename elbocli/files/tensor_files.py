@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files.reading import quiet, refusing, utf8_path
+from elbocli.files.reading import quiet, reading, utf8_path
 
 
 class TensorFile:
@@ -30,7 +30,7 @@ class TensorFile:
     def __init__(self, path: Path, what: str = "weights", name: Path | None = None):
         self.name = name or path
         self._wrong = f"{self.name}: not usable as {what}"
-        with refusing(self._wrong), utf8_path(path) as readable:
+        with reading(self._wrong), utf8_path(path) as readable:
             self._file: Any = safe_open(readable, framework="pt")
             self.metadata: dict[str, str] = self._file.metadata() or {}
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 (it has no iterator)
@@ -38,7 +38,7 @@ class TensorFile:
 
     def read(self, key: str) -> Tensor:
         """Return a copy of a tensor. Raises FormatError."""
-        with refusing(self._wrong):
+        with reading(self._wrong):
             tensor: Tensor = self._file.get_tensor(key).clone()
         return tensor
 
@@ -57,7 +57,7 @@ def load(path: Path, name: Path | None = None) -> dict[str, Tensor]:
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     what = name or source
-    with refusing(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack, quiet():
+    with reading(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack, quiet():
         if isinstance(source, Path):
             source = stack.enter_context(utf8_path(source))
         try:

@@ -19,7 +19,7 @@ import numpy as np
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.files.opening import open_file
-from elbocli.files.reading import refusing
+from elbocli.files.reading import reading
 
 Shape = tuple[int, int, int]
 DENSE = 3
@@ -92,7 +92,7 @@ class ZipEntry:
     shape = None
 
     def read(self, most: int = -1) -> bytes:
-        with refusing("does not unpack", kind=DataError), self.archive.open(self.info) as member:
+        with reading("does not unpack", kind=DataError), self.archive.open(self.info) as member:
             return member.read(most)
 
 

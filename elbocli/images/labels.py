@@ -23,7 +23,7 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.opening import check_file
-from elbocli.files.reading import encodable, naming, refusing
+from elbocli.files.reading import encodable, reading
 from elbocli.images.image_refs import ImageRef, read_bytes
 from elbocli.images.registry import Word
 
@@ -37,7 +37,7 @@ JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 def lines_of(path: Path) -> list[str]:
     """Read a user's text file. Raises DataError when it isn't text, or empty."""
-    with naming(path):
+    with reading(path, kind=DataError):
         content = read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
@@ -94,7 +94,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 
 def _label_array(path: Path, count: int) -> list[Word | None]:
-    with refusing(f"{path}: not a usable .npy", kind=DataError):
+    with reading(f"{path}: not a usable .npy", kind=DataError):
         check_file(path)
         labels = np.load(path, allow_pickle=False)
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
@@ -106,7 +106,7 @@ def _rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
     """Split each line into name and class."""
     split = [line.split("\t" if "\t" in line else None, 1) for line in lines]
     if "," in lines[0]:
-        with refusing(f"{path}: not usable as CSV", kind=DataError):
+        with reading(f"{path}: not usable as CSV", kind=DataError):
             split = list(csv.reader(lines))
     for row in split:
         if len(row) >= 2:
@@ -122,13 +122,13 @@ def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | N
     labels = content.get("labels") if isinstance(content, dict) else None
     if labels is None:
         return None
-    with refusing(f"{where}: 'labels' is not a list of [name, number]", kind=DataError):
+    with reading(f"{where}: 'labels' is not a list of [name, number]", kind=DataError):
         table = {str(name): operator.index(label) for name, label in labels}
     return [table.get(name) for name in names]
 
 
 def _json(ref: ImageRef, where: str) -> Any:
-    with naming(where), refusing("not usable JSON", kind=DataError):
+    with reading(where, kind=DataError), reading("not usable JSON", kind=DataError):
         return json.loads(bytes(ref.read()))
 
 
@@ -164,7 +164,7 @@ def sidecar_labels(
 
 def _sidecar_word(sides: dict[str, ImageRef], where: str) -> Word | None:
     if ".cls" in sides:
-        with naming(f"{where}.cls"):
+        with reading(f"{where}.cls", kind=DataError):
             return _word(bytes(sides[".cls"].read()[:1000]).decode("utf-8", "replace"))
     if ".json" in sides:
         content = _json(sides[".json"], f"{where}.json")
@@ -229,7 +229,7 @@ def read_meta(path: Path) -> Classes:
     """
     from scipy.io import loadmat
 
-    with refusing(f"{path}: not the devkit's meta.mat", kind=DataError):
+    with reading(f"{path}: not the devkit's meta.mat", kind=DataError):
         check_file(path)
         leaves = [row for row in loadmat(path, squeeze_me=True)["synsets"].reshape(-1) if row["num_children"] == 0]
         rows = sorted((int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in leaves)

@@ -15,12 +15,11 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.atomic import told
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.file_system import SPECIAL
 from elbocli.files.opening import check_file, open_stream
-from elbocli.files.reading import naming, one_line, refusing
+from elbocli.files.reading import one_line, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.images.decode import decode
@@ -65,7 +64,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
     Raises FormatError when it isn't one of images.
     """
-    with refusing(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
+    with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
@@ -92,14 +91,14 @@ def _stream(file: IO[bytes], name: str) -> SampleReader:
 
     def read(start: int, count: int) -> np.ndarray:
         nonlocal position
-        with refusing(f"{name}: announces images of {shape[2]} x {shape[1]} pixels", kind=DataError):
+        with reading(f"{name}: announces images of {shape[2]} x {shape[1]} pixels", kind=DataError):
             buffer = bytearray(count * row)
         view, filled = memoryview(buffer), 0
         if start != position:
             file.seek((start - position) * row, os.SEEK_CUR)
         position = start + count
         while filled < len(buffer):
-            with refusing(name, kind=DataError):
+            with reading(name, kind=DataError):
                 got = file.readinto(view[filled : filled + PIECE]) or 0  # type: ignore[attr-defined, unused-ignore]
             if not got:
                 came = f"{start + filled // row} of {shape[0]} images"
@@ -116,7 +115,7 @@ def _png_folder(folder: Path) -> SampleReader:
         raise DataError(instead(folder, "images"))
 
     def pixels(path: Path) -> np.ndarray:
-        with naming(path):
+        with reading(path, kind=DataError):
             array = np.asarray(decode(read_bytes(path), channels=0)[0])
         return array[..., None] if array.ndim == 2 else array
 
@@ -142,7 +141,7 @@ def read_labels(archive: zipfile.ZipFile, name: str, count: int, array: str = "a
     """Read the labels in an array of an .npz, int64 [count]; None when there is none. Raises FormatError."""
     if f"{array}.npy" not in archive.namelist():
         return None
-    with refusing(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
+    with reading(f"{name}: {array} is not usable as labels"), archive.open(f"{array}.npy") as member:
         labels = np.lib.format.read_array(member, allow_pickle=False)
         if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
             raise FormatError(f"{name}: {array} is {labels.dtype} {labels.shape}, expected {count} integer labels")
@@ -155,7 +154,7 @@ def read_about(archive: zipfile.ZipFile, name: str) -> SamplesAbout:
     """Read how the images of an .npz were made, from its `about`; empty when it has none. Raises FormatError."""
     if "about.npy" not in archive.namelist():
         return SamplesAbout()
-    with refusing(f"{name}: about is not usable"), archive.open("about.npy") as member:
+    with reading(f"{name}: about is not usable"), archive.open("about.npy") as member:
         about = str(np.lib.format.read_array(member, allow_pickle=False))
     return _about(about, f"{name}: about")
 
@@ -170,7 +169,7 @@ def drawn(attributes: DatasetAttributes, name: str) -> SamplesAbout:
 def _about(text: str, what: str) -> SamplesAbout:
     where = f"{what} is not usable"
     try:
-        with refusing(where):
+        with reading(where):
             return SamplesAbout.of(json.loads(text), where)
     except FormatError as error:
         raise FormatError(f"{error}; draw these samples again, or merge their parts again") from error
@@ -204,7 +203,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         how = _preprocessing(made.more, data.attributes.json())
         yield SampleReader(str(source), data.shape, labels, read, made, names, how)
     elif source.suffix == ".npz":
-        with told(source, "read"), _zip(source) as archive, _member(archive, source) as member:
+        with reading(source, kind=DataError), _zip(source) as archive, _member(archive, source) as member:
             reader = _stream(member, str(source))
             refuse_short(f"{source}: arr_0 is", archive.getinfo("arr_0.npy").file_size, member.tell(), reader.shape)
             reader.labels = read_labels(archive, str(source), reader.shape[0])
@@ -214,7 +213,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     else:
         if recognise(source) not in ("samples", *SPECIAL.values()):
             raise FormatError(instead(source, "images"))
-        with told(source, "read"), open_stream(source) as file:
+        with reading(source, kind=DataError), open_stream(source) as file:
             reader = _stream(file, str(source))
             if source.is_file():  # a pipe has no size
                 refuse_short(f"{source}:", source.stat().st_size, file.tell(), reader.shape)
@@ -241,7 +240,7 @@ def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
     if "arr_0.npy" not in archive.namelist():
         held = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))[:200]
         raise FormatError(f"{path}: no 'arr_0' inside (it holds {held}); expected images in arr_0")
-    with refusing(f"{path}: arr_0 can't be unpacked"):
+    with reading(f"{path}: arr_0 can't be unpacked"):
         return archive.open("arr_0.npy")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.pickles import module_state
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.importer.edm_family import BLOCK, counted
 from elbocli.importer.unet_weights import shape_of, taken
 from elbocli.nn.networks import edm2 as ours
@@ -94,7 +94,7 @@ def config_of_names(tensors: Mapping[str, Tensor], dropout: float, where: Path) 
     if sides != [size >> depth for depth in range(len(sides))]:
         raise FormatError(f"{where}: has blocks of the sizes {sides}, each of which should be half the one before")
     channels = math.gcd(*widths)
-    with naming(where, FormatError):
+    with reading(where):
         config = EDM2Config(
             image_size=size,
             image_channels=first[1] - 1,

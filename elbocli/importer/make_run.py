@@ -14,10 +14,10 @@ from elbocli.core.loss import check_output
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import sealed_folder
-from elbocli.files.atomic import writing_folder
+from elbocli.files.atomic import new_folder
 from elbocli.files.checkpoint import FOLDER, Checkpoint
 from elbocli.files.plugins import plugins_run
-from elbocli.files.reading import naming, refusing
+from elbocli.files.reading import reading
 from elbocli.files.run_config import RunConfig, RunData, SourceFacts
 from elbocli.files.sealed_folder import CONFIG
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
@@ -47,7 +47,7 @@ def import_run(
     source = Source(path)
     format = format or ("module" if options.network else "")
     wrong = f"{path}: can't be imported"
-    with refusing(wrong):
+    with reading(wrong):
         declared = (
             FORMATS.find(format) if format else next((d for d in FORMATS.values() if d.traits.recognises(source)), None)
         )
@@ -57,7 +57,7 @@ def import_run(
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: says nothing of the format {declared.name}; leave it out")
-    with refusing(f"{wrong} as {declared.name}"):
+    with reading(f"{wrong} as {declared.name}"):
         imported: Imported = declared.make(source, options)
     imported.notes[:0] = source.notes
     settings = {**imported.settings, **options.settings()}
@@ -69,12 +69,12 @@ def import_run(
         )
         imported.notes.append(f"{held}, of which nothing was made or run")
     objective = Objective(run_settings(settings, run / CONFIG))
-    with naming(path, UsageError):
+    with reading(path, kind=UsageError):
         specs = {"weighting": objective.weighting.spec, "schedule": objective.schedule and objective.schedule.base}
     settings |= {
         key: spec for key, spec in {**specs, "prediction": objective.prediction.spec}.items() if key in settings
     }
-    with writing_folder(run) as aside:
+    with new_folder(run) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)
         network = call_once(imported.network.beside(aside), imported.weights, path)
@@ -103,11 +103,11 @@ def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) ->
     z = torch.zeros(BATCH, config.image_channels, config.image_size, config.image_size)
     labels = torch.zeros(BATCH, dtype=torch.long) if config.num_classes else None
     wrong = f"{where}: its network fails for z {list(z.shape)}, logsnr [{BATCH}], labels {None if labels is None else [BATCH]}"
-    with refusing(wrong), torch.inference_mode():
+    with reading(wrong), torch.inference_mode():
         with torch.device("meta"):
             empty = build(config)
         out = loaded(empty, weights).eval().outputs(z, torch.zeros(BATCH), labels)
     own = isinstance(config, ModuleConfig)
-    with naming(where, FormatError):
+    with reading(where):
         check_output(out, z, own or getattr(config, "variance", False))
     return replace(config, variance=True) if own and out.shape != z.shape else config  # type: ignore[call-arg]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import FormatError
-from elbocli.files.atomic import told
+from elbocli.errors import DataError, FormatError
 from elbocli.files.opening import open_file
+from elbocli.files.reading import reading
 from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors, instead, recognise
 from elbocli.files.yaml_text import read_yaml
 
@@ -26,7 +26,7 @@ def describe(path: Path) -> dict[str, Any]:
         return _folder(path)
     if not path.exists():
         raise FormatError(instead(path, "file of elbo's"))
-    with told(path, "read"), open_file(path) as file:
+    with reading(path, kind=DataError), open_file(path) as file:
         head, tensors = file.read(4096), begins_like_tensors(path)
     if tensors:
         return _tensors(path)

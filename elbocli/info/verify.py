@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, Vanished
-from elbocli.files.atomic import told
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.hashing import add_rows, file_sha256
 from elbocli.files.opening import open_file
+from elbocli.files.reading import reading
 from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors
 from elbocli.info.describe import describe
 from elbocli.runtime.progress import Progress
@@ -38,7 +38,7 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
         return facts | (yield from _dataset(path))
     if path.is_dir():
         return facts | (yield from _folder(path))
-    with told(path, "read"):
+    with reading(path, kind=DataError):
         tensors = begins_like_tensors(path)
     if tensors:
         from elbocli.files.average_file import check
@@ -53,7 +53,7 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
 
 
 def _head(path: Path) -> bytes:
-    with told(path, "read"), open_file(path) as file:
+    with reading(path, kind=DataError), open_file(path) as file:
         return file.read(len(HDF5_MAGIC))
 
 
@@ -154,7 +154,7 @@ def _network_files(path: Path) -> int:
     if not {"file", "sha256"} <= network.keys():
         return 0
     file = path / Path(str(network["file"])).name
-    with told(file, "read"):
+    with reading(file, kind=DataError):
         if file_sha256(file) != network["sha256"]:
             raise DataError(f"{file}: has changed since it was imported; put it back, or import it anew")
     return 1

@@ -13,10 +13,9 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.sampling import to_levels
 from elbocli.errors import DataError, FormatError
-from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
-from elbocli.files.reading import quiet, refusing, utf8_path
+from elbocli.files.reading import quiet, reading, utf8_path
 from elbocli.files.records import read_json
 from elbocli.files.tensor_files import TensorFile
 from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS, diffusers_class
@@ -40,7 +39,7 @@ class Autoencoder:
         self.folder, self.device = folder, device
         _check_config(folder)
         weights = _weights(folder)
-        with told(weights, "read"):
+        with reading(weights, kind=DataError):
             self.sha256 = file_sha256(weights)
         self.model = _load(folder).to(device).eval().requires_grad_(False)
         self.config: dict[str, Any] = dict(self.model.config)
@@ -94,7 +93,7 @@ def memory_of(folder: Path, pixel_size: int, images: int) -> tuple[int, int]:
     weights = _weights(folder)
     layout, config = TensorFile(weights).layout, read_json(folder / CONFIG)
     values = sum(math.prod(shape) for _, shape in layout.values())
-    with refusing(f"{folder / CONFIG}: block_out_channels are not usable"):
+    with reading(f"{folder / CONFIG}: block_out_channels are not usable"):
         widths = config["block_out_channels"]
         width = int(widths[min(1, len(widths) - 1)])  # the last block at full size takes what the one before gives
     return 4 * values, DECODED * width * images * pixel_size**2
@@ -122,7 +121,7 @@ def _weights(folder: Path) -> Path:
     path = folder / WEIGHTS
     if path.is_file() and not (folder / f"{WEIGHTS}.index.json").exists():
         return path
-    with told(folder, "read"):
+    with reading(folder, kind=DataError):
         others = sorted(entry.name for entry in folder.iterdir() if entry.name != CONFIG)
     raise FormatError(
         f"{folder}: no weights in one file {WEIGHTS}, found {', '.join(others)[:200] or 'nothing'}; only safetensors are read, "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.errors import UsageError
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 from elbocli.files.reading import one_line
 from elbocli.nn.networks import Network
 from elbocli.nn.networks.program import open_program
@@ -49,6 +49,6 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
             f"{path}: torch.export can't make a program of this network for batches of any size: {one_line(error)}; "
             "take sizes from z.shape in its forward, and branch on no value of a tensor"
         ) from error
-    with writing(Path(path)) as file:
+    with new_file(Path(path)) as file:
         torch.export.save(program, file)
     open_program(Path(path))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 from elbocli.images.decode import DecodeOptions
 from elbocli.images.labels import utf8
 from elbocli.images.sources import Source
@@ -45,7 +45,7 @@ def list_skipped(out: Path, source: Source, skipped: dict[int, str]) -> Iterator
     if not skipped:
         sidecar.unlink(missing_ok=True)
         return
-    with writing(sidecar, "w") as file:
+    with new_file(sidecar, "w") as file:
         for index, trouble in sorted(skipped.items()):
             file.write(json.dumps({"file": utf8(source.files[index]), "trouble": trouble}) + "\n")
     kinds = Counter(trouble.partition(":")[0] for trouble in skipped.values())

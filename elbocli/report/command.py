@@ -58,7 +58,7 @@ def report(
     each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
     """
     from elbocli.cli.progress_bar import say
-    from elbocli.files.atomic import writing
+    from elbocli.files.atomic import new_file
     from elbocli.report import gather as loop
     from elbocli.report.facts import Comparison
 
@@ -90,5 +90,5 @@ def report(
     if out == STREAM:
         click.echo(page, nl=False)
         return
-    with writing(out) as file:
+    with new_file(out) as file:
         file.write(page)

@@ -16,7 +16,7 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, lay_out, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
 from elbocli.files.likelihood_file import NATS, ImageTable, read_table
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.images.decode import decode, open_image
 from elbocli.images.image_refs import read_bytes
 from elbocli.images.samples import read_samples
@@ -52,7 +52,7 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
 
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and their classes. One that doesn't say where its images are has them in rows of 8. Raises DataError."""
-    with naming(path):
+    with reading(path, kind=DataError):
         content = read_bytes(path)
         picture, _ = decode(content, 3)
         with open_image(content) as image:

@@ -16,9 +16,9 @@ from elbocli.core.monotone import in_words
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.files.atomic import told
 from elbocli.files.losslog import Interval, Reader
 from elbocli.files.opening import open_file
+from elbocli.files.reading import reading
 from elbocli.run.objective import Objective
 from elbocli.run.open import read_run_config
 from elbocli.run.settings import run_settings
@@ -159,7 +159,7 @@ def _intervals(path: Path, bins: int, damaged: Callable[[str], None] | None) -> 
     reader = Reader(seen=found.append)
     wrong: ElboError | None = None
     try:
-        with told(path, "read"), open_file(path) as file:
+        with reading(path, kind=DataError), open_file(path) as file:
             reader.read(file, str(path))
     except ElboError as error:
         wrong = error

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.atomic import is_aside, locked, told
+from elbocli.files.atomic import is_aside, locked, writing
 from elbocli.files.run_config import RunConfig
 from elbocli.files.sealed_folder import CONFIG
 from elbocli.run.dataset_place import seen_from
@@ -68,7 +68,7 @@ def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
     anew: whether a dataset is named, with which a run without a checkpoint begins anew. preset: the one that is asked for:
     another than the run's is of another run. Raises FormatError, and UsageError for a plug-in that it lacks.
     """
-    with told(out):
+    with writing(out):
         if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
             return None
     config = store.read_config(out)
@@ -84,13 +84,13 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     patience: seconds to wait for another process to leave it. anew: begin again where checkpoints are gone. Raises
     UsageError when it holds something else, DataError when another process stays.
     """
-    with told(out):
+    with writing(out):
         if out.exists() and not out.is_dir():
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         _check(out, resolved, anew)
     unlocked = stack.enter_context(locked(out / LOCK, str(out), patience))
-    with told(out):
+    with writing(out):
         _check(out, resolved, anew)
     store.clean(out)
     return unlocked
@@ -113,7 +113,7 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
         data=structs.replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path)))),
         **about,
     )
-    with told(out):
+    with writing(out):
         (out / store.FOLDER).mkdir(exist_ok=True)
     store.write_config(out, config)
 

@@ -16,7 +16,7 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import tensor_files
 from elbocli.files.checkpoint import Checkpoint
-from elbocli.files.reading import naming, refusing
+from elbocli.files.reading import reading
 from elbocli.files.retention import folder_name
 from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
@@ -179,7 +179,7 @@ class Initial:
     def transfer(self, network: NetworkConfig, data: RunData) -> tuple[Transfer, list[str]]:
         """The way to the weights of such a network on such data, and what is not as it was, in words. Raises UsageError."""
         rows, told = self.rows(network, data)
-        with naming(self.path, UsageError):
+        with reading(self.path, kind=UsageError):
             way = Transfer.between(self.network, network, rows)
         if network.image_size != self.network.image_size:
             told.append(f"images of side {network.image_size} instead of {self.network.image_size}")
@@ -189,7 +189,7 @@ class Initial:
         """The weights for such a network on such data, by name; those it draws itself are left out. Raises FormatError."""
         way, _ = self.transfer(network, data)
         where = f"{self.file}: not usable as weights of {self.run / CONFIG}"
-        with refusing(where):
+        with reading(where):
             return way.weights(tensor_files.TensorFile(self.checkpoint.file(self.file.name), name=self.file).read)
 
 

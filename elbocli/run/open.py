@@ -21,7 +21,7 @@ from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_c
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
 from elbocli.files.plugins import check_plugins
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.files.run_config import RunConfig, RunData
 from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.imported import about_source, imported_weights
@@ -101,7 +101,7 @@ class TrainedRun:
 def empty_network(config: RunConfig, where: Path) -> Network:
     """The network of a run's config, without memory. Raises FormatError."""
     network = config_of(config.network, where)
-    with naming(where, FormatError), torch.device("meta"):
+    with reading(where), torch.device("meta"):
         return build(network)
 
 

@@ -22,7 +22,7 @@ from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.files.records import convert
 from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
@@ -191,14 +191,14 @@ def resolve(
             "and measured as it is, and can't be trained"
         )
     if preset.about is None:  # its network is a file's: one of absurd size is noticed before it takes memory
-        with naming(own.where if own else f"preset {preset.name}", UsageError), torch.device("meta"):
+        with reading(own.where if own else f"preset {preset.name}", kind=UsageError), torch.device("meta"):
             build(network)
     return Resolved(settings, network, data, files, notes, objective, init, initial)
 
 
 def _typed(written: dict[str, Any], where: object) -> dict[str, Any]:
     """Settings as a file writes them, those of TrainSettings by their types. Raises FormatError."""
-    with naming(where, FormatError):
+    with reading(where):
         averages = {"ema": canonical(written["ema"])} if "ema" in written else {}
     return {
         key: convert(value, HINTS.get(key, Any), f"{where}: {key}") for key, value in {**written, **averages}.items()

@@ -1,9 +1,32 @@
-"""Progress: a loop's word on its work, and times in words."""
+"""How library code reports to people: `log` for messages, `progress` for counts. A command shows both on stderr.
+
+`log` is Python's logger "elbo": info, debug (shown with -v) or warning (shown with -q too).
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+log = logging.getLogger("elbo")
+_shown_by: list[Callable[..., None]] = []
+
+
+def progress(done: int, total: int | None = None, unit: str = "", then: str = "", **values: Any) -> None:
+    """Report that `done` of `total` `unit`s are done. Nothing happens unless a command shows it.
+
+    values: numbers for the end of the line, such as loss=.1. then: work that comes before the next report and may take long,
+    in words such as 'drawing a preview'.
+    """
+    for show in _shown_by:
+        show(done, total, unit, then, values)
+
+
+def show_progress_with(show: Callable[..., None]) -> None:
+    """Have each report given to `show(done, total, unit, then, values)`, instead of any function named before."""
+    _shown_by[:] = [show]
 
 
 @dataclass(frozen=True)

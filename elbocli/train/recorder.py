@@ -11,7 +11,7 @@ from typing import IO, Any
 from elbocli.core.adaptive import bin_middles
 from elbocli.errors import DataError
 from elbocli.files import losslog
-from elbocli.files.atomic import told
+from elbocli.files.atomic import writing
 from elbocli.files.grid import write_grid
 from elbocli.files.metrics import MetricsRow
 from elbocli.files.schedule_file import finite
@@ -40,7 +40,7 @@ class LogFiles:
         for name in LOGS:
             path = run / name
             if path.exists():
-                with told(path):
+                with writing(path):
                     self.lengths[name] = min(lengths.get(name, 0), path.stat().st_size)  # somebody may have cut it
                     os.truncate(path, self.lengths[name])
 
@@ -54,7 +54,7 @@ class LogFiles:
         return ""
 
     def _write(self, name: str) -> None:
-        with told(self.run / name):
+        with writing(self.run / name):
             if self._waiting[name] and name not in self._files:
                 self._files[name] = open(self.run / name, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
             while self._waiting[name]:
@@ -71,7 +71,7 @@ class LogFiles:
     def sync(self) -> None:
         """Make safe what was flushed. May be called by another thread."""
         for name, file in list(self._files.items()):
-            with told(self.run / name):
+            with writing(self.run / name):
                 os.fsync(file.fileno())
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ class Recorder:
             return
         path = self.out / "previews" / f"step-{step:08d}.png"
         try:
-            with told(path.parent):
+            with writing(path.parent):
                 path.parent.mkdir(exist_ok=True)
             write_grid(path, images, layout)
         except DataError as error:

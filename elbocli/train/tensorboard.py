@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.atomic import told
+from elbocli.files.atomic import writing
 from elbocli.files.reading import encodable
 from elbocli.train.log_targets import LogTarget
 
@@ -44,7 +44,7 @@ class TensorBoard(LogTarget):
             raise UsageError(
                 f"--log-to tensorboard: it can't write into {run}, whose name is not UTF-8; choose another -o"
             )
-        with told(self.folder):
+        with writing(self.folder):
             self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -18,13 +18,12 @@ from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
 from elbocli.core.loss import Network, denoising_losses
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
-from elbocli.errors import ElboError, NonFiniteError
+from elbocli.errors import DataError, ElboError, NonFiniteError
 from elbocli.files import losslog
-from elbocli.files.atomic import told
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.losslog import LossLogHeader
 from elbocli.files.opening import open_file
-from elbocli.files.reading import lines_of
+from elbocli.files.reading import lines_of, reading
 from elbocli.files.records import parse_json
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import Precision, sent
@@ -187,7 +186,7 @@ class Validation:
         """Tell whether validation.jsonl needs our header now: it is new, or it holds errors of other images."""
         if not log.exists():
             return True
-        with told(log, "read"), open_file(log) as file:
+        with reading(log, kind=DataError), open_file(log) as file:
             headers = [line for line in lines_of(file, log) if line.startswith(b'{"format"')]
         if not headers:
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import re
@@ -11,29 +12,27 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from elbocli.cli import progress_bar
 from elbocli.cli.commands import Command
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.progress import log, progress
 
 LOOP = """
 import time
 from elbocli.cli.commands import Command
-from elbocli.cli.progress_bar import show
-from elbocli.runtime.progress import Progress
+from elbocli.cli.progress_bar import shown_on_stderr
+from elbocli.runtime.progress import progress
 Command.path = "elbo train"
 values = {"loss": 0.123456, "eps_mse": 0.0712, "lr": 2e-4, "grad_norm": 0.3123, "images_per_s": 1234.5}
-def reports():
-    yield Progress(199_990, 400_000, "step", "run: new run")
+with shown_on_stderr():
+    progress(199_990, 400_000, "step")
     for step in range(199_991, 200_004):
         time.sleep(0.12)
         then = "validating" if step == 199_996 else ""
         said = values if step % 4 == 0 else {"val_loss": 2.0} if step % 4 == 2 else {}
-        yield Progress(step, 400_000, "step", values=said, then=then)
-show(reports())
+        progress(step, 400_000, "step", then, **said)
 """
 
 
@@ -67,56 +66,39 @@ def test_the_bar_keeps_its_time_and_its_loss(columns: int, whole: bool) -> None:
     assert ("images_per_s=1234" in last) == ("grad_norm" in last) == whole
 
 
-def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: Iterator[Progress]) -> list[str]:
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Command, "path", "elbo train")
-    monkeypatch.setattr(Command, "quiet", False)
-    monkeypatch.setattr(progress_bar, "FIRST_S", 0.1)
-    progress_bar.show(reports)
-    return capsys.readouterr().err.splitlines()
+    monkeypatch.setattr(progress_bar, "FIRST_S", 0.0)
 
 
-def test_a_slow_start_and_a_slow_preview_are_not_silent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: None
 ) -> None:
-    def reports() -> Iterator[Progress]:
-        time.sleep(0.3)
-        yield Progress(0, 400_000, "step", "run: new run")
-        yield Progress(1, 400_000, "step", then="drawing a preview")
-        time.sleep(0.3)
+    clock = itertools.count(0.0, 5.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with progress_bar.shown_on_stderr():
+        for done in range(1, 6):
+            progress(done, 10, "step", **({"loss": 0.5} if done == 2 else {}))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in lines] == ["1/10", "3/10", "5/10"]
+    assert "0.2 step/s" in lines[1] and "35 s left" in lines[1]
+    assert ["loss" in line for line in lines] == [False, True, False]
 
-    lines = told(monkeypatch, capsys, reports())
-    assert lines[0] == "elbo train: getting ready"
-    assert lines[1] == "elbo train: run: new run"
-    assert lines[-1] == "elbo train: step 1 of 400000 is done; drawing a preview"
 
-
-def test_a_quick_loop_says_nothing_of_the_kind(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("quiet", "silent", "said"), [(False, False, 2), (True, False, 1), (False, True, 0)])
+def test_quiet_keeps_warnings_and_another_rank_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shown: None,
+    quiet: bool,
+    silent: bool,
+    said: int,
 ) -> None:
-    def reports() -> Iterator[Progress]:
-        for done in range(4):
-            yield Progress(done, 4, "step", then="validating")
-            yield Progress(done, 4, "step")
-        time.sleep(0.3)
-
-    lines = told(monkeypatch, capsys, reports())
-    assert not [line for line in lines if "ready" in line or "validating" in line]
-
-
-def test_without_a_terminal_a_number_is_shown_once_and_none_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Lines come at steps 1, 5, 9 and 13; losses are reported at 1, 2 and 9."""
-    clock = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(progress_bar, "LINE_EVERY_S", 4.0)
-
-    def reports() -> Iterator[Progress]:
-        for done in range(14):
-            values = {"loss": done / 10} if done in (1, 2, 9) else {"val_loss": 0.5} if done == 3 else {}
-            yield Progress(done, 100, "step", values=values)
-            clock[0] += 1
-
-    lines = [line for line in told(monkeypatch, capsys, reports()) if "/100 step" in line]
-    shown = [" ".join(word for word in line.split() if "=" in word) for line in lines]
-    assert shown == ["loss=0.1", "loss=0.2 val_loss=0.5", "loss=0.9", ""]
+    monkeypatch.setattr(Command, "quiet", quiet)
+    monkeypatch.setattr(Command, "silent", silent)
+    with progress_bar.shown_on_stderr():
+        log.info("one")
+        log.debug("detail")
+        log.warning("two")
+    assert len(capsys.readouterr().err.splitlines()) == said

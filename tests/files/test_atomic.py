@@ -16,12 +16,12 @@ from elbocli.files.outputs import check_outputs
 KILLED = """
 import sys
 from pathlib import Path
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 print("go", flush=True)
 n = 0
 while True:
     n += 1
-    with writing(Path(sys.argv[1])) as file:
+    with new_file(Path(sys.argv[1])) as file:
         for _ in range(200):
             file.write(b"%07d\\n" % n * 50)
 """
@@ -49,11 +49,11 @@ def test_a_kill_during_writing_leaves_a_whole_file(tmp_path):
 
 def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path, crashes):
     code = """
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 path = Path(sys.argv[1])
 path.write_bytes(b"old")
 def work():
-    with writing(path) as file:
+    with new_file(path) as file:
         file.write(b"new")
 k, seen = 0, []
 while crashed(work, k):
@@ -76,7 +76,7 @@ path, exchanged = Path(sys.argv[1]), sys.argv[2] == "True"
 if not exchanged:
     atomic.exchange = lambda one, other: False
 def work(word):
-    with atomic.writing_folder(path) as folder:
+    with atomic.new_folder(path) as folder:
         for name in "abc":
             (folder / name).write_bytes(word)
 k, gone, seen = 0, 0, []
@@ -100,7 +100,7 @@ def test_a_link_to_a_folder_is_replaced_and_the_folder_stays(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").touch()
     (tmp_path / "link").symlink_to("folder")
-    with atomic.writing_folder(tmp_path / "link") as folder:
+    with atomic.new_folder(tmp_path / "link") as folder:
         (folder / "new").touch()
     assert sorted(os.listdir(tmp_path)) == ["folder", "link"] and not (tmp_path / "link").is_symlink()
     assert os.listdir(tmp_path / "folder") == ["mine"] and os.listdir(tmp_path / "link") == ["new"]
@@ -108,7 +108,7 @@ def test_a_link_to_a_folder_is_replaced_and_the_folder_stays(tmp_path):
 
 def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):
     path = tmp_path / "file"
-    with atomic.writing(path) as file:
+    with atomic.new_file(path) as file:
         file.write(b"new")
         file.flush()
         assert not path.exists()
@@ -120,7 +120,7 @@ def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, trouble):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(trouble), atomic.writing(path) as file:
+    with pytest.raises(trouble), atomic.new_file(path) as file:
         file.write(b"half")
         raise trouble
     assert path.read_bytes() == b"old"
@@ -130,10 +130,10 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, troub
 def test_a_folder_replaces_what_was_there_and_a_failed_one_does_not(tmp_path):
     path = tmp_path / "folder"
     for word in ("one", "two"):
-        with atomic.writing_folder(path) as folder:
+        with atomic.new_folder(path) as folder:
             (folder / word).write_text(word)
         assert os.listdir(path) == [word]
-    with pytest.raises(ValueError, match="no"), atomic.writing_folder(path) as folder:
+    with pytest.raises(ValueError, match="no"), atomic.new_folder(path) as folder:
         (folder / "three").write_text("three")
         raise ValueError("no")
     assert os.listdir(path) == ["two"]
@@ -143,7 +143,7 @@ def test_a_folder_replaces_what_was_there_and_a_failed_one_does_not(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with (
         pytest.raises(DataError, match=r"gone/file: could not write: No such file"),
-        atomic.writing(tmp_path / "gone/file"),
+        atomic.new_file(tmp_path / "gone/file"),
     ):
         pass
 
@@ -151,7 +151,7 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_a_full_disk_keeps_the_old_file_and_says_so(small_disk):
     path = small_disk / "file"
     path.write_bytes(b"old")
-    with pytest.raises(DataError, match="No space left"), atomic.writing(path) as file:
+    with pytest.raises(DataError, match="No space left"), atomic.new_file(path) as file:
         for _ in range(1024):
             file.write(bytes(1024))
     assert path.read_bytes() == b"old"
@@ -166,10 +166,10 @@ def test_a_file_size_limit_keeps_the_old_file_and_says_so(tmp_path, python):
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from elbocli.errors import DataError\n"
-        "from elbocli.files.atomic import writing\n"
+        "from elbocli.files.atomic import new_file\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
         "try:\n"
-        "    with writing(Path(sys.argv[1])) as file:\n"
+        "    with new_file(Path(sys.argv[1])) as file:\n"
         "        file.write(bytes(100000))\n"
         "except DataError as error:\n"
         "    print(error)\n",
@@ -232,9 +232,9 @@ def test_a_killed_holder_frees_the_lock(tmp_path):
 
 
 def test_told_names_the_path_and_lets_a_broken_pipe_through():
-    with pytest.raises(DataError, match="x: could not read: Permission denied"), atomic.told(Path("x"), "read"):
+    with pytest.raises(DataError, match="x: could not read: Permission denied"), atomic.writing(Path("x"), "read"):
         raise PermissionError(13, "Permission denied")
-    with pytest.raises(BrokenPipeError), atomic.told(Path("x")):
+    with pytest.raises(BrokenPipeError), atomic.writing(Path("x")):
         raise BrokenPipeError
 
 
@@ -264,9 +264,9 @@ def test_only_files_are_replaced(tmp_path, kind):
     for name in (path, *((link,) if kind != "link into proc" else ())):
         with pytest.raises(UsageError, match=r"is an? .*, and only files are replaced"):
             check_outputs([(name, ["samples"])], [], True)
-        with pytest.raises(DataError, match="only files are replaced"), atomic.writing(name) as file:
+        with pytest.raises(DataError, match="only files are replaced"), atomic.new_file(name) as file:
             file.write(b"new")
-        with pytest.raises(DataError, match="only files are replaced"), atomic.writing_folder(name):
+        with pytest.raises(DataError, match="only files are replaced"), atomic.new_folder(name):
             pass
     after = path.lstat()
     assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
@@ -286,7 +286,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, python, name
     for other in others:
         other.touch()
     killed = "import os, sys; from pathlib import Path; from elbocli.files import atomic; path = Path(sys.argv[1])\n"
-    for left in ("writing(path); manager.__enter__().write(b'a')", "writing_folder(path); manager.__enter__()"):
+    for left in ("new_file(path); manager.__enter__().write(b'a')", "new_folder(path); manager.__enter__()"):
         python(f"{killed}manager = atomic.{left}; os._exit(0)", path)
         assert len(os.listdir(tmp_path)) == 4
         assert sum(atomic.is_aside(found) for found in tmp_path.iterdir()) == 2
@@ -297,7 +297,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, python, name
 def test_what_another_process_is_writing_is_not_swept(tmp_path, python):
     sweep = "import sys; from pathlib import Path; from elbocli.files.atomic import sweep; sweep(Path(sys.argv[1]))"
     (tmp_path / ".left.7.tmp").touch()
-    with atomic.writing(tmp_path / "file") as file, atomic.writing_folder(tmp_path / "folder") as folder:
+    with atomic.new_file(tmp_path / "file") as file, atomic.new_folder(tmp_path / "folder") as folder:
         file.write(b"half")
         (folder / "a").touch()
         python(sweep, tmp_path)
@@ -316,7 +316,7 @@ def test_litter_that_cant_be_removed_or_is_no_file_of_ours_stops_nobody(tmp_path
 
 
 def test_a_folder_is_not_made_where_its_parent_is_gone(tmp_path):
-    with pytest.raises(DataError, match="No such file"), atomic.writing_folder(tmp_path / "gone" / "folder"):
+    with pytest.raises(DataError, match="No such file"), atomic.new_folder(tmp_path / "gone" / "folder"):
         pass
     assert os.listdir(tmp_path) == []
 

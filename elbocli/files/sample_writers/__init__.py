@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import UsageError
-from elbocli.files.atomic import told
+from elbocli.files.atomic import writing
 from elbocli.files.file_system import special, streams
 from elbocli.files.resumable import holding
 from elbocli.files.sample_writers.h5 import H5
@@ -52,7 +52,7 @@ class FileSink:
         Raises DataError when fewer came than the header says.
         """
         self._file.header.check_count(self._file.out, self.done)
-        with told(self._file.out):
+        with writing(self._file.out):
             yield from self._file.seal() or ()
 
 
@@ -70,7 +70,7 @@ def open_stream(path: Path) -> IO[bytes] | None:
         raise UsageError(
             f"{path}: is {special(path)}, into which an NPY stream goes and no {path.suffix}; choose another name"
         )
-    with told(path):
+    with writing(path):
         return open(path, "wb", buffering=0)
 
 
@@ -94,7 +94,7 @@ def open_samples(
         named = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UsageError(f"{target}: unknown format {target.suffix!r}; use {named}, a folder name, or - for a stream")
     if not target.suffix:
-        with told(target):
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
     with holding(target, lambda: writer(target, header), overwrite, overwrite, wait) as file:
         yield FileSink(file)

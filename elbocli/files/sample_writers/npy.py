@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from elbocli.files.atomic import told
+from elbocli.files.atomic import writing
 from elbocli.files.dataset_block import plain
 from elbocli.files.file_system import write_all
 from elbocli.files.resumable import Resumable
@@ -54,7 +54,7 @@ class StreamSink:
         self._write(npy_header(header.shape))
 
     def _write(self, data: bytes | memoryview) -> None:
-        with told(Path(self._name)):
+        with writing(Path(self._name)):
             if isinstance(self._file, io.FileIO):
                 write_all(self._file.fileno(), data)
             else:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import UsageError
-from elbocli.files.atomic import writing_folder
+from elbocli.files.atomic import new_folder
 from elbocli.files.dataset_block import IMAGES, BlockLayout
 from elbocli.files.grid import LARGEST_GRID, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.outputs import png_names
@@ -65,7 +65,7 @@ class Folder(_Pictures):
         """Encode all into a folder and give it its name. Yields how many are encoded."""
         images = self.images()
         names = png_names(len(images))
-        with writing_folder(self.out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
+        with new_folder(self.out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
 
             def save(index: int) -> None:
                 picture(images[index]).save(folder / names[index])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.images.image_refs import ImageRef, Span, array_rows
 from elbocli.images.registry import Images, source
 
@@ -55,7 +55,7 @@ def open_batches(batches: Sequence[tuple[str, ImageRef]], beside: Mapping[str, I
     """
     arrays, labels, names, kinds = [], [], [], set()
     for name, ref in batches:
-        with naming(where + name, FormatError):
+        with reading(where + name):
             content = bytes(ref.read())
             classes, records = next(
                 ((n, found) for n in RECORDS if (found := _records(content, n)) is not None), (0, np.empty(0))
@@ -80,7 +80,7 @@ def _class_names(classes: int, beside: Mapping[str, ImageRef], where: str) -> li
     file = NAMES[classes]
     if file not in beside:
         return [str(number) for number in range(classes)]
-    with naming(where + file, FormatError):
+    with reading(where + file):
         names = bytes(beside[file].read()).decode("utf-8", "replace").split()
         if len(names) != classes or len(set(names)) != classes:
             raise FormatError(f"{len(names)} names of classes, expected {classes}; get it again, or remove it")

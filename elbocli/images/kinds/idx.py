@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.reading import naming, refusing
+from elbocli.files.reading import reading
 from elbocli.images.image_refs import FileRows, ImageRef, Span, array_rows
 from elbocli.images.registry import HEAD, Images, numbered, source
 
@@ -102,10 +102,10 @@ def _header(ref: ImageRef, where: str, wanted: int) -> tuple[int, ...]:
 
 def _values(ref: ImageRef, where: str, offset: int, size: int) -> np.ndarray:
     """Read `size` bytes after a header of `offset` bytes into memory. Raises DataError, FormatError."""
-    with naming(where):
+    with reading(where, kind=DataError):
         content = bytes(ref.read())
         if content.startswith(GZIP):
-            with refusing("does not unpack", kind=DataError), gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            with reading("does not unpack", kind=DataError), gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
                 content = file.read(offset + size + 1)
     _check_length(where, len(content), offset + size)
     return np.frombuffer(content, np.uint8, offset=offset)

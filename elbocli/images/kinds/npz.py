@@ -12,7 +12,7 @@ import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.opening import open_file
-from elbocli.files.reading import refusing
+from elbocli.files.reading import reading
 from elbocli.images.image_refs import FileRows, array_rows
 from elbocli.images.registry import Images, numbered, source
 from elbocli.images.samples import read_header, read_labels, refuse_short
@@ -33,7 +33,7 @@ def is_npz(path: Path, head: bytes) -> bool:
 @source("npz", magic=b"PK", test=is_npz)
 def open_npz(path: Path) -> Images:
     """Open an .npz. Raises FormatError when it holds no images under a known name, or is damaged."""
-    with refusing(f"{path}: damaged", "; make or get it again"), zipfile.ZipFile(path) as archive:
+    with reading(f"{path}: damaged", "; make or get it again"), zipfile.ZipFile(path) as archive:
         held = [name.removesuffix(".npy") for name in archive.namelist()]
         pair = next((pair for pair in PAIRS if pair[0] in held), None)
         if pair is None:

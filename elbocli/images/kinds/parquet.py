@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.opening import check_file
-from elbocli.files.reading import refusing
+from elbocli.files.reading import reading
 from elbocli.images.registry import Images, source
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ParquetImages:
 
     def row(self, index: int) -> bytes:
         """Read an image file's bytes; fast in the order of the rows. Raises DataError."""
-        with self._lock, refusing("can't be read from its parquet file", kind=DataError):
+        with self._lock, reading("can't be read from its parquet file", kind=DataError):
             number = bisect_right(self.ends, index)
             wanted = index - (self.ends[number] - self.groups[number].rows)
             if number != self._open or wanted < self._next:
@@ -98,7 +98,7 @@ def open_parquet(paths: Sequence[str]) -> Images:
     """
     layout, groups, labels, names = None, [], [], []
     for path in paths:
-        with refusing(f"{path}: not a usable parquet file", "; get it again"), _opened(path) as file:
+        with reading(f"{path}: not a usable parquet file", "; get it again"), _opened(path) as file:
             own = _layout(file, path)
             layout = layout or own
             if own != layout:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elbocli.errors import DataError
-from elbocli.files.reading import refusing
+from elbocli.files.reading import reading
 from elbocli.images.image_refs import Nowhere, ZipEntry
 from elbocli.images.kinds.tar import FOLDER
 from elbocli.images.registry import Complain, Row, clean, hidden, source
@@ -17,7 +17,7 @@ from elbocli.images.registry import Complain, Row, clean, hidden, source
 @source("zip", magic=b"PK", tree=True)
 def list_zip(path: Path, complain: Complain) -> Iterator[Row]:
     """List the files of a zip. Raises DataError when it is damaged."""
-    with refusing(f"{path}: a zip archive, but damaged or cut short", "; get it again", DataError):
+    with reading(f"{path}: a zip archive, but damaged or cut short", "; get it again", DataError):
         archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)

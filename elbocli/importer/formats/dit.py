@@ -20,7 +20,7 @@ from elbocli.core.registry import nearest
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN, LatentSpace
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.importer.attention import AttentionOrder
 from elbocli.importer.formats import (
     AUTOENCODER,
@@ -212,7 +212,7 @@ def _config(
             f"{where}: {LAST} gives {outputs} numbers for a patch of {patch} x {patch} with {channels} channels, expected "
             f"{channels * patch**2} or twice as many"
         )
-    with naming(where, FormatError):
+    with reading(where):
         config = DiTConfig(
             side * patch,
             channels,

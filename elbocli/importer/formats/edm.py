@@ -16,7 +16,7 @@ from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import FormatError
 from elbocli.files.pickles import Foreign, attributes, class_name, module_tensors
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.importer.edm_family import BLOCK, LICENCE, counted, number, objective
 from elbocli.importer.formats import (
     Imported,
@@ -87,7 +87,7 @@ def _held(source: Source, options: ImportOptions) -> Held:
         return Held(*state_dict(source, options), None)
     key = next(iter(found)) if len(found) == 1 else chosen(found, source, options)
     module = found[key]
-    with naming(source.path, FormatError):
+    with reading(source.path):
         tensors = unwrapped(module_tensors(module))
         if not tensors:
             raise FormatError("its network holds no weights")
@@ -127,7 +127,7 @@ def _objective(source: Source, held: Held) -> dict[str, Any]:
     loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
     own = loss if class_name(loss) == "EDMLoss" else None
     settings = objective(held.module, own, DRAWN)
-    with naming(source.path, FormatError):
+    with reading(source.path):
         for registry, key in ((PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting")):
             registry.parse(str(settings[key]))
     return settings
@@ -157,7 +157,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     first = shape_of(tensors, f"enc.{size}x{size}_conv.weight", 4, where)
     levels = [shape_of(tensors, f"enc.{side}x{side}_block0.conv0.weight", 4, where)[0] / channels for side in sides]
     bottom = f"dec.{sides[-1]}x{sides[-1]}"
-    with naming(where, FormatError):
+    with reading(where):
         config = UNetConfig(
             image_size=size,
             image_channels=first[1],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.importer.attention import AttentionOrder
 from elbocli.importer.formats import (
     NAMED,
@@ -154,7 +154,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         raise FormatError(
             f"{where}: its blocks add what they are told of the noise (no use_scale_shift_norm); elbo's scale"
         )
-    with naming(where, FormatError):
+    with reading(where):
         config = UNetConfig(
             image_size=size,
             image_channels=first[1],

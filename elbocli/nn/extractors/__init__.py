@@ -167,10 +167,10 @@ def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.
     import hashlib
 
     from elbocli.files.opening import open_file
-    from elbocli.files.reading import unreadable
+    from elbocli.files.reading import reading
     from elbocli.files.tensor_files import load_tensors
 
-    with unreadable(path), open_file(path) as file:
+    with reading(path), open_file(path) as file:
         content = file.read()
     load_tensors(io.BytesIO(content), str(path))
     try:

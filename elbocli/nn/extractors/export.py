@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.errors import UsageError
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import new_file
 from elbocli.files.programs import load_program
 from elbocli.files.reading import one_line
 
@@ -36,6 +36,6 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
             f"{path}: torch.export can't make a program of this network for batches of any size: {one_line(error)}; "
             "take sizes from images.shape in its forward, and branch on no value of a tensor"
         ) from error
-    with writing(Path(path)) as file:
+    with new_file(Path(path)) as file:
         torch.export.save(program, file)
     load_program(Path(path))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files.reading import unreadable
+from elbocli.files.reading import reading
 from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import load, load_tensors
 
@@ -159,7 +159,7 @@ def read_weights(
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file of safetensors, or of torch's. Raises FormatError."""
-    with unreadable(path):
+    with reading(path):
         safe = begins_like_tensors(path)
     found = load(path) if safe else load_tensors(path)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.reading import naming
+from elbocli.files.reading import reading
 from elbocli.files.records import convert, plain
 
 LARGEST_SIDE = 8192
@@ -211,7 +211,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
             )
     values = dict(section)
     family = values.pop("family", "unet")
-    with naming(where, FormatError):
+    with reading(where):
         config = NETWORKS.find(str(family)).traits
     for key in values.keys() - set(_stored(config)):
         raise FormatError(f"{where}: network {key} is unknown to {family}; {nearest(key, _stored(config))}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from elbocli.core.registry import nearest
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.reading import quiet, refusing
+from elbocli.files.reading import quiet, reading
 from elbocli.files.records import parse_json
 from elbocli.nn.diffusers_extra import diffusers_class
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
@@ -126,7 +126,7 @@ class DiffusersUNet(Network):
         where = f"network: {CLASS}"
         make, settings = diffusers_class(CLASS, where, "it"), checked_settings(config.model, where)
         channels = config.image_channels
-        with quiet(), refusing(f"{where}: diffusers can't make it"):
+        with quiet(), reading(f"{where}: diffusers can't make it"):
             self.model: Any = make(
                 **settings,
                 sample_size=config.image_size,

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.atomic import told
 from elbocli.files.hashing import file_sha256
 from elbocli.files.plugins import check_trusted
 from elbocli.files.programs import read_program, user_inputs
+from elbocli.files.reading import reading
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.blocks import as_it_comes
 
@@ -135,7 +135,7 @@ class Program(Network):
 
     def __init__(self, config: ProgramConfig):
         super().__init__(config)
-        with told(config.path, "read"):
+        with reading(config.path, kind=DataError):
             digest = file_sha256(config.path)
         if digest != config.sha256:
             raise DataError(

@@ -203,20 +203,25 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         how = _preprocessing(made.more, data.attributes.json())
         yield SampleReader(str(source), data.shape, labels, read, made, names, how)
     elif source.suffix == ".npz":
-        with reading(source, kind=DataError), _zip(source) as archive, _member(archive, source) as member:
-            reader = _stream(member, str(source))
-            refuse_short(f"{source}: arr_0 is", archive.getinfo("arr_0.npy").file_size, member.tell(), reader.shape)
-            reader.labels = read_labels(archive, str(source), reader.shape[0])
-            reader.made = read_about(archive, str(source))
-            reader.preprocessing = _preprocessing(reader.made.more)
+        with contextlib.ExitStack() as opened:
+            with reading(source, kind=DataError):  # errors of the code that reads the images are not this file's
+                archive = opened.enter_context(_zip(source))
+                member = opened.enter_context(_member(archive, source))
+                reader = _stream(member, str(source))
+                refuse_short(f"{source}: arr_0 is", archive.getinfo("arr_0.npy").file_size, member.tell(), reader.shape)
+                reader.labels = read_labels(archive, str(source), reader.shape[0])
+                reader.made = read_about(archive, str(source))
+                reader.preprocessing = _preprocessing(reader.made.more)
             yield reader
     else:
         if recognise(source) not in ("samples", *SPECIAL.values()):
             raise FormatError(instead(source, "images"))
-        with reading(source, kind=DataError), open_stream(source) as file:
-            reader = _stream(file, str(source))
-            if source.is_file():  # a pipe has no size
-                refuse_short(f"{source}:", source.stat().st_size, file.tell(), reader.shape)
+        with contextlib.ExitStack() as opened:
+            with reading(source, kind=DataError):
+                file = opened.enter_context(open_stream(source))
+                reader = _stream(file, str(source))
+                if source.is_file():  # a pipe has no size
+                    refuse_short(f"{source}:", source.stat().st_size, file.tell(), reader.shape)
             yield reader
 
 

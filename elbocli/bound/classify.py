@@ -90,7 +90,7 @@ def judged(scores: ClassScores, draws: int, schedule: Schedule) -> Classificatio
     right = guess == labels
     loss = -np.log(np.maximum(found[np.arange(len(found)), labels], CERTAIN))
     accuracy, table = float(right.mean()), reliability(found.max(1), right)
-    _, (low, high) = error_of_share(accuracy, len(right))
+    _, (low, high) = error_of_share(int(right.sum()), len(right))
     by_half = scores.halves.argmin(2).numpy()
     spread = float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0
     return Classification(

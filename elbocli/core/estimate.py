@@ -16,14 +16,14 @@ NORMAL_95 = 1.959963984540054
 """Standard errors on each side that hold a normal number 95 times in 100."""
 
 
-def error_of_share(share: float, n: int) -> tuple[float, list[float]]:
-    """The standard error of a share of n independent trials, and the ends of the interval that holds the true one 95 times
-    in 100, which has a width even where all trials went one way. Source: Wilson 1927.
+def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
+    """The standard error of a share of n independent trials, and the ends of Wilson's interval that holds the true one 95
+    times in 100, which has a width even where all trials went one way.
     """
-    doubt = NORMAL_95**2 / n
-    middle = (share + doubt / 2) / (1 + doubt)
-    half = math.sqrt(doubt * (share * (1 - share) + doubt / 4)) / (1 + doubt)
-    return math.sqrt(share * (1 - share) / n), [max(middle - half, 0.0), min(middle + half, 1.0)]
+    from scipy.stats import binomtest
+
+    share = right / n
+    return math.sqrt(share * (1 - share) / n), list(binomtest(right, n).proportion_ci(method="wilson"))
 
 
 @dataclass(frozen=True)

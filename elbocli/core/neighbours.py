@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from elbocli.core.streams import Stream
 
 ROWS = 4096
 """Vectors on either side of a block: 134 MB of float64."""
@@ -176,41 +173,3 @@ def _measured(queries: Tensor, points: Tensor, which: Tensor, device: torch.devi
             far[rows, k] = _apart(queries, points, rows, which[rows, k], device)
     order = far.float().argsort(dim=1, stable=True)
     return far.gather(1, order), which.gather(1, order)
-
-
-STARTS, STEPS = 10, 100
-
-
-def nearest_centre(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the centre nearest to each of the vectors [N, D], and the squared distance of it: [N] each."""
-    squares = np.square(vectors).sum(1)[:, None] - 2 * vectors @ centres.T + np.square(centres).sum(1)
-    squares = squares.clip(0)  # rounding may leave a little less
-    index = squares.argmin(1)
-    return index, squares[np.arange(len(vectors)), index]
-
-
-def kmeans(vectors: np.ndarray, k: int, stream: Stream) -> np.ndarray:
-    """Centres [k, D] of the vectors [N, D], N ≥ k: the best of STARTS descents.
-
-    Each begins at vectors drawn with a chance that grows with their squared distance from those before. Source: Lloyd
-    1982; Arthur & Vassilvitskii 2007 (k-means++).
-    """
-    found, least = vectors[:k], np.inf
-    for start in range(STARTS):
-        generator = stream.at(start)
-        centres = vectors[[generator.integers(len(vectors))]]
-        while len(centres) < k:
-            chance = nearest_centre(vectors, centres)[1]
-            even = np.full(len(vectors), 1 / len(vectors))
-            drawn = generator.choice(len(vectors), p=chance / chance.sum() if chance.sum() else even)
-            centres = np.concatenate([centres, vectors[drawn][None]])
-        index, squares = nearest_centre(vectors, centres)
-        for _ in range(STEPS):
-            held = np.unique(index)
-            centres[held] = [vectors[index == each].mean(0) for each in held]
-            before, (index, squares) = index, nearest_centre(vectors, centres)
-            if (index == before).all():
-                break
-        if squares.sum() < least:
-            found, least = centres, squares.sum()
-    return found

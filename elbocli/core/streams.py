@@ -91,10 +91,6 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
     return torch.from_numpy((offset + np.arange(count) / count) % 1.0)
 
 
-LONGEST = 20
-"""Characters of a number: to read more takes long."""
-
-
 def choose_labels(
     classes: str,
     n: int,
@@ -129,16 +125,11 @@ def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
 def _number(word: str, num_classes: int, names: list[str]) -> int:
     """Return the class that a name or a number means. Raises UsageError when there is none or more than one."""
     found = {k for k, name in enumerate(names) if name == word}
-    if word.isascii() and word.isdecimal() and len(word) < LONGEST and int(word) < num_classes:
-        found.add(int(word))
+    if word.isdecimal():
+        found |= {k for k in range(num_classes) if str(k) == (word.lstrip("0") or "0")}
+    if len(found) == 1:
+        return found.pop()
+    known = f"balanced, random, {'names, ' if names else ''}or numbers from 0 to {num_classes - 1}"
     if not found:
-        named = [name for name in names if not name.isdecimal()]
-        known = f"balanced, random, {'names, ' if names else ''}or numbers from 0 to {num_classes - 1}"
-        which = f"; {nearest(word, named)}" if named else ""
-        raise UsageError(f"--classes: no class {word!r}; expected {known}{which}")
-    if len(found) > 1:
-        meanings = " and ".join(f"class {k}, named {names[k]!r}" for k in sorted(found))
-        digits = 1 + max((len(name) for name in names if name.isdecimal()), default=0)
-        plain = " or ".join(f"{k:0{digits}}" for k in sorted(found))
-        raise UsageError(f"--classes: {word!r} means {meanings}; write {plain}, which is no name")
-    return found.pop()
+        raise UsageError(f"--classes: no class {word!r}; expected {known}; {nearest(word, names)}")
+    raise UsageError(f"--classes: {word!r} names one class and numbers another; write 0{word} for the number")

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.core.registry import Declaration, Registry, ascii_digits, number, plain, plain_float
+from elbocli.core.registry import Declaration, Registry, number, plain, plain_float
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _long(text: str) -> float:
     from decimal import Decimal
 
     try:
-        return float(Decimal(ascii_digits(text[:-1])).scaleb(6) if text.endswith("M") else Decimal(ascii_digits(text)))
+        return float(Decimal(text[:-1]).scaleb(6) if text.endswith("M") else Decimal(text))
     except (ArithmeticError, ValueError):
         raise UsageError(f"{text!r} is not a number") from None
 

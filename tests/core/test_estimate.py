@@ -53,11 +53,11 @@ def test_repeats_that_do_not_vary_have_no_width() -> None:
 @given(st.integers(1, 400), st.data())
 def test_the_interval_of_a_share_holds_it_and_lies_within_0_and_1(count: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, count))
-    low, high = error_of_share(right / count, count)[1]
+    low, high = error_of_share(right, count)[1]
     assert 0 <= low <= right / count + 1e-12 and right / count - 1e-12 <= high <= 1
 
 
 def test_the_interval_of_a_share_solves_its_equation() -> None:
     """|p − share| = 1.96 √(p (1 − p) / n) at both ends."""
-    for end in error_of_share(37 / 50, 50)[1]:
+    for end in error_of_share(37, 50)[1]:
         assert abs(end - 0.74) == pytest.approx(1.959963984540054 * np.sqrt(end * (1 - end) / 50), rel=1e-9)

@@ -161,15 +161,21 @@ def authenticity(samples: Features, reference: Features, options: MetricOptions)
     own, theirs = samples.values, reference.values
     assert own is not None and theirs is not None
     apart, which = nearest(own, theirs, 1, samples.device)
-    share = float((apart[:, 0] > reference.radii(1)[which[:, 0]]).double().mean())
-    error, within = error_of_share(share, len(own))
-    return {PERCENT: 100 * share, f"{PERCENT}_se": 100 * error, f"{PERCENT}_interval": [100 * end for end in within]}
+    farther = int((apart[:, 0] > reference.radii(1)[which[:, 0]]).sum())
+    error, within = error_of_share(farther, len(own))
+    return {
+        PERCENT: 100 * farther / len(own),
+        f"{PERCENT}_se": 100 * error,
+        f"{PERCENT}_interval": [100 * end for end in within],
+    }
 
 
 FEW = 20
 """A cell counts when it has more samples than that."""
 COMPONENTS = 64
 """Principal components of the training images' features that distances are taken in."""
+STARTS = 10
+"""Runs of k-means, of which the best is taken."""
 TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
 
 
@@ -206,9 +212,10 @@ def copying(samples: Features, reference: Features, options: CopyingOptions) -> 
     Raises DataError when no cell counts.
     """
     import numpy as np
+    from scipy.cluster.vq import kmeans, vq
 
     from elbocli.core.estimate import NORMAL_95
-    from elbocli.core.neighbours import kmeans, nearest, nearest_centre
+    from elbocli.core.neighbours import nearest
     from elbocli.core.streams import Stream
 
     held = reference.held_out
@@ -217,8 +224,9 @@ def copying(samples: Features, reference: Features, options: CopyingOptions) -> 
     if training.shape[1] > COMPONENTS:
         axes, mean = _components(training.numpy())
         own, training, others = (_projected(each.numpy(), mean, axes) for each in (own, training, others))
-    centres = kmeans(training.numpy().astype(np.float64), options.copying_cells, Stream(options.seed, "copying-cells"))
-    cells = [nearest_centre(each.numpy().astype(np.float64), centres)[0] for each in (own, training, others)]
+    generator = Stream(options.seed, "copying-cells").at(0)
+    centres, _ = kmeans(training.numpy().astype(np.float64), options.copying_cells, iter=STARTS, seed=generator)
+    cells = [vq(each.numpy().astype(np.float64), centres)[0] for each in (own, training, others)]
     scores, weights = [], []
     for cell in range(options.copying_cells):
         mine, theirs, apart = (each[at == cell] for each, at in zip((own, training, others), cells, strict=True))
@@ -238,11 +246,10 @@ def normal_score(first: np.ndarray, second: np.ndarray) -> float:
 
     U is the number of pairs in which the first is larger, ties counting half, with a correction for its being whole.
     """
-    import numpy as np
+    from scipy.stats import mannwhitneyu
 
-    n, m, ordered = len(first), len(second), np.sort(second)
-    u = (np.searchsorted(ordered, first, "left") + np.searchsorted(ordered, first, "right")).sum() / 2
-    return float((u - (n * m / 2 - 0.5)) / np.sqrt(n * m * (n + m + 1) / 12))
+    n, m, u = len(first), len(second), mannwhitneyu(first, second, method="asymptotic").statistic
+    return float((u - (n * m / 2 - 0.5)) / (n * m * (n + m + 1) / 12) ** 0.5)
 
 
 def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

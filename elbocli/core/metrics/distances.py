@@ -243,6 +243,6 @@ def accuracy(samples: Features, reference: Features | None, options: MetricOptio
     from elbocli.core.estimate import error_of_share
 
     assert samples.logits is not None and samples.labels is not None
-    share = float((samples.logits.argmax(1) == as_tensor(samples.labels)).double().mean())
-    error, within = error_of_share(share, len(samples.labels))
-    return {ACCURACY: share, ACCURACY_SE: error, ACCURACY_INTERVAL: within}
+    right, n = int((samples.logits.argmax(1) == as_tensor(samples.labels)).sum()), len(samples.labels)
+    error, within = error_of_share(right, n)
+    return {ACCURACY: right / n, ACCURACY_SE: error, ACCURACY_INTERVAL: within}

@@ -42,48 +42,32 @@ class Declaration(Generic[T]):
         """Make it, with its parameters."""
         return self.make(*args, **self.params)
 
-    def bind(self, given: Mapping[str, float]) -> Declaration[T]:
-        """The same, the given parameters over those that it has. Raises UsageError for an unknown or bad one."""
+    def bind(self, given: Mapping[str, str | float], largest: float = LARGEST) -> Declaration[T]:
+        """The same, the given parameters over those that it has. The only parameter may go without a name, under "".
+
+        Raises UsageError for an unknown parameter, and for a value that is no number, too large or out of bounds.
+        """
         values: dict[str, float] = {}
-        for word, value in given.items():
+        for word, text in given.items():
             key = self._parameter(word)
             if key in values:
                 raise UsageError(f"{self.name}: {key} is given twice")
-            values[key] = value
-            if key in self.positive and not value > 0:
-                raise UsageError(f"{self.name}: {key} is {value:g}; it must be above 0")
+            value = values[key] = number(text, key, largest)
             low, high = self.within.get(key, (-math.inf, math.inf))
-            if not low <= value <= high:
-                allowed = f"at least {low:g}" if value < low else f"at most {high:g}"
-                raise UsageError(f"{self.name}: {key} is {value:g}; it must be {allowed}")
+            if not low <= value <= high or (key in self.positive and value <= 0):
+                bounds = "above 0" if key in self.positive and value <= 0 else f"from {low:g} to {high:g}"
+                raise UsageError(f"{self.name}: {key} is {value:g}; it must be {bounds}")
         return replace(self, params={**self.params, **values})
-
-    def read(self, words: Mapping[str, str], largest: float = LARGEST) -> Declaration[T]:
-        """The same with the parameters of a Spec. One without a name is meant where there is only one to mean.
-
-        Raises UsageError.
-        """
-        if "" in words and len(self.params) != 1:
-            example = "".join(f", for example {self.name}:{key}={plain(at)}" for key, at in [*self.params.items()][:1])
-            raise UsageError(
-                f"{self.name}:{words['']}: expected key=value after ':', found {words['']!r}; "
-                f"the parameters of {self.name}: {', '.join(self.params) or 'none'}{example}"
-            )
-        only = next(iter(self.params), "")
-        given = {key or only: number(value, key or only, largest) for key, value in words.items()}
-        if len(given) < len(words):
-            raise UsageError(f"{self.name}: {only} is given twice")
-        return self.bind(given)
 
     def _parameter(self, word: str) -> str:
         """Its own name of a parameter. Raises UsageError when it has none of that name."""
-        own = self.parameters_known_as.get(word.lower(), word.lower())
-        if word in self.params or own not in self.params:
-            own = word
-        if own not in self.params:
-            known = ", ".join(self.params) or "none"
-            raise UsageError(f"{self.name!r} has no parameter {word!r}; its parameters: {known}")
-        return own
+        if not word and len(self.params) == 1:
+            return next(iter(self.params))
+        for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
+            if own in self.params:
+                return own
+        known = ", ".join(f"{key}={plain(value)}" for key, value in self.params.items()) or "none"
+        raise UsageError(f"{self.name} has no parameter {word!r}; its parameters: {known}")
 
     @property
     def spec(self) -> str:
@@ -211,7 +195,7 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
     def parse(self, text: str, largest: float = LARGEST) -> Declaration[T]:
         """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
         spec = parse_spec(text)
-        return self.find(spec.name).read(spec.params, largest)
+        return self.find(spec.name).bind(spec.params, largest)
 
 
 class Spec(NamedTuple):
@@ -249,7 +233,7 @@ def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
 def number(text: str | float, what: str = "value", largest: float = LARGEST) -> float:
     """A finite float of sane size. Raises UsageError otherwise."""
     try:
-        value = plain_float(text)
+        value = float(text)
     except (TypeError, ValueError):
         raise UsageError(f"{what}: {text!r} is not a number") from None
     if not math.isfinite(value) or abs(value) > largest:

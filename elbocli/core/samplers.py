@@ -288,7 +288,7 @@ def parse_sampler(text: str) -> Sampler:
     elif presets and first and "=" not in first:
         known = ", ".join(f"{declared.name}:{preset}" for preset in presets)
         raise UsageError(f"{text!r}: {name} has no preset {first!r} (its presets: {known}); expected key=value")
-    return Sampler(declared.bind(usual.params).read(parse_spec(f"{name}:{words}").params), usual)
+    return Sampler(declared.bind(usual.params).bind(parse_spec(f"{name}:{words}").params), usual)
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: Declaration[None] | None = None) -> list[float]:

@@ -205,7 +205,7 @@ def parse_schedule(
     shift = number(spec.params.pop("shift", 0.0), "shift")
     if size is not None and "size" in declared.params:
         declared = declared.bind({"size": float(size)})
-    declared = declared.read(spec.params)
+    declared = declared.bind(spec.params)
     try:
         curve = declared()
     except (OverflowError, ZeroDivisionError):

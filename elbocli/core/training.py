@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.core.registry import Declaration, Registry, number, plain, plain_float
+from elbocli.core.registry import Declaration, Registry, plain
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -142,10 +142,10 @@ def parse_average(text: str | float) -> Average:
     if words.startswith(PREFIX):
         return _of_name(words)
     try:
-        plain_float(words)
+        float(words)
     except ValueError:
         return Average(AVERAGES.parse(words, MOST_IMAGES))
-    return Average(AVERAGES[BARE].bind({"beta": number(words, BARE)}))
+    return Average(AVERAGES[BARE].bind({"beta": words}))
 
 
 def _of_name(name: str) -> Average:
@@ -156,7 +156,7 @@ def _of_name(name: str) -> Average:
     keys = list(declared.params)
     if words[2::2] != keys[1:] or len(words) != 2 * len(keys):
         raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
-    return Average(declared.bind(dict(zip(keys, map(_long, words[1::2])))))
+    return Average(declared.bind(dict(zip(keys, map(_long, words[1::2]))), MOST_IMAGES))
 
 
 def canonical(value: Any) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
     known: Registry[Any] = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
     spec = parse_spec(text)
-    return known.find(spec.name).read(spec.params).bind(given or {})
+    return known.find(spec.name).bind(spec.params).bind(given or {})
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ def parse_weighting(
     own_shift = number(spec.params.pop("shift", 0.0), "shift")
     if alike(spec.name) == LEARNED:
         return _parse_learned(spec.params, shift + own_shift, monotone or "monotone" in spec.flags, given)
-    declared = WEIGHTINGS.find(spec.name).read(spec.params).bind(given or {})
+    declared = WEIGHTINGS.find(spec.name).bind(spec.params).bind(given or {})
     return Weighting(DeclaredCurve(declared), shift + own_shift, monotone or "monotone" in spec.flags)
 
 

@@ -213,6 +213,7 @@ def copying(samples: Features, reference: Features, options: CopyingOptions) -> 
     """
     import numpy as np
     from scipy.cluster.vq import kmeans, vq
+    from scipy.stats import mannwhitneyu
 
     from elbocli.core.estimate import NORMAL_95
     from elbocli.core.neighbours import nearest
@@ -232,24 +233,15 @@ def copying(samples: Features, reference: Features, options: CopyingOptions) -> 
         mine, theirs, apart = (each[at == cell] for each, at in zip((own, training, others), cells, strict=True))
         if len(mine) > FEW and len(theirs) and len(apart):
             far = [nearest(each, theirs, 1, samples.device)[0][:, 0].numpy() for each in (mine, apart)]
-            scores.append(normal_score(*far))
+            n, m = len(mine), len(apart)
+            u = mannwhitneyu(*far, method="asymptotic").statistic - (n * m / 2 - 0.5)  # whole: corrected by half
+            scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
             weights.append(len(apart))
     if not scores:
         raise DataError("copying: no cell has samples and held-out images; take fewer --copying-cells")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {TEST: found, TEST_INTERVAL: [found - half, found + half]}
-
-
-def normal_score(first: np.ndarray, second: np.ndarray) -> float:
-    """Mann and Whitney's U of two sets of numbers as a standard normal: below 0 when the first are smaller.
-
-    U is the number of pairs in which the first is larger, ties counting half, with a correction for its being whole.
-    """
-    from scipy.stats import mannwhitneyu
-
-    n, m, u = len(first), len(second), mannwhitneyu(first, second, method="asymptotic").statistic
-    return float((u - (n * m / 2 - 0.5)) / (n * m * (n + m + 1) / 12) ** 0.5)
 
 
 def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from elbocli.core.metrics.coverage import COMPONENTS, normal_score
+from elbocli.core.metrics.coverage import COMPONENTS
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError
 
@@ -64,14 +64,6 @@ def test_wide_features_are_compared_in_their_principal_components():
     few = [model.transform(each.astype(np.float32)) for each in (samples, training, held_out)]
     found = copying(samples, training, held_out, copying_cells=1)["copying_ct"]
     assert found == pytest.approx(restated(few[0], few[1], few[2], few[1].mean(0, keepdims=True)), abs=0.02)
-
-
-def test_a_normal_score_is_scipys():
-    draw = np.random.default_rng(0)
-    for n, m in ((7, 9), (200, 100)):
-        first, second = draw.integers(0, 30, n).astype(float), draw.integers(5, 35, m).astype(float)
-        u = mannwhitneyu(first, second).statistic
-        assert normal_score(first, second) == pytest.approx((u - n * m / 2 + 0.5) / (n * m * (n + m + 1) / 12) ** 0.5)
 
 
 def digits():
